@@ -1,0 +1,1 @@
+"""What runs after: training, evaluating and filming Stable-Baselines3 agents on latents."""

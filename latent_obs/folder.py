@@ -1,0 +1,277 @@
+"""The encoder folder: the only thing that crosses from training to use.
+
+    encoder/
+    ├── config.json             format, architecture, pixel contract, where it came from
+    ├── encoder.safetensors     weights of the encoder
+    ├── decoder.safetensors     weights of the decoder (optional, for pictures)
+    ├── selfcheck.safetensors   sample frames and the latents that they must give
+    └── SHA256SUMS              one line per file, as `sha256sum --check` reads it
+
+No pickle. Written beside its place and renamed, so that a reader never sees half of one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latent_obs.architecture import Architecture
+from latent_obs.errors import EncoderFolderError, InputError, require
+from latent_obs.pixels import PixelContract
+
+FORMAT = "latent-obs-encoder"
+FORMAT_VERSION = 1
+_REQUIRED = ("config.json", "encoder.safetensors", "selfcheck.safetensors", "SHA256SUMS")
+_DECODER = "decoder.safetensors"
+
+
+@dataclass(frozen=True)
+class EncoderFolder:
+    """An encoder folder that was read and whose checksums agree.
+
+    Attributes:
+        path: The folder.
+        architecture: Layers of the encoder and decoder.
+        contract: What a frame must look like.
+        provenance: Where it came from: frame files, schedule, steps, losses, package versions.
+        encoder: Weights of the encoder, on the CPU.
+        selfcheck: "frames", "raw_frames", "latents", "raw_latents"; see `latent_obs.selfcheck`.
+    """
+
+    path: Path
+    architecture: Architecture
+    contract: PixelContract
+    provenance: dict[str, Any]
+    encoder: dict[str, Tensor]
+    selfcheck: dict[str, Tensor]
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the folder holds a decoder as well."""
+        return (self.path / _DECODER).exists()
+
+    def decoder(self) -> dict[str, Tensor]:
+        """Weights of the decoder, read now and not before.
+
+        Raises:
+            EncoderFolderError: The folder has none, or it is damaged.
+        """
+        if not self.has_decoder:
+            raise EncoderFolderError(
+                f"{self.path} has no {_DECODER}, which pictures need. Export it again with its decoder"
+            )
+        return _read_tensors(self.path / _DECODER, _read_checked(self.path, _DECODER, _read_sums(self.path)))
+
+
+def write_encoder_folder(
+    path: str | os.PathLike[str],
+    *,
+    architecture: Architecture,
+    contract: PixelContract,
+    encoder: Mapping[str, Tensor],
+    selfcheck: Mapping[str, Tensor],
+    decoder: Mapping[str, Tensor] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write an encoder folder aside and rename it into place.
+
+    Args:
+        path: The folder to make.
+        architecture: Layers of the encoder and decoder.
+        contract: What a frame must look like.
+        encoder: State dict of an `Encoder`.
+        selfcheck: Sample frames with their latents, from `latent_obs.selfcheck.make_selfcheck`.
+        decoder: State dict of a `Decoder`, or None to leave it out.
+        provenance: Where it came from; anything that JSON can hold.
+        overwrite: Whether a folder that is there may be replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: It exists already, and `overwrite` is False; or something else is in its place.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already; choose another folder, or overwrite it with overwrite=True")
+    if path.exists() and not (path.is_dir() and (path / "config.json").exists()):
+        raise InputError(f"{path} exists and is not an encoder folder; it is left alone. Choose another folder")
+    config = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "architecture": architecture.to_json(),
+        "pixels": contract.to_json(),
+        "provenance": dict(provenance or {}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder as the target: a rename across file systems would be a copy.
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        aside.chmod(0o755)  # mkdtemp makes it private; a colleague should be able to read an encoder
+        _save(encoder, aside / "encoder.safetensors")
+        if decoder is not None:
+            _save(decoder, aside / _DECODER)
+        _save(selfcheck, aside / "selfcheck.safetensors")
+        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        sums = [f"{_sha256(f.read_bytes())}  {f.name}\n" for f in sorted(aside.iterdir())]
+        (aside / "SHA256SUMS").write_text("".join(sums))
+        for file in aside.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+            path.rename(old / path.name)
+            aside.rename(path)
+            shutil.rmtree(old)
+        else:
+            aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return path
+
+
+def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
+    """Read an encoder folder and check every byte of it against its checksums.
+
+    Args:
+        path: The folder, or the id of a Hugging Face repository that holds its files ("name/repository").
+
+    Raises:
+        EncoderFolderError: There is no such folder, a file is missing, damaged, or from a newer format.
+    """
+    folder = _locate(path)
+    missing = [name for name in _REQUIRED if not (folder / name).is_file()]
+    if missing:
+        raise EncoderFolderError(
+            f"{folder} is not a complete encoder folder: {', '.join(missing)} missing. "
+            "Copy the whole folder again, or export it anew with: latent-obs train-vae … --resume"
+        )
+    sums = _read_sums(folder)
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        version = config["format_version"]
+        if config["format"] != FORMAT:
+            raise EncoderFolderError(f"{folder}/config.json has format {config['format']!r}, expected {FORMAT!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, EncoderFolderError):
+            raise
+        raise EncoderFolderError(f"{folder}/config.json is damaged or not one of an encoder folder: {error!r}") from None
+    # Before the checksums: a newer format may well have other files, and should be named as what it is.
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise EncoderFolderError(
+            f"{folder} has format version {version}, and this latent-obs reads up to {FORMAT_VERSION}. Update latent-obs"
+        )
+    _read_checked(folder, "config.json", sums)
+    for name in sums:
+        _read_checked(folder, name, sums)
+    try:
+        architecture = Architecture.from_json(config["architecture"])
+        contract = PixelContract.from_json(config["pixels"])
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        raise EncoderFolderError(f"{folder}/config.json cannot be used: {error}") from None
+    if contract.shape != architecture.img_shape:
+        raise EncoderFolderError(f"{folder}/config.json: pixels {contract.shape} and network {architecture.img_shape} differ")
+    return EncoderFolder(
+        path=folder,
+        architecture=architecture,
+        contract=contract,
+        provenance=config.get("provenance", {}),
+        encoder=_read_tensors(folder / "encoder.safetensors"),
+        selfcheck=_read_tensors(folder / "selfcheck.safetensors"),
+    )
+
+
+def _locate(path: str | os.PathLike[str]) -> Path:
+    """A local folder, or the local copy of a Hugging Face repository."""
+    folder = Path(path)
+    if folder.is_dir():
+        inner = folder / "encoder"
+        # A run folder was given in place of the encoder folder inside it: what was meant is plain.
+        return inner if not (folder / "config.json").exists() and (inner / "config.json").exists() else folder
+    text = str(path)
+    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text.split("/")[0]).exists():
+        try:
+            hub = require("huggingface_hub", extra="hub", purpose=f"load the encoder {text!r} from Hugging Face")
+        except ImportError as error:
+            raise EncoderFolderError(f"there is no folder {text!r} here. If it is a Hugging Face repository: {error}") from None
+        try:
+            return Path(hub.snapshot_download(text))
+        except Exception as error:  # the hub client raises errors of several libraries
+            raise EncoderFolderError(
+                f"there is no folder {text!r} here, and Hugging Face gave no repository of this name: {error}"
+            ) from error
+    raise EncoderFolderError(f"there is no encoder folder {text!r} (current folder: {Path.cwd()})")
+
+
+def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(file))
+
+
+def _read_sums(folder: Path) -> dict[str, str]:
+    """File name to checksum, from SHA256SUMS."""
+    sums: dict[str, str] = {}
+    for line in (folder / "SHA256SUMS").read_bytes().decode("utf-8", errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        if len(digest) != 64 or not name or Path(name).name != name:
+            raise EncoderFolderError(f"{folder}/SHA256SUMS is damaged: cannot read the line {line!r}. Copy the folder again")
+        sums[name] = digest
+    lacking = [n for n in _REQUIRED if n != "SHA256SUMS" and n not in sums]
+    if lacking:
+        raise EncoderFolderError(f"{folder}/SHA256SUMS is damaged: no line for {', '.join(lacking)}. Copy the folder again")
+    return sums
+
+
+def _read_checked(folder: Path, name: str, sums: Mapping[str, str]) -> bytes:
+    """The bytes of a file whose checksum agrees."""
+    file = folder / name
+    if not file.is_file():
+        raise EncoderFolderError(f"{folder} is not a complete encoder folder: {name} missing. Copy the whole folder again")
+    data = file.read_bytes()
+    if _sha256(data) != sums.get(name):
+        raise EncoderFolderError(
+            f"{file} is damaged: its SHA-256 is {_sha256(data)[:12]}…, SHA256SUMS says {str(sums.get(name))[:12]}…. "
+            "Copy the folder again from where it was made"
+        )
+    return data
+
+
+def _read_tensors(file: Path, data: bytes | None = None) -> dict[str, Tensor]:
+    try:
+        return load_safetensors(data if data is not None else file.read_bytes())
+    except SafetensorError as error:
+        raise EncoderFolderError(f"{file} is not a safetensors file: {error}") from None
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what made an encoder, for its provenance.
+
+    Example:
+        >>> sorted(package_versions())
+        ['latent-obs', 'numpy', 'pillow', 'python', 'torch']
+    """
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("latent-obs", "numpy", "pillow"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions

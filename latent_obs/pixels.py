@@ -1,0 +1,226 @@
+"""The pixel contract: one definition of what the encoder eats, used by training, recording and wrapping alike.
+
+It fixes channel order, layout, dtype, crop and resize rule. What it cannot convert it refuses, naming what it got. Needs
+numpy and Pillow only, so that a worker process can import it without torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+from PIL import Image
+
+from latent_obs.errors import InputError
+
+Frames = NDArray[np.uint8]
+Layout = Literal["HWC", "CHW"]
+Crop = Literal["none", "centre-square"]
+Filter = Literal["bilinear", "box", "bicubic", "lanczos"]
+
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "box": Image.Resampling.BOX,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBX"}  # RGBX, not RGBA: Pillow would weigh the colours by the fourth channel
+
+
+@dataclass(frozen=True)
+class PixelContract:
+    """What a frame must look like for the encoder, and how any frame is made to look so.
+
+    Attributes:
+        height: Rows of the frame that the encoder eats.
+        width: Columns.
+        channels: Values per pixel: 3 is RGB in this order, 1 is grey, any other number is passed as it is.
+        resize_filter: Pillow's filter; its support is scaled with the reduction, so that it antialiases.
+        crop: "none" squeezes another aspect ratio into the frame (nothing is lost); "centre-square" cuts the longer side.
+
+    Example:
+        >>> contract = PixelContract(64, 64, 3)
+        >>> contract.convert(np.zeros((2, 240, 320, 3), np.uint8)).shape
+        (2, 64, 64, 3)
+    """
+
+    height: int
+    width: int
+    channels: int
+    resize_filter: Filter = "bilinear"
+    crop: Crop = "none"
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.channels) < 1:
+            raise InputError(f"a pixel contract needs a positive height, width and channels, got {self.shape}")
+        if self.resize_filter not in _FILTERS:
+            raise InputError(f"resize_filter must be one of {sorted(_FILTERS)}, got {self.resize_filter!r}")
+        if self.crop not in ("none", "centre-square"):
+            raise InputError(f"crop must be 'none' or 'centre-square', got {self.crop!r}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.height, self.width, self.channels
+
+    def layout_of(self, shape: tuple[int, ...], what: str) -> Layout:
+        """Whether frames of this shape are HWC or CHW.
+
+        The axis with as many entries as the contract has channels is the channel axis, the last one first; where neither
+        has, it is refused.
+
+        Args:
+            shape: Shape of one frame; (H, W) counts as (H, W, 1).
+            what: What has this shape, for the error message.
+
+        Raises:
+            InputError: No axis has as many entries as the encoder has channels.
+        """
+        if len(shape) == 2 and self.channels == 1:
+            return "HWC"
+        if len(shape) == 3 and shape[2] == self.channels:
+            return "HWC"
+        if len(shape) == 3 and shape[0] == self.channels:
+            return "CHW"
+        raise InputError(
+            f"{what} has shape {tuple(shape)}, and this encoder eats frames of {self.channels} channel(s): expected "
+            f"(height, width, {self.channels}) or ({self.channels}, height, width). Convert the frames "
+            "(RGB to grey or back), or train an encoder on frames of this kind"
+        )
+
+    def check_space(self, space: spaces.Space[Any], what: str = "observation space") -> Layout:
+        """The layout of a pixel space, or the reason why its frames cannot be encoded.
+
+        Raises:
+            InputError: It is no uint8 Box of a shape that the contract can read.
+        """
+        if not isinstance(space, spaces.Box):
+            raise InputError(f"{what} must be a Box of pixels, got {space}")
+        if space.dtype != np.uint8:
+            raise InputError(
+                f"{what} must be a uint8 Box (values 0 to 255), got dtype {space.dtype} in {_brief(space)}. Undo the "
+                "scaling (remove the wrapper that divides by 255), or multiply by 255 and convert to uint8"
+            )
+        return self.layout_of(space.shape, what)
+
+    def convert(self, frames: NDArray[Any], layout: Layout | None = None, what: str = "frames") -> Frames:
+        """Frames as the encoder eats them.
+
+        Args:
+            frames: uint8 (N, H, W, C), (N, C, H, W), or (N, H, W) for grey; any strides, read-only or not.
+            layout: "HWC" or "CHW"; found from the shape when not given.
+            what: What the frames are, for the error message.
+
+        Returns:
+            uint8 (N, height, width, channels): C-contiguous and writable, the array given where it is already so.
+
+        Raises:
+            InputError: The frames have another dtype, number of axes or channel count.
+        """
+        frames = np.asarray(frames)
+        if frames.dtype != np.uint8:
+            raise InputError(f"{what} must be uint8 (values 0 to 255), got {frames.dtype}")
+        layout = layout or self.layout_of(frames.shape[1:], what)
+        if frames.ndim == 3:
+            frames = frames[..., None]
+        if layout == "CHW":
+            frames = np.moveaxis(frames, 1, -1)
+        if frames.ndim != 4 or frames.shape[-1] != self.channels:
+            raise InputError(f"{what} has shape {frames.shape}, expected (N, height, width, {self.channels})")
+        if self.crop == "centre-square":
+            height, width = frames.shape[1:3]
+            side = min(height, width)
+            top, left = (height - side) // 2, (width - side) // 2
+            frames = frames[:, top : top + side, left : left + side]
+        if frames.shape[1:3] == (self.height, self.width):
+            return np.require(frames, requirements=("C", "W"))
+        out = np.empty((len(frames), *self.shape), np.uint8)
+        for i, frame in enumerate(frames):
+            self._resize(frame, out[i])
+        return out
+
+    def _resize(self, frame: Frames, out: Frames) -> None:
+        """Resize one (H, W, C) frame into `out`, through Pillow."""
+        size, resample = (self.width, self.height), _FILTERS[self.resize_filter]
+        mode = _PILLOW_MODES.get(self.channels)
+        if mode in ("RGB", "RGBX"):
+            frame = np.ascontiguousarray(frame)
+            image = Image.frombuffer(mode, (frame.shape[1], frame.shape[0]), frame, "raw", mode, 0, 1)
+            out[:] = np.asarray(image.resize(size, resample))
+            return
+        for channel in range(self.channels):  # Pillow has no images of two, five, or twelve channels
+            image = Image.fromarray(np.ascontiguousarray(frame[..., channel]))
+            out[..., channel] = np.asarray(image.resize(size, resample))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `config.json`, with the fixed parts of the contract spelled out."""
+        colour = {1: "grey", 3: "RGB"}.get(self.channels, "as recorded")
+        fixed = {"colour": colour, "layout": "HWC", "dtype": "uint8", "scale": "1/255 on the device", "library": "pillow"}
+        return {**asdict(self), **fixed}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "PixelContract":
+        """The contract that `to_json` described.
+
+        Raises:
+            InputError: A part of it is something that this version cannot do.
+        """
+        try:
+            contract = cls(**{name: values[name] for name in cls.__dataclass_fields__})
+        except KeyError as error:
+            raise InputError(f"pixel contract lacks {error}, got fields {sorted(values)}") from None
+        if contract.to_json() != dict(values):
+            raise InputError(f"pixel contract {dict(values)} is not one that this version can keep, {contract.to_json()}")
+        return contract
+
+
+def find_pixel_key(space: spaces.Dict, contract: PixelContract, key: str | None = None) -> str:
+    """The entry of a Dict observation that holds the pixels.
+
+    Args:
+        space: A Dict space.
+        contract: What the encoder eats; entries that it cannot read do not count as pixels.
+        key: The entry to use; needed only where there are several.
+
+    Raises:
+        InputError: No entry, or more than one, fits.
+
+    Example:
+        >>> box = spaces.Box(0, 255, (120, 160, 3), np.uint8)
+        >>> space = spaces.Dict(screen=box, health=spaces.Box(0, 100, (1,), np.float32))
+        >>> find_pixel_key(space, PixelContract(64, 64, 3))
+        'screen'
+    """
+    if key is not None:
+        if key not in space.spaces:
+            raise InputError(f"pixel_key {key!r} is not in the observation, whose keys are {sorted(space.spaces)}")
+        contract.check_space(space.spaces[key], f"observation[{key!r}]")
+        return key
+    images = {k: s for k, s in space.spaces.items() if isinstance(s, spaces.Box) and _is_image(s)}
+    fitting = [k for k, s in images.items() if contract.channels in (s.shape[0], s.shape[-1])]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise InputError(
+            f"the observation has several images that the encoder could eat: {sorted(fitting)}. "
+            f"Say which one, such as pixel_key={fitting[0]!r}"
+        )
+    listed = ", ".join(f"{k}: {_brief(s)}" for k, s in space.spaces.items())
+    if images:
+        raise InputError(f"no image of {contract.channels} channel(s), as this encoder eats, in the observation ({listed})")
+    raise InputError(
+        f"no pixels in the observation: no entry is a uint8 Box of shape (height, width, channels) ({listed}). "
+        "Wrap the environment so that it gives its picture (Gymnasium's AddRenderObservation does)"
+    )
+
+
+def _is_image(space: spaces.Box) -> bool:
+    """Whether a Box looks like a picture; a map of 3x3 tiles does not."""
+    return space.dtype == np.uint8 and len(space.shape) == 3 and sorted(space.shape)[1] >= 8
+
+
+def _brief(space: spaces.Space[Any]) -> str:
+    """A space in a few words; a Box with different bounds in each entry prints them all otherwise."""
+    return f"{type(space).__name__}{space.shape or ''} {space.dtype or ''}".strip()
