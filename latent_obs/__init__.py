@@ -1,1 +1,74 @@
-"""What runs beside an agent: the frozen encoder and the wrappers that turn pixels into mean latent vectors."""
+"""What runs beside an agent: the frozen encoder and the wrappers that turn pixels into mean latent vectors.
+
+    env = latent_obs.make("VizdoomHealthGathering-v1", encoder="runs/doom/encoder")
+
+Names are imported at first use, so that worker processes which only resize frames never import torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latent_obs.architecture import Architecture
+    from latent_obs.environments import make_pixel_env
+    from latent_obs.errors import (
+        DeviceError,
+        EncoderFolderError,
+        InputError,
+        LatentObsError,
+        MissingExtraError,
+        TrainingDivergedError,
+    )
+    from latent_obs.frozen import FrozenEncoder
+    from latent_obs.last_frame import LastRealFrame
+    from latent_obs.one_line import make, wrap
+    from latent_obs.pixels import PixelContract
+    from latent_obs.reader import ContractObservation
+    from latent_obs.sb3 import LatentVecEnv
+    from latent_obs.wrapper import LatentObservation
+
+_HOMES = {
+    "Architecture": "architecture",
+    "ContractObservation": "reader",
+    "DeviceError": "errors",
+    "EncoderFolderError": "errors",
+    "FrozenEncoder": "frozen",
+    "InputError": "errors",
+    "LastRealFrame": "last_frame",
+    "LatentObsError": "errors",
+    "LatentObservation": "wrapper",
+    "LatentVecEnv": "sb3",
+    "MissingExtraError": "errors",
+    "PixelContract": "pixels",
+    "TrainingDivergedError": "errors",
+    "make": "one_line",
+    "make_pixel_env": "environments",
+    "wrap": "one_line",
+}
+
+__all__ = [
+    "Architecture",
+    "ContractObservation",
+    "DeviceError",
+    "EncoderFolderError",
+    "FrozenEncoder",
+    "InputError",
+    "LastRealFrame",
+    "LatentObsError",
+    "LatentObservation",
+    "LatentVecEnv",
+    "MissingExtraError",
+    "PixelContract",
+    "TrainingDivergedError",
+    "make",
+    "make_pixel_env",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'latent_obs' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"latent_obs.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

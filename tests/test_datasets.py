@@ -102,7 +102,7 @@ def test_objects_are_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyP
     array = np.empty((1, 8, 8, 3), object)
     array[0, 0, 0, 0] = Bomb()
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
-    with pytest.raises(InputError, match="Python objects.*never loaded"):
+    with pytest.raises(InputError, match=r"Python objects.*never loaded"):
         get_datasets(tmp_path)
     (tmp_path / "a.npy").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(InputError, match=r"not a \.npy file"):

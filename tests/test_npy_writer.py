@@ -1,6 +1,7 @@
 """The growing `.npy` file: valid at every moment, through Ctrl-C, kill -9 and a full disk."""
 
 import errno
+import io
 import os
 import resource
 import signal
@@ -32,8 +33,6 @@ def numbered(first: int, count: int) -> np.ndarray:
     dtype=st.sampled_from(["u1", "<f4", ">i8", "b1"]),
 )
 def test_header_is_read_by_numpy_and_never_grows(frames: int, shape: tuple[int, ...], dtype: str):
-    import io
-
     header = npy_header(frames, shape, np.dtype(dtype))
     assert len(header) % 128 == 0
     assert len(header) == len(npy_header(0, shape, np.dtype(dtype)))
@@ -77,7 +76,7 @@ def test_other_dtypes(tmp_path: Path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_errors_keep_what_was_written(tmp_path: Path, error: type[BaseException]):
-    with pytest.raises(error), NpyWriter(tmp_path / "a.npy", SHAPE) as writer:
+    with pytest.raises(error), NpyWriter(tmp_path / "a.npy", SHAPE) as writer:  # noqa: PT012
         writer.append(numbered(0, 7))
         raise error
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), numbered(0, 7))
@@ -85,7 +84,7 @@ def test_errors_keep_what_was_written(tmp_path: Path, error: type[BaseException]
 
 def test_interrupt_within_an_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pwrite = os.pwrite
-    with pytest.raises(KeyboardInterrupt), NpyWriter(tmp_path / "a.npy", SHAPE) as writer:
+    with pytest.raises(KeyboardInterrupt), NpyWriter(tmp_path / "a.npy", SHAPE) as writer:  # noqa: PT012
         writer.append(numbered(0, 2))
 
         def interrupted(fd: int, data: memoryview, at: int) -> int:
@@ -168,7 +167,7 @@ def test_file_size_limit_of_the_system(tmp_path: Path):
     writer = NpyWriter(tmp_path / "a.npy", SHAPE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (128 + 60 * 3 + 1, hard))
     try:
-        with pytest.raises(InputError, match="its 3 whole frames are kept"):
+        with pytest.raises(InputError, match="its 3 whole frames are kept"):  # noqa: PT012
             for i in range(9):
                 writer.append(numbered(i, 1))
     finally:

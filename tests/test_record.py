@@ -24,7 +24,7 @@ EPISODE = 7
 class Counter(gym.Env):
     """Says in its pixels which episode and step it is; the last picture of an episode is black, as ViZDoom's is.
 
-    Red is the seed of the last seeded reset, green the episode since then, blue the step; the lower half holds the action.
+    Red is the seed of the last seeded reset, green the episode since then, blue the step; below is the action.
     """
 
     def __init__(self, layout: str = "HWC", side: int = 16, lost: bool = False) -> None:
@@ -40,8 +40,7 @@ class Counter(gym.Env):
         frame = np.zeros((self.side, self.side, 3), np.uint8)
         frame[:] = [0, 0, 0] if black else [n + 1 for n in self.tag]
         frame[self.side // 2 :] = 0 if black else action
-        frame = frame[::-1][::-1, ::-1][:, ::-1]  # strides are as they were, but through views
-        frame = np.flip(np.ascontiguousarray(np.flip(frame, 0)), 0)
+        frame = np.ascontiguousarray(frame[::-1])[::-1]  # MineRL's are such views, read-only with a negative stride
         frame.flags.writeable = False
         if self.layout.endswith("CHW"):
             frame = np.moveaxis(frame, -1, 0)
@@ -248,7 +247,7 @@ def test_disk_full_while_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return pwrite(fd, data, at)
 
     monkeypatch.setattr("vae_training.npy_writer.os.pwrite", full)
-    with pytest.raises(InputError, match="no room left on the disk.*9 whole frames are kept"):
+    with pytest.raises(InputError, match=r"no room left on the disk.*9 whole frames are kept"):
         record(config(tmp_path))
     monkeypatch.undo()
     assert [len(f) for f in get_datasets(tmp_path)] == [9]
@@ -268,7 +267,9 @@ print("returned")
 
 def start(out: Path, frames: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "error", "-c", VIZDOOM, str(out), str(frames)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A session of its own: signals go to the game's process as well, as a terminal's do.
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -284,7 +285,7 @@ def test_vizdoom_interrupted_killed_and_finished(tmp_path: Path):
     pytest.importorskip("vizdoom")
     process = start(tmp_path, 1_000_000)
     wait_for(tmp_path / "VizdoomBasic-v1_001.npy.part", process)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, ""), (out, err)
     assert "interrupted: " in out
@@ -296,8 +297,8 @@ def test_vizdoom_interrupted_killed_and_finished(tmp_path: Path):
 
     process = start(tmp_path, 1_000_000)
     wait_for(tmp_path / f"VizdoomBasic-v1_{files + 1:03d}.npy.part", process)
-    process.kill()
-    process.communicate()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
     assert list(tmp_path.glob("*.part"))
     total = sum(len(f) for f in get_datasets(tmp_path)) + 150 + 37
 

@@ -9,7 +9,7 @@ from latent_obs.environments import make_pixel_env
 from latent_obs.frozen import FrozenEncoder
 from latent_obs.wrapper import LatentObservation
 
-__all__ = ["make", "make_pixel_env", "wrap"]
+__all__ = ["make", "wrap"]
 
 
 def make(

@@ -1,0 +1,47 @@
+"""Files that appear whole or not at all: written aside, then renamed."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well, and is removed when it does not.
+
+    Args:
+        path: The file to write or replace.
+
+    Yields:
+        The file to write to; it keeps the ending of `path`.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> with written_aside(file) as aside:
+        ...     _ = aside.write_text("whole")
+        >>> file.read_text()
+        'whole'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        aside.chmod(0o644)  # mkstemp makes it private
+        yield aside
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON aside and rename it into place."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,134 @@
+"""Everything that decides a training run of the CVAE, as one frozen dataclass; the command line is made from it."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from latent_obs.architecture import Bottleneck
+from latent_obs.errors import InputError
+
+#: What a resumed run may change; everything else has decided what the weights so far have become.
+CHANGEABLE_ON_RESUME = ("frames", "out", "epochs", "device", "tensorboard")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `latent-obs train-vae`, saved beside the weights as `config.json`."""
+
+    frames: Path = Path("frames")
+    """Folder of .npy files, uint8 (N, height, width, channels), one per recording."""
+    out: Path = Path("runs/vae")
+    """Folder to make: the encoder, checkpoints, pictures and logs."""
+    latent_dim: int = 32
+    """Values in the latent vector. A spatial bottleneck of an 8x8 map takes multiples of 64."""
+    bottleneck: Bottleneck = "dense"
+    """dense: flatten, one linear layer. spatial: a small map of means; keeps small moving things that an agent must see."""
+    widths: tuple[int, ...] = ()
+    """Channels of each convolution, such as 32 64 128 256. By default they follow the image size."""
+    strides: tuple[int, ...] = ()
+    """Stride of each convolution, as many as widths. With both, images need not be square or a power of two."""
+    first_activation: bool = False
+    """Put a ReLU after the first convolution too (by design it has none)."""
+    beta: float = 1.0
+    """Wanted weight of the KL term: nats against squared error summed over the image. Less keeps more detail."""
+    scale_losses: bool = False
+    """Divide the squared error by the values in an image and the KL by latent_dim; beta then weighs those means."""
+    epochs: int = 20
+    """Super-batches to train on. The defaults end on the plateau of the third cycle."""
+    batch_freeze: int = 2
+    """Epochs at the start with beta 0."""
+    half_beta_cycle: int = 3
+    """Epochs in which beta rises from 0 to its wanted value, and epochs that it stays there; then again from 0."""
+    super_batch: int | None = None
+    """Frames drawn at random for an epoch. By default 10,000, or all there are where there are fewer."""
+    batch_size: int = 128
+    """Frames per gradient step."""
+    learning_rate: float = 1e-3
+    """Step size of Adam."""
+    dataset_weights: tuple[float, ...] = ()
+    """Share of each .npy file in a super-batch, in name order, held-out files left out. By default equal."""
+    held_out: int | None = None
+    """Files, the last by name, kept out of training for pictures and comparisons. By default a tenth, one at least."""
+    seed: int = 0
+    """Reproduces weights, samples and noise."""
+    device: str = "auto"
+    """auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps. One that is named must be there."""
+    tensorboard: bool = True
+    """Write TensorBoard logs beside log.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("batch_freeze", "half_beta_cycle", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InputError(f"learning_rate must be a positive number, got {self.learning_rate}")
+        if not (math.isfinite(self.beta) and self.beta >= 0):
+            raise InputError(f"beta must be a finite number, 0 or more, got {self.beta}")
+        if self.super_batch is not None and self.super_batch < self.batch_size:
+            raise InputError(
+                f"super_batch must hold one batch or more, got super_batch {self.super_batch} and batch_size {self.batch_size}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` reads them back."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The settings that `to_json` described.
+
+        Raises:
+            InputError: A field is unknown.
+        """
+        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+        if unknown:
+            raise InputError(f"unknown settings {sorted(unknown)}; were they written by a newer latent-obs?")
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**{**values, "frames": Path(values["frames"]), "out": Path(values["out"])})
+
+    def resumed_from(self, saved: "TrainConfig") -> "TrainConfig":
+        """The settings to resume a run with: the saved ones, with what was given anew in `CHANGEABLE_ON_RESUME`.
+
+        A setting left at its default counts as not given.
+
+        Raises:
+            InputError: A setting was given that differs from the saved run and cannot change.
+
+        Example:
+            >>> saved = TrainConfig(latent_dim=64, epochs=10)
+            >>> TrainConfig(epochs=30).resumed_from(saved).epochs
+            30
+        """
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            given, before = getattr(self, field.name), getattr(saved, field.name)
+            if given == field.default or given == before:
+                continue
+            if field.name not in CHANGEABLE_ON_RESUME:
+                raise InputError(
+                    f"{field.name} is {before!r} in the run to resume, and cannot become {given!r} half-way. Leave it out, or "
+                    "start another run with another --out"
+                )
+            changes[field.name] = given
+        return dataclasses.replace(saved, **changes)
+
+    @classmethod
+    def load(cls, run: Path) -> Self:
+        """The settings of a run folder.
+
+        Raises:
+            InputError: The folder holds no run.
+        """
+        file = run / "config.json"
+        if not file.exists():
+            raise InputError(f"{run} holds no training run (no config.json); start one without --resume")
+        try:
+            return cls.from_json(json.loads(file.read_text()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} cannot be read: {error}") from None
