@@ -1,1 +1,29 @@
-"""What runs after: training, evaluating and filming Stable-Baselines3 agents on latents."""
+"""What runs after: training, evaluating and filming Stable-Baselines3 agents on latents.
+
+    train_agent(AgentConfig(env="VizdoomBasic-v1", encoder=Path("runs/doom/encoder"), out=Path("runs/agent")))
+    print(evaluate_agent("runs/agent", episodes=100))
+"""
+
+from latent_obs.errors import require
+
+require("stable_baselines3", extra="agents", purpose="train and evaluate agents")
+
+from agents.config import AgentConfig  # noqa: E402  (after the hint above)
+from agents.envs import load_encoder, make_vec_env  # noqa: E402
+from agents.evaluate import Evaluation, evaluate_agent, evaluate_random  # noqa: E402
+from agents.train import AgentResult, read_evaluations, train_agent  # noqa: E402
+from agents.video import film, write_video  # noqa: E402
+
+__all__ = [
+    "AgentConfig",
+    "AgentResult",
+    "Evaluation",
+    "evaluate_agent",
+    "evaluate_random",
+    "film",
+    "load_encoder",
+    "make_vec_env",
+    "read_evaluations",
+    "train_agent",
+    "write_video",
+]

@@ -1,10 +1,10 @@
 """The growing `.npy` file: valid at every moment, through Ctrl-C, kill -9 and a full disk."""
 
 import errno
+import gc
 import io
 import os
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -104,6 +104,14 @@ def test_empty_file_is_removed(tmp_path: Path):
     with NpyWriter(tmp_path / "a.npy", SHAPE):
         assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dropped_writer_finishes_its_file(tmp_path: Path):
+    writer = NpyWriter(tmp_path / "a.npy", SHAPE)
+    writer.append(numbered(0, 2))
+    del writer
+    gc.collect()
+    assert [len(d) for d in get_datasets(tmp_path)] == [2]
 
 
 def test_nothing_is_overwritten(tmp_path: Path):
@@ -238,12 +246,13 @@ def test_kill_9_of_a_real_process(tmp_path: Path):
     )
     assert process.stdout is not None
     with process, process.stdout:
-        assert process.stdout.readline() == "ready\n"
-        assert recover_parts(tmp_path) == []
-        assert len(np.load(tmp_path / "a.npy.part", mmap_mode="r")) > 20
-        time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        try:
+            assert process.stdout.readline() == "ready\n"
+            assert recover_parts(tmp_path) == []
+            assert len(np.load(tmp_path / "a.npy.part", mmap_mode="r")) > 20
+            time.sleep(0.05)
+        finally:
+            process.kill()
     promised = len(np.load(tmp_path / "a.npy.part", mmap_mode="r"))
     assert recover_parts(tmp_path) == [tmp_path / "a.npy"]
     (frames,) = get_datasets(tmp_path)

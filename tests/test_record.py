@@ -1,11 +1,13 @@
 """Recording: whole, reproducible files from any pixel environment, through interrupts and restarts."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ class Counter(gym.Env):
     Red is the seed of the last seeded reset, green the episode since then, blue the step; below is the action.
     """
 
-    def __init__(self, layout: str = "HWC", side: int = 16, lost: bool = False) -> None:
-        self.layout, self.side, self.lost = layout, side, lost
+    def __init__(self, layout: str = "HWC", side: int = 16, end: str = "black") -> None:
+        self.layout, self.side, self.end = layout, side, end
+        self.last: Any = None
         shape = {"HWC": (side, side, 3), "CHW": (3, side, side), "grey": (side, side)}[layout.removeprefix("dict ")]
         box = spaces.Box(0, 255, shape, np.uint8)
         depth = spaces.Box(0, 255, (side, side, 1), np.uint8)
@@ -38,7 +41,7 @@ class Counter(gym.Env):
 
     def _observe(self, action: int, black: bool = False) -> Any:
         frame = np.zeros((self.side, self.side, 3), np.uint8)
-        frame[:] = [0, 0, 0] if black else [n + 1 for n in self.tag]
+        frame[:] = [0, 0, 0] if black else [n % 255 + 1 for n in self.tag]
         frame[self.side // 2 :] = 0 if black else action
         frame = np.ascontiguousarray(frame[::-1])[::-1]  # MineRL's are such views, read-only with a negative stride
         frame.flags.writeable = False
@@ -58,11 +61,13 @@ class Counter(gym.Env):
     def step(self, action):
         self.tag[2] += 1
         over = self.tag[2] == EPISODE
-        info = {"error": "the game was lost"} if over and self.lost else {}
-        return self._observe(int(action) + 1, black=over and not self.lost), 0.0, over, False, info
+        info = {"error": "the game was lost"} if over and self.end == "lost" else {}
+        if not (over and self.end == "repeated"):
+            self.last = self._observe(int(action) + 1, black=over and self.end == "black")
+        return self.last, 0.0, over, False, info
 
 
-gym.register("test/Counter-v0", Counter)
+gym.register("test/Counter-v0", lambda **kwargs: Counter(**kwargs))
 
 
 def config(out: Path, **changes: Any) -> RecordConfig:
@@ -163,8 +168,9 @@ def test_pixel_key(tmp_path: Path):
         record(config(tmp_path / "b", env_kwargs={"layout": "dict HWC"}, pixel_key="sight"))
 
 
-def test_picture_of_a_lost_game_is_left_out(tmp_path: Path):
-    record(config(tmp_path, env_kwargs={"lost": True}, frames=9))
+@pytest.mark.parametrize("end", ["black", "lost", "repeated"])
+def test_last_picture_that_is_none_is_left_out(tmp_path: Path, end: str):
+    record(config(tmp_path, env_kwargs={"end": end}, frames=9))
     assert [step for _, _, step in tags(get_datasets(tmp_path)[0])] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
 
 
@@ -238,6 +244,27 @@ def test_agent_acts(tmp_path: Path):
         record(config(tmp_path / "bad", agent=tmp_path / "agent.zip", env_kwargs={"side": 40}))
 
 
+# An interrupt between open() and its `with` leaves a file for the collector to close; nothing can be done about that.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interrupted_at_any_moment(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Whenever Ctrl-C comes, valid files are left, and the next call goes on from them."""
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        folder = tmp_path / str(i)
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.004, 0.06))
+        old = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            record(config(folder, frames=100_000, frames_per_file=3))
+        except KeyboardInterrupt:
+            pytest.fail("record() did not return")
+        finally:
+            signal.signal(signal.SIGALRM, old)
+        if folder.exists() and list(folder.glob("*.npy")):
+            assert sum(len(f) for f in get_datasets(folder)) > 0
+        assert not list(folder.glob("*.part"))
+        assert "interrupted: " in capsys.readouterr().out
+
+
 def test_disk_full_while_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pwrite = os.pwrite
 
@@ -260,21 +287,27 @@ VIZDOOM = """
 import sys
 from pathlib import Path
 from vae_training.record import RecordConfig, record
-record(RecordConfig("VizdoomBasic-v1", Path(sys.argv[1]), frames=int(sys.argv[2]), frames_per_file=150, size=32))
+record(RecordConfig("VizdoomBasic-v1", Path(sys.argv[1]), frames=int(sys.argv[2]), frames_per_file=int(sys.argv[3]), size=32))
 print("returned")
 """
 
 
-def start(out: Path, frames: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "error", "-c", VIZDOOM, str(out), str(frames)]
+@contextlib.contextmanager
+def recorder(out: Path, frames: int, frames_per_file: int = 150) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", VIZDOOM, str(out), str(frames), str(frames_per_file)]
     # A session of its own: signals go to the game's process as well, as a terminal's do.
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, cwd=out)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, process: subprocess.Popen[str], size: int = 0) -> None:
     until = time.monotonic() + 60
-    while not path.exists():
+    while not path.exists() or path.stat().st_size < size:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -283,10 +316,10 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def test_vizdoom_interrupted_killed_and_finished(tmp_path: Path):
     """Ctrl-C, then kill -9, then to the end: every file is valid and the numbers add up."""
     pytest.importorskip("vizdoom")
-    process = start(tmp_path, 1_000_000)
-    wait_for(tmp_path / "VizdoomBasic-v1_001.npy.part", process)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    with recorder(tmp_path, 1_000_000) as process:
+        wait_for(tmp_path / "VizdoomBasic-v1_001.npy.part", process)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, ""), (out, err)
     assert "interrupted: " in out
     assert "returned" in out
@@ -295,27 +328,28 @@ def test_vizdoom_interrupted_killed_and_finished(tmp_path: Path):
     assert not list(tmp_path.glob("*.part"))
     files = len(get_datasets(tmp_path))
 
-    process = start(tmp_path, 1_000_000)
-    wait_for(tmp_path / f"VizdoomBasic-v1_{files + 1:03d}.npy.part", process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert list(tmp_path.glob("*.part"))
-    total = sum(len(f) for f in get_datasets(tmp_path)) + 150 + 37
+    part = tmp_path / f"VizdoomBasic-v1_{files:03d}.npy.part"
+    with recorder(tmp_path, 1_000_000, frames_per_file=1_000_000) as process:
+        wait_for(part, process, size=100_000)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    total = kept + (part.stat().st_size - 128) // (32 * 32 * 3) + 150 + 37
 
-    process = start(tmp_path, total)
-    out, err = process.communicate(timeout=60)
+    with recorder(tmp_path, total) as process:
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, ""), (out, err)
     datasets = get_datasets(tmp_path)
     assert sum(len(f) for f in datasets) == total
-    assert all(f.shape[1:] == (32, 32, 3) and len(f) <= 150 for f in datasets)
+    assert [len(f) for f in datasets[-2:]] == [150, 37]
     assert not list(tmp_path.glob("*.part"))
     manifest = json.loads((tmp_path / "recording.json").read_text())
     assert manifest["frames"] == total
     assert [manifest["files"][Path(str(f.filename)).name]["seed"] for f in datasets] == list(range(len(datasets)))
 
 
-def test_vizdoom_has_no_black_frames_and_repeats(tmp_path: Path):
+def test_vizdoom_has_no_black_frames_and_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("vizdoom")
+    monkeypatch.chdir(tmp_path)  # the engine writes _vizdoom.ini where it is started
     for out in ("a", "b"):
         cfg = RecordConfig("VizdoomBasic-v1", tmp_path / out, frames=700, frames_per_file=350, size=32, frame_skip=4)
         record(cfg)

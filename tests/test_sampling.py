@@ -193,7 +193,7 @@ def test_datasets_that_do_not_go_together(on_disk: list[np.memmap]):
     with pytest.raises(InputError, match=r"dataset 4 has frames of shape \(5, 5, 3\), dataset 0 .*0\.npy"):
         get_random_samples([*on_disk, np.zeros((9, 5, 5, 3), np.uint8)], 10)
     with pytest.raises(InputError, match="dataset 0 is float64"):
-        get_random_samples([np.zeros((9, 5, 5, 3))], 10)
+        get_random_samples([np.zeros((9, 5, 5, 3))], 10)  # pyright: ignore[reportArgumentType]
     empty = np.zeros((0, *SHAPE), np.uint8)
     with pytest.raises(InputError, match="dataset 4 has no frames"):
         get_random_samples([*on_disk, empty], 10)

@@ -57,12 +57,12 @@ class NpyWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], frame_shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> None:
+        self.closed = True  # until the file is open
         self.path = Path(path)
         self.part = part_of(self.path)
         self.frame_shape = tuple(int(n) for n in frame_shape)
         self.dtype = np.dtype(dtype)
         self.frames = 0
-        self.closed = True  # until the file is open
         if self.path.suffix != ".npy":
             raise InputError(f"{self.path}: the name of a frame file must end in .npy")
         if not self.frame_shape or min(self.frame_shape) < 1:
@@ -159,6 +159,10 @@ class NpyWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # A Ctrl-C may fall between the making of the writer and its `with` block; the file is finished all the same.
         self.close()
 
     def __repr__(self) -> str:

@@ -156,6 +156,7 @@ def record(config: RecordConfig) -> Path:
         except KeyboardInterrupt:
             interrupted = True
         finally:
+            recover_parts(folder)  # a Ctrl-C in the very moment when a file is opened or closed
             if (folder / _MANIFEST).exists():
                 _write_manifest(folder)
         have = _present(config)[0]

@@ -1,0 +1,155 @@
+"""Everything that decides an agent's training run, as one frozen dataclass; the command line is made from it."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from latent_obs.errors import InputError
+
+EnvArgument = bool | int | float | str
+Observation = Literal["latent", "random-latent", "pixels"]
+
+#: What a resumed run may change; everything else has decided what the agent so far has become.
+CHANGEABLE_ON_RESUME = ("out", "steps", "device", "eval_every", "eval_episodes", "workers")
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Settings of `latent-obs train-agent`, saved beside the agent as `config.json`."""
+
+    env: str = "VizdoomBasic-v1"
+    """A registered Gymnasium environment with pixels."""
+    encoder: Path | None = None
+    """Encoder folder (or the run folder of train-vae). Copied beside the agent."""
+    out: Path = Path("runs/agent")
+    """Folder to make: best and last agent, the encoder, evaluations and logs."""
+    observation: Observation = "latent"
+    """latent: mean latents of the encoder. The baselines: random-latent (the same network, untrained), pixels (CnnPolicy)."""
+    steps: int = 150_000
+    """Environment steps to train for, over all environments."""
+    envs: int = 8
+    """Environments in parallel."""
+    workers: Literal["processes", "serial"] = "processes"
+    """processes: each environment in one of its own. serial: all in this process, one after the other."""
+    frame_skip: int | None = None
+    """Passed to the environment as frame_skip when given: game frames per agent step. 4 is usual for ViZDoom."""
+    env_kwargs: dict[str, EnvArgument] = field(default_factory=dict)
+    """Further arguments of the environment, as name value pairs."""
+    pixel_key: str | None = None
+    """Entry of a Dict observation that holds the pixels, where there is more than one image."""
+    latent_only: bool = False
+    """Drop every other entry of a Dict observation (inventory, game variables), so that pixels are all there is."""
+    learning_rate: float = 5e-4
+    """Step size of Adam."""
+    n_steps: int = 128
+    """Steps in each environment between two updates."""
+    batch_size: int = 256
+    """Samples per gradient step of PPO."""
+    n_epochs: int = 4
+    """Passes over the samples of an update."""
+    gamma: float = 0.99
+    """Discount per agent step."""
+    gae_lambda: float = 0.95
+    """Weight of longer returns in the advantage (Schulman et al. 2016)."""
+    ent_coef: float = 0.01
+    """Weight of the entropy bonus, which keeps the agent exploring."""
+    clip_range: float = 0.2
+    """How far an update may move the policy (Schulman et al. 2017)."""
+    net_arch: tuple[int, ...] = (64, 64)
+    """Hidden layers of the policy, and of the value function, on top of the latent."""
+    normalize_reward: bool = True
+    """Divide rewards by the running standard deviation of the return. Evaluations show the game's own rewards."""
+    normalize_observation: bool = True
+    """Shift and scale latents (and numbers beside them) by their running mean and deviation: a latent that moves little, as
+    one that stands for a small monster does, then counts as much as the others. Pixels are left to the CNN."""
+    eval_every: int = 25_000
+    """Environment steps between evaluations. 0: none."""
+    eval_episodes: int = 20
+    """Episodes per evaluation."""
+    deterministic: bool = True
+    """Evaluate the most likely action rather than a sample."""
+    seed: int = 0
+    """Seeds the agent, and the environments (seed, seed + 1, …)."""
+    device: str = "auto"
+    """Where to encode (and where pixel agents learn): auto, cpu, cuda, cuda:N, mps. One that is named must be there."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "envs", "n_steps", "batch_size", "n_epochs", "eval_episodes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.eval_every < 0 or self.seed < 0:
+            raise InputError(f"eval_every and seed must be 0 or more, got {self.eval_every} and {self.seed}")
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 < self.gamma <= 1:
+            raise InputError(f"gamma must be above 0 and at most 1, got {self.gamma}")
+        if self.n_steps * self.envs < 2 or (self.n_steps * self.envs) % self.batch_size == 1:
+            raise InputError(
+                f"n_steps x envs = {self.n_steps * self.envs} samples cannot be cut into batches of {self.batch_size}: "
+                "a batch of one sample has no standard deviation to normalise advantages by"
+            )
+
+    @property
+    def all_env_kwargs(self) -> dict[str, EnvArgument]:
+        """Arguments of the environment, `frame_skip` included."""
+        return {**self.env_kwargs, **({"frame_skip": self.frame_skip} if self.frame_skip is not None else {})}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` reads them back."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The settings that `to_json` described.
+
+        Raises:
+            InputError: A field is unknown.
+        """
+        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+        if unknown:
+            raise InputError(f"unknown settings {sorted(unknown)}; were they written by a newer latent-obs?")
+        encoder = values.get("encoder")
+        paths = {"out": Path(values["out"]), "encoder": Path(encoder) if encoder else None}
+        return cls(**{**values, **paths, "net_arch": tuple(values["net_arch"])})
+
+    @classmethod
+    def load(cls, run: Path) -> Self:
+        """The settings of a run folder, with the folder's present place as `out`.
+
+        Raises:
+            InputError: The folder holds no agent.
+        """
+        file = run / "config.json"
+        if not file.exists():
+            raise InputError(f"{run} holds no agent (no config.json); train one with latent-obs train-agent")
+        try:
+            config = cls.from_json(json.loads(file.read_text()))
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} cannot be read as an agent's settings: {error}") from None
+        return dataclasses.replace(config, out=run)
+
+    def resumed_from(self, saved: "AgentConfig") -> "AgentConfig":
+        """The settings to resume a run with: the saved ones, with what was given anew in `CHANGEABLE_ON_RESUME`.
+
+        A setting left at its default counts as not given.
+
+        Raises:
+            InputError: A setting was given that differs from the saved run and cannot change.
+        """
+        changes: dict[str, Any] = {}
+        default = AgentConfig()
+        for f in dataclasses.fields(self):
+            given, before = getattr(self, f.name), getattr(saved, f.name)
+            if given in (getattr(default, f.name), before):
+                continue
+            if f.name not in CHANGEABLE_ON_RESUME:
+                raise InputError(
+                    f"{f.name} is {before!r} in the run to resume, and cannot become {given!r} half-way. Leave it out, or "
+                    "start another run with another --out"
+                )
+            changes[f.name] = given
+        return dataclasses.replace(saved, **changes)

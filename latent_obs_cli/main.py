@@ -1,0 +1,90 @@
+"""`latent-obs`: one command, a verb per stage; a thin shell over the public functions of the three packages."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from latent_obs.errors import LatentObsError
+
+# Verb: (module and function that runs it, one line of help). Imported only when called for, so that --help is quick.
+VERBS = {
+    "quickstart": ("latent_obs_cli.verbs:quickstart", "The whole path in minutes: frames, CVAE, encoder, PPO, a page to look at"),
+    "frames record": ("latent_obs_cli.verbs:frames_record", "Record frames of an environment to .npy files"),
+    "train-vae": ("latent_obs_cli.verbs:train_vae", "Train the CVAE on a folder of frames; writes an encoder folder"),
+    "train-agent": ("latent_obs_cli.verbs:train_agent", "Train PPO on an environment's latents (or on a baseline)"),
+    "evaluate": ("latent_obs_cli.verbs:evaluate", "Play a trained agent: mean return, standard error, a video"),
+}
+
+
+def usage() -> str:
+    """The overview that `latent-obs --help` prints."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: latent-obs VERB [OPTIONS]",
+            "",
+            "Learn a compact description of the pixels first, then let the agent learn on that.",
+            "",
+            *lines,
+            "",
+            "The stages by hand, in order:",
+            "  latent-obs frames record --env VizdoomBasic-v1 --frame-skip 4 --out frames/doom",
+            "  latent-obs train-vae     --frames frames/doom --out runs/doom --latent-dim 256 --bottleneck spatial --beta 0.05",
+            "  latent-obs train-agent   --env VizdoomBasic-v1 --frame-skip 4 --encoder runs/doom/encoder --out runs/agent",
+            "  latent-obs evaluate      --run runs/agent",
+            "",
+            "latent-obs VERB --help tells the options of a verb.",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Words after `latent-obs`; the process's own by default.
+
+    Returns:
+        The exit status: 0, or 2 for a mistake that the message tells how to mend, or 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"latent-obs {version('latent-obs')}")
+        return 0
+    length = 2 if " ".join(words[:2]) in VERBS else 1
+    verb = " ".join(words[:length])
+    if verb not in VERBS:
+        near = [v for v in VERBS if v.startswith(words[0])]
+        hint = f"Did you mean: {', '.join(near)}?" if near else f"There are: {', '.join(VERBS)}"
+        print(f"latent-obs: unknown verb {words[0]!r}. {hint}", file=sys.stderr)
+        return 2
+    module, _, function = VERBS[verb][0].partition(":")
+    try:
+        getattr(importlib.import_module(module), function)(words[length:])
+    except LatentObsError as error:
+        print(f"latent-obs {verb}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"latent-obs {verb}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nlatent-obs {verb}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

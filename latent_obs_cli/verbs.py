@@ -1,0 +1,118 @@
+"""The verbs of `latent-obs`: each turns its words into a configuration dataclass, and calls one public function."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes
+
+from latent_obs.errors import require
+
+
+def _parse(function: Callable[..., Any], verb: str, words: Sequence[str]) -> None:
+    tyro.cli(function, prog=f"latent-obs {verb}", args=list(words), config=(tyro.conf.CascadeSubcommandArgs,))
+
+
+def frames_record(words: Sequence[str]) -> None:
+    """Parse `latent-obs frames record`, and record."""
+    from vae_training import RecordConfig, record
+
+    def run(config: OmitArgPrefixes[RecordConfig]) -> None:
+        """Record frames of a Gymnasium environment to .npy files that train-vae eats.
+
+        Safe to interrupt: what was recorded stays valid, and the same command goes on with it.
+        """
+        record(config)
+
+    _parse(run, "frames record", words)
+
+
+def train_vae(words: Sequence[str]) -> None:
+    """Parse `latent-obs train-vae`, and train."""
+    from vae_training import TrainConfig, train
+
+    def run(config: OmitArgPrefixes[TrainConfig], resume: bool = False) -> None:
+        """Train a convolutional beta-VAE with cyclical annealing on a folder of frames, and write its encoder folder.
+
+        Ctrl-C leaves a checkpoint and an encoder; --resume goes on.
+
+        Args:
+            config: Settings.
+            resume: Go on with the run in --out, with its settings; --epochs may be raised.
+        """
+        train(config, resume=resume)
+
+    _parse(run, "train-vae", words)
+
+
+def train_agent(words: Sequence[str]) -> None:
+    """Parse `latent-obs train-agent`, and train."""
+    from agents import AgentConfig
+    from agents import train_agent as train
+
+    def run(config: OmitArgPrefixes[AgentConfig], resume: bool = False) -> None:
+        """Train PPO on an environment whose pixels are mean latents, or on a baseline (--observation).
+
+        Ctrl-C saves the agent; --resume goes on.
+
+        Args:
+            config: Settings.
+            resume: Go on with the agent in --out, with its settings; --steps may be raised.
+        """
+        train(config, resume=resume)
+
+    _parse(run, "train-agent", words)
+
+
+def evaluate(words: Sequence[str]) -> None:
+    """Parse `latent-obs evaluate`, play and film."""
+    from agents import AgentConfig, evaluate_agent, evaluate_random, film
+    from agents.evaluate import run_config
+
+    def run(
+        run: Path,
+        episodes: int = 100,
+        which: Annotated[str, tyro.conf.arg(metavar="{best,last}")] = "best",
+        video: bool = True,
+        random_policy: bool = True,
+        seed: int = 1_000_003,
+        device: str = "auto",
+    ) -> None:
+        """Play a trained agent on episodes that it never saw: mean return ± standard error, and a video.
+
+        Args:
+            run: The folder that train-agent wrote.
+            episodes: Episodes to play.
+            which: best (by the evaluations during training) or last.
+            video: Film some episodes, picture and reconstruction side by side, to agent.mp4 in the folder.
+            random_policy: Play a random policy too, the least that an agent has to beat.
+            seed: Seed of the environments.
+            device: Where to encode: auto, cpu, cuda, cuda:N, mps.
+        """
+        config: AgentConfig = run_config(run)
+        if video:
+            require("av", extra="video", purpose="write a video (or leave it out with --no-video)")
+        agent = evaluate_agent(run, episodes=episodes, which=which, seed=seed, device=device)
+        print(f"{config.env}, {which} agent ({config.observation}): mean return {agent}")
+        if random_policy:
+            chance = evaluate_random(config, episodes=episodes, seed=seed)
+            print(f"{config.env}, random policy: mean return {chance}")
+            print(f"The agent is {agent.sigmas_above(chance):.1f} standard errors above the random policy.")
+        if video:
+            file, returns = film(run, which=which, device=device)
+            print(f"Video: {file} (returns {', '.join(f'{r:.0f}' for r in returns) or 'of no whole episode'})")
+
+    _parse(run, "evaluate", words)
+
+
+def quickstart(words: Sequence[str]) -> None:
+    """Parse `latent-obs quickstart`, and walk through all stages."""
+    from latent_obs_cli.quickstart import QuickstartConfig
+    from latent_obs_cli.quickstart import quickstart as walk
+
+    def run(config: OmitArgPrefixes[QuickstartConfig]) -> None:
+        """Record a 3D game, train a CVAE on the frames, freeze its encoder, train PPO on the latents, and show it all."""
+        walk(config)
+
+    _parse(run, "quickstart", words)
