@@ -1,7 +1,7 @@
 """What runs after: training, evaluating and filming Stable-Baselines3 agents on latents.
 
-    train_agent(AgentConfig(env="VizdoomBasic-v1", encoder=Path("runs/doom/encoder"), out=Path("runs/agent")))
-    print(evaluate_agent("runs/agent", episodes=100))
+train_agent(AgentConfig(env="VizdoomBasic-v1", encoder=Path("runs/doom/encoder"), out=Path("runs/agent")))
+print(evaluate_agent("runs/agent", episodes=100))
 """
 
 from latent_obs.errors import require

@@ -26,7 +26,7 @@ class AgentConfig:
     out: Path = Path("runs/agent")
     """Folder to make: best and last agent, the encoder, evaluations and logs."""
     observation: Observation = "latent"
-    """latent: mean latents of the encoder. The baselines: random-latent (the same network, untrained), pixels (CnnPolicy)."""
+    """latent: mean latents of the encoder. Baselines: random-latent (the network untrained), pixels (CnnPolicy)."""
     steps: int = 150_000
     """Environment steps to train for, over all environments."""
     envs: int = 8

@@ -82,7 +82,9 @@ def check_environment(config: AgentConfig, contract: PixelContract) -> None:
         wrapped = ContractObservation(env, contract, pixel_key=config.pixel_key, latent_only=config.latent_only)
         action_space = wrapped.action_space
         if not isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box):
-            raise InputError(f"{config.env} has the action space {action_space}, and PPO takes Discrete, MultiDiscrete, MultiBinary or Box")
+            raise InputError(
+                f"{config.env} has the action space {action_space}, expected Discrete, MultiDiscrete, MultiBinary or Box"
+            )
     finally:
         env.close()
 

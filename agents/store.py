@@ -49,7 +49,9 @@ def load_agent(run: Path, name: str, **kwargs: Any) -> PPO:
     file = run / f"{name}.zip"
     if not file.exists():
         there = sorted(f.stem for f in run.glob("*.zip")) if run.is_dir() else []
-        raise InputError(f"there is no agent {file}" + (f"; found {there}" if there else "; train one with latent-obs train-agent"))
+        raise InputError(
+            f"there is no agent {file}" + (f"; found {there}" if there else "; train one with latent-obs train-agent")
+        )
     try:
         return PPO.load(file, **kwargs)
     except (ValueError, KeyError, RuntimeError, OSError, EOFError) as error:

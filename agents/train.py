@@ -179,7 +179,12 @@ class _Watch(BaseCallback):
         if normalize is not None and normalize.norm_obs:
             self.evaluations.obs_rms = normalize.obs_rms
         result = play(self.model, self.evaluations, self.config.eval_episodes, deterministic=self.config.deterministic)
-        row = {"step": step, "mean_return": result.mean, "standard_error": result.standard_error, "returns": result.returns}
+        row = {
+            "step": step,
+            "mean_return": result.mean,
+            "standard_error": result.standard_error,
+            "returns": result.returns,
+        }
         with (self.config.out / "evaluations.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         self.model.logger.record("eval/mean_return", result.mean)

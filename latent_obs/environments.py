@@ -1,6 +1,7 @@
 """Environments by name, with their pixels as they are; free of torch, so that worker processes start quickly."""
 
 import difflib
+import os
 from typing import Any
 
 import gymnasium as gym
@@ -33,5 +34,7 @@ def make_pixel_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{env_id} could not be made with the arguments {kwargs}: {error}") from error
     if is_vizdoom:
+        # The engine writes its settings into the current folder, several games over each other; they are not needed.
+        env.get_wrapper_attr("game").set_doom_config_path(os.devnull)
         env = LastRealFrame(env)
     return env

@@ -68,9 +68,7 @@ class EncoderFolder:
             EncoderFolderError: The folder has none, or it is damaged.
         """
         if not self.has_decoder:
-            raise EncoderFolderError(
-                f"{self.path} has no {_DECODER}, which pictures need. Export it again with its decoder"
-            )
+            raise EncoderFolderError(f"{self.path} has no {_DECODER}, which pictures need. Export it again with its decoder")
         return _read_tensors(self.path / _DECODER, _read_checked(self.path, _DECODER, _read_sums(self.path)))
 
 
@@ -205,7 +203,9 @@ def _locate(path: str | os.PathLike[str]) -> Path:
         try:
             hub = require("huggingface_hub", extra="hub", purpose=f"load the encoder {text!r} from Hugging Face")
         except ImportError as error:
-            raise EncoderFolderError(f"there is no folder {text!r} here. If it is a Hugging Face repository: {error}") from None
+            raise EncoderFolderError(
+                f"there is no folder {text!r} here. If it is a Hugging Face repository: {error}"
+            ) from None
         try:
             return Path(hub.snapshot_download(text))
         except Exception as error:  # the hub client raises errors of several libraries

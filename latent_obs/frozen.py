@@ -91,9 +91,7 @@ class FrozenEncoder:
         return encoder
 
     @classmethod
-    def random(
-        cls, architecture: Architecture, *, seed: int = 0, device: str | torch.device = "auto"
-    ) -> "FrozenEncoder":
+    def random(cls, architecture: Architecture, *, seed: int = 0, device: str | torch.device = "auto") -> "FrozenEncoder":
         """An encoder with random weights that never trained: the baseline that a trained one has to beat."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -180,9 +178,7 @@ class FrozenEncoder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         weights = {name: torch.from_numpy(array) for name, array in state["weights"].items()}
-        self.__init__(
-            state["architecture"], weights, state["contract"], device=state["device"], folder=state["folder"]
-        )
+        self.__init__(state["architecture"], weights, state["contract"], device=state["device"], folder=state["folder"])
 
     def __repr__(self) -> str:
         source = self.path or "random weights"

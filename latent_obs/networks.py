@@ -4,7 +4,6 @@ Both live here and not in `vae_training` because the encoder runs beside every a
 decoder unless a picture is asked for.
 """
 
-import torch
 from torch import Tensor, nn
 
 from latent_obs.architecture import Architecture
@@ -27,9 +26,7 @@ class Encoder(nn.Module):
         self.architecture = architecture
         layers: list[nn.Module] = []
         for i, stage in enumerate(architecture.stages):
-            layers.append(
-                nn.Conv2d(stage.channels_in, stage.channels_out, stage.kernel, stage.stride, padding=stage.padding)
-            )
+            layers.append(nn.Conv2d(stage.channels_in, stage.channels_out, stage.kernel, stage.stride, padding=stage.padding))
             if i > 0 or architecture.first_activation:
                 layers.append(nn.ReLU(inplace=True))
         self.convolutions = nn.Sequential(*layers)

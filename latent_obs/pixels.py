@@ -157,7 +157,13 @@ class PixelContract:
     def to_json(self) -> dict[str, Any]:
         """Plain values for `config.json`, with the fixed parts of the contract spelled out."""
         colour = {1: "grey", 3: "RGB"}.get(self.channels, "as recorded")
-        fixed = {"colour": colour, "layout": "HWC", "dtype": "uint8", "scale": "1/255 on the device", "library": "pillow"}
+        fixed = {
+            "colour": colour,
+            "layout": "HWC",
+            "dtype": "uint8",
+            "scale": "1/255 on the device",
+            "library": "pillow",
+        }
         return {**asdict(self), **fixed}
 
     @classmethod

@@ -101,9 +101,7 @@ class ContractObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Recor
         pixel_key: str | None = None,
         latent_only: bool = False,
     ) -> None:
-        gym.utils.RecordConstructorArgs.__init__(
-            self, contract=contract, pixel_key=pixel_key, latent_only=latent_only
-        )
+        gym.utils.RecordConstructorArgs.__init__(self, contract=contract, pixel_key=pixel_key, latent_only=latent_only)
         gym.ObservationWrapper.__init__(self, env)
         self.reader = PixelReader(env.observation_space, contract, pixel_key, latent_only)
         self.observation_space = self.reader.replaced_space(spaces.Box(0, 255, contract.shape, np.uint8))

@@ -98,4 +98,3 @@ def verify_selfcheck(check: Mapping[str, Tensor], encode: EncodeFrames, contract
             )
         worst = max(worst, difference)
     return worst
-

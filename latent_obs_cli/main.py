@@ -8,7 +8,10 @@ from latent_obs.errors import LatentObsError
 
 # Verb: (module and function that runs it, one line of help). Imported only when called for, so that --help is quick.
 VERBS = {
-    "quickstart": ("latent_obs_cli.verbs:quickstart", "The whole path in minutes: frames, CVAE, encoder, PPO, a page to look at"),
+    "quickstart": (
+        "latent_obs_cli.verbs:quickstart",
+        "The whole path in minutes: frames, CVAE, encoder, PPO, a page to look at",
+    ),
     "frames record": ("latent_obs_cli.verbs:frames_record", "Record frames of an environment to .npy files"),
     "train-vae": ("latent_obs_cli.verbs:train_vae", "Train the CVAE on a folder of frames; writes an encoder folder"),
     "train-agent": ("latent_obs_cli.verbs:train_agent", "Train PPO on an environment's latents (or on a baseline)"),
@@ -30,7 +33,7 @@ def usage() -> str:
             "",
             "The stages by hand, in order:",
             "  latent-obs frames record --env VizdoomBasic-v1 --frame-skip 4 --out frames/doom",
-            "  latent-obs train-vae     --frames frames/doom --out runs/doom --latent-dim 256 --bottleneck spatial --beta 0.05",
+            "  latent-obs train-vae     --frames frames/doom --out runs/doom --bottleneck spatial --latent-dim 256 --beta 0.02",
             "  latent-obs train-agent   --env VizdoomBasic-v1 --frame-skip 4 --encoder runs/doom/encoder --out runs/agent",
             "  latent-obs evaluate      --run runs/agent",
             "",

@@ -151,7 +151,7 @@ def quickstart(config: QuickstartConfig | None = None, *, say: Callable[[str], o
     say(
         f"The agent is {sigmas:.1f} standard errors above chance."
         if sigmas > _SIGMAS
-        else f"The agent is only {sigmas:.1f} standard errors above chance: it has not learnt. Try --steps {2 * config.steps}."
+        else f"The agent is only {sigmas:.1f} standard errors above chance. Try --steps {2 * config.steps}."
     )
     say(f"\nSummary: {page}\nGo on with:\n" + "\n".join(f"  {c}" for c in _commands(config)))
     return QuickstartResult(page, trained, chance, clock.seconds)
@@ -186,7 +186,9 @@ def _claim(config: QuickstartConfig) -> None:
         before = json.loads(file.read_text())
         if before != settings:
             changed = sorted(k for k in settings if before.get(k) != settings[k])
-            raise InputError(f"{config.out} holds a quickstart with other settings ({', '.join(changed)}); choose another --out")
+            raise InputError(
+                f"{config.out} holds a quickstart with other settings ({', '.join(changed)}); choose another --out"
+            )
     elif config.out.exists() and any(config.out.iterdir()):
         raise InputError(f"{config.out} is not empty and holds no quickstart; choose another --out")
     write_json(file, settings)
@@ -201,9 +203,7 @@ def _page(
     _, held_out = split_held_out(get_datasets(vae.frames))
     frames = np.array(held_out[0][:: max(1, len(held_out[0]) // 200)])
     height, width, channels = frames.shape[1:]
-    model = CVAE(
-        (height, width, channels), vae.latent_dim, vae.beta, widths=vae.widths, bottleneck=vae.bottleneck
-    )
+    model = CVAE((height, width, channels), vae.latent_dim, vae.beta, widths=vae.widths, bottleneck=vae.bottleneck)
     checkpoints = vae.out / "checkpoints"
     best = checkpoints / "best.safetensors"
     load_checkpoint(best if best.exists() else checkpoints / "latest.safetensors", model)

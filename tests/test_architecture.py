@@ -68,9 +68,7 @@ def _shrinks_to_nothing(height: int, width: int, strides: list[int]) -> bool:
     return False
 
 
-@given(
-    height=st.integers(8, 40), width=st.integers(8, 40), stride=st.sampled_from([1, 2, 3]), channels=st.integers(1, 3)
-)
+@given(height=st.integers(8, 40), width=st.integers(8, 40), stride=st.sampled_from([1, 2, 3]), channels=st.integers(1, 3))
 @QUICK
 def test_a_spatial_bottleneck_restores_any_size_exactly(height: int, width: int, stride: int, channels: int):
     area = math.prod(Architecture((height, width, 3), 1, (2, 3), (2, stride)).map_size)
@@ -157,9 +155,7 @@ def test_what_cannot_be_built_is_refused_by_name(arguments: dict[str, object], n
 )
 @QUICK
 def test_json_round_trip(side: int, channels: int, latent_dim: int, bottleneck: Bottleneck, first_activation: bool):
-    architecture = Architecture(
-        (side, side, channels), latent_dim, bottleneck=bottleneck, first_activation=first_activation
-    )
+    architecture = Architecture((side, side, channels), latent_dim, bottleneck=bottleneck, first_activation=first_activation)
     text = json.dumps(architecture.to_json())
     assert Architecture.from_json(json.loads(text)) == architecture
 

@@ -175,9 +175,7 @@ def test_whole_recordings_are_held_out(files: int, wanted: int | None, expected:
     assert all(len(d) == 5 for d in train + held_out)
 
 
-@pytest.mark.parametrize(
-    ("count", "train", "tail"), [(3, 1, 1), (100, 89, 10), (1000, 890, 100), (50_000, 44_900, 5000)]
-)
+@pytest.mark.parametrize(("count", "train", "tail"), [(3, 1, 1), (100, 89, 10), (1000, 890, 100), (50_000, 44_900, 5000)])
 def test_single_recording_is_cut_with_a_gap(tmp_path: Path, count: int, train: int, tail: int):
     np.save(tmp_path / "a.npy", frames(count, shape=(2, 2, 1)))
     (train_part,), (held_part,) = split_held_out(get_datasets(tmp_path))

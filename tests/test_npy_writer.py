@@ -158,9 +158,7 @@ def test_disk_full_keeps_whole_frames(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(npy_writer.os, "pwrite", full)
     writer = NpyWriter(tmp_path / "a.npy", SHAPE)
     writer.append(numbered(0, 4))
-    with pytest.raises(
-        InputError, match=r"a\.npy: no room left.*its 7 whole frames are kept.*60 bytes are needed"
-    ) as e:
+    with pytest.raises(InputError, match=r"a\.npy: no room left.*its 7 whole frames are kept.*60 bytes are needed") as e:
         writer.append(numbered(4, 10))
     assert isinstance(e.value.__cause__, OSError)
     assert writer.closed

@@ -170,9 +170,7 @@ def test_every_frame_can_be_asked_for(on_disk: list[np.memmap]):
 
 
 def test_share_larger_than_its_dataset(on_disk: list[np.memmap]):
-    with pytest.raises(
-        InputError, match=r"1\.npy\) has 300 frames, and its share of 1,600 is 400\. Ask for 1,200 or"
-    ) as e:
+    with pytest.raises(InputError, match=r"1\.npy\) has 300 frames, and its share of 1,600 is 400\. Ask for 1,200 or") as e:
         get_random_samples(on_disk, 1600)
     assert "replace_small=True" in str(e.value)
     assert max(plan_shares(on_disk, 1200)) == 300

@@ -1,7 +1,7 @@
 """What runs before an agent: recordings, the CVAE, and its training with cyclical annealing of beta.
 
-    record(RecordConfig(env="VizdoomBasic-v1", out=Path("frames")))
-    train(TrainConfig(frames=Path("frames"), out=Path("runs/doom")))
+record(RecordConfig(env="VizdoomBasic-v1", out=Path("frames")))
+train(TrainConfig(frames=Path("frames"), out=Path("runs/doom")))
 """
 
 from vae_training.config import TrainConfig

@@ -76,7 +76,9 @@ def load_checkpoint(path: Path, model: CVAE, optimizer: Optimizer | None = None)
             metadata = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise InputError(f"{path} is damaged: {error}. If best.safetensors is whole, rename it to latest.safetensors") from None
+        raise InputError(
+            f"{path} is damaged: {error}. If best.safetensors is whole, rename it to latest.safetensors"
+        ) from None
     if metadata.get("format") != _FORMAT:
         raise InputError(f"{path} is no checkpoint of this format: found {metadata.get('format')!r}, expected {_FORMAT!r}")
     try:

@@ -72,7 +72,7 @@ class TrainConfig:
             raise InputError(f"beta must be a finite number, 0 or more, got {self.beta}")
         if self.super_batch is not None and self.super_batch < self.batch_size:
             raise InputError(
-                f"super_batch must hold one batch or more, got super_batch {self.super_batch} and batch_size {self.batch_size}"
+                f"super_batch must hold a batch or more, got super_batch {self.super_batch}, batch_size {self.batch_size}"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -112,8 +112,8 @@ class TrainConfig:
                 continue
             if field.name not in CHANGEABLE_ON_RESUME:
                 raise InputError(
-                    f"{field.name} is {before!r} in the run to resume, and cannot become {given!r} half-way. Leave it out, or "
-                    "start another run with another --out"
+                    f"{field.name} is {before!r} in the run to resume, and cannot become {given!r} half-way. Leave it out, "
+                    "or start another run with another --out"
                 )
             changes[field.name] = given
         return dataclasses.replace(saved, **changes)

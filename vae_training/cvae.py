@@ -47,8 +47,8 @@ class CVAE(nn.Module):
     larger image outweighs the KL more. With ``scale_losses=True`` the reconstruction is divided by the number of values
     in the image (height x width x channels) and the KL by `latent_dim`: beta then weighs the mean error of a value
     against the mean nats of a latent dimension, and image size no longer decides the balance. The same balance as a
-    sum-loss beta is ``beta * latent_dim / (height * width * channels)``. A scaled beta of 1 is very strong: squared errors of
-    pixels in [0, 1] are around 0.001 to 0.01.
+    sum-loss beta is ``beta * latent_dim / (height * width * channels)``. A scaled beta of 1 is very strong: squared
+    errors of pixels in [0, 1] are around 0.001 to 0.01.
 
     Args:
         img_shape: (height, width, channels). Without `widths` and `strides`: square, a power of two.
@@ -94,9 +94,7 @@ class CVAE(nn.Module):
         super().__init__()
         if not (math.isfinite(beta) and beta >= 0):
             raise InputError(f"beta must be a finite number, 0 or more, got {beta}")
-        self.architecture = Architecture(
-            img_shape, latent_dim, tuple(widths), tuple(strides), bottleneck, first_activation
-        )
+        self.architecture = Architecture(img_shape, latent_dim, tuple(widths), tuple(strides), bottleneck, first_activation)
         self.scale_losses = scale_losses
         self._fixed_beta = float(beta)
         self.beta = float(beta)

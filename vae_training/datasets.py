@@ -165,8 +165,7 @@ def _frame_files(folder: Path) -> list[Path]:
     elif any(entry.name.endswith(".npy.part") for entry in entries):
         advice = "A .npy.part is unfinished: let its recording end, or start it again where it was killed"
     raise InputError(
-        f"{folder} has no .npy file; it holds {listed}{more}. Expected .npy files of uint8 frames "
-        f"(N, H, W, C). {advice}"
+        f"{folder} has no .npy file; it holds {listed}{more}. Expected .npy files of uint8 frames (N, H, W, C). {advice}"
     )
 
 
@@ -257,15 +256,11 @@ def _dtype_advice(header: _Header, handle: Any) -> str:
                 "0 to 1, multiply by 255 and convert: (frames * 255).round().astype(numpy.uint8)"
             )
         if sample.size and sample.max() > 1.5:
-            return (
-                "If values are 0 to 255, convert: frames.round().astype(numpy.uint8); if 0 to 1, multiply by 255 first"
-            )
+            return "If values are 0 to 255, convert: frames.round().astype(numpy.uint8); if 0 to 1, multiply by 255 first"
         return "If values are 0 to 1, multiply by 255 and convert: (frames * 255).round().astype(numpy.uint8)"
     if dtype.kind == "b":
         return "Convert: frames.astype(numpy.uint8) * 255"
-    return (
-        "If values are 0 to 255, convert: frames.astype(numpy.uint8); scale them to that range before if they are not"
-    )
+    return "If values are 0 to 255, convert: frames.astype(numpy.uint8); scale them to that range before if they are not"
 
 
 def _first_frame(dataset: NDArray[np.uint8]) -> int:

@@ -14,7 +14,8 @@ class RunLog:
 
     Metrics: ``loss/total``, ``loss/reconstruction`` (squared error), ``loss/kl_nats``, ``schedule/beta``,
     ``speed/images_per_second``, ``speed/data_wait_share`` (share of the time spent waiting for frames);
-    ``held_out/loss_at_fixed_beta``, ``held_out/reconstruction``, ``held_out/kl_nats`` and ``held_out/active_latents`` once an epoch.
+    ``held_out/loss_at_fixed_beta``, ``held_out/reconstruction``, ``held_out/kl_nats`` and
+    ``held_out/active_latents`` once an epoch.
 
     Args:
         run: The run folder.
@@ -65,9 +66,7 @@ class RunLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
         if self._writer is not None:
             self._writer.close()

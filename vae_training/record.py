@@ -86,9 +86,7 @@ class RecordConfig:
         if self.policy not in ("random", "sticky"):
             raise InputError(f"policy must be 'random' or 'sticky', got {self.policy!r}")
         if not 0 <= self.stickiness < 1:
-            raise InputError(
-                f"stickiness must be a probability below 1 (1 would never act anew), got {self.stickiness!r}"
-            )
+            raise InputError(f"stickiness must be a probability below 1 (1 would never act anew), got {self.stickiness!r}")
         if not _is_int(self.seed, 0):
             raise InputError(f"seed must be an integer, zero or more, got {self.seed!r}")
 
@@ -133,9 +131,7 @@ def record(config: RecordConfig) -> Path:
     """
     folder = config.out
     if config.agent is not None and not config.agent.is_file():
-        raise InputError(
-            f"there is no agent file {config.agent}; expected the .zip that Stable-Baselines3's save() wrote"
-        )
+        raise InputError(f"there is no agent file {config.agent}; expected the .zip that Stable-Baselines3's save() wrote")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out {folder} is a file, expected a folder")
     for file in recover_parts(folder):

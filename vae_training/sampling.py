@@ -55,9 +55,7 @@ def shares(sample_size: int, weights: Sequence[float]) -> list[int]:
     exact = [Fraction(repr(float(weight))) if _is_weight(weight) else None for weight in weights]
     for i, weight in enumerate(exact):
         if weight is None:
-            raise InputError(
-                f"dataset_weights must be finite numbers, zero or more, got {weights[i]!r} for dataset {i}"
-            )
+            raise InputError(f"dataset_weights must be finite numbers, zero or more, got {weights[i]!r} for dataset {i}")
     known = [weight for weight in exact if weight is not None]
     total = sum(known)
     if not total:
@@ -235,9 +233,7 @@ def _read_into(fd: int, buffer: memoryview, offset: int, file: Path) -> None:
     while done < len(buffer):
         count = os.preadv(fd, [buffer[done:]], offset + done)
         if not count:
-            raise InputError(
-                f"{file} ends at byte {offset + done:,}, before its last frame: it was changed after opening"
-            )
+            raise InputError(f"{file} ends at byte {offset + done:,}, before its last frame: it was changed after opening")
         done += count
 
 

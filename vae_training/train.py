@@ -1,4 +1,4 @@
-"""`train()`: frames on disk to a CVAE, with cyclical annealing of beta, checkpoints, logs, pictures and an encoder folder."""
+"""`train()`: from frames on disk to a CVAE and its encoder folder, with checkpoints, logs and pictures."""
 
 import math
 import time
@@ -189,8 +189,8 @@ class _Run:
             raise TrainingDivergedError(
                 f"the loss is not finite at step {self.progress.step} (total {losses.total.item()}, squared error "
                 f"{losses.reconstruction.item()}, KL {losses.kl.item()}, beta {self.model.beta:.4g}, learning rate "
-                f"{self.config.learning_rate:g}). The last good checkpoint is kept in {self.config.out / 'checkpoints'}; start "
-                "again with a smaller --learning-rate"
+                f"{self.config.learning_rate:g}). The last good checkpoint is kept in {self.config.out / 'checkpoints'}; "
+                "start again with a smaller --learning-rate"
             )
         self.progress = replace(self.progress, step=self.progress.step + 1)
         self.images += len(frames)
@@ -255,8 +255,8 @@ def _finish(
         else f"the last step, {progress.step:,}, as no cycle was completed"
     )  # fmt: skip
     say(
-        f"{'Stopped' if interrupted else 'Done'} at step {progress.step:,}: {run.images:,} images in {elapsed:.0f} s, {rate:.0f} "
-        f"images/s, {100 * wait / max(elapsed, 1e-9):.1f}% of it waiting for frames.\n"
+        f"{'Stopped' if interrupted else 'Done'} at step {progress.step:,}: {run.images:,} images in {elapsed:.0f} s, "
+        f"{rate:.0f} images/s, {100 * wait / max(elapsed, 1e-9):.1f}% of it waiting for frames.\n"
         f"Held out ({which}): squared error {held_out.reconstruction:.4g}, KL {held_out.kl_nats:.4g} nats, "
         f"{held_out.active_latents:.0f} of {config.latent_dim} latents active.\n"
         f"Encoder:  {encoder}\nPictures: {config.out / 'reconstructions'}"
