@@ -21,7 +21,7 @@ Picture = NDArray[np.uint8]
 _PANEL_HEIGHT = 240
 _TITLE_HEIGHT = 16
 _GAP = 4
-_MOST_SECONDS = 40
+_MOST_SECONDS = 60
 
 
 def film(
@@ -29,6 +29,7 @@ def film(
     video: str | Path | None = None,
     *,
     episodes: int = 3,
+    seconds: float = 15.0,
     which: str = "best",
     seed: int = 2_000_003,
     device: str = "auto",
@@ -40,7 +41,8 @@ def film(
     Args:
         run: The run folder.
         video: The file to write; `run / "agent.mp4"` by default.
-        episodes: Episodes to play; the video ends after 40 seconds in any case.
+        episodes: Whole episodes to film at least; the video ends after a minute in any case.
+        seconds: Length to film at least: short episodes are followed by more of them.
         which: "best" or "last".
         seed: Seed of the environment.
         device: Where to encode.
@@ -69,7 +71,8 @@ def film(
         game_rate = float(venv.get_attr("metadata")[0].get("render_fps") or 30)
         frames_per_second = game_rate / (config.frame_skip or 1)
         observation, total = venv.reset(), 0.0
-        while len(returns) < episodes and len(frames) < frames_per_second * _MOST_SECONDS:
+        least, most = frames_per_second * seconds, frames_per_second * _MOST_SECONDS
+        while (len(returns) < episodes or len(frames) < least) and len(frames) < most:
             picture = venv.env_method("render")[0]
             if not isinstance(picture, np.ndarray):
                 raise InputError(f"{config.env} cannot be filmed: render() gives {type(picture).__name__}, not a picture")

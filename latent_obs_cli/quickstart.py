@@ -219,7 +219,7 @@ def _page(
             "Trained agent, mean return": str(trained),
             "Random policy, mean return": str(chance),
             "Difference": f"{trained.sigmas_above(chance):.1f} standard errors",
-            **{f"Time: {name.lower()}": f"{seconds:.0f} s" for name, seconds in clock.seconds.items()},
+            **{f"Time: {name}": f"{seconds:.0f} s" for name, seconds in clock.seconds.items()},
         },
         sections=[
             Section("The agent at play", "Left, the game. Right, what the agent sees: its latent vector, decoded.", video),
@@ -231,8 +231,8 @@ def _page(
             ),
             Section(
                 "Reconstructions",
-                "Above, frames of a recording that training never saw. Below, what their mean latents decode to. What is "
-                "missing below, the agent cannot see.",
+                "Above, frames of a recording that training never saw. Below, what their mean latents decode to. What is faint "
+                "below is faint in the latent too.",
                 pictures / "reconstructions.png",
             ),
             Section(

@@ -91,7 +91,7 @@ class PixelEnv(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
-        info = {"episode": self.episode, "step": self.steps}
+        info = {"story": self.episode, "step": self.steps}
         dead = bool(self.die_at) and self.steps >= self.die_at
         return self.observe(self.episode, self.steps), float(action), dead, False, info
 

@@ -109,7 +109,7 @@ def test_terminal_observations_are_the_true_last_frames(encoder: FrozenEncoder, 
     episodes = [0, 100, 200]
     for _ in range(12):
         observation, _, dones, infos = venv.step(np.zeros(3, int))
-        for i in np.flatnonzero(dones):
+        for i in map(int, np.flatnonzero(dones)):
             last = infos[i]["terminal_observation"]
             last = last["pov"] if isinstance(last, dict) else last
             now = observation["pov"][i] if isinstance(observation, dict) else observation[i]

@@ -1,0 +1,180 @@
+"""What the benchmarks share: interleaved timing, medians, counted work, and a line that names the machine."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from latent_obs.architecture import Architecture
+
+#: The classic network (32-64-128-256, dense), and the quickstart's (small, spatial).
+CLASSIC = Architecture((64, 64, 3), latent_dim=32)
+QUICKSTART = Architecture((64, 64, 3), latent_dim=256, widths=(16, 32, 64), bottleneck="spatial")
+
+
+def machine_line(device: str = "cpu") -> str:
+    """One line on what was measured on: processor, cores, load before the measurement, torch and its threads."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    gpu = f", {torch.cuda.get_device_name(torch.device(device))}" if device.startswith("cuda") else ""
+    return (
+        f"Machine: {_cpu_model()}, {cores} core(s) usable{load}{gpu}, {platform.system()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s) by default."
+    )
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished what it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_per_call(call: Callable[[], object], calls: int) -> float:
+    """Mean wall-clock seconds of a call, over `calls` in a row."""
+    began = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - began) / calls
+
+
+def calls_within(call: Callable[[], object], seconds: float) -> int:
+    """How many calls fill about so many seconds; warms the call up as well."""
+    seconds_per_call(call, 3)
+    return max(3, round(seconds / max(1e-9, seconds_per_call(call, 3))))
+
+
+def interleaved(arms: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Measure A, B, C, A, B, C …, so that what else the machine does falls on all of them alike.
+
+    Args:
+        arms: A function per thing to compare; each measures once and returns the number.
+        rounds: How often each is measured.
+
+    Returns:
+        The numbers of each arm, by round.
+
+    Example:
+        >>> interleaved({"a": lambda: 1.0, "b": lambda: 2.0}, rounds=2)
+        {'a': [1.0, 1.0], 'b': [2.0, 2.0]}
+    """
+    measured: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(rounds):
+        for name, measure in arms.items():
+            measured[name].append(measure())
+    return measured
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """Median of the ratios of each round: a slow moment that covers both arms of a round cancels out.
+
+    Example:
+        >>> ratio([2.0, 4.0, 9.0], [1.0, 2.0, 3.0])
+        2.0
+    """
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Smallest and largest of some numbers, for a table.
+
+    Example:
+        >>> spread([1234.0, 999.0])
+        '999 - 1,234'
+    """
+    return f"{min(values):,.0f} - {max(values):,.0f}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, first column to the left and the others to the right.
+
+    Example:
+        >>> print(markdown_table(["what", "rate"], [["a", "12"]]))
+        | what | rate |
+        | :--- | ---: |
+        | a    |   12 |
+    """
+    widths = [max(4, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = [":" + "-" * (w - 1) if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+
+
+def convolution_flops(architecture: Architecture) -> int:
+    """Operations of the encoder's convolutions for one image; those of the decoder's mirrored ones are as many.
+
+    A multiplication and an addition count as two; biases and activations do not count.
+
+    Example:
+        >>> convolution_flops(Architecture((64, 64, 3), latent_dim=32)) / 1e6
+        53.477376
+    """
+    return sum(
+        2 * s.kernel**2 * s.channels_in * s.channels_out * s.size_out[0] * s.size_out[1] for s in architecture.stages
+    )
+
+
+def head_flops(architecture: Architecture) -> int:
+    """Operations of one head, mean or log-variance, for one image."""
+    last = architecture.stages[-1]
+    area = last.size_out[0] * last.size_out[1]
+    if architecture.bottleneck == "dense":
+        return 2 * last.channels_out * area * architecture.latent_dim
+    return 2 * last.channels_out * architecture.latent_map[0] * area
+
+
+def encode_flops(architecture: Architecture) -> int:
+    """Operations of the mean latent of one image."""
+    return convolution_flops(architecture) + head_flops(architecture)
+
+
+def gradient_step_flops(architecture: Architecture) -> int:
+    """Operations of a gradient step of the CVAE, per image.
+
+    Each layer costs as much again for the gradient of its weights, and again for that of its input, which the first layer
+    does not need.
+    """
+    stem = head_flops(architecture) * (9 if architecture.bottleneck == "spatial" else 1)  # 3x3 where the heads are 1x1
+    forward = 2 * convolution_flops(architecture) + 2 * head_flops(architecture) + stem
+    first = architecture.stages[0]
+    unneeded = 2 * first.kernel**2 * first.channels_in * first.channels_out * first.size_out[0] * first.size_out[1]
+    return 3 * forward - unneeded
+
+
+class Matmul:
+    """A square float32 matrix product, the nearest that one gets to a machine's limit in practice.
+
+    Args:
+        device: Where to multiply.
+        size: Rows and columns.
+    """
+
+    def __init__(self, device: torch.device, size: int = 1024) -> None:
+        self._device, self._size = device, size
+        self._a, self._b = torch.rand(size, size, device=device), torch.rand(size, size, device=device)
+        self._out = torch.empty(size, size, device=device)
+        self._calls = calls_within(self._multiply, 0.1)
+
+    def _multiply(self) -> None:
+        torch.mm(self._a, self._b, out=self._out)
+        synchronize(self._device)
+
+    def gflops_per_second(self) -> float:
+        """Measure for about a tenth of a second."""
+        return 2 * self._size**3 / seconds_per_call(self._multiply, self._calls) / 1e9
