@@ -83,6 +83,8 @@ def train_agent(
                 keep_encoder(encoder.path, config.out)
             write_json(config.out / "config.json", config.to_json())
             model = _load(config, venv) if resume else _new(config, venv, device.type)
+            if not resume:
+                save_agent(config.out, "last", model)  # a run killed before its first evaluation can be resumed
             return _learn(config, model, evaluations, resume, progress_bar, say)
         finally:
             venv.close()

@@ -125,9 +125,7 @@ def convolution_flops(architecture: Architecture) -> int:
         >>> convolution_flops(Architecture((64, 64, 3), latent_dim=32)) / 1e6
         53.477376
     """
-    return sum(
-        2 * s.kernel**2 * s.channels_in * s.channels_out * s.size_out[0] * s.size_out[1] for s in architecture.stages
-    )
+    return sum(2 * s.kernel**2 * s.channels_in * s.channels_out * s.size_out[0] * s.size_out[1] for s in architecture.stages)
 
 
 def head_flops(architecture: Architecture) -> int:

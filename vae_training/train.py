@@ -127,6 +127,8 @@ def train(
     write_json(config.out / "config.json", config.to_json())
 
     run = _Run(config, model, optimizer, schedule_of(config, steps_per_epoch), _frames_to_show(held_out), progress)
+    if not resume:
+        run.save(checkpoints / "latest.safetensors")  # so that --resume works even for a run killed in its first epoch
     files = [Path(str(getattr(d, "filename", ""))).name for d in held_out]
     say(
         f"Training on {len(training)} file(s), {sum(len(d) for d in training):,} frames of {height}x{width}x{channels}, on "

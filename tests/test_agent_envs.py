@@ -1,0 +1,291 @@
+"""Vector environments of an agent: processes or not, the same latents; and what is refused before any of them starts.
+
+Worker processes import this module by the name in `SIDE` to find the environments below.
+"""
+
+import dataclasses
+import signal
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
+from numpy.typing import NDArray
+
+pytest.importorskip("stable_baselines3")
+
+from conftest import LATENT_DIM, random_frames
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+
+from agents.config import AgentConfig
+from agents.envs import check_environment, load_encoder, make_vec_env, with_normalization
+from latent_obs.errors import DeviceError, EncoderFolderError, InputError
+from latent_obs.frozen import FrozenEncoder
+from latent_obs.pixels import PixelContract
+from latent_obs.sb3 import LatentVecEnv
+
+CONTRACT = PixelContract(16, 16, 3)
+
+
+class SideEnv(gym.Env[Any, Any]):
+    """Half of a noisy 16x16 picture is bright; a reward for naming that half. Chance gets half of `length`.
+
+    Args:
+        kind: "box"; "grey", one channel; "dict", with the picture as "pov" and the step as "clock".
+        length: Steps until it terminates.
+        actions: "two", or "dict" for an action space that no PPO takes.
+        render_mode: "rgb_array" draws the picture larger.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, kind: str = "box", length: int = 8, actions: str = "two", render_mode: str | None = None) -> None:
+        self.kind, self.length, self.render_mode = kind, length, render_mode
+        image = spaces.Box(0, 255, (16, 16, 1 if kind == "grey" else 3), np.uint8)
+        clock = spaces.Box(0, 1e6, (1,), np.float32)
+        self.observation_space = spaces.Dict(pov=image, clock=clock) if kind == "dict" else image
+        two = spaces.Discrete(2)
+        self.action_space: spaces.Space[Any] = spaces.Dict(side=two) if actions == "dict" else two
+        self.side, self.steps = 0, 0
+        self.image: NDArray[np.uint8] = np.zeros(image.shape, np.uint8)
+
+    def _observe(self) -> Any:
+        self.side = int(self.np_random.integers(2))
+        self.image = self.np_random.integers(0, 90, self.image.shape, np.uint8)
+        self.image[:, 8 * self.side : 8 * self.side + 8] += 150
+        if self.kind == "dict":
+            return {"pov": self.image, "clock": np.array([self.steps], np.float32)}
+        return self.image
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        reward = float(action == self.side)
+        self.steps += 1
+        return self._observe(), reward, self.steps >= self.length, False, {}
+
+    def render(self) -> Any:
+        return np.ascontiguousarray(np.kron(self.image, np.ones((3, 4, 1), np.uint8)))  # 48x64, as a game's own picture
+
+    def sigint_handler(self) -> str:
+        """How this process handles Ctrl-C."""
+        return str(signal.getsignal(signal.SIGINT))
+
+
+gym.register("Side-v0", entry_point=f"{__name__}:SideEnv")
+#: Times out after 4 steps, and never terminates.
+gym.register("SideTimed-v0", entry_point=f"{__name__}:SideEnv", max_episode_steps=4, kwargs={"length": 1_000_000})
+#: Deterministic pictures that tell episode and step; times out after 3 steps.
+gym.register("Story-v0", entry_point="conftest:PixelEnv", max_episode_steps=3)
+SIDE = "test_agent_envs:Side-v0"
+
+
+def tiny(**settings: Any) -> AgentConfig:
+    """Settings of a tiny agent on `SideEnv`, in this process."""
+    values: dict[str, Any] = {
+        "env": "Side-v0", "workers": "serial", "envs": 2, "n_steps": 16, "batch_size": 32, "n_epochs": 1, "steps": 64,
+        "eval_every": 32, "eval_episodes": 2, "net_arch": (16,), "device": "cpu",
+    }  # fmt: skip
+    return AgentConfig(**{**values, **settings})
+
+
+def play(venv: VecEnv, steps: int = 10) -> list[Any]:
+    """Observations, rewards and last observations of fixed actions."""
+    story: list[Any] = [venv.reset()]
+    for step in range(steps):
+        observation, rewards, dones, infos = venv.step(np.full(venv.num_envs, step % 2))
+        story += [observation, rewards, dones, [info.get("terminal_observation") for info in infos]]
+    return story
+
+
+def test_the_tiny_environment_is_one():
+    check_env(gym.make("Side-v0", kind="dict").unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("observation", ["latent", "pixels"])
+def test_processes_see_what_this_process_sees(encoder: FrozenEncoder, observation: Any):
+    config = tiny(env=SIDE, observation=observation, seed=3)
+    serial = make_vec_env(config, encoder)
+    processes = make_vec_env(dataclasses.replace(config, workers="processes"), encoder)
+    try:
+        assert isinstance(processes.unwrapped, SubprocVecEnv)
+        assert not isinstance(serial.unwrapped, SubprocVecEnv)
+        assert processes.observation_space == serial.observation_space
+        one, other = play(serial), play(processes)
+        np.testing.assert_equal(one, other)
+        assert any(last is not None for last in one[4::4][7])
+        assert processes.env_method("sigint_handler") == [str(signal.SIG_IGN)] * 2  # the parent decides when they stop
+        assert serial.env_method("sigint_handler") == [str(signal.getsignal(signal.SIGINT))] * 2
+        assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    finally:
+        serial.close()
+        processes.close()
+
+
+def test_vizdoom_in_two_processes_gives_the_latents_of_its_frames(encoder: FrozenEncoder):
+    pytest.importorskip("vizdoom")
+    config = tiny(env="VizdoomBasic-v1", frame_skip=4, workers="processes", latent_only=True)
+    latents = make_vec_env(config, encoder)
+    try:
+        seen = play(latents, 3)
+    finally:
+        latents.close()
+    frames = make_vec_env(dataclasses.replace(config, observation="pixels", workers="serial"), encoder)
+    try:
+        pictures = play(frames, 3)
+    finally:
+        frames.close()
+    for latent, picture in zip(seen[:1] + seen[1::4], pictures[:1] + pictures[1::4], strict=True):
+        assert latent.shape == (2, LATENT_DIM)
+        assert latent.dtype == np.float32
+        assert picture.std() > 5  # a game, not a black frame
+        np.testing.assert_allclose(latent, encoder.encode(picture), atol=1e-5)
+    assert not np.array_equal(seen[0][0], seen[0][1]), "two environments, two seeds"
+
+
+def test_the_same_seed_is_the_same_and_another_is_not(encoder: FrozenEncoder):
+    def first(seed: int | None) -> Any:
+        venv = make_vec_env(tiny(seed=1), encoder, envs=3, seed=seed)
+        assert venv.num_envs == 3
+        return venv.reset()
+
+    np.testing.assert_equal(first(None), first(1))
+    assert not np.array_equal(first(None), first(2))
+    np.testing.assert_equal(first(1)[1], first(2)[0])  # seed, seed + 1 …
+
+
+def test_what_a_dict_becomes(encoder: FrozenEncoder):
+    config = tiny(env_kwargs={"kind": "dict"})
+    whole = make_vec_env(config, encoder)
+    assert isinstance(whole.observation_space, spaces.Dict)
+    observation = whole.reset()
+    assert isinstance(observation, dict)
+    assert {k: v.shape for k, v in observation.items()} == {"pov": (2, LATENT_DIM), "clock": (2, 1)}
+    alone = make_vec_env(dataclasses.replace(config, latent_only=True), encoder)
+    assert isinstance(alone.observation_space, spaces.Box)
+    np.testing.assert_array_equal(alone.reset(), observation["pov"])
+    pixels = make_vec_env(dataclasses.replace(config, latent_only=True, observation="pixels"), encoder)
+    frames = pixels.reset()
+    assert isinstance(frames, np.ndarray)
+    assert frames.shape == (2, 16, 16, 3)
+    np.testing.assert_allclose(encoder.encode(frames), observation["pov"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"env": "CartPole-v1"}, r"uint8"),
+        ({"env": "Side-v0", "env_kwargs": {"actions": "dict"}}, r"Side-v0 has the action space Dict.*expected Discrete"),
+        ({"env": "Syde-v0"}, r"(?s)no environment 'Syde-v0'.*Did you mean.*Side-v0"),
+        ({"env": "Side-v7"}, r"Did you mean.*Side-v0"),
+        ({"env": "Zzyzzxq"}, r"no environment 'Zzyzzxq'.*pprint_registry"),
+        ({"env": "not an id"}, r"not an id"),
+        ({"env": "no_such_module_here:Side-v0"}, r"no_such_module_here"),
+        ({"env_kwargs": {"colour": 3}}, r"Side-v0 does not take the arguments .*colour"),
+        ({"env_kwargs": {"kind": "grey"}}, r"\(16, 16, 1\)"),
+        ({"pixel_key": "pov"}, r"pixel_key 'pov'.*no Dict"),
+        ({"env_kwargs": {"kind": "dict"}, "pixel_key": "clock"}, r"clock"),
+    ],
+)  # fmt: skip
+def test_an_environment_that_will_not_do_is_one_clear_error(settings: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        check_environment(tiny(**settings), CONTRACT)
+
+
+def test_check_environment_closes_what_it_made(monkeypatch: pytest.MonkeyPatch):
+    closed: list[str] = []
+    monkeypatch.setattr(SideEnv, "close", lambda self: closed.append(self.kind))
+    check_environment(tiny(), CONTRACT)
+    with pytest.raises(InputError):
+        check_environment(tiny(env_kwargs={"kind": "grey"}), CONTRACT)
+    assert closed == ["box", "grey"]
+
+
+def test_the_encoder_of_each_kind_of_agent(encoder_folder: Path, encoder: FrozenEncoder):
+    frames = random_frames(3)
+    trained = load_encoder(tiny(encoder=encoder_folder))
+    assert trained is not None
+    np.testing.assert_array_equal(trained.encode(frames), encoder.encode(frames))
+    assert load_encoder(tiny(observation="pixels")) is None
+    pixels = load_encoder(tiny(observation="pixels", encoder=encoder_folder))
+    assert pixels is not None
+    assert pixels.contract == encoder.contract  # the pixel agent sees frames of the same size
+    with pytest.raises(InputError, match="needs an encoder folder"):
+        load_encoder(tiny())
+    with pytest.raises(EncoderFolderError, match="nowhere"):
+        load_encoder(tiny(encoder=Path("nowhere/at/all")))
+    with pytest.raises(DeviceError, match="cuda:63"):
+        load_encoder(tiny(encoder=encoder_folder, device="cuda:63"))
+
+
+@pytest.mark.parametrize("like_trained", [False, True])
+def test_the_random_encoder_is_that_of_its_seed(encoder_folder: Path, encoder: FrozenEncoder, like_trained: bool):
+    def latents(seed: int) -> NDArray[np.float32]:
+        folder = encoder_folder if like_trained else None
+        made = load_encoder(tiny(observation="random-latent", encoder=folder, seed=seed))
+        assert made is not None
+        if like_trained:
+            assert made.architecture == encoder.architecture
+        return made(random_frames(2, (64, 64, 3)))
+
+    np.testing.assert_array_equal(latents(5), latents(5))
+    assert not np.allclose(latents(5), latents(6), rtol=0.1)
+    if like_trained:
+        assert not np.allclose(latents(5), encoder(random_frames(2, (64, 64, 3))), rtol=0.1)
+
+
+def test_a_policy_sees_normalised_latents_and_the_raw_ones_can_be_had(encoder: FrozenEncoder):
+    raw, venv = make_vec_env(tiny(), encoder), with_normalization(tiny(), make_vec_env(tiny(), encoder), training=True)
+    assert isinstance(raw, LatentVecEnv)
+    latents, seen = [raw.reset()], [venv.reset()]
+    np.testing.assert_array_equal(venv.get_original_obs(), latents[0])
+    for _ in range(60):
+        latents.append(raw.step(np.zeros(2, np.int64))[0])
+        seen.append(venv.step(np.zeros(2, np.int64))[0])
+        np.testing.assert_array_equal(venv.get_original_obs(), latents[-1])
+    late = np.concatenate([np.asarray(s) for s in seen[20:]])
+    assert np.abs(late.mean(0)).max() < 0.5
+    assert np.abs(late.std(0) - 1).max() < 0.4
+    flat = np.concatenate([np.asarray(z) for z in latents])
+    np.testing.assert_allclose(np.asarray(venv.obs_rms.mean), flat.mean(0), atol=1e-3)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("kind", ["box", "dict"])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("observation", ["latent", "pixels"])
+def test_what_is_normalised(encoder: FrozenEncoder, kind: str, normalize: bool, observation: Any):
+    config = tiny(env_kwargs={"kind": kind}, normalize_observation=normalize, observation=observation)
+    venv = with_normalization(config, make_vec_env(config, encoder), training=True)
+    first, raw = venv.reset(), venv.get_original_obs()
+    if isinstance(first, dict):
+        assert isinstance(raw, dict)
+        same = {k: np.array_equal(v, raw[k]) for k, v in first.items()}
+        # At the reset the clock is 0 = its mean in any case; a few steps move it.
+        for _ in range(3):
+            moved = venv.step(np.zeros(2, np.int64))[0]
+        assert isinstance(moved, dict)
+        assert np.array_equal(moved["clock"], venv.get_original_obs()["clock"]) is not normalize  # pyright: ignore
+        assert same["pov"] is (observation == "pixels" or not normalize)
+    else:
+        assert np.array_equal(first, np.asarray(raw)) is (observation == "pixels" or not normalize)
+        assert first.dtype == (np.uint8 if observation == "pixels" else np.float32)
+
+
+def test_rewards_are_scaled_in_training_only(encoder: FrozenEncoder):
+    training = with_normalization(tiny(), make_vec_env(tiny(), encoder), training=True)
+    judging = with_normalization(tiny(), make_vec_env(tiny(), encoder), training=False)
+    plain = with_normalization(tiny(normalize_reward=False), make_vec_env(tiny(), encoder), training=True)
+    rewards = []
+    for venv in (training, judging, plain):
+        venv.reset()
+        rewards.append(np.array([venv.step(np.zeros(2, np.int64))[1] for _ in range(8)]))
+    assert set(rewards[1].ravel()) == {0.0, 1.0}
+    np.testing.assert_array_equal(rewards[2], rewards[1])
+    assert not np.allclose(rewards[0], rewards[1])
+    assert judging.ret_rms.count == pytest.approx(1e-4), "statistics do not move outside training"
