@@ -155,24 +155,36 @@ def gradient_step_flops(architecture: Architecture) -> int:
     return 3 * forward - unneeded
 
 
-class Matmul:
-    """A square float32 matrix product, the nearest that one gets to a machine's limit in practice.
+def limits(device: torch.device) -> dict[str, Callable[[], float]]:
+    """Two arms that measure what a machine gives at best, in float32 GFLOP/s, for about a tenth of a second each.
 
-    Args:
-        device: Where to multiply.
-        size: Rows and columns.
+    "matmul" is a product of two 1024² matrices. "convolution" is a large one, 256 to 256 channels, kernel 4, stride 1, on a
+    32x32 map: torch's convolutions and its matrix products come from two libraries, and on some processors the first is
+    twice as fast.
     """
+    a, b, product = (torch.rand(1024, 1024, device=device) for _ in range(3))
+    convolution = torch.nn.Conv2d(256, 256, 4, padding=2, device=device).to(memory_format=torch.channels_last)  # pyright: ignore
+    image = torch.rand(1, 256, 32, 32, device=device).to(memory_format=torch.channels_last)
 
-    def __init__(self, device: torch.device, size: int = 1024) -> None:
-        self._device, self._size = device, size
-        self._a, self._b = torch.rand(size, size, device=device), torch.rand(size, size, device=device)
-        self._out = torch.empty(size, size, device=device)
-        self._calls = calls_within(self._multiply, 0.1)
+    def multiply() -> None:
+        torch.mm(a, b, out=product)
+        synchronize(device)
 
-    def _multiply(self) -> None:
-        torch.mm(self._a, self._b, out=self._out)
-        synchronize(self._device)
+    def convolve() -> None:
+        convolution(image)
+        synchronize(device)
 
-    def gflops_per_second(self) -> float:
-        """Measure for about a tenth of a second."""
-        return 2 * self._size**3 / seconds_per_call(self._multiply, self._calls) / 1e9
+    def rate(call: Callable[[], None], flops: int) -> Callable[[], float]:
+        with torch.inference_mode():
+            calls = calls_within(call, 0.1)
+
+        def measured() -> float:
+            with torch.inference_mode():
+                return flops / seconds_per_call(call, calls) / 1e9
+
+        return measured
+
+    return {
+        "matmul": rate(multiply, 2 * 1024**3),
+        "convolution": rate(convolve, 2 * 4 * 4 * 256 * 256 * 33 * 33),
+    }

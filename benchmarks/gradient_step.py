@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from benchmarks.common import (
     CLASSIC,
-    Matmul,
     gradient_step_flops,
     interleaved,
+    limits,
     machine_line,
     markdown_table,
     ratio,
@@ -159,7 +159,7 @@ def train_arm(folder: Path, options: Options, wait_shares: list[float]) -> Calla
         )  # fmt: skip
         result = train(config, progress_bar=False, say=lambda _: None)
         shares = [row["speed/data_wait_share"] for row in read_log(config.out) if "speed/data_wait_share" in row]
-        wait_shares.append(shares[-1] if shares else float("nan"))
+        wait_shares.extend(shares[-1:])  # a run too short to log a step has none
         return result.images_per_second
 
     return measured
@@ -181,22 +181,24 @@ def main(options: Options) -> None:
             arms["train()"] = train_arm(Path(folder), options, wait_shares)
             arms["train()"]()  # the first call imports TensorBoard
             wait_shares.clear()
-        measured = interleaved({**arms, "matmul": Matmul(device).gflops_per_second}, options.rounds)
+        measured = interleaved({**arms, **limits(device)}, options.rounds)
         threads = torch.get_num_threads()
-    matmul = statistics.median(measured.pop("matmul"))
+    matmul, convolution = (statistics.median(measured.pop(limit)) for limit in ("matmul", "convolution"))
     flops = gradient_step_flops(CLASSIC)
     rows = []
     for name, rates in measured.items():
         gflops = statistics.median(rates) * flops / 1e9
         rows.append([
             name, f"{statistics.median(rates):,.0f}", spread(rates), f"{ratio(rates, measured['plain PyTorch loop']):.2f}",
-            f"{gflops:.0f}", f"{gflops / matmul:.0%}",
+            f"{gflops:.0f}", f"{gflops / matmul:.0%}", f"{gflops / convolution:.0%}",
         ])  # fmt: skip
-    header = ["dense 32-64-128-256, latent 32", "images/s", "min - max", "ratio to plain", "GFLOP/s", "of matmul"]
+    header = ["dense 32-64-128-256, latent 32", "images/s", "min - max", "ratio to plain", "GFLOP/s", "of matmul",
+              "of large conv."]  # fmt: skip
     print(f"\n{markdown_table(header, rows)}\n")
     print(
         f"Medians of {options.rounds} interleaved rounds, batch {options.batch_size}, {threads} thread(s), {options.device}; "
-        f"{flops / 1e6:.0f} MFLOP an image; a matrix product of 1024² reaches {matmul:.0f} GFLOP/s."
+        f"{flops / 1e6:.0f} MFLOP an image; a matrix product of 1024² reaches {matmul:.0f} GFLOP/s, a large "
+        f"convolution (forward only) {convolution:.0f}."
     )
     if wait_shares:
         print(

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,11 @@ def written_aside(path: Path) -> Iterator[Path]:
         'whole'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    aside = Path(name)
+    # Always the same name: what a killed process left is used again, and does not pile up.
+    aside = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        aside.chmod(0o644)  # mkstemp makes it private
         yield aside
+        aside.chmod(0o644)  # safetensors makes private files
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.replace(path)

@@ -36,6 +36,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device("cuda", wanted.index if wanted.index is not None else torch.cuda.current_device())
     if wanted.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device 'mps' was asked for, but this machine or torch build has none. Use device='cpu'")
+    if wanted.type == "meta":
+        raise DeviceError("device 'meta' computes nothing; expected auto, cpu, cuda, cuda:N or mps")
     try:
         torch.empty(1, device=wanted)
     except (RuntimeError, NotImplementedError, AssertionError) as error:

@@ -104,7 +104,7 @@ def write_encoder_folder(
     path = Path(path)
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already; choose another folder, or overwrite it with overwrite=True")
-    if path.exists() and not (path.is_dir() and (path / "config.json").exists()):
+    if path.exists() and not _is_encoder_folder(path):
         raise InputError(f"{path} exists and is not an encoder folder; it is left alone. Choose another folder")
     config = {
         "format": FORMAT,
@@ -126,13 +126,21 @@ def write_encoder_folder(
         sums = [f"{_sha256(f.read_bytes())}  {f.name}\n" for f in sorted(aside.iterdir())]
         (aside / "SHA256SUMS").write_text("".join(sums))
         for file in aside.iterdir():
+            file.chmod(0o644)  # safetensors writes private files
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-            path.rename(old / path.name)
-            aside.rename(path)
-            shutil.rmtree(old)
+            try:
+                path.rename(old / path.name)
+                try:
+                    aside.rename(path)
+                except BaseException:
+                    (old / path.name).rename(path)
+                    raise
+            finally:
+                if path.exists():  # else the old one could not be put back, and must not be lost
+                    shutil.rmtree(old)
         else:
             aside.rename(path)
     finally:
@@ -167,7 +175,7 @@ def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
             raise
         raise EncoderFolderError(f"{folder}/config.json is damaged or not one of an encoder folder: {error!r}") from None
     # Before the checksums: a newer format may well have other files, and should be named as what it is.
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise EncoderFolderError(
             f"{folder} has format version {version}, and this latent-obs reads up to {FORMAT_VERSION}. Update latent-obs"
         )
@@ -197,15 +205,13 @@ def _locate(path: str | os.PathLike[str]) -> Path:
     if folder.is_dir():
         inner = folder / "encoder"
         # A run folder was given in place of the encoder folder inside it: what was meant is plain.
-        return inner if not (folder / "config.json").exists() and (inner / "config.json").exists() else folder
+        return inner if not _is_encoder_folder(folder) and _is_encoder_folder(inner) else folder
     text = str(path)
     if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text.split("/")[0]).exists():
         try:
             hub = require("huggingface_hub", extra="hub", purpose=f"load the encoder {text!r} from Hugging Face")
         except ImportError as error:
-            raise EncoderFolderError(
-                f"there is no folder {text!r} here. If it is a Hugging Face repository: {error}"
-            ) from None
+            raise EncoderFolderError(f"there is no folder {text!r} here. If it is a Hugging Face repository: {error}") from None
         try:
             return Path(hub.snapshot_download(text))
         except Exception as error:  # the hub client raises errors of several libraries
@@ -215,6 +221,11 @@ def _locate(path: str | os.PathLike[str]) -> Path:
     raise EncoderFolderError(f"there is no encoder folder {text!r} (current folder: {Path.cwd()})")
 
 
+def _is_encoder_folder(path: Path) -> bool:
+    """Whether this looks like an encoder folder, whole or damaged; a training run has a config.json as well."""
+    return (path / "config.json").is_file() and any((path / name).is_file() for name in _REQUIRED[1:])
+
+
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(file))
 
@@ -222,7 +233,7 @@ def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
 def _read_sums(folder: Path) -> dict[str, str]:
     """File name to checksum, from SHA256SUMS."""
     sums: dict[str, str] = {}
-    for line in (folder / "SHA256SUMS").read_bytes().decode("utf-8", errors="replace").splitlines():
+    for line in (folder / "SHA256SUMS").read_bytes().decode("utf-8", errors="replace").removesuffix("\n").split("\n"):
         digest, _, name = line.partition("  ")
         if len(digest) != 64 or not name or Path(name).name != name:
             raise EncoderFolderError(f"{folder}/SHA256SUMS is damaged: cannot read the line {line!r}. Copy the folder again")

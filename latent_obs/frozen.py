@@ -59,11 +59,13 @@ class FrozenEncoder:
         self.provenance: dict[str, Any] = dict(folder.provenance) if folder else {}
         self._folder = folder
         self._decoder: Decoder | None = None
-        network = Encoder(architecture)
-        network.load_state_dict(dict(weights), strict=True)
-        self._network = self._freeze(network)
+        self._network = self._freeze(Encoder, weights)
 
-    def _freeze(self, network: Any) -> Any:
+    def _freeze(self, kind: type[Encoder] | type[Decoder], weights: Mapping[str, Tensor]) -> Any:
+        # Random first weights are drawn only to be replaced: the agent's own random numbers stay as they were seeded.
+        with torch.random.fork_rng(devices=[]):
+            network = kind(self.architecture).float()  # whatever torch's default dtype is
+        network.load_state_dict(dict(weights), strict=True)
         network.eval().requires_grad_(False)
         # Frames arrive with channels last, and stay so: no transposition on the way in, and faster convolutions.
         return network.to(self.device, memory_format=torch.channels_last)
@@ -95,7 +97,7 @@ class FrozenEncoder:
         """An encoder with random weights that never trained: the baseline that a trained one has to beat."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            weights = Encoder(architecture).state_dict()
+            weights = Encoder(architecture).float().state_dict()
         return cls(architecture, weights, device=device)
 
     @property
@@ -160,9 +162,7 @@ class FrozenEncoder:
         if self._decoder is None:
             if self._folder is None:
                 raise EncoderFolderError("this encoder was not loaded from a folder, so it has no decoder")
-            decoder = Decoder(self.architecture)
-            decoder.load_state_dict(self._folder.decoder(), strict=True)
-            self._decoder = self._freeze(decoder)
+            self._decoder = self._freeze(Decoder, self._folder.decoder())
         z = np.require(latents, np.float32, ("C", "W"))
         with torch.inference_mode():
             x: Tensor = self._decoder(torch.from_numpy(z).to(self.device))  # pyright: ignore[reportOptionalCall]

@@ -15,6 +15,7 @@ class Encoder(nn.Module):
     Input: float32 (N, C, H, W) in [0, 1]. Outputs: two float32 (N, latent_dim).
 
     Example:
+        >>> import torch
         >>> encoder = Encoder(Architecture((32, 32, 3), latent_dim=8))
         >>> mean, logvar = encoder(torch.zeros(5, 3, 32, 32))
         >>> tuple(mean.shape), tuple(logvar.shape)
@@ -62,6 +63,7 @@ class Decoder(nn.Module):
     black and white pixels have a gradient; clamp before showing it).
 
     Example:
+        >>> import torch
         >>> decoder = Decoder(Architecture((32, 32, 3), latent_dim=8))
         >>> tuple(decoder(torch.zeros(5, 8)).shape)
         (5, 3, 32, 32)

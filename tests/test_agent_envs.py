@@ -78,9 +78,7 @@ class SideEnv(gym.Env[Any, Any]):
         return str(signal.getsignal(signal.SIGINT))
 
 
-gym.register("Side-v0", entry_point=f"{__name__}:SideEnv")
-#: Times out after 4 steps, and never terminates.
-gym.register("SideTimed-v0", entry_point=f"{__name__}:SideEnv", max_episode_steps=4, kwargs={"length": 1_000_000})
+gym.register("Side-v0", entry_point=f"{__name__}:SideEnv", disable_env_checker=True)
 #: Deterministic pictures that tell episode and step; times out after 3 steps.
 gym.register("Story-v0", entry_point="conftest:PixelEnv", max_episode_steps=3)
 SIDE = "test_agent_envs:Side-v0"

@@ -162,9 +162,7 @@ def test_the_same_seed_gives_the_same_agent_and_another_does_not(encoder_folder:
 
 @pytest.mark.parametrize("kind", ["box", "dict"])
 @pytest.mark.parametrize("observation", ["latent", "random-latent", "pixels"])
-def test_every_kind_of_agent_trains_resumes_and_is_evaluated(
-    encoder_folder: Path, tmp_path: Path, kind: str, observation: Any
-):
+def test_every_kind_of_agent_trains_resumes_and_is_evaluated(encoder_folder: Path, tmp_path: Path, kind: str, observation: Any):
     encoder = encoder_folder if observation == "latent" else None
     config = tiny(
         encoder=encoder, out=tmp_path / "run", observation=observation, env_kwargs={"kind": kind}, steps=32, n_steps=8,
@@ -235,7 +233,9 @@ def test_running_statistics_come_back_exactly(encoder: FrozenEncoder, tmp_path: 
         return with_normalization(config, make_vec_env(config, encoder), training=True)
 
     venv = normalized()
-    model = PPO("MultiInputPolicy" if kind == "dict" else "MlpPolicy", venv, n_steps=16, batch_size=32, n_epochs=1, device="cpu")
+    model = PPO(
+        "MultiInputPolicy" if kind == "dict" else "MlpPolicy", venv, n_steps=16, batch_size=32, n_epochs=1, device="cpu"
+    )
     model.learn(64)
     save_agent(tmp_path, "last", model)
     again = normalized()
@@ -372,6 +372,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(encoder_folder: Path, finished
         ({"env": "Syde-v0"}, InputError),
         ({"env": "CartPole-v1"}, InputError),
         ({"encoder": None}, InputError),
+        ({"observation": "pixels"}, InputError),  # 16x16 frames, as the encoder eats, are too small for a CNN
         ({"encoder": Path("nowhere/at/all")}, EncoderFolderError),
         ({"device": "cuda:63"}, DeviceError),
         ({"device": "tpu9"}, DeviceError),

@@ -391,7 +391,9 @@ def test_weights_that_a_step_ruined_are_never_saved_as_good(module_frames: Path,
     with pytest.raises(TrainingDivergedError, match="step"):
         run(config)
     assert not (out / "encoder").exists()
-    assert not (out / "checkpoints" / "latest.safetensors").exists()
+    weights = load_file(out / "checkpoints" / "latest.safetensors")  # the one from before the first step
+    assert all(torch.isfinite(w).all() for name, w in weights.items() if name.startswith("model/"))
+    assert not (out / "checkpoints" / "best.safetensors").exists()
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(frames_folder: Path, tmp_path: Path):

@@ -33,12 +33,14 @@ class Progress:
         best_loss: Lowest held-out loss at the wanted beta at the end of a cycle; infinity before the first.
         best_step: The step it belongs to; -1 before the first.
         seconds: Wall-clock seconds spent training, over all resumes.
+        super_batch: Frames of an epoch; kept over resumes, so that files which were added do not shift the schedule.
     """
 
     step: int = 0
     best_loss: float = float("inf")
     best_step: int = -1
     seconds: float = 0.0
+    super_batch: int = 0
 
 
 def save_checkpoint(path: Path, model: CVAE, optimizer: Optimizer, progress: Progress) -> None:
@@ -76,9 +78,7 @@ def load_checkpoint(path: Path, model: CVAE, optimizer: Optimizer | None = None)
             metadata = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise InputError(
-            f"{path} is damaged: {error}. If best.safetensors is whole, rename it to latest.safetensors"
-        ) from None
+        raise InputError(f"{path} is damaged: {error}. If best.safetensors is whole, rename it to latest.safetensors") from None
     if metadata.get("format") != _FORMAT:
         raise InputError(f"{path} is no checkpoint of this format: found {metadata.get('format')!r}, expected {_FORMAT!r}")
     try:

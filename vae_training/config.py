@@ -120,7 +120,7 @@ class TrainConfig:
 
     @classmethod
     def load(cls, run: Path) -> Self:
-        """The settings of a run folder.
+        """The settings of a run folder, with its present place as `out`.
 
         Raises:
             InputError: The folder holds no run.
@@ -129,6 +129,6 @@ class TrainConfig:
         if not file.exists():
             raise InputError(f"{run} holds no training run (no config.json); start one without --resume")
         try:
-            return cls.from_json(json.loads(file.read_text()))
+            return dataclasses.replace(cls.from_json(json.loads(file.read_text())), out=run)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} cannot be read: {error}") from None

@@ -45,6 +45,7 @@ class RunLog:
         self.note = ""
         if tensorboard:
             try:
+                require("tensorboard", extra="logs", purpose="write TensorBoard logs")
                 board = require("torch.utils.tensorboard", extra="logs", purpose="write TensorBoard logs")
             except MissingExtraError as error:
                 self.note = f"{error} The same numbers are in {self._path}."

@@ -106,8 +106,7 @@ class NpyWriter:
             frames = frames[None]
         if frames.shape[1:] != self.frame_shape or frames.dtype != self.dtype:
             raise InputError(
-                f"{self.path} holds {self.dtype} frames of shape {self.frame_shape}, "
-                f"got {frames.dtype} of shape {frames.shape}"
+                f"{self.path} holds {self.dtype} frames of shape {self.frame_shape}, got {frames.dtype} of shape {frames.shape}"
             )
         if not len(frames):
             return

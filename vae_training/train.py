@@ -109,14 +109,16 @@ def train(
         first_activation=config.first_activation,
     ).to(device)  # fmt: skip
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-    size = _super_batch_size(config, sum(len(d) for d in training))
-    steps_per_epoch = math.ceil(size / config.batch_size)
-    progress = Progress()
+    progress = Progress(super_batch=_super_batch_size(config, sum(len(d) for d in training)))
     checkpoints = config.out / "checkpoints"
-    if resume:
+    if resume and checkpoints.exists():  # a run killed in its first epoch has none yet, and begins anew
         progress = load_checkpoint(checkpoints / "latest.safetensors", model, optimizer)
-    elif config.out.exists() and any(config.out.iterdir()):
+    elif not resume and config.out.exists() and not config.out.is_dir():
+        raise InputError(f"{config.out} is a file; choose another --out")
+    elif not resume and config.out.exists() and any(config.out.iterdir()):
         raise InputError(f"{config.out} is not empty. Go on with the run in it with --resume, or choose another --out")
+    size = progress.super_batch
+    steps_per_epoch = math.ceil(size / config.batch_size)
     start_epoch, first_batch = divmod(progress.step, steps_per_epoch)
     # Drawing with repeats is for the default size only: who asks for a size gets it without repeats, or an error.
     batches = SuperBatches(
@@ -159,9 +161,11 @@ def train(
                     break
             first_batch = 0
             run.clock(began)
-            if stop.requested:
+            if run.progress.step % steps_per_epoch:  # stopped within the epoch
                 break
             run.end_epoch(epoch, log)
+            if stop.requested:
+                break
         wait = batches.wait_seconds
         interrupted = stop.requested
         run.save(checkpoints / "latest.safetensors")
@@ -188,15 +192,17 @@ class _Run:
         batch = images_to_tensor(torch.from_numpy(frames).to(self.device, non_blocking=True))
         losses = self.model.compute_apply_gradients(batch, self.optimizer)
         if not torch.isfinite(losses.total):
-            raise TrainingDivergedError(
-                f"the loss is not finite at step {self.progress.step} (total {losses.total.item()}, squared error "
-                f"{losses.reconstruction.item()}, KL {losses.kl.item()}, beta {self.model.beta:.4g}, learning rate "
-                f"{self.config.learning_rate:g}). The last good checkpoint is kept in {self.config.out / 'checkpoints'}; "
-                "start again with a smaller --learning-rate"
-            )
+            terms = f"squared error {losses.reconstruction.item()}, KL {losses.kl.item()}"
+            raise self._diverged(f"the loss is not finite ({terms})", f"at step {self.progress.step}")
         self.progress = replace(self.progress, step=self.progress.step + 1)
         self.images += len(frames)
         return losses
+
+    def _diverged(self, what: str, where: str) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"{what} {where} (beta {self.model.beta:.4g}, learning rate {self.config.learning_rate:g}). The last good "
+            f"checkpoint is kept in {self.config.out / 'checkpoints'}; start again with a smaller --learning-rate"
+        )
 
     def clock(self, began: float) -> None:
         """Add the time of this call to the run's."""
@@ -219,6 +225,8 @@ class _Run:
         """Evaluate and draw the held-out frames, and write checkpoints."""
         held_out = evaluate(self.model, self.shown, beta=self.config.beta)
         step = self.progress.step
+        if not math.isfinite(held_out.loss_at_fixed_beta):  # the last step ruined the weights, and no step has noticed yet
+            raise self._diverged("the held-out loss is not finite", f"after step {step - 1}")
         log.write(step, {f"held_out/{name}": value for name, value in asdict(held_out).items()})
         rows = np.linspace(0, len(self.shown) - 1, min(_PICTURE_FRAMES, len(self.shown))).astype(int)
         sheet = reconstruction_sheet(self.model, self.shown[rows])
@@ -231,7 +239,9 @@ class _Run:
         self.save(checkpoints / "latest.safetensors")
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, if it is a good one: a step may ruin the weights although its own loss was finite."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            raise self._diverged("the weights are not finite", f"after step {self.progress.step - 1}")
         save_checkpoint(path, self.model, self.optimizer, self.progress)
 
 
