@@ -1,10 +1,12 @@
 """Plots of a run: losses and beta over the steps, and the agent's learning curve beside the random policy."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from agents import Evaluation, read_evaluations
 from latent_obs.atomic import written_aside
@@ -51,7 +53,7 @@ def plot_agent(run: Path, target: Path, *, chance: Evaluation | None = None, fin
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = _figure(1, width=9.0)
     steps, returns = _training_returns(run)
     axes.plot(steps, returns, color=_BLUE, lw=1, alpha=0.6, label="training episodes (running mean)")
     rows = read_evaluations(run)
@@ -70,6 +72,26 @@ def plot_agent(run: Path, target: Path, *, chance: Evaluation | None = None, fin
     return _save(figure, target)
 
 
+def overview(pictures: Sequence[Path], target: Path) -> Path:
+    """Stack pictures into one, each scaled to the width of the widest; for a README or a message.
+
+    Args:
+        pictures: PNG files, from top to bottom.
+        target: The PNG to write.
+    """
+    images = [Image.open(picture).convert("RGB") for picture in pictures]
+    width = max(image.width for image in images)
+    scaled = [image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS) for image in images]
+    sheet = Image.new("RGB", (width, sum(image.height for image in scaled)), "white")
+    top = 0
+    for image in scaled:
+        sheet.paste(image, (0, top))
+        top += image.height
+    with written_aside(target) as aside:
+        sheet.save(aside, optimize=True)
+    return target
+
+
 def _training_returns(run: Path) -> tuple[list[float], list[float]]:
     """Running mean of the returns of training episodes, from Stable-Baselines3's log."""
     steps: list[float] = []
@@ -83,11 +105,11 @@ def _training_returns(run: Path) -> tuple[list[float], list[float]]:
     return steps, returns
 
 
-def _figure(panels: int) -> tuple[Any, Any]:
+def _figure(panels: int, width: float = 5.2) -> tuple[Any, Any]:
     require("matplotlib", extra="plots", purpose="draw plots")
     from matplotlib.figure import Figure  # not pyplot: no display, no global state, usable from a notebook and a thread
 
-    figure = Figure(figsize=(5.2 * panels, 3.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(width * panels, 3.4), dpi=110, layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for a in np.atleast_1d(axes):
         a.spines[["top", "right"]].set_visible(False)

@@ -13,7 +13,7 @@ from agents import AgentConfig, Evaluation, evaluate_agent, evaluate_random, fil
 from latent_obs.atomic import write_json
 from latent_obs.errors import InputError, require
 from latent_obs_cli.page import Section, write_page
-from latent_obs_cli.plots import plot_agent, plot_vae
+from latent_obs_cli.plots import overview, plot_agent, plot_vae
 from vae_training import (
     CVAE,
     RecordConfig,
@@ -211,6 +211,7 @@ def _page(
     save_picture(pictures / "traversal.png", traversal_sheet(model, frames[0], sample=frames))
     plot_vae(vae.out, pictures / "vae.png")
     plot_agent(config.agent.out, pictures / "agent.png", chance=chance, final=trained)
+    overview([pictures / "reconstructions.png", pictures / "agent.png"], pictures / "overview.png")
     return write_page(
         config.out / "summary.html",
         title="latent-obs quickstart",

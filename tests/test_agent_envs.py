@@ -241,7 +241,8 @@ def test_the_random_encoder_is_that_of_its_seed(encoder_folder: Path, encoder: F
 def test_a_policy_sees_normalised_latents_and_the_raw_ones_can_be_had(encoder: FrozenEncoder):
     raw, venv = make_vec_env(tiny(), encoder), with_normalization(tiny(), make_vec_env(tiny(), encoder), training=True)
     assert isinstance(raw, LatentVecEnv)
-    latents, seen = [raw.reset()], [venv.reset()]
+    latents: list[Any] = [raw.reset()]
+    seen: list[Any] = [venv.reset()]
     np.testing.assert_array_equal(venv.get_original_obs(), latents[0])
     for _ in range(60):
         latents.append(raw.step(np.zeros(2, np.int64))[0])
@@ -265,6 +266,7 @@ def test_what_is_normalised(encoder: FrozenEncoder, kind: str, normalize: bool, 
         assert isinstance(raw, dict)
         same = {k: np.array_equal(v, raw[k]) for k, v in first.items()}
         # At the reset the clock is 0 = its mean in any case; a few steps move it.
+        moved: Any = None
         for _ in range(3):
             moved = venv.step(np.zeros(2, np.int64))[0]
         assert isinstance(moved, dict)

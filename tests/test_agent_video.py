@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 pytest.importorskip("stable_baselines3")
-av = pytest.importorskip("av")
+pytest.importorskip("av")
 
+import av
 from test_agent_envs import SideEnv, tiny
 
 import agents.video as video_module

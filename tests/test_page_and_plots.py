@@ -139,7 +139,7 @@ def test_the_picture_shows_what_it_compares(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("held_out", [0, 2])
 def test_the_losses(tmp_path: Path, rows: int, held_out: int):
     names = ("loss/total", "loss/reconstruction", "loss/kl_nats", "schedule/beta")
-    lines = [{"step": i, **{name: 3.0 / (i + 1) for name in names}} for i in range(rows)]
+    lines = [{"step": i, **dict.fromkeys(names, 3.0 / (i + 1))} for i in range(rows)]
     lines += [{"step": i, "held_out/reconstruction": 2.0 + i} for i in range(held_out)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     is_picture(plot_vae(tmp_path, tmp_path / "pictures" / "vae.png"), 1144, 374)
