@@ -23,12 +23,12 @@ from latent_obs.frozen import FrozenEncoder
 SIZE = (256, 320 + 4 + 240)
 
 
-def read(path: Path) -> tuple[NDArray[np.uint8], float, str, str]:
+def read(path: Path) -> tuple[NDArray[Any], float, str, str | None]:
     """Frames (N, H, W, 3), frames per second, codec and pixel format."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
-        return frames, float(stream.average_rate), stream.codec_context.name, stream.codec_context.pix_fmt
+        return frames, float(stream.average_rate or 0), stream.codec_context.name, stream.codec_context.pix_fmt
 
 
 def quiet(text: str) -> None:

@@ -11,7 +11,8 @@ from vae_training.evaluate import HeldOut, evaluate
 from vae_training.export import export_encoder
 from vae_training.logs import read_log
 from vae_training.pictures import reconstruct, reconstruction_sheet, traversal_sheet
-from vae_training.record import RecordConfig, record
+from vae_training.record import record
+from vae_training.record_config import RecordConfig
 from vae_training.sampling import get_random_samples
 from vae_training.schedule import CyclicalBeta
 from vae_training.superbatch import SuperBatches
