@@ -68,7 +68,7 @@ class FrozenEncoder:
         network.load_state_dict(dict(weights), strict=True)
         network.eval().requires_grad_(False)
         # Frames arrive with channels last, and stay so: no transposition on the way in, and faster convolutions.
-        return network.to(self.device, memory_format=torch.channels_last)
+        return network.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str | torch.device = "auto") -> "FrozenEncoder":
