@@ -41,7 +41,7 @@ class QuickstartConfig:
     """A ViZDoom scenario."""
     frames: int = 10_000
     """Frames to record and learn to see from."""
-    vae_epochs: int = 9
+    vae_epochs: int = 13
     """Super-batches of all training frames for the CVAE."""
     steps: int = 100_000
     """Environment steps for PPO."""
@@ -72,8 +72,8 @@ class QuickstartConfig:
         """Settings of stage 2: a small network, small batches (many steps in little time), and a beta that keeps detail."""
         return TrainConfig(
             frames=self.out / "frames", out=self.out / "vae", latent_dim=256, bottleneck="spatial", widths=(16, 32, 64),
-            beta=0.02, epochs=self.vae_epochs, batch_freeze=1, half_beta_cycle=2, batch_size=32, seed=self.seed,
-            device=self.device,
+            beta=0.01, epochs=self.vae_epochs, batch_freeze=1, half_beta_cycle=2, batch_size=32, learning_rate=2e-3,
+            seed=self.seed, device=self.device,
         )  # fmt: skip
 
     @property
@@ -223,7 +223,12 @@ def _page(
             **{f"Time: {name}": f"{seconds:.0f} s" for name, seconds in clock.seconds.items()},
         },
         sections=[
-            Section("The agent at play", "Left, the game. Right, what the agent sees: its latent vector, decoded.", video),
+            Section(
+                "The agent at play",
+                "Left, the game. Right, the latent vector that the agent acts on, decoded. What is faint there is faint in the "
+                "latent, though not always lost to the agent: it scales each latent by how much that varies.",
+                video,
+            ),
             Section(
                 "Learning curve",
                 "Return of whole episodes over training. The grey line is the random policy, with its standard error; the "
@@ -232,8 +237,7 @@ def _page(
             ),
             Section(
                 "Reconstructions",
-                "Above, frames of a recording that training never saw. Below, what their mean latents decode to. What is faint "
-                "below is faint in the latent too.",
+                "Above, frames of a recording that training never saw. Below, what their mean latents decode to.",
                 pictures / "reconstructions.png",
             ),
             Section(

@@ -165,11 +165,11 @@ def test_the_same_seed_gives_the_same_agent_and_another_does_not(encoder_folder:
 def test_every_kind_of_agent_trains_resumes_and_is_evaluated(encoder_folder: Path, tmp_path: Path, kind: str, observation: Any):
     encoder = encoder_folder if observation == "latent" else None
     config = tiny(
-        encoder=encoder, out=tmp_path / "run", observation=observation, env_kwargs={"kind": kind}, steps=32, n_steps=8,
+        encoder=encoder, out=tmp_path / "run", observation=observation, env_kwargs={"kind": kind}, steps=16, n_steps=8,
         batch_size=16, eval_every=0,
     )  # fmt: skip
     assert math.isnan(train(config).best_return)
-    assert train(dataclasses.replace(config, steps=48), resume=True).steps == 48
+    assert train(dataclasses.replace(config, steps=32), resume=True).steps == 32
     assert evaluate_agent(tmp_path / "run", episodes=2).lengths == (8, 8)
     assert not (tmp_path / "run" / "evaluations.jsonl").exists()
 

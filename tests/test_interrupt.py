@@ -5,11 +5,14 @@ import os
 import signal
 import stat
 import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from latent_obs.atomic import write_json, written_aside
+from latent_obs.environments import make_pixel_env
 from latent_obs.interrupt import GracefulStop
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -83,6 +86,24 @@ def test_outside_the_main_thread_it_does_nothing():
     thread.start()
     thread.join()
     assert seen == [False, before]
+
+
+def test_ctrl_c_does_not_end_the_game_under_an_agent():
+    """A terminal sends it to every process; the game has to outlive the step under way."""
+    pytest.importorskip("vizdoom")
+    handler, before = signal.getsignal(signal.SIGINT), set(psutil.Process().children(recursive=True))
+    env = make_pixel_env("VizdoomBasic-v1", frame_skip=4)
+    try:
+        env.reset(seed=0)
+        assert signal.getsignal(signal.SIGINT) is handler
+        (engine,) = set(psutil.Process().children(recursive=True)) - before
+        engine.send_signal(signal.SIGINT)
+        for _ in range(20):
+            env.step(0)
+            time.sleep(0.02)
+        assert engine.is_running()
+    finally:
+        env.close()
 
 
 def test_a_file_takes_its_place_at_the_end_only(tmp_path: Path):
