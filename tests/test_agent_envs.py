@@ -288,4 +288,5 @@ def test_rewards_are_scaled_in_training_only(encoder: FrozenEncoder):
     assert set(rewards[1].ravel()) == {0.0, 1.0}
     np.testing.assert_array_equal(rewards[2], rewards[1])
     assert not np.allclose(rewards[0], rewards[1])
+    assert not judging.norm_reward
     assert judging.ret_rms.count == pytest.approx(1e-4), "statistics do not move outside training"

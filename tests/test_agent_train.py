@@ -134,7 +134,10 @@ def test_the_best_agent_is_the_one_of_the_best_evaluation(
     returns = iter([1.0, 5.0, 3.0, 5.0])
     played: list[dict[str, Any]] = []
 
-    def play(policy: PPO, *_: Any, **__: Any) -> Evaluation:
+    def play(policy: PPO, venv: VecNormalize, *_: Any, **__: Any) -> Evaluation:
+        training = policy.get_vec_normalize_env()
+        assert training is not None
+        assert venv.obs_rms is training.obs_rms, "judged on observations as it is trained on"
         played.append({k: v.clone().numpy() for k, v in policy.policy.state_dict().items()})
         mean = next(returns)
         return Evaluation((mean, mean), (8, 8))

@@ -1,5 +1,6 @@
 """Videos: what PyAV reads back, for each kind of agent, and nothing half-written."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ pytest.importorskip("stable_baselines3")
 pytest.importorskip("av")
 
 import av
+from stable_baselines3 import PPO
 from test_agent_envs import SideEnv, tiny
 
 import agents.video as video_module
@@ -70,11 +72,18 @@ def test_what_the_agent_sees_is_its_latent_decoded(
     monkeypatch.setattr(
         video_module, "_side_by_side", lambda game, seen, title: drawn.append((game, seen)) or np.zeros((2, 2, 3), np.uint8)
     )
-    film(train(tmp_path / "run", encoder_folder), tmp_path / "a.mp4", episodes=1, seconds=0)
-    assert len(drawn) == 8
-    for game, seen in drawn:
+    run = train(tmp_path / "run", encoder_folder)
+    asked: list[Any] = []
+    predict = PPO.predict
+    monkeypatch.setattr(PPO, "predict", lambda self, seen, **kw: asked.append(seen.copy()) or predict(self, seen, **kw))
+    film(run, tmp_path / "a.mp4", episodes=1, seconds=0)
+    assert len(drawn) == len(asked) == 8
+    statistics = json.loads((run / "best.json").read_text())["observations"]
+    for (game, seen), observation in zip(drawn, asked, strict=True):
         latent = encoder.encode(np.ascontiguousarray(game[None, ::3, ::4]))  # the picture before it was enlarged
         np.testing.assert_allclose(seen.astype(int), encoder.decode(latent)[0].astype(int), atol=1)
+        normalized = (latent - statistics["mean"]) / np.sqrt(np.array(statistics["var"]) + 1e-8)
+        np.testing.assert_allclose(observation, normalized.clip(-10, 10), atol=1e-3)
 
 
 def test_an_agent_on_a_random_encoder_can_be_filmed_too(encoder_folder: Path, tmp_path: Path):
