@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -76,15 +77,26 @@ class AgentConfig:
     """Where to encode (and where pixel agents learn): auto, cpu, cuda, cuda:N, mps. One that is named must be there."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "envs", "n_steps", "batch_size", "n_epochs", "eval_episodes"):
+        for name in ("steps", "envs", "n_steps", "n_epochs", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise InputError(f"batch_size must be 2 or more, for PPO to normalise advantages by, got {self.batch_size}")
+        if self.frame_skip is not None and self.frame_skip < 1:
+            raise InputError(f"frame_skip must be 1 or more, got {self.frame_skip}")
+        if any(width < 1 for width in self.net_arch):
+            raise InputError(f"net_arch must be positive widths, got {self.net_arch}")
         if self.eval_every < 0 or self.seed < 0:
             raise InputError(f"eval_every and seed must be 0 or more, got {self.eval_every} and {self.seed}")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("learning_rate", "clip_range"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be a positive number, got {getattr(self, name)}")
         if not 0 < self.gamma <= 1:
             raise InputError(f"gamma must be above 0 and at most 1, got {self.gamma}")
+        if not 0 <= self.gae_lambda <= 1:
+            raise InputError(f"gae_lambda must be from 0 to 1, got {self.gae_lambda}")
+        if not 0 <= self.ent_coef < math.inf:
+            raise InputError(f"ent_coef must be a number, 0 or more, got {self.ent_coef}")
         if self.n_steps * self.envs < 2 or (self.n_steps * self.envs) % self.batch_size == 1:
             raise InputError(
                 f"n_steps x envs = {self.n_steps * self.envs} samples cannot be cut into batches of {self.batch_size}: "
@@ -128,7 +140,7 @@ class AgentConfig:
             config = cls.from_json(json.loads(file.read_text()))
         except InputError:
             raise
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} cannot be read as an agent's settings: {error}") from None
         return dataclasses.replace(config, out=run)
 

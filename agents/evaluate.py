@@ -15,6 +15,7 @@ from agents.config import AgentConfig
 from agents.envs import load_encoder, make_vec_env, with_normalization
 from agents.store import load_agent, restore_statistics
 from latent_obs.errors import InputError
+from latent_obs.torch_threads import torch_threads
 
 _EVALUATION_SEED = 1_000_003  # far from training's seeds: an agent is judged on episodes that it never saw
 _MOST_ENVS = 4
@@ -55,7 +56,9 @@ class Evaluation:
         """
         error = math.hypot(self.standard_error, other.standard_error)
         difference = self.mean - other.mean
-        return difference / error if error > 0 else math.copysign(math.inf, difference) if difference else 0.0
+        if error == 0:
+            return math.copysign(math.inf, difference) if difference else 0.0
+        return difference / error  # NaN where a standard error is: one episode tells nothing of the spread
 
     def __str__(self) -> str:
         return f"{self.mean:.1f} ± {self.standard_error:.1f} (standard error, {len(self.returns)} episodes)"
@@ -104,15 +107,16 @@ def evaluate_agent(
     try:
         restore_statistics(Path(run), which, venv)
         chosen = config.deterministic if deterministic is None else deterministic
-        return play(model, venv, episodes, deterministic=chosen)
+        with torch_threads(1):  # as in training: the game plays on the same cores
+            return play(model, venv, episodes, deterministic=chosen)
     finally:
         venv.close()
 
 
 def evaluate_random(config: AgentConfig, *, episodes: int = 100, seed: int = _EVALUATION_SEED) -> Evaluation:
     """Play uniformly random actions in an agent's environment: the least that it has to beat."""
-    # A random policy looks at nothing, so nothing is encoded for it.
-    venv = evaluation_env(dataclasses.replace(config, observation="pixels", encoder=None), episodes, seed)
+    # A random policy looks at nothing, so nothing is encoded for it; the encoder only tells the size of a frame.
+    venv = evaluation_env(dataclasses.replace(config, observation="pixels", device="cpu"), episodes, seed)
     try:
         return play(RandomPolicy(venv, seed), venv, episodes)
     finally:

@@ -54,18 +54,22 @@ def load_agent(run: Path, name: str, **kwargs: Any) -> PPO:
         )
     try:
         return PPO.load(file, **kwargs)
-    except (ValueError, KeyError, RuntimeError, OSError, EOFError) as error:
+    except Exception as error:  # zipfile, pickle and torch each have their own, and a truncated file fails an assertion
         raise InputError(f"{file} cannot be loaded, it may be damaged: {error}") from None
 
 
 def restore_statistics(run: Path, name: str, normalize: VecNormalize) -> None:
     """Put the running statistics of `<name>.json` back."""
-    values = json.loads((run / f"{name}.json").read_text())
-    normalize.ret_rms = _from_json(values["returns"])
-    if normalize.norm_obs:
-        stored = values["observations"]
-        is_dict = isinstance(normalize.obs_rms, dict)
-        normalize.obs_rms = {k: _from_json(v) for k, v in stored.items()} if is_dict else _from_json(stored)
+    file = run / f"{name}.json"
+    try:
+        values = json.loads(file.read_text())
+        normalize.ret_rms = _from_json(values["returns"])
+        if normalize.norm_obs:
+            stored = values["observations"]
+            is_dict = isinstance(normalize.obs_rms, dict)
+            normalize.obs_rms = {k: _from_json(v) for k, v in stored.items()} if is_dict else _from_json(stored)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}, the running statistics of {name}.zip, cannot be read: {error}") from None
 
 
 def keep_encoder(source: Path, run: Path) -> Path:

@@ -1,7 +1,9 @@
 """`train_agent()`: PPO on latents, evaluated along the way, with everything that is needed to run it again."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -20,8 +22,11 @@ from agents.store import keep_encoder, load_agent, restore_statistics, save_agen
 from latent_obs.atomic import write_json
 from latent_obs.device import resolve_device
 from latent_obs.errors import InputError, MissingExtraError, require
+from latent_obs.folder import read_encoder_folder
 from latent_obs.interrupt import GracefulStop
 from latent_obs.torch_threads import torch_threads
+
+_SMALLEST_CNN = 36  # pixels that the three convolutions of NatureCNN need
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,22 @@ def train_agent(
         DeviceError: The device asked for is not there.
     """
     if resume:
-        config = config.resumed_from(AgentConfig.load(config.out))
-        inside = config.out / "encoder"
-        config = dataclasses.replace(config, encoder=inside if inside.exists() else config.encoder)
+        saved = AgentConfig.load(config.out)
+        if (config.out / "encoder").exists():
+            # The copy in the run decides; where it came from may be named again, or be gone.
+            config = dataclasses.replace(config, encoder=None)
+            saved = dataclasses.replace(saved, encoder=config.out / "encoder")
+        config = config.resumed_from(saved)
     elif config.out.exists() and any(config.out.iterdir()):
         raise InputError(f"{config.out} is not empty. Go on with the agent in it with --resume, or choose another --out")
     device = resolve_device(config.device)
     encoder = load_encoder(config)
+    side = min(encoder.contract.shape[:2]) if encoder is not None else _SMALLEST_CNN
+    if config.observation == "pixels" and side < _SMALLEST_CNN:
+        raise InputError(
+            f"a pixel agent needs frames of {_SMALLEST_CNN}x{_SMALLEST_CNN} or more, for its CNN (Mnih et al. 2015), and this "
+            f"encoder eats {encoder.contract.shape[:2] if encoder else ''}. Leave --encoder out: it then sees 64x64"
+        )
     with torch_threads(1 if config.observation != "pixels" and device.type == "cpu" else None):
         venv = with_normalization(config, make_vec_env(config, encoder), training=True)
         evaluations: VecNormalize | None = None
@@ -79,8 +93,8 @@ def train_agent(
             if config.eval_every:
                 evaluations = evaluation_env(config, config.eval_episodes, config.seed + 500_009)
             config.out.mkdir(parents=True, exist_ok=True)
-            if encoder is not None and encoder.path is not None:
-                keep_encoder(encoder.path, config.out)
+            if config.encoder is not None:  # a random encoder takes its layers from it
+                keep_encoder(read_encoder_folder(config.encoder).path, config.out)
             write_json(config.out / "config.json", config.to_json())
             model = _load(config, venv) if resume else _new(config, venv, device.type)
             if not resume:
@@ -130,15 +144,16 @@ def _learn(
         f"{config.envs} environments, {config.steps:,} steps{f', from step {before:,} on' if resume else ''}."
     )
     began = time.perf_counter()
-    with GracefulStop() as stop:
+    with contextlib.closing(model.logger), GracefulStop() as stop:
         callback = _Watch(config, evaluations, stop, say)
+        callback.init_callback(model)  # learn() does so too, but there may be nothing left to learn
         if config.steps > before:
             shown = sys.stderr.isatty() if progress_bar is None else progress_bar
             model.learn(config.steps - before, callback, reset_num_timesteps=not resume, progress_bar=shown)
         save_agent(config.out, "last", model)
         if not stop.requested:
             callback.evaluate()  # the last agent may be the best
-        if not (config.out / "best.zip").exists():
+        if not (config.out / "best.zip").exists() or math.isnan(callback.best):  # none was evaluated: the last one it is
             save_agent(config.out, "best", model)
     seconds = time.perf_counter() - began
     rate = (model.num_timesteps - before) / seconds

@@ -1,5 +1,6 @@
 """A video of an agent at play: the game's picture beside what the agent sees of it."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable
 from fractions import Fraction
@@ -16,6 +17,7 @@ from agents.store import load_agent, restore_statistics
 from latent_obs.atomic import written_aside
 from latent_obs.errors import InputError, require
 from latent_obs.frozen import FrozenEncoder
+from latent_obs.torch_threads import torch_threads
 
 Picture = NDArray[np.uint8]
 _PANEL_HEIGHT = 240
@@ -66,6 +68,8 @@ def film(
     venv = with_normalization(config, make_vec_env(config, encoder, envs=1, seed=seed), training=False)
     returns: list[float] = []
     frames: list[Picture] = []
+    threads = contextlib.ExitStack()
+    threads.enter_context(torch_threads(1))  # one frame at a time: more threads would only wait for each other
     try:
         restore_statistics(run, which, venv)
         game_rate = float(venv.get_attr("metadata")[0].get("render_fps") or 30)
@@ -85,30 +89,29 @@ def film(
                 returns.append(total)
                 total = 0.0
     finally:
+        threads.close()
         venv.close()
     target = Path(video) if video is not None else run / "agent.mp4"
     write_video(target, frames, frames_per_second=frames_per_second)
     return target, returns
 
 
-def _seen(venv: VecNormalize, encoder: FrozenEncoder | None, kind: str) -> Picture:
-    """What the agent sees, as a picture."""
+def _seen(venv: VecNormalize, encoder: FrozenEncoder | None, kind: str) -> Picture | None:
+    """What the agent sees, as a picture; None for latents of a random encoder, which has no decoder."""
     observation = venv.get_original_obs()  # latents before they are shifted and scaled for the policy
     if isinstance(observation, dict):
         observation = observation[venv.get_attr("reader")[0].key]
     if kind == "latent" and encoder is not None:
         return encoder.decode(observation)[0]
-    if observation.ndim == 4:
-        return observation[0].astype(np.uint8)
-    raise InputError("an agent on a random encoder has nothing to show: there is no decoder for it")
+    return observation[0].astype(np.uint8) if observation.ndim == 4 else None
 
 
-def _side_by_side(picture: Picture, seen: Picture, title: str) -> Picture:
+def _side_by_side(picture: Picture, seen: Picture | None, title: str) -> Picture:
     """The two pictures at one height, each under a line of text; width and height even, as video needs."""
-    panels = [_panel(picture), _panel(seen)]
-    sheet = Image.new("RGB", (sum(p.width for p in panels) + _GAP, _PANEL_HEIGHT + _TITLE_HEIGHT))
+    panels = [_panel(image) for image in (picture, seen) if image is not None]
+    sheet = Image.new("RGB", (sum(p.width for p in panels) + _GAP * (len(panels) - 1), _PANEL_HEIGHT + _TITLE_HEIGHT))
     left = 0
-    for panel, text in zip(panels, (f"the game: {title}", "what the agent sees"), strict=True):
+    for panel, text in zip(panels, (f"the game: {title}", "what the agent sees"), strict=False):
         sheet.paste(panel, (left, _TITLE_HEIGHT))
         ImageDraw.Draw(sheet).text((left + 4, 2), text, fill="white")
         left += panel.width + _GAP
@@ -144,6 +147,7 @@ def write_video(path: Path, frames: Iterable[Picture], *, frames_per_second: flo
                 stream.pix_fmt = "yuv420p"
                 stream.options = {"crf": "23", "preset": "veryfast"}
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        if stream is not None:
-            container.mux(stream.encode())
+        if stream is None:
+            raise InputError(f"no frames to write to {path}")
+        container.mux(stream.encode())
     return path

@@ -1,7 +1,11 @@
 """Environments by name, with their pixels as they are; free of torch, so that worker processes start quickly."""
 
+import contextlib
 import difflib
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -29,6 +33,8 @@ def make_pixel_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
         near = difflib.get_close_matches(env_id, list(gym.registry), n=4, cutoff=0.5)
         hint = f"Did you mean {', '.join(near)}?" if near else "Gymnasium lists what there is with gymnasium.pprint_registry()"
         raise InputError(f"no environment {env_id!r} is registered ({error}). {hint}") from None
+    except (gym.error.Error, ImportError) as error:  # a malformed or outdated name, or a package that it needs
+        raise InputError(f"{env_id!r} could not be made: {error}") from error
     except TypeError as error:
         raise InputError(f"{env_id} does not take the arguments {kwargs}: {error}") from None
     except (ValueError, RuntimeError) as error:
@@ -36,5 +42,32 @@ def make_pixel_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
     if is_vizdoom:
         # The engine writes its settings into the current folder, several games over each other; they are not needed.
         env.get_wrapper_attr("game").set_doom_config_path(os.devnull)
-        env = LastRealFrame(env)
+        env = LastRealFrame(_GameOfItsOwn(env))
     return env
+
+
+class _GameOfItsOwn(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Start the game's process, at the first reset, such that Ctrl-C in a terminal does not end it."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        if self.env.get_wrapper_attr("game").is_running():
+            return self.env.reset(**kwargs)
+        with _without_ctrl_c():
+            return self.env.reset(**kwargs)
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Start a process that Ctrl-C, which reaches every process of a terminal, does not end before this one has saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits what is ignored
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)

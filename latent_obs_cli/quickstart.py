@@ -126,6 +126,8 @@ def quickstart(config: QuickstartConfig | None = None, *, say: Callable[[str], o
 
     clock.begin("Record frames", f"{config.frames:,} frames of {config.env}, random actions")
     record(config.recording)
+    if sum(len(d) for d in get_datasets(config.recording.out)) < config.frames:
+        raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
 
     clock.begin("Train the CVAE", "learns to describe a frame by 256 numbers, an 8x8 map of 4")
     vae = config.vae
@@ -183,7 +185,10 @@ def _claim(config: QuickstartConfig) -> None:
     settings: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items()}
     del settings["out"]
     if file.exists():
-        before = json.loads(file.read_text())
+        try:
+            before = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{file} is damaged ({error}); choose another --out") from None
         if before != settings:
             changed = sorted(k for k in settings if before.get(k) != settings[k])
             raise InputError(
