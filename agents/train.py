@@ -183,7 +183,9 @@ class _Watch(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         # Between rollout and update, when the observations of the training environments are not in use.
-        if self.config.eval_every and self.model.num_timesteps - self._last >= self.config.eval_every:
+        # The last rollout's update is still to come: that agent is evaluated once it is done.
+        step = self.model.num_timesteps
+        if self.config.eval_every and step - self._last >= self.config.eval_every and step < self.config.steps:
             self.evaluate()
 
     def evaluate(self) -> Evaluation | None:
@@ -196,6 +198,10 @@ class _Watch(BaseCallback):
         if normalize is not None and normalize.norm_obs:
             self.evaluations.obs_rms = normalize.obs_rms
         result = play(self.model, self.evaluations, self.config.eval_episodes, deterministic=self.config.deterministic)
+        self.say(f"  step {step:>9,}: mean return {result}")
+        if not self.best >= result.mean:  # also when there is no best yet, NaN
+            self.best = result.mean
+            save_agent(self.config.out, "best", self.model)  # before its score is noted: a killed run has both, or no score
         row = {
             "step": step,
             "mean_return": result.mean,
@@ -205,10 +211,6 @@ class _Watch(BaseCallback):
         with (self.config.out / "evaluations.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         self.model.logger.record("eval/mean_return", result.mean)
-        self.say(f"  step {step:>9,}: mean return {result}")
-        if not self.best >= result.mean:  # also when there is no best yet, NaN
-            self.best = result.mean
-            save_agent(self.config.out, "best", self.model)
         save_agent(self.config.out, "last", self.model)
         return result
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -56,6 +57,9 @@ class _GameOfItsOwn(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         if self.env.get_wrapper_attr("game").is_running():
             return self.env.reset(**kwargs)
+        # The engine makes this folder where it runs, and dies if another one that starts at the same moment was quicker.
+        with contextlib.suppress(OSError):
+            Path("_vizdoom").mkdir(exist_ok=True)
         with _without_ctrl_c():
             return self.env.reset(**kwargs)
 

@@ -290,3 +290,16 @@ def test_rewards_are_scaled_in_training_only(encoder: FrozenEncoder):
     assert not np.allclose(rewards[0], rewards[1])
     assert not judging.norm_reward
     assert judging.ret_rms.count == pytest.approx(1e-4), "statistics do not move outside training"
+
+
+def test_many_games_can_start_at_the_same_moment_in_a_fresh_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # ViZDoom makes a folder where it runs; of games that start together, one used to find it made already, and die.
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        (tmp_path / "_vizdoom").exists() and (tmp_path / "_vizdoom").rmdir()
+        config = AgentConfig(env="VizdoomBasic-v1", observation="pixels", frame_skip=4, envs=8, latent_only=True)
+        venv = make_vec_env(config, None)
+        try:
+            assert len(venv.reset()) == 8  # pyright: ignore[reportArgumentType]
+        finally:
+            venv.close()
