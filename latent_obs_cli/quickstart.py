@@ -125,7 +125,7 @@ def quickstart(config: QuickstartConfig | None = None, *, say: Callable[[str], o
     clock = _Clock(say, stages=5)
 
     clock.begin("Record frames", f"{config.frames:,} frames of {config.env}, random actions")
-    record(config.recording)
+    record(config.recording, say=lambda text: None if text.startswith("next:") else say(text))
     if sum(len(d) for d in get_datasets(config.recording.out)) < config.frames:
         raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
 

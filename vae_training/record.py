@@ -10,7 +10,6 @@ Safe to interrupt and to start again: files are numbered on, and file k is recor
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from latent_obs.atomic import write_json
 from latent_obs.environments import make_pixel_env
 from latent_obs.errors import InputError, require
 from latent_obs.folder import package_versions
@@ -38,7 +38,7 @@ _MANIFEST = "recording.json"
 _FORMAT_VERSION = 1
 
 
-def record(config: RecordConfig) -> Path:
+def record(config: RecordConfig, *, say: Callable[[str], object] = print) -> Path:
     """Record frames until the folder has as many as asked for.
 
     Ctrl-C ends it early: what was recorded is kept as valid files, and the same call later goes on from there. After a
@@ -46,6 +46,7 @@ def record(config: RecordConfig) -> Path:
 
     Args:
         config: What to record.
+        say: Where messages go.
 
     Returns:
         The folder.
@@ -61,10 +62,10 @@ def record(config: RecordConfig) -> Path:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out {folder} is a file, expected a folder")
     for file in recover_parts(folder):
-        print(f"recovered {file} from a recording that was killed")
+        say(f"recovered {file} from a recording that was killed")
     have, next_index, present_shape = _present(config)
     if have:
-        print(f"{folder} holds {have:,} frames of {config.env} already, of {config.frames:,} asked for")
+        say(f"{folder} holds {have:,} frames of {config.env} already, of {config.frames:,} asked for")
     interrupted = False
     if have < config.frames:
         try:
@@ -83,11 +84,11 @@ def record(config: RecordConfig) -> Path:
                 _write_manifest(folder)
         have = _present(config)[0]
     if interrupted:
-        print(f"interrupted: {have:,} of {config.frames:,} frames are kept in {folder}; the same command goes on")
+        say(f"interrupted: {have:,} of {config.frames:,} frames are kept in {folder}; the same command goes on")
     else:
-        print(f"{have:,} frames of {config.env} in {folder}")
+        say(f"{have:,} frames of {config.env} in {folder}")
     if have:
-        print(f"next: latent-obs train-vae --frames {folder}")
+        say(f"next: latent-obs train-vae --frames {folder}")
     return folder
 
 
@@ -285,14 +286,7 @@ def _write_manifest(folder: Path, begun: dict[str, dict[str, Any]] | None = None
         "files": files,
         "versions": package_versions(),
     }
-    aside = folder / f".{_MANIFEST}.{os.getpid()}"
     try:
-        with aside.open("w") as handle:
-            handle.write(json.dumps(manifest, indent=2) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        aside.replace(path)
+        write_json(path, manifest)
     except OSError as error:  # a full disk: the frames count, and their own error is the one to show
         print(f"{path} could not be written: {error.strerror}")
-    finally:
-        aside.unlink(missing_ok=True)
