@@ -1,24 +1,24 @@
 """Everything that decides an agent's training run, as one frozen dataclass; the command line is made from it."""
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import ClassVar, Literal
 
 from latent_obs.errors import InputError
+from latent_obs.run_config import RunConfig
 
 EnvArgument = bool | int | float | str
 Observation = Literal["latent", "random-latent", "pixels"]
 
-#: What a resumed run may change; everything else has decided what the agent so far has become.
-CHANGEABLE_ON_RESUME = ("out", "steps", "device", "eval_every", "eval_episodes", "workers")
-
 
 @dataclass(frozen=True)
-class AgentConfig:
+class AgentConfig(RunConfig):
     """Settings of `latent-obs train-agent`, saved beside the agent as `config.json`."""
+
+    CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = ("out", "steps", "device", "eval_every", "eval_episodes", "workers")
+    KIND: ClassVar[str] = "agent"
+    WHERE_FROM: ClassVar[str] = "latent-obs train-agent"
 
     env: str = "VizdoomBasic-v1"
     """A registered Gymnasium environment with pixels."""
@@ -107,61 +107,3 @@ class AgentConfig:
     def all_env_kwargs(self) -> dict[str, EnvArgument]:
         """Arguments of the environment, `frame_skip` included."""
         return {**self.env_kwargs, **({"frame_skip": self.frame_skip} if self.frame_skip is not None else {})}
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` reads them back."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The settings that `to_json` described.
-
-        Raises:
-            InputError: A field is unknown.
-        """
-        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
-        if unknown:
-            raise InputError(f"unknown settings {sorted(unknown)}; were they written by a newer latent-obs?")
-        encoder = values.get("encoder")
-        paths = {"out": Path(values["out"]), "encoder": Path(encoder) if encoder else None}
-        return cls(**{**values, **paths, "net_arch": tuple(values["net_arch"])})
-
-    @classmethod
-    def load(cls, run: Path) -> Self:
-        """The settings of a run folder, with the folder's present place as `out`.
-
-        Raises:
-            InputError: The folder holds no agent.
-        """
-        file = run / "config.json"
-        if not file.exists():
-            raise InputError(f"{run} holds no agent (no config.json); train one with latent-obs train-agent")
-        try:
-            config = cls.from_json(json.loads(file.read_text()))
-        except InputError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} cannot be read as an agent's settings: {error}") from None
-        return dataclasses.replace(config, out=run)
-
-    def resumed_from(self, saved: "AgentConfig") -> "AgentConfig":
-        """The settings to resume a run with: the saved ones, with what was given anew in `CHANGEABLE_ON_RESUME`.
-
-        A setting left at its default counts as not given.
-
-        Raises:
-            InputError: A setting was given that differs from the saved run and cannot change.
-        """
-        changes: dict[str, Any] = {}
-        default = AgentConfig()
-        for f in dataclasses.fields(self):
-            given, before = getattr(self, f.name), getattr(saved, f.name)
-            if given in (getattr(default, f.name), before):
-                continue
-            if f.name not in CHANGEABLE_ON_RESUME:
-                raise InputError(
-                    f"{f.name} is {before!r} in the run to resume, and cannot become {given!r} half-way. Leave it out, or "
-                    "start another run with another --out"
-                )
-            changes[f.name] = given
-        return dataclasses.replace(saved, **changes)

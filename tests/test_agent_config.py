@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from agents.config import CHANGEABLE_ON_RESUME, AgentConfig
+from agents.config import AgentConfig
 from latent_obs.errors import InputError
 
 #: Something other than the default for every setting.
@@ -107,7 +107,7 @@ def test_the_arguments_of_the_environment_include_frame_skip():
 def test_a_resumed_run_changes_only_what_may_change(name: str):
     saved = AgentConfig()
     given = dataclasses.replace(saved, **{name: OTHERS[name]})
-    if name in CHANGEABLE_ON_RESUME:
+    if name in AgentConfig.CHANGEABLE_ON_RESUME:
         assert given.resumed_from(saved) == given
     else:
         with pytest.raises(InputError, match=f"^{name} is .* in the run to resume"):

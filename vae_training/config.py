@@ -1,22 +1,28 @@
 """Everything that decides a training run of the CVAE, as one frozen dataclass; the command line is made from it."""
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import ClassVar
 
 from latent_obs.architecture import Bottleneck
 from latent_obs.errors import InputError
-
-#: What a resumed run may change; everything else has decided what the weights so far have become.
-CHANGEABLE_ON_RESUME = ("frames", "out", "epochs", "device", "tensorboard")
+from latent_obs.run_config import RunConfig
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Settings of `latent-obs train-vae`, saved beside the weights as `config.json`."""
+class TrainConfig(RunConfig):
+    """Settings of `latent-obs train-vae`, saved beside the weights as `config.json`.
+
+    Example:
+        >>> saved = TrainConfig(latent_dim=64, epochs=10)
+        >>> TrainConfig(epochs=30).resumed_from(saved).epochs
+        30
+    """
+
+    CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = ("frames", "out", "epochs", "device", "tensorboard")
+    KIND: ClassVar[str] = "training run"
+    WHERE_FROM: ClassVar[str] = "latent-obs train-vae"
 
     frames: Path = Path("frames")
     """Folder of .npy files, uint8 (N, height, width, channels), one per recording."""
@@ -74,61 +80,3 @@ class TrainConfig:
             raise InputError(
                 f"super_batch must hold a batch or more, got super_batch {self.super_batch}, batch_size {self.batch_size}"
             )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` reads them back."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The settings that `to_json` described.
-
-        Raises:
-            InputError: A field is unknown.
-        """
-        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
-        if unknown:
-            raise InputError(f"unknown settings {sorted(unknown)}; were they written by a newer latent-obs?")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**{**values, "frames": Path(values["frames"]), "out": Path(values["out"])})
-
-    def resumed_from(self, saved: "TrainConfig") -> "TrainConfig":
-        """The settings to resume a run with: the saved ones, with what was given anew in `CHANGEABLE_ON_RESUME`.
-
-        A setting left at its default counts as not given.
-
-        Raises:
-            InputError: A setting was given that differs from the saved run and cannot change.
-
-        Example:
-            >>> saved = TrainConfig(latent_dim=64, epochs=10)
-            >>> TrainConfig(epochs=30).resumed_from(saved).epochs
-            30
-        """
-        changes: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            given, before = getattr(self, field.name), getattr(saved, field.name)
-            if given == field.default or given == before:
-                continue
-            if field.name not in CHANGEABLE_ON_RESUME:
-                raise InputError(
-                    f"{field.name} is {before!r} in the run to resume, and cannot become {given!r} half-way. Leave it out, "
-                    "or start another run with another --out"
-                )
-            changes[field.name] = given
-        return dataclasses.replace(saved, **changes)
-
-    @classmethod
-    def load(cls, run: Path) -> Self:
-        """The settings of a run folder, with its present place as `out`.
-
-        Raises:
-            InputError: The folder holds no run.
-        """
-        file = run / "config.json"
-        if not file.exists():
-            raise InputError(f"{run} holds no training run (no config.json); start one without --resume")
-        try:
-            return dataclasses.replace(cls.from_json(json.loads(file.read_text())), out=run)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} cannot be read: {error}") from None
