@@ -159,7 +159,9 @@ def _learn(
     rate = (model.num_timesteps - before) / seconds
     say(
         f"{'Stopped' if stop.requested else 'Done'} at step {model.num_timesteps:,}: {seconds:.0f} s, {rate:.0f} steps/s, "
-        f"evaluations included. Best mean return {callback.best:.1f}.\nAgent: {config.out}\n"
+        f"evaluations included. "
+        + ("" if math.isnan(callback.best) else f"Best mean return {callback.best:.1f}.")
+        + f"\nAgent: {config.out}\n"
         + (f"Go on with: latent-obs train-agent --out {config.out} --resume" if stop.requested
            else f"Evaluate and film it with: latent-obs evaluate --run {config.out}")
     )  # fmt: skip
