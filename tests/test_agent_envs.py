@@ -4,6 +4,7 @@ Worker processes import this module by the name in `SIDE` to find the environmen
 """
 
 import dataclasses
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -296,7 +297,7 @@ def test_many_games_can_start_at_the_same_moment_in_a_fresh_folder(tmp_path: Pat
     # ViZDoom makes a folder where it runs; of games that start together, one used to find it made already, and die.
     monkeypatch.chdir(tmp_path)
     for _ in range(3):
-        (tmp_path / "_vizdoom").exists() and (tmp_path / "_vizdoom").rmdir()
+        shutil.rmtree(tmp_path / "_vizdoom", ignore_errors=True)
         config = AgentConfig(env="VizdoomBasic-v1", observation="pixels", frame_skip=4, envs=8, latent_only=True)
         venv = make_vec_env(config, None)
         try:

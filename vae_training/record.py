@@ -26,6 +26,7 @@ from latent_obs.atomic import write_json
 from latent_obs.environments import make_pixel_env
 from latent_obs.errors import InputError, require
 from latent_obs.folder import package_versions
+from latent_obs.interrupt import GracefulStop
 from latent_obs.pixels import PixelContract, find_pixel_key
 from vae_training.datasets import get_datasets
 from vae_training.npy_writer import NpyWriter, recover_parts
@@ -69,17 +70,18 @@ def record(config: RecordConfig, *, say: Callable[[str], object] = print) -> Pat
     interrupted = False
     if have < config.frames:
         try:
-            with contextlib.closing(make_pixel_env(config.env, **config.make_kwargs)) as env:
+            with GracefulStop() as stop, contextlib.closing(make_pixel_env(config.env, **config.make_kwargs)) as env:
                 camera = _Camera(env, config, present_shape)
                 with tqdm(total=config.frames, initial=have, unit="frame", desc=config.env, disable=None) as bar:
-                    while have < config.frames:
+                    while have < config.frames and not stop.requested:
                         wanted = min(config.frames_per_file, config.frames - have)
-                        have += _record_file(camera, config, next_index, wanted, bar)
+                        have += _record_file(camera, config, next_index, wanted, bar, stop)
                         next_index += 1
-        except KeyboardInterrupt:
+            interrupted = have < config.frames
+        except KeyboardInterrupt:  # a second Ctrl-C, while a game takes its time
             interrupted = True
         finally:
-            recover_parts(folder)  # a Ctrl-C in the very moment when a file is opened or closed
+            recover_parts(folder)  # for a second Ctrl-C in the very moment when a file is opened or closed
             if (folder / _MANIFEST).exists():
                 _write_manifest(folder)
         have = _present(config)[0]
@@ -136,7 +138,9 @@ class _Camera:
         return self.contract.convert(pixels[None], what=f"a frame of {self._config.env}")[0]
 
 
-def _record_file(camera: _Camera, config: RecordConfig, index: int, wanted: int, bar: "tqdm[Any]") -> int:
+def _record_file(
+    camera: _Camera, config: RecordConfig, index: int, wanted: int, bar: "tqdm[Any]", stop: GracefulStop
+) -> int:  # fmt: skip
     """Record one file; the number of frames in it."""
     env, seed = camera.env, config.seed + index
     rng = np.random.default_rng(seed)
@@ -157,7 +161,7 @@ def _record_file(camera: _Camera, config: RecordConfig, index: int, wanted: int,
 
         pixels = camera.pixels(observation)
         frame = keep(pixels)
-        while writer.frames < wanted:
+        while writer.frames < wanted and not stop.requested:
             if camera.choose is not None:
                 action = camera.choose(observation, pixels, frame)
             elif action is None or config.policy == "random" or rng.random() >= config.stickiness:
