@@ -259,8 +259,8 @@ def test_interrupted_at_any_moment(tmp_path: Path, capsys: pytest.CaptureFixture
             signal.signal(signal.SIGALRM, old)
         kept = sum(len(f) for f in get_datasets(folder)) if list(folder.glob("*.npy")) else 0
         assert not list(folder.glob("*.part"))
-        expected = f"interrupted: {kept} of 300" if kept < 300 else "300 frames of"
-        assert expected in capsys.readouterr().out
+        assert kept < 300  # it did stop: all of them take a second
+        assert f"interrupted: {kept} of 300" in capsys.readouterr().out
 
 
 def test_disk_full_while_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
