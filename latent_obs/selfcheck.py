@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latent_obs.architecture import Architecture
 from latent_obs.errors import EncoderFolderError, InputError
 from latent_obs.networks import Encoder
 from latent_obs.pixels import Frames, PixelContract
@@ -21,14 +20,11 @@ _MOST_FRAMES = 4
 EncodeFrames = Callable[[Frames], NDArray[np.float32]]
 
 
-def make_selfcheck(
-    encoder: Encoder, architecture: Architecture, contract: PixelContract, sample_frames: Frames
-) -> dict[str, Tensor]:
+def make_selfcheck(encoder: Encoder, contract: PixelContract, sample_frames: Frames) -> dict[str, Tensor]:
     """Choose a few frames and note the latents that they give.
 
     Args:
         encoder: The encoder, on any device; it is used in eval mode and left as it was.
-        architecture: Its layers.
         contract: Its pixel contract.
         sample_frames: uint8 (N, height, width, channels) with N ≥ 1, frames as the encoder eats them.
 

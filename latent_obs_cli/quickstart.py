@@ -155,7 +155,10 @@ def quickstart(config: QuickstartConfig | None = None, *, say: Callable[[str], o
         if sigmas > _SIGMAS
         else f"The agent is only {sigmas:.1f} standard errors above chance. Try --steps {2 * config.steps}."
     )
-    say(f"\nSummary: {page}\nGo on with:\n" + "\n".join(f"  {c}" for c in _commands(config)))
+    say(
+        f"\nSummary: {page}\nGo on with (where the environment is not active, with ./uvw run or uv run in front):\n"
+        + "\n".join(f"  {c}" for c in _commands(config))
+    )
     return QuickstartResult(page, trained, chance, clock.seconds)
 
 
@@ -256,7 +259,7 @@ def _page(
                 pictures / "vae.png",
             ),
         ],
-        commands=_commands(config),
+        commands=["# where the environment is not active, put ./uvw run or uv run in front", *_commands(config)],
     )  # fmt: skip
 
 

@@ -207,7 +207,7 @@ def write_with_check(path: Path, contract: PixelContract, check: dict[str, torch
 
 def selfcheck_of(contract: PixelContract) -> dict[str, torch.Tensor]:
     frames = random_frames(6).astype(np.int16) // 2 + 60  # noise of less contrast, as pictures have
-    return make_selfcheck(tiny_cvae().encoder, tiny_architecture(), contract, frames.astype(np.uint8))
+    return make_selfcheck(tiny_cvae().encoder, contract, frames.astype(np.uint8))
 
 
 def test_the_self_check_passes_where_all_is_well(tmp_path: Path):
@@ -234,7 +234,7 @@ def test_the_self_check_finds_swapped_colours(tmp_path: Path, grey: bool):
     frames = random_frames(4)
     if grey:  # in grey pictures no colours can be swapped: the noise on the raw frames has to show it
         frames[:] = frames.mean(axis=-1, keepdims=True).astype(np.uint8)
-    check = make_selfcheck(tiny_cvae().encoder, tiny_architecture(), contract, frames)
+    check = make_selfcheck(tiny_cvae().encoder, contract, frames)
     for name in ("frames", "raw_frames"):
         check[name] = check[name].flip(-1).contiguous()
     with pytest.raises(EncoderFolderError, match="self-check failed"):
@@ -243,10 +243,10 @@ def test_the_self_check_finds_swapped_colours(tmp_path: Path, grey: bool):
 
 def test_making_a_self_check_leaves_the_encoder_in_its_mode():
     encoder = tiny_cvae().encoder.train()
-    make_selfcheck(encoder, tiny_architecture(), PixelContract(16, 16, 3), random_frames(1))
+    make_selfcheck(encoder, PixelContract(16, 16, 3), random_frames(1))
     assert encoder.training
     with pytest.raises(InputError, match="one sample frame"):
-        make_selfcheck(encoder, tiny_architecture(), PixelContract(16, 16, 3), random_frames(0))
+        make_selfcheck(encoder, PixelContract(16, 16, 3), random_frames(0))
 
 
 class Bomb:

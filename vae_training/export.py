@@ -52,7 +52,7 @@ def export_encoder(
         contract=contract,
         encoder=model.encoder.state_dict(),
         decoder=model.decoder.state_dict() if with_decoder else None,
-        selfcheck=make_selfcheck(model.encoder, model.architecture, contract, sample_frames),
+        selfcheck=make_selfcheck(model.encoder, contract, sample_frames),
         provenance={**(provenance or {}), "packages": package_versions()},
         overwrite=overwrite,
     )
