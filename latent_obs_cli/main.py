@@ -34,8 +34,8 @@ def usage() -> str:
             "The stages by hand, in order:",
             "  latent-obs frames record --env VizdoomBasic-v1 --frame-skip 4 --out frames/doom",
             "  latent-obs train-vae     --frames frames/doom --out runs/doom --bottleneck spatial --latent-dim 256 --beta 0.02",
-            "  latent-obs train-agent   --env VizdoomBasic-v1 --frame-skip 4 --encoder runs/doom --latent-only --out runs/agent",
-            "  latent-obs evaluate      --run runs/agent",
+            "  latent-obs train-agent   --env VizdoomBasic-v1 --frame-skip 4 --latent-only --encoder runs/doom --out runs/a",
+            "  latent-obs evaluate      --run runs/a",
             "",
             "latent-obs VERB --help tells the options of a verb.",
         ]

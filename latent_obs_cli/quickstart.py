@@ -28,6 +28,7 @@ from vae_training import (
 from vae_training.checkpoint import load_checkpoint
 from vae_training.pictures import save_picture
 
+_HOW_TO_GO_ON = "Go on with (where the environment is not active, with ./uvw run or uv run in front)"
 _SIGMAS = 3.0  # standard errors by which the agent must beat chance for the quickstart to call it learnt
 
 
@@ -155,10 +156,7 @@ def quickstart(config: QuickstartConfig | None = None, *, say: Callable[[str], o
         if sigmas > _SIGMAS
         else f"The agent is only {sigmas:.1f} standard errors above chance. Try --steps {2 * config.steps}."
     )
-    say(
-        f"\nSummary: {page}\nGo on with (where the environment is not active, with ./uvw run or uv run in front):\n"
-        + "\n".join(f"  {c}" for c in _commands(config))
-    )
+    say(f"\nSummary: {page}\n{_HOW_TO_GO_ON}:\n" + "\n".join(f"  {c}" for c in _commands(config)))
     return QuickstartResult(page, trained, chance, clock.seconds)
 
 
@@ -259,7 +257,7 @@ def _page(
                 pictures / "vae.png",
             ),
         ],
-        commands=["# where the environment is not active, put ./uvw run or uv run in front", *_commands(config)],
+        commands=[f"# {_HOW_TO_GO_ON}", *_commands(config)],
     )  # fmt: skip
 
 
