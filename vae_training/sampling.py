@@ -233,7 +233,8 @@ def _read_into(fd: int, buffer: memoryview, offset: int, file: Path) -> None:
     while done < len(buffer):
         count = os.preadv(fd, [buffer[done:]], offset + done)
         if not count:
-            raise InputError(f"{file} ends at byte {offset + done:,}, before its last frame: it was changed after opening")
+            size = os.fstat(fd).st_size  # not where this read stopped: it may have begun beyond the end
+            raise InputError(f"{file} ends at byte {size:,}, before its last frame: it was changed after opening")
         done += count
 
 
