@@ -1,22 +1,20 @@
 """Read many frames of many files into places of one array: in file order, without a copy between, and from a disk in parallel.
 
-Frames are read with `preadv` and not through the memory map: touching a map at random makes resident memory grow with
-every page, and one fault after the other leaves a disk waiting. What was measured for the choices here (on two cores, an
-SSD, and frames of 12 KB; `benchmarks/loader.py` measures the whole again):
+Frames are read and not taken from the memory map: touching a map at random makes resident memory grow with every page, one
+fault after the other leaves a disk waiting, and a file cut short kills the process. `benchmarks/loader.py` measures the ways:
 
-- A call takes some 0.6 µs and a frame of 12 KB that the system has in memory 1.5 µs more; where in the array it goes makes
-  no difference. So each frame is read into its shuffled place, and there is no scratch buffer to scatter from.
-- A disk wants several reads under way: 8 threads read 2.7 times as fast as one, 32 no faster. Announcing the frames first
-  (`posix_fadvise`, WILLNEED) is no faster than the threads, and slows reading from memory down by a third.
-- Threads that only copy from memory fight for the interpreter lock after each frame, with each other and with training:
-  two are no faster than one, eight slower by half. So one thread first takes what is in memory (RWF_NOWAIT), and only
-  what is not goes to the many.
-- Reading a gap along costs as much as another call at some 12 KB, from memory as from the disk.
+- Where Linux allows io_uring, some threads hand over hundreds of frames per call (`io_uring.py`), whether they are in memory
+  or on the disk. What such a call does not give in full is read again the other way, which has the words for what is wrong.
+- Elsewhere each frame is one `preadv`. Threads that only copy from memory fight for the interpreter lock after each frame, so
+  one thread first takes what is in memory (RWF_NOWAIT), and only what is not goes to many: a disk wants several reads
+  under way.
+- Either way a frame is read straight into its shuffled place: where in the array it goes makes no difference.
+- With `preadv`, reading a gap along costs as much as another call at some 12 KB, from memory as from the disk.
 """
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_obs.errors import InputError
+from vae_training.io_uring import Ring, Rings, open_ring
 
 _GAP_BYTES = 16 << 10  # what lies between two frames is read along up to here
 _IOVECS = 512  # parts of one preadv; Linux and macOS allow 1,024
@@ -33,6 +32,8 @@ _PIECE_FRAMES = 32  # of one thread's task at least, so that handing it over is 
 _PIECES_PER_THREAD = 4  # so that a slow one does not keep the others waiting
 _NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # Linux: read what is in memory, and fail where a disk would be waited for
 _THREADS = min(32, 4 * (os.cpu_count() or 1))  # more than cores: most of them wait for a disk
+_RING_READS = 512  # frames per call
+_RING_THREADS = 3  # while one waits for the interpreter's lock or a disk, others copy
 
 #: What `gather` is asked for: an array, sorted numbers of frames in it (repeats allowed), and where each of them goes.
 Wanted = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
@@ -61,34 +62,48 @@ def gather(wanted: Sequence[Wanted], out: NDArray[Any]) -> None:
         >>> out.ravel().tolist()
         [7, 2, 0]
     """
-    total = sum(len(rows) for _, rows, _ in wanted)
     at_most = max(1, _PIECE_BYTES // max(1, out[:1].size))
+    if ring := open_ring(1):  # the first question: allowed at all?
+        ring.close()
+        pieces = [piece for each in wanted for piece in _pieces(each, min(_RING_READS, at_most))]
+        with Rings(_RING_READS) as rings:
+            _in_threads(_RING_THREADS, pieces, lambda piece: _read_piece(piece, out, rings.mine()))
+        return
+    total = sum(len(rows) for _, rows, _ in wanted)
     frames = min(at_most, max(_PIECE_FRAMES, -(-total // (_THREADS * _PIECES_PER_THREAD))))
     rest: list[Wanted] = []
-    for dataset, rows, targets in wanted:
-        with FrameReader(dataset) as reader:
-            for i in range(0, len(rows), frames):
-                piece = dataset, rows[i : i + frames], targets[i : i + frames]
-                done = _put(reader, *piece[1:], out, cached_only=True)
-                if done < len(piece[1]):
-                    rest.append((dataset, piece[1][done:], piece[2][done:]))
-    if len(rest) <= 1:
-        for piece in rest:
-            _read_piece(piece, out)
+    for each in wanted:
+        with FrameReader(each[0]) as reader:
+            for dataset, rows, targets in _pieces(each, frames):
+                done = _put(reader, rows, targets, out, cached_only=True)
+                if done < len(rows):
+                    rest.append((dataset, rows[done:], targets[done:]))
+    _in_threads(_THREADS, rest, lambda piece: _read_piece(piece, out))
+
+
+def _pieces(wanted: Wanted, frames: int) -> Iterator[Wanted]:
+    dataset, rows, targets = wanted
+    for i in range(0, len(rows), frames):
+        yield dataset, rows[i : i + frames], targets[i : i + frames]
+
+
+def _in_threads(threads: int, pieces: Sequence[Wanted], read: Callable[[Wanted], None]) -> None:
+    if not pieces:
         return
-    with ThreadPoolExecutor(min(_THREADS, len(rest)), thread_name_prefix="frame-reader") as pool:
-        futures = [pool.submit(_read_piece, piece, out) for piece in rest]
+    # A single one too: an interrupt reaches the main thread alone, and the kernel may still be writing into the array.
+    with ThreadPoolExecutor(min(threads, len(pieces)), thread_name_prefix="frame-reader") as pool:
+        futures = [pool.submit(read, piece) for piece in pieces]
         try:
             for future in futures:
                 future.result()
-        except BaseException:  # an interrupt too: what has not begun need not
+        except BaseException:  # an interrupt too: what has not begun need not; leaving the block waits for what has
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _read_piece(piece: Wanted, out: NDArray[Any]) -> None:
+def _read_piece(piece: Wanted, out: NDArray[Any], ring: Ring | None = None) -> None:
     # Each task opens the file itself: a dataset of thousands of files would run into the limit of open ones.
-    with FrameReader(piece[0]) as reader:
+    with FrameReader(piece[0], ring) as reader:
         _put(reader, *piece[1:], out, cached_only=False)
 
 
@@ -111,6 +126,7 @@ class FrameReader:
 
     Args:
         dataset: uint8 (N, H, W, C): a memory map, a slice of one, or any other array.
+        ring: Used where the file allows, for at most `ring.size` frames in one `read`.
 
     Example:
         >>> out = np.empty((2, 1, 1, 1), np.uint8)
@@ -119,8 +135,9 @@ class FrameReader:
         (2, [3, 4])
     """
 
-    def __init__(self, dataset: NDArray[np.uint8]) -> None:
+    def __init__(self, dataset: NDArray[np.uint8], ring: Ring | None = None) -> None:
         self._dataset = dataset
+        self._ring = ring
         self._place = place_on_disk(dataset)
         self._fd = -1
 
@@ -163,6 +180,12 @@ class FrameReader:
         if cached_only and not _NO_WAIT:
             return 0
         frame_bytes = out[:1].nbytes
+        if self._ring is not None and frame_bytes:
+            missing = self._read_by_ring(self._ring, rows, targets, out)
+            if len(missing):
+                with FrameReader(self._dataset) as reader:
+                    reader.read(rows[missing], out, targets[missing])
+            return len(rows)
         buffer = out.reshape(-1).data
         offsets = (self._place.offset + rows.astype(np.int64) * frame_bytes).tolist()
         places = [buffer[start : start + frame_bytes] for start in (targets.astype(np.int64) * frame_bytes).tolist()]
@@ -191,6 +214,18 @@ class FrameReader:
             if not self._fill(parts, offsets[begin], flags):
                 return begin
         return len(rows)
+
+    def _read_by_ring(
+        self, ring: Ring, rows: NDArray[np.int64], targets: NDArray[np.int64], out: NDArray[np.uint8]
+    ) -> NDArray[np.intp]:
+        """Read frames into their places; which of them did not come whole."""
+        assert self._place is not None
+        if not (out.flags.c_contiguous and out.flags.writeable and targets.min() >= 0 and targets.max() < len(out)):
+            raise ValueError("frames are read into a contiguous, writable array, and into places that it has")
+        frame_bytes = out[:1].nbytes
+        offsets = self._place.offset + rows.astype(np.int64) * frame_bytes
+        addresses = out.ctypes.data + targets.astype(np.int64) * frame_bytes
+        return np.flatnonzero(ring.read(self._fd, offsets, addresses, frame_bytes) != frame_bytes)
 
     def _fill(self, parts: list[memoryview], offset: int, flags: tuple[int, ...]) -> bool:
         """Fill buffers from one stretch of the file; a single call may give less than was asked for."""
