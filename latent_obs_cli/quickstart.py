@@ -65,7 +65,7 @@ class QuickstartConfig:
         """Settings of stage 1."""
         return RecordConfig(
             env=self.env, out=self.out / "frames", frames=self.frames, frames_per_file=max(1, self.frames // 8),
-            frame_skip=4, seed=self.seed,
+            frame_skip=4, seed=self.seed, state=False,
         )  # fmt: skip
 
     @property

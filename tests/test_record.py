@@ -1,13 +1,8 @@
 """Recording: whole, reproducible files from any pixel environment, through interrupts and restarts."""
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +13,9 @@ from gymnasium import spaces
 
 from latent_obs.errors import InputError
 from vae_training.datasets import get_datasets
-from vae_training.record import RecordConfig, _find_pixels, record
+from vae_training.record import RecordConfig, record
+from vae_training.record_camera import find_pixels
+from vae_training.rows import load_rows
 
 EPISODE = 7
 
@@ -100,7 +97,10 @@ def test_recording_json(tmp_path: Path):
     assert (first["env"], first["policy"], first["seed"], first["size"]) == ("test/Counter-v0", "random", 3, 16)
     assert first["env_kwargs"] == {"side": 20}
     assert manifest["versions"]["numpy"] == np.__version__
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".npy", ".npy", ".npy"]
+    assert first["state"] is True
+    stems = [f"test-Counter-v0_00{i}" for i in range(3)]
+    made = ["recording.json", *(f"{stem}{end}" for stem in stems for end in (".npy", ".rows.npz"))]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(made)
 
 
 def test_same_seed_same_frames(tmp_path: Path):
@@ -172,16 +172,16 @@ def test_last_picture_that_is_none_is_left_out(tmp_path: Path, end: str):
 
 def test_spaces_without_pixels():
     with pytest.raises(InputError, match=r"no picture but Discrete"):
-        _find_pixels(spaces.Discrete(3), None)
+        find_pixels(spaces.Discrete(3), None)
     with pytest.raises(InputError, match="uint8"):
-        _find_pixels(spaces.Box(0, 1, (64, 64, 3)), None)
+        find_pixels(spaces.Box(0, 1, (64, 64, 3)), None)
     with pytest.raises(InputError, match="no pixels in the observation"):
-        _find_pixels(spaces.Dict(a=spaces.Discrete(2)), None)
+        find_pixels(spaces.Dict(a=spaces.Discrete(2)), None)
     image = spaces.Box(0, 255, (64, 64, 3), np.uint8)
     with pytest.raises(InputError, match="several images"):
-        _find_pixels(spaces.Dict(left=image, right=image), None)
-    assert _find_pixels(spaces.Dict(left=image, right=image), "right") == ("right", 3)
-    assert _find_pixels(spaces.Box(0, 255, (84, 84, 4), np.uint8), None) == (None, 4)
+        find_pixels(spaces.Dict(left=image, right=image), None)
+    assert find_pixels(spaces.Dict(left=image, right=image), "right") == ("right", 3)
+    assert find_pixels(spaces.Box(0, 255, (84, 84, 4), np.uint8), None) == (None, 4)
 
 
 def test_unknown_environment_leaves_nothing_behind(tmp_path: Path):
@@ -259,6 +259,8 @@ def test_interrupted_at_any_moment(tmp_path: Path, capsys: pytest.CaptureFixture
             signal.signal(signal.SIGALRM, old)
         kept = sum(len(f) for f in get_datasets(folder)) if list(folder.glob("*.npy")) else 0
         assert not list(folder.glob("*.part"))
+        for file in folder.glob("*.npy"):
+            assert len(load_rows(file)["acted"]) == len(np.load(file, mmap_mode="r"))
         assert kept < 300  # it did stop: all of them take a second
         assert f"interrupted: {kept} of 300" in capsys.readouterr().out
 
@@ -276,84 +278,7 @@ def test_disk_full_while_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         record(config(tmp_path))
     monkeypatch.undo()
     assert [len(f) for f in get_datasets(tmp_path)] == [9]
+    assert load_rows(tmp_path / "test-Counter-v0_000.npy")["first"].tolist() == [True, *[False] * 6, True, False]
     assert json.loads((tmp_path / "recording.json").read_text())["frames"] == 9
     record(config(tmp_path))
     assert [len(f) for f in get_datasets(tmp_path)] == [9, 12, 9]
-
-
-VIZDOOM = """
-import sys
-from pathlib import Path
-from vae_training.record import RecordConfig, record
-out, frames, frames_per_file = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-record(RecordConfig("VizdoomBasic-v1", out, frames=frames, frames_per_file=frames_per_file, size=32))
-print("returned")
-"""
-
-
-@contextlib.contextmanager
-def recorder(out: Path, frames: int, frames_per_file: int = 150) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", VIZDOOM, str(out), str(frames), str(frames_per_file)]
-    # A session of its own: signals go to the game's process as well, as a terminal's do.
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, cwd=out)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for(path: Path, process: subprocess.Popen[str], size: int = 0) -> None:
-    until = time.monotonic() + 60
-    while not path.exists() or path.stat().st_size < size:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
-def test_vizdoom_interrupted_killed_and_finished(tmp_path: Path):
-    """Ctrl-C, then kill -9, then to the end: every file is valid and the numbers add up."""
-    pytest.importorskip("vizdoom")
-    with recorder(tmp_path, 1_000_000) as process:
-        wait_for(tmp_path / "VizdoomBasic-v1_001.npy.part", process)
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, ""), (out, err)
-    assert "interrupted: " in out
-    assert "returned" in out
-    kept = sum(len(f) for f in get_datasets(tmp_path))
-    assert f"{kept:,} of 1,000,000 frames are kept" in out
-    assert not list(tmp_path.glob("*.part"))
-    files = len(get_datasets(tmp_path))
-
-    part = tmp_path / f"VizdoomBasic-v1_{files:03d}.npy.part"
-    with recorder(tmp_path, 1_000_000, frames_per_file=1_000_000) as process:
-        wait_for(part, process, size=100_000)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=60)
-    total = kept + (part.stat().st_size - 128) // (32 * 32 * 3) + 150 + 37
-
-    with recorder(tmp_path, total) as process:
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, ""), (out, err)
-    datasets = get_datasets(tmp_path)
-    assert sum(len(f) for f in datasets) == total
-    assert [len(f) for f in datasets[-2:]] == [150, 37]
-    assert not list(tmp_path.glob("*.part"))
-    manifest = json.loads((tmp_path / "recording.json").read_text())
-    assert manifest["frames"] == total
-    assert [manifest["files"][Path(str(f.filename)).name]["seed"] for f in datasets] == list(range(len(datasets)))
-
-
-def test_vizdoom_has_no_black_frames_and_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("vizdoom")
-    monkeypatch.chdir(tmp_path)  # the engine writes _vizdoom.ini where it is started
-    for out in ("a", "b"):
-        cfg = RecordConfig("VizdoomBasic-v1", tmp_path / out, frames=700, frames_per_file=350, size=32, frame_skip=4)
-        record(cfg)
-    for first, second in zip(get_datasets(tmp_path / "a"), get_datasets(tmp_path / "b"), strict=True):
-        assert first.reshape(len(first), -1).max(axis=1).min() > 0
-        np.testing.assert_array_equal(first, second)
-    one, two = get_datasets(tmp_path / "a")
-    assert (np.asarray(one) != np.asarray(two)).any()

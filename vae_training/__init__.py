@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vae_training.pictures import reconstruct, reconstruction_sheet, traversal_sheet
     from vae_training.record import record
     from vae_training.record_config import RecordConfig
+    from vae_training.rows import load_rows, targets_of, transitions_of
     from vae_training.sampling import get_random_samples
     from vae_training.schedule import CyclicalBeta
     from vae_training.split import split_held_out
@@ -53,6 +54,9 @@ _HOMES = {  # name: the module it lives in
     "gaussian_kl_nats": "cvae",
     "get_datasets": "datasets",
     "get_random_samples": "sampling",
+    "load_rows": "rows",
+    "targets_of": "rows",
+    "transitions_of": "rows",
     "images_to_tensor": "cvae",
     "read_log": "logs",
     "reconstruct": "pictures",
@@ -89,6 +93,7 @@ __all__ = [
     "get_datasets",
     "get_random_samples",
     "images_to_tensor",
+    "load_rows",
     "read_log",
     "reconstruct",
     "reconstruction_sheet",
@@ -96,7 +101,9 @@ __all__ = [
     "schedule_of",
     "split_held_out",
     "stats_table",
+    "targets_of",
     "train",
+    "transitions_of",
     "traversal_sheet",
     "write_contact_sheet",
     "write_mean_sheet",

@@ -7,7 +7,6 @@ lock), a few chunks ahead and never more.
 import contextlib
 import errno
 import os
-import zipfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,13 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_obs.atomic import write_json, written_aside
+from latent_obs.atomic import write_json
 from latent_obs.errors import InputError
 from latent_obs.pixels import Crop, Frames, PixelContract
 from vae_training.frame_filters import FrameFilters
 from vae_training.frame_index import ENTRY, Entry
 from vae_training.npy_writer import NpyWriter
 from vae_training.recordings.base import DamagedRecordingError, Recording
+from vae_training.rows import save_rows
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CHUNKS_AHEAD = 2  # decoded ones that wait for a resize; memory is that of these few
@@ -217,7 +217,7 @@ class _Files:
             stem = self._task.stem if len(self._lengths) == 1 else self._stem(i)
             source = kept[first : first + length]
             columns = {key: column[source] for key, column in rows.items()}
-            _save_columns(self._task.folder / f"{stem}.rows.npz", {**columns, _SOURCE_FRAME: source})
+            save_rows(self._task.folder / f"{stem}.rows.npz", {**columns, _SOURCE_FRAME: source})
             listed.append({"file": f"{stem}.npy", "rows": f"{stem}.rows.npz", "frames": length})
             first += length
         return listed
@@ -230,11 +230,3 @@ class _Files:
             self._writer.close()
             self._lengths.append(self._writer.frames)
             self._writer = None
-
-
-def _save_columns(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
-    """As `numpy.savez`, but under any name ("file" is one that a recording may use), and never objects."""
-    with written_aside(path) as aside, zipfile.ZipFile(aside, "w") as archive:
-        for key, column in columns.items():
-            with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:  # no clock time in it
-                np.lib.format.write_array(member, column, allow_pickle=False)

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SETUP, _ENTER = 425, 426  # the same number on every 64-bit architecture that Python supports
-_READ = 22  # IORING_OP_READ, since Linux 5.6
+_READV, _READ = 1, 22  # IORING_OP_READV and IORING_OP_READ, the latter since Linux 5.6
+_MOST = 1024  # places of one READV (UIO_MAXIOV), so that all of a call may be neighbours
 _GETEVENTS = 1
 _SINGLE_MMAP = 1  # IORING_FEAT_SINGLE_MMAP, since Linux 5.4: both rings are one mapping
 _SUBMISSIONS_AT = 0x10000000  # IORING_OFF_SQES
@@ -59,7 +60,7 @@ class Ring:
     """A queue of reads, for one thread at a time.
 
     Args:
-        size: Most reads of one call; a power of two.
+        size: Most reads of one call; a power of two, 1,024 at most.
 
     Raises:
         OSError: The system has no io_uring, or forbids it.
@@ -77,6 +78,7 @@ class Ring:
     """
 
     def __init__(self, size: int) -> None:
+        assert size <= _MOST
         self.size = size
         self._call = ctypes.CDLL(None, use_errno=True).syscall
         self._call.restype = ctypes.c_long
@@ -106,29 +108,51 @@ class Ring:
         self._cq_head, self._cq_tail = part(cq.head, 1, number), part(cq.tail, 1, number)
         self._completions = part(cq.b, parameters.cq_entries, _COMPLETION)
         self._submissions = np.frombuffer(submissions, _SUBMISSION)
-        self._submissions["opcode"] = _READ
         part(sq.c, self.size, number)[:] = np.arange(self.size)  # each place of the queue is its own entry
 
     def read(self, file: int, offsets: NDArray[np.int64], addresses: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """Read places of a file into places in memory, in any order, and wait for all of them.
 
+        Places that follow each other, in the file and in `offsets`, are one read: a disk is told of the whole stretch.
+
         Args:
             file: A file descriptor open for reading.
             offsets: Bytes in the file (n,), at most `size` of them.
             addresses: Where each goes, as numbers (n,). The memory must hold `length` bytes there: nobody checks.
-            length: Bytes of each.
+            length: Bytes of each, 1 or more.
 
         Returns:
             For each the bytes that were read (fewer than asked for at the end of the file), or minus the error's number.
         """
+        assert len(offsets) <= self.size
+        firsts = np.flatnonzero(np.diff(offsets, prepend=offsets[:1]) != length)
+        counts = np.diff(firsts, append=len(offsets))
+        vectors = np.empty((len(offsets), 2), np.uint64)  # struct iovec; the kernel reads them until the call is over
+        vectors[:, 0], vectors[:, 1] = addresses, length
+        alone = counts == 1
+        results = self._submit(
+            file,
+            np.where(alone, _READ, _READV),
+            offsets[firsts],
+            np.where(alone, addresses[firsts], vectors.ctypes.data + vectors.strides[0] * firsts),
+            np.where(alone, length, counts),
+        )
+        of_run = np.repeat(results, counts)
+        before = (np.arange(len(offsets)) - np.repeat(firsts, counts)) * length  # bytes of the run ahead of each place
+        return np.where(of_run < 0, of_run, np.clip(of_run - before, 0, length))
+
+    def _submit(
+        self, file: int, opcodes: NDArray[np.int64], offsets: NDArray[np.int64], addresses: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+    ) -> NDArray[np.int64]:  # fmt: skip
+        """Hand reads over and wait for all of them; the result of each."""
         count = len(offsets)
-        assert count <= self.size
         # The kernel reads entry (tail mod size). All entries were used up before, so that any stretch of them is free.
         tail = int(self._sq_tail[0])
         at = (tail + np.arange(count)) & (self.size - 1)
         entries = self._submissions
-        entries["file"][at], entries["offset"][at], entries["address"][at] = file, offsets, addresses
-        entries["bytes"][at], entries["user_data"][at] = length, np.arange(count)
+        entries["opcode"][at], entries["file"][at], entries["offset"][at] = opcodes, file, offsets
+        entries["address"][at], entries["bytes"][at], entries["user_data"][at] = addresses, lengths, np.arange(count)
         self._sq_tail[0] = (tail + count) & 0xFFFFFFFF
         results = np.empty(count, np.int64)
         submitted = done = 0

@@ -1,39 +1,38 @@
 """Record frames of any Gymnasium environment as `.npy` files, one recording each.
 
     images/
-    ├── VizdoomBasic-v1_000.npy     uint8 (N, H, W, C); whole episodes and the beginning of one
-    ├── VizdoomBasic-v1_001.npy     begins with a reset of its own, so that no episode is in two files
-    └── recording.json              environment, policy and seed of each file, package versions
+    ├── VizdoomBasic-v1_000.npy         uint8 (N, H, W, C); whole episodes and the beginning of one
+    ├── VizdoomBasic-v1_000.rows.npz    what was done at each frame, and the state of the game (see vae_training.rows)
+    ├── VizdoomBasic-v1_001.npy         begins with a reset of its own, so that no episode is in two files
+    ├── VizdoomBasic-v1_001.rows.npz
+    └── recording.json                  environment, policy and seed of each file, package versions
 
-Safe to interrupt and to start again: files are numbered on, and file k is recorded with seed `seed + k`.
+Safe to interrupt and to start again: files are numbered on, and file k is recorded with seed `seed + k`. A file has its rows
+when it is finished, after a Ctrl-C as well; one that is recovered after a `kill -9` has none.
 """
 
 import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from latent_obs.atomic import write_json
 from latent_obs.environments import make_pixel_env
-from latent_obs.errors import InputError, require
+from latent_obs.errors import InputError
 from latent_obs.folder import package_versions
 from latent_obs.interrupt import GracefulStop
-from latent_obs.pixels import PixelContract, find_pixel_key
 from vae_training.datasets import get_datasets
 from vae_training.npy_writer import NpyWriter, recover_parts
+from vae_training.record_camera import Camera, Frames, is_no_picture
 from vae_training.record_config import RecordConfig
-
-Frames = NDArray[np.uint8]
-Act = Callable[[Any, Frames, Frames], Any]  # (observation, its pixels, the recorded frame) -> action
+from vae_training.record_rows import RowsTable
+from vae_training.rows import load_rows, rows_file_of
 
 _MANIFEST = "recording.json"
 _FORMAT_VERSION = 1
@@ -62,16 +61,16 @@ def record(config: RecordConfig, *, say: Callable[[str], object] = print) -> Pat
         raise InputError(f"there is no agent file {config.agent}; expected the .zip that Stable-Baselines3's save() wrote")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out {folder} is a file, expected a folder")
-    for file in recover_parts(folder):
-        say(f"recovered {file} from a recording that was killed")
+    for file in _recover(folder):
+        say(f"recovered {file} from a recording that was killed{_lack_of_rows(file)}")
     have, next_index, present_shape = _present(config)
     if have:
         say(f"{folder} holds {have:,} frames of {config.env} already, of {config.frames:,} asked for")
-    interrupted = False
+    first_index, interrupted = next_index, False
     if have < config.frames:
         try:
             with GracefulStop() as stop, contextlib.closing(make_pixel_env(config.env, **config.make_kwargs)) as env:
-                camera = _Camera(env, config, present_shape)
+                camera = Camera(env, config, present_shape)
                 with tqdm(total=config.frames, initial=have, unit="frame", desc=config.env, disable=None) as bar:
                     while have < config.frames and not stop.requested:
                         wanted = min(config.frames_per_file, config.frames - have)
@@ -81,7 +80,8 @@ def record(config: RecordConfig, *, say: Callable[[str], object] = print) -> Pat
         except KeyboardInterrupt:  # a second Ctrl-C, while a game takes its time
             interrupted = True
         finally:
-            recover_parts(folder)  # for a second Ctrl-C in the very moment when a file is opened or closed
+            _recover(folder)  # for a second Ctrl-C in the very moment when a file is opened or closed
+            _name_those_without_rows((folder / config.file_name(i) for i in range(first_index, next_index + 1)), say)
             if (folder / _MANIFEST).exists():
                 _write_manifest(folder)
         have = _present(config)[0]
@@ -94,52 +94,8 @@ def record(config: RecordConfig, *, say: Callable[[str], object] = print) -> Pat
     return folder
 
 
-class _Camera:
-    """An environment, the way its pixels become frames, and the agent that acts in it, if any."""
-
-    contract: PixelContract
-    choose: Act | None = None
-
-    def __init__(self, env: gym.Env[Any, Any], config: RecordConfig, present_shape: tuple[int, ...] | None) -> None:
-        self.env = env
-        self._config = config
-        self._present_shape = present_shape
-        self._key, self._channels = _find_pixels(env.observation_space, config.pixel_key)
-        self._ready = False
-
-    def start(self, seed: int) -> Any:
-        """Reset the environment; the first time (a reset may take minutes), look at what it gives as well."""
-        observation, _ = self.env.reset(seed=seed)
-        if not self._ready:
-            self._look(observation)
-        return observation
-
-    def _look(self, observation: Any) -> None:
-        """Settle what a frame is, from the array: there are environments whose spaces declare another order of axes."""
-        config, pixels = self._config, self.pixels(observation)
-        layout = PixelContract(1, 1, self._channels).layout_of(pixels.shape, f"a frame of {config.env}")
-        height, width = pixels.shape[1:] if layout == "CHW" else pixels.shape[:2]
-        self.contract = PixelContract(config.size or height, config.size or width, self._channels)
-        if self._present_shape not in (None, self.contract.shape):
-            raise InputError(
-                f"{config.out} holds frames of shape {self._present_shape}, and these would be {self.contract.shape}; "
-                "a dataset needs one shape. Choose another folder, or another size"
-            )
-        if config.agent is not None:
-            self.choose = _load_agent(config, self.env, pixels, self.contract)
-        self._ready = True
-
-    def pixels(self, observation: Any) -> Frames:
-        """The picture in an observation, as the environment gave it."""
-        return np.asarray(observation if self._key is None else observation[self._key])
-
-    def frame(self, pixels: Frames) -> Frames:
-        """The picture as it is recorded, (H, W, C)."""
-        return self.contract.convert(pixels[None], what=f"a frame of {self._config.env}")[0]
-
-
 def _record_file(
-    camera: _Camera, config: RecordConfig, index: int, wanted: int, bar: "tqdm[Any]", stop: GracefulStop
+    camera: Camera, config: RecordConfig, index: int, wanted: int, bar: "tqdm[Any]", stop: GracefulStop
 ) -> int:  # fmt: skip
     """Record one file; the number of frames in it."""
     env, seed = camera.env, config.seed + index
@@ -152,101 +108,65 @@ def _record_file(
     # Before the first frame, so that a recording that is killed is documented as well.
     _write_manifest(config.out, {path.name: {**config.to_json(), "seed": seed}})
     with NpyWriter(path, camera.contract.shape) as writer:
+        rows_file_of(path).unlink(missing_ok=True)  # of a file that was removed, and had this name
+        rows = RowsTable(env.action_space)
 
-        def keep(pixels: Frames) -> Frames:
+        def keep(observation: Any, pixels: Frames, first: bool) -> Frames:
             frame = camera.frame(pixels)
+            rows.begin(camera.state(observation), first=first)
             writer.append(frame)
             bar.update()
             return frame
 
-        pixels = camera.pixels(observation)
-        frame = keep(pixels)
-        while writer.frames < wanted and not stop.requested:
-            if camera.choose is not None:
-                action = camera.choose(observation, pixels, frame)
-            elif action is None or config.policy == "random" or rng.random() >= config.stickiness:
-                action = env.action_space.sample()
-            observation, _, terminated, truncated, info = env.step(action)
-            before, pixels = pixels, camera.pixels(observation)
-            over = terminated or truncated
-            if not (over and _is_no_picture(pixels, before, info)):
-                frame = keep(pixels)
-            if over and writer.frames < wanted:
-                observation, action = env.reset()[0], None
-                pixels = camera.pixels(observation)
-                frame = keep(pixels)
+        try:
+            pixels = camera.pixels(observation)
+            frame = keep(observation, pixels, first=True)
+            while writer.frames < wanted and not stop.requested:
+                if camera.choose is not None:
+                    action = camera.choose(observation, pixels, frame)
+                elif action is None or config.policy == "random" or rng.random() >= config.stickiness:
+                    action = env.action_space.sample()
+                observation, reward, terminated, truncated, info = env.step(action)
+                rows.end_step(action, reward, terminated=terminated, truncated=truncated)
+                before, pixels = pixels, camera.pixels(observation)
+                over = terminated or truncated
+                if not (over and is_no_picture(pixels, before, info)):
+                    frame = keep(observation, pixels, first=False)
+                if over and writer.frames < wanted:
+                    observation, action = env.reset()[0], None
+                    pixels = camera.pixels(observation)
+                    frame = keep(observation, pixels, first=True)
+        finally:
+            # Before the frames get their final name: whoever sees them sees their rows. On a full disk they have it already.
+            _save_rows(rows, path, writer.frames)
         return writer.frames
 
 
-def _is_no_picture(pixels: Frames, before: Frames, info: dict[str, Any]) -> bool:
-    """Whether the last observation of an episode shows nothing new.
-
-    ViZDoom gives a black frame there (or, mended by a wrapper, the one before once more), and an environment that lost
-    its game reports an error along with whatever its space allows.
-    """
-    return not pixels.any() or "error" in info or np.array_equal(pixels, before)
+def _save_rows(rows: RowsTable, path: Path, frames: int) -> None:
+    """Write the rows of a file, or leave the file without any on a full disk, of which the frames' own error tells."""
+    with contextlib.suppress(OSError):
+        rows.save(path, frames)
 
 
-def _find_pixels(space: spaces.Space[Any], key: str | None) -> tuple[str | None, int]:
-    """Key of the pixels (None where the observation is the picture) and their number of channels."""
-    if not isinstance(space, spaces.Dict):
-        if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3):
-            raise InputError(
-                f"the observation is no picture but {type(space).__name__}{space.shape or ''}; expected a uint8 Box "
-                "(height, width, channels), or a Dict with one. Gymnasium's AddRenderObservation turns what an "
-                "environment renders into its observation"
-            )
-        channels = _channels(space.shape)
-        PixelContract(1, 1, channels).check_space(space)
-        return None, channels
-    boxes = {k: s.shape for k, s in space.spaces.items() if isinstance(s, spaces.Box) and s.dtype == np.uint8}
-    found = {k: _channels(shape) for k, shape in boxes.items() if len(shape) == 3 or (k == key and len(shape) == 2)}
-    if key is not None and key in found:
-        channels = found[key]
-    else:  # colour before grey: a depth map beside the picture is not the picture
-        channels = next((n for n in (3, 1) if n in found.values()), next(iter(found.values()), 3))
-    return find_pixel_key(space, PixelContract(1, 1, channels), key), channels
+def _recover(folder: Path) -> list[Path]:
+    """Finish what was killed; rows that it may have are kept where they agree with it."""
+    recovered = recover_parts(folder)
+    for file in recovered:
+        try:
+            load_rows(file)
+        except InputError:
+            rows_file_of(file).unlink(missing_ok=True)
+    return recovered
 
 
-def _channels(shape: tuple[int, ...]) -> int:
-    """Entries of the channel axis, the shorter one of the first and the last."""
-    return 1 if len(shape) == 2 else min(shape[-1], shape[0])
+def _name_those_without_rows(files: Iterable[Path], say: Callable[[str], object]) -> None:
+    for file in files:
+        if file.exists() and (lack := _lack_of_rows(file)):
+            say(f"{file}{lack}")
 
 
-def _load_agent(config: RecordConfig, env: gym.Env[Any, Any], pixels: Frames, contract: PixelContract) -> Act:
-    """A function that asks a saved agent for its action, given what it was trained to see."""
-    sb3 = require("stable_baselines3", extra="agents", purpose="let an agent play while frames are recorded")
-    try:
-        agent = sb3.PPO.load(config.agent, device="cpu")
-    except Exception as error:  # zipfile, pickle and torch each have their own
-        raise InputError(f"agent {config.agent} is not a PPO agent that Stable-Baselines3 can load: {error}") from error
-
-    def ask(seen: Any) -> Any:
-        action = np.asarray(agent.predict(seen, deterministic=False)[0])
-        return action.item() if action.ndim == 0 else action
-
-    space, whole = agent.observation_space, env.observation_space
-    if agent.action_space == env.action_space:
-        if isinstance(space, spaces.Dict) and isinstance(whole, spaces.Dict) and set(space) <= set(whole):
-            return lambda observation, pixels, frame: ask({key: observation[key] for key in space})
-        if _fits(space, pixels.shape):
-            return lambda observation, pixels, frame: ask(np.array(pixels))  # a copy: it may be a read-only view
-        if _fits(space, contract.shape):
-            return lambda observation, pixels, frame: ask(frame)
-    raise InputError(
-        f"agent {config.agent} was trained on {_brief(space)} with actions {agent.action_space}; {config.env} gives "
-        f"{_brief(whole)} with actions {env.action_space}. Give one that was trained on the pixels of this environment"
-    )
-
-
-def _fits(space: spaces.Space[Any], shape: tuple[int, ...]) -> bool:
-    """Whether an agent's space is that of these pixels; Stable-Baselines3 saves the channel-first twin of it."""
-    return space.shape in (shape, (shape[-1], *shape[:-1]))
-
-
-def _brief(space: spaces.Space[Any]) -> str:
-    entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-    return ", ".join(f"{k} {type(s).__name__}{s.shape}".strip() for k, s in entries.items())
+def _lack_of_rows(file: Path) -> str:
+    return "" if rows_file_of(file).exists() else " has no rows beside it: what was done in it is not known"
 
 
 def _present(config: RecordConfig) -> tuple[int, int, tuple[int, ...] | None]:

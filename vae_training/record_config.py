@@ -40,6 +40,9 @@ class RecordConfig:
     """Further arguments of the environment."""
     pixel_key: str | None = None
     """Entry of a Dict observation that holds the pixels, where there is more than one image."""
+    state: bool = True
+    """Keep what the environment tells of each frame beside the picture: ViZDoom's variables and objects in sight (their boxes
+    take the engine more time), numbers of a Dict observation. Actions, rewards and episode ends are kept in any case."""
     seed: int = 0
     """File k is recorded with seed + k."""
 
