@@ -4,6 +4,8 @@ Both live here and not in `vae_training` because the encoder runs beside every a
 decoder unless a picture is asked for.
 """
 
+import math
+
 from torch import Tensor, nn
 
 from latent_obs.architecture import Architecture
@@ -41,6 +43,7 @@ class Encoder(nn.Module):
             channels = architecture.latent_map[0]
             self.mean_head = nn.Conv2d(last.channels_out, channels, kernel_size=1)
             self.logvar_head = nn.Conv2d(last.channels_out, channels, kernel_size=1)
+        self.linear = nn.Linear(math.prod(architecture.img_shape), architecture.latent_dim) if architecture.linear_path else None
 
     def _features(self, x: Tensor) -> Tensor:
         h = self.convolutions(x)  # (N, C', H', W')
@@ -49,11 +52,15 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, each (N, latent_dim)."""
         h = self._features(x)
-        return self.mean_head(h).flatten(1), self.logvar_head(h).flatten(1)
+        return self._mean(x, h), self.logvar_head(h).flatten(1)
+
+    def _mean(self, x: Tensor, h: Tensor) -> Tensor:
+        mean = self.mean_head(h).flatten(1)
+        return mean if self.linear is None else mean + self.linear(x.flatten(1))
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean alone, (N, latent_dim): what an agent sees."""
-        return self.mean_head(self._features(x)).flatten(1)
+        return self._mean(x, self._features(x))
 
 
 class Decoder(nn.Module):
@@ -89,10 +96,13 @@ class Decoder(nn.Module):
                 )
             )  # fmt: skip
         self.convolutions = nn.Sequential(*layers)
+        self.linear = nn.Linear(architecture.latent_dim, math.prod(architecture.img_shape)) if architecture.linear_path else None
 
     def forward(self, z: Tensor) -> Tensor:
         """Image of each latent, (N, C, H, W)."""
+        straight = None if self.linear is None else self.linear(z)
         if self.architecture.bottleneck == "spatial":
             z = z.unflatten(1, self.architecture.latent_map)  # (N, latent_dim) -> (N, c, h, w)
         h = self.stem(z)
-        return self.convolutions(h.unflatten(1, self.map_shape) if h.dim() == 2 else h)
+        x = self.convolutions(h.unflatten(1, self.map_shape) if h.dim() == 2 else h)
+        return x if straight is None else x + straight.view(x.shape)

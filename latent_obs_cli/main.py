@@ -18,6 +18,10 @@ VERBS = {
     "frames extract": ("latent_obs_cli.verbs:frames_extract", "Make .npy files of videos, demonstrations and pictures"),
     "frames stats": ("latent_obs_cli.verbs:frames_stats", "What a folder of frames holds, what looks wrong, sheets to look at"),
     "train-vae": ("latent_obs_cli.verbs:train_vae", "Train the CVAE on a folder of frames; writes an encoder folder"),
+    "report": (
+        "latent_obs_cli.verbs:report",
+        "Whether an encoder's latents keep what an agent needs: a page, a JSON, a verdict",
+    ),
     "train-agent": ("latent_obs_cli.verbs:train_agent", "Train PPO on an environment's latents (or on a baseline)"),
     "actions fit": ("latent_obs_cli.verbs:actions_fit", "Centroids of demonstrated actions, for obfuscated MineRL tasks"),
     "evaluate": ("latent_obs_cli.verbs:evaluate", "Play a trained agent: mean return, standard error, a video"),
@@ -40,6 +44,7 @@ def usage() -> str:
             "The stages by hand, in order:",
             "  latent-obs frames record --env VizdoomBasic-v1 --frame-skip 4 --out frames/doom",
             "  latent-obs train-vae     --frames frames/doom --out runs/doom --bottleneck spatial --latent-dim 256 --beta 0.02",
+            "  latent-obs report        runs/doom",
             "  latent-obs train-agent   --env VizdoomBasic-v1 --frame-skip 4 --latent-only --encoder runs/doom --out runs/a",
             "  latent-obs evaluate      --run runs/a",
             "",

@@ -101,6 +101,23 @@ def train_vae(words: Sequence[str]) -> None:
     _parse(run, "train-vae", words)
 
 
+def report(words: Sequence[str]) -> None:
+    """Parse `latent-obs report`, and measure."""
+    from vae_training.report import ReportConfig
+    from vae_training.report import report as measure
+
+    def run(config: OmitArgPrefixes[ReportConfig]) -> None:
+        """Tell whether an encoder's latents are worth freezing, before an agent trains on them for days.
+
+        Measures on recordings that training never saw: what the latents tell, what comes back of the frames beside PCA, how
+        steady they are, and how well known state (game variables, positions of objects, your own values) can be read from
+        them. Writes report.html, one page with the verdict and what to try next, and report.json with every number.
+        """
+        measure(config)
+
+    _parse(run, "report", words)
+
+
 def train_agent(words: Sequence[str]) -> None:
     """Parse `latent-obs train-agent`, and train."""
     from agents import AgentConfig

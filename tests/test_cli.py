@@ -26,12 +26,14 @@ from latent_obs_cli import main as main_module
 from latent_obs_cli.main import VERBS, main
 from latent_obs_cli.quickstart import QuickstartConfig
 from vae_training import ExtractConfig, RecordConfig, TrainConfig
+from vae_training.report import ReportConfig
 
 CONFIGS: dict[str, Any] = {
     "quickstart": QuickstartConfig,
     "frames record": RecordConfig,
     "frames extract": ExtractConfig,
     "train-vae": TrainConfig,
+    "report": ReportConfig,
     "train-agent": AgentConfig,
 }
 Call = Callable[[str], tuple[int, str, str]]
@@ -91,7 +93,7 @@ def test_help_tells_every_option(call: Call, monkeypatch: pytest.MonkeyPatch, ve
     texts = described(config)
     assert set(texts) == {f.name for f in dataclasses.fields(config)}
     for name, meaning in texts.items():
-        assert f"--{name.replace('_', '-')}" in text or name == "recordings"  # which are named without one
+        assert f"--{name.replace('_', '-')}" in text or name in ("recordings", "encoder")  # which are named without one
         assert " ".join(meaning.split()[:5]) in text, name
     assert f"latent-obs {verb}" in text
 

@@ -93,7 +93,7 @@ def test_optional_packages_stay_in_the_one_file_that_is_about_them(module: str):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_optional_packages_are_imported_late(package: str):
-    optional = {"vizdoom", "av", "matplotlib", "tensorboard", "huggingface_hub", "minerl", "ray", "rich"}
+    optional = {"vizdoom", "av", "matplotlib", "tensorboard", "huggingface_hub", "minerl", "ray", "rich", "skimage", "sklearn"}
     for file in files_of(package):
         assert not top(imports_of(file, at_import_only=True)) & optional, file
 

@@ -13,6 +13,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vae_training.acting_objective import ActingObjective
+    from vae_training.batch import Batch
     from vae_training.config import TrainConfig
     from vae_training.contact_sheet import find_warnings, stats_table, write_contact_sheet, write_mean_sheet
     from vae_training.cvae import CVAE, Losses, gaussian_kl_nats, images_to_tensor
@@ -23,29 +25,48 @@ if TYPE_CHECKING:
     from vae_training.extract_config import ExtractConfig
     from vae_training.frame_stats import FolderStats, frame_stats
     from vae_training.logs import read_log
+    from vae_training.objective import ClassicObjective, Objective
     from vae_training.pictures import reconstruct, reconstruction_sheet, traversal_sheet
+    from vae_training.presets import PRESETS, encoder_flops, encoder_parameters, preset_table
     from vae_training.record import record
     from vae_training.record_config import RecordConfig
+    from vae_training.report.config import ReportConfig
+    from vae_training.report.factor_scenes import FactorScenes
+    from vae_training.report.run import ReportResult
     from vae_training.rows import load_rows, targets_of, transitions_of
     from vae_training.sampling import get_random_samples
-    from vae_training.schedule import CyclicalBeta
+    from vae_training.schedule import ConstantBeta, CyclicalBeta, MonotonicBeta, make_schedule
     from vae_training.split import split_held_out
     from vae_training.superbatch import SuperBatches
+    from vae_training.terms import Terms
     from vae_training.train import TrainResult, schedule_of, train
 
 _HOMES = {  # name: the module it lives in
+    "ActingObjective": "acting_objective",
+    "Batch": "batch",
     "CVAE": "cvae",
+    "ClassicObjective": "objective",
+    "ConstantBeta": "schedule",
     "CyclicalBeta": "schedule",
     "ExtractConfig": "extract_config",
     "ExtractResult": "extract",
+    "FactorScenes": "report.factor_scenes",
     "FolderStats": "frame_stats",
     "HeldOut": "evaluate",
     "Losses": "cvae",
+    "MonotonicBeta": "schedule",
+    "Objective": "objective",
+    "PRESETS": "presets",
     "RecordConfig": "record_config",
+    "ReportConfig": "report.config",
+    "ReportResult": "report.run",
     "SuperBatches": "superbatch",
+    "Terms": "terms",
     "TrainConfig": "config",
     "TrainResult": "train",
     "describe_datasets": "datasets",
+    "encoder_flops": "presets",
+    "encoder_parameters": "presets",
     "evaluate": "evaluate",
     "export_encoder": "export",
     "extract": "extract",
@@ -54,10 +75,10 @@ _HOMES = {  # name: the module it lives in
     "gaussian_kl_nats": "cvae",
     "get_datasets": "datasets",
     "get_random_samples": "sampling",
-    "load_rows": "rows",
-    "targets_of": "rows",
-    "transitions_of": "rows",
     "images_to_tensor": "cvae",
+    "load_rows": "rows",
+    "make_schedule": "schedule",
+    "preset_table": "presets",
     "read_log": "logs",
     "reconstruct": "pictures",
     "reconstruction_sheet": "pictures",
@@ -65,7 +86,9 @@ _HOMES = {  # name: the module it lives in
     "schedule_of": "train",
     "split_held_out": "split",
     "stats_table": "contact_sheet",
+    "targets_of": "rows",
     "train": "train",
+    "transitions_of": "rows",
     "traversal_sheet": "pictures",
     "write_contact_sheet": "contact_sheet",
     "write_mean_sheet": "contact_sheet",
@@ -73,17 +96,30 @@ _HOMES = {  # name: the module it lives in
 
 __all__ = [
     "CVAE",
+    "PRESETS",
+    "ActingObjective",
+    "Batch",
+    "ClassicObjective",
+    "ConstantBeta",
     "CyclicalBeta",
     "ExtractConfig",
     "ExtractResult",
+    "FactorScenes",
     "FolderStats",
     "HeldOut",
     "Losses",
+    "MonotonicBeta",
+    "Objective",
     "RecordConfig",
+    "ReportConfig",
+    "ReportResult",
     "SuperBatches",
+    "Terms",
     "TrainConfig",
     "TrainResult",
     "describe_datasets",
+    "encoder_flops",
+    "encoder_parameters",
     "evaluate",
     "export_encoder",
     "extract",
@@ -94,6 +130,8 @@ __all__ = [
     "get_random_samples",
     "images_to_tensor",
     "load_rows",
+    "make_schedule",
+    "preset_table",
     "read_log",
     "reconstruct",
     "reconstruction_sheet",

@@ -1,13 +1,21 @@
 """Everything that decides a training run of the CVAE, as one frozen dataclass; the command line is made from it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 from latent_obs.architecture import Bottleneck
 from latent_obs.errors import InputError
 from latent_obs.run_config import RunConfig
+from vae_training.presets import PRESETS, Preset
+from vae_training.schedule import Ramp, ScheduleKind
+from vae_training.terms import Terms
+
+OptimizerName = Literal["adam", "adamw"]
+LearningRateKind = Literal["constant", "cosine"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Compile = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,10 @@ class TrainConfig(RunConfig):
         30
     """
 
-    CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = ("frames", "out", "epochs", "device", "tensorboard")
+    CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = (
+        "frames", "out", "epochs", "device", "tensorboard", "compile", "checkpoint_minutes", "checkpoint_steps", "patience",
+        "allow_added_files",
+    )  # fmt: skip
     KIND: ClassVar[str] = "training run"
     WHERE_FROM: ClassVar[str] = "latent-obs train-vae"
 
@@ -36,26 +47,71 @@ class TrainConfig(RunConfig):
     """Channels of each convolution, such as 32 64 128 256. By default they follow the image size."""
     strides: tuple[int, ...] = ()
     """Stride of each convolution, as many as widths. With both, images need not be square or a power of two."""
+    preset: Preset | None = None
+    """Size of the network for 64x64 frames; MFLOP to encode a frame and million encoder parameters, with a dense bottleneck
+    of 32 (spatial of 256): small 14.3, 0.30 (10.0, 0.04); base 53.7, 0.95 (36.8, 0.17); large 208.1, 3.28 (140.6, 0.66).
+    Given widths come first. By default the layers follow the image size; at 64x64 that is base."""
     first_activation: bool = False
     """Put a ReLU after the first convolution too (by design it has none)."""
     beta: float = 1.0
     """Wanted weight of the KL term: nats against squared error summed over the image. Less keeps more detail."""
     scale_losses: bool = False
     """Divide the squared error by the values in an image and the KL by latent_dim; beta then weighs those means."""
+    free_bits: float = 0.0
+    """Nats per latent dimension, averaged over a batch, below which the KL is not pressed further (Kingma et al. 2016)."""
+    linear_path: bool = False
+    """A linear map beside the convolutions, which begins as the principal components of the frames (PCA) and is trained on."""
+    salience: float = 0.0
+    """Weight of pixels that the recordings' background (32 principal components) does not explain: what is small, or moves."""
+    motion: float = 0.0
+    """Weight of pixels that differ in the next frame of the recording."""
+    hard_pixels: float = 0.0
+    """Weight of pixels where the reconstruction's own error is high."""
+    edges: float = 0.0
+    """Weight of the squared error of differences between neighbouring pixels."""
+    scales: float = 0.0
+    """Weight of the squared error of the picture at half, quarter and eighth size."""
+    inverse_dynamics: float = 0.0
+    """Weight of a head that tells the action between two frames from their latents; needs recorded actions, as the next two."""
+    next_latent: float = 0.0
+    """Weight of a head that tells the next latent from the latent and the action."""
+    reward: float = 0.0
+    """Weight of a head that tells the reward of a step from the latents and the action."""
+    augment: float = 0.0
+    """How much pictures are shifted, scaled, mirrored and recoloured for training, 0 to 1. For little data."""
     epochs: int = 20
     """Super-batches to train on. The defaults end on the plateau of the third cycle."""
+    schedule: ScheduleKind = "cyclical"
+    """How beta goes after the freeze: cyclical (rise, stay, again from 0), monotonic (rise once, then stay) or constant."""
+    ramp: Ramp = "linear"
+    """Shape of a rise of beta: linear, cosine or sigmoid."""
     batch_freeze: int = 2
-    """Epochs at the start with beta 0."""
+    """Epochs at the start with beta 0, whatever the schedule."""
     half_beta_cycle: int = 3
-    """Epochs in which beta rises from 0 to its wanted value, and epochs that it stays there; then again from 0."""
+    """Epochs in which beta rises from 0 to its wanted value, and, in cycles, epochs that it stays there; then again from 0."""
     super_batch: int | None = None
     """Frames drawn at random for an epoch. By default 10,000, or all there are where there are fewer."""
     block_frames: int = 1
     """Neighbouring frames that are drawn together. For hard disks and network drives, where random reads are slow: 32, say."""
     batch_size: int = 128
-    """Frames per gradient step."""
+    """Frames per gradient step; with several processes (torchrun) for each of them, so that a step takes all of theirs."""
     learning_rate: float = 1e-3
     """Step size of Adam."""
+    learning_rate_schedule: LearningRateKind = "constant"
+    """constant, or cosine: half a cosine down to 0 at the last epoch."""
+    warm_up_steps: int = 0
+    """Steps in which the learning rate rises to its value."""
+    optimizer: OptimizerName = "adam"
+    """adam or adamw; on CUDA in one fused kernel."""
+    weight_decay: float = 0.0
+    """Of adamw (decoupled), or L2 penalty of adam."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient; a longer one is shortened. By default none is."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, such as 0.999; it is what is evaluated and exported. 0: none."""
+    patience: int | None = None
+    """Stop after so many comparable moments in a row (ends of cycles; epochs at the wanted beta, where there are no cycles)
+    without a lower held-out loss. By default all epochs are trained."""
     dataset_weights: tuple[float, ...] = ()
     """Share of each .npy file in a super-batch, in name order, held-out files left out. By default equal."""
     held_out: int | None = None
@@ -64,6 +120,16 @@ class TrainConfig(RunConfig):
     """Reproduces weights, samples and noise."""
     device: str = "auto"
     """auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps. One that is named must be there."""
+    precision: Precision = "auto"
+    """Of the layers: auto (bfloat16 on CUDA, float32 elsewhere), float32 or bfloat16. KL and losses are float32 always."""
+    compile: Compile = "auto"
+    """Compile the loss with torch.compile: auto (on CUDA), on or off."""
+    checkpoint_minutes: float = 5.0
+    """A checkpoint is written when the last one is so old, besides those at the ends of epochs. 0: at these only."""
+    checkpoint_steps: int | None = None
+    """A checkpoint is written every so many steps, too."""
+    allow_added_files: bool = False
+    """Go on (--resume) although frame files were added to the folder. They are trained on; what was held out stays so."""
     tensorboard: bool = True
     """Write TensorBoard logs beside log.jsonl."""
 
@@ -78,7 +144,40 @@ class TrainConfig(RunConfig):
             raise InputError(f"learning_rate must be a positive number, got {self.learning_rate}")
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise InputError(f"beta must be a finite number, 0 or more, got {self.beta}")
+        for name in (
+            *(field.name for field in fields(Terms)),
+            "free_bits",
+            "weight_decay",
+            "checkpoint_minutes",
+            "warm_up_steps",
+        ):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InputError(f"{name} must be a finite number, 0 or more, got {getattr(self, name)}")
+        for name in ("patience", "checkpoint_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError(f"clip_norm must be a positive number, got {self.clip_norm}")
+        if not 0 <= self.augment <= 1:
+            raise InputError(f"augment must be from 0 (off) to 1, got {self.augment}")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema must be 0 (none) or a decay below 1, such as 0.999, got {self.ema}")
+        for name, kind in (
+            ("schedule", ScheduleKind), ("ramp", Ramp), ("optimizer", OptimizerName), ("precision", Precision),
+            ("learning_rate_schedule", LearningRateKind), ("compile", Compile),
+        ):  # fmt: skip
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+        if self.patience is not None and self.schedule == "cyclical" and self.half_beta_cycle == 0:
+            raise InputError("patience counts ends of cycles, and half_beta_cycle 0 has none; use --schedule constant")
         if self.super_batch is not None and self.super_batch < self.batch_size:
             raise InputError(
                 f"super_batch must hold a batch or more, got super_batch {self.super_batch}, batch_size {self.batch_size}"
             )
+
+    @property
+    def terms(self) -> Terms:
+        """Weights of the terms beside the classic loss."""
+        return Terms(**{field.name: getattr(self, field.name) for field in fields(Terms)})

@@ -1,8 +1,8 @@
 """The convolutional beta-VAE: its losses and its gradient step."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,16 @@ class Losses:
     """Terms of the loss of one batch, each a 0-d float32 tensor on the model's device.
 
     Attributes:
-        total: ``reconstruction + beta * kl``: what the gradient step descends.
+        total: ``reconstruction + beta * kl``, or what another objective makes of it: what the gradient step descends.
         reconstruction: Squared error, unweighted; see `CVAE` for what it is summed over.
         kl: KL divergence from the prior in nats, unweighted.
+        terms: Further terms by name, unweighted, where the objective has any.
     """
 
     total: Tensor
     reconstruction: Tensor
     kl: Tensor
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class CVAE(nn.Module):
@@ -59,6 +61,7 @@ class CVAE(nn.Module):
         strides: Stride of each convolution; with both given any image shape works.
         bottleneck: "dense" (flatten, one linear layer) or "spatial" (a small map of means).
         first_activation: Put a ReLU after the first convolution as well.
+        linear_path: Run a linear map beside the convolutions, in both directions; see `start_linear_path`.
 
     Attributes:
         fixed_beta: The wanted beta; nothing changes it.
@@ -90,11 +93,14 @@ class CVAE(nn.Module):
         strides: Sequence[int] = (),
         bottleneck: Bottleneck = "dense",
         first_activation: bool = False,
+        linear_path: bool = False,
     ) -> None:
         super().__init__()
         if not (math.isfinite(beta) and beta >= 0):
             raise InputError(f"beta must be a finite number, 0 or more, got {beta}")
-        self.architecture = Architecture(img_shape, latent_dim, tuple(widths), tuple(strides), bottleneck, first_activation)
+        self.architecture = Architecture(
+            img_shape, latent_dim, tuple(widths), tuple(strides), bottleneck, first_activation, linear_path
+        )
         self.scale_losses = scale_losses
         self._fixed_beta = float(beta)
         self.beta = float(beta)
@@ -110,6 +116,7 @@ class CVAE(nn.Module):
             architecture.img_shape, architecture.latent_dim, beta, scale_losses,
             widths=architecture.widths, strides=architecture.strides,
             bottleneck=architecture.bottleneck, first_activation=architecture.first_activation,
+            linear_path=architecture.linear_path,
         )  # fmt: skip
 
     @property

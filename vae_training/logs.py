@@ -14,6 +14,7 @@ class RunLog:
 
     Metrics: ``loss/total``, ``loss/reconstruction`` (squared error), ``loss/kl_nats``, ``schedule/beta``,
     ``speed/images_per_second``, ``speed/data_wait_share`` (share of the time spent waiting for frames);
+    ``optimizer/learning_rate``, and ``optimizer/gradient_norm`` (before clipping) where gradients are clipped;
     ``held_out/loss_at_fixed_beta``, ``held_out/reconstruction``, ``held_out/kl_nats`` and
     ``held_out/active_latents`` once an epoch.
 

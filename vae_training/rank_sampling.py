@@ -1,7 +1,6 @@
-"""A part of the rows of a random sample, for one of several processes that share it."""
+"""Which frames a random sample takes, and where they go: of all of it, or of the part of one of several processes."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,19 +43,56 @@ def draw_places(
         >>> bool((part == whole[[5, 0]]).all())
         True
     """
+    plan = plan_draw(
+        datasets, sample_size, dataset_weights, seed=seed, replace_small=replace_small, block_frames=block_frames, places=places
+    )
+    gather([(datasets[index], rows, targets) for index, rows, targets in plan], out)
+    return out
+
+
+def plan_draw(
+    datasets: Sequence[NDArray[np.uint8]],
+    sample_size: int,
+    dataset_weights: Sequence[float] | None,
+    *,
+    seed: np.random.Generator,
+    replace_small: bool = False,
+    block_frames: int = 1,
+    places: NDArray[np.int64] | None = None,
+) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+    """The draw of `get_random_samples`, without reading anything: what goes where.
+
+    Args:
+        datasets: As for `get_random_samples`, as all others down to `block_frames`.
+        sample_size: Number of frames of the whole sample.
+        dataset_weights: One per dataset, relative.
+        seed: A generator.
+        replace_small: Whether a dataset smaller than its share may give a frame more than once.
+        block_frames: Neighbouring frames that are drawn together.
+        places: Rows of the sample that are wanted; one may come twice. All by default.
+
+    Returns:
+        (number of the dataset, sorted rows in it, where each goes in the result) for each dataset that gives any.
+
+    Example:
+        >>> plan_draw([np.zeros((3, 1, 1, 1), np.uint8)], 2, None, seed=np.random.default_rng(0))
+        [(0, array([1, 2]), array([1, 0]))]
+    """
     counts = plan_shares(datasets, sample_size, dataset_weights, replace_small=replace_small)
     shuffled = seed.permutation(sample_size)
-    order = np.argsort(places, kind="stable")
-    in_order = places[order]
-    wanted: list[tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]] = []
-    for dataset, count, end in zip(datasets, counts, np.cumsum(counts).tolist(), strict=True):
+    order = None if places is None else np.argsort(places, kind="stable")
+    in_order = None if places is None or order is None else places[order]
+    plan: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = []
+    for index, (dataset, count, end) in enumerate(zip(datasets, counts, np.cumsum(counts).tolist(), strict=True)):
         if not count:
             continue
         rows, targets = _drawn_rows(seed, len(dataset), count, block_frames), shuffled[end - count : end]
-        # Where each of this dataset's frames is wanted: a range of `in_order`, empty, of one or of more.
-        first = np.searchsorted(in_order, targets, side="left")
-        times = np.searchsorted(in_order, targets, side="right") - first
-        offsets = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
-        wanted.append((dataset, np.repeat(rows, times), order[np.repeat(first, times) + offsets]))
-    gather([entry for entry in wanted if len(entry[1])], out)
-    return out
+        if order is not None and in_order is not None:
+            # Where each of this dataset's frames is wanted: a range of `in_order`, empty, of one or of more.
+            first = np.searchsorted(in_order, targets, side="left")
+            times = np.searchsorted(in_order, targets, side="right") - first
+            offsets = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+            rows, targets = np.repeat(rows, times), order[np.repeat(first, times) + offsets]
+        if len(rows):
+            plan.append((index, rows, targets))
+    return plan

@@ -12,6 +12,7 @@
     state$<NAME>                float32, what the environment tells of frame i: HEALTH, POSITION_X, ANGLE (degrees), ...
     object$<class>              float32 (N, 5): visible 0/1, centre x, centre y, width, height of the largest one in sight; the
                                 last four as fractions of the picture, x to the right, y down. Zeros where none is in sight
+    factor$<name>               int64, the value of a factor of a generated scene
     observation$<key>           numbers beside the picture in a Dict observation; nested keys are joined by $
 
 `frames record` writes these; the rows of `frames extract` hold what its recordings tell, under the same names.
@@ -31,7 +32,7 @@ from vae_training.recordings.arrays import npy_header_of, npz_headers, read_npz
 from vae_training.recordings.base import DamagedRecordingError
 
 OBJECT_FIELDS = ("visible", "x", "y", "width", "height")
-_TARGETS = ("state$", "object$", "observation$")
+_TARGETS = ("state$", "object$", "observation$", "factor$")
 #: Columns in degrees, of ViZDoom and of MineRL's compass (its name in the dataset is the second).
 _DEGREES = ("state$ANGLE", "state$PITCH", "observation$compass$angle", "observation$compassAngle")
 

@@ -79,6 +79,25 @@ def split_held_out(
     return training, [dataset for dataset, recording in zip(datasets, recordings, strict=True) if recording in tested]
 
 
+def split_note(datasets: Sequence[NDArray[Any]], training: Sequence[NDArray[Any]], held_out: Sequence[NDArray[Any]]) -> str:
+    """What to know of a split whose held-out frames are of a recording that is trained on too; empty for any other.
+
+    Example:
+        >>> files = [np.zeros((1000, 8, 8, 3), np.uint8)]
+        >>> print(split_note(files, *split_held_out(files)))
+        There is one recording only: its last 100 frames are held out, and the 10 before them are used for nothing. Losses on
+        them look better than they would on another recording; record or extract a second one to know.
+    """
+    recordings = _recordings_of(datasets)
+    if len(set(recordings)) > 1:
+        return ""
+    tested, gap = sum(map(len, held_out)), sum(map(len, datasets)) - sum(map(len, training)) - sum(map(len, held_out))
+    return (
+        f"There is one recording only: its last {tested:,} frames are held out, and the {gap:,} before them are used for "
+        "nothing. Losses on them look better than they would on another recording; record or extract a second one to know."
+    )
+
+
 def _recordings_of(datasets: Sequence[NDArray[Any]]) -> list[tuple[Path, str] | int]:
     """For each array what tells its recording: the name in the index beside its file, else the file itself."""
     indices: dict[Path, dict[str, str]] = {}

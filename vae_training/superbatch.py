@@ -14,15 +14,20 @@ import torch
 from numpy.typing import NDArray
 
 from latent_obs.errors import InputError
-from vae_training.sampling import get_random_samples, plan_shares
+from vae_training.frame_reader import gather
+from vae_training.rank_sampling import plan_draw
+from vae_training.sampling import plan_shares
+from vae_training.transitions import SuperBatch, Transitions
 
 Frames = NDArray[np.uint8]
 
 _LET_GO_SECONDS = 0.25
 
 
-class SuperBatches(Iterator[Frames]):
+class SuperBatches(Iterator[Frames | SuperBatch]):
     """Iterate over one super-batch per epoch, uint8 (size, H, W, C), with the next one read ahead.
+
+    With `transitions` each is a `SuperBatch`: the frames, and what follows each. It takes twice the memory.
 
     What epoch e sees is a function of `seed` and e alone, so a run resumed at e sees exactly what an uninterrupted one
     would have: there is no other state of the sampler to save. At most two super-batches are in memory, the one in use
@@ -41,6 +46,9 @@ class SuperBatches(Iterator[Frames]):
         epochs: Where to stop: epochs `start_epoch` to `epochs - 1` are given.
         replace_small: Whether a dataset smaller than its share is drawn with repeats; an error otherwise.
         block_frames: Neighbouring frames that are drawn together; see `get_random_samples`.
+        places: Which rows of a super-batch this process reads, int64, each once or more; all by default. What a row holds does
+            not depend on it: the processes of a run read their parts of one and the same super-batch.
+        transitions: Read what follows each frame, too.
         device: Where the super-batches go. For a CUDA device they are in page-locked memory, so that
             `tensor.to(device, non_blocking=True)` copies at full speed beside the work.
 
@@ -65,6 +73,8 @@ class SuperBatches(Iterator[Frames]):
         epochs: int,
         replace_small: bool = False,
         block_frames: int = 1,
+        places: NDArray[np.int64] | None = None,
+        transitions: Transitions | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         for name, value in (("seed", seed), ("start_epoch", start_epoch), ("epochs", epochs)):
@@ -82,30 +92,33 @@ class SuperBatches(Iterator[Frames]):
         self._epochs = epochs
         self._replace_small = replace_small
         self._block_frames = block_frames
-        self._buffers = _Buffers((size, *datasets[0].shape[1:]), torch.device(device))
+        self._places = places
+        self._transitions = transitions
+        shape = (size if places is None else len(places), *datasets[0].shape[1:])
+        self._buffers = _Buffers(shape, torch.device(device), arrays=2 if transitions is None else 4)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="super-batch")
-        self._next: Future[Frames] | None = None
+        self._next: Future[Frames | SuperBatch] | None = None
         self._previous_gone: threading.Event | None = None
         self._closed = False
 
-    def draw(self, epoch: int) -> Frames:
-        """The super-batch of an epoch, drawn here and now: uint8 (size, H, W, C)."""
-        return get_random_samples(
-            self._datasets,
-            self._size,
-            self._weights,
-            normalize=False,
-            seed=np.random.default_rng([self._seed, epoch]),
-            replace_small=self._replace_small,
-            block_frames=self._block_frames,
-            out=self._buffers.take(),
-        )
+    def draw(self, epoch: int) -> Frames | SuperBatch:
+        """The super-batch of an epoch, drawn here and now: uint8 (size, H, W, C), or the rows in `places` of it.
+
+        As `get_random_samples` draws it from a generator of the seed and the epoch.
+        """
+        plan = plan_draw(
+            self._datasets, self._size, self._weights, seed=np.random.default_rng([self._seed, epoch]),
+            replace_small=self._replace_small, block_frames=self._block_frames, places=self._places,
+        )  # fmt: skip
+        frames = self._buffers.take()
+        gather([(self._datasets[index], rows, targets) for index, rows, targets in plan], frames)
+        return frames if self._transitions is None else self._transitions.read(plan, frames, self._buffers.take())
 
     def __len__(self) -> int:
         """Number of epochs that are still to come."""
         return max(0, self._epochs - 1 - self.epoch)
 
-    def __next__(self) -> Frames:
+    def __next__(self) -> Frames | SuperBatch:
         if self._closed:
             raise InputError("these SuperBatches are closed; iterate over them inside their `with` block")
         if not len(self):
@@ -121,10 +134,10 @@ class SuperBatches(Iterator[Frames]):
         self.epoch += 1
         if self.epoch + 1 < self._epochs:
             self._next = self._executor.submit(self._draw_after, self.epoch + 1, self._previous_gone)
-        self._previous_gone = _when_gone(batch)
+        self._previous_gone = _when_gone(batch["frames"] if isinstance(batch, dict) else batch)
         return batch
 
-    def _draw_after(self, epoch: int, gone: threading.Event | None) -> Frames:
+    def _draw_after(self, epoch: int, gone: threading.Event | None) -> Frames | SuperBatch:
         # The caller's loop variable holds the previous super-batch for a moment after the next was handed over. Drawing
         # waits for it to go, but not for ever: who keeps every super-batch gets them all the same.
         if gone is not None:
@@ -162,10 +175,10 @@ class _Memory:
 class _Buffers:
     """Arrays of one shape, whose memory is used again once nobody holds them: new memory costs as much as reading does."""
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(self, shape: tuple[int, ...], device: torch.device, arrays: int) -> None:
         self._shape = shape
         self._device = device
-        self._free: deque[_Memory] | None = deque(maxlen=2)  # the one in use and the next; more are not worth keeping
+        self._free: deque[_Memory] | None = deque(maxlen=arrays)  # of the one in use and the next; more are not worth keeping
 
     def take(self) -> Frames:
         """An array uint8 that nobody else has, with whatever was in it."""

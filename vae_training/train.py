@@ -1,37 +1,32 @@
 """`train()`: from frames on disk to a CVAE and its encoder folder, with checkpoints, logs and pictures."""
 
-import math
+import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from latent_obs.atomic import write_json
-from latent_obs.device import resolve_device
-from latent_obs.errors import InputError, TrainingDivergedError
+from latent_obs.errors import TrainingDivergedError
 from latent_obs.interrupt import GracefulStop
-from vae_training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from vae_training.batch import make_batch
 from vae_training.config import TrainConfig
-from vae_training.cvae import CVAE, Losses, images_to_tensor
-from vae_training.datasets import describe_datasets, get_datasets
+from vae_training.datasets import describe_datasets
+from vae_training.disk import disk_full_is_told
+from vae_training.distributed import Ranks, meet, told_once
 from vae_training.evaluate import HeldOut, evaluate
 from vae_training.export import export_encoder
 from vae_training.logs import RunLog
-from vae_training.pictures import reconstruction_sheet, save_picture
-from vae_training.schedule import CyclicalBeta
-from vae_training.split import split_held_out
-from vae_training.superbatch import SuperBatches
+from vae_training.schedule import BetaSchedule, make_schedule
+from vae_training.train_run import Run
+from vae_training.train_setup import Setup, check_resumable, prepare
+from vae_training.transitions import SuperBatch
 
-_DEFAULT_SUPER_BATCH = 10_000
-_HELD_OUT_FRAMES = 1_024  # the loss on these is compared between cycles: enough for a steady mean, a second on a CPU
-_PICTURE_FRAMES = 10
 _LOG_EVERY_STEPS = 20
+_AGREE_EVERY_STEPS = 10  # on stopping, where there are several processes: each has its own signal, at its own step
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,8 @@ class TrainResult:
         steps: Gradient steps taken in all.
         held_out: Losses on the held-out frames of the exported weights.
         interrupted: Whether it was stopped before its last epoch.
-        images_per_second: Training speed of this call, waiting for data included.
+        images_per_second: Training speed of this call, waiting for data included; of all processes together.
+        stopped_early: Whether `patience` ended it.
     """
 
     run: Path
@@ -53,16 +49,20 @@ class TrainResult:
     held_out: HeldOut
     interrupted: bool
     images_per_second: float
+    stopped_early: bool = False
 
 
-def schedule_of(config: TrainConfig, steps_per_epoch: int) -> CyclicalBeta:
+def schedule_of(config: TrainConfig, steps_per_epoch: int) -> BetaSchedule:
     """The annealing schedule of a run, in steps.
 
     Example:
         >>> schedule_of(TrainConfig(beta=2.0, batch_freeze=1, half_beta_cycle=2), steps_per_epoch=10)
         CyclicalBeta(fixed_beta=2.0, half_cycle_steps=20, freeze_steps=10)
     """
-    return CyclicalBeta(config.beta, config.half_beta_cycle * steps_per_epoch, config.batch_freeze * steps_per_epoch)
+    return make_schedule(
+        config.schedule, config.beta, rise_steps=config.half_beta_cycle * steps_per_epoch,
+        freeze_steps=config.batch_freeze * steps_per_epoch, ramp=config.ramp,
+    )  # fmt: skip
 
 
 def train(
@@ -72,9 +72,10 @@ def train(
 
     Each epoch draws a super-batch at random from the files, cuts it into batches, and takes a gradient step
     (`CVAE.compute_apply_gradients`) on each, while the next super-batch is drawn in the background. Beta follows
-    `CyclicalBeta`, updated every step. At the end of each epoch the held-out recordings are evaluated at the wanted beta
-    and drawn, and a checkpoint is written. The weights exported are the best among the ends of cycles (losses at
-    another beta cannot be compared), or the last ones where the run had no whole cycle.
+    the schedule (`CyclicalBeta`, unless another is chosen), updated every step. At the end of each epoch the held-out
+    recordings are evaluated at the wanted beta and drawn, and a checkpoint is written; within an epoch
+    too, every few minutes. The weights exported are the best among the ends of cycles (losses at another beta cannot be
+    compared; where there are no cycles, among the epochs at the wanted beta), or the last ones where there was no such moment.
 
         out/
         ├── config.json, log.jsonl, tensorboard/
@@ -82,7 +83,10 @@ def train(
         ├── checkpoints/latest.safetensors, best.safetensors
         └── encoder/                          for latent_obs.make(..., encoder=...)
 
-    Ctrl-C (or SIGTERM) finishes the step under way, and leaves a checkpoint and an encoder.
+    Ctrl-C (or SIGTERM) finishes the step under way, and leaves a checkpoint and an encoder. A run killed at any moment and
+    resumed gives, on a CPU, the weights of the run never killed, bit by bit.
+
+    Started by torchrun, several processes train one model; see `vae_training.distributed`.
 
     Args:
         config: All settings.
@@ -97,207 +101,147 @@ def train(
         InputError: Something about the frames, the settings or the run folder; before training starts.
         DeviceError: The device asked for is not there.
         TrainingDivergedError: A loss is not finite; the last good checkpoint is kept.
+        DiskFullError: A checkpoint or a picture could not be written; the last good checkpoint is kept.
+        RankLostError: Another process of this run has ended.
     """
-    if resume:
-        config = config.resumed_from(TrainConfig.load(config.out))
-    device = resolve_device(config.device)
-    training, held_out = split_held_out(get_datasets(config.frames), config.held_out)
-    height, width, channels = training[0].shape[1:]
-    torch.manual_seed(config.seed)
-    model = CVAE(
-        (height, width, channels), config.latent_dim, config.beta, config.scale_losses,
-        widths=config.widths, strides=config.strides, bottleneck=config.bottleneck,
-        first_activation=config.first_activation,
-    ).to(device)  # fmt: skip
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-    progress = Progress(super_batch=_super_batch_size(config, sum(len(d) for d in training)))
-    checkpoints = config.out / "checkpoints"
-    if resume and checkpoints.exists():  # a run killed in its first epoch has none yet, and begins anew
-        progress = load_checkpoint(checkpoints / "latest.safetensors", model, optimizer)
-    elif not resume and config.out.exists() and not config.out.is_dir():
-        raise InputError(f"{config.out} is a file; choose another --out")
-    elif not resume and config.out.exists() and any(config.out.iterdir()):
-        raise InputError(f"{config.out} is not empty. Go on with the run in it with --resume, or choose another --out")
-    size = progress.super_batch
-    steps_per_epoch = math.ceil(size / config.batch_size)
-    start_epoch, first_batch = divmod(progress.step, steps_per_epoch)
-    # Drawing with repeats is for the default size only: who asks for a size gets it without repeats, or an error.
-    batches = SuperBatches(
-        training, size, dataset_weights=config.dataset_weights or None, seed=config.seed,
-        start_epoch=min(start_epoch, config.epochs), epochs=config.epochs, replace_small=config.super_batch is None,
-        block_frames=config.block_frames, device=device,
-    )  # fmt: skip
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_json(config.out / "config.json", config.to_json())
+    with told_once():
+        if resume:
+            saved = TrainConfig.load(config.out)
+            config = check_resumable(saved, config.resumed_from(saved))
+    with meet(config.device) as (ranks, device):
+        if not ranks.leads:
+            say, progress_bar = _say_nothing, False
+        try:
+            setup = ranks.together(lambda: prepare(config, ranks, device, resume=resume, say=say))
+            with disk_full_is_told(config.out, "The last good checkpoint is kept; free some space, and go on with --resume"):
+                return _train(setup, resume, progress_bar, say)
+        except RuntimeError as error:
+            lost = ranks.explain(error)
+            if lost is None:
+                raise
+            raise lost from error
+        except TrainingDivergedError:
+            with told_once():
+                raise
+    raise AssertionError("unreachable")
 
-    run = _Run(config, model, optimizer, schedule_of(config, steps_per_epoch), _frames_to_show(held_out), progress)
-    if not resume:
-        run.save(checkpoints / "latest.safetensors")  # so that --resume works even for a run killed in its first epoch
-    files = [Path(str(getattr(d, "filename", ""))).name for d in held_out]
-    say(
-        f"Training on {len(training)} file(s), {sum(len(d) for d in training):,} frames of {height}x{width}x{channels}, on "
-        f"{device}; held out: {', '.join(files)}. {config.epochs} epochs of {size:,} frames = "
-        f"{config.epochs * steps_per_epoch:,} steps{f', from step {progress.step:,} on' if resume else ''}."
-    )
+
+def _say_nothing(text: str) -> None:
+    """Where the messages of all processes but the first go."""
+
+
+def _train(setup: Setup, resume: bool, progress_bar: bool | None, say: Callable[[str], object]) -> TrainResult:
+    """The run itself: epochs of steps."""
+    config, ranks, progress, steps_per_epoch = setup.config, setup.ranks, setup.progress, setup.steps_per_epoch
+    device, size, whole = next(setup.model.parameters()).device, progress.super_batch, config.batch_size * ranks.count
+    run = Run(setup, schedule_of(config, steps_per_epoch), evaluate)
+    if ranks.leads:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(config.out / "config.json", config.to_json())
+        if not resume:
+            run.save()  # so that --resume works even for a run killed in its first epoch
+    start_epoch, first_batch = divmod(progress.step, steps_per_epoch)
+    _announce(setup, device, resume, say)
     began, wait = time.perf_counter(), 0.0
     with (
-        RunLog(config.out, from_step=progress.step, tensorboard=config.tensorboard) as log,
+        (RunLog(config.out, from_step=progress.step, tensorboard=config.tensorboard) if ranks.leads
+         else contextlib.nullcontext()) as log,
         GracefulStop() as stop,
-        batches,
+        setup.super_batches() as batches,
         tqdm(
-            total=config.epochs * size, initial=start_epoch * size + first_batch * config.batch_size, unit="img",
-            unit_scale=True, disable=None if progress_bar is None else not progress_bar, desc="train-vae",
+            total=config.epochs * size, initial=min(start_epoch * size + first_batch * whole, config.epochs * size),
+            unit="img", unit_scale=True, disable=None if progress_bar is None else not progress_bar, desc="train-vae",
         ) as bar,
     ):  # fmt: skip
-        if log.note:
+        if log is not None and log.note:
             say(log.note)
-        for epoch, frames in enumerate(batches, start_epoch):
-            for batch in range(first_batch, steps_per_epoch):
-                chunk = frames[batch * config.batch_size : (batch + 1) * config.batch_size]
-                losses = run.step(chunk)
-                bar.update(len(chunk))
-                if run.progress.step % _LOG_EVERY_STEPS == 0:
+        stopping = run.is_stopped_early
+        for epoch, frames in enumerate(batches, start_epoch) if not stopping else ():
+            for number in range(first_batch, steps_per_epoch):
+                share = setup.parts.shares[number]
+                rows = setup.parts.rows[number]
+                rows = frames.cut(rows) if isinstance(frames, SuperBatch) else frames[rows]
+                losses = run.step(make_batch(rows, device, share if ranks.count > 1 else None))
+                bar.update(share.total)
+                if log is not None and run.progress.step % _LOG_EVERY_STEPS == 0:
                     elapsed = time.perf_counter() - began
                     run.log_step(log, bar, losses, elapsed, batches.wait_seconds)
-                if stop.requested:
+                if _asked_to_stop(ranks, stop, run.progress.step, last=number == steps_per_epoch - 1):
                     break
+                run.clock(began)
+                run.save_if_due()
             first_batch = 0
             run.clock(began)
             if run.progress.step % steps_per_epoch:  # stopped within the epoch
                 break
             run.end_epoch(epoch, log)
-            if stop.requested:
+            if run.is_stopped_early or ranks.any(stop.requested):
                 break
         wait = batches.wait_seconds
-        interrupted = stop.requested
-        run.save(checkpoints / "latest.safetensors")
-    elapsed = time.perf_counter() - began
-    return _finish(run, training, interrupted, elapsed, wait, say)
+        interrupted = ranks.any(stop.requested)
+        run.save()
+    return _finish(run, interrupted, time.perf_counter() - began, wait, say)
 
 
-class _Run:
-    """The moving parts of one run: model, schedule, progress, and what happens at each step and epoch."""
-
-    def __init__(
-        self, config: TrainConfig, model: CVAE, optimizer: torch.optim.Optimizer, schedule: CyclicalBeta,
-        shown: NDArray[np.uint8], progress: Progress,
-    ) -> None:  # fmt: skip
-        self.config, self.model, self.optimizer, self.schedule = config, model, optimizer, schedule
-        self.device = next(model.parameters()).device
-        self.shown, self.progress = shown, progress
-        self.steps_before, self.seconds_before = progress.step, progress.seconds
-        self.images = 0
-
-    def step(self, frames: NDArray[np.uint8]) -> Losses:
-        """One gradient step on uint8 (n, H, W, C), with beta as the schedule has it."""
-        self.model.beta = self.schedule(self.progress.step)
-        batch = images_to_tensor(torch.from_numpy(frames).to(self.device, non_blocking=True))
-        losses = self.model.compute_apply_gradients(batch, self.optimizer)
-        if not torch.isfinite(losses.total):
-            terms = f"squared error {losses.reconstruction.item()}, KL {losses.kl.item()}"
-            raise self._diverged(f"the loss is not finite ({terms})", f"at step {self.progress.step}")
-        self.progress = replace(self.progress, step=self.progress.step + 1)
-        self.images += len(frames)
-        return losses
-
-    def _diverged(self, what: str, where: str) -> TrainingDivergedError:
-        return TrainingDivergedError(
-            f"{what} {where} (beta {self.model.beta:.4g}, learning rate {self.config.learning_rate:g}). The last good "
-            f"checkpoint is kept in {self.config.out / 'checkpoints'}; start again with a smaller --learning-rate"
-        )
-
-    def clock(self, began: float) -> None:
-        """Add the time of this call to the run's."""
-        self.progress = replace(self.progress, seconds=self.seconds_before + time.perf_counter() - began)
-
-    def log_step(self, log: RunLog, bar: Any, losses: Losses, elapsed: float, wait: float) -> None:
-        """Log a step's losses, and show them on the bar."""
-        reconstruction, kl = losses.reconstruction.item(), losses.kl.item()
-        log.write(
-            self.progress.step,
-            {
-                "loss/total": losses.total.item(), "loss/reconstruction": reconstruction, "loss/kl_nats": kl,
-                "schedule/beta": self.model.beta, "speed/images_per_second": self.images / elapsed,
-                "speed/data_wait_share": wait / elapsed,
-            },
-        )  # fmt: skip
-        bar.set_postfix_str(f"error {reconstruction:.4g}, KL {kl:.4g} nats, beta {self.model.beta:.3g}", refresh=False)
-
-    def end_epoch(self, epoch: int, log: RunLog) -> None:
-        """Evaluate and draw the held-out frames, and write checkpoints."""
-        held_out = evaluate(self.model, self.shown, beta=self.config.beta)
-        step = self.progress.step
-        if not math.isfinite(held_out.loss_at_fixed_beta):  # the last step ruined the weights, and no step has noticed yet
-            raise self._diverged("the held-out loss is not finite", f"after step {step - 1}")
-        log.write(step, {f"held_out/{name}": value for name, value in asdict(held_out).items()})
-        rows = np.linspace(0, len(self.shown) - 1, min(_PICTURE_FRAMES, len(self.shown))).astype(int)
-        sheet = reconstruction_sheet(self.model, self.shown[rows])
-        save_picture(self.config.out / "reconstructions" / f"epoch_{epoch + 1:03d}.png", sheet)
-        log.picture(step, "held_out/reconstructions", sheet)
-        checkpoints = self.config.out / "checkpoints"
-        if self.schedule.is_cycle_end(step - 1) and held_out.loss_at_fixed_beta < self.progress.best_loss:
-            self.progress = replace(self.progress, best_loss=held_out.loss_at_fixed_beta, best_step=step)
-            self.save(checkpoints / "best.safetensors")
-        self.save(checkpoints / "latest.safetensors")
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint, if it is a good one: a step may ruin the weights although its own loss was finite."""
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
-            raise self._diverged("the weights are not finite", f"after step {self.progress.step - 1}")
-        save_checkpoint(path, self.model, self.optimizer, self.progress)
+def _asked_to_stop(ranks: Ranks, stop: GracefulStop, step: int, *, last: bool) -> bool:
+    """Whether to end after this step: in all processes, or in none."""
+    if ranks.count == 1:
+        return stop.requested
+    return (last or step % _AGREE_EVERY_STEPS == 0) and ranks.any(stop.requested)
 
 
-def _finish(
-    run: _Run, training: list[Any], interrupted: bool, elapsed: float, wait: float, say: Callable[[str], object]
-) -> TrainResult:
-    """Export the weights that can be compared best, and say where everything lies."""
-    config, progress = run.config, run.progress
-    if progress.best_step >= 0:
-        load_checkpoint(config.out / "checkpoints" / "best.safetensors", run.model)
-    held_out = evaluate(run.model, run.shown, beta=config.beta)
-    encoder = export_encoder(
-        config.out / "encoder", run.model, run.shown, overwrite=True,
-        provenance={
-            "trained_on": describe_datasets(training), "settings": config.to_json(),
-            "schedule": asdict(run.schedule), "step": progress.best_step if progress.best_step >= 0 else progress.step,
-            "held_out": asdict(held_out), "training_seconds": round(progress.seconds, 1),
-        },
-    )  # fmt: skip
-    rate = run.images / elapsed if elapsed > 0 else 0.0
-    which = (
-        f"the best cycle end, step {progress.best_step:,}" if progress.best_step >= 0
-        else f"the last step, {progress.step:,}, as no cycle was completed"
-    )  # fmt: skip
+def _announce(setup: Setup, device: torch.device, resume: bool, say: Callable[[str], object]) -> None:
+    """Tell what begins, and what to know of it."""
+    training, config, count = setup.training, setup.config, setup.ranks.count
+    height, width, channels = training[0].shape[1:]
+    files = list(dict.fromkeys(Path(str(getattr(d, "filename", ""))).name for d in setup.held_out))
+    together = f" and {count - 1} other process(es), batches of {count} x {config.batch_size}" if count > 1 else ""
     say(
-        f"{'Stopped' if interrupted else 'Done'} at step {progress.step:,}: {run.images:,} images in {elapsed:.0f} s, "
-        f"{rate:.0f} images/s, {100 * wait / max(elapsed, 1e-9):.1f}% of it waiting for frames.\n"
+        f"Training on {len(training)} file(s), {sum(len(d) for d in training):,} frames of {height}x{width}x{channels}, on "
+        f"{device}{together}; held out: {', '.join(files)}. {config.epochs} epochs of {setup.progress.super_batch:,} frames = "
+        f"{config.epochs * setup.steps_per_epoch:,} steps{f', from step {setup.progress.step:,} on' if resume else ''}."
+    )
+    for note in setup.notes:
+        say(note)
+
+
+def _finish(run: Run, interrupted: bool, elapsed: float, wait: float, say: Callable[[str], object]) -> TrainResult:
+    """Export the weights that can be compared best, and say where everything lies; process 0 does."""
+    config, progress, ranks = run.config, run.progress, run.setup.ranks
+    encoder, rate = config.out / "encoder", run.images / elapsed if elapsed > 0 else 0.0
+    stopped_early = run.is_stopped_early and not interrupted
+    run.load_best()
+    losses = asdict(_export(run)) if ranks.leads else {}
+    held_out = HeldOut(**ranks.share(losses))
+    cyclical = config.schedule == "cyclical"
+    if progress.best_step >= 0:
+        which = f"the best {'cycle end' if cyclical else 'epoch at the wanted beta'}, step {progress.best_step:,}"
+    else:
+        missing = "cycle was completed" if cyclical else "epoch was at the wanted beta"
+        which = f"the last step, {progress.step:,}, as no {missing}"
+    early = f" (no better for {progress.since_best} comparable moments)" if stopped_early else ""
+    say(
+        f"{'Stopped' if interrupted or stopped_early else 'Done'}{early} at step {progress.step:,}: {run.images:,} images in "
+        f"{elapsed:.0f} s, {rate:.0f} images/s, {100 * wait / max(elapsed, 1e-9):.1f}% of it waiting for frames.\n"
         f"Held out ({which}): squared error {held_out.reconstruction:.4g}, KL {held_out.kl_nats:.4g} nats, "
         f"{held_out.active_latents:.0f} of {config.latent_dim} latents active.\n"
         f"Encoder:  {encoder}\nPictures: {config.out / 'reconstructions'}"
     )
     if interrupted:
         say(f"Go on with: latent-obs train-vae --out {config.out} --resume")
-    return TrainResult(config.out, encoder, progress.step, held_out, interrupted, rate)
+    return TrainResult(config.out, encoder, progress.step, held_out, interrupted, rate, stopped_early)
 
 
-def _super_batch_size(config: TrainConfig, available: int) -> int:
-    if config.super_batch is None:
-        return min(_DEFAULT_SUPER_BATCH, available)
-    if config.super_batch > available:
-        raise InputError(
-            f"super_batch {config.super_batch:,} is more than the {available:,} frames to train on in {config.frames}. "
-            f"Use --super-batch {available} or less, or record more frames"
-        )
-    return config.super_batch
-
-
-def _frames_to_show(held_out: list[Any]) -> NDArray[np.uint8]:
-    """Frames spread evenly over the held-out recordings, read once."""
-    total = sum(len(d) for d in held_out)
-    wanted = np.unique(np.linspace(0, total - 1, min(_HELD_OUT_FRAMES, total)).astype(int))
-    starts = np.cumsum([0, *(len(d) for d in held_out)])
-    parts = [
-        np.array(dataset[wanted[(wanted >= start) & (wanted < start + len(dataset))] - start])
-        for dataset, start in zip(held_out, starts, strict=False)
-    ]
-    return np.concatenate(parts)
+def _export(run: Run) -> HeldOut:
+    """Write the encoder folder, and tell how good its weights are."""
+    config, progress, setup = run.config, run.progress, run.setup
+    held_out = evaluate(run.best_model, setup.shown, beta=config.beta)
+    export_encoder(
+        config.out / "encoder", run.best_model, setup.shown, overwrite=True,
+        provenance={
+            "trained_on": describe_datasets(setup.training), "settings": config.to_json(),
+            "schedule": run.schedule.to_json(), "step": progress.best_step if progress.best_step >= 0 else progress.step,
+            "held_out": asdict(held_out), "training_seconds": round(progress.seconds, 1),
+        },
+    )  # fmt: skip
+    return held_out

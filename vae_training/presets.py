@@ -1,0 +1,113 @@
+"""Named sizes of network for 64x64 frames, and what each costs: FLOPs and parameters in closed form."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from latent_obs.architecture import Architecture, Bottleneck
+from latent_obs.errors import InputError
+
+Preset = Literal["small", "base", "large"]
+
+#: Channels of the convolutions, each of stride 2: down to a 4x4 map (dense), or to 8x8 (spatial).
+PRESETS: dict[Preset, dict[Bottleneck, tuple[int, ...]]] = {
+    "small": {"dense": (16, 32, 64, 128), "spatial": (16, 32, 64)},
+    "base": {"dense": (32, 64, 128, 256), "spatial": (32, 64, 128)},
+    "large": {"dense": (64, 128, 256, 512), "spatial": (64, 128, 256)},
+}
+_SIZE = (64, 64)
+
+
+def layers_of(
+    img_shape: tuple[int, int, int], bottleneck: Bottleneck, preset: Preset | None,
+    widths: Sequence[int] = (), strides: Sequence[int] = (),
+) -> tuple[tuple[int, ...], tuple[int, ...]]:  # fmt: skip
+    """Widths and strides that a preset gives, for `Architecture`; those given explicitly come first.
+
+    Args:
+        img_shape: (height, width, channels) of the frames.
+        bottleneck: "dense" or "spatial".
+        preset: A name in `PRESETS`; None leaves what is not given to `Architecture`, which goes by the image size.
+        widths: Output channels of each convolution; when given, the preset's are not used.
+        strides: Stride of each convolution.
+
+    Raises:
+        InputError: A preset for frames of another size than 64x64, or a name that is none.
+
+    Example:
+        >>> layers_of((64, 64, 3), "spatial", "small")
+        ((16, 32, 64), ())
+        >>> layers_of((64, 64, 3), "spatial", "small", widths=(8, 8))
+        ((8, 8), ())
+    """
+    if preset is None:
+        return tuple(widths), tuple(strides)
+    if preset not in PRESETS:
+        raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    if widths:
+        return tuple(widths), tuple(strides)
+    if img_shape[:2] != _SIZE:
+        raise InputError(
+            f"the preset {preset!r} is for frames of 64x64, and these are {img_shape[0]}x{img_shape[1]}; give --widths "
+            "(and --strides) instead, or leave --preset out, and the layers follow the image size"
+        )
+    return PRESETS[preset][bottleneck], tuple(strides)
+
+
+def encoder_flops(architecture: Architecture) -> int:
+    """Floating-point operations to encode one frame as an agent does: the mean, and nothing of the decoder.
+
+    A multiplication and an addition count as two, as in `torch.utils.flop_counter`; biases and activations are left out.
+    A convolution to h x w takes ``2 h w k² c_in c_out``, a linear layer ``2 n_in n_out``.
+
+    Example:
+        >>> encoder_flops(Architecture((64, 64, 3), latent_dim=32))
+        53739520
+    """
+    flops = 0
+    for stage in architecture.stages:
+        height, width = stage.size_out
+        flops += 2 * height * width * stage.kernel**2 * stage.channels_in * stage.channels_out
+    return flops + 2 * _mean_head_weights(architecture) * (
+        architecture.map_size[0] * architecture.map_size[1] if architecture.bottleneck == "spatial" else 1
+    )
+
+
+def encoder_parameters(architecture: Architecture, *, mean_only: bool = False) -> int:
+    """Weights and biases of the encoder.
+
+    Args:
+        architecture: Its layers.
+        mean_only: Leave out the head of the log-variance, which an agent never computes.
+
+    Example:
+        >>> encoder_parameters(Architecture((64, 64, 3), latent_dim=32))
+        952352
+    """
+    count = sum(s.kernel**2 * s.channels_in * s.channels_out + s.channels_out for s in architecture.stages)
+    biases = architecture.latent_dim if architecture.bottleneck == "dense" else architecture.latent_map[0]
+    return count + (1 if mean_only else 2) * (_mean_head_weights(architecture) + biases)
+
+
+def _mean_head_weights(architecture: Architecture) -> int:
+    channels = architecture.stages[-1].channels_out
+    if architecture.bottleneck == "spatial":
+        return channels * architecture.latent_map[0]  # a convolution of kernel 1
+    height, width = architecture.map_size
+    return channels * height * width * architecture.latent_dim
+
+
+def preset_table(channels: int = 3) -> str:
+    """What the presets cost, as a table in Markdown: per encode, with 32 latents (dense) or 256 (spatial).
+
+    Example:
+        >>> print(preset_table().splitlines()[2])
+        | small | dense | 16 32 64 128 | 14.3 | 0.30 |
+    """
+    rows = ["| preset | bottleneck | widths | MFLOP per encode | million parameters |", "| --- | --- | --- | --: | --: |"]
+    for name, by_bottleneck in PRESETS.items():
+        for bottleneck, widths in by_bottleneck.items():
+            latents = 32 if bottleneck == "dense" else 256
+            architecture = Architecture((*_SIZE, channels), latents, widths, bottleneck=bottleneck)
+            mega, millions = encoder_flops(architecture) / 1e6, encoder_parameters(architecture) / 1e6
+            rows.append(f"| {name} | {bottleneck} | {' '.join(map(str, widths))} | {mega:.1f} | {millions:.2f} |")
+    return "\n".join(rows)

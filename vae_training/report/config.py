@@ -1,0 +1,67 @@
+"""What a report is made of and how, as one frozen dataclass; the command line is made from it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from latent_obs.errors import InputError
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What to report on, and how.
+
+    Example:
+        >>> ReportConfig(Path("runs/doom"), quick=True).held_out_frames
+        256
+    """
+
+    encoder: Positional[Path]
+    """The encoder folder, or the run folder of train-vae that it is in."""
+    frames: Path | None = None
+    """Folder of .npy frames to measure on. By default the one it was trained on; only what was held out is measured."""
+    out: Path | None = None
+    """Folder to make: report.html, report.json and pictures. By default report, beside the encoder folder."""
+    targets: Path | None = None
+    """An .npz of own values to read from the latents: named arrays, an entry for each frame of all files in name order."""
+    probes: bool = True
+    """Measure how well what is known of the state can be read from the latents, where anything is known."""
+    autoencoder_steps: int | None = None
+    """Gradient steps of the autoencoder (beta 0) that is trained to compare with; 0 leaves it out. By default 300, quick 0."""
+    sample: int | None = None
+    """Held-out frames to measure on, spread evenly; four times as many fit PCA and probes. By default 1,000, quick 256."""
+    quick: bool = False
+    """A first look in well under a minute: fewer frames, no autoencoder, no small networks among the probes."""
+    seed: int = 0
+    """Reproduces every random choice: pairs, prior samples, the random encoder, the probes."""
+    device: str = "auto"
+    """auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps. One that is named must be there."""
+
+    def __post_init__(self) -> None:
+        if self.sample is not None and self.sample < 16:
+            raise InputError(f"sample must be 16 frames or more, got {self.sample}; fewer tell nothing")
+        for name in ("autoencoder_steps", "seed"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"{name} must be 0 or more, got {value}")
+
+    @property
+    def held_out_frames(self) -> int:
+        """Held-out frames to measure on, at most."""
+        return self.sample if self.sample is not None else 256 if self.quick else 1_000
+
+    @property
+    def training_frames(self) -> int:
+        """Frames that baselines and probes are fitted on, at most."""
+        return 4 * self.held_out_frames
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps of the autoencoder."""
+        return self.autoencoder_steps if self.autoencoder_steps is not None else 0 if self.quick else 300
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {name: str(v) if isinstance(v := getattr(self, name), Path) else v for name in self.__dataclass_fields__}

@@ -1,0 +1,136 @@
+"""Heads that are trained with the encoder on transitions: they force what the agent controls, and earns by, into the latent.
+
+Each takes the *means* of two neighbouring frames, since means are what an agent gets. They are thrown away after training.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_HIDDEN = 128
+
+
+def _mlp(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, outputs))
+
+
+def _mean_where(losses: Tensor, valid: Tensor) -> Tensor:
+    """Mean of the losses (N,) of rows that are transitions; 0 where there is none."""
+    valid = valid.to(losses.dtype)
+    return (losses * valid).sum() / valid.sum().clamp(min=1)
+
+
+class ActionCode(nn.Module):
+    """Actions as vectors: one-hot for whole numbers, standardised for real ones.
+
+    Args:
+        kind: "discrete" or "continuous".
+        size: Number of actions, or of values in one.
+
+    Example:
+        >>> ActionCode("discrete", 3)(torch.tensor([2, 0])).tolist()
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, kind: Literal["discrete", "continuous"], size: int) -> None:
+        super().__init__()
+        self.kind, self.size = kind, size
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    @torch.no_grad()
+    def fit(self, actions: Tensor) -> None:
+        """Take mean and spread from actions (N, size); nothing to do for discrete ones."""
+        if self.kind == "continuous":
+            values = actions.flatten(1).float()
+            self.mean.copy_(values.mean(0))
+            self.scale.copy_(values.std(0).clamp(min=1e-6))
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """(N,) or (N, size) to float32 (N, size)."""
+        if self.kind == "discrete":
+            return functional.one_hot(actions.long().clamp(0, self.size - 1), self.size).float()
+        return (actions.flatten(1).float() - self.mean) / self.scale
+
+
+class InverseDynamics(nn.Module):
+    """Which action led from one frame to the next (Pathak et al. 2017, "Curiosity-driven Exploration", section 2.2).
+
+    Args:
+        latent_dim: Values of a latent.
+        actions: How actions are written.
+    """
+
+    def __init__(self, latent_dim: int, actions: ActionCode) -> None:
+        super().__init__()
+        self.actions = actions
+        self.head = _mlp(2 * latent_dim, actions.size)
+
+    def forward(self, before: Tensor, after: Tensor, action: Tensor, valid: Tensor) -> Tensor:
+        """Cross-entropy in nats (discrete) or squared error in standard deviations, mean over the transitions."""
+        predicted = self.head(torch.cat([before, after], 1))
+        if self.actions.kind == "discrete":
+            losses = functional.cross_entropy(predicted, action.long().clamp(0, self.actions.size - 1), reduction="none")
+        else:
+            losses = (predicted - self.actions(action)).square().mean(1)
+        return _mean_where(losses, valid)
+
+
+class NextLatent(nn.Module):
+    """The next frame's mean from this one's and the action (a forward model, as in Pathak et al. 2017, section 2.2).
+
+    The target carries no gradient, and the error is relative to the spread of the targets, so that shrinking all latents gains
+    nothing.
+
+    Args:
+        latent_dim: Values of a latent.
+        actions: How actions are written.
+    """
+
+    def __init__(self, latent_dim: int, actions: ActionCode) -> None:
+        super().__init__()
+        self.actions = actions
+        self.head = _mlp(latent_dim + actions.size, latent_dim)
+
+    def forward(self, before: Tensor, after: Tensor, action: Tensor, valid: Tensor) -> Tensor:
+        """Squared error over the variance of the targets, mean over the transitions: 1 for the mean of all frames."""
+        target = after.detach()
+        spread = target.var(0, correction=0).mean().clamp(min=1e-6)
+        predicted = before + self.head(torch.cat([before, self.actions(action)], 1))
+        return _mean_where((predicted - target).square().mean(1) / spread, valid)
+
+
+class Reward(nn.Module):
+    """The reward of a step from the frame, the action and the frame after it.
+
+    Args:
+        latent_dim: Values of a latent.
+        actions: How actions are written.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, latent_dim: int, actions: ActionCode) -> None:
+        super().__init__()
+        self.actions = actions
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+        self.head = _mlp(2 * latent_dim + actions.size, 1)
+
+    @torch.no_grad()
+    def fit(self, rewards: Tensor) -> None:
+        """Take mean and spread from rewards (N,)."""
+        self.mean.copy_(rewards.float().mean())
+        self.scale.copy_(rewards.float().std().clamp(min=1e-6))
+
+    def forward(self, before: Tensor, after: Tensor, action: Tensor, reward: Tensor, valid: Tensor) -> Tensor:
+        """Squared error in standard deviations, Huber beyond one (rewards have heavy tails), mean over the steps."""
+        predicted = self.head(torch.cat([before, after, self.actions(action)], 1)).squeeze(1)
+        target = (reward.float() - self.mean) / self.scale
+        return _mean_where(functional.smooth_l1_loss(predicted, target, reduction="none"), valid)
