@@ -56,8 +56,10 @@ class Architecture:
         bottleneck: "dense": flatten, then one linear layer. "spatial": a small map of means, flattened (in the order
             channel, row, column) to `latent_dim` values.
         first_activation: Whether the first convolution is followed by a ReLU. It is not, by design.
-        linear_path: Whether a linear map from the pixels to the means, and one back, runs beside the convolutions. Training starts
-            it as the principal components of the frames, so that the convolutions learn what those leave.
+        linear_path: Whether a linear map from the pixels to the means, and one back, runs beside the convolutions. Training
+            starts it as the principal components of the frames, so that the convolutions learn what those leave.
+        standardise: Whether the convolutions see pixels minus the training frames' mean picture, over their spread, and make
+            pictures in these units. Frames of one place differ little, and the rest is then no small correction to learn.
 
     Example:
         >>> Architecture((64, 64, 3), latent_dim=32).widths
@@ -75,6 +77,7 @@ class Architecture:
     bottleneck: Bottleneck = "dense"
     first_activation: bool = False
     linear_path: bool = False
+    standardise: bool = False
 
     def __post_init__(self) -> None:
         if len(self.img_shape) != 3 or any(not _is_count(n) for n in self.img_shape):
@@ -168,6 +171,7 @@ class Architecture:
             "bottleneck": self.bottleneck,
             "first_activation": self.first_activation,
             "linear_path": self.linear_path,
+            "standardise": self.standardise,
         }
 
     @classmethod
@@ -178,7 +182,7 @@ class Architecture:
             InputError: A field is missing, unknown or out of range.
         """
         known = set(cls.__dataclass_fields__)
-        values = {"linear_path": False, **values}  # folders of version 0.1.0 do not name it
+        values = {"linear_path": False, "standardise": False, **values}  # folders of version 0.1.0 do not name them
         if set(values) != known:
             raise InputError(f"architecture has fields {sorted(values)}, expected {sorted(known)}")
         height, width, channels = values["img_shape"]
@@ -190,6 +194,7 @@ class Architecture:
             bottleneck=values["bottleneck"],
             first_activation=bool(values["first_activation"]),
             linear_path=bool(values["linear_path"]),
+            standardise=bool(values["standardise"]),
         )
 
 

@@ -6,9 +6,46 @@ decoder unless a picture is asked for.
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from latent_obs.architecture import Architecture
+
+
+class Standard(nn.Module):
+    """Pixels in units of their spread over the training frames, from the mean picture on; nothing here is trained.
+
+    Example:
+        >>> import torch
+        >>> standard = Standard(Architecture((32, 32, 3), latent_dim=8))
+        >>> standard.measure(torch.tensor([0.2, 0.6]).view(2, 1, 1, 1).expand(2, 3, 32, 32))
+        >>> x = torch.full((1, 3, 32, 32), 0.6)
+        >>> round(float(standard(x).mean()), 3), bool(torch.allclose(standard.undo(standard(x)), x))
+        (1.0, True)
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        height, width, channels = architecture.img_shape
+        self.register_buffer("mean", torch.zeros(channels, height, width))
+        self.register_buffer("spread", torch.ones(()))
+
+    @torch.no_grad()
+    def measure(self, images: Tensor) -> None:
+        """Take the mean picture and the spread around it, one for all pixels, from images float32 (N, C, H, W)."""
+        self.mean.copy_(images.mean(0))
+        self.spread.copy_((images - self.mean).square().mean().sqrt().clamp(min=1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] to the same shape, with mean 0 and spread 1 over the training frames."""
+        return (x - self.mean) / self.spread
+
+    def undo(self, x: Tensor) -> Tensor:
+        """The other way."""
+        return x * self.spread + self.mean
 
 
 class Encoder(nn.Module):
@@ -27,6 +64,7 @@ class Encoder(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
+        self.standard = Standard(architecture) if architecture.standardise else None
         layers: list[nn.Module] = []
         for i, stage in enumerate(architecture.stages):
             layers.append(nn.Conv2d(stage.channels_in, stage.channels_out, stage.kernel, stage.stride, padding=stage.padding))
@@ -43,10 +81,11 @@ class Encoder(nn.Module):
             channels = architecture.latent_map[0]
             self.mean_head = nn.Conv2d(last.channels_out, channels, kernel_size=1)
             self.logvar_head = nn.Conv2d(last.channels_out, channels, kernel_size=1)
-        self.linear = nn.Linear(math.prod(architecture.img_shape), architecture.latent_dim) if architecture.linear_path else None
+        pixels = math.prod(architecture.img_shape)
+        self.linear = nn.Linear(pixels, architecture.latent_dim) if architecture.linear_path else None
 
     def _features(self, x: Tensor) -> Tensor:
-        h = self.convolutions(x)  # (N, C', H', W')
+        h = self.convolutions(x if self.standard is None else self.standard(x))  # (N, C', H', W')
         return h.flatten(1) if self.architecture.bottleneck == "dense" else h
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,6 +118,7 @@ class Decoder(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
+        self.standard = Standard(architecture) if architecture.standardise else None
         last = architecture.stages[-1]
         self.map_shape = (last.channels_out, *last.size_out)
         if architecture.bottleneck == "dense":
@@ -96,7 +136,8 @@ class Decoder(nn.Module):
                 )
             )  # fmt: skip
         self.convolutions = nn.Sequential(*layers)
-        self.linear = nn.Linear(architecture.latent_dim, math.prod(architecture.img_shape)) if architecture.linear_path else None
+        pixels = math.prod(architecture.img_shape)
+        self.linear = nn.Linear(architecture.latent_dim, pixels) if architecture.linear_path else None
 
     def forward(self, z: Tensor) -> Tensor:
         """Image of each latent, (N, C, H, W)."""
@@ -105,4 +146,7 @@ class Decoder(nn.Module):
             z = z.unflatten(1, self.architecture.latent_map)  # (N, latent_dim) -> (N, c, h, w)
         h = self.stem(z)
         x = self.convolutions(h.unflatten(1, self.map_shape) if h.dim() == 2 else h)
+        if self.standard is not None:
+            # A linear path has the mean picture itself.
+            x = self.standard.undo(x) if straight is None else x * self.standard.spread
         return x if straight is None else x + straight.view(x.shape)

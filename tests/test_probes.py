@@ -17,7 +17,7 @@ from latent_obs.errors import InputError
 from vae_training.report import probes
 from vae_training.report.baselines import MeanImage, Pca
 from vae_training.report.probe_cnn import predict_cnn
-from vae_training.report.probe_heads import predict_linear
+from vae_training.report.probe_heads import predict_linear, predict_mlp
 from vae_training.report.probe_scores import Score, _auroc, score_amounts, score_classes
 from vae_training.report.probe_split import FIT, HELD_OUT, UNUSED, VALIDATION, split_recordings
 from vae_training.report.probe_table import PIXELS, Head, ProbeResult, ProbeTable
@@ -152,6 +152,7 @@ def test_binary_perfect_and_at_chance(rng: np.random.Generator):
     z = rng.standard_normal((TOTAL, 4))
     table = run(z, {"y": z[:, 0] > 0, "noise": rng.random(TOTAL) > 0.5})
     assert table.result("y", "latent").kind == "binary"
+    assert table.result("y", "latent").main.metric == "auroc"
     assert metric(table, "auroc") > 0.99
     assert metric(table, "balanced_accuracy") > 0.96
     assert abs(metric(table, "auroc", "noise") - 0.5) < 0.12
@@ -169,6 +170,17 @@ def test_a_rare_class_counts_as_much_as_a_common_one(rng: np.random.Generator, m
     assert found["auroc"] > 0.98
     assert found["balanced_accuracy"] > 0.88
     assert abs({s.metric: s.value for s in table.result("noise", "latent", head).scores}["balanced_accuracy"] - 0.5) < 0.2
+
+
+def test_doubt_about_a_rare_class_is_shared_fairly(rng: np.random.Generator):
+    """Where classes overlap, both are told about equally well; unbalanced, a probe would nearly always say the common one."""
+    z = rng.standard_normal((3000, 2)).astype(np.float32)
+    rare = z[:, 0] + rng.standard_normal(3000)
+    y = (rare > np.quantile(rare, 0.92)).astype(float)
+    target = Target("y", "binary", y, (0.0, 1.0), np.arange(1200), np.arange(1200, 1700), np.arange(1700, 3000))
+    for predicted in (predict_linear(z, [target])[0], predict_mlp(z, [target])[0]):
+        right, truth = predicted.argmax(1) == y[1700:], y[1700:]
+        assert abs(right[truth == 0].mean() - right[truth == 1].mean()) < 0.25
 
 
 def test_several_classes(rng: np.random.Generator):
@@ -195,6 +207,9 @@ def test_amounts_and_classes_are_told_apart(rng: np.random.Generator):
     kinds = {target.name: target.kind for target in prepare_targets(targets_of(**columns), split)[0]}
     assert kinds == {"amount": "continuous", "count": "continuous", "flag": "binary", "level": "categorical",
                      "rare": "binary", "two": "binary"}  # fmt: skip
+    rare = next(target for target in prepare_targets(targets_of(**columns), split)[0] if target.name == "rare")
+    assert len(rare.fit) + len(rare.validation) + len(rare.held_out) == TOTAL - 1  # without the frame of the third class
+    assert 3 not in np.concatenate([rare.fit, rare.validation, rare.held_out])
     told = prepare_targets(targets_of(**columns), split, {"level": "continuous"})[0]
     assert {target.name: target.kind for target in told}["level"] == "continuous"
     with pytest.raises(InputError, match="levle"):
@@ -322,6 +337,8 @@ def test_a_single_recording_is_cut_with_gaps():
 def test_blocks_stay_within_a_recording():
     split = split_recordings({str(i): np.zeros(90) for i in range(8)})
     owner = np.repeat(np.arange(8), 90)
+    assert np.bincount(split.unit[split.unit >= 0]).tolist() == [5] * 36
+    assert split.resampled == "blocks of 5 frames"
     for unit in range(split.unit.max() + 1):
         frames = np.flatnonzero(split.unit == unit)
         assert len(set(owner[frames])) == 1
@@ -390,6 +407,15 @@ def test_an_interval_knows_that_frames_of_a_recording_err_together(rng: np.rando
         assert found.high is not None
         assert found.low < found.value < found.high
     assert (by_recording.high - by_recording.low) > 1.5 * (by_frame.high - by_frame.low)  # pyright: ignore
+
+
+def test_the_spread_of_a_resample_is_its_own(rng: np.random.Generator):
+    """Two recordings far apart, told apart but no more: half of the resamples hold only one of them, and explain nothing."""
+    level = np.repeat([-10.0, 10.0], 50)
+    found = score_amounts(level + rng.standard_normal(100), level, np.repeat([0, 1], 50))[0]
+    assert found.value > 0.95
+    assert found.low is not None
+    assert abs(found.low) < 0.1
 
 
 def test_an_interval_has_its_coverage(rng: np.random.Generator):
@@ -469,22 +495,29 @@ def test_a_small_square_on_noise_is_seen_by_the_cnn_and_missed_by_pca():
 
 
 def test_the_cnn_learns_each_target_from_its_own_rows(rng: np.random.Generator):
-    """A brightness, known in half of the frames, and a lie in the others."""
+    """A brightness, known in half of the frames, and a lie in the others; a flag; and noise, only to be learnt by heart."""
     brightness = rng.integers(0, 200, 400)
     frames = (brightness[:, None, None, None] + rng.integers(0, 20, (400, 9, 13, 2))).astype(np.uint8)
     rows = np.arange(400)
     values = np.where(rows % 2 == 0, brightness, -1000.0)
-    fit, validation, held_out = rows[:240:2], rows[240:300:2], rows[300:]
-    target = Target("y", "continuous", values, (), fit, validation, held_out)
-    flag = Target("b", "binary", (brightness > 100).astype(float), (0.0, 1.0), rows[1:240:2], rows[241:300:2], held_out)
+    fit, validation, held_out = rows[:240:2], rows[240:300:2], rows[300::2]
+    noise = rng.standard_normal(400)
+    targets = [
+        Target("y", "continuous", values, (), fit, validation, held_out),
+        Target("b", "binary", (brightness > 100).astype(float), (0.0, 1.0), rows[1:240:2], rows[241:300:2], rows[350:]),
+        Target("n", "continuous", noise, (), rows[:240], rows[240:300], rows[300:]),
+        Target("twin", "continuous", values, (), fit, validation, rows[360:]),
+    ]
     before = torch.random.get_rng_state()
-    predicted, classes = predict_cnn(frames, [target, flag], steps=150, device="cpu")
+    predicted, classes, guessed, twin = predict_cnn(frames, targets, steps=200, device="cpu")
     assert torch.equal(before, torch.random.get_rng_state())
     assert metrics.r2_score(brightness[held_out], predicted) > 0.9
-    assert metrics.roc_auc_score(brightness[held_out] > 100, classes[:, 1] - classes[:, 0]) > 0.95
-    again = predict_cnn(frames, [target, flag], steps=150, device="cpu")
+    assert metrics.roc_auc_score(brightness[350:] > 100, classes[:, 1] - classes[:, 0]) > 0.95
+    assert metrics.r2_score(noise[300:], guessed) > -0.1  # stopped in time, though the others went on
+    assert twin[::2] == pytest.approx(predicted[30:], abs=1e-3)
+    again = predict_cnn(frames, targets, steps=200, device="cpu")
     assert np.array_equal(predicted, again[0])
-    assert not np.array_equal(predicted, predict_cnn(frames, [target, flag], steps=150, device="cpu", seed=1)[0])
+    assert not np.array_equal(predicted, predict_cnn(frames, targets, steps=200, device="cpu", seed=1)[0])
 
 
 # -- the whole ----------------------------------------------------------------------------------------------------------------

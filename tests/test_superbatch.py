@@ -89,14 +89,16 @@ def test_at_most_two_are_alive(datasets: list[np.memmap], monkeypatch: pytest.Mo
     alive: list[weakref.ref] = []
     most = 0
 
-    def watched(*args, **kwargs):
+    draw = SuperBatches.draw
+
+    def watched(self: SuperBatches, epoch: int) -> Any:
         nonlocal most
-        out = get_random_samples(*args, **kwargs)
+        out = draw(self, epoch)
         alive.append(weakref.ref(out))
         most = max(most, sum(ref() is not None for ref in alive))
         return out
 
-    monkeypatch.setattr("vae_training.superbatch.get_random_samples", watched)
+    monkeypatch.setattr(SuperBatches, "draw", watched)
     gc.disable()
     try:
         with SuperBatches(datasets, 30, epochs=8) as batches:

@@ -41,7 +41,7 @@ def test_a_file_in_place_of_the_run_folder(frames_folder: Path, tmp_path: Path):
         ({"learning_rate": 0.5}, "learning_rate"),
         ({"batch_size": 10}, "batch_size is 20.*10"),
         ({"seed": 3}, "seed"),
-        ({"bottleneck": "spatial"}, "bottleneck"),
+        ({"ramp": "cosine"}, "ramp"),
         ({"super_batch": 200}, "super_batch"),
         ({"held_out": 2}, "held_out"),
         ({"half_beta_cycle": 2}, "half_beta_cycle"),

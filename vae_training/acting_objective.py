@@ -16,7 +16,8 @@ from vae_training.terms import Terms
 from vae_training.transition_heads import ActionCode, InverseDynamics, NextLatent, Reward
 from vae_training.transitions import ActionKind
 
-_CHANGES = 10  # random numbers that `augment` makes a change of
+#: Random numbers that `augment` makes a change of.
+CHANGES = 10
 
 
 class ActingObjective(ClassicObjective):
@@ -52,10 +53,9 @@ class ActingObjective(ClassicObjective):
             self.heads["background"] = Background(height * width * channels)
         if terms.need_actions:
             assert actions is not None
-            code = ActionCode("discrete" if actions.kind == "discrete" else "continuous", actions.size)
             for name, kind in (("inverse_dynamics", InverseDynamics), ("next_latent", NextLatent), ("reward", Reward)):
-                if getattr(terms, name):
-                    self.heads[name] = kind(model.latent_dim, code)
+                if getattr(terms, name):  # a code for each: a checkpoint cannot hold one tensor under two names
+                    self.heads[name] = kind(model.latent_dim, ActionCode(actions.kind, actions.size))
 
     def fit(self, images: Tensor, actions: Tensor | None = None, rewards: Tensor | None = None) -> None:
         """Take from a sample what the terms need to know of the data, before the first step.
@@ -74,12 +74,12 @@ class ActingObjective(ClassicObjective):
                 head.fit(rewards)
 
     def forward(self, batch: Batch) -> Losses:
-        """Losses of a batch; "after", "follows", "action" and "reward" in `batch.more` where terms need them."""
+        """Losses of a batch; `batch.more` has what `Transitions.read` gives, where terms need it."""
         images, after = batch.images, None
         if self.terms.need_next_frames:
             after = images_to_tensor(batch.more["after"])
         if self.augment:
-            changes = batch.noise(_CHANGES)
+            changes = batch.noise(CHANGES)
             images = augment(images, self.augment, changes)
             after = None if after is None else augment(after, self.augment, changes)  # the same: only the game moves
         model, device = self.model, images.device
@@ -92,18 +92,18 @@ class ActingObjective(ClassicObjective):
             decoded = model.decode(z)
         decoded = decoded.float()
         height, width, channels = model.architecture.img_shape
-        scale = 1 / (height * width * channels) if model.scale_losses else 1.0
+        values = height * width * channels if model.scale_losses else 1
         kl, penalty = self._kl_and_penalty(mean, logvar)
         squared = (decoded - images).square()
-        reconstruction = squared.sum() * (scale / len(images))
+        reconstruction = squared.sum() / len(images) / values
         descended, terms = reconstruction, {}
         if maps := self._maps(images, after, squared):
-            descended = (squared * mix(maps)).sum() * (scale / len(images))
+            descended = (squared * mix(maps)).sum() / len(images) / values
             terms["weighted_reconstruction"] = descended
         total = descended + model.beta * penalty
         for name, error in (("edges", edge_error), ("scales", scale_error)):
             if weight := getattr(self.terms, name):
-                terms[name] = error(decoded, images) * scale
+                terms[name] = error(decoded, images) / values
                 total = total + weight * terms[name]
         if self.terms.need_actions and after is not None:
             for name, loss in self._head_losses(mean, after, batch.more).items():
@@ -130,5 +130,5 @@ class ActingObjective(ClassicObjective):
             if name in self.heads:
                 losses[name] = self.heads[name](mean, later, action, follows)
         if "reward" in self.heads:
-            losses["reward"] = self.heads["reward"](mean, later, action, more["reward"], follows)
+            losses["reward"] = self.heads["reward"](mean, later, action, more["reward"], more["acted"])
         return losses

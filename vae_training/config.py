@@ -16,6 +16,7 @@ OptimizerName = Literal["adam", "adamw"]
 LearningRateKind = Literal["constant", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
+ObjectiveName = Literal["acting", "classic"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class TrainConfig(RunConfig):
     """Folder of .npy files, uint8 (N, height, width, channels), one per recording."""
     out: Path = Path("runs/vae")
     """Folder to make: the encoder, checkpoints, pictures and logs."""
-    latent_dim: int = 32
-    """Values in the latent vector. A spatial bottleneck of an 8x8 map takes multiples of 64."""
-    bottleneck: Bottleneck = "dense"
-    """dense: flatten, one linear layer. spatial: a small map of means; keeps small moving things that an agent must see."""
+    latent_dim: int = 256
+    """Values in the latent vector. A spatial bottleneck of an 8x8 map takes multiples of 64; 32 is usual for a dense one."""
+    bottleneck: Bottleneck = "spatial"
+    """spatial: a small map of means; keeps small moving things that an agent must see. dense: flatten, one linear layer."""
     widths: tuple[int, ...] = ()
     """Channels of each convolution, such as 32 64 128 256. By default they follow the image size."""
     strides: tuple[int, ...] = ()
@@ -53,15 +54,19 @@ class TrainConfig(RunConfig):
     Given widths come first. By default the layers follow the image size; at 64x64 that is base."""
     first_activation: bool = False
     """Put a ReLU after the first convolution too (by design it has none)."""
-    beta: float = 1.0
+    beta: float = 0.02
     """Wanted weight of the KL term: nats against squared error summed over the image. Less keeps more detail."""
     scale_losses: bool = False
     """Divide the squared error by the values in an image and the KL by latent_dim; beta then weighs those means."""
     free_bits: float = 0.0
     """Nats per latent dimension, averaged over a batch, below which the KL is not pressed further (Kingma et al. 2016)."""
+    objective: ObjectiveName = "acting"
+    """acting: the classic loss with the terms below. classic: squared error and KL as they are; the terms are left out."""
     linear_path: bool = False
     """A linear map beside the convolutions, which begins as the principal components of the frames (PCA) and is trained on."""
-    salience: float = 0.0
+    standardise: bool = True
+    """Let the convolutions see pixels minus the mean picture, over their spread. Learns faster where frames differ little."""
+    salience: float = 1.0
     """Weight of pixels that the recordings' background (32 principal components) does not explain: what is small, or moves."""
     motion: float = 0.0
     """Weight of pixels that differ in the next frame of the recording."""
@@ -158,13 +163,16 @@ class TrainConfig(RunConfig):
                 raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise InputError(f"clip_norm must be a positive number, got {self.clip_norm}")
+        asked = [f.name for f in fields(Terms) if getattr(self, f.name) not in (0, getattr(TrainConfig, f.name))]
+        if self.objective == "classic" and asked:
+            raise InputError(f"objective classic has no further terms, and {', '.join(asked)} is set; leave one of them out")
         if not 0 <= self.augment <= 1:
             raise InputError(f"augment must be from 0 (off) to 1, got {self.augment}")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema must be 0 (none) or a decay below 1, such as 0.999, got {self.ema}")
         for name, kind in (
             ("schedule", ScheduleKind), ("ramp", Ramp), ("optimizer", OptimizerName), ("precision", Precision),
-            ("learning_rate_schedule", LearningRateKind), ("compile", Compile),
+            ("learning_rate_schedule", LearningRateKind), ("compile", Compile), ("objective", ObjectiveName),
         ):  # fmt: skip
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
@@ -179,5 +187,7 @@ class TrainConfig(RunConfig):
 
     @property
     def terms(self) -> Terms:
-        """Weights of the terms beside the classic loss."""
+        """Weights of the terms beside the classic loss; none with the classic objective."""
+        if self.objective == "classic":
+            return Terms()
         return Terms(**{field.name: getattr(self, field.name) for field in fields(Terms)})

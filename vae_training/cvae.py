@@ -61,6 +61,7 @@ class CVAE(nn.Module):
         strides: Stride of each convolution; with both given any image shape works.
         bottleneck: "dense" (flatten, one linear layer) or "spatial" (a small map of means).
         first_activation: Put a ReLU after the first convolution as well.
+        standardise: Let the convolutions see pixels in units of their spread, from the mean picture on; see `Standard`.
         linear_path: Run a linear map beside the convolutions, in both directions; see `start_linear_path`.
 
     Attributes:
@@ -94,12 +95,13 @@ class CVAE(nn.Module):
         bottleneck: Bottleneck = "dense",
         first_activation: bool = False,
         linear_path: bool = False,
+        standardise: bool = False,
     ) -> None:
         super().__init__()
         if not (math.isfinite(beta) and beta >= 0):
             raise InputError(f"beta must be a finite number, 0 or more, got {beta}")
         self.architecture = Architecture(
-            img_shape, latent_dim, tuple(widths), tuple(strides), bottleneck, first_activation, linear_path
+            img_shape, latent_dim, tuple(widths), tuple(strides), bottleneck, first_activation, linear_path, standardise
         )
         self.scale_losses = scale_losses
         self._fixed_beta = float(beta)
@@ -116,7 +118,7 @@ class CVAE(nn.Module):
             architecture.img_shape, architecture.latent_dim, beta, scale_losses,
             widths=architecture.widths, strides=architecture.strides,
             bottleneck=architecture.bottleneck, first_activation=architecture.first_activation,
-            linear_path=architecture.linear_path,
+            linear_path=architecture.linear_path, standardise=architecture.standardise,
         )  # fmt: skip
 
     @property

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from latent_obs.errors import InputError
 from vae_training.cvae import CVAE
+from vae_training.principal_components import principal_components
 
 _QUIET = 0.1  # the convolutions begin this small: their random first guesses would drown the components
 
@@ -14,7 +15,7 @@ def start_linear_path(model: CVAE, images: Tensor) -> None:
     """Set both linear maps to the principal components of images, each latent with variance 1, and quieten the rest.
 
     Reconstructions from the means are then almost those of PCA with `latent_dim` components; gradient steps move all of it.
-    Where there are fewer images than latents, the others begin at 0 and have only the convolutions.
+    Where the images have fewer components than there are latents, the others begin at 0 and have only the convolutions.
 
     Args:
         model: A model with a linear path, changed in place.
@@ -34,19 +35,12 @@ def start_linear_path(model: CVAE, images: Tensor) -> None:
     into, back = model.encoder.linear, model.decoder.linear
     if into is None or back is None:
         raise InputError("this model has no linear path; make it with linear_path=True")
-    flat = images.flatten(1)
-    centre = flat.mean(0)
-    rank = min(model.latent_dim, len(flat) - 1, flat.shape[1])
-    # A sketch of some more columns and a few power iterations is exact enough (Halko et al. 2011, section 4.4).
-    with torch.random.fork_rng(devices=[flat.device] if flat.is_cuda else []):
-        torch.manual_seed(0)
-        _, sizes, components = torch.svd_lowrank(flat - centre, q=min(rank + 8, *flat.shape), niter=4)
-    spread = (sizes[:rank] / len(flat) ** 0.5).clamp(min=1e-6)
+    centre, spread, components = principal_components(images.flatten(1), model.latent_dim)
     into.weight.zero_()
-    into.weight[:rank] = (components[:, :rank] / spread).T
+    into.weight[: len(spread)] = (components / spread).T
     into.bias.copy_(-(into.weight @ centre))
     back.weight.zero_()
-    back.weight[:, :rank] = components[:, :rank] * spread
+    back.weight[:, : len(spread)] = components * spread
     back.bias.copy_(centre)
     for layer in (model.encoder.mean_head, model.encoder.logvar_head, model.decoder.convolutions[-1]):
         assert isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vae_training.acting_objective import ActingObjective
+from vae_training.acting_objective import CHANGES, ActingObjective
 from vae_training.augment import augment
 from vae_training.config import TrainConfig
 from vae_training.cvae import CVAE, images_to_tensor
@@ -56,8 +56,11 @@ def start_from_data(
     A function of the data and the seed alone, so that all processes of a run begin alike.
     """
     model = objective.model
-    needs_sample = model.architecture.linear_path or config.terms.salience
+    needs_sample = model.architecture.linear_path or model.architecture.standardise or config.terms.salience
     images = _sample(config, training, model) if needs_sample else None
+    for network in (model.encoder, model.decoder):
+        if network.standard is not None and images is not None:
+            network.standard.measure(images)
     if model.architecture.linear_path and images is not None:
         start_linear_path(model, images)
     if isinstance(objective, ActingObjective):
@@ -80,7 +83,7 @@ def _sample(config: TrainConfig, training: Sequence[NDArray[np.uint8]], model: C
     images = images_to_tensor(torch.from_numpy(frames).to(next(model.parameters()).device))
     if not config.augment:
         return images
-    changes = torch.from_numpy(np.random.default_rng([config.seed, 3]).standard_normal((len(images), 10), np.float32))
+    changes = torch.from_numpy(np.random.default_rng([config.seed, 3]).standard_normal((len(images), CHANGES), np.float32))
     return augment(images, config.augment, changes.to(images.device))
 
 

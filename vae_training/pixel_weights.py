@@ -8,6 +8,8 @@ pixels, float32 (N, 1, H, W) with mean 1 over the batch, at most `CAP`; `mix` ma
 import torch
 from torch import Tensor, nn
 
+from vae_training.principal_components import principal_components
+
 #: A pixel counts at most this many times the mean: one bright flash must not be the whole loss.
 CAP = 50.0
 _TINY = 1e-12  # below any squared difference of 8-bit pixels; only keeps a still or empty batch from dividing by 0
@@ -85,15 +87,10 @@ class Background(nn.Module):
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
         """Take the components of images float32 (N, C, H, W); the random state of training is left alone."""
-        flat = images.flatten(1)
-        self.mean.copy_(flat.mean(0))
-        rank = min(self.basis.shape[1], len(flat))
+        mean, _, components = principal_components(images.flatten(1), self.basis.shape[1])
+        self.mean.copy_(mean)
         self.basis.zero_()
-        # A sketch of some more columns and a few power iterations is exact enough (Halko et al. 2011, section 4.4).
-        with torch.random.fork_rng(devices=[flat.device] if flat.is_cuda else []):
-            torch.manual_seed(0)
-            _, _, components = torch.svd_lowrank(flat - self.mean, q=min(rank + 8, *flat.shape), niter=3)
-        self.basis[:, : min(rank, components.shape[1])].copy_(components[:, :rank])
+        self.basis[:, : components.shape[1]].copy_(components)
 
     def forward(self, images: Tensor) -> Tensor:
         """Pixels that the background does not explain."""

@@ -76,7 +76,7 @@ def plan_draw(
 
     Example:
         >>> plan_draw([np.zeros((3, 1, 1, 1), np.uint8)], 2, None, seed=np.random.default_rng(0))
-        [(0, array([1, 2]), array([1, 0]))]
+        [(0, array([1, 2]), array([0, 1]))]
     """
     counts = plan_shares(datasets, sample_size, dataset_weights, replace_small=replace_small)
     shuffled = seed.permutation(sample_size)

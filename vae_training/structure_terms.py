@@ -5,7 +5,7 @@ from torch.nn import functional
 
 
 def edge_error(decoded: Tensor, images: Tensor) -> Tensor:
-    """Squared error of the differences between neighbouring pixels, summed over the image, mean over the batch.
+    """Squared error of the differences between neighbouring pixels, summed over the image; mean over batch and both directions.
 
     The gradient difference loss of Mathieu et al. 2016, "Deep multi-scale video prediction beyond mean square error",
     section 3.3, with exponent 2 and signed differences: a blurred outline costs, a wrong brightness does not.
@@ -34,7 +34,8 @@ def scale_error(decoded: Tensor, images: Tensor, scales: tuple[int, ...] = (2, 4
     Args:
         decoded: (N, C, H, W).
         images: (N, C, H, W).
-        scales: Sides of the squares that are averaged; those larger than the image are left out.
+        scales: Sides of the squares that are averaged; those larger than the image are left out, and so are rows and columns
+            at the lower and right border that do not fill a square.
 
     Example:
         >>> import torch

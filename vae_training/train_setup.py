@@ -140,7 +140,7 @@ def prepare(
     model = CVAE(
         (height, width, channels), config.latent_dim, config.beta, config.scale_losses,
         widths=widths, strides=strides, bottleneck=config.bottleneck,
-        first_activation=config.first_activation, linear_path=config.linear_path,
+        first_activation=config.first_activation, linear_path=config.linear_path, standardise=config.standardise,
     ).to(device)  # fmt: skip
     check_worth_learning(training)
     terms = config.terms

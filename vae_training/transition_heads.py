@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _HIDDEN = 128
+_STILL = 1e-6  # an action or a reward with less spread than this is always the same
+_LEAST_VARIANCE = 1e-3  # of latents, whose prior has 1: below, there is nothing in them to foresee
 
 
 def _mlp(inputs: int, outputs: int) -> nn.Sequential:
@@ -17,9 +19,17 @@ def _mlp(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def _mean_where(losses: Tensor, valid: Tensor) -> Tensor:
-    """Mean of the losses (N,) of rows that are transitions; 0 where there is none."""
-    valid = valid.to(losses.dtype)
-    return (losses * valid).sum() / valid.sum().clamp(min=1)
+    """Mean of the losses (N,) of valid rows; 0 where there is none."""
+    return torch.where(valid, losses, 0).sum() / valid.sum().clamp(min=1)
+
+
+def _centre_and_scale(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and spread over the first axis; 1 for what never changes, so that a change later on is not a huge one."""
+    values = values.float()
+    if not len(values):
+        return torch.zeros_like(values.sum(0)), torch.ones_like(values.sum(0))
+    spread = values.std(0, correction=0)
+    return values.mean(0), torch.where(spread > _STILL, spread, torch.ones_like(spread))
 
 
 class ActionCode(nn.Module):
@@ -47,15 +57,15 @@ class ActionCode(nn.Module):
     def fit(self, actions: Tensor) -> None:
         """Take mean and spread from actions (N, size); nothing to do for discrete ones."""
         if self.kind == "continuous":
-            values = actions.flatten(1).float()
-            self.mean.copy_(values.mean(0))
-            self.scale.copy_(values.std(0).clamp(min=1e-6))
+            mean, scale = _centre_and_scale(actions.reshape(len(actions), self.size))
+            self.mean.copy_(mean)
+            self.scale.copy_(scale)
 
     def forward(self, actions: Tensor) -> Tensor:
         """(N,) or (N, size) to float32 (N, size)."""
         if self.kind == "discrete":
             return functional.one_hot(actions.long().clamp(0, self.size - 1), self.size).float()
-        return (actions.flatten(1).float() - self.mean) / self.scale
+        return (actions.reshape(len(actions), self.size).float() - self.mean) / self.scale
 
 
 class InverseDynamics(nn.Module):
@@ -96,17 +106,27 @@ class NextLatent(nn.Module):
         super().__init__()
         self.actions = actions
         self.head = _mlp(latent_dim + actions.size, latent_dim)
+        for parameter in self.head[-1].parameters():
+            nn.init.zeros_(parameter)  # begins as "nothing changes": a random guess is far off while all latents are small
 
     def forward(self, before: Tensor, after: Tensor, action: Tensor, valid: Tensor) -> Tensor:
-        """Squared error over the variance of the targets, mean over the transitions: 1 for the mean of all frames."""
-        target = after.detach()
-        spread = target.var(0, correction=0).mean().clamp(min=1e-6)
+        """Squared error over the variance of the targets, mean over the transitions: 1 for the mean of all targets.
+
+        0 where there are fewer than two transitions, which have no variance.
+        """
+        count = valid.sum()
+        target = torch.where(valid[:, None], after.detach(), 0)
+        centre = target.sum(0) / count.clamp(min=1)
+        variance = _mean_where((target - centre).square().mean(1), valid).clamp(min=_LEAST_VARIANCE)
         predicted = before + self.head(torch.cat([before, self.actions(action)], 1))
-        return _mean_where((predicted - target).square().mean(1) / spread, valid)
+        return _mean_where((predicted - target).square().mean(1) / variance, valid & (count > 1))
 
 
 class Reward(nn.Module):
     """The reward of a step from the frame, the action and the frame after it.
+
+    The steps that end an episode are often the ones that are rewarded, and many games show no picture after them: there the
+    frame itself stands for the one after it.
 
     Args:
         latent_dim: Values of a latent.
@@ -126,8 +146,9 @@ class Reward(nn.Module):
     @torch.no_grad()
     def fit(self, rewards: Tensor) -> None:
         """Take mean and spread from rewards (N,)."""
-        self.mean.copy_(rewards.float().mean())
-        self.scale.copy_(rewards.float().std().clamp(min=1e-6))
+        mean, scale = _centre_and_scale(rewards)
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
 
     def forward(self, before: Tensor, after: Tensor, action: Tensor, reward: Tensor, valid: Tensor) -> Tensor:
         """Squared error in standard deviations, Huber beyond one (rewards have heavy tails), mean over the steps."""

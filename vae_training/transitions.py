@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ class ActionKind:
         size: Number of actions, or of values in one.
     """
 
-    kind: str
+    kind: Literal["discrete", "continuous"]
     size: int
 
 
@@ -73,20 +73,29 @@ class Transitions:
             kept: dict[str, NDArray[Any]] = {"follows": follows}
             if acts:
                 if "action" not in columns or "reward" not in columns:
-                    raise InputError(
-                        f"{name_of(dataset)} has no actions and rewards beside it (a .rows.npz with `action` and `reward`), "
-                        "which inverse_dynamics, next_latent and reward are trained on. Record with `latent-obs frames "
-                        "record`, or leave these terms at 0"
-                    )
-                kept |= {"action": columns["action"], "reward": columns["reward"].astype(np.float32)}
+                    raise InputError(_lack_of_actions(dataset, columns))
+                # A step that ends an episode has its reward, though often no picture follows it.
+                acted = columns["acted"].astype(bool) if "acted" in columns else follows
+                kept |= {"acted": acted, "action": columns["action"], "reward": columns["reward"].astype(np.float32)}
             self._rows.append(kept)
         self.actions = self._kind_of_actions() if acts else None
+        if self.actions is not None:
+            for kept in self._rows:
+                kept["action"] = _uniform(kept["action"], self.actions)
+            if not any(kept["follows"].any() for kept in self._rows):
+                raise InputError(
+                    f"the rows beside {name_of(self._datasets[0])} and other files tell of no step from a frame to the next "
+                    "(`acted` is false, or `first` true, everywhere), and inverse_dynamics, next_latent and reward are trained "
+                    "on such steps. Record longer episodes, or leave these terms at 0"
+                )
 
     def _kind_of_actions(self) -> ActionKind:
         kinds: dict[ActionKind, str] = {}
         highest = 0
         for dataset, rows in zip(self._datasets, self._rows, strict=True):
             action = rows["action"]
+            if action.dtype.kind not in "iubf":
+                raise InputError(f"{name_of(dataset)} has actions of type {action.dtype}, expected numbers. Record it again")
             whole = action.dtype.kind in "iub" and action.ndim == 1
             if whole and len(action):
                 if int(action.min()) < 0:
@@ -111,7 +120,8 @@ class Transitions:
             after: Where to put the next frames, the same shape; where none follows, the frame itself.
 
         Returns:
-            "frames", "after", "follows" bool (N,), and with actions "action" and "reward" of the step between.
+            "frames", "after", "follows" bool (N,), whether one does; with actions also "acted" bool (N,), whether a step was
+            taken at the frame, and of that step "action", int64 (N,) or float32 (N, size), and "reward", float32 (N,).
         """
         batch = SuperBatch(frames=frames, after=after)
         wanted = []
@@ -126,19 +136,43 @@ class Transitions:
         return batch
 
     def column(self, name: str) -> Iterator[NDArray[Any]]:
-        """The values of each dataset's column ("action", "reward") where a transition begins."""
+        """The values of each dataset's column ("action", "reward") where a step was taken."""
         for rows in self._rows:
-            yield rows[name][rows["follows"]]
+            yield rows[name][rows["acted"]]
+
+
+def _lack_of_actions(dataset: Frames, columns: dict[str, NDArray[Any]]) -> str:
+    several = sorted(name for name in columns if name.startswith("action$"))
+    found = f"has actions of several parts ({', '.join(several)})" if several else "has no actions and rewards beside it"
+    return (
+        f"{name_of(dataset)} {found}; inverse_dynamics, next_latent and reward are trained on a .rows.npz with `action` and "
+        "`reward`. Record with `latent-obs frames record` from an environment with a single action space, or leave these terms "
+        "at 0"
+    )
+
+
+def _uniform(actions: NDArray[Any], kind: ActionKind) -> NDArray[Any]:
+    """Actions of any file in one type and shape: int64 (N,) or float32 (N, size)."""
+    return actions.astype(np.int64) if kind.kind == "discrete" else actions.reshape(-1, kind.size).astype(np.float32)
 
 
 def _rows_of(dataset: Frames) -> dict[str, NDArray[Any]]:
-    """Rows of a dataset's frames: those of its file, cut as the dataset is."""
+    """Rows of a dataset's frames: those of its file, cut as the dataset is.
+
+    Args:
+        dataset: An array from `get_datasets`, or a slice of one; any other has no rows.
+
+    Raises:
+        InputError: The rows are damaged, or of another number of frames than the file.
+    """
     filename = getattr(dataset, "filename", None)
     if not filename:
         return {}
     columns, place = load_rows(Path(str(filename))), place_on_disk(dataset)
-    if not columns or place is None:
-        return columns if not columns or len(next(iter(columns.values()))) == len(dataset) else {}
+    if not columns:
+        return {}
+    if place is None:  # not cut where it is as long as its file, and not turned around either
+        return columns if dataset.flags.c_contiguous and len(next(iter(columns.values()))) == len(dataset) else {}
     whole = np.load(place.file, mmap_mode="r")
     first = (place.offset - whole.offset) // max(1, dataset[:1].nbytes)
     return {name: values[first : first + len(dataset)] for name, values in columns.items()}

@@ -46,7 +46,7 @@ def predict_cnn(
     *,
     seed: int = 0,
     device: str | torch.device = "auto",
-    steps: int = 1500,
+    steps: int = 1000,
 ) -> list[Floats]:
     """One network for all targets, trained on the frames where each is known.
 

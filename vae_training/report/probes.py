@@ -35,7 +35,7 @@ def probe(
     seed: int = 0,
     mlp: bool = True,
     cnn: bool = True,
-    cnn_steps: int = 1500,
+    cnn_steps: int = 1000,
     kinds: Mapping[str, Kind] | None = None,
     most_frames: int = 20_000,
     device: str = "auto",
