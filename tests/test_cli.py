@@ -199,7 +199,8 @@ def places(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return {"home": home, "encoder": encoder_folder}
 
 
-VAE = "train-vae --bottleneck dense --widths 4 8 --latent-dim 6 --epochs 1 --batch-size 8 --no-tensorboard --device cpu --out {new}"
+DENSE = "--bottleneck dense --widths 4 8"
+VAE = f"train-vae {DENSE} --latent-dim 6 --epochs 1 --batch-size 8 --no-tensorboard --device cpu --out {{new}}"
 AGENT = "train-agent --env Side-v0 --envs 2 --workers serial --steps 32 --n-steps 16 --batch-size 16 --out {new}"
 
 
@@ -294,7 +295,7 @@ def test_the_whole_path_by_verbs(call: Call, tmp_path: Path):
     assert all(np.load(f).std() > 5 for f in files)
 
     code, out, _ = call(
-        f"train-vae --frames {frames} --out {vae} --bottleneck dense --widths 4 8 --latent-dim 8 --epochs 1 --batch-size 8 --device cpu"
+        f"train-vae --frames {frames} --out {vae} {DENSE} --latent-dim 8 --epochs 1 --batch-size 8 --device cpu"
     )
     assert code == 0
     assert "32 frames of 64x64x3" in out
