@@ -72,8 +72,8 @@ class QuickstartConfig:
     def vae(self) -> TrainConfig:
         """Settings of stage 2: a small network, small batches (many steps in little time), and a beta that keeps detail."""
         return TrainConfig(
-            frames=self.out / "frames", out=self.out / "vae", widths=(16, 32, 64), beta=0.01, epochs=self.vae_epochs, batch_freeze=1, half_beta_cycle=2, batch_size=32, learning_rate=2e-3,
-            seed=self.seed, device=self.device,
+            frames=self.out / "frames", out=self.out / "vae", widths=(16, 32, 64), beta=0.01, epochs=self.vae_epochs,
+            batch_freeze=1, half_beta_cycle=2, batch_size=32, learning_rate=2e-3, seed=self.seed, device=self.device,
         )  # fmt: skip
 
     @property

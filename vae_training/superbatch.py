@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,14 +17,15 @@ from latent_obs.errors import InputError
 from vae_training.frame_reader import gather
 from vae_training.rank_sampling import plan_draw
 from vae_training.sampling import plan_shares
-from vae_training.transitions import SuperBatch, Transitions
+from vae_training.transitions import Transitions
 
 Frames = NDArray[np.uint8]
+Drawn = Any  # Frames; a SuperBatch with transitions. Who asks for these knows, and who does not need not look
 
 _LET_GO_SECONDS = 0.25
 
 
-class SuperBatches(Iterator[Frames | SuperBatch]):
+class SuperBatches(Iterator[Drawn]):
     """Iterate over one super-batch per epoch, uint8 (size, H, W, C), with the next one read ahead.
 
     With `transitions` each is a `SuperBatch`: the frames, and what follows each. It takes twice the memory.
@@ -97,11 +98,11 @@ class SuperBatches(Iterator[Frames | SuperBatch]):
         shape = (size if places is None else len(places), *datasets[0].shape[1:])
         self._buffers = _Buffers(shape, torch.device(device), arrays=2 if transitions is None else 4)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="super-batch")
-        self._next: Future[Frames | SuperBatch] | None = None
+        self._next: Future[Drawn] | None = None
         self._previous_gone: threading.Event | None = None
         self._closed = False
 
-    def draw(self, epoch: int) -> Frames | SuperBatch:
+    def draw(self, epoch: int) -> Drawn:
         """The super-batch of an epoch, drawn here and now: uint8 (size, H, W, C), or the rows in `places` of it.
 
         As `get_random_samples` draws it from a generator of the seed and the epoch.
@@ -118,7 +119,7 @@ class SuperBatches(Iterator[Frames | SuperBatch]):
         """Number of epochs that are still to come."""
         return max(0, self._epochs - 1 - self.epoch)
 
-    def __next__(self) -> Frames | SuperBatch:
+    def __next__(self) -> Drawn:
         if self._closed:
             raise InputError("these SuperBatches are closed; iterate over them inside their `with` block")
         if not len(self):
@@ -137,7 +138,7 @@ class SuperBatches(Iterator[Frames | SuperBatch]):
         self._previous_gone = _when_gone(batch["frames"] if isinstance(batch, dict) else batch)
         return batch
 
-    def _draw_after(self, epoch: int, gone: threading.Event | None) -> Frames | SuperBatch:
+    def _draw_after(self, epoch: int, gone: threading.Event | None) -> Drawn:
         # The caller's loop variable holds the previous super-batch for a moment after the next was handed over. Drawing
         # waits for it to go, but not for ever: who keeps every super-batch gets them all the same.
         if gone is not None:
