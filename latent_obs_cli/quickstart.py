@@ -12,6 +12,7 @@ import numpy as np
 from agents import AgentConfig, Evaluation, evaluate_agent, evaluate_random, film, train_agent
 from latent_obs.atomic import write_json
 from latent_obs.errors import InputError, require
+from latent_obs.frozen import FrozenEncoder
 from latent_obs_cli.page import Section, write_page
 from latent_obs_cli.plots import overview, plot_agent, plot_vae
 from vae_training import (
@@ -207,8 +208,7 @@ def _page(
     vae = config.vae
     _, held_out = split_held_out(get_datasets(vae.frames))
     frames = np.array(held_out[0][:: max(1, len(held_out[0]) // 200)])
-    height, width, channels = frames.shape[1:]
-    model = CVAE((height, width, channels), vae.latent_dim, vae.beta, widths=vae.widths, bottleneck=vae.bottleneck)
+    model = CVAE.from_architecture(FrozenEncoder.load(vae.out, device="cpu").architecture, vae.beta)
     checkpoints = vae.out / "checkpoints"
     best = checkpoints / "best.safetensors"
     load_checkpoint(best if best.exists() else checkpoints / "latest.safetensors", model)
