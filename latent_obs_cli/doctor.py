@@ -35,7 +35,7 @@ EXTRAS = {  # extra: its packages, the one that it is about first, and what they
     "vizdoom": ({"vizdoom": "1.3"}, "for the 3D game of the quickstart"),
     "video": ({"av": "14"}, "to film agents"),
     "plots": ({"matplotlib": "3.8"}, "to draw learning curves"),
-    "report": ({"scikit-image": "0.24", "scikit-learn": "1.5"}, "to report on an encoder"),
+    "report": ({"matplotlib": "3.8", "scikit-image": "0.24", "scikit-learn": "1.5"}, "to report on an encoder"),
     "hub": ({"huggingface-hub": "0.24"}, "to load encoders by Hugging Face repository id"),
 }
 OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless")

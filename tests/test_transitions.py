@@ -59,14 +59,14 @@ class Counter(gym.Env):
         )
 
 
-gym.register("test/Counter-v0", lambda **kwargs: Counter(**kwargs))
+gym.register("test/Steps-v0", lambda **kwargs: Counter(**kwargs))
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["shown", "black"])
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bool]:
     folder = tmp_path_factory.mktemp("recorded") / "frames"
     config = RecordConfig(
-        env="test/Counter-v0", out=folder, frames=90, frames_per_file=31, size=8, policy="random",
+        env="test/Steps-v0", out=folder, frames=90, frames_per_file=31, size=8, policy="random",
         env_kwargs={"ends_black": request.param},
     )  # fmt: skip
     return record(config, say=lambda _: None), request.param

@@ -27,7 +27,7 @@ TRAIN = importlib.import_module("vae_training.train")
 STEPS = 3
 Step = Callable[[CVAE, torch.Tensor, torch.optim.Optimizer], Losses]
 TINY: dict[str, Any] = {
-    "objective": "classic", "bottleneck": "dense", "standardise": False, "beta": 1.0, "latent_dim": 6, "widths": (4, 8),
+    "salience": 0.0, "bottleneck": "dense", "standardise": False, "beta": 1.0, "latent_dim": 6, "widths": (4, 8),
     "strides": (2, 2), "batch_size": 20, "batch_freeze": 0, "half_beta_cycle": 1, "device": "cpu", "tensorboard": False,
 }  # fmt: skip
 

@@ -83,8 +83,10 @@ def probe_encoder(work: "Work", known: Known) -> "ProbeTable | None":
     others = [work.pca] if work.pca is not None and work.pca.frame_shape == work.model.contract.shape else []
     with work.part("probes", "what can be read from the latents, from PCA, from a random encoder, from the pixels"):
         try:
+            # Another seed than training's: its own would be the very weights that training began with.
+            untrained = random_encoder(work.model.frozen, seed=config.seed + 1_000_003)
             table = probe(
-                [EncoderMeans(work.model.frozen), *others, random_encoder(work.model.frozen, seed=config.seed)],
+                [EncoderMeans(work.model.frozen), *others, untrained],
                 frames, targets, held_out=scored, seed=config.seed, mlp=not config.quick, cnn=not config.quick,
                 most_frames=config.training_frames if config.quick else _MOST_FRAMES,
                 device=str(work.model.frozen.device), log=work.say,
