@@ -106,6 +106,12 @@ def test_reconstruction_beside_pca(mse: float, level: str):
     assert found.numbers == {"mse": mse, "pca_mse": 0.01, "ratio_to_pca": pytest.approx(mse / 0.01)}
 
 
+def test_where_probes_tell_what_is_kept_pca_judges_no_more():
+    told = Probe("object$Monster.x", "R²", ScoreOf(0.95, 0.94, 0.96), {"PCA": ScoreOf(0.5, 0.4, 0.6)})
+    found = about(verdict(numbers(reconstruction=reconstruction(0.011), probes=[told])), "reconstruction")
+    assert found.level == "warning"
+
+
 def test_hardly_better_than_the_mean_image():
     found = about(verdict(numbers(reconstruction=reconstruction(0.048))), "reconstruction")
     assert found.level == "bad"
