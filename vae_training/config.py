@@ -79,7 +79,7 @@ class TrainConfig(RunConfig):
     inverse_dynamics: float = 0.0
     """Weight of a head that tells the action between two frames from their latents; needs recorded actions, as the next two."""
     next_latent: float = 0.0
-    """Weight of a head that tells the next latent from the latent and the action."""
+    """Weight of a head that tells the next latent from the latent and the action. At 1 it made all latents constant."""
     reward: float = 0.0
     """Weight of a head that tells the reward of a step from the latents and the action."""
     augment: float = 0.0
