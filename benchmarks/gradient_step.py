@@ -154,8 +154,9 @@ def train_arm(folder: Path, options: Options, wait_shares: list[float]) -> Calla
         nonlocal runs
         runs += 1
         config = TrainConfig(
-            frames=folder / "frames", out=folder / f"run{runs}", latent_dim=32, epochs=options.train_epochs, held_out=1,
-            super_batch=options.train_frames, batch_size=options.batch_size, device=options.device,
+            frames=folder / "frames", out=folder / f"run{runs}", latent_dim=32, bottleneck="dense", objective="classic",
+            standardise=False, beta=1.0, epochs=options.train_epochs, held_out=1, super_batch=options.train_frames,
+            batch_size=options.batch_size, device=options.device,
         )  # fmt: skip
         result = train(config, progress_bar=False, say=lambda _: None)
         shares = [row["speed/data_wait_share"] for row in read_log(config.out) if "speed/data_wait_share" in row]
