@@ -25,6 +25,7 @@ from benchmarks.common import machine_line, markdown_table
 from latent_obs import FrozenEncoder
 from latent_obs.architecture import Architecture
 from vae_training import FactorScenes, RecordConfig, TrainConfig, get_datasets, load_rows, record, targets_of, train
+from vae_training.presets import PRESETS
 from vae_training.report import EncoderMeans, Pca, probe, random_encoder
 from vae_training.report.disentanglement import dci, mig
 
@@ -55,6 +56,22 @@ STUDY: dict[Source, dict[str, dict[str, Settings]]] = {
                 }.items()
             },
             "salience 1, reward 1": {**SPATIAL, **MONOTONIC, "salience": 1.0, "reward": 1.0},
+        },
+        "size": {
+            **{
+                f"{name}, spatial": {**SPATIAL, **MONOTONIC, "salience": 1.0, "widths": widths["spatial"]}
+                for name, widths in PRESETS.items()
+            },
+            **{
+                f"strides 4 2, widths {width} {2 * width}": {
+                    **SPATIAL, **MONOTONIC, "salience": 1.0, "widths": (width, 2 * width), "strides": (4, 2)
+                }
+                for width in (32, 64, 128)
+            },
+            **{
+                f"{name}, dense 32": {**DENSE, **MONOTONIC, "salience": 1.0, "widths": widths["dense"]}
+                for name, widths in PRESETS.items()
+            },
         },
         "bottleneck": {
             "dense 32, linear path": {**DENSE, **MONOTONIC, "linear_path": True},

@@ -1,13 +1,16 @@
 """Speed of training the CVAE: `CVAE.compute_apply_gradients` against a plain PyTorch loop, and the whole of `train()`.
 
-All start from uint8 frames: the first two from batches in memory, `train()` from .npy files on disk, with its checkpoints,
-logs, pictures and evaluations.
+All start from uint8 frames: the steps from batches in memory, each way in a process of its own, `train()` from .npy files on
+disk, with its checkpoints, logs, pictures and evaluations.
 """
 
+import contextlib
+import multiprocessing
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +35,11 @@ from latent_obs.device import resolve_device
 from latent_obs.pixels import Frames
 from latent_obs.torch_threads import torch_threads
 from vae_training import CVAE, TrainConfig, train
+from vae_training.batch import Batch
 from vae_training.cvae import images_to_tensor
 from vae_training.logs import read_log
+from vae_training.malloc import kept_memory
+from vae_training.objective import ClassicObjective
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Options:
     """Epochs of train(), in each round; the first has to wait for its frames."""
     threads: int | None = None
     """Torch's threads; as many as torch takes by itself by default."""
+    compile: bool = False
+    """Measure a compiled loss, too (wants a C++ compiler)."""
     device: str = "cpu"
     """Where to train."""
 
@@ -114,6 +122,20 @@ def cvae_stepper(device: torch.device) -> Callable[[Frames], None]:
     return step
 
 
+def compiled_stepper(device: torch.device) -> Callable[[Frames], None]:
+    """A function that takes one gradient step of the CVAE with a compiled loss, as `train-vae --compile on` does."""
+    model = CVAE.from_architecture(CLASSIC).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    objective = ClassicObjective(model, compile=True)
+
+    def step(frames: Frames) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        objective(Batch(images_to_tensor(torch.from_numpy(frames).to(device)))).total.backward()
+        optimizer.step()
+
+    return step
+
+
 def images_per_second(step: Callable[[Frames], None], batches: Frames, options: Options) -> Callable[[], float]:
     """A measurement of one arm, warmed up."""
     device = resolve_device(options.device)
@@ -134,6 +156,48 @@ def images_per_second(step: Callable[[Frames], None], batches: Frames, options: 
 
     seconds_per_call(call, 3)
     return measured
+
+
+#: Ways to take a gradient step, and whether in each the C library keeps freed memory, as it does in `train()`.
+STEPPERS: dict[str, tuple[Callable[[torch.device], Callable[[Frames], None]], bool]] = {
+    "plain PyTorch loop": (plain_stepper, False),
+    "compute_apply_gradients": (cvae_stepper, False),
+    "the same, memory kept": (cvae_stepper, True),
+    "the same, compiled": (compiled_stepper, True),
+}
+
+
+def serve_arm(name: str, options: Options, pipe: Connection) -> None:
+    """Measure one way whenever asked, in a process of its own: how the C library keeps memory is a matter of the process."""
+    stepper, kept = STEPPERS[name]
+    frames = smooth_frames(8 * options.batch_size, np.random.default_rng(1))
+    batches = frames.reshape(8, options.batch_size, 64, 64, 3)
+    with torch_threads(options.threads), kept_memory() if kept else contextlib.nullcontext():
+        measure = images_per_second(stepper(resolve_device(options.device)), batches, options)
+        pipe.send(0.0)
+        while pipe.recv():
+            pipe.send(measure())
+
+
+@contextlib.contextmanager
+def own_process(name: str, options: Options) -> Iterator[Callable[[], float]]:
+    """The measurement of one way, in a process that waits in between."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve_arm, args=(name, options, theirs), daemon=True)
+    process.start()
+    theirs.close()  # so that a process that dies is an EOFError here
+
+    def measured() -> float:
+        ours.send(True)
+        return ours.recv()
+
+    ours.recv()
+    try:
+        yield measured
+    finally:
+        ours.send(False)
+        process.join()
 
 
 def smooth_frames(count: int, rng: np.random.Generator) -> Frames:
@@ -170,14 +234,12 @@ def main(options: Options) -> None:
     """Measure and print."""
     print(machine_line(options.device), flush=True)
     device = resolve_device(options.device)
-    frames = smooth_frames(8 * options.batch_size, np.random.default_rng(1))
-    batches = frames.reshape(8, options.batch_size, 64, 64, 3)
     wait_shares: list[float] = []
-    with torch_threads(options.threads), tempfile.TemporaryDirectory() as folder:
-        arms = {
-            "plain PyTorch loop": images_per_second(plain_stepper(device), batches, options),
-            "compute_apply_gradients": images_per_second(cvae_stepper(device), batches, options),
-        }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch_threads(options.threads))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        names = [name for name in STEPPERS if options.compile or name != "the same, compiled"]
+        arms = {name: stack.enter_context(own_process(name, options)) for name in names}
         if options.train_frames:
             arms["train()"] = train_arm(Path(folder), options, wait_shares)
             arms["train()"]()  # the first call imports TensorBoard

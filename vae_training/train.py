@@ -20,6 +20,7 @@ from vae_training.distributed import Ranks, meet, told_once
 from vae_training.evaluate import HeldOut, evaluate
 from vae_training.export import export_encoder
 from vae_training.logs import RunLog
+from vae_training.malloc import kept_memory
 from vae_training.schedule import BetaSchedule, make_schedule
 from vae_training.train_run import Run
 from vae_training.train_setup import Setup, check_resumable, prepare
@@ -113,7 +114,10 @@ def train(
             say, progress_bar = _say_nothing, False
         try:
             setup = ranks.together(lambda: prepare(config, ranks, device, resume=resume, say=say))
-            with disk_full_is_told(config.out, "The last good checkpoint is kept; free some space, and go on with --resume"):
+            with (
+                disk_full_is_told(config.out, "The last good checkpoint is kept; free some space, and go on with --resume"),
+                kept_memory() if device.type == "cpu" else contextlib.nullcontext(),
+            ):
                 return _train(setup, resume, progress_bar, say)
         except RuntimeError as error:
             lost = ranks.explain(error)
