@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from latent_obs.one_line import make, wrap
     from latent_obs.pixels import PixelContract
     from latent_obs.reader import ContractObservation
-    from latent_obs.sb3 import LatentVecEnv
+    from latent_obs.sb3 import LatentVecEnv, VecLatentObservation
     from latent_obs.wrapper import LatentObservation
 
 _HOMES = {
@@ -54,6 +54,7 @@ _HOMES = {
     "PixelContract": "pixels",
     "RestartOnFault": "faults",
     "TrainingDivergedError": "errors",
+    "VecLatentObservation": "sb3",
     "make": "one_line",
     "make_minerl": "minerl_game.make",
     "make_pixel_env": "environments",
@@ -81,6 +82,7 @@ __all__ = [
     "PixelContract",
     "RestartOnFault",
     "TrainingDivergedError",
+    "VecLatentObservation",
     "make",
     "make_minerl",
     "make_pixel_env",

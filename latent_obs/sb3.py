@@ -3,15 +3,15 @@
 Needs stable-baselines3 (`latent-obs[agents]`); nothing else in `latent_obs` imports it.
 """
 
-import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from latent_obs.cameras import EncoderLike
+from latent_obs.errors import InputError, require
+from latent_obs.frozen import FrozenEncoder
+from latent_obs.view import LatentView
 
-from latent_obs.errors import require
-from latent_obs.frozen import FrozenEncoder, Latents
-from latent_obs.reader import PixelReader
-from latent_obs.wrapper import latent_space
+if TYPE_CHECKING:
+    from latent_obs.drift import DriftMonitor
 
 require("stable_baselines3", extra="agents", purpose="encode Stable-Baselines3's vector environments")
 
@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper  # noqa: E402
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn  # noqa: E402
 
 
-class LatentVecEnv(VecEnvWrapper):
+class VecLatentObservation(VecEnvWrapper):
     """Replace the pixels of a vector environment by mean latents; the vector twin of `LatentObservation`.
 
     The frames of all environments, and the last frames of the episodes that ended in this step
@@ -28,11 +28,15 @@ class LatentVecEnv(VecEnvWrapper):
 
     Args:
         venv: A Stable-Baselines3 vector environment with pixels, a Box or an entry of a Dict.
-        encoder: An encoder folder, or a loaded `FrozenEncoder`.
+        encoder: An encoder folder, or a loaded `FrozenEncoder`; or several, as in `LatentObservation`.
         device: Where to encode when `encoder` is a folder.
         pixel_key: Entry of a Dict observation that holds the pixels; found by itself when only one fits.
         latent_only: Drop every other entry of a Dict observation.
         flatten: Join the other entries, vectors of floats, to the latent: one float32 vector; as in `LatentObservation`.
+        keep_pixels: Keep the image beside its latent; as in `LatentObservation`.
+        standardise: Shift and scale latents by their mean and deviation over the training frames.
+        history: How many latents to show, the oldest first, per environment; the first one of an episode fills all places.
+        monitor: Told of every frame and latent; see `DriftMonitor`.
 
     Attributes:
         index: What each number of an observation is, where that is one vector; () where it is a Dict.
@@ -42,6 +46,7 @@ class LatentVecEnv(VecEnvWrapper):
 
     Example:
         >>> import gymnasium as gym
+        >>> import numpy as np
         >>> from gymnasium import spaces
         >>> from latent_obs.architecture import Architecture
         >>> from stable_baselines3.common.vec_env import DummyVecEnv
@@ -51,44 +56,58 @@ class LatentVecEnv(VecEnvWrapper):
         ...     def reset(self, *, seed=None, options=None):
         ...         return self.observation_space.sample(), {}
         >>> encoder = FrozenEncoder.random(Architecture((32, 32, 3), latent_dim=8), device="cpu")
-        >>> LatentVecEnv(DummyVecEnv([Pixels, Pixels]), encoder).reset().shape
+        >>> VecLatentObservation(DummyVecEnv([Pixels, Pixels]), encoder).reset().shape
         (2, 8)
     """
 
     def __init__(
         self,
         venv: VecEnv,
-        encoder: FrozenEncoder | str | os.PathLike[str],
+        encoder: EncoderLike,
         *,
         device: str = "auto",
         pixel_key: str | None = None,
         latent_only: bool = False,
         flatten: bool = False,
+        keep_pixels: bool = False,
+        standardise: bool = False,
+        history: int = 1,
+        monitor: "DriftMonitor | None" = None,
     ) -> None:
-        self.encoder = encoder if isinstance(encoder, FrozenEncoder) else FrozenEncoder.load(encoder, device=device)
-        self.reader = PixelReader(venv.observation_space, self.encoder.contract, pixel_key, latent_only, flatten)
-        self.reader.refuse_blur()
-        # Asked for now, while no step is under way in the worker processes, and only where it is of use.
-        self.index = self.reader.index(self.encoder.latent_dim, _index_of(venv) if self.reader.flatten else ())
-        super().__init__(venv, observation_space=self.reader.replaced_space(latent_space(self.encoder.latent_dim)))
+        if not isinstance(venv, VecEnv):
+            raise InputError(
+                f"VecLatentObservation wraps a VecEnv of Stable-Baselines3, got {type(venv).__module__}.{type(venv).__name__}; "
+                "LatentObservation is for one environment, VectorLatentObservation for gymnasium.vector"
+            )
+        self.view = LatentView(
+            venv.observation_space, encoder, device=device, pixel_key=pixel_key, latent_only=latent_only, flatten=flatten,
+            keep_pixels=keep_pixels, standardise=standardise, history=history, monitor=monitor,
+            # Asked for now, while no step is under way in the worker processes, and only where it is of use.
+            inner_index=_index_of(venv) if flatten and not latent_only else (),
+        )  # fmt: skip
+        self.index = self.view.index
+        super().__init__(venv, observation_space=self.view.space)
+        self._batch = self.view.batch(self.num_envs)
+
+    @property
+    def encoder(self) -> FrozenEncoder:
+        """The encoder, the first one where there are several."""
+        return self.view.encoder
 
     def reset(self) -> VecEnvObs:
         """Reset all, and encode their first frames."""
-        observation = self.venv.reset()
-        return self.reader.replace(observation, self.encoder.encode(self.reader.frames(observation, batched=True)))
+        return self._batch.reset(self.venv.reset())
 
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for the step, and encode current and terminal frames in one batch."""
         observation, rewards, dones, infos = self.venv.step_wait()
-        frames = self.reader.frames(observation, batched=True)
-        ended = [i for i, info in enumerate(infos) if info.get("terminal_observation") is not None]
-        if ended:
-            last = [self.reader.frames(infos[i]["terminal_observation"]) for i in ended]
-            frames = np.concatenate([frames, *last])
-        latents: Latents = self.encoder.encode(frames)
-        for latent, i in zip(latents[self.num_envs :], ended, strict=True):
-            infos[i]["terminal_observation"] = self.reader.replace(infos[i]["terminal_observation"], latent)
-        return self.reader.replace(observation, latents[: self.num_envs]), rewards, dones, infos
+        finals = {
+            i: info["terminal_observation"] for i, info in enumerate(infos) if info.get("terminal_observation") is not None
+        }
+        seen, lasts = self._batch.step(observation, finals, dones)
+        for i, last in lasts.items():
+            infos[i]["terminal_observation"] = last
+        return seen, rewards, dones, infos
 
 
 def _index_of(venv: VecEnv) -> Any:
@@ -100,3 +119,7 @@ def _index_of(venv: VecEnv) -> Any:
         return venv.get_attr("index", 0)[0] if venv.has_attr("index") else ()
     except (AttributeError, NotImplementedError):  # vector environments that are not SB3's own
         return ()
+
+
+#: The name until version 0.2.
+LatentVecEnv = VecLatentObservation

@@ -1,15 +1,16 @@
 """`LatentObservation`: the Gymnasium wrapper that turns an environment's pixels into mean latent vectors."""
 
-import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
-import numpy as np
-from gymnasium import spaces
 
+from latent_obs.cameras import EncoderLike
 from latent_obs.errors import InputError
 from latent_obs.frozen import FrozenEncoder
-from latent_obs.reader import PixelReader
+from latent_obs.view import LatentView
+
+if TYPE_CHECKING:
+    from latent_obs.drift import DriftMonitor
 
 
 class LatentObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -21,16 +22,23 @@ class LatentObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordC
 
     Args:
         env: The environment.
-        encoder: An encoder folder, or a loaded `FrozenEncoder` to share between environments.
+        encoder: An encoder folder, or a loaded `FrozenEncoder` to share between environments; several in a list, whose latents
+            of the image are joined; or a mapping from the entries of a Dict observation that hold pixels to these.
         device: Where to encode when `encoder` is a folder: "auto", "cpu", "cuda", "cuda:1", "mps".
         pixel_key: Entry of a Dict observation that holds the pixels; found by itself when only one fits.
         latent_only: Drop every other entry of a Dict observation.
         flatten: Join the other entries, in the order of the Dict, to the latent: one float32 vector, as an MLP policy takes.
             They must be vectors of floats; put `FeatureObservation` around the environment first where they are not.
             `latent_only` and an observation of pixels only leave nothing to join.
+        keep_pixels: Keep the image beside its latent: the observation becomes a Dict with "pixels" and "latent", or a Dict
+            keeps the image and gets "<entry>_latent".
+        standardise: Shift and scale latents by their mean and deviation over the training frames.
+        history: How many latents to show, the oldest first; the first one of an episode fills all places.
+        monitor: Told of every frame and latent; see `DriftMonitor`.
 
     Attributes:
         index: What each number is, where the observation is one vector; () where it is a Dict.
+        view: What is read and shown.
 
     Raises:
         InputError: The environment has no pixels that the encoder can eat, or has entries that cannot be joined.
@@ -38,6 +46,8 @@ class LatentObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordC
         DeviceError: The device asked for is not there.
 
     Example:
+        >>> import numpy as np
+        >>> from gymnasium import spaces
         >>> from latent_obs.architecture import Architecture
         >>> class Pixels(gym.Env):
         ...     observation_space = spaces.Box(0, 255, (48, 64, 3), np.uint8)
@@ -55,40 +65,48 @@ class LatentObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordC
     def __init__(
         self,
         env: gym.Env[Any, Any],
-        encoder: FrozenEncoder | str | os.PathLike[str],
+        encoder: EncoderLike,
         *,
         device: str = "auto",
         pixel_key: str | None = None,
         latent_only: bool = False,
         flatten: bool = False,
+        keep_pixels: bool = False,
+        standardise: bool = False,
+        history: int = 1,
+        monitor: "DriftMonitor | None" = None,
     ) -> None:
         gym.utils.RecordConstructorArgs.__init__(
             self, encoder=encoder, device=device, pixel_key=pixel_key, latent_only=latent_only, flatten=flatten,
-            _disable_deepcopy=True,
+            keep_pixels=keep_pixels, standardise=standardise, history=history, monitor=monitor, _disable_deepcopy=True,
         )  # fmt: skip
         if not isinstance(env, gym.Env):
-            raise InputError(f"LatentObservation wraps a gymnasium.Env, got {type(env).__module__}.{type(env).__name__}")
+            hint = "; VectorLatentObservation is for vectors of them" if isinstance(env, gym.vector.VectorEnv) else ""
+            raise InputError(f"LatentObservation wraps a gymnasium.Env, got {type(env).__module__}.{type(env).__name__}{hint}")
         gym.ObservationWrapper.__init__(self, env)
-        self.encoder = encoder if isinstance(encoder, FrozenEncoder) else FrozenEncoder.load(encoder, device=device)
-        self.reader = PixelReader(env.observation_space, self.encoder.contract, pixel_key, latent_only, flatten)
-        self.reader.refuse_blur()
-        self.observation_space = self.reader.replaced_space(latent_space(self.encoder.latent_dim))
         try:
             inner = env.get_wrapper_attr("index")
         except AttributeError:
             inner = ()
-        self.index = self.reader.index(self.encoder.latent_dim, inner)
+        self.view = LatentView(
+            env.observation_space, encoder, device=device, pixel_key=pixel_key, latent_only=latent_only, flatten=flatten,
+            keep_pixels=keep_pixels, standardise=standardise, history=history, inner_index=inner, monitor=monitor,
+        )  # fmt: skip
+        self.observation_space = self.view.space
+        self.index = self.view.index
+        self._history = self.view.new_history(1)
+
+    @property
+    def encoder(self) -> FrozenEncoder:
+        """The encoder, the first one where there are several."""
+        return self.view.encoder
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment; the history of latents begins anew."""
+        self._history.restart()
+        return super().reset(seed=seed, options=options)
 
     def observation(self, observation: Any) -> Any:
         """The observation with its pixels encoded."""
-        return self.reader.replace(observation, self.encoder.encode(self.reader.frames(observation))[0])
-
-
-def latent_space(latent_dim: int) -> spaces.Box:
-    """The space of a latent: float32 (latent_dim,), unbounded as the Gaussian it is the mean of.
-
-    Example:
-        >>> latent_space(32)
-        Box(-inf, inf, (32,), float32)
-    """
-    return spaces.Box(-np.inf, np.inf, (latent_dim,), np.float32)
+        shown = self._history.push(self.view.latents(singles=[observation]))
+        return self.view.assemble(observation, [latents[0] for latents in shown])

@@ -1,0 +1,300 @@
+"""What an agent sees in place of pixels: which encoder reads which image, and how observations are put together.
+
+The wrappers for one environment, for Gymnasium's vectors and for Stable-Baselines3's share it, so that all three show the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from latent_obs.cameras import EncoderLike, encoders_by_key, find_camera
+from latent_obs.errors import InputError
+from latent_obs.features import Slot
+from latent_obs.frozen import FrozenEncoder, Latents
+from latent_obs.latent_history import LatentHistory
+from latent_obs.pixels import Frames
+
+if TYPE_CHECKING:
+    from latent_obs.drift import DriftMonitor
+
+
+class LatentView:
+    """Turns observations with pixels into observations with mean latents.
+
+    Args:
+        space: The observation space of one environment.
+        encoder: An encoder folder or a loaded `FrozenEncoder`; a list of them, which all read the same image; or a mapping
+            from entries of a Dict observation (cameras) to such.
+        device: Where to encode what is given as a folder.
+        pixel_key: Entry of a Dict that holds the pixels; found by itself when only one fits.
+        latent_only: Drop the other entries of a Dict.
+        flatten: Join the other entries of a Dict, vectors of floats, to the latents: one float32 vector.
+        keep_pixels: Keep the image beside its latent: entries "pixels" and "latent" where the observation is the image, else
+            the entry that it was and "<entry>_latent".
+        standardise: Shift and scale latents by their mean and deviation over the training frames, from the encoder folder.
+        history: How many latents to show, the oldest first; at the start of an episode the first one fills all places.
+        inner_index: What the numbers of joined entries are, from a `FeatureObservation` beneath.
+        monitor: Told of every latent, to say when they are unlike those of training. For one encoder and one image.
+
+    Attributes:
+        space: The observation space of one environment as the agent sees it.
+        index: What each number is, where the observation is one vector; () where it is a Dict.
+        cameras: The images that are read.
+
+    Raises:
+        InputError: The space has no pixels that the encoders can eat, entries that cannot be joined, or options contradict.
+
+    Example:
+        >>> from latent_obs.architecture import Architecture
+        >>> encoder = FrozenEncoder.random(Architecture((32, 32, 3), latent_dim=8), device="cpu")
+        >>> image = spaces.Box(0, 255, (48, 64, 3), np.uint8)
+        >>> view = LatentView(spaces.Dict(left=image, right=image), {"left": encoder, "right": encoder}, history=2)
+        >>> view.space
+        Dict('left': Box(-inf, inf, (16,), float32), 'right': Box(-inf, inf, (16,), float32))
+    """
+
+    def __init__(
+        self,
+        space: spaces.Space[Any],
+        encoder: EncoderLike,
+        *,
+        device: str = "auto",
+        pixel_key: str | None = None,
+        latent_only: bool = False,
+        flatten: bool = False,
+        keep_pixels: bool = False,
+        standardise: bool = False,
+        history: int = 1,
+        inner_index: object = (),
+        monitor: "DriftMonitor | None" = None,
+    ) -> None:
+        if isinstance(history, bool) or not isinstance(history, int) or history < 1:
+            raise InputError(f"history must be the number of latents to show, 1 or more, got {history!r}")
+        if keep_pixels and flatten:
+            raise InputError("flatten makes one vector, and keep_pixels keeps the picture beside it: choose one of them")
+        self.history, self.keep_pixels, self.latent_only = history, keep_pixels, latent_only
+        by_key = encoders_by_key(encoder, pixel_key, device)
+        self.cameras = tuple(find_camera(space, key, encoders, standardise) for key, encoders in by_key.items())
+        self.monitor = monitor
+        if monitor is not None and len(self.encoders) > 1:
+            raise InputError(f"a monitor watches one encoder and one image, and here are {len(self.encoders)} encoders")
+        self._keys = {camera.key for camera in self.cameras}
+        others = space.spaces if isinstance(space, spaces.Dict) else {}
+        others = {key: entry for key, entry in others.items() if key not in self._keys}
+        self._is_dict = isinstance(space, spaces.Dict)
+        joins = flatten or (latent_only and not keep_pixels)
+        self._joined = {} if latent_only or not flatten else {k: _vector(s, f"observation[{k!r}]") for k, s in others.items()}
+        #: Whether the observation is one vector.
+        self.is_vector = (joins or not self._is_dict) and not keep_pixels
+        self._named = {camera.key: self._latent_name(camera.key) for camera in self.cameras}
+        self.space = self._replaced(space)
+        self.index = self._index(inner_index) if self.is_vector else ()
+
+    @property
+    def encoder(self) -> FrozenEncoder:
+        """The first encoder, mostly the only one."""
+        return self.cameras[0].encoders[0]
+
+    @property
+    def encoders(self) -> tuple[FrozenEncoder, ...]:
+        """All encoders, camera by camera; one that reads several images is there as often."""
+        return tuple(encoder for camera in self.cameras for encoder in camera.encoders)
+
+    def batch(self, num_envs: int) -> "LatentBatch":
+        """For the observations of so many environments."""
+        return LatentBatch(self, num_envs)
+
+    def new_history(self, count: int) -> LatentHistory:
+        """For the latents of so many environments."""
+        return LatentHistory(self.history, [camera.latent_dim for camera in self.cameras], count)
+
+    def latents(self, batched: Any = None, singles: Sequence[Any] = ()) -> list[Latents]:
+        """Mean latents of observations, each encoder called once.
+
+        Args:
+            batched: Observations of N environments, as vector environments give them; None for none.
+            singles: More observations, each by itself.
+
+        Returns:
+            For each camera float32 (N + len(singles), its latent_dim).
+
+        Raises:
+            InputError: An array is not what the space declared.
+        """
+        work: dict[int, list[tuple[int, int, Frames]]] = {}  # of each encoder: camera, place in it, frames
+        for i, camera in enumerate(self.cameras):
+            for j, (reader, encoder) in enumerate(zip(camera.readers, camera.encoders, strict=True)):
+                parts = [] if batched is None else [reader.frames(batched, batched=True)]
+                parts += [reader.frames(single) for single in singles]
+                work.setdefault(id(encoder), []).append((i, j, parts[0] if len(parts) == 1 else np.concatenate(parts)))
+        found: list[list[Any]] = [[None] * len(camera.encoders) for camera in self.cameras]
+        by_id = {id(encoder): encoder for encoder in self.encoders}
+        for which, pieces in work.items():
+            frames = pieces[0][2] if len(pieces) == 1 else np.concatenate([piece[2] for piece in pieces])
+            latents = by_id[which].encode(frames)
+            if self.monitor is not None:
+                self.monitor.observe(latents, frames)
+            start = 0
+            for i, j, own in pieces:
+                statistics = self.cameras[i].statistics[j]
+                part = latents[start : start + len(own)]
+                found[i][j] = part if statistics is None else statistics.standardise(part)
+                start += len(own)
+        return [parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1) for parts in found]
+
+    def assemble(self, observation: Any, latents: Sequence[Latents]) -> Any:
+        """The observation with latents where the pixels were; a batch of both, or one of each.
+
+        Args:
+            observation: As the environment gave it.
+            latents: For each camera (..., history * latent_dim).
+
+        Raises:
+            InputError: An entry that is to be joined has not the shape that the space declared.
+        """
+        if self.is_vector:
+            if len(latents) == 1 and not self._joined:
+                return latents[0]
+            parts = list(latents)
+            for name, box in self._joined.items():
+                part = np.asarray(observation[name])
+                if part.shape != (*latents[0].shape[:-1], *box.shape):
+                    raise InputError(f"observation[{name!r}] has shape {part.shape}, but the environment declared {box.shape}")
+                parts.append(part)
+            return np.concatenate(parts, axis=-1, dtype=np.float32)
+        by_key = dict(zip((camera.key for camera in self.cameras), latents, strict=True))
+        if not self._is_dict:
+            return {"pixels": observation, "latent": latents[0]}
+        return self._entries(observation, by_key)
+
+    def _entries(self, values: Mapping[str, Any], by_key: Mapping[str | None, Any]) -> dict[str, Any]:
+        """The entries of a Dict observation, or of its space: pixels replaced, or kept with the latent after them."""
+        entries: dict[str, Any] = {}
+        for key, value in values.items():
+            if key not in self._keys:
+                if not self.latent_only:
+                    entries[key] = value
+                continue
+            if self.keep_pixels:
+                entries[key] = value
+            entries[self._named[key]] = by_key[key]
+        return entries
+
+    def _latent_name(self, key: str | None) -> str:
+        """The entry that holds a camera's latent."""
+        if key is None:
+            return "latent"
+        return f"{key}_latent" if self.keep_pixels else key
+
+    def _replaced(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
+        boxes = {camera.key: latent_space(camera.latent_dim * self.history) for camera in self.cameras}
+        if self.is_vector:
+            parts = [*boxes.values(), *self._joined.values()]
+            if len(parts) == 1:
+                return parts[0]
+            low, high = np.concatenate([b.low for b in parts]), np.concatenate([b.high for b in parts])
+            return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+        if not isinstance(space, spaces.Dict):
+            return spaces.Dict({"pixels": space, "latent": boxes[None]})
+        taken = [self._named[key] for key in self._keys if self.keep_pixels and self._named[key] in space.spaces]
+        if taken:
+            raise InputError(
+                f"keep_pixels would name a latent {taken[0]!r}, and the observation has an entry of this name already"
+            )
+        return spaces.Dict(self._entries(space.spaces, boxes))
+
+    def _index(self, inner: object) -> tuple[Slot, ...]:
+        """What each number of the vector is: latents first, then the slots of a `FeatureObservation`, or whole entries."""
+        slots: list[Slot] = []
+        start = 0
+        for camera in self.cameras:
+            for back in range(self.history - 1, -1, -1):
+                for j, encoder in enumerate(camera.encoders):
+                    name = "latent" if len(self.cameras) == 1 else f"latent/{camera.key}"
+                    name += f"#{j}" if len(camera.encoders) > 1 else ""
+                    name += f"[{-back}]" if self.history > 1 else ""
+                    slots.append(Slot(name, start, start + encoder.latent_dim, "mean of the encoder"))
+                    start += encoder.latent_dim
+        known = inner if isinstance(inner, Sequence) and all(isinstance(slot, Slot) for slot in inner) else ()
+        for name, box in self._joined.items():
+            stop = start + box.shape[0]
+            within = [slot for slot in known if slot.entry == name]
+            # Another wrapper may have changed the entry since.
+            if within and within[-1].stop - within[0].start == box.shape[0]:
+                slots += [slot.shifted(start - within[0].start) for slot in within]
+            else:
+                slots.append(Slot(name, start, stop, "as it is"))
+            start = stop
+        return tuple(slots)
+
+
+def latent_space(latent_dim: int) -> spaces.Box:
+    """The space of a latent: float32 (latent_dim,), unbounded as the Gaussian it is the mean of.
+
+    Example:
+        >>> latent_space(32)
+        Box(-inf, inf, (32,), float32)
+    """
+    return spaces.Box(-np.inf, np.inf, (latent_dim,), np.float32)
+
+
+def _vector(space: spaces.Space[Any], what: str) -> spaces.Box:
+    """The space of an entry that can be joined to the latent."""
+    if isinstance(space, spaces.Box) and space.dtype.kind == "f" and len(space.shape) == 1:
+        return space
+    described = f"{type(space).__name__}{space.shape or ''} {space.dtype or ''}".strip()
+    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) > 1:
+        advice = "drop it (Gymnasium's FilterObservation does), or leave flatten out"
+    else:
+        advice = "put FeatureObservation(env) around the environment first, or leave flatten out"
+    raise InputError(f"flatten joins the latent with vectors of floats, and {what} is {described}: {advice}")
+
+
+class LatentBatch:
+    """The observations of several environments, each step encoded in one call.
+
+    Args:
+        view: What an agent sees of one of them.
+        num_envs: How many they are.
+    """
+
+    def __init__(self, view: LatentView, num_envs: int) -> None:
+        self.view, self.num_envs = view, num_envs
+        self._history = view.new_history(num_envs)
+
+    def reset(self, observation: Any, mask: NDArray[np.bool_] | None = None) -> Any:
+        """First observations of episodes.
+
+        Args:
+            observation: Of all environments.
+            mask: Which of them were reset; None: all. The others' histories stay as they are.
+        """
+        self._history.restart(mask)
+        return self.view.assemble(observation, self._history.push(self.view.latents(observation), mask))
+
+    def step(
+        self, observation: Any, finals: Mapping[int, Any] | None = None, restarted: NDArray[np.bool_] | None = None
+    ) -> tuple[Any, dict[int, Any]]:
+        """Observations of a step.
+
+        Args:
+            observation: Of all environments.
+            finals: For environments that were reset within the step, the last observation of the episode before.
+            restarted: Of which environments `observation` is the first of an episode; those in `finals` in any case.
+
+        Returns:
+            The observations, and the last ones, as the agent sees them.
+        """
+        ended = list(finals or ())
+        latents = self.view.latents(observation, [(finals or {})[i] for i in ended])
+        lasts = self._history.ending([part[self.num_envs :] for part in latents], ended) if ended else []
+        if restarted is not None:
+            self._history.restart(np.asarray(restarted, bool))
+        if ended:
+            self._history.restart(np.isin(np.arange(self.num_envs), ended))
+        shown = self._history.push([part[: self.num_envs] for part in latents])
+        seen = {i: self.view.assemble((finals or {})[i], [last[n] for last in lasts]) for n, i in enumerate(ended)}
+        return self.view.assemble(observation, shown), seen
