@@ -5,6 +5,7 @@ Worker processes import this module to find the environments, so it has to stay 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -99,6 +100,19 @@ class PixelEnv(gym.Env[Any, Any]):
 def limited(kind: PixelKind = "box", first_episode: int = 0, limit: int = 3) -> gym.Env[Any, Any]:
     """A `PixelEnv` that times out."""
     return gym.wrappers.TimeLimit(PixelEnv(kind, first_episode), limit)
+
+
+def pass_checkers(env: gym.Env[Any, Any]) -> None:
+    """Both checkers, with only those of their warnings allowed that say what the project does on purpose."""
+    from gymnasium.utils.env_checker import check_env as check_gymnasium
+
+    sb3 = pytest.importorskip("stable_baselines3.common.env_checker")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*different from the unwrapped version.*")
+        warnings.filterwarnings("ignore", message=".*Box observation space m(in|ax)imum value is -?infinity.*")
+        warnings.filterwarnings("ignore", message=".*minimal resolution for an image is 36x36.*")
+        check_gymnasium(env, skip_render_check=True)
+        sb3.check_env(env, skip_render_check=True)
 
 
 def random_frames(count: int, shape: tuple[int, ...] = IMG_SHAPE, seed: int = 0) -> NDArray[np.uint8]:

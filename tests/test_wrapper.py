@@ -1,15 +1,13 @@
 """LatentObservation on Box, Dict and channel-first environments, the checkers of others, and a real ViZDoom."""
 
-import warnings
 from pathlib import Path
 from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import LATENT_DIM, PixelEnv, PixelKind, limited, picture, tiny_architecture
+from conftest import LATENT_DIM, PixelEnv, PixelKind, limited, pass_checkers, picture, tiny_architecture
 from gymnasium import spaces
-from gymnasium.utils.env_checker import check_env as check_gymnasium
 
 import latent_obs
 from latent_obs.errors import EncoderFolderError, InputError
@@ -18,16 +16,6 @@ from latent_obs.last_frame import LastRealFrame
 from latent_obs.pixels import PixelContract
 from latent_obs.reader import ContractObservation
 from latent_obs.wrapper import LatentObservation
-
-
-def pass_checkers(env: gym.Env[Any, Any]) -> None:
-    """Both checkers, with only those of their warnings allowed that say what the project does on purpose."""
-    sb3 = pytest.importorskip("stable_baselines3.common.env_checker")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*different from the unwrapped version.*")
-        warnings.filterwarnings("ignore", message=".*Box observation space m(in|ax)imum value is -?infinity.*")
-        check_gymnasium(env, skip_render_check=True)
-        sb3.check_env(env, skip_render_check=True)
 
 
 @pytest.mark.parametrize("kind", ["box", "chw"])
