@@ -197,6 +197,8 @@ def test_a_target_that_is_lost():
         (probe(0.6, width=0.2, pixels=0.9), "good", "about as well"),  # the intervals meet
         (probe(0.2, width=0.4, pixels=0.9), "warning", "too little is held out"),
         (probe(0.55, chance=0.5, pixels=0.95), "bad", "cannot be read"),  # an AUROC of 0.55 is next to nothing
+        (probe(0.1, pixels=0.45), "warning", "only faintly from"),  # a single frame hardly tells it either
+        (probe(0.55, chance=0.5, pixels=0.7), "warning", "only faintly from"),
     ],
 )
 def test_what_a_probe_says(made: Probe, level: str, words: str):

@@ -8,6 +8,7 @@ from vae_training.report.finding import Finding
 
 _KEPT, _PARTLY = 0.9, 0.5  # shares of the best score that anything got, on the scale from guessing (0) to perfect (1)
 _READABLE = 0.1  # on that scale: below, nothing reads the target from one frame, and no encoder is to blame
+_TOLD = 0.5  # on that scale: below, a single frame tells it faintly (a speed, say), and to lose it is no serious problem
 _BETTER = 0.05  # on that scale: by less, a baseline is not called better
 _NAMED = 6  # targets in a sentence
 
@@ -73,7 +74,7 @@ def judge_probes(
         bottleneck: "dense" or "spatial": what to suggest depends on it.
         smaller_beta: Advice to weigh the KL less.
     """
-    groups: dict[str, list[Probe]] = {"lost": [], "partly": [], "tangled": [], "unsure": [], "kept": []}
+    groups: dict[str, list[Probe]] = {"lost": [], "faint": [], "partly": [], "tangled": [], "unsure": [], "kept": []}
     for probe in probes:
         share = probe.share
         if share is None:
@@ -84,8 +85,10 @@ def judge_probes(
             groups["kept" if share >= _PARTLY else "unsure"].append(probe)
         elif probe.mlp is not None and probe.above_chance(probe.mlp.value) >= _KEPT * probe.above_chance(probe.best.value):
             groups["tangled"].append(probe)
+        elif share >= _PARTLY:
+            groups["partly"].append(probe)
         else:
-            groups["partly" if share >= _PARTLY else "lost"].append(probe)
+            groups["lost" if probe.above_chance(probe.best.value) >= _TOLD else "faint"].append(probe)
     spatial = "" if bottleneck == "spatial" else "a spatial bottleneck (--bottleneck spatial --latent-dim 256), "
     more = f"{spatial}a larger --latent-dim, {smaller_beta}, or longer training"
     known = len(probes)
@@ -94,6 +97,12 @@ def judge_probes(
         yield Finding(
             "bad", "probes", f"Of {known} known value(s), {len(lost)} cannot be read from the latents although the frames tell "
             f"them: {_list(lost)}. {scale}. An agent that needs them will not see them.", _numbers(lost), more,
+        )  # fmt: skip
+    if faint := groups["faint"]:
+        yield Finding(
+            "warning", "probes", f"Of {known} known value(s), {len(faint)} cannot be read from the latents, and only faintly from "
+            f"a frame itself: {_list(faint)}. {scale}.", _numbers(faint),
+            "if it is a matter of time, such as a speed, show the agent the last latents (history=4 in the wrappers)",
         )  # fmt: skip
     if partly := groups["partly"]:
         yield Finding(
