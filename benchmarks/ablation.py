@@ -34,6 +34,7 @@ Settings = dict[str, Any]
 
 DENSE: Settings = {"bottleneck": "dense", "latent_dim": 32, "beta": 0.02, "salience": 0.0, "standardise": True}
 SPATIAL: Settings = {**DENSE, "bottleneck": "spatial", "latent_dim": 256}
+SIZED: dict[str, Settings] = {"dense": DENSE, "spatial": SPATIAL}
 MONOTONIC: Settings = {"schedule": "monotonic", "half_beta_cycle": 1, "batch_freeze": 0}
 
 #: For each kind of frames the settings that are compared, by the question that they answer.
@@ -58,20 +59,11 @@ STUDY: dict[Source, dict[str, dict[str, Settings]]] = {
             "salience 1, reward 1": {**SPATIAL, **MONOTONIC, "salience": 1.0, "reward": 1.0},
         },
         "size": {
-            **{
-                f"{name}, spatial": {**SPATIAL, **MONOTONIC, "salience": 1.0, "widths": widths["spatial"]}
-                for name, widths in PRESETS.items()
-            },
-            **{
-                f"strides 4 2, widths {width} {2 * width}": {
-                    **SPATIAL, **MONOTONIC, "salience": 1.0, "widths": (width, 2 * width), "strides": (4, 2)
-                }
-                for width in (32, 64, 128)
-            },
-            **{
-                f"{name}, dense 32": {**DENSE, **MONOTONIC, "salience": 1.0, "widths": widths["dense"]}
-                for name, widths in PRESETS.items()
-            },
+            **{f"{name}, {bottleneck}": {**SIZED[bottleneck], **MONOTONIC, "salience": 1.0, "preset": name}
+               for name, by_bottleneck in PRESETS.items() for bottleneck in by_bottleneck},
+            **{f"strides 2 2 2, widths {width} {2 * width} {4 * width}": {
+                   **SPATIAL, **MONOTONIC, "salience": 1.0, "widths": (width, 2 * width, 4 * width), "strides": (2, 2, 2)}
+               for width in (16, 32, 64)},
         },
         "bottleneck": {
             "dense 32, linear path": {**DENSE, **MONOTONIC, "linear_path": True},
@@ -201,9 +193,8 @@ def run_one(dataset: Dataset, settings: Settings, seed: int, options: Options) -
     with tempfile.TemporaryDirectory(dir=options.out) as scratch:
         config = TrainConfig(
             frames=dataset.folder, out=Path(scratch) / "run", epochs=options.epochs, super_batch=None, seed=seed, held_out=1,
-            preset=None if "widths" in settings else options.preset, learning_rate=2e-3,
-            learning_rate_schedule="cosine", warm_up_steps=50, clip_norm=100.0,
-            tensorboard=False, **settings,
+            learning_rate=2e-3, learning_rate_schedule="cosine", warm_up_steps=50, clip_norm=100.0, tensorboard=False,
+            **({} if "widths" in settings else {"preset": options.preset}) | settings,
         )  # fmt: skip
         result = train(config, progress_bar=False, say=lambda _: None)
         encoder = FrozenEncoder.load(result.encoder, device="cpu")

@@ -265,9 +265,9 @@ def test_what_cannot_be_compiled_goes_uncompiled_or_is_refused(monkeypatch: pyte
 
 architectures = [
     *(
-        Architecture((64, 64, 3), 256 if bottleneck == "spatial" else 32, widths, bottleneck=bottleneck)
+        Architecture((64, 64, 3), 256 if bottleneck == "spatial" else 32, *layers, bottleneck)
         for by_bottleneck in PRESETS.values()
-        for bottleneck, widths in by_bottleneck.items()
+        for bottleneck, layers in by_bottleneck.items()
     ),
     Architecture((60, 80, 1), 7, (5, 9, 4), (3, 1, 2)),
     Architecture((32, 32, 2), 128, (6, 8), (2, 2), "spatial", True),
@@ -289,13 +289,15 @@ def test_flops_and_parameters_against_torch(architecture: Architecture):
 def test_presets_are_as_the_help_says():
     text = re.sub(r"\s+", " ", inspect.getsource(TrainConfig))
     for name, by_bottleneck in PRESETS.items():
-        dense = Architecture((64, 64, 3), 32, by_bottleneck["dense"])
-        spatial = Architecture((64, 64, 3), 256, by_bottleneck["spatial"], bottleneck="spatial")
+        dense = Architecture((64, 64, 3), 32, *by_bottleneck["dense"])
+        spatial = Architecture((64, 64, 3), 256, *by_bottleneck["spatial"], "spatial")
         numbers = [f"{encoder_flops(a) / 1e6:.1f}, {encoder_parameters(a) / 1e6:.2f}" for a in (dense, spatial)]
         assert f"{name} {numbers[0]} ({numbers[1]})" in text
-        assert layers_of((64, 64, 3), "dense", name) == (by_bottleneck["dense"], ())
-    assert PRESETS["base"]["dense"] == Architecture((64, 64, 3), 32).widths
-    assert PRESETS["base"]["spatial"] == Architecture((64, 64, 3), 256, bottleneck="spatial").widths
+        assert layers_of((64, 64, 3), "dense", name) == by_bottleneck["dense"]
+    assert PRESETS["base"]["dense"].widths == Architecture((64, 64, 3), 32).widths
+    assert layers_of((64, 64, 3), "spatial", None) == PRESETS["base"]["spatial"]
+    assert layers_of((32, 32, 3), "spatial", None) == ((), ())
+    assert layers_of((64, 64, 3), "spatial", "large", strides=(2, 2)) == ((), (2, 2))
     assert layers_of((16, 16, 3), "dense", "small", (4, 8), (2, 2)) == ((4, 8), (2, 2))
     with pytest.raises(InputError, match="64x64, and these are 16x16"):
         layers_of((16, 16, 3), "dense", "small")

@@ -50,8 +50,8 @@ class TrainConfig(RunConfig):
     """Stride of each convolution, as many as widths. With both, images need not be square or a power of two."""
     preset: Preset | None = None
     """Size of the network for 64x64 frames; MFLOP to encode a frame and million encoder parameters, with a dense bottleneck
-    of 32 (spatial of 256): small 14.3, 0.30 (10.0, 0.04); base 53.7, 0.95 (36.8, 0.17); large 208.1, 3.28 (140.6, 0.66).
-    Given widths come first. By default the layers follow the image size; at 64x64 that is base."""
+    of 32 (spatial of 256): small 14.3, 0.30 (7.4, 0.04); base 53.7, 0.95 (23.1, 0.14); large 208.1, 3.28 (79.8, 0.55).
+    Given widths or strides come first. By default base for 64x64; for other sizes the layers follow the image size."""
     first_activation: bool = False
     """Put a ReLU after the first convolution too (by design it has none)."""
     beta: float = 0.02

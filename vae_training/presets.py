@@ -1,18 +1,27 @@
 """Named sizes of network for 64x64 frames, and what each costs: FLOPs and parameters in closed form."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from latent_obs.architecture import Architecture, Bottleneck
 from latent_obs.errors import InputError
 
 Preset = Literal["small", "base", "large"]
 
-#: Channels of the convolutions, each of stride 2: down to a 4x4 map (dense), or to 8x8 (spatial).
-PRESETS: dict[Preset, dict[Bottleneck, tuple[int, ...]]] = {
-    "small": {"dense": (16, 32, 64, 128), "spatial": (16, 32, 64)},
-    "base": {"dense": (32, 64, 128, 256), "spatial": (32, 64, 128)},
-    "large": {"dense": (64, 128, 256, 512), "spatial": (64, 128, 256)},
+
+class Layers(NamedTuple):
+    """Widths and strides of a network's convolutions, as `Architecture` takes them."""
+
+    widths: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+#: Down to a 4x4 map (dense), or to 8x8 (spatial). A first stride of 4 gives a spatial one lower error and the same probes for
+#: two thirds of the work (benchmarks/ablation.py, "size").
+PRESETS: dict[Preset, dict[Bottleneck, Layers]] = {
+    "small": {"dense": Layers((16, 32, 64, 128), (2, 2, 2, 2)), "spatial": Layers((32, 64), (4, 2))},
+    "base": {"dense": Layers((32, 64, 128, 256), (2, 2, 2, 2)), "spatial": Layers((64, 128), (4, 2))},
+    "large": {"dense": Layers((64, 128, 256, 512), (2, 2, 2, 2)), "spatial": Layers((128, 256), (4, 2))},
 }
 _SIZE = (64, 64)
 
@@ -20,37 +29,36 @@ _SIZE = (64, 64)
 def layers_of(
     img_shape: tuple[int, int, int], bottleneck: Bottleneck, preset: Preset | None,
     widths: Sequence[int] = (), strides: Sequence[int] = (),
-) -> tuple[tuple[int, ...], tuple[int, ...]]:  # fmt: skip
+) -> Layers:  # fmt: skip
     """Widths and strides that a preset gives, for `Architecture`; those given explicitly come first.
 
     Args:
         img_shape: (height, width, channels) of the frames.
         bottleneck: "dense" or "spatial".
-        preset: A name in `PRESETS`; None leaves what is not given to `Architecture`, which goes by the image size.
-        widths: Output channels of each convolution; when given, the preset's are not used.
-        strides: Stride of each convolution.
+        preset: A name in `PRESETS`; None is "base" for 64x64, and leaves other sizes to `Architecture`, which halves them.
+        widths: Output channels of each convolution; when given, the preset is not used.
+        strides: Stride of each convolution; likewise.
 
     Raises:
         InputError: A preset for frames of another size than 64x64, or a name that is none.
 
     Example:
         >>> layers_of((64, 64, 3), "spatial", "small")
-        ((16, 32, 64), ())
+        Layers(widths=(32, 64), strides=(4, 2))
         >>> layers_of((64, 64, 3), "spatial", "small", widths=(8, 8))
-        ((8, 8), ())
+        Layers(widths=(8, 8), strides=())
     """
-    if preset is None:
-        return tuple(widths), tuple(strides)
-    if preset not in PRESETS:
+    if preset is not None and preset not in PRESETS:
         raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    if widths:
-        return tuple(widths), tuple(strides)
-    if img_shape[:2] != _SIZE:
+    fits = img_shape[:2] == _SIZE
+    if widths or strides or (preset is None and not fits):
+        return Layers(tuple(widths), tuple(strides))
+    if not fits:
         raise InputError(
             f"the preset {preset!r} is for frames of 64x64, and these are {img_shape[0]}x{img_shape[1]}; give --widths "
             "(and --strides) instead, or leave --preset out, and the layers follow the image size"
         )
-    return PRESETS[preset][bottleneck], tuple(strides)
+    return PRESETS[preset or "base"][bottleneck]
 
 
 def encoder_flops(architecture: Architecture) -> int:
@@ -101,13 +109,15 @@ def preset_table(channels: int = 3) -> str:
 
     Example:
         >>> print(preset_table().splitlines()[2])
-        | small | dense | 16 32 64 128 | 14.3 | 0.30 |
+        | small | dense | 16 32 64 128 | 2 2 2 2 | 14.3 | 0.30 |
     """
-    rows = ["| preset | bottleneck | widths | MFLOP per encode | million parameters |", "| --- | --- | --- | --: | --: |"]
+    rows = ["| preset | bottleneck | widths | strides | MFLOP per encode | million parameters |",
+            "| --- | --- | --- | --- | --: | --: |"]  # fmt: skip
     for name, by_bottleneck in PRESETS.items():
-        for bottleneck, widths in by_bottleneck.items():
+        for bottleneck, (widths, strides) in by_bottleneck.items():
             latents = 32 if bottleneck == "dense" else 256
-            architecture = Architecture((*_SIZE, channels), latents, widths, bottleneck=bottleneck)
+            architecture = Architecture((*_SIZE, channels), latents, widths, strides, bottleneck)
+            layers = f"{' '.join(map(str, widths))} | {' '.join(map(str, strides))}"
             mega, millions = encoder_flops(architecture) / 1e6, encoder_parameters(architecture) / 1e6
-            rows.append(f"| {name} | {bottleneck} | {' '.join(map(str, widths))} | {mega:.1f} | {millions:.2f} |")
+            rows.append(f"| {name} | {bottleneck} | {layers} | {mega:.1f} | {millions:.2f} |")
     return "\n".join(rows)

@@ -100,8 +100,8 @@ def judge_probes(
         )  # fmt: skip
     if faint := groups["faint"]:
         yield Finding(
-            "warning", "probes", f"Of {known} known value(s), {len(faint)} cannot be read from the latents, and only faintly from "
-            f"a frame itself: {_list(faint)}. {scale}.", _numbers(faint),
+            "warning", "probes", f"Of {known} known value(s), {len(faint)} cannot be read from the latents, and only faintly "
+            f"from a frame itself: {_list(faint)}. {scale}.", _numbers(faint),
             "if it is a matter of time, such as a speed, show the agent the last latents (history=4 in the wrappers)",
         )  # fmt: skip
     if partly := groups["partly"]:
