@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from latent_obs.faults import RestartOnFault
     from latent_obs.features import FeatureObservation
     from latent_obs.frozen import FrozenEncoder
+    from latent_obs.gym_vector import VectorLatentObservation
     from latent_obs.last_frame import LastRealFrame
     from latent_obs.minerl_game.env import MineRLEnv
     from latent_obs.minerl_game.make import make_minerl, register_minerl
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from latent_obs.pixels import PixelContract
     from latent_obs.reader import ContractObservation
     from latent_obs.sb3 import LatentVecEnv, VecLatentObservation
+    from latent_obs.vectorize import make_many
     from latent_obs.wrapper import LatentObservation
 
 _HOMES = {
@@ -55,7 +57,9 @@ _HOMES = {
     "RestartOnFault": "faults",
     "TrainingDivergedError": "errors",
     "VecLatentObservation": "sb3",
+    "VectorLatentObservation": "gym_vector",
     "make": "one_line",
+    "make_many": "vectorize",
     "make_minerl": "minerl_game.make",
     "make_pixel_env": "environments",
     "register_minerl": "minerl_game.make",
@@ -83,7 +87,9 @@ __all__ = [
     "RestartOnFault",
     "TrainingDivergedError",
     "VecLatentObservation",
+    "VectorLatentObservation",
     "make",
+    "make_many",
     "make_minerl",
     "make_pixel_env",
     "register_minerl",

@@ -1,0 +1,134 @@
+"""Many environments by name, in worker processes or in this one, whose frames are encoded in one call per step."""
+
+import multiprocessing
+from functools import partial
+from typing import Any, Literal, get_args
+
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from latent_obs.cameras import EncoderLike, encoders_by_key
+from latent_obs.environments import is_minerl_id
+from latent_obs.errors import InputError
+from latent_obs.gym_vector import VectorLatentObservation
+from latent_obs.small_frames import make_small_frames
+
+#: "async" and "sync": Gymnasium's vector environments, in a process each or in this one. "sb3-async" and "sb3-sync": the same
+#: as Stable-Baselines3 takes them.
+Vectorization = Literal["async", "sync", "sb3-async", "sb3-sync"]
+
+
+def make_many(
+    env_id: str,
+    encoder: EncoderLike,
+    num_envs: int,
+    vectorization: Vectorization = "async",
+    *,
+    device: str = "auto",
+    pixel_key: str | None = None,
+    latent_only: bool = False,
+    flatten: bool | None = None,
+    keep_pixels: bool = False,
+    standardise: bool = False,
+    history: int = 1,
+    monitor: Any = None,
+    autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    **kwargs: Any,
+) -> Any:
+    """Make several environments whose pixels are mean latent vectors, encoded in one batch per step.
+
+    Worker processes resize their frames, and import neither torch nor CUDA; they are forked from a small server that has no
+    threads (or spawned, where there is none), never from this process.
+
+    Args:
+        env_id: A registered Gymnasium id, as in `make`.
+        encoder: An encoder folder or a loaded `FrozenEncoder`; or several, as in `LatentObservation`.
+        num_envs: How many.
+        vectorization: "async" or "sync" gives a `gymnasium.vector.VectorEnv`, "sb3-async" or "sb3-sync" a `VecEnv` of
+            Stable-Baselines3; each with its environments in processes of their own, or in this one.
+        device: Where to encode when `encoder` is a folder.
+        pixel_key: Entry of a Dict observation that holds the pixels; found by itself when only one fits.
+        latent_only: Drop every other entry of a Dict observation.
+        flatten: Join the other entries to the latent: one float32 vector. None: for MineRL.
+        keep_pixels: Keep the image, in its own size, beside its latent.
+        standardise: Shift and scale latents by their mean and deviation over the training frames.
+        history: How many latents to show, the oldest first.
+        monitor: A `DriftMonitor`, told of every frame and latent.
+        autoreset_mode: When Gymnasium's vectors start the next episode; those of Stable-Baselines3 do so within the step.
+        **kwargs: Passed to `gymnasium.make`; a MineRL `port` is that of the first game, the others have those after it.
+
+    Returns:
+        A `VectorLatentObservation`, or a `VecLatentObservation`.
+
+    Example:
+        >>> from latent_obs import Architecture, FrozenEncoder
+        >>> encoder = FrozenEncoder.random(Architecture((64, 64, 3), latent_dim=8), device="cpu")
+        >>> venv = make_many("VizdoomBasic-v1", encoder, 2, "sync", latent_only=True)
+        >>> venv.single_observation_space
+        Box(-inf, inf, (8,), float32)
+        >>> venv.close()
+
+    Raises:
+        InputError: The id, the number or the vectorization is unknown, or there are no pixels that the encoder can eat.
+        MissingExtraError: The package of the environment, or Stable-Baselines3, is not installed.
+    """
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        raise InputError(f"num_envs must be 1 or more environments, got {num_envs!r}")
+    if vectorization not in get_args(Vectorization):
+        raise InputError(f"vectorization must be one of {', '.join(get_args(Vectorization))}, got {vectorization!r}")
+    flatten = is_minerl_id(env_id) if flatten is None else flatten
+    by_key = encoders_by_key(encoder, pixel_key, device)
+    contracts = {one.contract for encoders in by_key.values() for one in encoders}
+    # One size is enough for one image; otherwise, and where the picture itself is wanted, frames stay as they are.
+    contract = next(iter(contracts)) if len(contracts) == 1 and len(by_key) == 1 and not keep_pixels else None
+    make = partial(
+        make_small_frames, env_id, contract, pixel_key=pixel_key, latent_only=latent_only and contract is not None,
+        flatten=flatten, env_kwargs=kwargs,
+    )  # fmt: skip
+    makers = [partial(make, number=number) for number in range(num_envs)]
+    probe = makers[0]()  # a wrong name or space is one clear error here, and not one in every process
+    try:
+        space = probe.observation_space
+    finally:
+        probe.close()
+    loaded = by_key if len(by_key) > 1 or isinstance(encoder, dict) else list(next(iter(by_key.values())))
+    options: dict[str, Any] = {
+        "encoder": loaded, "latent_only": latent_only, "flatten": flatten, "keep_pixels": keep_pixels,
+        "standardise": standardise, "history": history, "monitor": monitor,
+        "pixel_key": pixel_key if isinstance(space, spaces.Dict) and not isinstance(loaded, dict) else None,
+    }  # fmt: skip
+    venv = _vector(makers, vectorization, autoreset_mode)
+    try:
+        if vectorization.startswith("sb3"):
+            from latent_obs.sb3 import VecLatentObservation
+
+            return VecLatentObservation(venv, **options)
+        return VectorLatentObservation(venv, **options)
+    except BaseException:
+        venv.close()
+        raise
+
+
+def _vector(makers: list[Any], vectorization: Vectorization, autoreset_mode: AutoresetMode | str) -> Any:
+    """The vector environment, with pixels."""
+    if vectorization == "sync":
+        return SyncVectorEnv(makers, autoreset_mode=autoreset_mode)
+    if vectorization == "async":
+        # Not daemonic: those may not start processes, as the games of MineRL do.
+        return AsyncVectorEnv(makers, context=start_method(), daemon=False, autoreset_mode=autoreset_mode)
+    if vectorization == "sb3-async":
+        from latent_obs.process_vec_env import ProcessVecEnv
+
+        return ProcessVecEnv(makers, start_method())
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    return DummyVecEnv(makers)
+
+
+def start_method() -> str:
+    """Fork from a small server where there is one: never from this process, which may have started CUDA and threads."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    # Imported once, not once per worker.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["latent_obs.small_frames"])
+    return "forkserver"

@@ -1,0 +1,88 @@
+"""Several environments by name: in processes or here, as Gymnasium or Stable-Baselines3 takes them, all alike."""
+
+from typing import Any, get_args
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import LATENT_DIM, PixelEnv, limited, tiny_architecture
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env import VecEnv
+
+import latent_obs
+from latent_obs.errors import InputError
+from latent_obs.frozen import FrozenEncoder
+from latent_obs.gym_vector import VectorLatentObservation
+from latent_obs.sb3 import VecLatentObservation
+from latent_obs.vectorize import Vectorization
+
+#: Worker processes import this module by its name, and find the environment registered.
+ENV = "test_vectorize:Pixels-v0"
+SMALL = "test_vectorize:Tiny-v0"
+
+gym.register("Pixels-v0", entry_point=limited, kwargs={"kind": "dict", "limit": 3})
+gym.register("Tiny-v0", entry_point=lambda: PixelEnv(size=(9, 9)))
+
+
+def numbers(observation: Any) -> list[np.ndarray[Any, Any]]:
+    return [observation[key] for key in sorted(observation)] if isinstance(observation, dict) else [observation]
+
+
+@pytest.mark.parametrize("vectorization", get_args(Vectorization))
+@pytest.mark.parametrize("options", [{}, {"flatten": True, "history": 2}, {"latent_only": True, "pixel_key": "pov"}], ids=str)
+def test_all_ways_show_what_one_environment_shows(encoder: FrozenEncoder, vectorization: Any, options: dict[str, Any]):
+    one = latent_obs.make(ENV, encoder, **options)
+    venv = latent_obs.make(ENV, encoder, num_envs=2, vectorization=vectorization, **options)
+    try:
+        is_sb3 = vectorization.startswith("sb3")
+        assert isinstance(venv, VecLatentObservation if is_sb3 else VectorLatentObservation)
+        assert isinstance(venv, VecEnv) is is_sb3
+        assert (venv.observation_space if is_sb3 else venv.single_observation_space) == one.observation_space
+        assert venv.index == one.index
+        if is_sb3:
+            venv.seed(0)
+        seen = [numbers(venv.reset() if is_sb3 else venv.reset(seed=0)[0])]
+        wanted = [numbers(one.reset(seed=0)[0])]
+        for _ in range(4):
+            seen.append(numbers(venv.step(np.ones(2, int))[0]))
+            observation, _, terminated, truncated, _ = one.step(1)
+            wanted.append(numbers(one.reset()[0] if terminated or truncated else observation))
+        for a, b in zip(seen, wanted, strict=True):
+            for of_all, of_one in zip(a, b, strict=True):
+                for i in range(2):
+                    np.testing.assert_allclose(of_all[i], of_one, atol=1e-5)
+    finally:
+        venv.close()
+
+
+def test_the_other_options_reach_the_wrapper(encoder: FrozenEncoder):
+    venv = latent_obs.make(
+        ENV, encoder, num_envs=1, vectorization="sync", keep_pixels=True, autoreset_mode=AutoresetMode.NEXT_STEP
+    )  # fmt: skip
+    assert venv.single_observation_space["pov"].shape == (20, 28, 3)  # as the environment gives it, not resized
+    assert venv.single_observation_space["pov_latent"].shape == (LATENT_DIM,)
+    assert venv.autoreset_mode is AutoresetMode.NEXT_STEP
+    several = latent_obs.make(ENV, {"pov": [encoder, FrozenEncoder.random(tiny_architecture(), device="cpu")]}, num_envs=1,
+                              vectorization="sync")  # fmt: skip
+    assert several.single_observation_space["pov"].shape == (2 * LATENT_DIM,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_envs": 0}, "num_envs must be 1 or more environments, got 0"),
+        ({"num_envs": 2.0}, "num_envs must be"),
+        ({"num_envs": 2, "vectorization": "threads"}, "must be one of async, sync, sb3-async, sb3-sync, got 'threads'"),
+        ({"num_envs": 2, "colour": "red"}, "does not take the arguments"),
+        ({"num_envs": 2, "pixel_key": "nothing"}, "'nothing' is not in the observation"),
+        ({"num_envs": 2, "vectorization": "sync", "keep_pixels": True, "flatten": True}, "choose one of them"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(encoder: FrozenEncoder, arguments: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        latent_obs.make(ENV, encoder, **arguments)
+
+
+def test_frames_far_too_small_are_refused(encoder: FrozenEncoder):
+    with pytest.raises(InputError, match=r"frames of 9x9, far smaller than the 16x16"):
+        latent_obs.make(SMALL, encoder, num_envs=2, vectorization="sync")
