@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from latent_obs.old_gym.adapter import OldGymEnv
     from latent_obs.one_line import make, wrap
     from latent_obs.pixels import PixelContract
+    from latent_obs.process_vec_env import ProcessVecEnv
     from latent_obs.reader import ContractObservation
     from latent_obs.sb3 import LatentVecEnv, VecLatentObservation
+    from latent_obs.sb3_bridge import GymnasiumVecEnv
     from latent_obs.vectorize import make_many
     from latent_obs.wrapper import LatentObservation
 
@@ -45,6 +47,7 @@ _HOMES = {
     "FrozenEncoder": "frozen",
     "GameFaultError": "errors",
     "GameLostError": "errors",
+    "GymnasiumVecEnv": "sb3_bridge",
     "InputError": "errors",
     "LastRealFrame": "last_frame",
     "LatentObsError": "errors",
@@ -54,6 +57,7 @@ _HOMES = {
     "MissingExtraError": "errors",
     "OldGymEnv": "old_gym.adapter",
     "PixelContract": "pixels",
+    "ProcessVecEnv": "process_vec_env",
     "RestartOnFault": "faults",
     "TrainingDivergedError": "errors",
     "VecLatentObservation": "sb3",
@@ -75,6 +79,7 @@ __all__ = [
     "FrozenEncoder",
     "GameFaultError",
     "GameLostError",
+    "GymnasiumVecEnv",
     "InputError",
     "LastRealFrame",
     "LatentObsError",
@@ -84,6 +89,7 @@ __all__ = [
     "MissingExtraError",
     "OldGymEnv",
     "PixelContract",
+    "ProcessVecEnv",
     "RestartOnFault",
     "TrainingDivergedError",
     "VecLatentObservation",

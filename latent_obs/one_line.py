@@ -29,7 +29,7 @@ def make(
     latent_only: bool = False,
     flatten: bool | None = None,
     num_envs: int | None = None,
-    vectorization: "Vectorization" = "async",
+    vectorization: "Vectorization" = "sync",
     **kwargs: Any,
 ) -> Any:
     """Make an environment whose pixels are mean latent vectors; with `num_envs`, several, encoded in one call per step.
@@ -45,8 +45,8 @@ def make(
         flatten: One vector, the latent first and all else after it (``env.index`` says what is where), in place of a Dict.
             None: for MineRL, so that an "MlpPolicy" takes it.
         num_envs: How many environments; None makes a single one, not a vector.
-        vectorization: "async" (a process each) or "sync" gives a vector environment of Gymnasium's, "sb3-async" or
-            "sb3-sync" one of Stable-Baselines3's; see `make_many`.
+        vectorization: "sync" (all in this process) or "async" (a process each) gives a vector environment of Gymnasium's,
+            "sb3-sync" or "sb3-async" one of Stable-Baselines3's; see `make_many`.
         **kwargs: `keep_pixels`, `standardise`, `history` and `monitor` as in `LatentObservation`; all others are passed to
             `gymnasium.make`, such as ``frame_skip=4``, or ``port=9000`` for a MineRL game that runs already
             (`latent_obs.make_minerl` has all of MineRL's).

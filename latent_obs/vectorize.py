@@ -13,16 +13,16 @@ from latent_obs.errors import InputError
 from latent_obs.gym_vector import VectorLatentObservation
 from latent_obs.small_frames import make_small_frames
 
-#: "async" and "sync": Gymnasium's vector environments, in a process each or in this one. "sb3-async" and "sb3-sync": the same
+#: "sync" and "async": Gymnasium's vector environments, in this process or each in its own. "sb3-sync" and "sb3-async": the same
 #: as Stable-Baselines3 takes them.
-Vectorization = Literal["async", "sync", "sb3-async", "sb3-sync"]
+Vectorization = Literal["sync", "async", "sb3-sync", "sb3-async"]
 
 
 def make_many(
     env_id: str,
     encoder: EncoderLike,
     num_envs: int,
-    vectorization: Vectorization = "async",
+    vectorization: Vectorization = "sync",
     *,
     device: str = "auto",
     pixel_key: str | None = None,
@@ -38,14 +38,15 @@ def make_many(
     """Make several environments whose pixels are mean latent vectors, encoded in one batch per step.
 
     Worker processes resize their frames, and import neither torch nor CUDA; they are forked from a small server that has no
-    threads (or spawned, where there is none), never from this process.
+    threads (or spawned, where there is none), never from this process. They import the program's main module, so a script
+    that makes some has to keep what it does under ``if __name__ == "__main__":``.
 
     Args:
         env_id: A registered Gymnasium id, as in `make`.
         encoder: An encoder folder or a loaded `FrozenEncoder`; or several, as in `LatentObservation`.
         num_envs: How many.
-        vectorization: "async" or "sync" gives a `gymnasium.vector.VectorEnv`, "sb3-async" or "sb3-sync" a `VecEnv` of
-            Stable-Baselines3; each with its environments in processes of their own, or in this one.
+        vectorization: "sync" or "async" gives a `gymnasium.vector.VectorEnv`, "sb3-sync" or "sb3-async" a `VecEnv` of
+            Stable-Baselines3; with its environments in this process ("sync"), or each in one of its own ("async").
         device: Where to encode when `encoder` is a folder.
         pixel_key: Entry of a Dict observation that holds the pixels; found by itself when only one fits.
         latent_only: Drop every other entry of a Dict observation.
@@ -63,7 +64,7 @@ def make_many(
     Example:
         >>> from latent_obs import Architecture, FrozenEncoder
         >>> encoder = FrozenEncoder.random(Architecture((64, 64, 3), latent_dim=8), device="cpu")
-        >>> venv = make_many("VizdoomBasic-v1", encoder, 2, "sync", latent_only=True)
+        >>> venv = make_many("VizdoomBasic-v1", encoder, 2, latent_only=True)
         >>> venv.single_observation_space
         Box(-inf, inf, (8,), float32)
         >>> venv.close()

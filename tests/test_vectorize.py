@@ -72,7 +72,7 @@ def test_the_other_options_reach_the_wrapper(encoder: FrozenEncoder):
     [
         ({"num_envs": 0}, "num_envs must be 1 or more environments, got 0"),
         ({"num_envs": 2.0}, "num_envs must be"),
-        ({"num_envs": 2, "vectorization": "threads"}, "must be one of async, sync, sb3-async, sb3-sync, got 'threads'"),
+        ({"num_envs": 2, "vectorization": "threads"}, "must be one of sync, async, sb3-sync, sb3-async, got 'threads'"),
         ({"num_envs": 2, "colour": "red"}, "does not take the arguments"),
         ({"num_envs": 2, "pixel_key": "nothing"}, "'nothing' is not in the observation"),
         ({"num_envs": 2, "vectorization": "sync", "keep_pixels": True, "flatten": True}, "choose one of them"),
