@@ -9,6 +9,7 @@ from latent_obs.errors import require
 require("stable_baselines3", extra="agents", purpose="train and evaluate agents")
 
 from agents.config import AgentConfig  # noqa: E402  (after the hint above)
+from agents.drift_callback import DriftCallback  # noqa: E402
 from agents.envs import load_encoder, make_vec_env  # noqa: E402
 from agents.evaluate import Evaluation, evaluate_agent, evaluate_random  # noqa: E402
 from agents.train import AgentResult, read_evaluations, train_agent  # noqa: E402
@@ -17,6 +18,7 @@ from agents.video import film, write_video  # noqa: E402
 __all__ = [
     "AgentConfig",
     "AgentResult",
+    "DriftCallback",
     "Evaluation",
     "evaluate_agent",
     "evaluate_random",

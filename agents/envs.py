@@ -1,28 +1,28 @@
 """Vector environments for Stable-Baselines3: frames from worker processes, encoded in one batch in this one."""
 
-import multiprocessing
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from agents.config import AgentConfig, EnvArgument
-from agents.process_vec_env import ProcessVecEnv
 from latent_obs.architecture import Architecture
 from latent_obs.environments import is_minerl_id, make_pixel_env
 from latent_obs.errors import InputError
-from latent_obs.features import FeatureObservation, needs_features
 from latent_obs.frozen import FrozenEncoder
 from latent_obs.pixels import PixelContract
-from latent_obs.reader import ContractObservation
+from latent_obs.process_vec_env import ProcessVecEnv
 from latent_obs.sb3 import LatentVecEnv
+from latent_obs.small_frames import as_small_frames
+from latent_obs.vectorize import start_method
 
 _PIXEL_SIDE = 64  # of the frames that a pixel agent without an encoder sees
 _CLOSE_GRACE_S = 30.0  # a game of MineRL's takes its time to end
-_PRELOAD = ["agents.process_vec_env", "agents.envs"]
 
 
 def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
@@ -40,6 +40,7 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
         return None
     encoder = FrozenEncoder.load(config.encoder, device=config.device)
     if config.observation == "random-latent":
+        assert encoder.architecture is not None  # as every folder has one
         return FrozenEncoder.random(encoder.architecture, seed=config.seed, device=config.device)
     return encoder
 
@@ -50,7 +51,8 @@ def make_vec_env(
     """A vector of environments as an agent of these settings sees them, without reward normalisation.
 
     Each environment resizes its frame to what the encoder eats (in its own process, so that the pipe carries 12 KB and not
-    230 KB a frame), and `LatentVecEnv` encodes all of them in one batch.
+    230 KB a frame), and `LatentVecEnv` encodes all of them in one batch. Worker processes import neither torch nor
+    Stable-Baselines3; returns are summed in this one, ``info["episode"]`` of an episode's last step.
 
     Args:
         config: The settings.
@@ -68,7 +70,8 @@ def make_vec_env(
     check_environment(config, contract, first)
     in_processes = config.workers == "processes" and count > 1
     makers = [_maker(config, contract, first + i) for i in range(count)]
-    venv: VecEnv = ProcessVecEnv(makers, _start_method(), close_grace_s=_CLOSE_GRACE_S) if in_processes else DummyVecEnv(makers)
+    frames = ProcessVecEnv(makers, start_method(), close_grace_s=_CLOSE_GRACE_S) if in_processes else DummyVecEnv(makers)
+    venv: VecEnv = _EpisodeReturns(frames)
     venv.seed(config.seed if seed is None else seed)
     if config.observation == "pixels" or encoder is None:
         return venv
@@ -85,7 +88,7 @@ def check_environment(config: AgentConfig, contract: PixelContract, number: int 
     """
     env = make_pixel_env(config.env, **env_arguments(config, number))
     try:
-        seen = _as_seen(env, config, contract)
+        seen = _as_seen(config, contract)(env)
         if config.observation == "latent":
             seen.get_wrapper_attr("reader").refuse_blur()
         action_space = seen.action_space
@@ -106,29 +109,38 @@ def env_arguments(config: AgentConfig, number: int) -> dict[str, EnvArgument]:
     return arguments
 
 
-def _as_seen(env: gym.Env[Any, Any], config: AgentConfig, contract: PixelContract) -> gym.Env[Any, Any]:
-    """An environment with its frames resized, and everything else in numbers that a policy can take."""
-    latent_only = config.latent_only
-    if not latent_only and (config.flattened or needs_features(env.observation_space)):
-        env = FeatureObservation(env, pixel_key=config.pixel_key, grouped=config.flattened)
-        space = env.observation_space
-        latent_only = config.flattened and isinstance(space, spaces.Dict) and len(space.spaces) == 1
-    return ContractObservation(env, contract, pixel_key=config.pixel_key, latent_only=latent_only)
+def _as_seen(config: AgentConfig, contract: PixelContract) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
+    """What gives an environment with its frames resized, and everything else in numbers that a policy can take."""
+    return partial(
+        as_small_frames, contract=contract, pixel_key=config.pixel_key, latent_only=config.latent_only, flatten=config.flattened
+    )
 
 
 def _maker(config: AgentConfig, contract: PixelContract, number: int) -> Callable[[], gym.Env[Any, Any]]:
-    def make() -> gym.Env[Any, Any]:
-        return Monitor(_as_seen(make_pixel_env(config.env, **env_arguments(config, number)), config, contract))
+    env_id, arguments, as_seen = config.env, env_arguments(config, number), _as_seen(config, contract)
+
+    def make() -> gym.Env[Any, Any]:  # names nothing of this package, which a worker would import, and torch with it
+        return as_seen(make_pixel_env(env_id, **arguments))
 
     return make
 
 
-def _start_method() -> str:
-    """Fork from a small server where there is one: never from this process, which may have started CUDA and threads."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "spawn"
-    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)  # imported once, not once per worker
-    return "forkserver"
+class _EpisodeReturns(VecMonitor):
+    """`VecMonitor` with the numbers of `Monitor`, which sums in double precision, and rounds to millionths."""
+
+    def reset(self) -> VecEnvObs:
+        """Reset all, and count from zero."""
+        observation = super().reset()
+        self.episode_returns = np.zeros(self.num_envs)
+        return observation
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Wait for the step, and add up."""
+        observation, rewards, dones, infos = super().step_wait()
+        for i in np.flatnonzero(dones):
+            episode = infos[i]["episode"]
+            episode["r"], episode["l"] = round(float(episode["r"]), 6), int(episode["l"])
+        return observation, rewards, dones, infos
 
 
 def with_normalization(config: AgentConfig, venv: VecEnv, *, training: bool) -> VecNormalize:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latent_obs.architecture import Architecture
+    from latent_obs.drift import DriftMonitor, DriftReport, DriftWarning
     from latent_obs.environments import make_pixel_env
     from latent_obs.errors import (
         DeviceError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from latent_obs.reader import ContractObservation
     from latent_obs.sb3 import LatentVecEnv, VecLatentObservation
     from latent_obs.sb3_bridge import GymnasiumVecEnv
+    from latent_obs.statistics import LatentStatistics
     from latent_obs.vectorize import make_many
     from latent_obs.wrapper import LatentObservation
 
@@ -42,6 +44,9 @@ _HOMES = {
     "Architecture": "architecture",
     "ContractObservation": "reader",
     "DeviceError": "errors",
+    "DriftMonitor": "drift",
+    "DriftReport": "drift",
+    "DriftWarning": "drift",
     "EncoderFolderError": "errors",
     "FeatureObservation": "features",
     "FrozenEncoder": "frozen",
@@ -52,6 +57,7 @@ _HOMES = {
     "LastRealFrame": "last_frame",
     "LatentObsError": "errors",
     "LatentObservation": "wrapper",
+    "LatentStatistics": "statistics",
     "LatentVecEnv": "sb3",
     "MineRLEnv": "minerl_game.env",
     "MissingExtraError": "errors",
@@ -74,6 +80,9 @@ __all__ = [
     "Architecture",
     "ContractObservation",
     "DeviceError",
+    "DriftMonitor",
+    "DriftReport",
+    "DriftWarning",
     "EncoderFolderError",
     "FeatureObservation",
     "FrozenEncoder",
@@ -84,6 +93,7 @@ __all__ = [
     "LastRealFrame",
     "LatentObsError",
     "LatentObservation",
+    "LatentStatistics",
     "LatentVecEnv",
     "MineRLEnv",
     "MissingExtraError",

@@ -5,6 +5,7 @@
     ├── encoder.safetensors     weights of the encoder
     ├── decoder.safetensors     weights of the decoder (optional, for pictures)
     ├── selfcheck.safetensors   sample frames and the latents that they must give
+    ├── statistics.safetensors  what latents are like over the training frames (optional, for standardising and drift)
     └── SHA256SUMS              one line per file, as `sha256sum --check` reads it
 
 No pickle. Written beside its place and renamed, so that a reader never sees half of one.
@@ -29,11 +30,13 @@ from torch import Tensor
 from latent_obs.architecture import Architecture
 from latent_obs.errors import EncoderFolderError, InputError, require
 from latent_obs.pixels import PixelContract
+from latent_obs.statistics import LatentStatistics
 
 FORMAT = "latent-obs-encoder"
 FORMAT_VERSION = 1
 _REQUIRED = ("config.json", "encoder.safetensors", "selfcheck.safetensors", "SHA256SUMS")
 _DECODER = "decoder.safetensors"
+_STATISTICS = "statistics.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class EncoderFolder:
         provenance: Where it came from: frame files, schedule, steps, losses, package versions.
         encoder: Weights of the encoder, on the CPU.
         selfcheck: "frames", "raw_frames", "latents", "raw_latents"; see `latent_obs.selfcheck`.
+        statistics: What its latents are like over the training frames; None in folders that were written without.
     """
 
     path: Path
@@ -55,6 +59,7 @@ class EncoderFolder:
     provenance: dict[str, Any]
     encoder: dict[str, Tensor]
     selfcheck: dict[str, Tensor]
+    statistics: LatentStatistics | None = None
 
     @property
     def has_decoder(self) -> bool:
@@ -80,6 +85,7 @@ def write_encoder_folder(
     encoder: Mapping[str, Tensor],
     selfcheck: Mapping[str, Tensor],
     decoder: Mapping[str, Tensor] | None = None,
+    statistics: LatentStatistics | None = None,
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -92,6 +98,7 @@ def write_encoder_folder(
         encoder: State dict of an `Encoder`.
         selfcheck: Sample frames with their latents, from `latent_obs.selfcheck.make_selfcheck`.
         decoder: State dict of a `Decoder`, or None to leave it out.
+        statistics: What its latents are like over the training frames, or None to leave them out.
         provenance: Where it came from; anything that JSON can hold.
         overwrite: Whether a folder that is there may be replaced.
 
@@ -122,6 +129,8 @@ def write_encoder_folder(
         if decoder is not None:
             _save(decoder, aside / _DECODER)
         _save(selfcheck, aside / "selfcheck.safetensors")
+        if statistics is not None:
+            _save(statistics.to_tensors(), aside / _STATISTICS)
         (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         sums = [f"{_sha256(f.read_bytes())}  {f.name}\n" for f in sorted(aside.iterdir())]
         (aside / "SHA256SUMS").write_text("".join(sums))
@@ -196,7 +205,16 @@ def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
         provenance=config.get("provenance", {}),
         encoder=_read_tensors(folder / "encoder.safetensors"),
         selfcheck=_read_tensors(folder / "selfcheck.safetensors"),
+        statistics=_read_statistics(folder, sums, architecture.latent_dim),
     )
+
+
+def _read_statistics(folder: Path, sums: Mapping[str, str], latent_dim: int) -> LatentStatistics | None:
+    """What the folder tells of its latents; None in one from before there were statistics."""
+    file = folder / _STATISTICS
+    if not file.exists():
+        return None
+    return LatentStatistics.from_tensors(_read_tensors(file, _read_checked(folder, _STATISTICS, sums)), latent_dim, str(file))
 
 
 def _locate(path: str | os.PathLike[str]) -> Path:

@@ -11,6 +11,7 @@ from latent_obs.cameras import EncoderLike, encoders_by_key
 from latent_obs.environments import is_minerl_id
 from latent_obs.errors import InputError
 from latent_obs.gym_vector import VectorLatentObservation
+from latent_obs.main_script import Maker, withheld
 from latent_obs.small_frames import make_small_frames
 
 #: "sync" and "async": Gymnasium's vector environments, in this process or each in its own. "sb3-sync" and "sb3-async": the same
@@ -38,8 +39,7 @@ def make_many(
     """Make several environments whose pixels are mean latent vectors, encoded in one batch per step.
 
     Worker processes resize their frames, and import neither torch nor CUDA; they are forked from a small server that has no
-    threads (or spawned, where there is none), never from this process. They import the program's main module, so a script
-    that makes some has to keep what it does under ``if __name__ == "__main__":``.
+    threads (or spawned, where there is none), never from this process.
 
     Args:
         env_id: A registered Gymnasium id, as in `make`.
@@ -116,7 +116,10 @@ def _vector(makers: list[Any], vectorization: Vectorization, autoreset_mode: Aut
         return SyncVectorEnv(makers, autoreset_mode=autoreset_mode)
     if vectorization == "async":
         # Not daemonic: those may not start processes, as the games of MineRL do.
-        return AsyncVectorEnv(makers, context=start_method(), daemon=False, autoreset_mode=autoreset_mode)
+        with withheld():
+            return AsyncVectorEnv(
+                [Maker(make) for make in makers], context=start_method(), daemon=False, autoreset_mode=autoreset_mode
+            )
     if vectorization == "sb3-async":
         from latent_obs.process_vec_env import ProcessVecEnv
 
@@ -131,5 +134,5 @@ def start_method() -> str:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
     # Imported once, not once per worker.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["latent_obs.small_frames"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["latent_obs.env_worker", "latent_obs.small_frames"])
     return "forkserver"

@@ -5,11 +5,13 @@ Worker processes import this module by the name in `SIDE` to find the environmen
 
 import dataclasses
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
@@ -18,8 +20,10 @@ from numpy.typing import NDArray
 pytest.importorskip("stable_baselines3")
 
 from conftest import LATENT_DIM, random_frames
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+import agents.envs
 from agents.config import AgentConfig
 from agents.envs import check_environment, load_encoder, make_vec_env, with_normalization
 from latent_obs.environments import _GameOfItsOwn
@@ -37,14 +41,17 @@ class SideEnv(gym.Env[Any, Any]):
     Args:
         kind: "box"; "grey", one channel; "dict", with the picture as "pov" and the step as "clock".
         length: Steps until it terminates.
+        reward: What naming the half is worth.
         actions: "two", or "dict" for an action space that no PPO takes.
         render_mode: "rgb_array" draws the picture larger.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
-    def __init__(self, kind: str = "box", length: int = 8, actions: str = "two", render_mode: str | None = None) -> None:
-        self.kind, self.length, self.render_mode = kind, length, render_mode
+    def __init__(
+        self, kind: str = "box", length: int = 8, actions: str = "two", reward: float = 1.0, render_mode: str | None = None
+    ) -> None:
+        self.kind, self.length, self.reward, self.render_mode = kind, length, reward, render_mode
         image = spaces.Box(0, 255, (16, 16, 1 if kind == "grey" else 3), np.uint8)
         clock = spaces.Box(0, 1e6, (1,), np.float32)
         self.observation_space = spaces.Dict(pov=image, clock=clock) if kind == "dict" else image
@@ -67,7 +74,7 @@ class SideEnv(gym.Env[Any, Any]):
         return self._observe(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        reward = float(action == self.side)
+        reward = self.reward * float(action == self.side)
         self.steps += 1
         return self._observe(), reward, self.steps >= self.length, False, {}
 
@@ -127,12 +134,66 @@ def test_processes_see_what_this_process_sees(encoder: FrozenEncoder, observatio
         processes.close()
 
 
+def holding_torch(venv: VecEnv) -> list[bool]:
+    """Whether torch's libraries are mapped into the memory of each worker."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads Linux's list of mapped files")
+    assert isinstance(venv.unwrapped, SubprocVecEnv)
+    here, *there = [
+        any("torch" in mapped.path for mapped in psutil.Process(pid).memory_maps())
+        for pid in (None, *(process.pid for process in venv.unwrapped.processes))
+    ]
+    assert here, "it is here, so that it would be found there"
+    return there
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_no_worker_imports_torch(encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_method: str):
+    if start_method == "spawn":
+        monkeypatch.setattr(agents.envs, "start_method", lambda: "spawn")
+    config = tiny(env="scripted_env:Scripted-v0", workers="processes", env_kwargs={"folder": str(tmp_path), "size": 16})
+    venv = with_normalization(config, make_vec_env(config, encoder), training=True)
+    try:
+        venv.reset()
+        for _ in range(6):  # into the second episode
+            venv.step(np.zeros(2, np.int64))
+        for module in ("torch", "stable_baselines3"):
+            assert venv.env_method("imports", module) == [False, False], module
+        assert holding_torch(venv) == [False, False]
+    finally:
+        venv.close()
+
+
+@pytest.mark.parametrize("workers", ["serial", "processes"])
+def test_returns_are_those_of_a_monitor_around_each(encoder: FrozenEncoder, workers: Any):
+    def episodes(venv: VecEnv) -> list[Any]:
+        venv.reset()
+        infos = [venv.step(np.zeros(2, np.int64))[3] for _ in range(200)]
+        return [[info.get("episode") for info in both] for both in infos]
+
+    kwargs = {"length": 99, "reward": 0.1}  # of which single precision makes sums that can be told from the true ones
+    monitored = DummyVecEnv([lambda: Monitor(gym.make("Side-v0", **kwargs))] * 2)
+    monitored.seed(4)
+    venv = make_vec_env(tiny(env=SIDE, env_kwargs=kwargs, workers=workers, seed=4), encoder)
+    try:
+        counted, expected = episodes(venv), episodes(monitored)
+    finally:
+        venv.close()
+    ends = [one for both in counted for one in both if one is not None]
+    assert len(ends) == 4
+    for one in (*ends, *(one for both in expected for one in both if one is not None)):
+        assert one.pop("t") >= 0
+    assert counted == expected
+    assert {type(value) for one in ends for value in one.values()} == {float, int}  # as a log can write them
+
+
 def test_vizdoom_in_two_processes_gives_the_latents_of_its_frames(encoder: FrozenEncoder):
     pytest.importorskip("vizdoom")
     config = tiny(env="VizdoomBasic-v1", frame_skip=4, workers="processes", latent_only=True)
     latents = make_vec_env(config, encoder)
     try:
         seen = play(latents, 3)
+        assert holding_torch(latents) == [False, False]
     finally:
         latents.close()
     frames = make_vec_env(dataclasses.replace(config, observation="pixels", workers="serial"), encoder)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from latent_obs.device import resolve_device
-from latent_obs.errors import DeviceError, InputError
+from latent_obs.errors import DeviceError, EncoderFolderError, InputError
 from latent_obs.frozen import FrozenEncoder
 from vae_training.export import export_encoder
 
@@ -246,6 +246,28 @@ def test_the_decoder_comes_with_the_first_picture(folder_of_its_own: Path):
     assert not any(p.requires_grad for p in decoder.parameters())
     shutil.rmtree(folder_of_its_own)
     np.testing.assert_array_equal(encoder.decode(z), images)  # not read again
+
+
+def test_one_latent_or_many_are_decoded(encoder: FrozenEncoder):
+    z = np.random.default_rng(0).normal(size=(1030, LATENT_DIM)).astype(np.float32)
+    images = encoder.decode(z)
+    assert images.shape == (1030, 16, 16, 3)
+    assert encoder.decode(z[-1]).shape == (16, 16, 3)
+    for i in (0, 1029):
+        assert np.abs(encoder.decode(z[i]).astype(int) - images[i]).max() <= 1
+    assert encoder.decode(z[0].tolist()).dtype == np.uint8
+    assert encoder.decode(z[:0]).shape == (0, 16, 16, 3)
+
+
+@pytest.mark.parametrize("shape", [(), (LATENT_DIM + 1,), (2, LATENT_DIM - 1), (1, 2, LATENT_DIM), (LATENT_DIM, 1)])
+def test_latents_of_other_shapes_are_not_decoded(encoder: FrozenEncoder, shape: tuple[int, ...]):
+    with pytest.raises(InputError, match=r"\(6,\) or \(N, 6\), got"):
+        encoder.decode(np.zeros(shape))
+
+
+def test_a_random_encoder_has_no_decoder():
+    with pytest.raises(EncoderFolderError, match="not loaded from a folder"):
+        FrozenEncoder.random(tiny_architecture(), device="cpu").decode(np.zeros(LATENT_DIM))
 
 
 def test_loading_does_not_build_the_decoder(encoder_folder: Path, monkeypatch: pytest.MonkeyPatch):

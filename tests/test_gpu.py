@@ -1,6 +1,10 @@
 """What only a CUDA GPU can show; run with `-m gpu` on a machine that has one."""
 
+import os
+import pickle
+import threading
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,10 +13,14 @@ from conftest import IMG_SHAPE, random_frames
 from safetensors.torch import load_file
 from training_runs import config_for, log_every_step, module_frames, run
 
-from latent_obs.architecture import Architecture
+from latent_obs.architecture import Architecture, Bottleneck
 from latent_obs.device import resolve_device
+from latent_obs.engines import Precision
+from latent_obs.engines.cuda_graphs import MOST_IN_A_GRAPH, CudaGraphEngine
+from latent_obs.engines.sizes import MOST_SIZES
 from latent_obs.errors import DeviceError, TrainingDivergedError
-from latent_obs.frozen import FrozenEncoder
+from latent_obs.frozen import BFLOAT16_TOLERANCE, FrozenEncoder
+from latent_obs.pixels import Frames, PixelContract
 from latent_obs.selfcheck import RELATIVE_TOLERANCE
 from vae_training.batch import Batch
 from vae_training.cvae import CVAE
@@ -44,6 +52,152 @@ def test_latents_agree_with_the_cpu_alone_and_in_a_batch():
     allowed = RELATIVE_TOLERANCE * np.abs(on_cpu).max()
     np.testing.assert_allclose(on_gpu, on_cpu, atol=allowed, rtol=0)
     np.testing.assert_allclose(encoder(frames[7]), on_gpu[7], atol=allowed, rtol=0)
+
+
+ALLOWED = {"float32": RELATIVE_TOLERANCE, "bfloat16": BFLOAT16_TOLERANCE}
+
+
+def on_both(precision: Precision = "float32", **architecture: Any) -> tuple[FrozenEncoder, FrozenEncoder]:
+    """The same random encoder in float32 on the CPU, and on the GPU."""
+    layers = Architecture((64, 64, 3), **{"latent_dim": 256, "widths": (16, 32, 64), **architecture})
+    return (FrozenEncoder.random(layers, device="cpu"), FrozenEncoder.random(layers, device="cuda", precision=precision))
+
+
+def noise(count: int, seed: int = 0) -> Frames:
+    return random_frames(count, (64, 64, 3), seed)
+
+
+def assert_near(got: Any, wanted: Any, precision: str) -> None:
+    np.testing.assert_allclose(got, wanted, atol=ALLOWED[precision] * np.abs(wanted).max(), rtol=0)
+
+
+def graphs_of(encoder: FrozenEncoder) -> Any:
+    assert isinstance(encoder._engine, CudaGraphEngine)
+    return encoder._engine._graphs
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("bottleneck", get_args(Bottleneck))
+@pytest.mark.parametrize("extras", [{}, {"standardise": True, "linear_path": True}])
+def test_replayed_graphs_give_the_latents_of_the_cpu(precision: Precision, bottleneck: Bottleneck, extras: dict[str, Any]):
+    on_cpu, on_gpu = on_both(precision, bottleneck=bottleneck, **extras)
+    for count in (8, 9, 8, 1, 16, 8, MOST_IN_A_GRAPH + 1, 3):  # captured, padded, replayed, without a graph
+        frames = noise(count, seed=count)
+        assert_near(on_gpu.encode(frames), on_cpu.encode(frames), precision)
+
+
+def test_latents_kept_are_not_overwritten_by_later_replays():
+    on_cpu, on_gpu = on_both()
+    batches = [noise(8, seed=seed) for seed in range(20)]
+    arrays = [on_gpu.encode(frames) for frames in batches]
+    tensors = [on_gpu.encode(frames, as_tensor=True) for frames in batches]  # nothing waits in between
+    for frames, array, tensor in zip(batches, arrays, tensors, strict=True):
+        assert tensor.device == on_gpu.device
+        wanted = on_cpu.encode(frames)
+        assert_near(array, wanted, "float32")
+        assert_near(tensor.cpu().numpy(), wanted, "float32")
+
+
+def test_tensors_on_the_gpu_are_fit_for_learning_and_for_inference_mode():
+    on_cpu, on_gpu = on_both()
+    frames, head = noise(8), torch.nn.Linear(256, 1, device="cuda")
+    head(on_gpu.encode(frames, as_tensor=True)).sum().backward()
+    assert head.weight.grad is not None
+    assert_near(head.weight.grad[0].cpu().numpy(), on_cpu.encode(frames).sum(0), "float32")
+    fresh = on_both()[1]
+    with torch.inference_mode():  # graphs captured inside of it serve outside, and the other way round
+        assert_near(fresh.encode(frames, as_tensor=True).cpu().numpy(), on_cpu.encode(frames), "float32")
+        assert_near(on_gpu.encode(frames), on_cpu.encode(frames), "float32")
+    assert_near(fresh.encode(frames), on_cpu.encode(frames), "float32")
+
+
+def test_a_tensor_is_right_on_the_callers_own_stream():
+    on_cpu, on_gpu = on_both()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        sums = [on_gpu.encode(noise(8, seed=seed), as_tensor=True).sum(0) for seed in range(20)]
+    stream.synchronize()
+    for seed, total in enumerate(sums):
+        np.testing.assert_allclose(total.cpu().numpy(), on_cpu.encode(noise(8, seed=seed)).sum(0), atol=0.05)
+
+
+def test_few_graphs_are_kept_and_warming_up_captures_exactly():
+    on_cpu, on_gpu = on_both()
+    on_gpu.warm_up([9, 4096])
+    assert list(graphs_of(on_gpu)._prepared) == [(9, 0)]
+    for count in range(1, 60):
+        assert_near(on_gpu.encode(noise(count)), on_cpu.encode(noise(count)), "float32")
+    assert len(graphs_of(on_gpu)) == MOST_SIZES
+
+
+def test_threads_may_share_an_encoder_on_the_gpu():
+    on_cpu, on_gpu = on_both()
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        frames = noise(5 + number, seed=number)
+        wanted = on_cpu.encode(frames)
+        for _ in range(100):
+            if np.abs(on_gpu.encode(frames) - wanted).max() > RELATIVE_TOLERANCE * np.abs(wanted).max():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_memory_of_the_gpu_stays_flat():
+    _, on_gpu = on_both()
+    batches = [noise(count) for count in (8, 9, 16)]
+    for frames in batches:
+        on_gpu.encode(frames)
+    before = torch.cuda.memory_allocated()
+    for call in range(3_000):
+        on_gpu.encode(batches[call % 3], as_tensor=bool(call % 2))
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() <= before + (1 << 20)
+
+
+def test_an_encoder_on_the_gpu_is_pickled_and_refuses_a_fork():
+    _, on_gpu = on_both("bfloat16")
+    frames = noise(8)
+    again: FrozenEncoder = pickle.loads(pickle.dumps(on_gpu))
+    np.testing.assert_allclose(again.encode(frames), on_gpu.encode(frames), atol=1e-6)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            on_gpu.encode(frames)
+        except DeviceError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        assert "CUDA was initialised in its parent" in said.read()
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_another_module_on_the_gpu(precision: Precision):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 16, 4, 4),
+            torch.nn.BatchNorm2d(16),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(),
+            torch.nn.AdaptiveAvgPool2d(2),
+        )
+    contract = PixelContract(64, 64, 3)
+    settings: dict[str, Any] = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.3)}
+    on_cpu = FrozenEncoder.from_module(module, contract, device="cpu", **settings)
+    on_gpu = FrozenEncoder.from_module(module, contract, device="cuda", precision=precision, **settings)
+    for count in (1, 8, 300):
+        assert_near(on_gpu.encode(noise(count)), on_cpu.encode(noise(count)), precision)
 
 
 def test_training_runs_resumes_and_its_encoder_loads_on_either_device(module_frames: Path, tmp_path: Path):

@@ -1,7 +1,4 @@
-"""Environments in processes: the same results, the errors themselves, processes of their own, and nothing left behind.
-
-Worker processes and the scripts below import this module to find `Scripted`.
-"""
+"""Environments in processes: the same results, the errors themselves, processes of their own, and nothing left behind."""
 
 import contextlib
 import inspect
@@ -16,153 +13,43 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
-from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
-from numpy.typing import NDArray
 
 pytest.importorskip("stable_baselines3")
 
+from scripted_env import (
+    EOF,
+    EXIT,
+    GO,
+    GONE,
+    HANG,
+    HANG_HARD,
+    INPUT,
+    KILLED,
+    OWN,
+    SLOW,
+    STRANGE,
+    VALUE,
+    Scripted,
+    Unfit,
+    limited,
+)
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
-from agents.process_vec_env import ProcessVecEnv, WorkerError, _Maker, _Worker
+from latent_obs.env_worker import _Worker, class_name
 from latent_obs.errors import GameLostError, InputError, LatentObsError
+from latent_obs.process_vec_env import ProcessVecEnv, WorkerError
 
 METHODS = [m for m in ("forkserver", "fork", "spawn") if m in multiprocessing.get_all_start_methods()]
-GO, VALUE, INPUT, OWN, EOF, EXIT, KILLED, GONE, SLOW, HANG, HANG_HARD, STRANGE = range(12)
 #: From Python 3.12 on, forking a process with threads, such as pytest-xdist's, is warned of.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-
-
-class OwnInputError(InputError):
-    """A class that the parent does not know, of a family that it knows."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"code {code}")
-
-
-class Unfit:
-    """Can be sent, but not received."""
-
-    def __reduce__(self) -> Any:
-        return _refuse, ()
-
-
-def _refuse() -> NoReturn:
-    raise LookupError("not here")
-
-
-def _nothing() -> None:
-    pass
-
-
-class Scripted(gym.Env[Any, Any]):
-    """A noisy picture and a clock; actions say what goes wrong.
-
-    Each `close` adds a letter to a file: "x", or "t" if it was because somebody terminated the process.
-
-    Args:
-        folder: Where the file is.
-        number: Its own.
-        fault: "make", "reset" or "close": where it fails; "hang", for a constructor that does not return.
-        size: Side of the picture.
-    """
-
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
-    action_space = spaces.Discrete(12)
-
-    def __init__(self, folder: Path, number: int = 0, fault: str = "", size: int = 8) -> None:
-        self.folder, self.number, self.fault, self.size = folder, number, fault, size
-        self.render_mode = "rgb_array"
-        picture = spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self.observation_space = spaces.Dict(pov=picture, clock=spaces.Box(0, np.inf, (1,), np.float32))
-        self.steps, self.colour = 0, "red"
-        if fault == "make":
-            raise InputError("no such world")
-        if fault == "hang":
-            time.sleep(600)
-
-    def _observe(self) -> dict[str, NDArray[Any]]:
-        picture = self.np_random.integers(0, 256, (self.size, self.size, 3), np.uint8)
-        return {"pov": picture, "clock": np.array([self.steps], np.float32)}
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        if self.fault == "reset":
-            raise GameLostError("it did not start")
-        self.steps = 0
-        return self._observe(), {"seed": seed, "options": options}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.steps += 1
-        match int(action):
-            case 1:
-                raise ValueError("a bad value")
-            case 2:
-                raise InputError("a bad input")
-            case 3:
-                raise OwnInputError(7)
-            case 4:
-                raise EOFError("the game closed the connection")
-            case 5:
-                sys.exit("enough")
-            case 6:
-                os.kill(os.getpid(), signal.SIGKILL)
-            case 7:
-                os._exit(3)
-            case 8:
-                time.sleep(0.5)
-            case 9:
-                (self.folder / f"hangs-{self.number}").touch()
-                time.sleep(600)
-            case 10:
-                while True:
-                    try:
-                        time.sleep(600)
-                    except SystemExit:
-                        (self.folder / f"terminated-{self.number}").touch()
-            case 11:
-                return self._observe(), 0.0, False, False, {"strange": lambda: 0}
-        return self._observe(), self.steps / 2, self.steps == 5, False, {"number": self.number}
-
-    def render(self) -> Any:
-        return np.full((4, 4, 3), self.number, np.uint8)
-
-    def close(self) -> None:
-        with (self.folder / f"closed-{self.number}").open("a") as file:
-            file.write("t" if isinstance(sys.exc_info()[1], SystemExit) else "x")
-        if self.fault == "close":
-            raise OSError("it does not stop")
-
-    def pid(self) -> int:
-        return os.getpid()
-
-    def sockets(self) -> list[str]:
-        """What this process holds: "socket:[4711]" …"""
-        return [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-
-    def sigint_handler(self) -> str:
-        return str(signal.getsignal(signal.SIGINT))
-
-    def start_children(self) -> tuple[int | None, str]:
-        """Exit code of a process and output of another, neither of which a daemonic process could start both of."""
-        process = multiprocessing.Process(target=_nothing, daemon=False)
-        process.start()
-        process.join(30)
-        return process.exitcode, subprocess.run(["echo", "hello"], capture_output=True, text=True, check=True).stdout
-
-    def value_error(self) -> None:
-        raise ValueError("a bad call")
-
-
-def limited(folder: Path, number: int) -> gym.Env[Any, Any]:
-    return TimeLimit(Monitor(Scripted(folder, number)), 3 + 4 * number)  # the first one times out, the others terminate
 
 
 def closed(folder: Path) -> dict[int, str]:
@@ -172,7 +59,7 @@ def closed(folder: Path) -> dict[int, str]:
 
 @pytest.fixture(autouse=True, scope="module")
 def preload() -> None:
-    multiprocessing.set_forkserver_preload(["agents.process_vec_env", "psutil", "pytest"])
+    multiprocessing.set_forkserver_preload(["latent_obs.env_worker"])
 
 
 @pytest.fixture
@@ -202,14 +89,8 @@ def play(venv: VecEnv, steps: int = 9) -> list[Any]:
     story: list[Any] = [venv.reset(), list(venv.reset_infos)]
     for _ in range(steps):
         observation, rewards, dones, infos = venv.step(np.zeros(venv.num_envs, np.int64))
-        story += [observation, rewards, dones, without_times(infos), list(venv.reset_infos)]
+        story += [observation, rewards, dones, list(infos), list(venv.reset_infos)]
     return story
-
-
-def without_times(infos: Any) -> list[Any]:
-    for info in infos:
-        info.get("episode", {}).pop("t", None)
-    return list(infos)
 
 
 @pytest.mark.parametrize("start_method", METHODS)
@@ -251,23 +132,39 @@ def test_attributes_and_methods_are_those_of_each_environment(start: Callable[..
 
 
 def test_wrappers_are_seen(tmp_path: Path):
-    makers: list[Any] = [partial(limited, tmp_path, 0), partial(Scripted, tmp_path, 1)]
+    makers: list[Any] = [lambda: Monitor(limited(tmp_path, 0)), partial(Scripted, tmp_path, 1)]
     venv = ProcessVecEnv(makers)
     try:
         assert venv.env_is_wrapped(TimeLimit) == [True, False]
         assert venv.env_is_wrapped(Monitor, indices=0) == [True]
+        assert venv.env_is_wrapped(gym.Wrapper) == [True, False], "TimeLimit derives from it"
+        assert venv.env_is_wrapped(Scripted) == [False, False]  # pyright: ignore[reportArgumentType]  (it is inside)
         assert venv.get_attr("number") == [0, 1]  # through the wrappers
     finally:
         venv.close()
+
+
+@pytest.mark.parametrize("start_method", [method for method in METHODS if method != "fork"])
+def test_workers_import_neither_torch_nor_stable_baselines3(start: Callable[..., ProcessVecEnv], start_method: str):
+    venv = VecMonitor(start("", "", start_method=start_method))  # which asks for SB3's `Monitor`, and imports it where it is
+    venv.reset()
+    venv.step(np.array([GO, GO]))
+    assert venv.env_is_wrapped(Monitor) == [False, False]
+    assert not venv.has_attr("taste")
+    for module in ("torch", "stable_baselines3"):
+        assert module in sys.modules
+        assert venv.env_method("imports", module) == [False, False], module
+    assert venv.env_method("imports", "latent_obs.env_worker") == [True, True]
 
 
 def test_workers_know_every_command_of_stable_baselines3(tmp_path: Path):
     commands = set(re.findall(r"send\(\(\"(\w+)\"", inspect.getsource(SubprocVecEnv))) - {"close"}
     assert {"step", "reset", "get_attr"} <= commands
     here, _ = multiprocessing.Pipe()
-    worker, env = _Worker(here, _Maker(None)), Scripted(tmp_path)
+    worker, env = _Worker(here, partial(Scripted, tmp_path)), Scripted(tmp_path)
     env.reset(seed=0)
-    data = {"step": 0, "reset": (None, {}), "env_method": ("pid", (), {}), "set_attr": ("colour", 1), "is_wrapped": TimeLimit}
+    data: dict[str, Any] = {"step": 0, "reset": (None, {}), "env_method": ("pid", (), {}), "set_attr": ("colour", 1)}
+    data["is_wrapped"] = class_name(TimeLimit)
     for command in commands:
         worker._answer(env, command, data.get(command, "colour"))
     with pytest.raises(NotImplementedError, match="'dance'"):
@@ -493,8 +390,8 @@ import multiprocessing, os, signal, sys, time
 from functools import partial
 from pathlib import Path
 import numpy as np
-from agents.process_vec_env import ProcessVecEnv
-from test_process_vec_env import GO, HANG, SLOW, Scripted
+from latent_obs import ProcessVecEnv
+from scripted_env import GO, HANG, SLOW, Scripted
 
 def start(*numbers, method=sys.argv[2]):
     folder = Path(sys.argv[1])
@@ -503,7 +400,7 @@ def start(*numbers, method=sys.argv[2]):
     return venv
 
 if __name__ == "__main__":
-    multiprocessing.set_forkserver_preload(["agents.process_vec_env", "test_process_vec_env"])
+    multiprocessing.set_forkserver_preload(["latent_obs.env_worker"])
     first, second = start(0, 1, 2), start(3, 4)
     print("ready", flush=True)
     sys.stdin.readline()

@@ -61,7 +61,7 @@ def same_run(one: Path, other: Path) -> None:
     best = "checkpoints/best.safetensors"
     if (one / best).exists():
         same_tensors(one / best, other / best)
-    for name in ("encoder", "decoder", "selfcheck"):
+    for name in ("encoder", "decoder", "selfcheck", "statistics"):
         same_tensors(one / "encoder" / f"{name}.safetensors", other / "encoder" / f"{name}.safetensors")
     assert story(one) == story(other)
     pictures = [f.name for f in sorted((one / "reconstructions").iterdir())]

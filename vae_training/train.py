@@ -18,7 +18,7 @@ from vae_training.datasets import describe_datasets
 from vae_training.disk import disk_full_is_told
 from vae_training.distributed import Ranks, meet, told_once
 from vae_training.evaluate import HeldOut, evaluate
-from vae_training.export import export_encoder
+from vae_training.export import export_encoder, measure_latents
 from vae_training.logs import RunLog
 from vae_training.malloc import kept_memory
 from vae_training.schedule import BetaSchedule, make_schedule
@@ -242,6 +242,7 @@ def _export(run: Run) -> HeldOut:
     held_out = evaluate(run.best_model, setup.shown, beta=config.beta)
     export_encoder(
         config.out / "encoder", run.best_model, setup.shown, overwrite=True,
+        statistics=measure_latents(run.best_model, setup.training, setup.held_out),
         provenance={
             "trained_on": describe_datasets(setup.training), "settings": config.to_json(),
             "schedule": run.schedule.to_json(), "step": progress.best_step if progress.best_step >= 0 else progress.step,

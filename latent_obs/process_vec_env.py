@@ -1,13 +1,12 @@
-"""Stable-Baselines3's environments in processes, for games: workers may start processes, and none is ever left behind."""
+"""Stable-Baselines3's environments in processes, for games: workers may start processes, and none is ever left behind.
+
+Needs stable-baselines3 (`latent-obs[agents]`); the workers themselves do without, see `latent_obs.env_worker`.
+"""
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import sys
-import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -16,18 +15,18 @@ from multiprocessing.util import Finalize
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3.common.env_util import is_wrapped
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
-from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from latent_obs import errors
+from latent_obs.env_worker import class_name, work
+from latent_obs.main_script import Maker, withheld
 
-_STEP_GRACE_S = 2.0  # for a step under way when the parent has died
+errors.require("stable_baselines3", extra="agents", purpose="run Stable-Baselines3's environments in processes")
+
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv  # noqa: E402  (after the hint above)
+from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper, VecEnvIndices  # noqa: E402
+
 #: This process' ends of all workers' pipes. As long as a forked worker keeps copies, others do not see that we are gone.
 _our_ends: weakref.WeakSet[Connection] = weakref.WeakSet()
-#: What a worker says of an exception: its nearest class in `latent_obs.errors` or "", its name, message and traceback.
-_Failure = tuple[str, str, str, str]
 
 
 class WorkerError(RuntimeError):
@@ -53,6 +52,10 @@ class ProcessVecEnv(SubprocVecEnv):
     What an environment raises is raised here: a `LatentObsError` as the same class, anything else as a `WorkerError`. The
     other environments stay in step, so one may `reset` and go on, unless a worker died.
 
+    Workers import what their environments need, and neither torch nor Stable-Baselines3: they are ready sooner, and hold less
+    memory. With "forkserver" and "spawn" they import the main script only if they need something of it, such as an
+    environment that it registers; with "fork" they have all that this process has.
+
     Workers ignore Ctrl-C, which reaches every process of a terminal: the parent decides when they stop.
 
     Args:
@@ -64,6 +67,13 @@ class ProcessVecEnv(SubprocVecEnv):
     Raises:
         LatentObsError: An environment could not be made, for a reason that is the user's to mend.
         WorkerError: An environment could not be made.
+
+    Example:
+        >>> from functools import partial
+        >>> venv = ProcessVecEnv([partial(gym.make, "CartPole-v1")] * 2)
+        >>> venv.reset().shape
+        (2, 4)
+        >>> venv.close()
     """
 
     def __init__(
@@ -73,19 +83,23 @@ class ProcessVecEnv(SubprocVecEnv):
         if start_method is None:
             start_method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         context: Any = multiprocessing.get_context(start_method)
+        makers: Sequence[Callable[[], Any]] = env_fns
+        if start_method != "fork":
+            makers = [Maker(CloudpickleWrapper(env_fn).__getstate__()) for env_fn in env_fns]
         connections: list[Connection] = []
         self.processes: list[BaseProcess] = []
         # At exit, multiprocessing waits for processes that are not daemonic, for ever; but runs its finalizers before that.
         self._finalizer = Finalize(self, _stop, (connections, self.processes, close_grace_s), exitpriority=10)
         try:
-            for index, env_fn in enumerate(env_fns):
+            for index, maker in enumerate(makers):
                 ours, theirs = context.Pipe()
                 connections.append(ours)
                 _our_ends.add(ours)
                 inherited = list(_our_ends) if start_method == "fork" else []
-                arguments = (index, theirs, inherited, _Maker(env_fn), close_grace_s)
-                process = context.Process(target=_work, args=arguments, name=f"environment-{index}", daemon=False)
-                process.start()
+                arguments = (index, theirs, inherited, maker, close_grace_s)
+                process = context.Process(target=work, args=arguments, name=f"environment-{index}", daemon=False)
+                with contextlib.nullcontext() if start_method == "fork" else withheld():
+                    process.start()
                 self.processes.append(process)
                 theirs.close()
             pairs = zip(connections, self.processes, strict=True)
@@ -95,6 +109,13 @@ class ProcessVecEnv(SubprocVecEnv):
         except BaseException:
             self.close()
             raise
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
+        """Whether each environment has a wrapper of this class, or of one that derives from it."""
+        remotes = self._get_target_remotes(indices)
+        for remote in remotes:
+            remote.send(("is_wrapped", class_name(wrapper_class)))
+        return [remote.recv() for remote in remotes]
 
     def close(self) -> None:
         """Close the environments and end their processes, however they fare."""
@@ -178,138 +199,3 @@ def _stop(connections: Sequence[Connection], processes: Sequence[BaseProcess], g
             if process.is_alive():
                 process.kill()
         wait()
-
-
-class _Maker(CloudpickleWrapper):
-    """Is unpickled in `make`, not where the process starts, so that the parent can be told why it cannot be."""
-
-    def __setstate__(self, var: bytes) -> None:
-        self.pickled = var
-
-    def make(self) -> gym.Env[Any, Any]:
-        if "pickled" in vars(self):  # not after a fork
-            super().__setstate__(self.pickled)
-        return _patch_env(self.var())
-
-
-class _Terminated(SystemExit):
-    """SIGTERM, which is to interrupt an environment, close it, and end the worker."""
-
-
-def _work(index: int, remote: Connection, inherited: Sequence[Connection], maker: _Maker, grace: float) -> None:
-    """Serve one environment until the parent closes its end of the pipe, or is gone; the main function of a worker."""
-
-    def on_sigterm(number: int, frame: object) -> None:
-        raise _Terminated(128 + number)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, on_sigterm)
-    for connection in inherited:
-        connection.close()
-    closing = threading.Event()
-    threading.Thread(target=_watch_parent, args=(closing, grace), daemon=True).start()
-    worker = _Worker(remote, maker)
-    try:
-        worker.serve()
-    finally:
-        closing.set()
-        failure, _ = _attempt(worker.close)
-        if failure is not None:  # the parent no longer listens
-            with contextlib.suppress(OSError):
-                print(f"environment {index}: close() raised {failure[1]}: {failure[2]}", file=sys.stderr)
-
-
-class _Worker:
-    """The environment of a worker, and what it answers to `SubprocVecEnv`'s commands."""
-
-    def __init__(self, remote: Connection, maker: _Maker) -> None:
-        self.remote, self.maker = remote, maker
-        self.env: gym.Env[Any, Any] | None = None
-        self.reset_info: dict[str, Any] = {}
-
-    def serve(self) -> None:
-        made = _attempt(self._make)
-        while True:
-            try:
-                command, data = self.remote.recv()
-            except (EOFError, OSError):
-                return
-            except Exception as error:  # something that cannot be unpickled here
-                reply = _describe(error), None
-            else:
-                if command == "close":
-                    return
-                reply = made if self.env is None else _attempt(self._answer, self.env, command, data)
-            try:
-                self.remote.send(reply)
-            except OSError:
-                return
-            except Exception as error:  # something that cannot be pickled; nothing has been sent yet
-                with contextlib.suppress(OSError):  # then the next `recv` ends it
-                    self.remote.send((_describe(error), None))
-
-    def close(self) -> None:
-        if self.env is not None:
-            self.env.close()
-
-    def _make(self) -> None:
-        self.env = self.maker.make()
-
-    def _answer(self, env: gym.Env[Any, Any], command: str, data: Any) -> Any:
-        match command, data:
-            case "step", action:
-                observation, reward, terminated, truncated, info = env.step(action)
-                info["TimeLimit.truncated"] = truncated and not terminated
-                if terminated or truncated:
-                    info["terminal_observation"] = observation
-                    observation, self.reset_info = env.reset()
-                return observation, reward, terminated or truncated, info, self.reset_info
-            case "reset", (seed, options):
-                observation, self.reset_info = env.reset(seed=seed, **({"options": options} if options else {}))
-                return observation, self.reset_info
-            case "render", _:
-                return env.render()
-            case "get_spaces", _:
-                return env.observation_space, env.action_space
-            case "env_method", (name, args, kwargs):
-                return env.get_wrapper_attr(name)(*args, **kwargs)
-            case "get_attr", name:
-                return env.get_wrapper_attr(name)
-            case "has_attr", name:
-                return env.has_wrapper_attr(name)
-            case "set_attr", (name, value):
-                return setattr(env, name, value)
-            case "is_wrapped", wrapper:
-                return is_wrapped(env, wrapper)
-        raise NotImplementedError(f"no worker knows the command {command!r}")
-
-
-def _attempt(action: Callable[..., Any], *args: Any) -> tuple[_Failure | None, Any]:
-    """What it returns, or how it failed; an environment that calls `sys.exit` has failed too."""
-    try:
-        return None, action(*args)
-    except _Terminated:
-        raise
-    except BaseException as error:
-        return _describe(error), None
-
-
-def _describe(error: BaseException) -> _Failure:
-    known = next((cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__), "")
-    return known, type(error).__name__, str(error), "".join(traceback.format_exception(error))
-
-
-def _watch_parent(closing: threading.Event, grace: float) -> None:
-    """End a worker whose parent died, even in a step that never comes back; runs in a thread of the worker.
-
-    A worker between two steps needs no such help: its pipe has closed.
-    """
-    parent, launcher = multiprocessing.parent_process(), os.getppid()
-    assert parent is not None
-    # Whoever is forked later inherits what `is_alive` goes by; but then the parent launched this process itself.
-    while parent.is_alive() and (launcher != parent.pid or os.getppid() == launcher):
-        parent.join(1.0)
-    if not closing.wait(_STEP_GRACE_S):
-        os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(grace)
-    os._exit(1)
