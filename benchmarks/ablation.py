@@ -190,11 +190,12 @@ def _mse(frames: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float:
 
 def run_one(dataset: Dataset, settings: Settings, seed: int, options: Options) -> dict[str, Any]:
     """Train and measure once."""
+    size: Settings = {} if "widths" in settings else {"preset": options.preset}
     with tempfile.TemporaryDirectory(dir=options.out) as scratch:
         config = TrainConfig(
             frames=dataset.folder, out=Path(scratch) / "run", epochs=options.epochs, super_batch=None, seed=seed, held_out=1,
             learning_rate=2e-3, learning_rate_schedule="cosine", warm_up_steps=50, clip_norm=100.0, tensorboard=False,
-            **({} if "widths" in settings else {"preset": options.preset}) | settings,
+            **size | settings,
         )  # fmt: skip
         result = train(config, progress_bar=False, say=lambda _: None)
         encoder = FrozenEncoder.load(result.encoder, device="cpu")

@@ -91,7 +91,7 @@ class LatentView:
         self.is_vector = (joins or not self._is_dict) and not keep_pixels
         self._named = {camera.key: self._latent_name(camera.key) for camera in self.cameras}
         self.space = self._replaced(space)
-        self.index = self._index(inner_index) if self.is_vector else ()
+        self.index: tuple[Slot, ...] = self._index(inner_index) if self.is_vector else ()
 
     @property
     def encoder(self) -> FrozenEncoder:
@@ -264,6 +264,8 @@ class LatentBatch:
     def __init__(self, view: LatentView, num_envs: int) -> None:
         self.view, self.num_envs = view, num_envs
         self._history = view.new_history(num_envs)
+        for encoder in set(view.encoders):  # one that reads several images gets the frames of all of them in one call
+            encoder.warm_up([num_envs * sum(one is encoder for one in view.encoders)])
 
     def reset(self, observation: Any, mask: NDArray[np.bool_] | None = None) -> Any:
         """First observations of episodes.

@@ -208,7 +208,9 @@ def _page(
     vae = config.vae
     _, held_out = split_held_out(get_datasets(vae.frames))
     frames = np.array(held_out[0][:: max(1, len(held_out[0]) // 200)])
-    model = CVAE.from_architecture(FrozenEncoder.load(vae.out, device="cpu").architecture, vae.beta)
+    architecture = FrozenEncoder.load(vae.out, device="cpu").architecture
+    assert architecture is not None  # every folder has one
+    model = CVAE.from_architecture(architecture, vae.beta)
     checkpoints = vae.out / "checkpoints"
     best = checkpoints / "best.safetensors"
     load_checkpoint(best if best.exists() else checkpoints / "latest.safetensors", model)

@@ -269,7 +269,9 @@ def test_stopped_and_resumed_is_the_same(
     wanted = {f"loss/{n}" for n in ("weighted_reconstruction", "inverse_dynamics", "reward")}
     assert all(wanted <= row.keys() for row in read_log(out) if "loss/total" in row)
     encoder = load_file(out / "encoder" / "encoder.safetensors")
-    assert encoder.keys() == CVAE.from_architecture(FrozenEncoder.load(out).architecture).encoder.state_dict().keys()
+    architecture = FrozenEncoder.load(out).architecture
+    assert architecture is not None
+    assert encoder.keys() == CVAE.from_architecture(architecture).encoder.state_dict().keys()
 
 
 class Killed(BaseException):

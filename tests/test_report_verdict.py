@@ -206,6 +206,15 @@ def test_what_a_probe_says(made: Probe, level: str, words: str):
     assert (found.level, words in found.sentence) == (level, True), found
 
 
+def test_one_value_lost_among_many_is_named_and_no_verdict_on_the_whole():
+    findings = list(judge_probes([probe(0.1, pixels=0.9, name="lost"), probe(0.9, name="a"), probe(0.9, name="b")]))
+    assert [finding.level for finding in findings] == ["warning", "good"]
+    assert headline(findings) == "Usable, unless the agent needs what is lost: lost. 1 warning to look at first."
+    most = list(judge_probes([probe(0.1, pixels=0.9, name="lost"), probe(0.1, pixels=0.9, name="too"), probe(0.9, name="b")]))
+    assert headline(most).startswith("Do not freeze this encoder yet: 1 serious problem")
+    assert most[0].lost == ("lost", "too")
+
+
 def test_what_nothing_reads_is_no_fault_of_the_encoder():
     assert list(judge_probes([probe(0.0, pixels=0.05, PCA=0.02)])) == []
     assert list(judge_probes([])) == []

@@ -67,7 +67,8 @@ def test_many_environments_see_what_each_alone_sees(encoder: FrozenEncoder, name
     one = DummyVecEnv([partial(wrap, make, encoder, options) for make in makers])
     other = VecLatentObservation(DummyVecEnv(makers), **{"encoder": encoder, **options})
     assert one.observation_space == other.observation_space
-    a, b = one.reset(), other.reset()
+    a: Any = one.reset()
+    b: Any = other.reset()
     assert_alike(a, b)
     for step in range(7):
         kept = {k: v.copy() for k, v in b.items()} if isinstance(b, dict) else b.copy()

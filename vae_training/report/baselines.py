@@ -77,6 +77,8 @@ def random_encoder(encoder: FrozenEncoder, *, seed: int = 0, name: str = "random
         seed: Of its weights (torch's default initialisation). A training run with this seed began with the same ones.
         name: What a table calls it.
     """
+    if encoder.architecture is None:
+        raise InputError("a random encoder of the same layers needs an encoder of latent-obs, not a module from elsewhere")
     network = FrozenEncoder.random(encoder.architecture, seed=seed, device=encoder.device)
     network.contract = encoder.contract
     return EncoderMeans(network, name)

@@ -16,6 +16,7 @@ class Finding:
         sentence: What was found, in words.
         numbers: The numbers it rests on, by name.
         suggestion: What to try next; empty where nothing is to be done.
+        lost: Names of what an agent will not see.
     """
 
     level: Level
@@ -23,3 +24,4 @@ class Finding:
     sentence: str
     numbers: dict[str, float] = field(default_factory=dict)
     suggestion: str = ""
+    lost: tuple[str, ...] = ()

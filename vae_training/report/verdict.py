@@ -89,11 +89,17 @@ def headline(findings: Sequence[Finding], missing: Sequence[str] = ()) -> str:
     Example:
         >>> headline([Finding("good", "information", "…")], ["probes"])
         'What was measured looks good. Not measured: probes.'
+        >>> headline([Finding("warning", "probes", "…", lost=("monster.x",))])
+        'Usable, unless the agent needs what is lost: monster.x. 1 warning to look at first.'
     """
     levels = [finding.level for finding in findings]
     bad, warnings = levels.count("bad"), levels.count("warning")
     if bad:
         text = f"Do not freeze this encoder yet: {_count(bad, 'serious problem')}, {_count(warnings, 'warning')}."
+    elif lost := [name for finding in findings for name in finding.lost]:
+        text = (
+            f"Usable, unless the agent needs what is lost: {', '.join(lost)}. {_count(warnings, 'warning')} to look at first."
+        )
     elif warnings:
         text = f"Usable, with {_count(warnings, 'warning')} to look at first."
     else:

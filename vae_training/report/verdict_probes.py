@@ -94,9 +94,13 @@ def judge_probes(
     known = len(probes)
     scale = "In brackets: what a linear probe reads from the latents, of the best that anything reads"
     if lost := groups["lost"]:
+        # Which of them an agent needs nobody knows here; an encoder that loses most of what can be read is of no use.
+        readable = sum(len(group) for group in groups.values()) - len(groups["faint"])
         yield Finding(
-            "bad", "probes", f"Of {known} known value(s), {len(lost)} cannot be read from the latents although the frames tell "
-            f"them: {_list(lost)}. {scale}. An agent that needs them will not see them.", _numbers(lost), more,
+            "bad" if 2 * len(lost) > readable else "warning", "probes",
+            f"Of {known} known value(s), {len(lost)} cannot be read from the latents although the frames tell them: "
+            f"{_list(lost)}. {scale}. An agent that needs them will not see them.", _numbers(lost), more,
+            tuple(probe.target for probe in lost),
         )  # fmt: skip
     if faint := groups["faint"]:
         yield Finding(
