@@ -26,7 +26,7 @@ class DriftCallback(BaseCallback):
     Example::
 
         monitor = DriftMonitor(encoder)
-        model = PPO("MlpPolicy", LatentVecEnv(venv, encoder, monitor=monitor))
+        model = PPO("MlpPolicy", VecLatentObservation(venv, encoder, monitor=monitor))
         model.learn(1_000_000, DriftCallback(monitor))
     """
 
@@ -42,7 +42,7 @@ class DriftCallback(BaseCallback):
         if not report.frames:
             raise InputError(
                 "DriftCallback's monitor has seen no frame. Give the wrapper the same one, in this process: "
-                "LatentVecEnv(venv, encoder, monitor=monitor); worker processes only have copies of it"
+                "VecLatentObservation(venv, encoder, monitor=monitor); worker processes only have copies of it"
             )
         for name in ("share_outside", "mean_shift", "reconstruction_ratio"):
             value = getattr(report, name)

@@ -17,7 +17,7 @@ from latent_obs.errors import InputError
 from latent_obs.frozen import FrozenEncoder
 from latent_obs.pixels import PixelContract
 from latent_obs.process_vec_env import ProcessVecEnv
-from latent_obs.sb3 import LatentVecEnv
+from latent_obs.sb3 import VecLatentObservation
 from latent_obs.small_frames import as_small_frames
 from latent_obs.vectorize import start_method
 
@@ -51,7 +51,7 @@ def make_vec_env(
     """A vector of environments as an agent of these settings sees them, without reward normalisation.
 
     Each environment resizes its frame to what the encoder eats (in its own process, so that the pipe carries 12 KB and not
-    230 KB a frame), and `LatentVecEnv` encodes all of them in one batch. Worker processes import neither torch nor
+    230 KB a frame), and `VecLatentObservation` encodes all of them in one batch. Worker processes import neither torch nor
     Stable-Baselines3; returns are summed in this one, ``info["episode"]`` of an episode's last step.
 
     Args:
@@ -77,7 +77,7 @@ def make_vec_env(
         return venv
     # Where pixels are all there is, the makers left no Dict to name an entry of.
     key = config.pixel_key if isinstance(venv.observation_space, spaces.Dict) else None
-    return LatentVecEnv(venv, encoder, pixel_key=key, latent_only=config.latent_only, flatten=config.flattened)
+    return VecLatentObservation(venv, encoder, pixel_key=key, latent_only=config.latent_only, flatten=config.flattened)
 
 
 def check_environment(config: AgentConfig, contract: PixelContract, number: int = 0) -> None:

@@ -23,7 +23,7 @@ from agents import AgentConfig, load_encoder, make_vec_env
 from agents.envs import with_normalization
 from agents.train import _new as new_agent
 from benchmarks.common import CLASSIC, QUICKSTART, interleaved, machine_line, markdown_table, ratio, spread
-from latent_obs import FrozenEncoder, LatentVecEnv
+from latent_obs import FrozenEncoder, VecLatentObservation
 from latent_obs.architecture import Bottleneck
 from latent_obs.device import resolve_device
 from latent_obs.torch_threads import torch_threads
@@ -117,7 +117,7 @@ def main(options: Options) -> None:
     pixel_threads = options.pixel_threads or sorted({1, 2, torch.get_num_threads()})
     pixels = make_vec_env(first, encoder)
     try:
-        latents = LatentVecEnv(pixels, encoder)
+        latents = VecLatentObservation(pixels, encoder)
         arms: dict[str, Callable[[], float]] = {}
         for update in options.updates:
             arms[f"latents {update}"] = agent_rate(

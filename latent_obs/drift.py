@@ -93,7 +93,7 @@ class DriftMonitor:
         >>> weights = Encoder(architecture).state_dict()
         >>> read = EncoderFolder(Path(), architecture, contract, {}, weights, {}, LatentStatistics.from_latents(latents))
         >>> monitor = DriftMonitor(FrozenEncoder(architecture, weights, device="cpu", folder=read), say=lambda text: None)
-        >>> monitor.observe(latents)  # LatentVecEnv(venv, encoder, monitor=monitor) does, at every step
+        >>> monitor.observe(latents)  # VecLatentObservation(venv, encoder, monitor=monitor) does, at every step
         >>> monitor.is_drifting
         False
         >>> monitor.observe(latents + 4)

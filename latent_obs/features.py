@@ -1,7 +1,7 @@
 """`FeatureObservation`: an observation of any shape as pixels beside float32 numbers, each of which has a name.
 
 What an agent of Stable-Baselines3 can take is flat: no Dict within a Dict, no Tuple, no text. The pixels stay as they are
-(`LatentObservation` and `LatentVecEnv` see to them), and everything else becomes numbers of the size of 1:
+(`LatentObservation` and `VecLatentObservation` see to them), and everything else becomes numbers of the size of 1:
 
 ================================================  ====================================  =================================
 A value of the space                              becomes                               named
@@ -286,7 +286,7 @@ def _check_pixel_key(key: str, leaves: dict[str, spaces.Space[Any]]) -> None:
 class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Turn all of an observation but its pixels into float32 numbers under flat names; the module's table says how.
 
-    Put it around the environment first, and `LatentObservation` around it (or `LatentVecEnv` around a vector of them).
+    Put it around the environment first, and `LatentObservation` around it (or `VecLatentObservation` around a vector of them).
 
     Args:
         env: The environment.

@@ -121,5 +121,5 @@ def _index_of(venv: VecEnv) -> Any:
         return ()
 
 
-#: The name until version 0.2.
+#: Its name before it had a twin for Gymnasium's vectors.
 LatentVecEnv = VecLatentObservation

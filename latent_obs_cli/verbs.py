@@ -18,12 +18,27 @@ def frames_record(words: Sequence[str]) -> None:
     """Parse `latent-obs frames record`, and record."""
     from vae_training import RecordConfig, record
 
-    def run(config: OmitArgPrefixes[RecordConfig]) -> None:
+    def run(
+        config: OmitArgPrefixes[RecordConfig],
+        which: Annotated[str, tyro.conf.arg(metavar="{best,last}")] = "best",
+        device: str = "auto",
+    ) -> None:
         """Record frames of a Gymnasium environment to .npy files that train-vae eats.
 
         Safe to interrupt: what was recorded stays valid, and the same command goes on with it.
+
+        Args:
+            config: Settings.
+            which: Of a run folder of train-agent: the best agent (by the evaluations during training) or the last.
+            device: Where an agent on latents encodes: auto, cpu, cuda, cuda:N, mps.
         """
-        record(config)
+        policy = None
+        if config.agent is not None:
+            from agents.play_policy import is_run_agent, load_policy
+
+            if is_run_agent(config.agent):
+                policy = load_policy(config.agent, which, deterministic=config.deterministic, device=device)
+        record(config, policy=policy)
 
     _parse(run, "frames record", words)
 

@@ -30,7 +30,7 @@ from latent_obs.environments import _GameOfItsOwn
 from latent_obs.errors import DeviceError, EncoderFolderError, InputError
 from latent_obs.frozen import FrozenEncoder
 from latent_obs.pixels import PixelContract
-from latent_obs.sb3 import LatentVecEnv
+from latent_obs.sb3 import VecLatentObservation
 
 CONTRACT = PixelContract(16, 16, 3)
 
@@ -302,7 +302,7 @@ def test_the_random_encoder_is_that_of_its_seed(encoder_folder: Path, encoder: F
 
 def test_a_policy_sees_normalised_latents_and_the_raw_ones_can_be_had(encoder: FrozenEncoder):
     raw, venv = make_vec_env(tiny(), encoder), with_normalization(tiny(), make_vec_env(tiny(), encoder), training=True)
-    assert isinstance(raw, LatentVecEnv)
+    assert isinstance(raw, VecLatentObservation)
     latents: list[Any] = [raw.reset()]
     seen: list[Any] = [venv.reset()]
     np.testing.assert_array_equal(venv.get_original_obs(), latents[0])

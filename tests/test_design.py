@@ -135,7 +135,7 @@ def test_every_public_name_is_there():
     assert sorted(latent_obs.__all__) == latent_obs.__all__
     assert set(latent_obs.__all__) == set(latent_obs._HOMES)
     for name in latent_obs.__all__:
-        if name != "LatentVecEnv":
+        if name != "VecLatentObservation":
             assert getattr(latent_obs, name).__module__ == f"latent_obs.{latent_obs._HOMES[name]}"
     with pytest.raises(AttributeError, match="Latents"):
         latent_obs.Latents  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018

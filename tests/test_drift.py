@@ -381,7 +381,7 @@ from stable_baselines3.common.logger import KVWriter, Logger  # noqa: E402
 from stable_baselines3.common.vec_env import DummyVecEnv  # noqa: E402
 
 from agents.drift_callback import DriftCallback  # noqa: E402
-from latent_obs.sb3 import LatentVecEnv  # noqa: E402
+from latent_obs.sb3 import VecLatentObservation  # noqa: E402
 
 
 class Rows(KVWriter):
@@ -399,7 +399,7 @@ class Rows(KVWriter):
 
 def learn(algorithm: str, encoder: FrozenEncoder, monitor: DriftMonitor, watched: bool = True) -> list[dict[str, Any]]:
     venv = DummyVecEnv([partial(limited, "box", 100 * i, 9) for i in range(2)])
-    latents = LatentVecEnv(venv, encoder, monitor=monitor if watched else None)
+    latents = VecLatentObservation(venv, encoder, monitor=monitor if watched else None)
     model: BaseAlgorithm
     if algorithm == "ppo":
         model = PPO("MlpPolicy", latents, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")

@@ -29,7 +29,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from test_latent_vec_env import assert_same_story
 
-from latent_obs.sb3 import LatentVecEnv
+from latent_obs.sb3 import VecLatentObservation
 
 #: compass (2,) comes with the pictures; sorted, as everything is: compass, held, inventory.
 MINER_INDEX = [
@@ -95,7 +95,7 @@ def test_flattened_rows_are_the_same_one_by_one_and_in_a_vector(encoder: FrozenE
     else:
         makers = [partial(featured, features, 100 * i, 3 + i) for i in range(count)]
     one = DummyVecEnv([partial(latent, make, encoder) for make in makers])
-    other = LatentVecEnv(DummyVecEnv(makers), encoder, flatten=True)
+    other = VecLatentObservation(DummyVecEnv(makers), encoder, flatten=True)
     assert isinstance(other.observation_space, spaces.Box)
     assert assert_same_story(one, other) >= 2 * count  # terminal observations included
     assert other.index == one.get_attr("index")[0]
@@ -145,7 +145,7 @@ def test_the_index_points_at_what_changes(encoder: FrozenEncoder, grouped: bool)
 def test_worker_processes_tell_the_same_and_say_what_it_is(encoder: FrozenEncoder):
     makers: list[Any] = [partial(featured, True, 100 * i) for i in range(2)]
     one = DummyVecEnv([partial(latent, make, encoder) for make in makers])
-    other = LatentVecEnv(SubprocVecEnv(makers), encoder, flatten=True)
+    other = VecLatentObservation(SubprocVecEnv(makers), encoder, flatten=True)
     try:
         assert index_of(other) == MINER_INDEX
         assert assert_same_story(one, other) >= 4
@@ -154,7 +154,7 @@ def test_worker_processes_tell_the_same_and_say_what_it_is(encoder: FrozenEncode
 
 
 def test_workers_without_an_index_are_not_killed_by_the_question(encoder: FrozenEncoder):
-    venv = LatentVecEnv(SubprocVecEnv([partial(limited, "dict")]), encoder, flatten=True)
+    venv = VecLatentObservation(SubprocVecEnv([partial(limited, "dict")]), encoder, flatten=True)
     try:
         assert index_of(venv) == [("latent", 0, 6), ("compass", 6, 8)]
         assert cast(Any, venv.reset()).shape == (1, 8)
@@ -169,7 +169,7 @@ def test_a_vector_that_answers_no_questions_has_an_index_all_the_same(encoder: F
                 raise NotImplementedError
             return super().get_attr(attr_name, indices)
 
-    venv = LatentVecEnv(Silent([featured]), encoder, flatten=True)
+    venv = VecLatentObservation(Silent([featured]), encoder, flatten=True)
     assert index_of(venv) == [("latent", 0, 6), ("features", 6, 13)]
 
 
@@ -180,7 +180,7 @@ def test_latent_only_wins_and_pixels_alone_need_no_joining(encoder: FrozenEncode
     make = partial(limited, kind)
     plain: Any = LatentObservation(make(), encoder, latent_only=latent_only).reset(seed=0)[0]
     if vector:
-        env: Any = LatentVecEnv(DummyVecEnv([make]), encoder, latent_only=latent_only, flatten=True)
+        env: Any = VecLatentObservation(DummyVecEnv([make]), encoder, latent_only=latent_only, flatten=True)
         np.testing.assert_allclose(env.reset(), plain[None], atol=1e-6)
     else:
         env = LatentObservation(make(), encoder, latent_only=latent_only, flatten=True)
@@ -194,7 +194,7 @@ def test_a_dict_that_stays_a_dict_has_no_index(encoder: FrozenEncoder):
     assert env.index == ()
     assert isinstance(env.observation_space, spaces.Dict)
     assert set(env.observation_space) == {"features", "pov"}
-    assert LatentVecEnv(DummyVecEnv([featured]), encoder).index == ()
+    assert VecLatentObservation(DummyVecEnv([featured]), encoder).index == ()
 
 
 def test_an_index_that_no_longer_fits_is_not_shown(encoder: FrozenEncoder):
@@ -222,7 +222,7 @@ def test_an_index_of_another_kind_is_passed_over(encoder: FrozenEncoder):
 def test_what_cannot_be_joined_is_named(
     encoder: FrozenEncoder, make: Callable[[], gym.Env[Any, Any]], named: str, vector: bool
 ):
-    wrap: Any = LatentVecEnv if vector else LatentObservation
+    wrap: Any = VecLatentObservation if vector else LatentObservation
     env = DummyVecEnv([make]) if vector else make()
     with pytest.raises(InputError, match=named):
         wrap(env, encoder, pixel_key="pov", flatten=True)
@@ -316,7 +316,7 @@ def test_all_of_minerls_observations_become_numbers():
 def test_agents_take_all_of_minerls_observations(encoder: FrozenEncoder, policy: str, flatten: bool, grouped: bool):
     distinct = {repr(space): space for space in minerl_spaces().values()}
     for space in distinct.values():
-        venv = LatentVecEnv(
+        venv = VecLatentObservation(
             DummyVecEnv([lambda space=space: FeatureObservation(Samples(space), grouped=grouped)]), encoder, flatten=flatten
         )
         model = PPO(policy, venv, n_steps=2, batch_size=2, device="cpu")
@@ -327,5 +327,5 @@ def test_agents_take_all_of_minerls_observations(encoder: FrozenEncoder, policy:
 
 
 def test_an_agent_learns_from_flattened_workers_last_observations(encoder: FrozenEncoder):
-    venv: VecEnv = LatentVecEnv(DummyVecEnv([featured, featured]), encoder, flatten=True)
+    venv: VecEnv = VecLatentObservation(DummyVecEnv([featured, featured]), encoder, flatten=True)
     PPO("MlpPolicy", venv, n_steps=8, batch_size=8, n_epochs=1, device="cpu").learn(16)

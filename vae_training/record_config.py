@@ -18,24 +18,27 @@ class RecordConfig:
         'VizdoomBasic-v1_003.npy'
     """
 
-    env: str
-    """Registered Gymnasium id, such as VizdoomBasic-v1."""
-    out: Path
+    env: str = ""
+    """Registered Gymnasium id, such as VizdoomBasic-v1. May be left out where an agent of train-agent acts: its own it is."""
+    out: Path = Path("frames")
     """Folder of the frame files; one that holds some already is continued."""
     frames: int = 20_000
-    """Frames of this environment to have in the folder in the end."""
+    """Frames of this environment to have in the folder in the end, those that it has already among them."""
     frames_per_file: int = 2_500
     """Frames per file; each file is one recording and begins with a reset."""
     policy: Literal["random", "sticky"] = "sticky"
     """How to act: random actions, or random ones that are held for a while (gets further)."""
     agent: Path | None = None
-    """Saved Stable-Baselines3 PPO agent (.zip) that acts instead of the policy; loading it can run code."""
+    """Agent that acts instead of the policy: a run folder of train-agent (on latents or pixels), or a PPO agent on pixels that
+    Stable-Baselines3 saved (.zip). Loading it can run code."""
+    deterministic: bool = False
+    """Take the agent's most likely action rather than a sample, which shows more of the game."""
     stickiness: float = 0.75
     """Probability to repeat the last action, for the sticky policy."""
     size: int | None = 64
     """Side of the recorded frames in pixels; None keeps the environment's own size."""
     frame_skip: int | None = None
-    """Passed to the environment as frame_skip, where given."""
+    """Passed to the environment as frame_skip, where given. An agent of train-agent has its own."""
     env_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Further arguments of the environment."""
     pixel_key: str | None = None
@@ -49,7 +52,7 @@ class RecordConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "agent", None if self.agent is None else Path(self.agent))
-        if not self.env:
+        if not self.env and self.agent is None:
             raise InputError("env must be a Gymnasium id such as VizdoomBasic-v1, got an empty string")
         for name in ("frames", "frames_per_file", "size", "frame_skip"):
             value = getattr(self, name)
