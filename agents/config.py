@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from latent_obs.engines import Backend, Precision
 from latent_obs.environments import is_minerl_id
 from latent_obs.errors import InputError
 from latent_obs.run_config import RunConfig
@@ -17,7 +18,9 @@ Observation = Literal["latent", "random-latent", "pixels"]
 class AgentConfig(RunConfig):
     """Settings of `latent-obs train-agent`, saved beside the agent as `config.json`."""
 
-    CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = ("out", "steps", "device", "eval_every", "eval_episodes", "workers")
+    CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = (
+        "out", "steps", "device", "eval_every", "eval_episodes", "workers", "watch_drift", "backend",
+    )  # fmt: skip
     KIND: ClassVar[str] = "agent"
     WHERE_FROM: ClassVar[str] = "latent-obs train-agent"
 
@@ -46,6 +49,16 @@ class AgentConfig(RunConfig):
     """Drop every other entry of a Dict observation (inventory, game variables), so that pixels are all there is."""
     flatten: bool | None = None
     """One vector, latent first and all else after it, in place of a Dict observation. None: for MineRL's environments."""
+    history: int = 1
+    """Latents that the agent sees, the oldest first: a single picture tells no speed."""
+    standardise: bool = False
+    """Shift and scale latents by their mean and deviation over the encoder's training frames."""
+    precision: Precision = "float32"
+    """Of the encoder's layers: float32, or bfloat16, faster where the processor has it."""
+    backend: Backend = "torch"
+    """What encodes: torch, or openvino (on a CPU; an extra)."""
+    watch_drift: bool = True
+    """Warn, and log, when the agent sees what the encoder never saw; with encoders whose folder has statistics."""
     learning_rate: float = 5e-4
     """Step size of Adam."""
     n_steps: int = 128
@@ -81,7 +94,7 @@ class AgentConfig(RunConfig):
     """Where to encode (and where pixel agents learn): auto, cpu, cuda, cuda:N, mps. One that is named must be there."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "envs", "n_steps", "n_epochs", "eval_episodes"):
+        for name in ("steps", "envs", "history", "n_steps", "n_epochs", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.batch_size < 2:

@@ -12,8 +12,10 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from agents.config import AgentConfig, EnvArgument
 from latent_obs.architecture import Architecture
+from latent_obs.drift import DriftMonitor
 from latent_obs.environments import is_minerl_id, make_pixel_env
 from latent_obs.errors import InputError
+from latent_obs.folder import read_encoder_folder
 from latent_obs.frozen import FrozenEncoder
 from latent_obs.pixels import PixelContract
 from latent_obs.process_vec_env import ProcessVecEnv
@@ -36,18 +38,21 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
             raise InputError("observation 'latent' needs an encoder folder: --encoder runs/…/encoder (train-vae makes one)")
         if config.observation == "random-latent":
             architecture = Architecture((_PIXEL_SIDE, _PIXEL_SIDE, 3), 256, bottleneck="spatial")
-            return FrozenEncoder.random(architecture, seed=config.seed, device=config.device)
+            return FrozenEncoder.random(
+                architecture, seed=config.seed, device=config.device, backend=config.backend, precision=config.precision
+            )
         return None
-    encoder = FrozenEncoder.load(config.encoder, device=config.device)
+    how: dict[str, Any] = {"device": config.device, "backend": config.backend, "precision": config.precision}
     if config.observation == "random-latent":
-        assert encoder.architecture is not None  # as every folder has one
-        return FrozenEncoder.random(encoder.architecture, seed=config.seed, device=config.device)
-    return encoder
+        architecture = read_encoder_folder(config.encoder).architecture
+        return FrozenEncoder.random(architecture, seed=config.seed, **how)
+    return FrozenEncoder.load(config.encoder, **how)
 
 
 def make_vec_env(
-    config: AgentConfig, encoder: FrozenEncoder | None, *, envs: int | None = None, seed: int | None = None, first: int = 0
-) -> VecEnv:
+    config: AgentConfig, encoder: FrozenEncoder | None, *, envs: int | None = None, seed: int | None = None, first: int = 0,
+    monitor: DriftMonitor | None = None,
+) -> VecEnv:  # fmt: skip
     """A vector of environments as an agent of these settings sees them, without reward normalisation.
 
     Each environment resizes its frame to what the encoder eats (in its own process, so that the pipe carries 12 KB and not
@@ -61,6 +66,7 @@ def make_vec_env(
         seed: Seed of the first one, seed + 1 of the second …; as in the settings by default.
         first: Number of the first one among all that run at the same time: MineRL games that run already are shared out
             by it, environment `i` gets the port ``port + first + i``.
+        monitor: Shown every latent.
 
     Raises:
         InputError: The environment is unknown, or has no pixels that the encoder can eat.
@@ -77,7 +83,19 @@ def make_vec_env(
         return venv
     # Where pixels are all there is, the makers left no Dict to name an entry of.
     key = config.pixel_key if isinstance(venv.observation_space, spaces.Dict) else None
-    return VecLatentObservation(venv, encoder, pixel_key=key, latent_only=config.latent_only, flatten=config.flattened)
+    return VecLatentObservation(
+        venv, encoder, pixel_key=key, latent_only=config.latent_only, flatten=config.flattened, history=config.history,
+        standardise=config.standardise, monitor=monitor,
+    )  # fmt: skip
+
+
+def make_monitor(
+    config: AgentConfig, encoder: FrozenEncoder | None, say: Callable[[str], object] | None = None
+) -> DriftMonitor | None:
+    """What watches for drift; None where it is not wanted, or where the encoder is no trained one with statistics."""
+    if not config.watch_drift or config.observation != "latent" or encoder is None or encoder.statistics is None:
+        return None
+    return DriftMonitor(encoder, say=say)
 
 
 def check_environment(config: AgentConfig, contract: PixelContract, number: int = 0) -> None:

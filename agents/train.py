@@ -16,11 +16,13 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage
 
 from agents.config import AgentConfig
-from agents.envs import load_encoder, make_vec_env, with_normalization
+from agents.drift_callback import DriftCallback
+from agents.envs import load_encoder, make_monitor, make_vec_env, with_normalization
 from agents.evaluate import Evaluation, evaluation_env, play
 from agents.store import keep_encoder, load_agent, restore_statistics, save_agent
 from latent_obs.atomic import write_json
 from latent_obs.device import resolve_device
+from latent_obs.drift import DriftMonitor
 from latent_obs.errors import InputError, MissingExtraError, require
 from latent_obs.folder import read_encoder_folder
 from latent_obs.interrupt import GracefulStop
@@ -87,7 +89,8 @@ def train_agent(
             f"encoder eats {encoder.contract.shape[:2] if encoder else ''}. Leave --encoder out: it then sees 64x64"
         )
     with torch_threads(1 if config.observation != "pixels" and device.type == "cpu" else None):
-        venv = with_normalization(config, make_vec_env(config, encoder), training=True)
+        monitor = make_monitor(config, encoder, say)
+        venv = with_normalization(config, make_vec_env(config, encoder, monitor=monitor), training=True)
         evaluations: VecNormalize | None = None
         try:
             if config.eval_every:
@@ -99,7 +102,7 @@ def train_agent(
             model = _load(config, venv) if resume else _new(config, venv, device.type)
             if not resume:
                 save_agent(config.out, "last", model)  # a run killed before its first evaluation can be resumed
-            return _learn(config, model, evaluations, resume, progress_bar, say)
+            return _learn(config, model, evaluations, monitor, resume, progress_bar, say)
         finally:
             venv.close()
             if evaluations is not None:
@@ -128,8 +131,8 @@ def _load(config: AgentConfig, venv: VecNormalize) -> PPO:
 
 
 def _learn(
-    config: AgentConfig, model: PPO, evaluations: VecNormalize | None, resume: bool, progress_bar: bool | None,
-    say: Callable[[str], object],
+    config: AgentConfig, model: PPO, evaluations: VecNormalize | None, monitor: DriftMonitor | None, resume: bool,
+    progress_bar: bool | None, say: Callable[[str], object],
 ) -> AgentResult:  # fmt: skip
     formats = ["json", "csv"]
     try:
@@ -149,7 +152,8 @@ def _learn(
         callback.init_callback(model)  # learn() does so too, but there may be nothing left to learn
         if config.steps > before:
             shown = sys.stderr.isatty() if progress_bar is None else progress_bar
-            model.learn(config.steps - before, callback, reset_num_timesteps=not resume, progress_bar=shown)
+            callbacks = [callback, *([] if monitor is None else [DriftCallback(monitor)])]
+            model.learn(config.steps - before, callbacks, reset_num_timesteps=not resume, progress_bar=shown)
         save_agent(config.out, "last", model)
         if not stop.requested:
             callback.evaluate()  # the last agent may be the best

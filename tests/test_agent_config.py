@@ -17,7 +17,8 @@ from latent_obs.errors import InputError
 OTHERS: dict[str, Any] = {
     "env": "Other-v0", "encoder": Path("runs/e"), "out": Path("runs/o"), "observation": "pixels", "steps": 7, "envs": 3,
     "workers": "serial", "frame_skip": 2, "env_kwargs": {"a": True, "b": 1, "c": 0.5, "d": "x"}, "pixel_key": "pov",
-    "latent_only": True, "flatten": True, "learning_rate": 1e-2, "n_steps": 16, "batch_size": 24, "n_epochs": 2, "gamma": 0.9,
+    "latent_only": True, "flatten": True, "history": 4, "standardise": True, "precision": "bfloat16", "backend": "openvino",
+    "watch_drift": False, "learning_rate": 1e-2, "n_steps": 16, "batch_size": 24, "n_epochs": 2, "gamma": 0.9,
     "gae_lambda": 0.8, "ent_coef": 0.0, "clip_range": 0.1, "net_arch": (5,), "normalize_reward": False,
     "normalize_observation": False, "eval_every": 9, "eval_episodes": 3, "deterministic": False, "seed": 4, "device": "cpu",
 }  # fmt: skip
@@ -36,6 +37,7 @@ def test_every_setting_has_another_value_here():
         ({"steps": 0}, "steps"),
         ({"envs": 0}, "envs"),
         ({"n_steps": 0}, "n_steps"),
+        ({"history": 0}, "history"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 1}, "batch"),
         ({"n_epochs": 0}, "n_epochs"),
