@@ -43,10 +43,11 @@ from latent_obs.engines import Backend, Precision
 from latent_obs.networks import Encoder
 from latent_obs.pixels import Frames
 from latent_obs.torch_threads import torch_threads
+from vae_training.presets import PRESETS
 
 NETWORKS = {
-    "spatial": Architecture((64, 64, 3), latent_dim=256, widths=(32, 64, 128), bottleneck="spatial"),
-    "small": QUICKSTART,  # spatial, half as wide
+    "base": Architecture((64, 64, 3), 256, *PRESETS["base"]["spatial"], bottleneck="spatial", standardise=True),  # the default
+    "small": QUICKSTART,
     "dense": CLASSIC,
 }
 BY_HAND, ONE_EACH, BARE = "by hand", "one each", "bare"
@@ -58,8 +59,8 @@ class Options:
 
     envs: tuple[int, ...] = (8,)
     """Numbers of environments to measure."""
-    networks: tuple[str, ...] = ("spatial", "dense")
-    """Which of the networks: spatial, small, dense."""
+    networks: tuple[str, ...] = ("base", "dense")
+    """Which of the networks: base, small, dense."""
     threads: tuple[int, ...] = ()
     """Torch's threads to measure with. By default 1, as train-agent sets it, and as many as torch takes by itself."""
     rounds: int = 21

@@ -3,6 +3,7 @@
 Needs stable-baselines3 (`latent-obs[agents]`); nothing else in `latent_obs` imports it.
 """
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from latent_obs.cameras import EncoderLike
@@ -108,6 +109,14 @@ class VecLatentObservation(VecEnvWrapper):
         for i, last in lasts.items():
             infos[i]["terminal_observation"] = last
         return seen, rewards, dones, infos
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What SB3 looks its own class up in cannot be pickled, and is made anew.
+        return {name: value for name, value in vars(self).items() if name != "class_attributes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.class_attributes = dict(inspect.getmembers(type(self)))
 
 
 def _index_of(venv: VecEnv) -> Any:
