@@ -17,7 +17,7 @@ from latent_obs.gym_vector import VectorLatentObservation
 from latent_obs.sb3 import VecLatentObservation
 from latent_obs.wrapper import LatentObservation
 
-MAKERS = [partial(limited, "box", 10 * i, 3) for i in range(2)]
+MAKERS: list[Any] = [partial(limited, "box", 10 * i, 3) for i in range(2)]
 
 
 def wrapped(encoder: FrozenEncoder, number: int = 0) -> gym.Env[Any, Any]:
@@ -67,9 +67,9 @@ def test_copies_do_not_share_their_history(encoder: FrozenEncoder):
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_wrappers_work_inside_worker_processes(encoder: FrozenEncoder, method: str):
-    makers = [partial(wrapped, encoder, number) for number in range(2)]
-    here = DummyVecEnv(makers)
-    there = SubprocVecEnv(makers, start_method=method)
+    makers: list[Any] = [partial(wrapped, encoder, number) for number in range(2)]
+    here: Any = DummyVecEnv(makers)
+    there: Any = SubprocVecEnv(makers, start_method=method)
     gymnasium = AsyncVectorEnv(makers, context=method)
     try:
         here.seed(0)
