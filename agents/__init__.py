@@ -12,6 +12,7 @@ from agents.config import AgentConfig  # noqa: E402  (after the hint above)
 from agents.drift_callback import DriftCallback  # noqa: E402
 from agents.envs import load_encoder, make_vec_env  # noqa: E402
 from agents.evaluate import Evaluation, evaluate_agent, evaluate_random  # noqa: E402
+from agents.play_policy import PlayPolicy, load_policy  # noqa: E402
 from agents.train import AgentResult, read_evaluations, train_agent  # noqa: E402
 from agents.video import film, write_video  # noqa: E402
 
@@ -20,10 +21,12 @@ __all__ = [
     "AgentResult",
     "DriftCallback",
     "Evaluation",
+    "PlayPolicy",
     "evaluate_agent",
     "evaluate_random",
     "film",
     "load_encoder",
+    "load_policy",
     "make_vec_env",
     "read_evaluations",
     "train_agent",

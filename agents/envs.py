@@ -72,13 +72,20 @@ def make_vec_env(
         InputError: The environment is unknown, or has no pixels that the encoder can eat.
     """
     count = config.envs if envs is None else envs
-    contract = encoder.contract if encoder is not None else PixelContract(_PIXEL_SIDE, _PIXEL_SIDE, 3)
+    contract = contract_of(encoder)
     check_environment(config, contract, first)
     in_processes = config.workers == "processes" and count > 1
     makers = [_maker(config, contract, first + i) for i in range(count)]
     frames = ProcessVecEnv(makers, start_method(), close_grace_s=_CLOSE_GRACE_S) if in_processes else DummyVecEnv(makers)
     venv: VecEnv = _EpisodeReturns(frames)
     venv.seed(config.seed if seed is None else seed)
+    return with_latents(config, venv, encoder, monitor)
+
+
+def with_latents(
+    config: AgentConfig, venv: VecEnv, encoder: FrozenEncoder | None, monitor: DriftMonitor | None = None
+) -> VecEnv:
+    """Small frames encoded as an agent of these settings sees them; left alone for a pixel agent."""
     if config.observation == "pixels" or encoder is None:
         return venv
     # Where pixels are all there is, the makers left no Dict to name an entry of.
@@ -106,7 +113,7 @@ def check_environment(config: AgentConfig, contract: PixelContract, number: int 
     """
     env = make_pixel_env(config.env, **env_arguments(config, number))
     try:
-        seen = _as_seen(config, contract)(env)
+        seen = as_seen(config, contract)(env)
         if config.observation == "latent":
             seen.get_wrapper_attr("reader").refuse_blur()
         action_space = seen.action_space
@@ -127,7 +134,12 @@ def env_arguments(config: AgentConfig, number: int) -> dict[str, EnvArgument]:
     return arguments
 
 
-def _as_seen(config: AgentConfig, contract: PixelContract) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
+def contract_of(encoder: FrozenEncoder | None) -> PixelContract:
+    """What frames look like to an agent; one on pixels without an encoder sees 64x64."""
+    return encoder.contract if encoder is not None else PixelContract(_PIXEL_SIDE, _PIXEL_SIDE, 3)
+
+
+def as_seen(config: AgentConfig, contract: PixelContract) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
     """What gives an environment with its frames resized, and everything else in numbers that a policy can take."""
     return partial(
         as_small_frames, contract=contract, pixel_key=config.pixel_key, latent_only=config.latent_only, flatten=config.flattened
@@ -135,10 +147,10 @@ def _as_seen(config: AgentConfig, contract: PixelContract) -> Callable[[gym.Env[
 
 
 def _maker(config: AgentConfig, contract: PixelContract, number: int) -> Callable[[], gym.Env[Any, Any]]:
-    env_id, arguments, as_seen = config.env, env_arguments(config, number), _as_seen(config, contract)
+    env_id, arguments, seen = config.env, env_arguments(config, number), as_seen(config, contract)
 
     def make() -> gym.Env[Any, Any]:  # names nothing of this package, which a worker would import, and torch with it
-        return as_seen(make_pixel_env(env_id, **arguments))
+        return seen(make_pixel_env(env_id, **arguments))
 
     return make
 

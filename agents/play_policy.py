@@ -13,15 +13,10 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage
 
 from agents.config import AgentConfig
-from agents.envs import load_encoder, with_normalization
+from agents.envs import as_seen, contract_of, load_encoder, with_latents, with_normalization
 from agents.evaluate import run_config
 from agents.store import load_agent, restore_statistics
 from latent_obs.errors import InputError
-from latent_obs.pixels import PixelContract
-from latent_obs.sb3 import VecLatentObservation
-from latent_obs.small_frames import as_small_frames
-
-_PIXEL_SIDE = 64  # of the frames that a pixel agent without an encoder sees, as in agents.envs
 
 
 class PlayPolicy:
@@ -74,17 +69,16 @@ class PlayPolicy:
         advice = f"Let it act in {self.settings['env']}" if "env" in self.settings else "Let it act where it was trained"
         if self.model.action_space != env.action_space:
             raise InputError(
-                f"the agent was trained with actions {self.model.action_space}, and this environment has {env.action_space}. "
-                f"{advice}, made with the same arguments"
+                f"the agent was trained with actions {_line(self.model.action_space)}, and this environment has "
+                f"{_line(env.action_space)}. {advice}, made with the same arguments"
             )
         self._given = _Given(env.observation_space, env.action_space)
         wrapped = self._wrap(self._given)
         venv = wrapped if isinstance(wrapped, VecEnv) else DummyVecEnv([lambda: wrapped])
-        seen, trained = venv.observation_space, self.model.observation_space
-        if trained not in (seen, _channels_first(seen)):  # SB3 turns pictures for its CNNs
+        if not _is_of(self.model, venv.observation_space):
             raise InputError(
-                f"the agent was trained on {trained}, and would see {seen} of this environment. {advice}, made with the same "
-                "arguments"
+                f"the agent was trained on {_brief(self.model.observation_space)}, and would see "
+                f"{_brief(venv.observation_space)} of this environment. {advice}, made with the same arguments"
             )
         self._venv = venv
         self.reset(None)
@@ -135,9 +129,7 @@ class _Given(gym.Env[Any, Any]):
         return self._take(), 0.0, False, False, {}
 
 
-def load_policy(
-    run: str | Path, which: str = "best", *, deterministic: bool = False, device: str = "auto"
-) -> PlayPolicy:  # fmt: skip
+def load_policy(run: str | Path, which: str = "best", *, deterministic: bool = False, device: str = "auto") -> PlayPolicy:
     """An agent of `train-agent`, on latents or on a baseline's observations, that acts on its environment's own observations.
 
     It sees what it saw in training and does in evaluations: the run's encoder, its running statistics, its wrappers. The
@@ -160,20 +152,13 @@ def load_policy(
     config = dataclasses.replace(run_config(folder), device=device)
     model = load_agent(folder, which, device="cpu")
     encoder = load_encoder(config)
-    contract = encoder.contract if encoder is not None else PixelContract(_PIXEL_SIDE, _PIXEL_SIDE, 3)
+    small_frames = as_seen(config, contract_of(encoder))
 
     def wrap(env: gym.Env[Any, Any]) -> VecEnv:  # as make_vec_env and evaluation_env do
-        small = as_small_frames(
-            env, contract, pixel_key=config.pixel_key, latent_only=config.latent_only, flatten=config.flattened
-        )
-        venv: VecEnv = DummyVecEnv([lambda: small])
-        if config.observation != "pixels" and encoder is not None:
-            key = config.pixel_key if isinstance(venv.observation_space, spaces.Dict) else None
-            venv = VecLatentObservation(
-                venv, encoder, pixel_key=key, latent_only=config.latent_only, flatten=config.flattened
-            )  # fmt: skip
-        normalized = with_normalization(config, venv, training=False)
-        restore_statistics(folder, which, normalized)
+        small = small_frames(env)
+        normalized = with_normalization(config, with_latents(config, DummyVecEnv([lambda: small]), encoder), training=False)
+        if _is_of(model, normalized.observation_space):  # if not, begin() says what is wrong
+            restore_statistics(folder, which, normalized)
         return normalized
 
     arguments = dict(config.all_env_kwargs)
@@ -209,6 +194,20 @@ def is_run_agent(agent: str | Path) -> bool:
     except InputError:
         return False
     return True
+
+
+def _is_of(model: BaseAlgorithm, space: spaces.Space[Any]) -> bool:
+    """Whether an agent was trained on observations of a space; Stable-Baselines3 turns pictures for its CNNs."""
+    return model.observation_space in (space, _channels_first(space))
+
+
+def _line(space: spaces.Space[Any]) -> str:
+    return " ".join(str(space).split())
+
+
+def _brief(space: spaces.Space[Any]) -> str:
+    entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    return ", ".join(f"{k} {type(s).__name__}{s.shape}".strip() for k, s in entries.items())
 
 
 def _channels_first(space: spaces.Space[Any]) -> spaces.Space[Any]:

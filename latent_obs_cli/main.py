@@ -45,7 +45,6 @@ def usage() -> str:
             "  latent-obs frames record --env VizdoomBasic-v1 --frame-skip 4 --out frames/doom",
             "  latent-obs train-vae     --frames frames/doom --out runs/doom",
             "  latent-obs report        runs/doom",
-            "  latent-obs report        runs/doom",
             "  latent-obs train-agent   --env VizdoomBasic-v1 --frame-skip 4 --latent-only --encoder runs/doom --out runs/a",
             "  latent-obs evaluate      --run runs/a",
             "",

@@ -224,7 +224,7 @@ def test_other_latents_are_told_soon(gaussian_encoder: FrozenEncoder, change: st
         monitor.observe(step)
     assert len(said) == 1
     assert monitor.is_drifting
-    assert "frames record" in said[0]
+    assert "frames record --agent AGENT --out FRAMES" in said[0]
     assert "--allow-added-files" in said[0]
 
 

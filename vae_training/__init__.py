@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vae_training.cvae import CVAE, Losses, gaussian_kl_nats, images_to_tensor
     from vae_training.datasets import describe_datasets, get_datasets
     from vae_training.evaluate import HeldOut, evaluate
-    from vae_training.export import export_encoder
+    from vae_training.export import export_encoder, measure_latents
     from vae_training.extract import ExtractResult, extract
     from vae_training.extract_config import ExtractConfig
     from vae_training.frame_stats import FolderStats, frame_stats
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vae_training.presets import PRESETS, encoder_flops, encoder_parameters, preset_table
     from vae_training.record import record
     from vae_training.record_config import RecordConfig
+    from vae_training.record_policy import Policy
     from vae_training.report.config import ReportConfig
     from vae_training.report.factor_scenes import FactorScenes
     from vae_training.report.run import ReportResult
@@ -57,6 +58,7 @@ _HOMES = {  # name: the module it lives in
     "MonotonicBeta": "schedule",
     "Objective": "objective",
     "PRESETS": "presets",
+    "Policy": "record_policy",
     "RecordConfig": "record_config",
     "ReportConfig": "report.config",
     "ReportResult": "report.run",
@@ -69,6 +71,7 @@ _HOMES = {  # name: the module it lives in
     "encoder_parameters": "presets",
     "evaluate": "evaluate",
     "export_encoder": "export",
+    "measure_latents": "export",
     "extract": "extract",
     "find_warnings": "contact_sheet",
     "frame_stats": "frame_stats",
@@ -110,6 +113,7 @@ __all__ = [
     "Losses",
     "MonotonicBeta",
     "Objective",
+    "Policy",
     "RecordConfig",
     "ReportConfig",
     "ReportResult",
@@ -131,6 +135,7 @@ __all__ = [
     "images_to_tensor",
     "load_rows",
     "make_schedule",
+    "measure_latents",
     "preset_table",
     "read_log",
     "reconstruct",

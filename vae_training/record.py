@@ -165,11 +165,12 @@ def _record_file(
 
 
 def _who_acts(config: RecordConfig, policy: Policy | None) -> dict[str, Any]:
-    """The settings for `recording.json`, without those of random actions where an agent acts."""
+    """The settings for `recording.json`; a policy tells of itself."""
     values = config.to_json()
     if policy is not None:
-        return {**values, "policy": "agent", **({"agent_notes": dict(policy.notes)})}
-    return {**values, "policy": "agent"} if config.agent is not None else values
+        del values["deterministic"]
+        values["agent_notes"] = dict(policy.notes)
+    return {**values, "policy": "agent"} if policy is not None or config.agent is not None else values
 
 
 def _save_rows(rows: RowsTable, path: Path, frames: int) -> None:

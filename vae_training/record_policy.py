@@ -13,11 +13,6 @@ from vae_training.record_config import RecordConfig
 class Policy(Protocol):
     """Acts on an environment's own observations. `agents.load_policy` makes one of a trained agent, on latents or on pixels.
 
-    Attributes:
-        notes: What it is, for `recording.json`: plain values.
-        settings: The environment that it was made for: "env", "env_kwargs", "frame_skip" and "pixel_key"; empty where it does
-            not matter.
-
     Example:
         >>> class ToAndFro:
         ...     notes, settings = {"name": "to and fro"}, {}
@@ -29,8 +24,15 @@ class Policy(Protocol):
         >>> policy: Policy = ToAndFro()
     """
 
-    notes: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """What it is, for `recording.json`: plain values."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The environment that it was made for: "env", "env_kwargs", "frame_skip", "pixel_key"; empty where none is known."""
+        ...
 
     def begin(self, env: gym.Env[Any, Any]) -> None:
         """Look at the environment, once and before its first reset.
