@@ -104,3 +104,29 @@ def test_forked_and_spawned_processes_encode(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1],
                           env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": ""})  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+SIGNALLED = """
+import gc, signal
+import numpy as np
+from latent_obs import Architecture, FrozenEncoder
+
+encoders = [FrozenEncoder.random(Architecture((16, 16, 3), 8), device="cpu", backend="openvino") for _ in range(3)]
+for encoder in encoders:
+    encoder.encode(np.zeros((2, 16, 16, 3), np.uint8))
+del encoder
+while encoders:
+    encoders.pop(0)
+    gc.collect()
+seen = []
+signal.signal(signal.SIGALRM, lambda *_: seen.append(1))
+signal.setitimer(signal.ITIMER_REAL, 0.01)
+while not seen:
+    pass
+"""
+
+
+def test_a_signal_after_openvino_has_gone_does_not_crash():
+    """Each of its cores would leave a stack for signals that is not there any more."""
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -4,6 +4,8 @@ The network is handed over layer by layer, from its folded form. `openvino.conve
 it sends usage statistics to Intel without having asked; nothing is converted here, so nothing is sent.
 """
 
+import functools
+import os
 import threading
 from collections.abc import Iterable
 from typing import Any, cast
@@ -20,6 +22,17 @@ from latent_obs.errors import require
 _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
+@functools.cache
+def _core(process: int) -> Any:
+    """OpenVINO's core, one for a process, and never let go.
+
+    Its CPU plugin gives the thread another stack for signals. When two of them end in the order in which they began, the first
+    one's stack, which the second has put back, is memory that is there no more, and the next signal crashes the process.
+    """
+    openvino: Any = require("openvino", extra="openvino", purpose="encode with backend='openvino'")
+    return openvino.Core()
+
+
 class OpenVinoEngine:
     """A network compiled for each batch size and number of torch's threads that it is asked for.
 
@@ -34,7 +47,7 @@ class OpenVinoEngine:
 
     def __init__(self, folded: FoldedEncoder, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> None:
         self._openvino: Any = require("openvino", extra="openvino", purpose="encode with backend='openvino'")
-        self._core = self._openvino.Core()
+        self._core = _core(os.getpid())
         self._folded, self._shape, self._dtype = folded, shape, dtype
         self._sizes: PreparedSizes[_Compiled] = PreparedSizes(self._compile)
         self._lock = threading.Lock()
