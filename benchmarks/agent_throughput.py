@@ -121,6 +121,15 @@ def collection_rate(config: AgentConfig, venv: VecEnv, steps: int, threads: int 
     return collect
 
 
+def free_encoder(encoder: FrozenEncoder, most: int) -> FrozenEncoder:
+    """One of the same shape whose latents are drawn beforehand: what is left is Stable-Baselines3's share."""
+    assert encoder.architecture is not None
+    free = FrozenEncoder.random(encoder.architecture, device=encoder.device)
+    drawn = free.encode(np.random.default_rng(0).integers(0, 256, (most, *free.contract.shape), np.uint8))
+    free.encode = lambda frames, **_: drawn[: len(frames)].copy()  # pyright: ignore[reportAttributeAccessIssue]
+    return free
+
+
 def random_rate(venv: VecEnv, steps: int) -> Callable[[], float]:
     """A measurement of a random policy: steps per second."""
     rng = np.random.default_rng(0)
@@ -171,6 +180,10 @@ def main(options: Options) -> None:
         arms["latents, rollouts alone"] = collection_rate(
             agent_config(options, "latent", options.updates[0]), latents, options.steps, latent_threads
         )
+        free = VecLatentObservation(pixels, free_encoder(encoder, 2 * options.envs))
+        arms["the same, encoding free"] = collection_rate(
+            agent_config(options, "latent", options.updates[0]), free, options.steps, latent_threads
+        )
         arms["random policy"] = random_rate(pixels, options.steps)
         measured = interleaved(arms, options.rounds)
     finally:
@@ -195,8 +208,8 @@ def _table(options: Options, measured: dict[str, list[float]], pixel_threads: tu
             over = f"{ratio(measured[name], measured[best]):.2f}"
             rows.append([f"{name} (its best)" if name == best and len(tried) > 1 else name, *_rates(measured[name]), over,
                          f"{ratio(measured[name], chance):.0%}"])  # fmt: skip
-    alone = measured["latents, rollouts alone"]
-    rows.append(["latents, rollouts alone", *_rates(alone), "", f"{ratio(alone, chance):.0%}"])
+    for name in ("latents, rollouts alone", "the same, encoding free"):
+        rows.append([name, *_rates(measured[name]), "", f"{ratio(measured[name], chance):.0%}"])
     rows.append(["random policy", *_rates(chance), "", "100%"])
     return markdown_table(["agent", "steps/s", "min - max", "ratio to pixels' best", "of random policy"], rows)
 
