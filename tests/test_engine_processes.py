@@ -42,10 +42,10 @@ def test_threads_may_share_an_encoder(backend: Backend):
 def grown_bytes(encoder: FrozenEncoder, calls: int) -> int:
     """By how much the process grows over so many calls of changing sizes."""
     batches, process = [random_frames(count) for count in (1, 8, 9, 10, 3)], psutil.Process()
-    for call in range(calls // 2):
+    for call in range(calls):  # a library may take something of its own at first
         encoder.encode(batches[call % len(batches)])
     before = process.memory_info().rss
-    for call in range(calls - calls // 2):
+    for call in range(calls // 2):
         encoder.encode(batches[call % len(batches)])
     return process.memory_info().rss - before
 
@@ -53,8 +53,7 @@ def grown_bytes(encoder: FrozenEncoder, calls: int) -> int:
 @pytest.mark.parametrize(("backend", "precision"), ENGINES)
 def test_memory_stays_flat(backend: Backend, precision: Precision):
     encoder = FrozenEncoder.random(tiny_architecture(), device="cpu", backend=backend, precision=precision)
-    # 500 bytes a call would show; a library may take something of its own once.
-    assert min(grown_bytes(encoder, 4_000) for _ in range(3)) < 1 << 20
+    assert grown_bytes(encoder, 4_000) < 1 << 20  # 500 bytes a call would show
 
 
 @pytest.mark.slow
