@@ -13,7 +13,9 @@ MOST_SIZES = 8
 class Prepare(Protocol[Prepared_co]):
     """Prepares for a batch size; `variant` is whatever else it depends on."""
 
-    def __call__(self, size: int, variant: int) -> Prepared_co: ...  # noqa: D102
+    def __call__(self, size: int, variant: int) -> Prepared_co:
+        """What this batch size needs, in this variant."""
+        ...
 
 
 def rounded_up(count: int) -> int:
