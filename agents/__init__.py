@@ -13,7 +13,8 @@ from agents.drift_callback import DriftCallback  # noqa: E402
 from agents.envs import load_encoder, make_vec_env  # noqa: E402
 from agents.evaluate import Evaluation, evaluate_agent, evaluate_random  # noqa: E402
 from agents.play_policy import PlayPolicy, load_policy  # noqa: E402
-from agents.train import AgentResult, read_evaluations, train_agent  # noqa: E402
+from agents.train import AgentResult, train_agent  # noqa: E402
+from agents.training_callback import read_evaluations  # noqa: E402
 from agents.video import film, write_video  # noqa: E402
 
 __all__ = [

@@ -1,17 +1,23 @@
 """Everything that decides an agent's training run, as one frozen dataclass; the command line is made from it."""
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
+from agents.algorithms import ALGORITHMS, HYPERPARAMETERS, Algorithm, AlgorithmName, users_of
+from agents.schedules import Shape
 from latent_obs.engines import Backend, Precision
 from latent_obs.environments import is_minerl_id
 from latent_obs.errors import InputError
 from latent_obs.run_config import RunConfig
 
 EnvArgument = bool | int | float | str
-Observation = Literal["latent", "random-latent", "pixels"]
+Observation = Literal["latent", "random-latent", "pca-latent", "pixels"]
+_COUNTS = (
+    "n_steps", "n_epochs", "lstm_size", "buffer_size", "train_freq", "target_update_interval", "n_quantiles", "batch_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class AgentConfig(RunConfig):
     """Settings of `latent-obs train-agent`, saved beside the agent as `config.json`."""
 
     CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = (
-        "out", "steps", "device", "eval_every", "eval_episodes", "workers", "watch_drift", "backend",
+        "out", "steps", "device", "eval_every", "eval_episodes", "workers", "watch_drift", "backend", "keep_checkpoints",
     )  # fmt: skip
     KIND: ClassVar[str] = "agent"
     WHERE_FROM: ClassVar[str] = "latent-obs train-agent"
@@ -28,10 +34,16 @@ class AgentConfig(RunConfig):
     """A registered Gymnasium environment with pixels, ViZDoom's and MineRL's among them."""
     encoder: Path | None = None
     """Encoder folder (or the run folder of train-vae). Copied beside the agent."""
+    pca: Path | None = None
+    """For pca-latent: the file that `latent_obs.pca` wrote. Copied beside the agent."""
     out: Path = Path("runs/agent")
     """Folder to make: best and last agent, the encoder, evaluations and logs."""
+    algorithm: AlgorithmName = "ppo"
+    """ppo, recurrent-ppo, dqn and qr-dqn (which need discrete actions), or sac (continuous ones). What follows and is None
+    is at the algorithm's own default."""
     observation: Observation = "latent"
-    """latent: mean latents of the encoder. Baselines: random-latent (the network untrained), pixels (CnnPolicy)."""
+    """latent: mean latents of the encoder. Baselines: random-latent (the network untrained), pca-latent (principal components
+    of the frames, --pca), pixels (CnnPolicy)."""
     steps: int = 150_000
     """Environment steps to train for, over all environments."""
     envs: int = 8
@@ -59,29 +71,60 @@ class AgentConfig(RunConfig):
     """What encodes: torch, or openvino (on a CPU; an extra)."""
     watch_drift: bool = True
     """Warn, and log, when the agent sees what the encoder never saw; with encoders whose folder has statistics."""
-    learning_rate: float = 5e-4
-    """Step size of Adam."""
-    n_steps: int = 128
-    """Steps in each environment between two updates."""
-    batch_size: int = 256
-    """Samples per gradient step of PPO."""
-    n_epochs: int = 4
-    """Passes over the samples of an update."""
-    gamma: float = 0.99
-    """Discount per agent step."""
-    gae_lambda: float = 0.95
-    """Weight of longer returns in the advantage (Schulman et al. 2016)."""
-    ent_coef: float = 0.01
-    """Weight of the entropy bonus, which keeps the agent exploring."""
-    clip_range: float = 0.2
-    """How far an update may move the policy (Schulman et al. 2017)."""
-    net_arch: tuple[int, ...] = (64, 64)
-    """Hidden layers of the policy, and of the value function, on top of the latent."""
-    normalize_reward: bool = True
-    """Divide rewards by the running standard deviation of the return. Evaluations show the game's own rewards."""
-    normalize_observation: bool = True
+    learning_rate: float | None = None
+    """Step size of Adam at the beginning. PPO, RecurrentPPO, DQN, QR-DQN, SAC: 5e-4 on latents, less on pixels."""
+    learning_rate_schedule: Shape = "constant"
+    """How the step size falls to 0 over the run's steps."""
+    batch_size: int | None = None
+    """Samples per gradient step."""
+    gamma: float | None = None
+    """Discount per agent step. 0.99 for all."""
+    net_arch: tuple[int, ...] | None = None
+    """Hidden layers of the policy, and of the value function, on top of the latent (or of the CNN)."""
+    normalize_reward: bool | None = None
+    """Divide rewards by the running deviation of the return; on by default. Evaluations show the game's own rewards."""
+    normalize_observation: bool | None = None
     """Shift and scale latents (and numbers beside them) by their running mean and deviation: a latent that moves little, as
-    one that stands for a small monster does, then counts as much as the others. Pixels are left to the CNN."""
+    one that stands for a small monster does, then counts as much as the others. Pixels are left to the CNN. On by default."""
+    ent_coef: float | Literal["auto"] | None = None
+    """Weight of the entropy bonus, which keeps the agent exploring. PPO, RecurrentPPO: 0.01. SAC: auto."""
+    n_steps: int | None = None
+    """PPO, RecurrentPPO: steps in each environment between two updates."""
+    n_epochs: int | None = None
+    """PPO, RecurrentPPO: passes over the samples of an update."""
+    gae_lambda: float | None = None
+    """PPO, RecurrentPPO: weight of longer returns in the advantage (Schulman et al. 2016)."""
+    clip_range: float | None = None
+    """PPO, RecurrentPPO: how far an update may move the policy (Schulman et al. 2017)."""
+    clip_range_schedule: Shape = "constant"
+    """PPO, RecurrentPPO: how the clip range falls to 0 over the run's steps."""
+    lstm_size: int | None = None
+    """RecurrentPPO: units of the LSTM."""
+    buffer_size: int | None = None
+    """DQN, QR-DQN, SAC: steps that the replay buffer holds, over all environments."""
+    learning_starts: int | None = None
+    """DQN, QR-DQN, SAC: steps with random actions before learning begins."""
+    train_freq: int | None = None
+    """DQN, QR-DQN, SAC: steps in each environment between two updates."""
+    gradient_steps: int | None = None
+    """DQN, QR-DQN, SAC: gradient steps of an update. -1: as many as steps were taken since the last one."""
+    tau: float | None = None
+    """DQN, QR-DQN, SAC: how far the target network moves towards the other at once; 1 copies it."""
+    target_update_interval: int | None = None
+    """DQN, QR-DQN: steps between two updates of the target network."""
+    exploration_fraction: float | None = None
+    """DQN, QR-DQN: share of the run in which random actions become fewer."""
+    exploration_final_eps: float | None = None
+    """DQN, QR-DQN: share of random actions after that."""
+    n_quantiles: int | None = None
+    """QR-DQN: quantiles of the return that it learns."""
+    checkpoint_every: int = 10_000
+    """Environment steps between checkpoints, from which --resume goes on. 0: only at the end."""
+    exact_resume: bool | None = None
+    """Begin new episodes at each checkpoint, so that a run that was stopped or killed goes on to the bit (on a CPU) as one
+    that never was. None: for all but MineRL's environments, whose resets are slow and whose episodes are long."""
+    keep_checkpoints: int = 0
+    """Checkpoints to keep in checkpoints/ beside the last one; the oldest go first. -1: all of them."""
     eval_every: int = 25_000
     """Environment steps between evaluations. 0: none."""
     eval_episodes: int = 20
@@ -94,31 +137,90 @@ class AgentConfig(RunConfig):
     """Where to encode (and where pixel agents learn): auto, cpu, cuda, cuda:N, mps. One that is named must be there."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "envs", "history", "n_steps", "n_epochs", "eval_episodes"):
-            if getattr(self, name) < 1:
+        if self.algorithm not in ALGORITHMS:
+            raise InputError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}")
+        for name in self._given:
+            if name not in ALGORITHMS[self.algorithm].defaults:
+                raise InputError(
+                    f"{ALGORITHMS[self.algorithm].title} has no {name}, which is of {users_of(name)}; leave it out"
+                )
+        if self.clip_range_schedule != "constant" and "clip_range" not in ALGORITHMS[self.algorithm].defaults:
+            raise InputError(f"clip_range_schedule is of {users_of('clip_range')}; leave it out")
+        for name in ("steps", "envs", "history", "eval_episodes", *_COUNTS):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.batch_size < 2:
-            raise InputError(f"batch_size must be 2 or more, for PPO to normalise advantages by, got {self.batch_size}")
+        for name in ("eval_every", "seed", "checkpoint_every", "learning_starts"):
+            if getattr(self, name) is not None and getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.keep_checkpoints < -1:
+            raise InputError(f"keep_checkpoints must be 0 or more, or -1 for all, got {self.keep_checkpoints}")
         if self.frame_skip is not None and self.frame_skip < 1:
             raise InputError(f"frame_skip must be 1 or more, got {self.frame_skip}")
-        if any(width < 1 for width in self.net_arch):
+        if any(width < 1 for width in self.net_arch or ()):
             raise InputError(f"net_arch must be positive widths, got {self.net_arch}")
-        if self.eval_every < 0 or self.seed < 0:
-            raise InputError(f"eval_every and seed must be 0 or more, got {self.eval_every} and {self.seed}")
+        if self.gradient_steps is not None and self.gradient_steps < 1 and self.gradient_steps != -1:
+            raise InputError(f"gradient_steps must be 1 or more, or -1 for one a step, got {self.gradient_steps}")
+        self._check_fractions()
+        if ALGORITHMS[self.algorithm].on_policy:
+            self._check_batches()
+
+    def _check_fractions(self) -> None:
         for name in ("learning_rate", "clip_range"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if not 0 < self.gamma <= 1:
-            raise InputError(f"gamma must be above 0 and at most 1, got {self.gamma}")
-        if not 0 <= self.gae_lambda <= 1:
-            raise InputError(f"gae_lambda must be from 0 to 1, got {self.gae_lambda}")
-        if not 0 <= self.ent_coef < math.inf:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} must be a positive number, got {value}")
+        for name in ("gamma", "tau"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"{name} must be above 0 and at most 1, got {value}")
+        for name in ("gae_lambda", "exploration_fraction", "exploration_final_eps"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{name} must be from 0 to 1, got {value}")
+        if self.ent_coef == "auto":
+            if self.algorithm != "sac":
+                raise InputError(f"ent_coef 'auto' is of SAC, {self.algorithm} takes a number, 0 or more")
+        elif self.ent_coef is not None and not 0 <= self.ent_coef < math.inf:
             raise InputError(f"ent_coef must be a number, 0 or more, got {self.ent_coef}")
-        if self.n_steps * self.envs < 2 or (self.n_steps * self.envs) % self.batch_size == 1:
+
+    def _check_batches(self) -> None:
+        values = self.hyperparameters
+        batch, samples = values["batch_size"], values["n_steps"] * self.envs
+        if batch < 2:
+            raise InputError(f"batch_size must be 2 or more, for PPO to normalise advantages by, got {batch}")
+        if samples < 2 or samples % batch == 1:
             raise InputError(
-                f"n_steps x envs = {self.n_steps * self.envs} samples cannot be cut into batches of {self.batch_size}: "
+                f"n_steps x envs = {samples} samples cannot be cut into batches of {batch}: "
                 "a batch of one sample has no standard deviation to normalise advantages by"
             )
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in HYPERPARAMETERS if getattr(self, name) is not None}
+
+    @property
+    def trainer(self) -> Algorithm:
+        """The algorithm itself."""
+        return ALGORITHMS[self.algorithm]
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Every hyperparameter of the algorithm: as given, else its default (which for pixels is another).
+
+        Example:
+            >>> AgentConfig(gamma=0.9).hyperparameters["gamma"], AgentConfig(algorithm="sac").hyperparameters["ent_coef"]
+            (0.9, 'auto')
+        """
+        return {**self.trainer.settings(pixels=self.observation == "pixels"), **self._given}
+
+    def settled(self) -> Self:
+        """The same with all hyperparameters of the algorithm filled in, as a run keeps them."""
+        return dataclasses.replace(self, **self.hyperparameters)
+
+    @property
+    def exact(self) -> bool:
+        """Whether a resumed run is the same as one that was never stopped."""
+        return bool(self.checkpoint_every) and (not is_minerl_id(self.env) if self.exact_resume is None else self.exact_resume)
 
     @property
     def flattened(self) -> bool:

@@ -17,6 +17,7 @@ from latent_obs.environments import is_minerl_id, make_pixel_env
 from latent_obs.errors import InputError
 from latent_obs.folder import read_encoder_folder
 from latent_obs.frozen import FrozenEncoder
+from latent_obs.pca import load_pca
 from latent_obs.pixels import PixelContract
 from latent_obs.process_vec_env import ProcessVecEnv
 from latent_obs.sb3 import VecLatentObservation
@@ -33,6 +34,10 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
     Raises:
         InputError: Latents were asked for without an encoder.
     """
+    if config.observation == "pca-latent":
+        if config.pca is None:
+            raise InputError("observation 'pca-latent' needs principal components: --pca FILE (latent_obs.pca writes one)")
+        return load_pca(config.pca, device=config.device)
     if config.encoder is None:
         if config.observation == "latent":
             raise InputError("observation 'latent' needs an encoder folder: --encoder runs/…/encoder (train-vae makes one)")
@@ -51,7 +56,7 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
 
 def make_vec_env(
     config: AgentConfig, encoder: FrozenEncoder | None, *, envs: int | None = None, seed: int | None = None, first: int = 0,
-    monitor: DriftMonitor | None = None,
+    monitor: DriftMonitor | None = None, training: bool = False, say: Callable[[str], object] | None = None,
 ) -> VecEnv:  # fmt: skip
     """A vector of environments as an agent of these settings sees them, without reward normalisation.
 
@@ -67,6 +72,8 @@ def make_vec_env(
         first: Number of the first one among all that run at the same time: MineRL games that run already are shared out
             by it, environment `i` gets the port ``port + first + i``.
         monitor: Shown every latent.
+        training: A worker that dies is replaced, some times, its episode cut short. Evaluations want whole episodes.
+        say: Told when a worker was replaced.
 
     Raises:
         InputError: The environment is unknown, or has no pixels that the encoder can eat.
@@ -109,18 +116,15 @@ def check_environment(config: AgentConfig, contract: PixelContract, number: int 
     """Make one environment here and close it again, so that a wrong name or space is one clear error and not eight.
 
     Raises:
-        InputError: The environment is unknown, has no pixels that the contract can read, or actions that PPO cannot take.
+        InputError: The environment is unknown, or has no pixels that the contract can read, or actions that the algorithm
+            cannot take.
     """
     env = make_pixel_env(config.env, **env_arguments(config, number))
     try:
         seen = as_seen(config, contract)(env)
         if config.observation == "latent":
             seen.get_wrapper_attr("reader").refuse_blur()
-        action_space = seen.action_space
-        if not isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box):
-            raise InputError(
-                f"{config.env} has the action space {action_space}, expected Discrete, MultiDiscrete, MultiBinary or Box"
-            )
+        config.trainer.check_actions(config.env, seen.action_space)
     finally:
         env.close()
 
@@ -183,7 +187,8 @@ def with_normalization(config: AgentConfig, venv: VecEnv, *, training: bool) -> 
     if isinstance(space, spaces.Dict):
         keys = [k for k, s in space.spaces.items() if isinstance(s, spaces.Box) and s.dtype != "uint8"]
     numbers = bool(keys) if keys is not None else isinstance(space, spaces.Box) and space.dtype != "uint8"
+    values = config.hyperparameters
     return VecNormalize(
-        venv, training=training, norm_obs=config.normalize_observation and numbers, norm_obs_keys=keys or None,
-        norm_reward=training and config.normalize_reward, gamma=config.gamma,
+        venv, training=training, norm_obs=values["normalize_observation"] and numbers, norm_obs_keys=keys or None,
+        norm_reward=training and values["normalize_reward"], gamma=values["gamma"],
     )  # fmt: skip

@@ -13,9 +13,10 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage
 
 from agents.config import AgentConfig
+from agents.encoders import check_encoder
 from agents.envs import as_seen, contract_of, load_encoder, with_latents, with_normalization
 from agents.evaluate import run_config
-from agents.store import load_agent, restore_statistics
+from agents.store import agent_state, load_agent, restore_statistics
 from latent_obs.errors import InputError
 
 
@@ -152,6 +153,7 @@ def load_policy(run: str | Path, which: str = "best", *, deterministic: bool = F
     config = dataclasses.replace(run_config(folder), device=device)
     model = load_agent(folder, which, device="cpu")
     encoder = load_encoder(config)
+    check_encoder(folder, which, encoder if config.observation != "pixels" else None)
     small_frames = as_seen(config, contract_of(encoder))
 
     def wrap(env: gym.Env[Any, Any]) -> VecEnv:  # as make_vec_env and evaluation_env do
@@ -187,10 +189,9 @@ def is_run_agent(agent: str | Path) -> bool:
             f"there is no agent file or folder {path}; expected the run folder of latent-obs train-agent, or the .zip that "
             "Stable-Baselines3's save() wrote"
         )
-    if not path.with_suffix(".json").is_file():  # the running statistics, which train-agent keeps beside each .zip
-        return False
     try:
         AgentConfig.load(path.parent)
+        agent_state(path.parent, path.stem)
     except InputError:
         return False
     return True

@@ -3,82 +3,203 @@
     runs/agent/
     ├── config.json            settings
     ├── encoder/               a copy of the encoder folder
-    ├── best.zip, last.zip     agents, as Stable-Baselines3 saves them
-    ├── best.json, last.json   running statistics of rewards and observations (VecNormalize)
+    ├── encoders/              those that it had before, where training alternates
+    ├── best.zip, last.zip     agents, as Stable-Baselines3 saves them, with their state (and last, its replay buffer) inside
+    ├── checkpoints/           step_000050000.zip …, if asked for
     ├── evaluations.jsonl      mean return by step
-    └── logs/                  progress.json, progress.csv, TensorBoard
+    └── logs/                  progress.json (a line per update), progress.csv, TensorBoard
 
 Stable-Baselines3's .zip files hold pickled settings: load only those that you trust.
 """
 
 import json
 import shutil
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from latent_obs.atomic import write_json, written_aside
+from agents.config import AgentConfig
+from agents.replay import REPLAY_FOLDER, read_replay, write_replay
+from latent_obs.atomic import written_aside
 from latent_obs.errors import InputError
 
-
-def save_agent(run: Path, name: str, model: BaseAlgorithm) -> None:
-    """Write `<name>.zip` and its statistics."""
-    normalize = model.get_vec_normalize_env()
-    with written_aside(run / f"{name}.zip") as aside:
-        model.save(aside)
-        # The two belong together: the statistics go first, and the agent's rename makes them count.
-        write_json(run / f"{name}.json", {"steps": model.num_timesteps, **_statistics(normalize)})
+_STATE = "latent_obs.json"
 
 
-def load_agent(run: Path, name: str, **kwargs: Any) -> PPO:
-    """Load `<name>.zip`.
+def save_agent(
+    run: Path, name: str, model: BaseAlgorithm, *, notes: Mapping[str, Any] | None = None, replay: bool = False
+) -> None:
+    """Write `<name>.zip`: one file, so that an agent, its statistics and its replay buffer are always of the same step.
 
     Args:
         run: The run folder.
-        name: "best" or "last".
-        **kwargs: Passed to `PPO.load`.
+        name: "best", "last" or a checkpoint's.
+        model: The agent.
+        notes: Plain values to keep in its state.
+        replay: Keep its replay buffer, if it has one.
+    """
+    normalize = model.get_vec_normalize_env()
+    state = {
+        "steps": model.num_timesteps, "algorithm": type(model).__name__, "observation_space": _line(model.observation_space),
+        "action_space": _line(model.action_space), **_statistics(normalize), **(notes or {}),
+    }  # fmt: skip
+    with written_aside(run / f"{name}.zip") as aside:
+        model.save(aside)
+        with zipfile.ZipFile(aside, "a") as archive:
+            archive.writestr(_STATE, json.dumps(state))
+            if replay and isinstance(model, OffPolicyAlgorithm):
+                write_replay(archive, model)
+
+
+def load_agent(run: Path, name: str, **kwargs: Any) -> BaseAlgorithm:
+    """Load `<name>.zip`, an agent of the run's algorithm; without its replay buffer (`restore_replay`).
+
+    Args:
+        run: The run folder.
+        name: "best", "last", or a checkpoint's step.
+        **kwargs: Passed to the algorithm's `load`.
 
     Raises:
         InputError: There is no such agent, or the file is damaged.
     """
-    file = run / f"{name}.zip"
-    if not file.exists():
-        there = sorted(f.stem for f in run.glob("*.zip")) if run.is_dir() else []
-        raise InputError(
-            f"there is no agent {file}" + (f"; found {there}" if there else "; train one with latent-obs train-agent")
-        )
+    file = agent_file(run, name)
+    algorithm = AgentConfig.load(run).trainer if (run / "config.json").exists() else AgentConfig().trainer
     try:
-        return PPO.load(file, **kwargs)
+        return algorithm.load_class().load(file, **kwargs)
     except Exception as error:  # zipfile, pickle and torch each have their own, and a truncated file fails an assertion
         raise InputError(f"{file} cannot be loaded, it may be damaged: {error}") from None
 
 
-def restore_statistics(run: Path, name: str, normalize: VecNormalize) -> None:
-    """Put the running statistics of `<name>.json` back."""
-    file = run / f"{name}.json"
+def agent_file(run: Path, name: str) -> Path:
+    """The .zip of an agent.
+
+    Raises:
+        InputError: There is no such agent.
+    """
+    file = run / f"{name}.zip"
+    if not file.exists() and str(name).isdecimal():
+        file = checkpoint_file(run, int(name))
+    if not file.exists():
+        there = sorted(f.stem for f in [*run.glob("*.zip"), *run.glob("checkpoints/*.zip")]) if run.is_dir() else []
+        raise InputError(
+            f"there is no agent {file}" + (f"; found {there}" if there else "; train one with latent-obs train-agent")
+        )
+    return file
+
+
+def checkpoint_file(run: Path, step: int) -> Path:
+    """Where a checkpoint that is kept lies."""
+    return run / "checkpoints" / f"step_{step:09d}.zip"
+
+
+def keep_checkpoint(run: Path, step: int, keep: int) -> None:
+    """Copy the last agent, without its replay buffer, to `checkpoints/`, of which the newest `keep` stay (-1: all)."""
+    if keep == 0:
+        return
+    _copy_archive(run / "last.zip", checkpoint_file(run, step), lambda name: not name.startswith(REPLAY_FOLDER))
+    if keep > 0:
+        for old in sorted((run / "checkpoints").glob("step_*.zip"))[:-keep]:
+            old.unlink()
+
+
+def change_state(run: Path, name: str, **changes: Any) -> None:
+    """Note something else in the state of an agent; all else of it stays."""
+    file, state = agent_file(run, name), {**agent_state(run, name), **changes}
+    _copy_archive(file, file, lambda member: member != _STATE, state)
+
+
+def _copy_archive(source: Path, target: Path, wanted: Callable[[str], bool], state: Mapping[str, Any] | None = None) -> None:
+    with written_aside(target) as aside, zipfile.ZipFile(source) as old, zipfile.ZipFile(aside, "w") as new:
+        for item in filter(lambda item: wanted(item.filename), old.infolist()):
+            with old.open(item) as reader, new.open(item.filename, "w", force_zip64=True) as writer:
+                shutil.copyfileobj(reader, writer)
+        if state is not None:
+            new.writestr(_STATE, json.dumps(state))
+
+
+def agent_state(run: Path, name: str) -> dict[str, Any]:
+    """The state of `<name>.zip`: steps, spaces, running statistics and notes.
+
+    Raises:
+        InputError: There is no such agent, or its state cannot be read.
+    """
+    file = agent_file(run, name)
     try:
-        values = json.loads(file.read_text())
-        normalize.ret_rms = _from_json(values["returns"])
-        if normalize.norm_obs:
-            stored = values["observations"]
-            is_dict = isinstance(normalize.obs_rms, dict)
-            normalize.obs_rms = {k: _from_json(v) for k, v in stored.items()} if is_dict else _from_json(stored)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}, the running statistics of {name}.zip, cannot be read: {error}") from None
+        with zipfile.ZipFile(file) as archive:
+            state = json.loads(archive.read(_STATE))
+        if not isinstance(state, dict):
+            raise TypeError(f"expected an object, found {type(state).__name__}")
+        return state
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{file} has no state of latent-obs in it ({error}); expected an agent that latent-obs train-agent wrote"
+        ) from None
 
 
-def keep_encoder(source: Path, run: Path) -> Path:
-    """Copy an encoder folder into a run; the copy appears whole or not at all."""
-    target = run / "encoder"
+def restore_statistics(run: Path, name: str, normalize: VecNormalize) -> None:
+    """Put the running statistics of `<name>.zip` back.
+
+    Raises:
+        InputError: They cannot be read, or are of other observations than these environments'.
+    """
+    state = agent_state(run, name)
+    try:
+        normalize.ret_rms = _from_json(state["returns"])
+        if not normalize.norm_obs:
+            return
+        stored, is_dict = state["observations"], isinstance(normalize.obs_rms, dict)
+        statistics = {k: _from_json(v) for k, v in stored.items()} if is_dict else _from_json(stored)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"the running statistics in {agent_file(run, name)} cannot be read: {error}") from None
+    if _shapes(statistics) != _shapes(normalize.obs_rms):
+        raise InputError(
+            f"{agent_file(run, name)} was trained on {state.get('observation_space')}, and would see "
+            f"{_line(normalize.observation_space)} here. Use the environment and the encoder that it was trained with"
+        )
+    normalize.obs_rms = statistics  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def restore_replay(run: Path, name: str, model: BaseAlgorithm) -> None:
+    """Put the replay buffer of `<name>.zip` back into an off-policy agent that has its environments.
+
+    Raises:
+        InputError: There is none in it, or it does not fit.
+    """
+    if isinstance(model, OffPolicyAlgorithm):
+        with zipfile.ZipFile(agent_file(run, name)) as archive:
+            read_replay(archive, model)
+
+
+def check_spaces(run: Path, name: str, model: BaseAlgorithm, venv: VecEnv) -> None:
+    """Refuse environments whose actions are not the agent's (`restore_statistics` looks at the observations).
+
+    Raises:
+        InputError: Naming both.
+    """
+    if model.action_space != venv.action_space:
+        raise InputError(
+            f"{agent_file(run, name)} was trained with the actions {_line(model.action_space)}, and these environments have "
+            f"{_line(venv.action_space)}. Use the environment that it was trained with, made with the same arguments"
+        )
+
+
+def keep_file(source: Path, target: Path) -> Path:
+    """Copy a file or an encoder folder into a run; the copy appears whole or not at all."""
     if not target.exists() and source.resolve() != target.resolve():
-        aside = run / ".encoder-copy"
+        aside = target.with_name(f".{target.name}-copy")
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(source, aside)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, aside)
+        else:
+            shutil.copy(source, aside)
         aside.rename(target)
     return target
 
@@ -101,3 +222,11 @@ def _from_json(values: dict[str, Any]) -> RunningMeanStd:
     rms = RunningMeanStd(shape=np.shape(values["mean"]))
     rms.mean, rms.var, rms.count = np.asarray(values["mean"]), np.asarray(values["var"]), values["count"]
     return rms
+
+
+def _shapes(statistics: Any) -> Any:
+    return {k: np.shape(v.mean) for k, v in statistics.items()} if isinstance(statistics, dict) else np.shape(statistics.mean)
+
+
+def _line(space: Any) -> str:
+    return " ".join(str(space).split())

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents import AgentConfig, load_encoder, make_vec_env
 from agents.envs import with_normalization
-from agents.train import _new as new_agent
+from agents.model import new_model as new_agent
 from benchmarks.common import CLASSIC, QUICKSTART, interleaved, machine_line, markdown_table, ratio, spread
 from latent_obs import FrozenEncoder, VecLatentObservation
 from latent_obs.architecture import Bottleneck
@@ -107,7 +107,8 @@ class _Rollouts(BaseCallback):
 
 def collection_rate(config: AgentConfig, venv: VecEnv, steps: int, threads: int | None) -> Callable[[], float]:
     """A measurement of one agent's rollouts alone: steps per second, its updates not counted."""
-    config = dataclasses.replace(config, n_epochs=1, batch_size=config.n_steps * config.envs)
+    samples = config.hyperparameters["n_steps"] * config.envs
+    config = dataclasses.replace(config, n_epochs=1, batch_size=samples)
     model = new_agent(config, with_normalization(config, venv, training=True), resolve_device(config.device).type)
     model.set_logger(Logger(folder=None, output_formats=[]))
 

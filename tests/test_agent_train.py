@@ -22,16 +22,19 @@ pytest.importorskip("stable_baselines3")
 
 from conftest import IMG_SHAPE, picture
 from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 from test_agent_envs import SIDE, SideEnv, tiny
 
 import agents.train as train_module
+import agents.training_callback as callback_module
 from agents.config import AgentConfig
 from agents.envs import load_encoder, make_vec_env, with_normalization
 from agents.evaluate import Evaluation, evaluate_agent, evaluate_random
-from agents.store import load_agent, restore_statistics, save_agent
-from agents.train import AgentResult, read_evaluations, train_agent
+from agents.store import agent_state, load_agent, restore_statistics, save_agent
+from agents.train import AgentResult, train_agent
+from agents.training_callback import read_evaluations
 from latent_obs.errors import DeviceError, EncoderFolderError, InputError
 from latent_obs.frozen import FrozenEncoder
 
@@ -88,9 +91,9 @@ def test_a_run_leaves_what_it_promises(encoder_folder: Path, tmp_path: Path):
     assert result == AgentResult(run, 64, result.steps_per_second, max(r["mean_return"] for r in rows), False)
     assert result.steps_per_second > 0
     assert {f.name for f in run.iterdir()} == {
-        "config.json", "encoder", "best.zip", "best.json", "last.zip", "last.json", "evaluations.jsonl", "logs",
+        "config.json", "encoder", "best.zip", "last.zip", "evaluations.jsonl", "logs",
     }  # fmt: skip
-    assert AgentConfig.load(run) == config
+    assert AgentConfig.load(run) == config.settled()
 
     assert [r["step"] for r in rows] == [32, 64]
     for row in rows:
@@ -102,9 +105,10 @@ def test_a_run_leaves_what_it_promises(encoder_folder: Path, tmp_path: Path):
     assert files_of(run / "encoder") == files_of(encoder_folder)
     FrozenEncoder.load(run / "encoder", device="cpu")
     model = load_agent(run, "last", device="cpu")
-    assert (model.num_timesteps, model.gamma, model.n_steps) == (64, config.gamma, 16)
+    assert isinstance(model, PPO)
+    assert (model.num_timesteps, model.gamma, model.n_steps) == (64, 0.99, 16)
     assert model.observation_space.shape == (6,)
-    statistics = json.loads((run / "last.json").read_text())
+    statistics = agent_state(run, "last")
     assert statistics["steps"] == 64
     assert np.shape(statistics["observations"]["mean"]) == (6,)
     assert statistics["observations"]["count"] > 64
@@ -142,7 +146,7 @@ def test_the_best_agent_is_the_one_of_the_best_evaluation(
         mean = next(returns)
         return Evaluation((mean, mean), (8, 8))
 
-    monkeypatch.setattr(train_module, "play", play)
+    monkeypatch.setattr(callback_module, "play", play)
     result = train(tiny(encoder=encoder_folder, out=tmp_path / "run", steps=128))
     assert [r["mean_return"] for r in read_evaluations(result.run)] == [1.0, 5.0, 3.0, 5.0]
     assert result.best_return == 5.0
@@ -152,7 +156,7 @@ def test_the_best_agent_is_the_one_of_the_best_evaluation(
     for other in (played[0], played[2], played[3], last):
         assert any(not np.array_equal(values, other[name]) for name, values in best.items())
     assert load_agent(result.run, "best", device="cpu").num_timesteps == 64
-    assert json.loads((result.run / "best.json").read_text())["steps"] == 64
+    assert agent_state(result.run, "best")["steps"] == 64
 
 
 def test_the_same_seed_gives_the_same_agent_and_another_does_not(encoder_folder: Path, finished: Path, tmp_path: Path):
@@ -263,11 +267,11 @@ def test_running_statistics_come_back_exactly(encoder: FrozenEncoder, tmp_path: 
 def test_a_resumed_run_goes_on(copied: Path):
     best_before = (copied / "best.zip").read_bytes()
     rows = read_evaluations(copied)
-    count = json.loads((copied / "last.json").read_text())["observations"]["count"]
-    loaded: list[PPO] = []
-    original = train_module._load
+    count = agent_state(copied, "last")["observations"]["count"]
+    loaded: list[BaseAlgorithm] = []
+    original = train_module.loaded_model
 
-    def spy(config: AgentConfig, venv: VecNormalize) -> PPO:
+    def spy(config: AgentConfig, venv: VecNormalize) -> BaseAlgorithm:
         model = original(config, venv)
         assert model.num_timesteps == 64
         for name, values in weights_of(copied).items():
@@ -278,14 +282,14 @@ def test_a_resumed_run_goes_on(copied: Path):
         return model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "_load", spy)
+        patch.setattr(train_module, "loaded_model", spy)
         result = train(AgentConfig(out=copied, steps=128), resume=True)
     assert len(loaded) == 1
     assert result.steps == 128
     assert load_agent(copied, "last", device="cpu").num_timesteps == 128
     assert read_evaluations(copied)[:2] == rows
     assert [r["step"] for r in read_evaluations(copied)] == [32, 64, 96, 128]
-    after = json.loads((copied / "last.json").read_text())
+    after = agent_state(copied, "last")
     assert after["steps"] == 128
     # 2 first observations and 2 per step pair, on top of what there was
     assert after["observations"]["count"] == pytest.approx(count + 64 + 2)
@@ -296,11 +300,11 @@ def test_a_resumed_run_goes_on(copied: Path):
 
 
 def test_a_resumed_run_keeps_an_agent_that_was_better(copied: Path, monkeypatch: pytest.MonkeyPatch):
-    best = (copied / "best.zip").read_bytes(), (copied / "best.json").read_bytes()
-    monkeypatch.setattr(train_module, "play", lambda *_, **__: Evaluation((-1.0, -1.0), (8, 8)))
+    best = (copied / "best.zip").read_bytes()
+    monkeypatch.setattr(callback_module, "play", lambda *_, **__: Evaluation((-1.0, -1.0), (8, 8)))
     result = train(AgentConfig(out=copied, steps=96), resume=True)
     assert result.best_return == max(r["mean_return"] for r in read_evaluations(copied)) >= 0
-    assert ((copied / "best.zip").read_bytes(), (copied / "best.json").read_bytes()) == best
+    assert (copied / "best.zip").read_bytes() == best
 
 
 def test_resuming_a_finished_run_changes_nothing(copied: Path):
@@ -420,7 +424,10 @@ def test_environments_are_closed_when_training_fails(encoder_folder: Path, tmp_p
     assert (signal.getsignal(signal.SIGINT), torch.get_num_threads()) == handlers
 
 
-def test_a_stop_that_was_asked_for_saves_the_agent(encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("exact", "saved"), [(True, 32), (False, 50)])
+def test_a_stop_that_was_asked_for_saves_the_agent(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: bool, saved: int
+):
     step, count = SideEnv.step, 0
 
     def interrupt(self: SideEnv, action: Any) -> Any:
@@ -432,19 +439,20 @@ def test_a_stop_that_was_asked_for_saves_the_agent(encoder_folder: Path, tmp_pat
 
     monkeypatch.setattr(SideEnv, "step", interrupt)
     said: list[str] = []
-    config = tiny(encoder=encoder_folder, out=tmp_path / "run", steps=1_000, eval_every=0)
+    config = tiny(encoder=encoder_folder, out=tmp_path / "run", steps=1_000, eval_every=0, exact_resume=exact, checkpoint_every=32)
     result = train_agent(config, say=said.append)
     assert result.interrupted
-    assert result.steps == 50
-    assert load_agent(result.run, "last", device="cpu").num_timesteps == 50
-    assert f"latent-obs train-agent --out {result.run} --resume" in said[-1]
+    assert result.steps == saved
+    assert load_agent(result.run, "last", device="cpu").num_timesteps == saved
+    assert "Stopped at step 50" in said[-1]
+    assert f"from step {saved} with: latent-obs train-agent --out {result.run} --resume" in said[-1]
 
 
 def test_ctrl_c_saves_the_agent_and_leaves_no_process_behind(encoder_folder: Path, tmp_path: Path):
     run, log = tmp_path / "run", tmp_path / "log.txt"
     words = (
         f"train-agent --env {SIDE} --encoder {encoder_folder} --out {run} --envs 2 --n-steps 64 --batch-size 64 --n-epochs 1 "
-        "--net-arch 8 --steps 100000000 --eval-every 128 --eval-episodes 2 --device cpu"
+        "--net-arch 8 --steps 100000000 --eval-every 128 --eval-episodes 2 --checkpoint-every 128 --device cpu"
     )
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
