@@ -42,7 +42,7 @@ class SideEnv(gym.Env[Any, Any]):
         kind: "box"; "grey", one channel; "dict", with the picture as "pov" and the step as "clock".
         length: Steps until it terminates.
         reward: What naming the half is worth.
-        actions: "two", or "dict" for an action space that no PPO takes.
+        actions: "two"; "box", whose sign names the half; "multi", where the first of two does; "dict", which no agent can take.
         render_mode: "rgb_array" draws the picture larger.
     """
 
@@ -55,8 +55,10 @@ class SideEnv(gym.Env[Any, Any]):
         image = spaces.Box(0, 255, (16, 16, 1 if kind == "grey" else 3), np.uint8)
         clock = spaces.Box(0, 1e6, (1,), np.float32)
         self.observation_space = spaces.Dict(pov=image, clock=clock) if kind == "dict" else image
-        two = spaces.Discrete(2)
-        self.action_space: spaces.Space[Any] = spaces.Dict(side=two) if actions == "dict" else two
+        self.action_space: spaces.Space[Any] = {
+            "two": spaces.Discrete(2), "dict": spaces.Dict(side=spaces.Discrete(2)), "multi": spaces.MultiDiscrete([2, 3]),
+            "box": spaces.Box(-1, 1, (2,), np.float32),
+        }[actions]  # fmt: skip
         self.side, self.steps = 0, 0
         self.image: NDArray[np.uint8] = np.zeros(image.shape, np.uint8)
 
@@ -74,7 +76,8 @@ class SideEnv(gym.Env[Any, Any]):
         return self._observe(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        reward = self.reward * float(action == self.side)
+        named = action if np.ndim(action) == 0 else action[0] > 0
+        reward = self.reward * float(named == self.side)
         self.steps += 1
         return self._observe(), reward, self.steps >= self.length, False, {}
 
