@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from agents.config import AgentConfig
 from agents.evaluate import evaluation_env, run_config
 from agents.play_policy import PlayPolicy, load_policy
-from agents.store import load_agent, restore_statistics
+from agents.store import agent_state, change_state, load_agent, restore_statistics
 from agents.train import train_agent
 from latent_obs.errors import InputError
 from latent_obs.frozen import FrozenEncoder
@@ -176,7 +176,7 @@ def test_it_does_what_it_does_in_an_evaluation(
     for found, seed in ((first, 30), (second, 31)):
         expected = evaluated(run, seed, len(found))
         np.testing.assert_allclose(found, expected, atol=1e-5)
-        assert expected.std(axis=0).min() > 1e-3  # and not always the same
+        assert expected.std(axis=0).min() > 1e-4  # and not always the same, while the tolerance is a tenth of that
 
 
 def test_the_frames_are_those_of_the_game(run_of: Callable[[str], Path], tmp_path: Path):
@@ -272,9 +272,9 @@ def test_frames_counts_those_that_are_there(
 
 def test_a_zip_in_a_run_is_the_run(call: Callable[..., tuple[int, str, str]], run_of: Callable[[str], Path], tmp_path: Path):
     run = Path(shutil.copytree(run_of("latent"), tmp_path / "run"))
-    statistics = json.loads((run / "last.json").read_text())
-    statistics["observations"]["mean"][0] += 1.0  # so that the two agents of the run differ
-    (run / "last.json").write_text(json.dumps(statistics))
+    observations = agent_state(run, "last")["observations"]
+    observations["mean"][0] += 1.0  # so that the two agents of the run differ
+    change_state(run, "last", observations=observations)
     words = ("--frames", 15, "--deterministic", "--device", "cpu")
     assert call("--agent", run / "last.zip", "--out", tmp_path / "a", *words)[0] == 0
     assert call("--agent", run, "--which", "last", "--out", tmp_path / "b", *words)[0] == 0
@@ -335,7 +335,7 @@ def spoilt(run: Path, tmp_path: Path, how: str) -> Path:
     elif how == "damaged agent":
         (place / "best.zip").write_bytes((place / "best.zip").read_bytes()[:1000])
     elif how == "no statistics":
-        (place / "best.json").unlink()
+        change_state(place, "best", observations=None)
     elif how == "damaged encoder":
         file = place / "encoder" / "encoder.safetensors"
         file.write_bytes(file.read_bytes()[:-4])
@@ -350,7 +350,7 @@ def spoilt(run: Path, tmp_path: Path, how: str) -> Path:
         ("another run", (), "cannot be read as the settings of latent-obs train-agent"),
         ("no agent", (), "found ['last']"),
         ("damaged agent", (), "best.zip cannot be loaded"),
-        ("no statistics", (), "the running statistics of best.zip, cannot be read"),
+        ("no statistics", (), "the running statistics in"),
         ("damaged encoder", (), "damaged"),
         (
             "good",
