@@ -1,4 +1,4 @@
-"""What runs after: training, evaluating and filming Stable-Baselines3 agents on latents.
+"""What runs after: training, evaluating, watching and comparing Stable-Baselines3 agents on latents.
 
 train_agent(AgentConfig(env="VizdoomBasic-v1", encoder=Path("runs/doom/encoder"), out=Path("runs/agent")))
 print(evaluate_agent("runs/agent", episodes=100))
@@ -10,12 +10,16 @@ require("stable_baselines3", extra="agents", purpose="train and evaluate agents"
 
 from agents.config import AgentConfig  # noqa: E402  (after the hint above)
 from agents.drift_callback import DriftCallback  # noqa: E402
+from agents.encoders import encoder_of, swap_encoder  # noqa: E402
 from agents.envs import load_encoder, make_vec_env  # noqa: E402
 from agents.evaluate import Evaluation, evaluate_agent, evaluate_random  # noqa: E402
 from agents.play_policy import PlayPolicy, load_policy  # noqa: E402
+from agents.show import Show  # noqa: E402
+from agents.success import success_rule  # noqa: E402
 from agents.train import AgentResult, train_agent  # noqa: E402
 from agents.training_callback import read_evaluations  # noqa: E402
 from agents.video import film, write_video  # noqa: E402
+from agents.watch import watch_agent  # noqa: E402
 
 __all__ = [
     "AgentConfig",
@@ -23,6 +27,8 @@ __all__ = [
     "DriftCallback",
     "Evaluation",
     "PlayPolicy",
+    "Show",
+    "encoder_of",
     "evaluate_agent",
     "evaluate_random",
     "film",
@@ -30,6 +36,9 @@ __all__ = [
     "load_policy",
     "make_vec_env",
     "read_evaluations",
+    "success_rule",
+    "swap_encoder",
     "train_agent",
+    "watch_agent",
     "write_video",
 ]

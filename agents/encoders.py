@@ -85,6 +85,7 @@ def swap_encoder(run: Path, folder: Path) -> None:
                 raise InputError(f"{folder} cannot take the place of {present}: its {what} is {given}, expected {expected}")
         kept = run / "encoders" / f"step_{agent_state(run, 'last')['steps']:09d}"
         if kept.exists():  # swapped before at this step, perhaps by this very call that was killed
+            shutil.rmtree(run / ".encoder-old", ignore_errors=True)  # of a call that was killed
             present.rename(run / ".encoder-old")
             shutil.rmtree(run / ".encoder-old")
         else:

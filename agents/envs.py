@@ -26,6 +26,7 @@ from latent_obs.vectorize import start_method
 
 _PIXEL_SIDE = 64  # of the frames that a pixel agent without an encoder sees
 _CLOSE_GRACE_S = 30.0  # a game of MineRL's takes its time to end
+_RESTARTS = 20  # workers that may be replaced over a run
 
 
 def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
@@ -83,7 +84,9 @@ def make_vec_env(
     check_environment(config, contract, first)
     in_processes = config.workers == "processes" and count > 1
     makers = [_maker(config, contract, first + i) for i in range(count)]
-    frames = ProcessVecEnv(makers, start_method(), close_grace_s=_CLOSE_GRACE_S) if in_processes else DummyVecEnv(makers)
+    frames: VecEnv = DummyVecEnv(makers) if not in_processes else ProcessVecEnv(
+        makers, start_method(), close_grace_s=_CLOSE_GRACE_S, restarts=_RESTARTS if training else 0, on_restart=say
+    )  # fmt: skip
     venv: VecEnv = _EpisodeReturns(frames)
     venv.seed(config.seed if seed is None else seed)
     return with_latents(config, venv, encoder, monitor)

@@ -1,6 +1,5 @@
 """A trained agent that acts on an environment's own observations, for whoever plays that environment: `frames record` does."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage
 
 from agents.config import AgentConfig
-from agents.encoders import check_encoder
-from agents.envs import as_seen, contract_of, load_encoder, with_latents, with_normalization
-from agents.evaluate import run_config
-from agents.store import agent_state, load_agent, restore_statistics
+from agents.envs import as_seen, contract_of, with_latents, with_normalization
+from agents.evaluate import load_run
+from agents.store import agent_state, restore_statistics
 from latent_obs.errors import InputError
 
 
@@ -150,10 +148,7 @@ def load_policy(run: str | Path, which: str = "best", *, deterministic: bool = F
     folder = Path(run)
     if folder.is_file():
         folder, which = folder.parent, folder.stem
-    config = dataclasses.replace(run_config(folder), device=device)
-    model = load_agent(folder, which, device="cpu")
-    encoder = load_encoder(config)
-    check_encoder(folder, which, encoder if config.observation != "pixels" else None)
+    config, model, encoder = load_run(folder, which, device)
     small_frames = as_seen(config, contract_of(encoder))
 
     def wrap(env: gym.Env[Any, Any]) -> VecEnv:  # as make_vec_env and evaluation_env do

@@ -98,7 +98,7 @@ def train_agent(
         evaluations: VecNormalize | None = None
         try:
             if config.eval_every:
-                evaluations = evaluation_env(config, config.eval_episodes, config.seed + 500_009, config.envs)
+                evaluations = evaluation_env(config, config.eval_episodes, config.seed + 500_009, config.envs, encoder=encoder)
             config.out.mkdir(parents=True, exist_ok=True)
             for source, name in ((config.encoder, "encoder"), (config.pca, "pca.safetensors")):
                 if source is not None:  # a random encoder takes its layers from the trained one

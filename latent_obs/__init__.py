@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from latent_obs.align import Alignment, AlignmentQuality, fit_alignment, fold_alignment
     from latent_obs.architecture import Architecture
     from latent_obs.drift import DriftMonitor, DriftReport, DriftWarning
     from latent_obs.environments import make_pixel_env
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from latent_obs.minerl_game.make import make_minerl, register_minerl
     from latent_obs.old_gym.adapter import OldGymEnv
     from latent_obs.one_line import make, wrap
+    from latent_obs.pca import PCA, fit_pca, load_pca, save_pca
     from latent_obs.pixels import PixelContract
     from latent_obs.process_vec_env import ProcessVecEnv
     from latent_obs.reader import ContractObservation
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     from latent_obs.wrapper import LatentObservation
 
 _HOMES = {
+    "PCA": "pca",
+    "Alignment": "align",
+    "AlignmentQuality": "align",
     "Architecture": "architecture",
     "ContractObservation": "reader",
     "DeviceError": "errors",
@@ -68,15 +73,23 @@ _HOMES = {
     "TrainingDivergedError": "errors",
     "VecLatentObservation": "sb3",
     "VectorLatentObservation": "gym_vector",
+    "fit_alignment": "align",
+    "fit_pca": "pca",
+    "fold_alignment": "align",
+    "load_pca": "pca",
     "make": "one_line",
     "make_many": "vectorize",
     "make_minerl": "minerl_game.make",
     "make_pixel_env": "environments",
     "register_minerl": "minerl_game.make",
+    "save_pca": "pca",
     "wrap": "one_line",
 }
 
 __all__ = [
+    "PCA",
+    "Alignment",
+    "AlignmentQuality",
     "Architecture",
     "ContractObservation",
     "DeviceError",
@@ -104,11 +117,16 @@ __all__ = [
     "TrainingDivergedError",
     "VecLatentObservation",
     "VectorLatentObservation",
+    "fit_alignment",
+    "fit_pca",
+    "fold_alignment",
+    "load_pca",
     "make",
     "make_many",
     "make_minerl",
     "make_pixel_env",
     "register_minerl",
+    "save_pca",
     "wrap",
 ]
 

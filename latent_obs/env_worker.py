@@ -38,6 +38,9 @@ def work(index: int, remote: Connection, inherited: Sequence[Connection], make: 
     signal.signal(signal.SIGTERM, on_sigterm)
     for connection in inherited:
         connection.close()
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # so that the games of a worker that is killed can be found, and ended
+        os.set_inheritable(remote.fileno(), False)  # else a game keeps our pipe open when we have died
     closing = threading.Event()
     threading.Thread(target=_watch_parent, args=(closing, grace), daemon=True).start()
     worker = _Worker(remote, make)

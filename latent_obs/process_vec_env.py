@@ -7,7 +7,6 @@ import contextlib
 import multiprocessing
 import signal
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -17,29 +16,16 @@ from typing import Any
 import gymnasium as gym
 
 from latent_obs import errors
-from latent_obs.env_worker import class_name, work
-from latent_obs.main_script import Maker, withheld
+from latent_obs.env_worker import class_name
+from latent_obs.main_script import Maker
+from latent_obs.worker_remote import Remote, Restarts, WorkerError, Workers, end
 
 errors.require("stable_baselines3", extra="agents", purpose="run Stable-Baselines3's environments in processes")
 
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv  # noqa: E402  (after the hint above)
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper, VecEnvIndices  # noqa: E402
 
-#: This process' ends of all workers' pipes. As long as a forked worker keeps copies, others do not see that we are gone.
-_our_ends: weakref.WeakSet[Connection] = weakref.WeakSet()
-
-
-class WorkerError(RuntimeError):
-    """Something in a worker process failed, or the worker died.
-
-    Attributes:
-        exception_name: Class of the worker's exception, such as "ValueError"; empty if the worker died.
-        worker_traceback: The worker's traceback, as text; empty if the worker died.
-    """
-
-    def __init__(self, message: str, exception_name: str = "", worker_traceback: str = "") -> None:
-        super().__init__(message)
-        self.exception_name, self.worker_traceback = exception_name, worker_traceback
+__all__ = ["ProcessVecEnv", "WorkerError"]
 
 
 class ProcessVecEnv(SubprocVecEnv):
@@ -52,6 +38,15 @@ class ProcessVecEnv(SubprocVecEnv):
     What an environment raises is raised here: a `LatentObsError` as the same class, anything else as a `WorkerError`. The
     other environments stay in step, so one may `reset` and go on, unless a worker died.
 
+    A worker that dies in a step (killed when memory runs out, or by a crash of the game's engine) is replaced where `restarts`
+    allows it. Its episode ends as a truncation with no reward and the last observation that it sent, as `RestartOnFault` ends
+    that of a lost game: ``info["fault"]`` says what happened, ``info["faults"]`` how often so far in this environment. The
+    observation returned is the first one of the new worker: it was made by the same function, has the attributes that
+    `set_attr` gave, and is reset with the options of the last `reset` and a seed drawn from the last one that it had. One that
+    dies in a reset is replaced as well, and reset in the same way. What `env_method` did to it is lost; and where a worker dies
+    in a method or is asked for an attribute, that is an error, and the next step or reset replaces it. A worker that hangs is
+    waited for, unless there is an `answer_timeout_s`. What a game keeps outside of processes, such as files, is its own affair.
+
     Workers import what their environments need, and neither torch nor Stable-Baselines3: they are ready sooner, and hold less
     memory. With "forkserver" and "spawn" they import the main script only if they need something of it, such as an
     environment that it registers; with "fork" they have all that this process has.
@@ -63,8 +58,14 @@ class ProcessVecEnv(SubprocVecEnv):
         start_method: "forkserver" (by default, where there is one), "spawn" or "fork".
         close_grace_s: Seconds that `close` gives the workers to finish their step and close their environments. One that
             does not is terminated (which still closes its environment), and after as long again killed.
+        restarts: Number of workers that may be replaced, in all environments together. Two in a row that die in the same
+            environment before they have finished a step are an error in any case: a game that cannot start.
+        answer_timeout_s: Seconds that a step (with the reset at an episode's end) or a reset may take; a worker that takes
+            longer counts as dead, and is ended. None: for ever.
+        on_restart: Told in one line of each worker that is replaced; None: `warnings.warn`.
 
     Raises:
+        InputError: `restarts` or `answer_timeout_s` is out of range.
         LatentObsError: An environment could not be made, for a reason that is the user's to mend.
         WorkerError: An environment could not be made.
 
@@ -77,38 +78,44 @@ class ProcessVecEnv(SubprocVecEnv):
     """
 
     def __init__(
-        self, env_fns: list[Callable[[], gym.Env[Any, Any]]], start_method: str | None = None, *, close_grace_s: float = 10.0
+        self,
+        env_fns: list[Callable[[], gym.Env[Any, Any]]],
+        start_method: str | None = None,
+        *,
+        close_grace_s: float = 10.0,
+        restarts: int = 0,
+        answer_timeout_s: float | None = None,
+        on_restart: Callable[[str], object] | None = None,
     ) -> None:
+        if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 0:
+            raise errors.InputError(f"restarts must be a number of workers, 0 or more, got {restarts!r}")
+        if answer_timeout_s is not None and not answer_timeout_s > 0:
+            raise errors.InputError(f"answer_timeout_s must be seconds, more than 0, or None, got {answer_timeout_s!r}")
         self.waiting = self.closed = False
         if start_method is None:
             start_method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        context: Any = multiprocessing.get_context(start_method)
-        makers: Sequence[Callable[[], Any]] = env_fns
+        makers: Sequence[Callable[[], Any]] = list(env_fns)
         if start_method != "fork":
             makers = [Maker(CloudpickleWrapper(env_fn).__getstate__()) for env_fn in env_fns]
-        connections: list[Connection] = []
-        self.processes: list[BaseProcess] = []
+        workers = Workers(start_method, makers, close_grace_s)
+        self.processes: list[BaseProcess] = workers.processes
+        self._restarts = Restarts(restarts, on_restart, answer_timeout_s)
         # At exit, multiprocessing waits for processes that are not daemonic, for ever; but runs its finalizers before that.
-        self._finalizer = Finalize(self, _stop, (connections, self.processes, close_grace_s), exitpriority=10)
+        self._finalizer = Finalize(self, _stop, (workers.connections, workers.processes, close_grace_s), exitpriority=10)
         try:
-            for index, maker in enumerate(makers):
-                ours, theirs = context.Pipe()
-                connections.append(ours)
-                _our_ends.add(ours)
-                inherited = list(_our_ends) if start_method == "fork" else []
-                arguments = (index, theirs, inherited, maker, close_grace_s)
-                process = context.Process(target=work, args=arguments, name=f"environment-{index}", daemon=False)
-                with contextlib.nullcontext() if start_method == "fork" else withheld():
-                    process.start()
-                self.processes.append(process)
-                theirs.close()
-            pairs = zip(connections, self.processes, strict=True)
-            self.remotes: Sequence[Any] = [_Remote(index, *pair) for index, pair in enumerate(pairs)]
+            for index in range(len(makers)):
+                workers.launch(index)
+            self.remotes: Sequence[Any] = [Remote(index, workers, self._restarts) for index in range(len(makers))]
             self.remotes[0].send(("get_spaces", None))
             VecEnv.__init__(self, len(env_fns), *self.remotes[0].recv())
         except BaseException:
             self.close()
             raise
+
+    @property
+    def replaced(self) -> int:
+        """Number of workers replaced so far."""
+        return self._restarts.done
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
         """Whether each environment has a wrapper of this class, or of one that derives from it."""
@@ -121,59 +128,6 @@ class ProcessVecEnv(SubprocVecEnv):
         """Close the environments and end their processes, however they fare."""
         self.closed = True
         self._finalizer()
-
-
-class _Remote:
-    """Our end of a worker's pipe, as `SubprocVecEnv` uses it: a command, then its answer. Raises what the worker raised."""
-
-    def __init__(self, index: int, connection: Connection, process: BaseProcess) -> None:
-        self.index, self.connection, self.process = index, connection, process
-        self.unanswered = 0
-
-    def send(self, message: tuple[str, Any]) -> None:
-        try:
-            self.connection.send(message)
-        except OSError:
-            raise self._lost() from None
-        self.unanswered += 1
-
-    def recv(self) -> Any:
-        if not self.unanswered:
-            raise WorkerError(f"environment {self.index} was asked for nothing that it could answer")
-        failure, answer = None, None
-        try:
-            while self.unanswered:  # the last one counts: before it are those that an error elsewhere left unread
-                self.unanswered -= 1
-                failure, answer = self.connection.recv()
-        except (EOFError, OSError):
-            raise self._lost() from None
-        except KeyboardInterrupt:
-            self.unanswered += 1  # it is still to come
-            raise
-        if failure is not None:
-            raise self._raised(*failure)
-        return answer
-
-    def _raised(self, known: str, name: str, message: str, trace: str) -> Exception:
-        error = WorkerError(f"environment {self.index} raised {name}: {message}\n\nIts worker's {trace}", name, trace)
-        if not known:
-            return error
-        same = getattr(errors, known)(f"environment {self.index}: {message}")
-        same.__cause__ = error
-        return same
-
-    def _lost(self) -> WorkerError:
-        if self.connection.closed:
-            return WorkerError("this vector environment is closed")
-        self.process.join(5.0)  # the pipe breaks a moment before the process has ended
-        code = self.process.exitcode
-        end = "closed its pipe" if code is None else f"died with exit code {code}"
-        if code is not None and code < 0:
-            with contextlib.suppress(ValueError):
-                end += f" ({signal.Signals(-code).name})"
-            if -code == signal.SIGKILL:
-                end += ", as when memory runs out"
-        return WorkerError(f"worker {self.index} (pid {self.process.pid}) {end}")
 
 
 def _stop(connections: Sequence[Connection], processes: Sequence[BaseProcess], grace: float) -> None:
@@ -196,6 +150,5 @@ def _stop(connections: Sequence[Connection], processes: Sequence[BaseProcess], g
         wait()
     finally:  # also when somebody loses patience and presses Ctrl-C once more
         for process in processes:
-            if process.is_alive():
-                process.kill()
-        wait()
+            if process.is_alive() or process.exitcode not in (0, 128 + signal.SIGTERM):
+                end(process)

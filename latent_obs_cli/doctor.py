@@ -31,9 +31,14 @@ LEGEND = "ok: there.  --: not there, needed only for what it says.  no: somethin
 CORE = {"gymnasium": "1.1", "numpy": "1.26", "pillow": "10.3", "safetensors": "0.4.5", "tqdm": "4.66", "tyro": "0.9.20"}
 TORCH = {"torch": "2.4"}
 EXTRAS = {  # extra: its packages, the one that it is about first, and what they are for
-    "agents": ({"stable-baselines3": "2.6", "rich": "13", "tensorboard": "2.21"}, "to train and play agents"),
+    "agents": (
+        {"stable-baselines3": "2.6", "sb3-contrib": "2.6", "rich": "13", "tensorboard": "2.21"},
+        "to train and play agents",
+    ),
     "vizdoom": ({"vizdoom": "1.3"}, "for the 3D game of the quickstart"),
     "video": ({"av": "14"}, "to film agents"),
+    "watch": ({"pygame-ce": "2.5"}, "to watch agents in a window"),
+    "compare": ({"rliable": "1.2", "matplotlib": "3.8"}, "to compare agents over tasks and seeds"),
     "plots": ({"matplotlib": "3.8"}, "to draw learning curves"),
     "report": ({"matplotlib": "3.8", "scikit-image": "0.24", "scikit-learn": "1.5"}, "to report on an encoder"),
     "hub": ({"huggingface-hub": "0.24"}, "to load encoders by Hugging Face repository id"),

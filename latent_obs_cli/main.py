@@ -23,8 +23,11 @@ VERBS = {
         "Whether an encoder's latents keep what an agent needs: a page, a JSON, a verdict",
     ),
     "train-agent": ("latent_obs_cli.verbs:train_agent", "Train PPO on an environment's latents (or on a baseline)"),
+    "alternate": ("latent_obs_cli.alternate:run_alternate", "Train an agent and, in turns, its encoder on what the agent sees"),
     "actions fit": ("latent_obs_cli.verbs:actions_fit", "Centroids of demonstrated actions, for obfuscated MineRL tasks"),
-    "evaluate": ("latent_obs_cli.verbs:evaluate", "Play a trained agent: mean return, standard error, a video"),
+    "evaluate": ("latent_obs_cli.verbs:evaluate", "Play a trained agent: returns and success with intervals, a video"),
+    "watch": ("latent_obs_cli.watch:watch", "Watch a trained agent play, live in a window"),
+    "compare": ("latent_obs_cli.compare:run_compare", "Latents against pixels and baselines: curves, intervals, a verdict"),
     "doctor": ("latent_obs_cli.doctor:run_doctor", "What is installed, what is missing, and the command that mends it"),
 }
 

@@ -192,40 +192,74 @@ def actions_fit(words: Sequence[str]) -> None:
 
 def evaluate(words: Sequence[str]) -> None:
     """Parse `latent-obs evaluate`, play and film."""
+    import math
+    from typing import Any
+
     from agents import AgentConfig, evaluate_agent, evaluate_random, film
     from agents.evaluate import run_config
+    from agents.success import success_rule
+    from agents.video import check_writable
+    from latent_obs.atomic import write_json
 
     def run(
         run: Path,
         episodes: int = 100,
         which: Annotated[str, tyro.conf.arg(metavar="{best,last}")] = "best",
         video: bool = True,
+        video_file: Path | None = None,
         random_policy: bool = True,
+        success_return: float | None = None,
+        json: Path | None = None,
+        deterministic: bool | None = None,
         seed: int = 1_000_003,
         device: str = "auto",
     ) -> None:
-        """Play a trained agent on episodes that it never saw: mean return ± standard error, and a video.
+        """Play a trained agent on episodes that it never saw: returns and success with 95% intervals, and a video.
 
         Args:
             run: The folder that train-agent wrote.
             episodes: Episodes to play.
             which: best (by the evaluations during training) or last.
-            video: Film some episodes, picture and reconstruction side by side, to agent.mp4 in the folder.
+            video: Film some episodes: the game, what comes back of it from the latent, the latent, and the action.
+            video_file: Where to; agent.mp4 in the run folder by default.
             random_policy: Play a random policy too, the least that an agent has to beat.
+            success_return: An episode is a success if its return reaches this, in place of what is known of the task.
+            json: A file for all numbers.
+            deterministic: True for the most likely action, False for a sample; by default as the run's settings say.
             seed: Seed of the environments.
             device: Where to encode: auto, cpu, cuda, cuda:N, mps.
         """
         config: AgentConfig = run_config(run)
         if video:
             require("av", extra="video", purpose="write a video (or leave it out with --no-video)")
-        agent = evaluate_agent(run, episodes=episodes, which=which, seed=seed, device=device)
+            check_writable(video_file or run / "agent.mp4")
+        if json is not None:
+            check_writable(json)
+        agent = evaluate_agent(
+            run, episodes=episodes, which=which, seed=seed, device=device, deterministic=deterministic,
+            success_return=success_return,
+        )  # fmt: skip
+        rule = success_rule(config, success_return)
         print(f"{config.env}, {which} agent ({config.observation}): mean return {agent}")
+        print("  " + agent.details().replace("\n", "\n  "))
+        if agent.successes is not None:
+            print(f"  what a success is: {rule or 'as the environment says'}")
+        numbers: dict[str, Any] = {
+            "run": str(run), "env": config.env, "observation": config.observation, "which": which, "seed": seed,
+            "deterministic": config.deterministic if deterministic is None else deterministic,
+            "success": None if agent.successes is None else str(rule or "as the environment says"), "agent": agent.to_json(),
+        }  # fmt: skip
         if random_policy:
-            chance = evaluate_random(config, episodes=episodes, seed=seed)
+            chance = evaluate_random(config, episodes=episodes, seed=seed, success_return=success_return)
+            sigmas = agent.sigmas_above(chance)
             print(f"{config.env}, random policy: mean return {chance}")
-            print(f"The agent is {agent.sigmas_above(chance):.1f} standard errors above the random policy.")
+            print(f"The agent is {sigmas:.1f} standard errors above the random policy.")
+            numbers |= {"random_policy": chance.to_json(), "standard_errors_above": sigmas if math.isfinite(sigmas) else None}
+        if json is not None:
+            write_json(json, numbers)
+            print(f"Numbers: {json}")
         if video:
-            file, returns = film(run, which=which, device=device)
+            file, returns = film(run, video_file, which=which, device=device)
             print(f"Video: {file} (returns {', '.join(f'{r:.0f}' for r in returns) or 'of no whole episode'})")
 
     _parse(run, "evaluate", words)

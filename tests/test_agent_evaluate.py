@@ -3,12 +3,13 @@
 import json
 import math
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("stable_baselines3")
@@ -16,8 +17,9 @@ pytest.importorskip("stable_baselines3")
 from conftest import random_frames
 from test_agent_envs import tiny
 
-from agents.evaluate import Evaluation, evaluate_agent, evaluate_random, evaluation_env
-from agents.store import load_agent
+from agents.evaluate import evaluate_agent, evaluate_random, evaluation_env, play
+from agents.evaluation import Evaluation, bootstrap_interval, wilson_interval
+from agents.store import agent_state, load_agent
 from agents.train import train_agent
 from agents.video import film
 from latent_obs.errors import EncoderFolderError, InputError
@@ -46,8 +48,7 @@ def run(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_agent(config, say=quiet)
     first = folder.with_name("first")
     train_agent(tiny(encoder=encoder_folder, out=first, steps=1, n_steps=1, batch_size=2, eval_every=0), say=quiet)
-    for name in ("best.zip", "best.json"):
-        shutil.copy(first / name, folder / name)
+    shutil.copy(first / "best.zip", folder / "best.zip")
     return folder
 
 
@@ -84,6 +85,97 @@ def test_one_episode_has_no_standard_error_and_proves_nothing():
     assert math.isnan(evaluation([3.0]).standard_error)
     assert math.isnan(evaluation([3.0]).sigmas_above(evaluation([1.0, 2.0])))
     assert math.isnan(evaluation([1.0, 2.0]).sigmas_above(evaluation([3.0])))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1_000), st.integers(15, 60), st.sampled_from(["normal", "exponential"]))
+def test_a_bootstrap_interval_is_scipys(seed: int, count: int, kind: str):
+    stats = pytest.importorskip("scipy.stats")
+    values = getattr(np.random.default_rng(seed), kind)(size=count)
+    low, high = bootstrap_interval(tuple(values.tolist()))
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
+    error = values.std() / math.sqrt(count)  # by how much the ends themselves vary is some 3% of it
+    assert low == pytest.approx(theirs.low, abs=0.2 * error)
+    assert high == pytest.approx(theirs.high, abs=0.2 * error)
+
+
+def test_a_bootstrap_interval_holds_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(300):
+        low, high = bootstrap_interval(tuple(rng.exponential(size=50)), resamples=1_000)
+        held += low <= 1 <= high
+    assert 0.88 <= held / 300 <= 0.98
+
+
+def test_a_bootstrap_interval_is_always_the_same_and_none_of_one_value():
+    assert bootstrap_interval((1.0, 2.0, 5.0)) == bootstrap_interval((1.0, 2.0, 5.0))
+    assert bootstrap_interval((4.0,) * 5) == (4.0, 4.0)
+    assert all(map(math.isnan, bootstrap_interval((1.0,))))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilsons_interval_is_scipys(counts: tuple[int, int]):
+    stats = pytest.importorskip("scipy.stats")
+    theirs = stats.binomtest(*counts).proportion_ci(method="wilson")
+    assert wilson_interval(*counts) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (3, 2), (-1, 2)])
+def test_a_share_of_nothing(counts: tuple[int, int]):
+    with pytest.raises(InputError, match="is no share"):
+        wilson_interval(*counts)
+
+
+def test_all_numbers_are_told_and_json_can_hold_them():
+    one, three = Evaluation((5.0,), (7,)), Evaluation((1.0, 2.0, 9.0), (3, 4, 5), (False, True, True))
+    for played in (one, three):
+        back = json.loads(json.dumps(played.to_json(), allow_nan=False))
+        assert back["returns"] == list(played.returns)
+        assert back["mean_return"] == played.mean
+    assert one.to_json()["standard_error"] is None
+    numbers = three.to_json()
+    assert (numbers["median_return"], numbers["least_return"], numbers["most_return"]) == (2.0, 1.0, 9.0)
+    assert numbers["success_rate"] == pytest.approx(2 / 3)
+    assert numbers["success_rate_95"] == list(wilson_interval(2, 3))
+    assert numbers["mean_return_95"] == list(bootstrap_interval(three.returns))
+    assert one.success_rate is one.success_interval is None
+    assert "success" not in one.details()
+    assert "nan" not in one.details()
+    assert "success in 2 of 3 episodes, 67%" in three.details()
+
+
+def test_what_a_policy_remembers_is_carried_on_and_it_is_told_of_new_episodes(encoder_folder: Path):
+    told: list[tuple[Any, Any]] = []
+
+    class Remembers:
+        def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
+            told.append((state, episode_start.tolist()))
+            return np.zeros(len(observation), int), len(told)
+
+    play(Remembers(), evaluation_env(tiny(encoder=encoder_folder, envs=1), 2, seed=0), 2)
+    assert [state for state, _ in told] == [None, *range(1, 16)]
+    assert [starts for _, starts in told] == [[step % 8 == 0] for step in range(16)]
+
+
+def test_an_agents_success_and_its_json(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from latent_obs_cli.main import main
+
+    words = f"evaluate --run {run} --episodes 6 --which last --no-video --success-return 6 --json {tmp_path / 'n.json'}"
+    assert main([*words.split(), "--device", "cpu"]) == 0
+    played = evaluate_agent(run, episodes=6, which="last", success_return=6)
+    assert played.successes == tuple(r >= 6 for r in played.returns)
+    out = capsys.readouterr().out
+    assert f"mean return {played}\n" in out
+    assert played.details().splitlines()[-1] in out
+    assert "what a success is: a return of 6 or more: as was asked for" in out
+    numbers = json.loads((tmp_path / "n.json").read_text())
+    assert numbers["agent"] == json.loads(json.dumps(played.to_json()))
+    assert numbers["random_policy"]["episodes"] == 6
+    assert numbers["env"] == "Side-v0"
+    assert main(["evaluate", "--run", str(run), "--json", str(tmp_path)]) == 2
+    assert "is a folder; name a file" in capsys.readouterr().err
 
 
 def test_the_same_seed_plays_the_same_episodes(run: Path):
@@ -177,14 +269,19 @@ def test_a_damaged_agent_is_one_clear_error(copied: Path, damage: Any):
         evaluate_agent(copied, episodes=1)
 
 
+def with_state(file: Path, text: str | None) -> None:
+    """Write a .zip again with another state in it, or none."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if name != "latent_obs.json"}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in {**members, **({} if text is None else {"latent_obs.json": text})}.items():
+            archive.writestr(name, data)
+
+
 @pytest.mark.parametrize("text", [None, "", "{}", '{"returns": null, "observations": null}', "[]"])
 def test_damaged_statistics_are_one_clear_error(copied: Path, text: str | None):
-    file = copied / "best.json"
-    if text is None:
-        file.unlink()
-    else:
-        file.write_text(text)
-    with pytest.raises(InputError, match=r"best\.json"):
+    with_state(copied / "best.zip", text)
+    with pytest.raises(InputError, match=r"best\.zip"):
         evaluate_agent(copied, episodes=1)
 
 
@@ -199,7 +296,7 @@ def test_a_damaged_encoder_is_one_clear_error(copied: Path):
 
 def test_statistics_decide_what_the_agent_sees(copied: Path):
     good = evaluate_agent(copied, episodes=20, which="last")
-    values = json.loads((copied / "last.json").read_text())
+    values = agent_state(copied, "last")
     values["observations"]["mean"] = [1e3] * len(values["observations"]["mean"])
-    (copied / "last.json").write_text(json.dumps(values))
+    with_state(copied / "last.zip", json.dumps(values))
     assert good.sigmas_above(evaluate_agent(copied, episodes=20, which="last")) > 3, "every latent looks the same now"

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -439,7 +438,9 @@ def test_a_stop_that_was_asked_for_saves_the_agent(
 
     monkeypatch.setattr(SideEnv, "step", interrupt)
     said: list[str] = []
-    config = tiny(encoder=encoder_folder, out=tmp_path / "run", steps=1_000, eval_every=0, exact_resume=exact, checkpoint_every=32)
+    config = tiny(
+        encoder=encoder_folder, out=tmp_path / "run", steps=1_000, eval_every=0, exact_resume=exact, checkpoint_every=32
+    )
     result = train_agent(config, say=said.append)
     assert result.interrupted
     assert result.steps == saved

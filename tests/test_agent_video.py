@@ -1,6 +1,5 @@
 """Videos: what PyAV reads back, for each kind of agent, and nothing half-written."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,17 @@ import av
 from stable_baselines3 import PPO
 from test_agent_envs import SideEnv, tiny
 
+import agents.show as show_module
 import agents.video as video_module
+from agents.store import agent_state
 from agents.train import train_agent
 from agents.video import film, write_video
 from latent_obs.errors import InputError
 from latent_obs.frozen import FrozenEncoder
 
-#: 240 rows and a line of text; a 48x64 picture and a 16x16 one, each 240 rows high, and a gap of 4.
-SIZE = (256, 320 + 4 + 240)
+#: A 48x64 picture, a 16x16 one, each 240 rows high, and the actions; gaps of 6. Two lines of text above, a latent below.
+WIDTH = 6 + 320 + 6 + 240 + 6 + 190 + 6
+HEIGHT, LATENT = 286, 94
 
 
 def read(path: Path) -> tuple[NDArray[Any], float, str, str | None]:
@@ -52,17 +54,18 @@ def test_an_agent_is_filmed(encoder_folder: Path, tmp_path: Path, kind: str, obs
     assert len(returns) == 2
     assert all(0 <= r <= 8 for r in returns)
     frames, rate, codec, pixel_format = read(file)
-    assert frames.shape == (16, *SIZE, 3)
+    assert frames.shape == (16, HEIGHT + (LATENT if observation == "latent" else 0), WIDTH, 3)
     assert (rate, codec, pixel_format) == (10, "h264", "yuv420p")
     # Left, the game: one half of each picture is bright, each half at some time. Right, what the agent sees of it.
-    left, right = frames[:, 20:, :320], frames[:, 20:, 324:]
+    left, right = frames[:, 40:278, 6:326], frames[:, 40:278, 332:572]
     brighter = left[:, :, :150].mean((1, 2, 3)) - left[:, :, 170:].mean((1, 2, 3))
     assert (np.abs(brighter) > 80).all()
     assert len(set(np.sign(brighter))) == 2
     if observation == "pixels":
         seen = right[:, :, :110].mean((1, 2, 3)) - right[:, :, 130:].mean((1, 2, 3))
         np.testing.assert_allclose(seen, brighter, atol=20)
-    assert frames[:, :14].max() > 150, "a line of text"
+    assert frames[:, :20].max() > 150, "a line of text"
+    assert frames[:, 40:100, 580:].max() > 150, "actions"
 
 
 def test_what_the_agent_sees_is_its_latent_decoded(
@@ -70,7 +73,7 @@ def test_what_the_agent_sees_is_its_latent_decoded(
 ):
     drawn: list[tuple[Any, Any]] = []
     monkeypatch.setattr(
-        video_module, "_side_by_side", lambda game, seen, title: drawn.append((game, seen)) or np.zeros((2, 2, 3), np.uint8)
+        show_module, "compose", lambda game, seen, **_: drawn.append((game, seen)) or np.zeros((2, 2, 3), np.uint8)
     )
     run = train(tmp_path / "run", encoder_folder)
     asked: list[Any] = []
@@ -78,7 +81,7 @@ def test_what_the_agent_sees_is_its_latent_decoded(
     monkeypatch.setattr(PPO, "predict", lambda self, seen, **kw: asked.append(seen.copy()) or predict(self, seen, **kw))
     film(run, tmp_path / "a.mp4", episodes=1, seconds=0)
     assert len(drawn) == len(asked) == 8
-    statistics = json.loads((run / "best.json").read_text())["observations"]
+    statistics = agent_state(run, "best")["observations"]
     for (game, seen), observation in zip(drawn, asked, strict=True):
         latent = encoder.encode(np.ascontiguousarray(game[None, ::3, ::4]))  # the picture before it was enlarged
         np.testing.assert_allclose(seen.astype(int), encoder.decode(latent)[0].astype(int), atol=1)
@@ -90,7 +93,7 @@ def test_an_agent_on_a_random_encoder_can_be_filmed_too(encoder_folder: Path, tm
     run = train(tmp_path / "run", encoder_folder, observation="random-latent")
     file, returns = film(run, episodes=1, seconds=0)
     assert len(returns) == 1
-    assert read(file)[0].shape == (8, SIZE[0], 320, 3)  # no decoder, nothing to put beside the game
+    assert read(file)[0].shape == (8, HEIGHT + LATENT, WIDTH - 246, 3)  # no decoder, nothing to put beside the game
 
 
 def test_short_episodes_are_followed_by_more(encoder_folder: Path, tmp_path: Path):
@@ -114,9 +117,30 @@ def test_an_environment_that_cannot_draw_itself(
     run = train(tmp_path / "run", encoder_folder)
     before = sorted(run.iterdir())
     monkeypatch.setattr(SideEnv, "render", lambda self: picture)
-    with pytest.raises(InputError, match="Side-v0 cannot be filmed"):
+    with pytest.raises(InputError, match="Side-v0 cannot be shown: render"):
         film(run)
     assert sorted(run.iterdir()) == before
+
+
+def test_an_environment_that_knows_no_render_mode(encoder_folder: Path, tmp_path: Path):
+    run = train(tmp_path / "run", encoder_folder, env="Story-v0")
+    with pytest.raises(InputError, match=r"Story-v0 cannot be shown.*does not take .*render_mode"):
+        film(run)
+
+
+def test_where_no_video_can_be_written(encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = train(tmp_path / "run", encoder_folder)
+    monkeypatch.setattr(video_module, "Show", lambda *_, **__: pytest.fail("played before it looked"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"run is a folder; name a file"):
+        film(run, run)
+    with pytest.raises(InputError, match=r"cannot be written: .*file is a file and no folder"):
+        film(run, tmp_path / "file" / "deeper" / "a.mp4")
+    monkeypatch.setattr(video_module.os, "access", lambda *_: False)  # the tests may run as root
+    with pytest.raises(InputError, match=r"no permission to write in .*"):
+        film(run, tmp_path / "new" / "a.mp4")
+    with pytest.raises(InputError, match="episodes must be 1 or more"):
+        film(run, episodes=0)
 
 
 @pytest.mark.parametrize("rate", [35 / 4, 30, 0.5])

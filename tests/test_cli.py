@@ -327,7 +327,8 @@ def test_evaluate_does_what_it_is_asked_and_no_more(call: Call, places: dict[str
     run = places["home"] / "agent"
     code, out, _ = call(f"evaluate --run {run} --episodes 3 --which last --no-video --no-random-policy")
     assert code == 0
-    assert re.fullmatch(r"Side-v0, last agent \(latent\): mean return \d\.\d ± \d\.\d \(standard error, 3 episodes\)\n", out)
+    first = r"Side-v0, last agent \(latent\): mean return \d\.\d ± \d\.\d \(standard error, 3 episodes\)\n"
+    assert re.fullmatch(first + r"  95% interval .*\n  steps in an episode: .*\n", out)
     assert not (run / "agent.mp4").exists()
     code, out, _ = call(f"evaluate --run {run} --episodes 1 --no-video")
     assert code == 0

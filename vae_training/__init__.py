@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vae_training.datasets import describe_datasets, get_datasets
     from vae_training.evaluate import HeldOut, evaluate
     from vae_training.export import export_encoder, measure_latents
+    from vae_training.export_aligned import export_aligned
     from vae_training.extract import ExtractResult, extract
     from vae_training.extract_config import ExtractConfig
     from vae_training.frame_stats import FolderStats, frame_stats
@@ -43,9 +44,10 @@ if TYPE_CHECKING:
     from vae_training.train import TrainResult, schedule_of, train
 
 _HOMES = {  # name: the module it lives in
+    "CVAE": "cvae",
+    "PRESETS": "presets",
     "ActingObjective": "acting_objective",
     "Batch": "batch",
-    "CVAE": "cvae",
     "ClassicObjective": "objective",
     "ConstantBeta": "schedule",
     "CyclicalBeta": "schedule",
@@ -57,7 +59,6 @@ _HOMES = {  # name: the module it lives in
     "Losses": "cvae",
     "MonotonicBeta": "schedule",
     "Objective": "objective",
-    "PRESETS": "presets",
     "Policy": "record_policy",
     "RecordConfig": "record_config",
     "ReportConfig": "report.config",
@@ -70,8 +71,8 @@ _HOMES = {  # name: the module it lives in
     "encoder_flops": "presets",
     "encoder_parameters": "presets",
     "evaluate": "evaluate",
+    "export_aligned": "export_aligned",
     "export_encoder": "export",
-    "measure_latents": "export",
     "extract": "extract",
     "find_warnings": "contact_sheet",
     "frame_stats": "frame_stats",
@@ -81,6 +82,7 @@ _HOMES = {  # name: the module it lives in
     "images_to_tensor": "cvae",
     "load_rows": "rows",
     "make_schedule": "schedule",
+    "measure_latents": "export",
     "preset_table": "presets",
     "read_log": "logs",
     "reconstruct": "pictures",
@@ -125,6 +127,7 @@ __all__ = [
     "encoder_flops",
     "encoder_parameters",
     "evaluate",
+    "export_aligned",
     "export_encoder",
     "extract",
     "find_warnings",

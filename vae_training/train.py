@@ -19,6 +19,7 @@ from vae_training.disk import disk_full_is_told
 from vae_training.distributed import Ranks, meet, told_once
 from vae_training.evaluate import HeldOut, evaluate
 from vae_training.export import export_encoder, measure_latents
+from vae_training.fine_tune import with_layers_of
 from vae_training.logs import RunLog
 from vae_training.malloc import kept_memory
 from vae_training.schedule import BetaSchedule, make_schedule
@@ -109,6 +110,8 @@ def train(
         if resume:
             saved = TrainConfig.load(config.out)
             config = check_resumable(saved, config.resumed_from(saved))
+        elif config.start_from is not None:
+            config = with_layers_of(config, config.start_from)
     with meet(config.device) as (ranks, device):
         if not ranks.leads:
             say, progress_bar = _say_nothing, False

@@ -20,6 +20,7 @@ from vae_training.dataset_identity import check_worth_learning, identify, split_
 from vae_training.datasets import get_datasets
 from vae_training.distributed import Ranks
 from vae_training.ema import WeightAverage
+from vae_training.fine_tune import put_weights
 from vae_training.make_objective import make_objective, start_from_data
 from vae_training.objective import Objective
 from vae_training.optimisation import GradientStep, LearningRate, make_optimizer
@@ -148,6 +149,8 @@ def prepare(
     objective = make_objective(config, model, transitions, say)
     if resume_from is None:
         start_from_data(config, objective, training, transitions)
+        if config.start_from is not None:
+            put_weights(config.start_from, model)
     optimizer = make_optimizer(
         objective.parameters(), config.optimizer, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
         device=device,
