@@ -38,7 +38,7 @@ EXTRAS = {  # extra: its packages, the one that it is about first, and what they
     "vizdoom": ({"vizdoom": "1.3"}, "for the 3D game of the quickstart"),
     "video": ({"av": "14"}, "to film agents"),
     "watch": ({"pygame-ce": "2.5"}, "to watch agents in a window"),
-    "compare": ({"rliable": "1.2", "matplotlib": "3.8"}, "to compare agents over tasks and seeds"),
+    "compare": ({"rliable": "1.2", "psutil": "5.9", "matplotlib": "3.8"}, "to compare agents over tasks and seeds"),
     "plots": ({"matplotlib": "3.8"}, "to draw learning curves"),
     "report": ({"matplotlib": "3.8", "scikit-image": "0.24", "scikit-learn": "1.5"}, "to report on an encoder"),
     "hub": ({"huggingface-hub": "0.24"}, "to load encoders by Hugging Face repository id"),

@@ -22,7 +22,7 @@ VERBS = {
         "latent_obs_cli.verbs:report",
         "Whether an encoder's latents keep what an agent needs: a page, a JSON, a verdict",
     ),
-    "train-agent": ("latent_obs_cli.verbs:train_agent", "Train PPO on an environment's latents (or on a baseline)"),
+    "train-agent": ("latent_obs_cli.verbs:train_agent", "Train an agent on an environment's latents (or on a baseline)"),
     "alternate": ("latent_obs_cli.alternate:run_alternate", "Train an agent and, in turns, its encoder on what the agent sees"),
     "actions fit": ("latent_obs_cli.verbs:actions_fit", "Centroids of demonstrated actions, for obfuscated MineRL tasks"),
     "evaluate": ("latent_obs_cli.verbs:evaluate", "Play a trained agent: returns and success with intervals, a video"),
@@ -50,6 +50,9 @@ def usage() -> str:
             "  latent-obs report        runs/doom",
             "  latent-obs train-agent   --env VizdoomBasic-v1 --frame-skip 4 --latent-only --encoder runs/doom --out runs/a",
             "  latent-obs evaluate      --run runs/a",
+            "",
+            "Was it worth it? Pixels, latents and baselines over several seeds, with intervals:",
+            "  latent-obs compare       --env VizdoomBasic-v1 --frame-skip 4 --latent-only --encoder runs/doom --out runs/b",
             "",
             "latent-obs VERB --help tells the options of a verb.",
         ]

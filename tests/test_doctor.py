@@ -26,8 +26,8 @@ VERSIONS = {
     "latent-obs": "0.1.0", "torch": "2.13.0+cpu", "gymnasium": "1.4.0", "numpy": "2.4.6", "pillow": "13.0.0",
     "safetensors": "0.8.0", "tqdm": "4.70.1", "tyro": "1.0.17", "stable-baselines3": "2.9.2", "rich": "15.0.0",
     "tensorboard": "2.21.0", "vizdoom": "1.3.2", "av": "18.1.0", "matplotlib": "3.11.2", "huggingface-hub": "2.4.0",
-    "scikit-image": "0.26.0", "sb3-contrib": "2.9.2", "pygame-ce": "2.5.6", "rliable": "1.2.0", "scikit-learn": "1.9.1",
-    "opencv-python": "5.0.0.93", "cloudpickle": "3.1.2", "minerl": "0.4.4", "gym": "0.17.3",
+    "scikit-image": "0.26.0", "sb3-contrib": "2.9.2", "pygame-ce": "2.5.6", "rliable": "1.2.0", "psutil": "7.1.3",
+    "scikit-learn": "1.9.1", "opencv-python": "5.0.0.93", "cloudpickle": "3.1.2", "minerl": "0.4.4", "gym": "0.17.3",
 }  # fmt: skip
 
 

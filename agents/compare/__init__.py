@@ -1,0 +1,13 @@
+"""Whether latents are worth it: training runs of several arms on several tasks with several seeds, and what they tell.
+
+study = load_study("study.toml")
+results = compare(study, "runs/compare")
+print(summarise(results)["verdict"]["headline"])
+"""
+
+from agents.compare.results import Results, collect
+from agents.compare.run import compare, saved_study
+from agents.compare.study import Study, Task, load_study
+from agents.compare.summary import summarise
+
+__all__ = ["Results", "Study", "Task", "collect", "compare", "load_study", "saved_study", "summarise"]

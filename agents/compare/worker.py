@@ -1,0 +1,125 @@
+"""One run in a process of its own: ``python -m agents.compare.worker job.json``.
+
+The numbers are written last, so that their file marks a finished run. Exit status: 0 finished, 2 a mistake that the message
+tells how to mend, 3 stopped half-way, 1 anything else.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents import read_evaluations, train_agent
+from agents.compare.machine import machine_line, versions
+from agents.compare.meter import Meter
+from agents.compare.plan import CRASHED, FINISHED, MISTAKE, STOPPED
+from agents.compare.processes import end_session
+from agents.config import AgentConfig
+from agents.evaluate import Evaluation, evaluate_agent, evaluate_random
+from latent_obs.atomic import write_json
+from latent_obs.errors import LatentObsError
+
+
+def run_job(job: dict[str, Any]) -> int:
+    """Do what a job asks for, and write its numbers.
+
+    Args:
+        job: As `agents.compare.engine` writes it.
+
+    Returns:
+        The exit status.
+    """
+    config = AgentConfig.from_json(job["config"])
+    torch.set_num_threads(job["threads"])
+    results = _random(config, job) if job["kind"] == "random" else _train(config, job)
+    if results is None:
+        return STOPPED
+    common = {k: job[k] for k in ("kind", "task", "arm", "seed", "settings", "threads", "jobs")}
+    common |= {"env": config.env, "observation": config.observation}
+    ended = {"machine": machine_line(), "versions": versions(), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
+    write_json(Path(job["result"]), {**common, **results, **ended})
+    return FINISHED
+
+
+def _random(config: AgentConfig, job: dict[str, Any]) -> dict[str, Any]:
+    return {"final": _evaluation(evaluate_random(config, episodes=job["episodes"]))}
+
+
+def _train(config: AgentConfig, job: dict[str, Any]) -> dict[str, Any] | None:
+    usage = Path(job["usage"])
+    attempts: list[dict[str, Any]] = json.loads(usage.read_text()) if usage.exists() else []
+    resume = (config.out / "last.zip").exists()
+    if not resume and config.out.exists():
+        shutil.rmtree(config.out)  # stopped before it had anything to go on with
+        attempts = []
+    with Meter(usage, attempts) as meter:
+        result = train_agent(config, resume=resume, progress_bar=False)
+    if result.interrupted:
+        return None
+    attempts = [*attempts, meter.entry]
+    rows = read_evaluations(config.out)
+    seconds = rows[-1]["seconds"]
+    final = evaluate_agent(config.out, episodes=job["episodes"], which="last", device=config.device)
+    return {
+        "evaluations": rows,
+        "final": _evaluation(final),
+        "steps": result.steps,
+        "training_seconds": seconds,
+        "steps_per_second": result.steps / seconds,
+        "wall_seconds": sum(a["wall_seconds"] for a in attempts),
+        "cpu_seconds": sum(a["cpu_seconds"] for a in attempts),
+        "peak_memory_mb": max(a["peak_memory_mb"] for a in attempts),
+        "memory_how": meter.how,
+        "attempts": len(attempts),
+    }
+
+
+def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(evaluation).items()}
+    return {"mean": evaluation.mean, "standard_error": evaluation.standard_error, **values}
+
+
+def stop_with_parent(parent: int) -> None:
+    """Stop when the process that started this one is gone: kindly, and after a while with all that it started."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(15)
+        if os.getsid(0) == os.getpid():  # a session of its own, as the engine starts it
+            end_session(os.getpid(), but=os.getpid())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
+def main() -> int:
+    """Run the job that the command line names."""
+    job = json.loads(Path(sys.argv[1]).read_text())
+    stop_with_parent(job["parent"])
+    try:
+        return run_job(job)
+    except KeyboardInterrupt:
+        return STOPPED
+    except LatentObsError as error:
+        print(error, file=sys.stderr, flush=True)
+        write_json(Path(job["failed"]), {"reason": str(error)})
+        return MISTAKE
+    except Exception as error:
+        traceback.print_exc()
+        write_json(Path(job["failed"]), {"reason": f"{type(error).__name__}: {error}"})
+        return CRASHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

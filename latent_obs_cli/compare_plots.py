@@ -1,0 +1,131 @@
+"""Pictures of a comparison: learning curves at equal steps and at equal time, and intervals over all tasks."""
+
+from pathlib import Path
+from typing import Any
+
+from agents.compare.study import BASELINE, folder_name
+from latent_obs.atomic import written_aside
+from latent_obs.errors import require
+
+_KNOWN = {"pixels": "#ea580c", "latent": "#2563eb", "random-latent": "#6b7280", "pca-latent": "#15803d"}
+_MORE = ("#9333ea", "#0891b2", "#be123c", "#a16207", "#4338ca", "#0f766e")
+
+
+def colours(arms: list[str]) -> dict[str, str]:
+    """A colour for each arm: always the same for the usual ones.
+
+    Example:
+        >>> colours(["pixels", "mine"])
+        {'pixels': '#ea580c', 'mine': '#9333ea'}
+    """
+    own = [arm for arm in arms if arm not in _KNOWN]
+    return {arm: _KNOWN.get(arm) or _MORE[own.index(arm) % len(_MORE)] for arm in arms}
+
+
+def draw(summary: dict[str, Any], folder: Path) -> dict[str, Path]:
+    """Draw all pictures of a summary, as PNG files.
+
+    Args:
+        summary: From `agents.compare.summarise`.
+        folder: Where they go.
+
+    Returns:
+        The picture of each task by its name, and that of all tasks together as "".
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require("matplotlib", extra="compare", purpose="draw learning curves")
+    tasks: dict[str, Any] = summary["tasks"]
+    palette = colours(list(dict.fromkeys(arm for task in tasks.values() for arm in task["arms"])))
+    drawn: dict[str, Path] = {}
+    for name, task in tasks.items():
+        if any(arm["over_steps"] for arm in task["arms"].values()):
+            drawn[name] = _save(_curves(name, task, palette), folder / f"{folder_name(name)}.png")
+    if summary["over_tasks"]["arms"]:
+        drawn[""] = _save(_across(summary["over_tasks"], palette), folder / "over-tasks.png")
+    return drawn
+
+
+def _curves(name: str, task: dict[str, Any], palette: dict[str, str]) -> Any:
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(11, 4.4), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, over in ((left, "over_steps"), (right, "over_time")):
+        for arm, numbers in task["arms"].items():
+            curve = numbers[over]
+            if curve is None:
+                continue
+            at = curve["at"] if over == "over_steps" else [s / 60 for s in curve["at"]]
+            axes.plot(
+                at, curve["iqm"], color=palette[arm], lw=1.8, marker="o" if over == "over_steps" else None, ms=3, label=arm
+            )
+            axes.fill_between(at, curve["low"], curve["high"], color=palette[arm], alpha=0.14, lw=0)
+        if task["random"] is not None:
+            axes.axhline(task["random"]["mean"], color="black", lw=1, ls=":", label="random policy")
+        if task["reference"] is not None:
+            axes.axhline(task["reference"], color="black", lw=1, ls="--", label="reference")
+        _tidy(axes)
+    left.set(xlabel="environment steps", ylabel="return of an episode")
+    left.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
+    left.set_title("at equal steps", fontsize=11)
+    right.set(xlabel="minutes of training")
+    right.set_title("at equal time", fontsize=11)
+    pixels = task["arms"].get(BASELINE)
+    if pixels is not None:
+        right.axvline(pixels["training_seconds"] / 60, color=palette[BASELINE], lw=1, ls=(0, (4, 4)))
+        right.annotate(
+            " pixels end", (pixels["training_seconds"] / 60, 0.01), xycoords=("data", "axes fraction"), fontsize=8,
+            color=palette[BASELINE], va="bottom", ha="right", rotation=90,
+        )  # fmt: skip
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
+    figure.suptitle(f"{name} ({task['env']})" if name != task["env"] else name, fontsize=12)
+    return figure
+
+
+def _across(over: dict[str, Any], palette: dict[str, str]) -> Any:
+    from matplotlib.figure import Figure
+
+    arms = list(over["arms"])
+    compared = [arm for arm in arms if arm != BASELINE and "probability_of_improvement" in over["arms"][arm]]
+    figure = Figure(figsize=(11, 1.3 + 0.42 * len(arms)), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 4, sharey=True)
+    titles = ("interquartile mean", "mean", "optimality gap (less is better)", f"P(better than {BASELINE})")
+    for axes, measure, title in zip(
+        panels, ("iqm", "mean", "optimality_gap", "probability_of_improvement"), titles, strict=True
+    ):
+        for place, arm in enumerate(arms):
+            if measure == "probability_of_improvement" and arm not in compared:
+                continue
+            estimate = over["arms"][arm][measure]
+            low, high = estimate["low"], estimate["high"]
+            axes.barh(place, high - low, left=low, height=0.55, color=palette[arm], alpha=0.45)
+            axes.plot([estimate["value"]] * 2, [place - 0.275, place + 0.275], color="black", lw=1.6)
+        axes.use_sticky_edges = False  # bars need no room to an edge, others do
+        axes.margins(x=0.08)
+        if measure in ("iqm", "mean"):
+            axes.axvline(1.0, color="black", lw=0.8, ls=":")
+        if measure == "probability_of_improvement":
+            axes.axvline(0.5, color="black", lw=0.8, ls=":")
+            axes.set_xlim(-0.03, 1.03)
+        axes.set_title(title, fontsize=10)
+        axes.locator_params(axis="x", nbins=4)
+        _tidy(axes)
+    panels[0].set_yticks(range(len(arms)), arms)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def _tidy(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+
+
+def _save(figure: Any, target: Path) -> Path:
+    with written_aside(target) as aside:
+        figure.savefig(aside, format="png")
+    return target
