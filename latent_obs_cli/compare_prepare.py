@@ -12,6 +12,7 @@ from agents.compare.files import read_json
 from agents.compare.study import folder_name
 from agents.envs import contract_of
 from latent_obs.atomic import write_json
+from latent_obs.errors import InputError
 from latent_obs.folder import read_encoder_folder
 from latent_obs.pca import fit_pca_of_folder, save_pca
 from latent_obs.pixels import PixelContract
@@ -64,7 +65,7 @@ def _prepared(study: Study, name: str, folder: Path, encoder: bool, pca: bool, s
     took = _Took(folder / "seconds.json")
     frames = task.frames or _recorded(study, name, folder / "frames", took, say)
     if encoder:
-        vae = TrainConfig(frames=frames, out=folder / "vae")
+        vae = _of(TrainConfig, study.vae, "vae", frames=frames, out=folder / "vae")
         if "encoder" not in took.seconds:
             say(f"{name}: trains an encoder on {frames}, {vae.epochs} epochs …")
             with took.noted("encoder"):
@@ -88,7 +89,7 @@ def _recorded(study: Study, name: str, frames: Path, took: "_Took", say: Callabl
     """Frames of a task's environment."""
     task = study.tasks[name]
     settings = {k: v for k, v in {**study.settings, **task.settings}.items() if k in _PASSED_ON}
-    config = RecordConfig(env=task.env, out=frames, state=False, **settings)
+    config = _of(RecordConfig, {**settings, **study.record}, "record", env=task.env, out=frames, state=False)
     if "frames" not in took.seconds:
         say(f"{name}: records {config.frames:,} frames …")
         with took.noted("frames"):
@@ -96,6 +97,18 @@ def _recorded(study: Study, name: str, frames: Path, took: "_Took", say: Callabl
             if sum(len(d) for d in get_datasets(frames)) < config.frames:
                 raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
     return frames
+
+
+def _of(kind: type[Any], given: dict[str, Any], table: str, **decided: Any) -> Any:
+    """Settings of a stage, with what the study decides itself."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    for name in given:
+        if name not in names or name in decided:
+            whose = "is decided by the study" if name in decided else "there is none of that name"
+            raise InputError(
+                f"the study's [{table}] has {name!r}: {whose}. It may have {', '.join(sorted(names - set(decided)))}"
+            )
+    return kind(**{**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}, **decided})
 
 
 def _shape(encoder: Path | None) -> tuple[int, PixelContract]:

@@ -16,12 +16,11 @@ from test_agent_envs import SIDE
 from agents.compare import Study, Task, intervals
 from agents.compare.plan import plan_runs
 from latent_obs.atomic import write_json
+from latent_obs.errors import InputError
 from latent_obs.folder import read_encoder_folder
 from latent_obs.pca import read_pca
-from latent_obs_cli import compare_prepare
 from latent_obs_cli.compare_prepare import prepare
 from latent_obs_cli.main import main
-from vae_training import RecordConfig, TrainConfig
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -92,19 +91,20 @@ def test_help_tells_of_the_study_file(call: Call):
         assert word in out
 
 
-def test_what_is_missing_is_made_once_and_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Frames, encoder and principal components of a task that names none, with small settings in place of the defaults."""
+def test_what_is_missing_is_made_once_and_noted(tmp_path: Path):
+    """Frames, encoder and principal components of a task that names none, by the study's own settings of these stages."""
     small: dict[str, Any] = {
-        "widths": (4, 8),
+        "widths": [4, 8],
         "latent_dim": 16,
         "epochs": 2,
         "batch_size": 8,
         "tensorboard": False,
         "device": "cpu",
     }
-    monkeypatch.setattr(compare_prepare, "RecordConfig", lambda **k: RecordConfig(**k, frames=60, frames_per_file=20, size=16))
-    monkeypatch.setattr(compare_prepare, "TrainConfig", lambda **k: TrainConfig(**k, **small))
-    study = Study({"a b": Task(SIDE)}, ("pixels", "latent", "pca-latent"), settings={"env_kwargs": {"length": 5}})
+    study = Study(
+        {"a b": Task(SIDE)}, ("pixels", "latent", "pca-latent"), settings={"env_kwargs": {"length": 5}},
+        record={"frames": 60, "frames_per_file": 20, "size": 16}, vae=small,
+    )  # fmt: skip
     said: list[str] = []
     made = prepare(study, tmp_path, say=said.append).tasks["a b"]
     assert made.encoder is not None
@@ -123,6 +123,20 @@ def test_what_is_missing_is_made_once_and_noted(tmp_path: Path, monkeypatch: pyt
     assert prepare(study, tmp_path, say=said.append).tasks["a b"] == made
     assert {file: file.stat().st_mtime_ns for file in changed} == changed
     assert len(said) == 5, "only how long the encoder took"
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [({"vae": {"epoch": 3}}, r"\[vae\] has 'epoch': there is none of that name.*epochs"),
+     ({"vae": {"out": "x"}}, r"\[vae\] has 'out': is decided by the study"),
+     ({"record": {"frame": 3}}, r"\[record\] has 'frame'")],
+)  # fmt: skip
+def test_settings_of_a_stage_that_there_are_not(tmp_path: Path, tables: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        prepare(
+            Study({"a": Task(SIDE, frames=tmp_path if "vae" in tables else None)}, ("pixels", "latent"), **tables),
+            tmp_path / "o",
+        )
 
 
 def test_nothing_is_made_that_nothing_needs(tmp_path: Path, encoder_folder: Path):

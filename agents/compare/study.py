@@ -12,6 +12,11 @@
     observation = "latent"
     history = 4
 
+    [record]                               # where there is no encoder: settings of `frames record`, and of train-vae
+    frames = 20_000
+    [vae]
+    epochs = 8
+
     [tasks.basic]
     env = "VizdoomBasic-v1"
     encoder = "runs/doom/encoder"          # paths count from the folder of this file
@@ -90,6 +95,8 @@ class Study:
         evaluations: Points of a learning curve, where the setting eval_every does not say it.
         settings: Settings of train-agent for all runs.
         arm_settings: Settings of an arm in all tasks; a name of one's own needs `observation` in it.
+        record: Settings of `frames record` for the frames of encoders that are made; by default as the tasks' settings are.
+        vae: Settings of train-vae for encoders that are made.
 
     Raises:
         InputError: There is nothing to compare, or a name or number that will not do.
@@ -109,6 +116,8 @@ class Study:
     evaluations: int = 10
     settings: Settings = field(default_factory=dict)
     arm_settings: dict[str, Settings] = field(default_factory=dict)
+    record: Settings = field(default_factory=dict)
+    vae: Settings = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("tasks", "arms", "seeds"):
@@ -249,6 +258,7 @@ def study_from(values: Mapping[str, Any], folder: Path) -> Study:
         tasks[str(name)] = Task(**own)
     given["tasks"] = tasks
     given["settings"] = _settings(_table(given, "settings"), "settings", folder, _DECIDED_BY_ARMS)
+    given |= {name: dict(_table(given, name)) for name in ("record", "vae")}
     variants = _table(given, "arm_settings")
     given["arm_settings"] = {arm: _settings(s, f"arm_settings.{arm}", folder, ()) for arm, s in variants.items()}
     for name in ("arms", "seeds"):
