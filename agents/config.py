@@ -38,9 +38,6 @@ class AgentConfig(RunConfig):
     """For pca-latent: the file that `latent_obs.pca` wrote. Copied beside the agent."""
     out: Path = Path("runs/agent")
     """Folder to make: best and last agent, the encoder, evaluations and logs."""
-    algorithm: AlgorithmName = "ppo"
-    """ppo, recurrent-ppo, dqn and qr-dqn (which need discrete actions), or sac (continuous ones). What follows and is None
-    is at the algorithm's own default."""
     observation: Observation = "latent"
     """latent: mean latents of the encoder. Baselines: random-latent (the network untrained), pca-latent (principal components
     of the frames, --pca), pixels (CnnPolicy)."""
@@ -71,6 +68,9 @@ class AgentConfig(RunConfig):
     """What encodes: torch, or openvino (on a CPU; an extra)."""
     watch_drift: bool = True
     """Warn, and log, when the agent sees what the encoder never saw; with encoders whose folder has statistics."""
+    algorithm: AlgorithmName = "ppo"
+    """ppo, recurrent-ppo, dqn and qr-dqn (which need discrete actions), or sac (continuous ones). What follows and is None
+    is at the algorithm's own default."""
     learning_rate: float | None = None
     """Step size of Adam at the beginning. PPO: 2.5e-4; the others: 5e-4 on latents, less on pixels."""
     learning_rate_schedule: Shape = "constant"
