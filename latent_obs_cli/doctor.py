@@ -31,10 +31,7 @@ LEGEND = "ok: there.  --: not there, needed only for what it says.  no: somethin
 CORE = {"gymnasium": "1.1", "numpy": "1.26", "pillow": "10.3", "safetensors": "0.4.5", "tqdm": "4.66", "tyro": "0.9.20"}
 TORCH = {"torch": "2.4"}
 EXTRAS = {  # extra: its packages, the one that it is about first, and what they are for
-    "agents": (
-        {"stable-baselines3": "2.6", "sb3-contrib": "2.6", "rich": "13", "tensorboard": "2.21"},
-        "to train and play agents",
-    ),
+    "agents": ({"stable-baselines3": "2.6", "sb3-contrib": "2.6", "rich": "13", "tensorboard": "2.21"}, "to train agents"),
     "vizdoom": ({"vizdoom": "1.3"}, "for the 3D game of the quickstart"),
     "video": ({"av": "14"}, "to film agents"),
     "watch": ({"pygame-ce": "2.5"}, "to watch agents in a window"),
