@@ -5,11 +5,11 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 
 from latent_obs.architecture import Architecture
+from latent_obs.processor import cores, processor
 
 #: The classic network (32-64-128-256, dense), and the quickstart's (small, spatial).
 CLASSIC = Architecture((64, 64, 3), latent_dim=32)
@@ -18,22 +18,12 @@ QUICKSTART = Architecture((64, 64, 3), latent_dim=256, widths=(16, 32, 64), bott
 
 def machine_line(device: str = "cpu") -> str:
     """One line on what was measured on: processor, cores, load before the measurement, torch and its threads."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     gpu = f", {torch.cuda.get_device_name(torch.device(device))}" if device.startswith("cuda") else ""
     return (
-        f"Machine: {_cpu_model()}, {cores} core(s) usable{load}{gpu}, {platform.system()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s) by default."
+        f"Machine: {processor()}, {cores()} core(s) usable{load}{gpu}, {platform.system()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s) by default."
     )
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def synchronize(device: torch.device) -> None:

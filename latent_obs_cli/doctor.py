@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latent_obs.minerl_game import installation
+from latent_obs.processor import cores
 
 Status = Literal["ok", "optional", "missing", "wrong"]
 MARKS = {"ok": ("ok", 32), "optional": ("--", 2), "missing": ("no", 33), "wrong": ("!!", 31)}  # and colour
@@ -208,8 +209,7 @@ def _machine() -> Iterable[Finding]:
     name = platform.freedesktop_os_release()["PRETTY_NAME"] if Path("/etc/os-release").exists() else platform.platform()
     tested = "" if sys.platform == "linux" else "; tested on Linux only"
     yield Finding("system", "ok", f"{name}, {platform.machine()}{tested}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("CPU cores", "ok", f"{cores} for this process")
+    yield Finding("CPU cores", "ok", f"{cores()} for this process")
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         with contextlib.suppress(OSError, ValueError):  # a container's limit, where there is one

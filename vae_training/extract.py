@@ -6,7 +6,6 @@ way and to start again: finished recordings are passed over, an unfinished one i
 
 import contextlib
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from latent_obs.errors import InputError
 from latent_obs.interrupt import GracefulStop
+from latent_obs.processor import cores
 from vae_training.extract_config import ExtractConfig
 from vae_training.extract_recording import NO_ROOM, Task, close_chunks, contract_for
 from vae_training.extract_workers import Failed, run_tasks
@@ -165,9 +165,8 @@ class _Run:
 
     def _extract(self, pending: list[Recording], shape: tuple[int, ...], bar: "tqdm[Any]", stopped: Callable[[], bool]) -> bool:
         """Extract the pending recordings; whether all of them have been."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(self.config.workers or cores, len(pending))
-        tasks = self._tasks(pending, shape, max(1, cores // workers))
+        workers = min(self.config.workers or cores(), len(pending))
+        tasks = self._tasks(pending, shape, max(1, cores() // workers))
         with contextlib.closing(run_tasks(tasks, workers, bar.update, stopped)) as outcomes:
             ended = 0
             for task, outcome in outcomes:

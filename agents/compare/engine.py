@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from agents.compare.files import read_json
-from agents.compare.machine import cores
 from agents.compare.plan import FINISHED, STOPPED, Planned, check_same
 from agents.compare.processes import end_session
 from latent_obs.atomic import write_json
 from latent_obs.errors import InputError
 from latent_obs.interrupt import GracefulStop
+from latent_obs.processor import cores
 
 WORKER = ("-m", "agents.compare.worker")
 _PAUSE_S = 0.2

@@ -5,7 +5,6 @@ change neither with the order of the latents nor with a latent's scale, sign or 
 than a millionth of what others do, is *dead*: it tells of nothing. A factor that never changes cannot be told, and is left out.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from latent_obs.errors import InputError, require
+from latent_obs.processor import cores
 
 Floats = NDArray[np.float64]
 
@@ -204,8 +204,9 @@ def dci(latents: ArrayLike, factors: ArrayLike, *, ordered: Sequence[bool] | Non
     order = np.random.default_rng(seed).permutation(len(checked.latents))
     train, test = np.split(order, [int(len(order) * _TRAIN_SHARE)])
     require("sklearn.ensemble", extra="report", purpose=_PURPOSE)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(min(cores, len(checked.varying))) as threads:  # the trees are grown without the interpreter's lock
+    with ThreadPoolExecutor(
+        min(cores(), len(checked.varying))
+    ) as threads:  # the trees are grown without the interpreter's lock
         fitted = list(threads.map(lambda j: _fit_trees(checked, int(j), train, test, seed), checked.varying))
     importances = np.zeros((checked.latents.shape[1], checked.factors.shape[1]))
     informed: list[float | None] = [None] * checked.factors.shape[1]
