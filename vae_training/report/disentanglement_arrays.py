@@ -204,9 +204,8 @@ def dci(latents: ArrayLike, factors: ArrayLike, *, ordered: Sequence[bool] | Non
     order = np.random.default_rng(seed).permutation(len(checked.latents))
     train, test = np.split(order, [int(len(order) * _TRAIN_SHARE)])
     require("sklearn.ensemble", extra="report", purpose=_PURPOSE)
-    with ThreadPoolExecutor(
-        min(cores(), len(checked.varying))
-    ) as threads:  # the trees are grown without the interpreter's lock
+    # The trees are grown without the interpreter's lock.
+    with ThreadPoolExecutor(min(cores(), len(checked.varying))) as threads:
         fitted = list(threads.map(lambda j: _fit_trees(checked, int(j), train, test, seed), checked.varying))
     importances = np.zeros((checked.latents.shape[1], checked.factors.shape[1]))
     informed: list[float | None] = [None] * checked.factors.shape[1]
