@@ -30,7 +30,8 @@ def draw(summary: dict[str, Any], folder: Path) -> dict[str, Path]:
         folder: Where they go.
 
     Returns:
-        The picture of each task by its name, and that of all tasks together as "".
+        The picture of each task by its name, and that of all scores together as "". Where there are several tasks,
+        overview.png has the curves of all of them.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -42,6 +43,9 @@ def draw(summary: dict[str, Any], folder: Path) -> dict[str, Path]:
     for name, task in tasks.items():
         if any(arm["over_steps"] for arm in task["arms"].values()):
             drawn[name] = _save(_curves(name, task, palette), folder / f"{folder_name(name)}.png")
+    shown = {name: tasks[name] for name in drawn}
+    if len(shown) > 1:
+        _save(_overview(shown, palette), folder / "overview.png")
     if summary["over_tasks"]["arms"]:
         drawn[""] = _save(_across(summary["over_tasks"], palette), folder / "over-tasks.png")
     return drawn
@@ -49,41 +53,70 @@ def draw(summary: dict[str, Any], folder: Path) -> dict[str, Path]:
 
 def _curves(name: str, task: dict[str, Any], palette: dict[str, str]) -> Any:
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
-    from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(11, 4.4), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for axes, over in ((left, "over_steps"), (right, "over_time")):
-        for arm, numbers in task["arms"].items():
-            curve = numbers[over]
-            if curve is None:
-                continue
-            at = curve["at"] if over == "over_steps" else [s / 60 for s in curve["at"]]
-            axes.plot(
-                at, curve["iqm"], color=palette[arm], lw=1.8, marker="o" if over == "over_steps" else None, ms=3, label=arm
-            )
-            axes.fill_between(at, curve["low"], curve["high"], color=palette[arm], alpha=0.14, lw=0)
-        if task["random"] is not None:
-            axes.axhline(task["random"]["mean"], color="black", lw=1, ls=":", label="random policy")
-        if task["reference"] is not None:
-            axes.axhline(task["reference"], color="black", lw=1, ls="--", label="reference")
-        _tidy(axes)
+    _panel(left, task, "over_steps", palette)
+    _panel(right, task, "over_time", palette)
     left.set(xlabel="environment steps", ylabel="return of an episode")
-    left.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
     left.set_title("at equal steps", fontsize=11)
     right.set(xlabel="minutes of training")
     right.set_title("at equal time", fontsize=11)
+    _legend(figure, left)
+    figure.suptitle(f"{name} ({task['env']})" if name != task["env"] else name, fontsize=12)
+    return figure
+
+
+def _overview(tasks: dict[str, Any], palette: dict[str, str]) -> Any:
+    """All tasks side by side: at equal steps above, at equal time below."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.1 * len(tasks), 5.4), dpi=110, layout="constrained")
+    panels = figure.subplots(2, len(tasks), squeeze=False, sharey="col")
+    for (above, below), (name, task) in zip(panels.T, tasks.items(), strict=True):
+        _panel(above, task, "over_steps", palette)
+        _panel(below, task, "over_time", palette)
+        above.set_title(name, fontsize=10)
+        above.set_xlabel("environment steps", fontsize=8)
+        below.set_xlabel("minutes of training", fontsize=8)
+        for axes in (above, below):
+            axes.tick_params(labelsize=8)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("return of an episode", fontsize=9)
+    _legend(figure, panels[0, 0])
+    return figure
+
+
+def _panel(axes: Any, task: dict[str, Any], over: str, palette: dict[str, str]) -> None:
+    """The curves of one task, over steps or over time, with what they are to be seen beside."""
+    from matplotlib.ticker import FuncFormatter
+
+    for arm, numbers in task["arms"].items():
+        curve = numbers[over]
+        if curve is None:
+            continue
+        at = curve["at"] if over == "over_steps" else [s / 60 for s in curve["at"]]
+        axes.plot(at, curve["iqm"], color=palette[arm], lw=1.8, marker="o" if over == "over_steps" else None, ms=3, label=arm)
+        axes.fill_between(at, curve["low"], curve["high"], color=palette[arm], alpha=0.14, lw=0)
+    if task["random"] is not None:
+        axes.axhline(task["random"]["mean"], color="black", lw=1, ls=":", label="random policy")
+    if task["reference"] is not None:
+        axes.axhline(task["reference"], color="black", lw=1, ls="--", label="reference")
+    if over == "over_steps":
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
     pixels = task["arms"].get(BASELINE)
-    if pixels is not None:
-        right.axvline(pixels["training_seconds"] / 60, color=palette[BASELINE], lw=1, ls=(0, (4, 4)))
-        right.annotate(
+    if over == "over_time" and pixels is not None:
+        axes.axvline(pixels["training_seconds"] / 60, color=palette[BASELINE], lw=1, ls=(0, (4, 4)))
+        axes.annotate(
             " pixels end", (pixels["training_seconds"] / 60, 0.01), xycoords=("data", "axes fraction"), fontsize=8,
             color=palette[BASELINE], va="bottom", ha="right", rotation=90,
         )  # fmt: skip
-    handles, labels = left.get_legend_handles_labels()
+    _tidy(axes)
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
-    figure.suptitle(f"{name} ({task['env']})" if name != task["env"] else name, fontsize=12)
-    return figure
 
 
 def _across(over: dict[str, Any], palette: dict[str, str]) -> Any:

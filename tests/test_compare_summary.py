@@ -196,7 +196,7 @@ def test_the_page_carries_everything_and_says_what_is_missing(tmp_path: Path):
     assert raw["summary"]["tasks"]["won"]["arms"]["latent"]["scores"] == [20, 21, 22]
     assert raw["results"]["runs"]["won"]["latent"][0]["evaluations"][0] == {"step": 250, "mean_return": 5.0, "seconds": 2.5}
     pictures = sorted(file.name for file in (tmp_path / "plots").iterdir())
-    assert pictures == ["lost-u.png", "over-tasks.png", "won.png"]
+    assert pictures == ["lost-u.png", "over-tasks.png", "overview.png", "won.png"]
     for picture in (tmp_path / "plots").iterdir():
         with Image.open(picture) as image:
             assert image.width > 800
