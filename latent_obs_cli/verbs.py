@@ -20,7 +20,7 @@ def frames_record(words: Sequence[str]) -> None:
 
     def run(
         config: OmitArgPrefixes[RecordConfig],
-        which: Annotated[str, tyro.conf.arg(metavar="{best,last}")] = "best",
+        which: Annotated[str, tyro.conf.arg(metavar="{best,last,STEP}")] = "best",
         device: str = "auto",
     ) -> None:
         """Record frames of a Gymnasium environment to .npy files that train-vae eats.
@@ -29,7 +29,8 @@ def frames_record(words: Sequence[str]) -> None:
 
         Args:
             config: Settings.
-            which: Of a run folder of train-agent: the best agent (by the evaluations during training) or the last.
+            which: Of a run folder of train-agent: the best agent (by the evaluations during training), the last, or a kept
+                checkpoint by its step.
             device: Where an agent on latents encodes: auto, cpu, cuda, cuda:N, mps.
         """
         policy = None
@@ -139,9 +140,10 @@ def train_agent(words: Sequence[str]) -> None:
     from agents import train_agent as train
 
     def run(config: OmitArgPrefixes[AgentConfig], resume: bool = False) -> None:
-        """Train PPO on an environment whose pixels are mean latents, or on a baseline (--observation).
+        """Train an agent on an environment whose pixels are mean latents, or on a baseline (--observation).
 
-        Ctrl-C saves the agent; --resume goes on.
+        PPO, RecurrentPPO, DQN, QR-DQN or SAC (--algorithm), with defaults for latents. Stopped or killed at any moment, --resume
+        goes on from the last checkpoint, on a CPU to the bit as if nothing had happened.
 
         Args:
             config: Settings.
@@ -204,7 +206,7 @@ def evaluate(words: Sequence[str]) -> None:
     def run(
         run: Path,
         episodes: int = 100,
-        which: Annotated[str, tyro.conf.arg(metavar="{best,last}")] = "best",
+        which: Annotated[str, tyro.conf.arg(metavar="{best,last,STEP}")] = "best",
         video: bool = True,
         video_file: Path | None = None,
         random_policy: bool = True,
@@ -219,7 +221,7 @@ def evaluate(words: Sequence[str]) -> None:
         Args:
             run: The folder that train-agent wrote.
             episodes: Episodes to play.
-            which: best (by the evaluations during training) or last.
+            which: best (by the evaluations during training), last, or a kept checkpoint by its step.
             video: Film some episodes: the game, what comes back of it from the latent, the latent, and the action.
             video_file: Where to; agent.mp4 in the run folder by default.
             random_policy: Play a random policy too, the least that an agent has to beat.

@@ -14,7 +14,7 @@ def watch(words: Sequence[str]) -> None:
 
     def run(
         run: Path,
-        which: Annotated[str, tyro.conf.arg(metavar="{best,last}")] = "best",
+        which: Annotated[str, tyro.conf.arg(metavar="{best,last,STEP}")] = "best",
         speed: float = 1.0,
         seed: int = 3_000_017,
         episodes: int | None = None,
@@ -30,7 +30,7 @@ def watch(words: Sequence[str]) -> None:
 
         Args:
             run: The folder that train-agent wrote.
-            which: best (by the evaluations during training) or last.
+            which: best (by the evaluations during training), last, or a kept checkpoint by its step.
             speed: 1 for the game's own speed.
             seed: Seed of the environment.
             episodes: End after so many; without it, it goes on until q.
