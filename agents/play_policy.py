@@ -136,7 +136,7 @@ def load_policy(run: str | Path, which: str = "best", *, deterministic: bool = F
 
     Args:
         run: The run folder, or a .zip in it.
-        which: "best" or "last"; a .zip tells by its name.
+        which: "best", "last" or the step of a kept checkpoint; a .zip tells by its name.
         deterministic: Take the most likely action rather than a sample, which shows more of the game.
         device: Where to encode.
 

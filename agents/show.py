@@ -44,7 +44,7 @@ class Show:
 
     Args:
         run: The run folder.
-        which: "best" or "last".
+        which: "best", "last" or the step of a kept checkpoint.
         seed: Seed of the environment.
         device: Where to encode.
         deterministic: The most likely action rather than a sample; as in the settings by default.

@@ -34,7 +34,7 @@ def film(
         video: The file to write; `run / "agent.mp4"` by default.
         episodes: Whole episodes to film at least; the video ends after a minute in any case.
         seconds: Length to film at least: short episodes are followed by more of them.
-        which: "best" or "last".
+        which: "best", "last" or the step of a kept checkpoint.
         seed: Seed of the environment.
         device: Where to encode.
 

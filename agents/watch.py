@@ -41,7 +41,7 @@ def watch_agent(
 
     Args:
         run: The run folder.
-        which: "best" or "last".
+        which: "best", "last" or the step of a kept checkpoint.
         speed: 1 for the game's own speed; it plays as fast as it can where that is slower.
         seed: Seed of the environment.
         episodes: End after so many; None goes on until it is told to end.

@@ -105,7 +105,7 @@ def test_help_of_evaluate(call: Call, monkeypatch: pytest.MonkeyPatch):
     for option, meaning in {
         "--run": "The folder that train-agent wrote.",
         "--episodes": "Episodes to play.",
-        "--which {best,last}": "best (by the evaluations during training) or last.",
+        "--which {best,last,STEP}": "best (by the evaluations during training), last, or a kept checkpoint by its step.",
         "--no-video": "Film some episodes",
         "--no-random-policy": "the least that an agent has to beat",
         "--seed": "Seed of the environments.",
