@@ -142,8 +142,8 @@ def train_agent(words: Sequence[str]) -> None:
     def run(config: OmitArgPrefixes[AgentConfig], resume: bool = False) -> None:
         """Train an agent on an environment whose pixels are mean latents, or on a baseline (--observation).
 
-        PPO, RecurrentPPO, DQN, QR-DQN or SAC (--algorithm), with defaults for latents. Stopped or killed at any moment, --resume
-        goes on from the last checkpoint, on a CPU to the bit as if nothing had happened.
+        PPO, RecurrentPPO, DQN, QR-DQN or SAC (--algorithm), with defaults for latents. Stopped or killed at any moment,
+        --resume goes on from the last checkpoint, on a CPU to the bit as if nothing had happened.
 
         Args:
             config: Settings.
