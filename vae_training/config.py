@@ -40,8 +40,6 @@ class TrainConfig(RunConfig):
     """Folder of .npy files, uint8 (N, height, width, channels), one per recording."""
     out: Path = Path("runs/vae")
     """Folder to make: the encoder, checkpoints, pictures and logs."""
-    start_from: Path | None = None
-    """Fine-tuning: begin with the weights, and the layers, of this encoder folder (with its decoder) or run of train-vae."""
     latent_dim: int = 256
     """Values in the latent vector. A spatial bottleneck of an 8x8 map takes multiples of 64; 32 is usual for a dense one."""
     bottleneck: Bottleneck = "spatial"
@@ -123,6 +121,8 @@ class TrainConfig(RunConfig):
     """Share of each .npy file in a super-batch, in name order, held-out files left out. By default equal."""
     held_out: int | None = None
     """Files, the last by name, kept out of training for pictures and comparisons. By default a tenth, one at least."""
+    start_from: Path | None = None
+    """Fine-tuning: begin with the weights, and the layers, of this encoder folder (with its decoder) or run of train-vae."""
     seed: int = 0
     """Reproduces weights, samples and noise."""
     device: str = "auto"
