@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from latent_obs.wrapper import LatentObservation
 
 _HOMES = {
-    "PCA": "pca",
     "Alignment": "align",
     "AlignmentQuality": "align",
     "Architecture": "architecture",
@@ -67,6 +66,7 @@ _HOMES = {
     "MineRLEnv": "minerl_game.env",
     "MissingExtraError": "errors",
     "OldGymEnv": "old_gym.adapter",
+    "PCA": "pca",
     "PixelContract": "pixels",
     "ProcessVecEnv": "process_vec_env",
     "RestartOnFault": "faults",

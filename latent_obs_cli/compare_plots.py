@@ -71,7 +71,7 @@ def _overview(tasks: dict[str, Any], palette: dict[str, str]) -> Any:
     """All tasks side by side: at equal steps above, at equal time below."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.1 * len(tasks), 5.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(max(8.0, 3.1 * len(tasks)), 5.4), dpi=110, layout="constrained")
     panels = figure.subplots(2, len(tasks), squeeze=False, sharey="col")
     for (above, below), (name, task) in zip(panels.T, tasks.items(), strict=True):
         _panel(above, task, "over_steps", palette)

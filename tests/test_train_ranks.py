@@ -47,10 +47,12 @@ try:
     t.train(TrainConfig.from_json(settings), resume=resume, progress_bar=False)
 except LatentObsError as error:
     print("told:", error, flush=True)
-    sys.exit(2)
+    os._exit(2)
 weights = torch.cat([p.detach().flatten() for p in model.parameters()])
 digest = hashlib.sha256(weights.numpy().tobytes()).hexdigest()
 Path(sys.argv[0]).with_name(f"weights_{os.environ['RANK']}.txt").write_text(digest)
+sys.stdout.flush()
+os._exit(0)  # gloo's threads at times abort an interpreter that ends by itself
 """
 
 
