@@ -202,7 +202,7 @@ def test_costs_are_those_of_all_processes_together(tmp_path: Path):
     earlier, entry = json.loads(file.read_text())
     assert earlier == {"wall_seconds": 7.0}
     assert 0.5 <= entry["cpu_seconds"] <= entry["wall_seconds"] + 0.5
-    assert 1.0 < entry["wall_seconds"] < 10
+    assert 0.8 <= entry["wall_seconds"] < 10, "it slept for 0.3 and worked for 0.5"
     assert own + 90 < entry["peak_memory_mb"] < own + 300
     assert "environments" in meter.how
 
