@@ -196,13 +196,13 @@ def test_costs_are_those_of_all_processes_together(tmp_path: Path):
     file = tmp_path / "usage.json"
     work = "import time; b = bytearray(120_000_000); end = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
     with Meter(file, [{"wall_seconds": 7.0}]) as meter:
-        time.sleep(0.3)
+        time.sleep(0.6)
         own = getattr(psutil.Process().memory_full_info(), "pss", 0) / 1e6 or psutil.Process().memory_info().rss / 1e6
         psutil.Popen([sys.executable, "-S", "-c", work]).wait()
     earlier, entry = json.loads(file.read_text())
     assert earlier == {"wall_seconds": 7.0}
     assert 0.5 <= entry["cpu_seconds"] <= entry["wall_seconds"] + 0.5
-    assert 0.8 <= entry["wall_seconds"] < 10, "it slept for 0.3 and worked for 0.5"
+    assert 1.0 < entry["wall_seconds"] < 10
     assert own + 90 < entry["peak_memory_mb"] < own + 300
     assert "environments" in meter.how
 

@@ -87,8 +87,8 @@ VIEWS: dict[str, dict[str, Any]] = {
     "Dict": {"env_kwargs": {"kind": "dict"}},
     "vector": {"env_kwargs": {"kind": "dict"}, "flatten": True},
     "latent only": {"env_kwargs": {"kind": "two"}, "pixel_key": "pov", "latent_only": True, "normalize_observation": False},
-    "pixels": {"observation": "pixels", "encoder": None, "learning_rate": 1e-3},
-    "pixels in the size of an encoder": {"observation": "pixels", "learning_rate": 1e-3},
+    "pixels": {"observation": "pixels", "encoder": None, "learning_rate": 3e-4, "seed": 1},
+    "pixels in the size of an encoder": {"observation": "pixels", "learning_rate": 3e-4, "seed": 1},
     "pixels beside numbers": {
         "observation": "pixels",
         "encoder": None,
@@ -176,7 +176,7 @@ def test_it_does_what_it_does_in_an_evaluation(
     for found, seed in ((first, 30), (second, 31)):
         expected = evaluated(run, seed, len(found))
         np.testing.assert_allclose(found, expected, atol=1e-5)
-        assert expected.std(axis=0).min() > 1e-4  # and not always the same, while the tolerance is a tenth of that
+        assert expected.std(axis=0).min() > 1e-3  # and not always the same
 
 
 def test_the_frames_are_those_of_the_game(run_of: Callable[[str], Path], tmp_path: Path):
