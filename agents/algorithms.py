@@ -78,7 +78,7 @@ class Algorithm:
 
 
 _ANY_ACTIONS = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)
-_NORMALISED = {"normalize_reward": True, "normalize_observation": True}
+_NORMALISED = {"normalize_reward": True, "normalize_observation": "together"}
 _PPO: dict[str, Any] = {
     # Updates of a small network on latents cost next to nothing, so many of them pay.
     "learning_rate": 2.5e-4, "gamma": 0.99, "net_arch": (64, 64), **_NORMALISED, "batch_size": 64, "n_steps": 128,

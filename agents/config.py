@@ -4,9 +4,10 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from agents.algorithms import ALGORITHMS, HYPERPARAMETERS, Algorithm, AlgorithmName, users_of
+from agents.normalization import Normalization
 from agents.schedules import Shape
 from latent_obs.engines import Backend, Precision
 from latent_obs.environments import is_minerl_id
@@ -59,7 +60,7 @@ class AgentConfig(RunConfig):
     flatten: bool | None = None
     """One vector, latent first and all else after it, in place of a Dict observation. None: for MineRL's environments."""
     history: int = 1
-    """Latents that the agent sees, the oldest first: a single picture tells no speed."""
+    """Latents that the agent sees, the oldest first: a single picture tells no speed. Of pixels, frames stacked as channels."""
     standardise: bool = False
     """Shift and scale latents by their mean and deviation over the encoder's training frames."""
     precision: Precision = "float32"
@@ -83,9 +84,10 @@ class AgentConfig(RunConfig):
     """Hidden layers of the policy, and of the value function, on top of the latent (or of the CNN)."""
     normalize_reward: bool | None = None
     """Divide rewards by the running deviation of the return; on by default. Evaluations show the game's own rewards."""
-    normalize_observation: bool | None = None
-    """Shift and scale latents (and numbers beside them) by their running mean and deviation: a latent that moves little, as
-    one that stands for a small monster does, then counts as much as the others. Pixels are left to the CNN. On by default."""
+    normalize_observation: Normalization | None = None
+    """Shift and scale latents, and numbers beside them, by their running mean and deviation. together (the default): the
+    values of a latent share one deviation, so that what hardly varies stays small. each: every number has its own. none.
+    Pixels are left to the CNN."""
     ent_coef: float | Literal["auto"] | None = None
     """Weight of the entropy bonus, which keeps the agent exploring. PPO, RecurrentPPO: 0.01. SAC: auto."""
     n_steps: int | None = None
@@ -139,6 +141,10 @@ class AgentConfig(RunConfig):
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise InputError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}")
+        if self.normalize_observation not in (None, *get_args(Normalization)):
+            raise InputError(
+                f"normalize_observation must be one of {', '.join(get_args(Normalization))}, got {self.normalize_observation!r}"
+            )
         for name in self._given:
             if name not in ALGORITHMS[self.algorithm].defaults:
                 raise InputError(

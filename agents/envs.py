@@ -7,10 +7,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from agents.config import AgentConfig, EnvArgument
+from agents.normalization import normalized
 from latent_obs.architecture import Architecture
 from latent_obs.drift import DriftMonitor
 from latent_obs.environments import is_minerl_id, make_pixel_env
@@ -95,8 +96,10 @@ def make_vec_env(
 def with_latents(
     config: AgentConfig, venv: VecEnv, encoder: FrozenEncoder | None, monitor: DriftMonitor | None = None
 ) -> VecEnv:
-    """Small frames encoded as an agent of these settings sees them; left alone for a pixel agent."""
-    if config.observation == "pixels" or encoder is None:
+    """Small frames encoded as an agent of these settings sees them; for a pixel agent the last ones on top of each other."""
+    if config.observation == "pixels":
+        return VecFrameStack(venv, config.history) if config.history > 1 else venv
+    if encoder is None:
         return venv
     # Where pixels are all there is, the makers left no Dict to name an entry of.
     key = config.pixel_key if isinstance(venv.observation_space, spaces.Dict) else None
@@ -181,17 +184,12 @@ class _EpisodeReturns(VecMonitor):
 
 
 def with_normalization(config: AgentConfig, venv: VecEnv, *, training: bool) -> VecNormalize:
-    """Normalise observations by their running statistics (frozen outside training), and rewards in training only.
-
-    Pixels (uint8) are left alone: a CNN divides them by 255 itself.
-    """
-    space = venv.observation_space
-    keys: list[str] | None = None
-    if isinstance(space, spaces.Dict):
-        keys = [k for k, s in space.spaces.items() if isinstance(s, spaces.Box) and s.dtype != "uint8"]
-    numbers = bool(keys) if keys is not None else isinstance(space, spaces.Box) and space.dtype != "uint8"
+    """Normalise as the settings say: observations by running statistics (frozen outside training), rewards in training only."""
     values = config.hyperparameters
-    return VecNormalize(
-        venv, training=training, norm_obs=values["normalize_observation"] and numbers, norm_obs_keys=keys or None,
-        norm_reward=training and values["normalize_reward"], gamma=values["gamma"],
-    )  # fmt: skip
+    return normalized(
+        venv,
+        values["normalize_observation"],
+        training=training,
+        normalize_reward=values["normalize_reward"],
+        gamma=values["gamma"],
+    )

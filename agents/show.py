@@ -210,7 +210,10 @@ class Show:
     def _seen(self, latent: NDArray[np.float32] | None) -> tuple[Picture | None, str]:
         if latent is None:
             frame = self._pixel_entry(self._venv.get_original_obs())
-            return (frame[0].astype(np.uint8) if frame.ndim == 4 else None), "what the agent sees"
+            if frame.ndim != 4:
+                return None, "what the agent sees"
+            newest = frame[0, ..., -(frame.shape[-1] // self.config.history) :]
+            return newest.astype(np.uint8), "what the agent sees" + (" (the last frame)" if self.config.history > 1 else "")
         if self._components is not None:
             decoded = self._components.centre + latent @ self._components.components
             shape = self._components.contract.shape

@@ -103,6 +103,15 @@ class LatentView:
         """All encoders, camera by camera; one that reads several images is there as often."""
         return tuple(encoder for camera in self.cameras for encoder in camera.encoders)
 
+    @property
+    def latent_sizes(self) -> dict[str | None, int]:
+        """How many numbers of an observation are latents, whole history and all: by entry, or under None where it is a vector.
+
+        In a vector they are the first ones.
+        """
+        sizes = {self._named[camera.key]: camera.latent_dim * self.history for camera in self.cameras}
+        return {None: sum(sizes.values())} if self.is_vector else dict(sizes)
+
     def batch(self, num_envs: int) -> "LatentBatch":
         """For the observations of so many environments."""
         return LatentBatch(self, num_envs)

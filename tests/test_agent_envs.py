@@ -315,16 +315,17 @@ def test_a_policy_sees_normalised_latents_and_the_raw_ones_can_be_had(encoder: F
         np.testing.assert_array_equal(venv.get_original_obs(), latents[-1])
     late = np.concatenate([np.asarray(s) for s in seen[20:]])
     assert np.abs(late.mean(0)).max() < 0.5
-    assert np.abs(late.std(0) - 1).max() < 0.4
+    assert np.abs(np.sqrt(late.var(0).mean()) - 1) < 0.1  # of all values together
     flat = np.concatenate([np.asarray(z) for z in latents])
     np.testing.assert_allclose(np.asarray(venv.obs_rms.mean), flat.mean(0), atol=1e-3)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("kind", ["box", "dict"])
-@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("how", ["none", "each", "together"])
 @pytest.mark.parametrize("observation", ["latent", "pixels"])
-def test_what_is_normalised(encoder: FrozenEncoder, kind: str, normalize: bool, observation: Any):
-    config = tiny(env_kwargs={"kind": kind}, normalize_observation=normalize, observation=observation)
+def test_what_is_normalised(encoder: FrozenEncoder, kind: str, how: Any, observation: Any):
+    normalize = how != "none"
+    config = tiny(env_kwargs={"kind": kind}, normalize_observation=how, observation=observation)
     venv = with_normalization(config, make_vec_env(config, encoder), training=True)
     first, raw = venv.reset(), venv.get_original_obs()
     if isinstance(first, dict):

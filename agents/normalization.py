@@ -1,0 +1,101 @@
+"""Running normalisation of observations and rewards that leaves a latent its shape: all its values share one deviation."""
+
+from collections.abc import Mapping
+from copy import copy
+from typing import Any, Literal
+
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+
+from latent_obs.sb3 import VecLatentObservation
+
+#: together: the values of a latent share one deviation, other numbers have their own. each: every number has its own. none.
+Normalization = Literal["together", "each", "none"]
+
+
+class LatentNormalize(VecNormalize):
+    """`VecNormalize` that divides all values of a latent by one number, so that they keep their relation to each other.
+
+    Where every value is divided by its own deviation, those that hardly vary become as loud as those that tell most. Of
+    principal components nearly all hardly vary, and what is left after such whitening is as hard to learn from as noise
+    (LeCun et al. 2012, "Efficient BackProp", section 4.3, whitens inputs for the speed of a *linear* fit; a policy has to find
+    a few directions among hundreds from few samples). Each value is still shifted by its own mean, and numbers beside the
+    latent are normalised each by itself.
+
+    Args:
+        venv: Environments, some of whose numbers are latents.
+        latents: Where they are: by entry of a Dict observation (None where the observation is a vector), how many numbers from
+            the first one on.
+        **kwargs: As for `VecNormalize`.
+
+    Example:
+        >>> import gymnasium as gym
+        >>> import numpy as np
+        >>> from stable_baselines3.common.vec_env import DummyVecEnv
+        >>> venv = DummyVecEnv([lambda: gym.make("CartPole-v1")])
+        >>> normalize = LatentNormalize(venv, {None: 2})
+        >>> normalize.obs_rms.mean, normalize.obs_rms.var = np.zeros(4), np.array([1.0, 7.0, 1.0, 9.0])
+        >>> normalize.normalize_obs(np.full((1, 4), 6.0)).round(2)
+        array([[3., 3., 6., 2.]], dtype=float32)
+    """
+
+    def __init__(self, venv: VecEnv, latents: Mapping[str | None, int], **kwargs: Any) -> None:
+        super().__init__(venv, **kwargs)
+        self.latents = dict(latents)
+
+    def _normalize_obs(self, obs: NDArray[Any], obs_rms: RunningMeanStd) -> NDArray[Any]:
+        return super()._normalize_obs(obs, self._shared(obs_rms))
+
+    def _unnormalize_obs(self, obs: NDArray[Any], obs_rms: RunningMeanStd) -> NDArray[Any]:
+        return super()._unnormalize_obs(obs, self._shared(obs_rms))
+
+    def _shared(self, statistics: RunningMeanStd) -> RunningMeanStd:
+        """The statistics with one variance for a latent, the mean of its values' variances."""
+        of_all = self.obs_rms if isinstance(self.obs_rms, dict) else {None: self.obs_rms}
+        count = next((self.latents.get(key, 0) for key, own in of_all.items() if own is statistics), 0)
+        if not count:
+            return statistics
+        shared = copy(statistics)
+        shared.var = statistics.var.copy()
+        shared.var[:count] = statistics.var[:count].mean()
+        return shared
+
+
+def normalized(
+    venv: VecEnv, how: Normalization, *, training: bool, normalize_reward: bool = False, gamma: float = 0.99
+) -> VecNormalize:
+    """Normalise observations by their running statistics (frozen outside training), and rewards in training only.
+
+    Pixels (uint8) are left alone: a CNN divides them by 255 itself.
+
+    Args:
+        venv: The environments, with latents or without.
+        how: Which numbers share a deviation.
+        training: Whether statistics go on running.
+        normalize_reward: Divide rewards by the running deviation of the return.
+        gamma: Discount of that return.
+    """
+    space = venv.observation_space
+    keys: list[str] | None = None
+    if isinstance(space, spaces.Dict):
+        keys = [k for k, s in space.spaces.items() if isinstance(s, spaces.Box) and s.dtype != "uint8"]
+    numbers = bool(keys) if keys is not None else isinstance(space, spaces.Box) and space.dtype != "uint8"
+    return LatentNormalize(
+        venv, latents_in(venv) if how == "together" else {}, training=training, norm_obs=numbers and how != "none",
+        norm_obs_keys=keys or None, norm_reward=training and normalize_reward, gamma=gamma,
+    )  # fmt: skip
+
+
+def latents_in(venv: VecEnv) -> dict[str | None, int]:
+    """Where latents are in the observations of environments: by entry, or None for a vector, how many numbers they take.
+
+    Latents of all cameras and of a whole history come first in a vector.
+    """
+    inner = venv
+    while not isinstance(inner, VecLatentObservation):
+        if not isinstance(inner, VecEnvWrapper):
+            return {}
+        inner = inner.venv
+    return inner.view.latent_sizes
