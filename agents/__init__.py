@@ -13,6 +13,7 @@ from agents.drift_callback import DriftCallback  # noqa: E402
 from agents.encoders import encoder_of, swap_encoder  # noqa: E402
 from agents.envs import load_encoder, make_vec_env  # noqa: E402
 from agents.evaluate import Evaluation, evaluate_agent, evaluate_random  # noqa: E402
+from agents.normalization import LatentNormalize  # noqa: E402
 from agents.play_policy import PlayPolicy, load_policy  # noqa: E402
 from agents.show import Show  # noqa: E402
 from agents.success import success_rule  # noqa: E402
@@ -26,6 +27,7 @@ __all__ = [
     "AgentResult",
     "DriftCallback",
     "Evaluation",
+    "LatentNormalize",
     "PlayPolicy",
     "Show",
     "encoder_of",
