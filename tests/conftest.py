@@ -5,8 +5,10 @@ Worker processes import this module to find the environments, so it has to stay 
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from latent_obs.architecture import Architecture
     from latent_obs.frozen import FrozenEncoder
+    from latent_obs.process_vec_env import ProcessVecEnv
     from vae_training.cvae import CVAE
 
 LATENT_DIM = 6
@@ -118,6 +121,20 @@ def pass_checkers(env: gym.Env[Any, Any]) -> None:
 def random_frames(count: int, shape: tuple[int, ...] = IMG_SHAPE, seed: int = 0) -> NDArray[np.uint8]:
     """Noise."""
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), np.uint8)
+
+
+@contextlib.contextmanager
+def closed_without_a_trace() -> Iterator[list[ProcessVecEnv]]:
+    """A list: the vector environments put into it are closed in the end, and must then have left no process behind."""
+    made: list[ProcessVecEnv] = []
+    before = set(multiprocessing.active_children())
+    yield made
+    for venv in made:
+        venv.close()
+    left = set(multiprocessing.active_children()) - before
+    for process in left:
+        process.kill()
+    assert not left
 
 
 def tiny_architecture(channels: int = 3) -> Architecture:

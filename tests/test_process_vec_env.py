@@ -23,6 +23,7 @@ from gymnasium.wrappers import TimeLimit
 
 pytest.importorskip("stable_baselines3")
 
+from conftest import closed_without_a_trace
 from scripted_env import (
     EOF,
     EXIT,
@@ -65,21 +66,14 @@ def preload() -> None:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., ProcessVecEnv]]:
     """Make a `ProcessVecEnv` of `Scripted`s, each with its own fault; it is closed in the end, and all must be gone."""
-    made: list[ProcessVecEnv] = []
-    others = set(multiprocessing.active_children())
 
     def make(*faults: str, start_method: str = METHODS[0], close_grace_s: float = 5.0, size: int = 8) -> ProcessVecEnv:
         makers: Any = [partial(Scripted, tmp_path, number, fault, size) for number, fault in enumerate(faults)]
         made.append(ProcessVecEnv(makers, start_method, close_grace_s=close_grace_s))
         return made[-1]
 
-    yield make
-    for venv in made:
-        venv.close()
-    left = set(multiprocessing.active_children()) - others
-    for process in left:
-        process.kill()
-    assert not left
+    with closed_without_a_trace() as made:
+        yield make
 
 
 def play(venv: VecEnv, steps: int = 9) -> list[Any]:

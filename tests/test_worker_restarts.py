@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import limited, tiny_architecture
+from conftest import closed_without_a_trace, limited, tiny_architecture
 
 pytest.importorskip("stable_baselines3")
 
@@ -52,8 +52,6 @@ def said() -> list[str]:
 @pytest.fixture
 def start(tmp_path: Path, said: list[str]) -> Iterator[Start]:
     """Make a vector of `Mortal`s; it is closed in the end, and all must be gone."""
-    made: list[ProcessVecEnv] = []
-    before = set(multiprocessing.active_children())
 
     def make(
         *envs: dict[str, Any], kind: Any = Mortal, start_method: str = QUICK, restarts: int = 20, **kwargs: Any
@@ -65,13 +63,8 @@ def start(tmp_path: Path, said: list[str]) -> Iterator[Start]:
         made.append(ProcessVecEnv(makers, start_method, restarts=restarts, **how))
         return made[-1]
 
-    yield make
-    for venv in made:
-        venv.close()
-    left = set(multiprocessing.active_children()) - before
-    for process in left:
-        process.kill()
-    assert not left
+    with closed_without_a_trace() as made:
+        yield make
 
 
 def step(venv: Any, *actions: int) -> Any:
