@@ -86,7 +86,7 @@ class AgentConfig(RunConfig):
     """Divide rewards by the running deviation of the return; on by default. Evaluations show the game's own rewards."""
     normalize_observation: Normalization | None = None
     """Shift and scale latents, and numbers beside them, by their running mean and deviation. together (the default): the
-    values of a latent share one deviation, so that what hardly varies stays small. each: every number has its own. none.
+    values of a latent share one deviation, so that what hardly varies stays small. each: every number has its own. off.
     Pixels are left to the CNN."""
     ent_coef: float | Literal["auto"] | None = None
     """Weight of the entropy bonus, which keeps the agent exploring. PPO, RecurrentPPO: 0.01. SAC: auto."""

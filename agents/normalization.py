@@ -11,8 +11,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from latent_obs.sb3 import VecLatentObservation
 
-#: together: the values of a latent share one deviation, other numbers have their own. each: every number has its own. none.
-Normalization = Literal["together", "each", "none"]
+#: together: the values of a latent share one deviation, other numbers have their own. each: every number has its own. off: as
+#: they are.
+Normalization = Literal["together", "each", "off"]
 
 
 class LatentNormalize(VecNormalize):
@@ -83,7 +84,7 @@ def normalized(
         keys = [k for k, s in space.spaces.items() if isinstance(s, spaces.Box) and s.dtype != "uint8"]
     numbers = bool(keys) if keys is not None else isinstance(space, spaces.Box) and space.dtype != "uint8"
     return LatentNormalize(
-        venv, latents_in(venv) if how == "together" else {}, training=training, norm_obs=numbers and how != "none",
+        venv, latents_in(venv) if how == "together" else {}, training=training, norm_obs=numbers and how != "off",
         norm_obs_keys=keys or None, norm_reward=training and normalize_reward, gamma=gamma,
     )  # fmt: skip
 

@@ -321,10 +321,10 @@ def test_a_policy_sees_normalised_latents_and_the_raw_ones_can_be_had(encoder: F
 
 
 @pytest.mark.parametrize("kind", ["box", "dict"])
-@pytest.mark.parametrize("how", ["none", "each", "together"])
+@pytest.mark.parametrize("how", ["off", "each", "together"])
 @pytest.mark.parametrize("observation", ["latent", "pixels"])
 def test_what_is_normalised(encoder: FrozenEncoder, kind: str, how: Any, observation: Any):
-    normalize = how != "none"
+    normalize = how != "off"
     config = tiny(env_kwargs={"kind": kind}, normalize_observation=how, observation=observation)
     venv = with_normalization(config, make_vec_env(config, encoder), training=True)
     first, raw = venv.reset(), venv.get_original_obs()

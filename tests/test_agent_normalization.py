@@ -118,7 +118,7 @@ def test_an_evaluation_sees_what_training_saw(encoder_folder: Path, encoder: Fro
 
 @pytest.mark.parametrize("value", [True, False, "all"])
 def test_a_way_to_normalise_that_is_none(value: Any):
-    with pytest.raises(InputError, match="normalize_observation must be one of together, each, none, got"):
+    with pytest.raises(InputError, match="normalize_observation must be one of together, each, off, got"):
         tiny(normalize_observation=value)
 
 

@@ -220,7 +220,7 @@ def test_a_time_out_bootstraps_from_the_encoded_last_frame(
     monkeypatch.setattr(ActorCriticPolicy, "predict_values", spy)
     train(
         tiny(env="Story-v0", encoder=encoder_folder, out=tmp_path / "run", env_kwargs={"size": IMG_SHAPE[:2]}, steps=16,
-             n_steps=8, batch_size=16, eval_every=0, normalize_observation="none")
+             n_steps=8, batch_size=16, eval_every=0, normalize_observation="off")
     )  # fmt: skip
     # Eight steps are two whole episodes of three in each of two environments, asked for one at a time …
     last = [latent for latent in asked if len(latent) == 1]

@@ -110,7 +110,7 @@ def test_what_is_shown_is_done_and_a_restart_does_not_count(run: Path):
     "settings",
     [
         {}, {"history": 3}, {"standardise": True}, {"env_kwargs": {"kind": "dict"}},
-        {"env_kwargs": {"kind": "dict"}, "flatten": True, "history": 2}, {"normalize_observation": "none"},
+        {"env_kwargs": {"kind": "dict"}, "flatten": True, "history": 2}, {"normalize_observation": "off"},
     ],
 )  # fmt: skip
 def test_the_newest_latent_is_what_is_drawn_and_decoded(
@@ -143,7 +143,7 @@ def test_the_newest_latent_is_what_is_drawn_and_decoded(
             if statistics is not None:
                 expected = (latent - statistics.mean) / statistics.scale / 3
                 assert "training frames" in picture.caption
-            elif settings.get("normalize_observation") != "none":
+            elif settings.get("normalize_observation") != "off":
                 seen = observation["pov"] if isinstance(observation, dict) else observation
                 size = 6 * settings.get("history", 1)
                 expected = seen[0, size - 6 : size] / 3

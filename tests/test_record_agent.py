@@ -86,7 +86,7 @@ VIEWS: dict[str, dict[str, Any]] = {
     "history": {"history": 3, "frame_skip": 2},
     "Dict": {"env_kwargs": {"kind": "dict"}},
     "vector": {"env_kwargs": {"kind": "dict"}, "flatten": True},
-    "latent only": {"env_kwargs": {"kind": "two"}, "pixel_key": "pov", "latent_only": True, "normalize_observation": "none"},
+    "latent only": {"env_kwargs": {"kind": "two"}, "pixel_key": "pov", "latent_only": True, "normalize_observation": "off"},
     "pixels": {"observation": "pixels", "encoder": None, "learning_rate": 3e-4, "seed": 1},
     "pixels in the size of an encoder": {"observation": "pixels", "learning_rate": 3e-4, "seed": 1},
     "pixels beside numbers": {
