@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
+from latent_obs.errors import InputError
 from latent_obs.sb3 import VecLatentObservation
 
 #: together: the values of a latent share one deviation, other numbers have their own. each: every number has its own. off: as
@@ -19,17 +20,19 @@ Normalization = Literal["together", "each", "off"]
 class LatentNormalize(VecNormalize):
     """`VecNormalize` that divides all values of a latent by one number, so that they keep their relation to each other.
 
-    Where every value is divided by its own deviation, those that hardly vary become as loud as those that tell most. Of
-    principal components nearly all hardly vary, and what is left after such whitening is as hard to learn from as noise
-    (LeCun et al. 2012, "Efficient BackProp", section 4.3, whitens inputs for the speed of a *linear* fit; a policy has to find
-    a few directions among hundreds from few samples). Each value is still shifted by its own mean, and numbers beside the
-    latent are normalised each by itself.
+    Where every value is divided by its own deviation, those that hardly vary become as loud as those that tell most: of
+    principal components nearly all hardly vary. Such whitening speeds up a linear fit to plenty of samples (LeCun et al. 2012,
+    "Efficient BackProp", section 4.3), and an agent has few: it has to find what matters among hundreds of values from a few
+    thousand frames. Each value is still shifted by its own mean, and numbers beside the latent are normalised each by itself.
 
     Args:
         venv: Environments, some of whose numbers are latents.
         latents: Where they are: by entry of a Dict observation (None where the observation is a vector), how many numbers from
-            the first one on.
-        **kwargs: As for `VecNormalize`.
+            the first one on. By default as the `VecLatentObservation` beneath says.
+        **kwargs: As for `VecNormalize`; `norm_obs_keys` is by default all entries of numbers.
+
+    Raises:
+        InputError: `latents` is not given, and there is no `VecLatentObservation` beneath.
 
     Example:
         >>> import gymnasium as gym
@@ -42,9 +45,16 @@ class LatentNormalize(VecNormalize):
         array([[3., 3., 6., 2.]], dtype=float32)
     """
 
-    def __init__(self, venv: VecEnv, latents: Mapping[str | None, int], **kwargs: Any) -> None:
+    def __init__(self, venv: VecEnv, latents: Mapping[str | None, int] | None = None, **kwargs: Any) -> None:
+        found = latents_in(venv) if latents is None else dict(latents)
+        if latents is None and not found:
+            raise InputError(
+                "LatentNormalize finds no latents: put VecLatentObservation around the environments first, say with `latents` "
+                "where they are, or take Stable-Baselines3's VecNormalize"
+            )
+        kwargs.setdefault("norm_obs_keys", _numbers_in(venv.observation_space))
         super().__init__(venv, **kwargs)
-        self.latents = dict(latents)
+        self.latents = found
 
     def _normalize_obs(self, obs: NDArray[Any], obs_rms: RunningMeanStd) -> NDArray[Any]:
         return super()._normalize_obs(obs, self._shared(obs_rms))
@@ -79,14 +89,21 @@ def normalized(
         gamma: Discount of that return.
     """
     space = venv.observation_space
-    keys: list[str] | None = None
-    if isinstance(space, spaces.Dict):
-        keys = [k for k, s in space.spaces.items() if isinstance(s, spaces.Box) and s.dtype != "uint8"]
+    keys = _numbers_in(space)
     numbers = bool(keys) if keys is not None else isinstance(space, spaces.Box) and space.dtype != "uint8"
-    return LatentNormalize(
-        venv, latents_in(venv) if how == "together" else {}, training=training, norm_obs=numbers and how != "off",
-        norm_obs_keys=keys or None, norm_reward=training and normalize_reward, gamma=gamma,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "training": training, "norm_obs": numbers and how != "off", "norm_obs_keys": keys or None,
+        "norm_reward": training and normalize_reward, "gamma": gamma,
+    }  # fmt: skip
+    latents = latents_in(venv) if how == "together" else {}
+    return LatentNormalize(venv, latents, **settings) if latents else VecNormalize(venv, **settings)
+
+
+def _numbers_in(space: spaces.Space[Any]) -> list[str] | None:
+    """The entries of a Dict that are numbers and no pixels; None for another space."""
+    if not isinstance(space, spaces.Dict):
+        return None
+    return [key for key, entry in space.spaces.items() if isinstance(entry, spaces.Box) and entry.dtype != "uint8"]
 
 
 def latents_in(venv: VecEnv) -> dict[str | None, int]:

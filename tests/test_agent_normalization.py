@@ -1,6 +1,7 @@
 """The running normalisation of what an agent sees, with numpy as the oracle, and frames stacked for agents on pixels."""
 
 import contextlib
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from test_agent_train import train
 from agents.config import AgentConfig
 from agents.envs import make_vec_env, with_normalization
 from agents.evaluate import evaluate_agent
+from agents.normalization import LatentNormalize
 from agents.show import Show
 from agents.store import load_agent
 from latent_obs.errors import InputError
@@ -114,6 +116,18 @@ def test_an_evaluation_sees_what_training_saw(encoder_folder: Path, encoder: Fro
         assert isinstance(raw, np.ndarray)
         np.testing.assert_allclose(show._observation, (raw - statistics.mean) / deviation, atol=1e-4)
         assert statistics.count > 60
+
+
+@pytest.mark.parametrize("kind", ["box", "dict"])
+def test_it_goes_where_vec_normalize_would(encoder: FrozenEncoder, kind: str):
+    config = tiny(env_kwargs={"kind": kind})
+    venv = LatentNormalize(make_vec_env(config, encoder), norm_reward=False)
+    expected, raw, _ = seen(config, encoder, steps=0)
+    np.testing.assert_array_equal(latents_of(venv.reset(), config), latents_of(expected.normalize_obs(raw[0]), config))
+    again = pickle.loads(pickle.dumps(venv))
+    assert again.latents == venv.latents == {("pov" if kind == "dict" else None): LATENT_DIM}
+    with pytest.raises(InputError, match="LatentNormalize finds no latents: put VecLatentObservation"):
+        LatentNormalize(make_vec_env(tiny(observation="pixels"), None))
 
 
 @pytest.mark.parametrize("value", [True, False, "all"])
