@@ -109,8 +109,8 @@ class LatentView:
 
         In a vector they are the first ones.
         """
-        sizes = {self._named[camera.key]: camera.latent_dim * self.history for camera in self.cameras}
-        return {None: sum(sizes.values())} if self.is_vector else dict(sizes)
+        sizes: dict[str | None, int] = {self._named[camera.key]: camera.latent_dim * self.history for camera in self.cameras}
+        return {None: sum(sizes.values())} if self.is_vector else sizes
 
     def batch(self, num_envs: int) -> "LatentBatch":
         """For the observations of so many environments."""
