@@ -39,6 +39,11 @@ def test_threads_may_share_an_encoder(backend: Backend):
     assert not wrong
 
 
+#: Calls that are not looked at. In a fresh process OpenVINO grows by 1.2 MB in each of the first three or four thousand, and
+#: then by nothing.
+_FIRST_CALLS: dict[Backend, int] = {"torch": 1_000, "openvino": 8_000}
+
+
 def grown_bytes(encoder: FrozenEncoder, calls: int) -> int:
     """By how much the process grows over so many calls of changing sizes: what a leak would add to each stretch of them.
 
@@ -47,8 +52,8 @@ def grown_bytes(encoder: FrozenEncoder, calls: int) -> int:
     """
     batches, process = [random_frames(count) for count in (1, 8, 9, 10, 3)], psutil.Process()
     sizes: list[int] = []
-    for _ in range(5):  # a library may take something of its own at first
-        for call in range(calls // 2):
+    for stretch in (_FIRST_CALLS[encoder.backend], *[calls // 2] * 4):
+        for call in range(stretch):
             encoder.encode(batches[call % len(batches)])
         sizes.append(process.memory_info().rss)
     return min(int(n) for n in np.diff(sizes))

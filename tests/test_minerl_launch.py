@@ -84,6 +84,10 @@ def processes(folder: Path) -> list[psutil.Process]:
     return found
 
 
+#: What a process is after SIGSTOP, or after SIGKILL while its parent has not yet looked.
+HALTED = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+
+
 def wait_for(event: Callable[[], bool], seconds: float = 10.0) -> bool:
     """Whether something comes to be in that time."""
     until = time.monotonic() + seconds
@@ -120,6 +124,7 @@ def test_a_game_is_started_replaced_when_it_dies_or_hangs_and_ended(java: Java, 
         assert the_game(tmp_path) == game  # the same game for all episodes
         env.step(1)
         game.send_signal(signal.Signals[how])
+        assert wait_for(lambda: not game.is_running() or game.status() in HALTED), "it may answer until the signal has come"
         observation, reward, terminated, truncated, info = env.step(1)
         np.testing.assert_array_equal(observation["pov"], last)
         assert (reward, terminated, truncated, info["faults"]) == (0.0, False, True, 1)
