@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,6 +153,21 @@ def tiny_cvae(seed: int = 0, **kwargs: Any) -> CVAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CVAE(IMG_SHAPE, LATENT_DIM, **{"widths": (4, 8), "strides": (2, 2), **kwargs})
+
+
+@pytest.fixture(autouse=True)
+def torchs_threads_stay() -> Iterator[None]:
+    """No test leaves torch with other threads than it found: sums in another order would fail a later one, bit by bit."""
+    before = _torchs_threads()
+    yield
+    if before is not None:
+        assert _torchs_threads() == before
+
+
+def _torchs_threads() -> int | None:
+    """How many threads torch computes with, None where nothing has imported it yet."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else torch.get_num_threads()
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from agents import read_evaluations, train_agent
 from agents.compare.machine import machine_line, versions
 from agents.compare.meter import Meter
@@ -27,6 +25,7 @@ from agents.config import AgentConfig
 from agents.evaluate import Evaluation, evaluate_agent, evaluate_random
 from latent_obs.atomic import write_json
 from latent_obs.errors import LatentObsError
+from latent_obs.torch_threads import torch_threads
 
 
 def run_job(job: dict[str, Any]) -> int:
@@ -39,8 +38,8 @@ def run_job(job: dict[str, Any]) -> int:
         The exit status.
     """
     config = AgentConfig.from_json(job["config"])
-    torch.set_num_threads(job["threads"])
-    results = _random(config, job) if job["kind"] == "random" else _train(config, job)
+    with torch_threads(job["threads"]):
+        results = _random(config, job) if job["kind"] == "random" else _train(config, job)
     if results is None:
         return STOPPED
     common = {k: job[k] for k in ("kind", "task", "arm", "seed", "settings", "threads", "jobs")}
