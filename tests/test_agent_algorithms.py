@@ -18,10 +18,10 @@ import torch
 pytest.importorskip("stable_baselines3")
 
 from conftest import random_frames, tiny_cvae
+from side_env import SIDE, SideEnv, tiny
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
-from test_agent_envs import SIDE, SideEnv, tiny
 
 from agents.algorithms import ALGORITHMS, AlgorithmName
 from agents.config import AgentConfig
@@ -134,7 +134,7 @@ def test_killed_and_resumed_is_the_same_as_never_killed(
 
 KILLED = """
 import json, os, random, signal, sys, time
-import test_agent_envs
+import side_env
 import torch
 from agents.config import AgentConfig
 from agents.train import train_agent

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("stable_baselines3")
 
 from conftest import random_frames, tiny_cvae
-from test_agent_envs import tiny
+from side_env import tiny
 
 import agents.encoders as encoders_module
 from agents.config import AgentConfig

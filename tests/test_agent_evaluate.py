@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 pytest.importorskip("stable_baselines3")
 
 from conftest import random_frames
-from test_agent_envs import tiny
+from side_env import tiny
 
 from agents.evaluate import evaluate_agent, evaluate_random, evaluation_env, play
 from agents.evaluation import Evaluation, bootstrap_interval, wilson_interval

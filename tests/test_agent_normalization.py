@@ -10,8 +10,8 @@ import pytest
 from conftest import LATENT_DIM
 from gymnasium import spaces
 from numpy.typing import NDArray
+from side_env import tiny
 from stable_baselines3.common.vec_env import VecNormalize
-from test_agent_envs import tiny
 from test_agent_train import train
 
 from agents.config import AgentConfig

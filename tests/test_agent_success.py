@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
+from side_env import SideEnv, tiny
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
-from test_agent_envs import SideEnv, tiny
 
 from agents.config import AgentConfig
 from agents.evaluate import evaluate_random, evaluation_env, play
@@ -145,7 +145,7 @@ def test_items_that_end_minerls_tasks():
 
 
 def test_the_order_of_the_rules():
-    gym.register("VizdoomBasic-v77", entry_point="test_agent_envs:SideEnv", reward_threshold=5.0)
+    gym.register("VizdoomBasic-v77", entry_point="side_env:SideEnv", reward_threshold=5.0)
     try:
         assert success_rule(AgentConfig(env="VizdoomBasic-v77")) == SuccessRule(5.0, "the environment's reward_threshold")
         assert success_rule(AgentConfig(env="VizdoomBasic-v77"), 7) == SuccessRule(7.0, "as was asked for")

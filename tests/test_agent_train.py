@@ -20,11 +20,11 @@ import torch
 pytest.importorskip("stable_baselines3")
 
 from conftest import IMG_SHAPE, picture
+from side_env import SIDE, SideEnv, tiny
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
-from test_agent_envs import SIDE, SideEnv, tiny
 
 import agents.train as train_module
 import agents.training_callback as callback_module

@@ -11,8 +11,8 @@ pytest.importorskip("stable_baselines3")
 pytest.importorskip("av")
 
 import av
+from side_env import SideEnv, tiny
 from stable_baselines3 import PPO
-from test_agent_envs import SideEnv, tiny
 
 import agents.show as show_module
 import agents.video as video_module

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import LATENT_DIM, random_frames, tiny_cvae
-from test_agent_envs import tiny
+from side_env import tiny
 from test_agent_train import quiet, train
 
 from agents.config import AgentConfig

@@ -18,7 +18,7 @@ pytest.importorskip("pygame")
 import pygame
 import torch
 from gymnasium import spaces
-from test_agent_envs import tiny
+from side_env import tiny
 
 import agents.watch as watch_module
 from agents.decision import decide

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("stable_baselines3")
 
 from conftest import random_frames, tiny_cvae
-from test_agent_envs import SIDE, tiny
+from side_env import SIDE, tiny
 from training_runs import TINY
 
 from agents.config import AgentConfig

@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from test_agent_envs import tiny
+from side_env import tiny
 
 from agents import AgentConfig, read_evaluations, train_agent
 from agents.store import load_agent

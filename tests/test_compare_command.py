@@ -11,7 +11,7 @@ pytest.importorskip("stable_baselines3")
 pytest.importorskip("rliable.metrics")
 
 from compare_cases import results_of
-from test_agent_envs import SIDE
+from side_env import SIDE
 
 from agents.compare import Study, Task, intervals
 from agents.compare.plan import plan_runs

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from test_agent_envs import SIDE, tiny
+from side_env import SIDE, tiny
 
 from agents import read_evaluations, train_agent
 from agents.compare import Study, Task, collect, compare, engine, saved_study
