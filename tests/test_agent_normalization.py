@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from agent_runs import train
 from conftest import LATENT_DIM
 from gymnasium import spaces
 from numpy.typing import NDArray
 from side_env import tiny
 from stable_baselines3.common.vec_env import VecNormalize
-from test_agent_train import train
 
 from agents.config import AgentConfig
 from agents.envs import make_vec_env, with_normalization

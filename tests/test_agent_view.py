@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from agent_runs import quiet, train
 from conftest import LATENT_DIM, random_frames, tiny_cvae
 from side_env import tiny
-from test_agent_train import quiet, train
 
 from agents.config import AgentConfig
 from agents.envs import load_encoder, make_monitor, make_vec_env
