@@ -173,3 +173,23 @@ def test_meanings_as_ataris_have_them_and_numbers_for_the_rest():
     assert action_names(env) == ("0", "1")
     env.get_action_meanings = lambda: ["NOOP", "FIRE"]
     assert action_names(env) == ("NOOP", "FIRE")
+
+
+def test_decisions_of_agents_that_have_no_distribution():
+    class Silent:
+        action_space = spaces.Box(-2.0, 2.0, (2,))
+
+        class policy:
+            @staticmethod
+            def set_training_mode(mode: bool) -> None: ...
+
+            @staticmethod
+            def obs_to_tensor(observation: Any) -> Any:
+                return torch.zeros(1), True
+
+        def predict(self, observation: Any, state: Any, episode_start: Any, deterministic: bool) -> Any:
+            return np.array([[1.0, -2.0]]), "remembered"
+
+    actions, state, decision = decide(Silent(), np.zeros(1), None, True, deterministic=True, names=("gas", "wheel"))
+    assert (actions.tolist(), state) == ([[1.0, -2.0]], "remembered")
+    assert (decision.levels, decision.texts, decision.signed) == ((0.5, -1.0), ("+1.00", "-2.00"), True)
