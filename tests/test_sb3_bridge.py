@@ -1,35 +1,41 @@
-"""GymnasiumVecEnv: the same story, step for step, as DummyVecEnv's of the same environments; what agents store of it."""
+"""GymnasiumVecEnv: the same story, step for step, as DummyVecEnv's of the same environments."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 from conftest import PixelKind, limited
-from gymnasium import spaces
-from gymnasium.error import AlreadyPendingCallError
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.vector.async_vector_env import _async_worker
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics
-from gymnasium.wrappers.vector import DictInfoToList, NormalizeReward
-from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
+from gymnasium.wrappers.vector import DictInfoToList
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_obs.errors import InputError
 from latent_obs.frozen import FrozenEncoder
 from latent_obs.gym_vector import VectorLatentObservation
 from latent_obs.vector_infos import infos_by_environment
 
 pytest.importorskip("stable_baselines3")
 
-from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.monitor import Monitor
+from counting_env import (
+    BOTH,
+    MODES,
+    OUT,
+    OVER,
+    SCRIPTS,
+    Episode,
+    Kind,
+    assert_same,
+    assert_same_story,
+    kept,
+    makers,
+    sync,
+    worked,
+)
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from latent_obs.sb3 import VecLatentObservation
@@ -37,140 +43,6 @@ from latent_obs.sb3_bridge import GymnasiumVecEnv
 
 #: From Python 3.12 on, forking a process with threads is warned of.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-
-MODES = list(AutoresetMode)
-Kind = Literal["box", "dict", "tuple", "discrete"]
-#: Length of an episode and how it ends: (terminated, truncated).
-Episode = tuple[int, tuple[bool, bool]]
-OVER, OUT, BOTH = (True, False), (False, True), (True, True)
-SCRIPTS: list[list[Episode]] = [[(1, OUT), (3, OVER)], [(2, BOTH)], [(4, OVER), (1, OVER), (1, OUT), (2, OUT)]]
-
-
-class Counting(gym.Env[Any, Any]):
-    """Says its number, episode, step and last action; rewards are made of them. Episodes follow a script, over and over.
-
-    What it hands out, it writes over at the next step.
-    """
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 7}  # noqa: RUF012
-    difficulty = 1
-
-    def __init__(
-        self, number: int, script: Sequence[Episode], kind: Kind = "box", action: spaces.Space[Any] | None = None
-    ) -> None:
-        self.number, self.script, self.kind, self.episode, self.render_mode = number, script, kind, -1, "rgb_array"
-        box = spaces.Box(0, 1000, (4,), np.float32)
-        small = spaces.Box(0, 255, (2, 1), np.uint8)
-        self.observation_space: spaces.Space[Any] = {
-            "box": box,
-            "dict": spaces.Dict(zebra=box, ant=small),
-            "tuple": spaces.Tuple([box, small]),
-            "discrete": spaces.Discrete(1000),
-        }[kind]
-        self.action_space = action or spaces.Discrete(5)
-        self.buffer, self.log = np.zeros(4, np.float32), ["", "log"]
-
-    def observe(self, action: float) -> Any:
-        self.buffer[:] = self.number, self.episode, self.steps, action
-        small = np.array([[self.steps], [self.episode]], np.uint8)
-        if self.kind == "discrete":
-            return 100 * self.number + 10 * (self.episode % 10) + self.steps
-        return {"box": self.buffer, "dict": {"ant": small, "zebra": self.buffer}, "tuple": (self.buffer, small)}[self.kind]
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        # A buffer that is still in use by the last observation is not written to before it has been seen.
-        self.episode, self.steps, self.buffer = self.episode + 1, 0, np.zeros(4, np.float32)
-        level = options.get("level", 0) if options else 0
-        return self.observe(0), {"episode_number": self.episode, "seed": -1 if seed is None else seed, "level": level}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.steps += 1
-        length, (terminated, truncated) = self.script[self.episode % len(self.script)]
-        ends = self.steps >= length
-        self.log[0] = f"{self.episode}.{self.steps}"
-        info: dict[str, Any] = {
-            "episode_number": self.episode,  # resets say it as well
-            "half": self.steps / 2,
-            "tenth": np.float32(self.steps / 10),
-            "place": np.array([self.episode, self.steps], np.int16),
-            "log": self.log,
-            "nested": {"ends": ends, "deep": {"number": self.number}},
-            "_own": "kept",
-            "none": None,
-        }
-        if self.steps % 2:
-            info["odd"] = info["nested"]["odd"] = True
-        value = float(np.asarray(action).sum())
-        return self.observe(value), self.reward(self.episode, self.steps), ends and terminated, ends and truncated, info
-
-    def reward(self, episode: int, step: int) -> float:
-        return self.number + episode / 8 + step / 64
-
-    def render(self) -> Any:
-        return np.full((2, 3, 3), self.number, np.uint8)
-
-    def add(self, a: int, *, b: int = 0) -> int:
-        return self.number + a + b
-
-    def explode(self) -> None:
-        raise LookupError("boom")
-
-
-def makers(scripts: Sequence[Sequence[Episode]] = SCRIPTS, kind: Kind = "box") -> list[Callable[[], gym.Env[Any, Any]]]:
-    return [partial(Counting, i, script, kind) for i, script in enumerate(scripts)]
-
-
-def sync(mode: AutoresetMode = AutoresetMode.SAME_STEP, scripts: Any = SCRIPTS, kind: Kind = "box", **kwargs: Any) -> Any:
-    return SyncVectorEnv(makers(scripts, kind), autoreset_mode=mode, **kwargs)
-
-
-def worked(mode: AutoresetMode = AutoresetMode.SAME_STEP, **kwargs: Any) -> Any:
-    return AsyncVectorEnv(makers(SCRIPTS[:2]), autoreset_mode=mode, context="fork", **kwargs)
-
-
-def assert_same(one: Any, other: Any, where: str = "") -> None:
-    if isinstance(one, dict):
-        assert isinstance(other, dict)
-        assert set(one) == set(other), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}[{key!r}]")
-    elif isinstance(one, list | tuple):
-        assert type(one) is type(other), where
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same(a, b, f"{where}[{i}]")
-    elif isinstance(one, np.ndarray):
-        assert isinstance(other, np.ndarray), where
-        assert (one.dtype, one.shape) == (other.dtype, other.shape), where
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5, err_msg=where)  # latents depend a little on their batch
-    else:
-        assert one == other, where
-        assert type(one) is type(other) or "terminal_observation" in where, where  # Discrete: Dummy's is what the env returned
-
-
-def assert_same_story(one: VecEnv, other: VecEnv, steps: int = 14) -> int:
-    """Both tell the same; how many episodes ended."""
-    assert one.observation_space == other.observation_space
-    assert one.action_space == other.action_space
-    assert (one.num_envs, one.render_mode) == (other.num_envs, other.render_mode)
-    assert one.seed(5) == other.seed(5)
-    one.set_options({"level": 3})
-    other.set_options({"level": 3})
-    ended, rng = 0, np.random.default_rng(0)
-    for start in (0, steps // 2):  # the second time without seeds and options, amid episodes
-        assert_same(one.reset(), other.reset())
-        assert_same(list(one.reset_infos), list(other.reset_infos), "reset_infos")
-        for step in range(start, steps):
-            actions = rng.integers(0, 2, one.num_envs)
-            (a, a_rewards, a_dones, a_infos), (b, b_rewards, b_dones, b_infos) = one.step(actions), other.step(actions)
-            assert_same(a, b, f"observation {step}")
-            assert_same(a_rewards, b_rewards, f"rewards {step}")
-            assert_same(a_dones, b_dones, f"dones {step}")
-            for info in (*a_infos, *b_infos):  # the only thing that depends on the clock
-                info.get("episode", {}).pop("t", None)
-            assert_same(list(a_infos), list(b_infos), f"infos {step}")
-            assert_same(list(one.reset_infos), list(other.reset_infos), f"reset_infos {step}")
-            ended += int(a_dones.sum())
-    return ended
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -243,13 +115,6 @@ def test_infos_that_come_as_a_list_tell_the_same():
     assert all(log == listed for log, listed in logs)
 
 
-def kept(venv: VecEnv) -> Iterator[tuple[Any, Any]]:
-    yield venv.reset(), venv.reset_infos
-    while True:
-        observation, _, _, infos = venv.step(np.ones(venv.num_envs, int))
-        yield observation, infos
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ["box", "dict"])
 def test_nothing_returned_is_written_over(mode: AutoresetMode, kind: Kind):
@@ -260,159 +125,6 @@ def test_nothing_returned_is_written_over(mode: AutoresetMode, kind: Kind):
         assert_same(list(infos), others)
         for part in other.values() if isinstance(other, dict) else [other]:
             assert part.flags.writeable
-
-
-class Arrays(VectorEnv[Any, Any, Any]):
-    """A vector environment without single ones: its own buffers, last observations in one array, infos without masks."""
-
-    metadata = {"autoreset_mode": "SameStep"}  # noqa: RUF012
-
-    def __init__(self, silent: bool = False) -> None:
-        self.num_envs, self.silent = 2, silent
-        self.single_observation_space = spaces.Box(0, 99, (1,), np.float32)
-        self.single_action_space = spaces.Discrete(2)
-        self.observation_space = spaces.Box(0, 99, (2, 1), np.float32)
-        self.action_space = spaces.MultiDiscrete([2, 2])
-        self.lent, self.last, self.wind = np.zeros((2, 1)), np.zeros((2, 1)), np.zeros(2, np.float32)
-
-    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
-        self.lent[:, 0] = 0, 10
-        return self.lent, {"map": "plain"}
-
-    def step(self, actions: Any) -> Any:
-        self.lent += 1
-        self.wind[:] = self.lent[:, 0]
-        ends = self.lent[:, 0] % 3 == 0
-        self.last[:] = self.lent
-        self.lent[ends] -= 3
-        infos = {"wind": self.wind, "map": "plain"} | ({} if self.silent else {"final_obs": self.last})
-        return self.lent, np.ones(2, np.float64), ends, np.zeros(2, bool), infos
-
-
-def test_a_vector_environment_without_single_ones():
-    venv = GymnasiumVecEnv(Arrays())
-    steps = list(islice(kept(venv), 4))
-    assert [observation[:, 0].tolist() for observation, _ in steps] == [[0, 10], [1, 11], [2, 9], [0, 10]]
-    assert all(observation.dtype == np.float32 for observation, _ in steps)
-    assert steps[2][1][0] == {"wind": 2.0, "map": "plain", "TimeLimit.truncated": False}
-    assert_same(steps[2][1][1]["terminal_observation"], np.array([12], np.float32))
-    assert steps[3][1][0]["terminal_observation"].tolist() == [3]
-    assert "terminal_observation" not in steps[3][1][1]
-    assert steps[0][1] == [{"map": "plain"}] * 2 or venv.reset_infos == [{}, {}]
-    assert venv.get_attr("lent", 0)[0] is venv.vector_env.lent  # type: ignore[attr-defined]
-    assert (venv.has_attr("wind"), venv.has_attr("sun")) == (True, False)
-    assert venv.env_is_wrapped(Monitor) == [False, False]
-    with pytest.raises(AttributeError):
-        venv.get_attr("sun")
-    with pytest.raises(InputError, match="keeps no single environments"):
-        venv.env_method("add", 1)
-    quiet = GymnasiumVecEnv(Arrays(silent=True))
-    quiet.reset()
-    quiet.step(np.zeros(2, int))
-    with pytest.raises(InputError, match=r"environment 1 ended .*final_obs"):
-        quiet.step(np.zeros(2, int))
-
-
-@pytest.mark.parametrize("make", [sync, worked], ids=["sync", "async"])
-def test_environments_are_reached_one_by_one(make: Callable[[], Any]):
-    venv = GymnasiumVecEnv(make())
-    count = venv.num_envs
-    try:
-        assert venv.get_attr("number") == list(range(count))
-        assert venv.get_attr("number", [1, 0]) == [1, 0]
-        venv.set_attr("difficulty", [7, 7], indices=1)  # a list is one value
-        assert venv.get_attr("difficulty")[:2] == [1, [7, 7]]
-        venv.set_attr("difficulty", 2)
-        assert venv.get_attr("difficulty") == [2] * count
-        assert venv.env_method("add", 10, b=5) == [15 + i for i in range(count)]
-        assert venv.env_method("add", 10, indices=[1, -count, 1]) == [11, 10, 11]
-        with pytest.raises(IndexError):
-            venv.env_method("add", 10, indices=count)
-        assert (venv.has_attr("number"), venv.has_attr("sun")) == (True, False)
-        with pytest.raises(AttributeError, match="sun"):
-            venv.get_attr("sun")
-        with pytest.raises(AttributeError, match="sun"):
-            venv.env_method("sun", indices=0)
-        assert venv.env_is_wrapped(Monitor) == [False] * count
-        assert [image[0, 0, 0] for image in venv.get_images() if image is not None] == list(range(count))
-        picture = venv.render("rgb_array")
-        assert picture is not None
-        assert picture.shape == (4, 6, 3) if count > 2 else (2, 6, 3)
-        assert venv.unwrapped is venv
-        assert (venv.metadata["render_fps"], venv.render_mode) == (7, "rgb_array")
-        venv.reset()  # and they are alive
-    finally:
-        venv.close()
-
-
-def test_wrappers_in_worker_processes_are_seen():
-    venv = GymnasiumVecEnv(
-        AsyncVectorEnv([lambda: Monitor(Counting(0, SCRIPTS[0]))], autoreset_mode="SameStep", context="fork")
-    )
-    try:
-        assert venv.env_is_wrapped(Monitor) == [True]
-        assert venv.env_is_wrapped(gym.wrappers.TimeLimit, 0) == [False]
-    finally:
-        venv.close()
-
-
-@pytest.mark.filterwarnings("ignore:.*ERROR")
-def test_an_error_in_some_of_the_workers_is_raised():
-    venv = GymnasiumVecEnv(worked())
-    try:
-        with pytest.raises(LookupError, match="boom"):
-            venv.env_method("explode", indices=1)
-        assert venv.get_attr("number", 0) == [0]
-    finally:
-        venv.vector_env.close(terminate=True)
-
-
-def test_a_step_under_way_is_dropped_by_a_reset_and_by_closing():
-    one, other = GymnasiumVecEnv(worked()), GymnasiumVecEnv(sync(scripts=SCRIPTS[:2]))
-    for venv in (one, other):
-        venv.reset()
-        venv.step_async(np.zeros(2, int))
-        if venv is one:  # they are at work
-            with pytest.raises(AlreadyPendingCallError):
-                venv.get_attr("number", 1)
-        observation = venv.reset()
-        assert isinstance(observation, np.ndarray)
-        assert observation[:, 2].tolist() == [0, 0]
-        with pytest.raises(InputError, match="none was begun"):
-            venv.step_wait()
-        venv.step_async(np.zeros(2, int))
-        venv.close()
-        venv.close()
-
-
-@pytest.mark.parametrize(
-    ("space", "given", "sum_of_two"),
-    [
-        (spaces.Discrete(5), np.array([[3], [4]], np.int32), [3, 4]),
-        (spaces.MultiDiscrete([3, 4]), [[1, 2], [2, 3]], [3, 5]),
-        (spaces.MultiBinary(3), np.array([[True, True, False], [False, False, True]]), [2, 1]),
-        (spaces.Box(-9, 9, (2, 2), np.float32), np.arange(8, dtype=np.float64).reshape(2, 4), [6, 22]),
-    ],
-    ids=["discrete", "multi-discrete", "multi-binary", "box"],
-)
-def test_actions_arrive(space: spaces.Space[Any], given: Any, sum_of_two: list[int]):
-    seen: list[Any] = []
-
-    class Watched(Counting):
-        def step(self, action: Any) -> Any:
-            seen.append(action)
-            assert self.action_space.contains(action)
-            return super().step(action)
-
-    venv = GymnasiumVecEnv(SyncVectorEnv([partial(Watched, 0, [(3, OUT)], "box", space)] * 2, autoreset_mode="SameStep"))
-    venv.reset()
-    observation = venv.step(given)[0]
-    assert isinstance(observation, np.ndarray)
-    assert observation[:, 3].tolist() == sum_of_two
-    assert len(seen) == 2
-    for wrong in (np.zeros((3, 9)), np.zeros(2, complex), "left"):
-        with pytest.raises(InputError, match=r"actions for 2 environments of .* should be"):
-            venv.step(wrong)  # type: ignore[arg-type]
 
 
 class Resetting(gym.vector.VectorWrapper):
@@ -443,206 +155,9 @@ def test_latents_around_it_and_inside_it_tell_the_same(mode: AutoresetMode, kind
         assert assert_same_story(VecLatentObservation(DummyVecEnv(games), encoder), bridge) >= 14 + 6 + 4
 
 
-class Seen(KVWriter):
-    """What an agent logs."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        self.rows.append(dict(key_values))
-
-    def close(self) -> None:
-        pass
-
-
-STATISTICS = pytest.mark.skipif(gym.__version__ < "1.4", reason="Gymnasium counted wrongly")
-
-
-@pytest.mark.parametrize("wrap", [pytest.param("vector", marks=STATISTICS), "single", "monitor"])
-def test_the_mean_return_is_logged(wrap: str):
-    make = {"single": lambda make: RecordEpisodeStatistics(make())}.get(wrap, lambda make: make())
-    vector_env: Any = SyncVectorEnv([partial(make, one) for one in makers()], autoreset_mode=AutoresetMode.SAME_STEP)
-    venv = GymnasiumVecEnv(RecordVectorStatistics(vector_env) if wrap == "vector" else vector_env)
-    model = ppo(VecMonitor(venv) if wrap == "monitor" else venv)
-    seen = Seen()
-    model.set_logger(Logger(None, [seen]))
-    model.learn(36)
-    told = [(one["r"], one["l"]) for one in model.ep_info_buffer or ()]
-    lengths, returns = [], []
-    for step in range(12):  # in the order in which they end
-        for i, script in enumerate(SCRIPTS):
-            episode, at = place(script, step)
-            if at + 1 == script[episode % len(script)][0]:
-                lengths.append(at + 1)
-                returns.append(sum(i + episode / 8 + s / 64 for s in range(1, at + 2)))
-    assert [length for _, length in told] == lengths
-    np.testing.assert_allclose([r for r, _ in told], returns, atol=1e-5)
-    assert seen.rows[-1]["rollout/ep_rew_mean"] == pytest.approx(np.mean(returns), abs=1e-5)
-    assert seen.rows[-1]["rollout/ep_len_mean"] == np.mean(lengths)
-
-
-def place(script: Sequence[Episode], step: int) -> tuple[int, int]:
-    """Which episode an environment is in after so many steps, and how far."""
-    episode = 0
-    while step >= (length := script[episode % len(script)][0]):
-        step, episode = step - length, episode + 1
-    return episode, step
-
-
-def ppo(venv: VecEnv, **kwargs: Any) -> PPO:
-    return PPO("MlpPolicy", venv, n_steps=12, batch_size=12, n_epochs=1, seed=0, device="cpu", gamma=0.5, **kwargs)
-
-
-def assert_observed(observations: Any, actions: Any, last: bool = False) -> None:
-    """(steps, environments, 4) are what the environments sent before, or as the last of, each step."""
-    for step, i in np.ndindex(*observations.shape[:2]):
-        episode, at = place(SCRIPTS[i], step)
-        acted = actions[step, i, 0] if last else actions[step - 1, i, 0] if at else 0
-        assert observations[step, i].tolist() == [i, episode, at + last, acted], (step, i)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_ppo_stores_what_the_environments_sent_and_bootstraps_from_last_observations(mode: AutoresetMode):
-    model = ppo(GymnasiumVecEnv(sync(mode, copy=False)), learning_rate=0.0)
-    model.learn(36)
-    buffer = model.rollout_buffer
-    buffer_of = {name: getattr(buffer, name).reshape(3, 12, -1).swapaxes(0, 1) for name in ("observations", "actions")}
-    assert_observed(buffer_of["observations"], buffer_of["actions"])
-    time_outs = 0
-    for step, i in np.ndindex(12, 3):
-        episode, at = place(SCRIPTS[i], step)
-        length, end = SCRIPTS[i][episode % len(SCRIPTS[i])]
-        reward = i + episode / 8 + (at + 1) / 64
-        if at + 1 == length and end == OUT:
-            time_outs += 1
-            last = torch.tensor([[i, episode, at + 1, buffer_of["actions"][step, i, 0]]])
-            reward += 0.5 * model.policy.predict_values(last).item()
-        assert buffer.rewards[step, i] == pytest.approx(reward, abs=1e-4)
-        assert buffer.episode_starts[step, i] == (at == 0)
-    assert time_outs == 3 + 0 + 2
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_dqn_stores_what_the_environments_sent(mode: AutoresetMode):
-    model = DQN(
-        "MlpPolicy", GymnasiumVecEnv(sync(mode, copy=False)), learning_starts=30, buffer_size=900, batch_size=8, train_freq=4,
-        target_update_interval=60, seed=0, device="cpu",
-    )  # fmt: skip
-    before = [weight.clone() for weight in model.policy.parameters()]
-    model.learn(300)
-    assert any(not torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
-    memory: Any = model.replay_buffer
-    assert memory.pos == 100
-    assert_observed(memory.observations[:100], memory.actions)
-    assert_observed(memory.next_observations[:100], memory.actions, last=True)
-    for step, i in np.ndindex(100, 3):
-        episode, at = place(SCRIPTS[i], step)
-        length, end = SCRIPTS[i][episode % len(SCRIPTS[i])]
-        assert memory.rewards[step, i] == np.float32(i + episode / 8 + (at + 1) / 64)
-        assert memory.dones[step, i] == (at + 1 == length)
-        assert memory.timeouts[step, i] == (at + 1 == length and end == OUT)
-
-
-@pytest.mark.parametrize("wrappers", [VecMonitor, pytest.param(RecordVectorStatistics, marks=STATISTICS)])
-def test_ppo_learns_what_make_vec_makes(wrappers: Any):
-    vector_env = gym.make_vec(
-        "CartPole-v1", 4, vectorization_mode="sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}
-    )
-    if wrappers is VecMonitor:
-        venv: VecEnv = VecNormalize(VecMonitor(GymnasiumVecEnv(vector_env)))
-    else:
-        venv = VecFrameStack(GymnasiumVecEnv(RecordVectorStatistics(vector_env)), 2)
-    model, seen = ppo(venv), Seen()
-    model.set_logger(Logger(None, [seen]))
-    model.learn(400)
-    assert seen.rows[-1]["rollout/ep_rew_mean"] == pytest.approx(seen.rows[-1]["rollout/ep_len_mean"])  # 1 for each step
-    assert 8 < seen.rows[-1]["rollout/ep_len_mean"] < 100
-    venv.close()
-    assert vector_env.closed
-
-
 def test_infos_by_environment():
     mask = np.array([False, True])
     assert infos_by_environment({"_a": np.array([1, 2]), "__a": mask, "b": {"c": [5, 6]}, "_b": mask, "d": [1, 2, 3]}, 2) == [
         {"d": [1, 2, 3]},
         {"_a": 2, "b": {"c": 6}, "d": [1, 2, 3]},
     ]
-
-
-@pytest.mark.parametrize(
-    ("make", "match"),
-    [
-        (lambda: gym.make("CartPole-v1"), "takes a gymnasium.vector.VectorEnv, got gymnasium.wrappers"),
-        (lambda: DummyVecEnv(makers()), "VectorEnv, got stable_baselines3"),
-        (lambda: gym.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point"), "NEXT_STEP.*SAME_STEP"),
-        (lambda: RecordVectorStatistics(sync(AutoresetMode.NEXT_STEP)), "NEXT_STEP.*SAME_STEP"),
-        (lambda: RecordVectorStatistics(sync(AutoresetMode.DISABLED)), "RecordEpisodeStatistics .* DISABLED.*VecMonitor"),
-        (lambda: DictInfoToList(NormalizeReward(sync(AutoresetMode.DISABLED))), "NormalizeReward .* DISABLED.*VecNormalize"),
-        (lambda: SyncVectorEnv([partial(Strange, spaces.Text(3))]), "observation spaces that are .*, got Text"),
-        (
-            lambda: SyncVectorEnv([partial(Strange, spaces.Dict(a=spaces.Dict(b=spaces.Discrete(2))))]),
-            "holds no other, got Dict",
-        ),
-        (
-            lambda: SyncVectorEnv([partial(Counting, 0, SCRIPTS[0], "box", spaces.Tuple([spaces.Discrete(2)]))]),
-            "takes action spaces that are",
-        ),
-    ],
-)
-def test_what_cannot_be_told_is_refused(make: Callable[[], Any], match: str):
-    with pytest.raises(InputError, match=match):
-        GymnasiumVecEnv(make())
-
-
-def test_statistics_of_an_older_gymnasium_are_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gym, "__version__", "1.3.0")
-    with pytest.raises(InputError, match=r"RecordEpisodeStatistics of gymnasium 1.3.0 .* SAME_STEP"):
-        GymnasiumVecEnv(RecordVectorStatistics(sync()))
-    GymnasiumVecEnv(sync())
-
-
-class Strange(Counting):
-    def __init__(self, space: spaces.Space[Any]) -> None:
-        super().__init__(0, SCRIPTS[0])
-        self.observation_space = space
-
-
-@pytest.mark.parametrize("mode", [None, "sometimes"])
-def test_a_vector_environment_must_say_when_it_resets(mode: Any):
-    vector_env = sync()
-    vector_env.metadata["autoreset_mode"] = mode
-    with pytest.raises(InputError, match=f"should be a gymnasium.vector.AutoresetMode.* got .*{mode}"):
-        GymnasiumVecEnv(vector_env)
-
-
-@pytest.mark.parametrize("kwargs", [{"shared_memory": False}, {"worker": _async_worker}])
-def test_workers_that_may_not_know_that_they_were_reset_are_refused(kwargs: dict[str, Any]):
-    vector_env = worked(AutoresetMode.NEXT_STEP, **kwargs)
-    try:
-        with pytest.raises(InputError, match="with shared memory"):
-            GymnasiumVecEnv(vector_env)
-    finally:
-        vector_env.close()
-
-
-def test_options_are_the_same_for_all():
-    venv = GymnasiumVecEnv(sync())
-    venv.set_options([{"level": 2, "map": np.ones(2)} for _ in range(3)])
-    venv.reset()
-    assert [info["level"] for info in venv.reset_infos] == [2, 2, 2]
-    venv.reset()
-    assert [info["level"] for info in venv.reset_infos] == [0, 0, 0]
-    for options in ([{"level": 2}] * 2, [{"level": 2}, {"level": 2}, {"level": 3}]):
-        with pytest.raises(InputError, match="3 environments with the same options"):
-            venv.set_options(options)
-
-
-def test_seeds_are_used_once():
-    venv = GymnasiumVecEnv(sync())
-    assert venv.seed(np.int64(40)) == [40, 41, 42]  # type: ignore[arg-type]
-    venv.reset()
-    assert [info["seed"] for info in venv.reset_infos] == [40, 41, 42]
-    venv.reset()
-    assert [info["seed"] for info in venv.reset_infos] == [-1, -1, -1]
-    assert len(set(venv.seed())) == 3
