@@ -199,5 +199,10 @@ def frames_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
 def make_env() -> Callable[..., gym.Env[Any, Any]]:
     return limited
