@@ -1,79 +1,34 @@
-"""Environments in processes: the same results, the errors themselves, processes of their own, and nothing left behind."""
+"""Environments in processes: the results of one process, whatever is asked of them, in processes that import little."""
 
-import contextlib
+# ruff: noqa: F401, F811  # fixtures are imported, and arguments have their names
+
 import inspect
 import multiprocessing
-import os
 import re
 import signal
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import psutil
 import pytest
 from gymnasium.wrappers import TimeLimit
 
 pytest.importorskip("stable_baselines3")
 
-from conftest import closed_without_a_trace
-from scripted_env import (
-    EOF,
-    EXIT,
-    GO,
-    GONE,
-    HANG,
-    HANG_HARD,
-    INPUT,
-    KILLED,
-    OWN,
-    SLOW,
-    STRANGE,
-    VALUE,
-    Scripted,
-    Unfit,
-    limited,
-)
+from scripted_env import GO, Scripted, limited
+from scripted_workers import METHODS, closed, preload, start
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
 from latent_obs.env_worker import _Worker, class_name
-from latent_obs.errors import GameLostError, InputError, LatentObsError
-from latent_obs.process_vec_env import ProcessVecEnv, WorkerError
+from latent_obs.process_vec_env import ProcessVecEnv
 
-METHODS = [m for m in ("forkserver", "fork", "spawn") if m in multiprocessing.get_all_start_methods()]
 #: From Python 3.12 on, forking a process with threads, such as pytest-xdist's, is warned of.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-
-
-def closed(folder: Path) -> dict[int, str]:
-    """How often each environment was closed, in letters."""
-    return {int(file.name.split("-")[1]): file.read_text() for file in folder.glob("closed-*")}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def preload() -> None:
-    multiprocessing.set_forkserver_preload(["latent_obs.env_worker"])
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., ProcessVecEnv]]:
-    """Make a `ProcessVecEnv` of `Scripted`s, each with its own fault; it is closed in the end, and all must be gone."""
-
-    def make(*faults: str, start_method: str = METHODS[0], close_grace_s: float = 5.0, size: int = 8) -> ProcessVecEnv:
-        makers: Any = [partial(Scripted, tmp_path, number, fault, size) for number, fault in enumerate(faults)]
-        made.append(ProcessVecEnv(makers, start_method, close_grace_s=close_grace_s))
-        return made[-1]
-
-    with closed_without_a_trace() as made:
-        yield make
 
 
 def play(venv: VecEnv, steps: int = 9) -> list[Any]:
@@ -169,127 +124,6 @@ def test_environments_may_start_processes(start: Callable[..., ProcessVecEnv]):
     assert start("", "").env_method("start_children") == [(0, "hello\n")] * 2
 
 
-@pytest.mark.parametrize(
-    ("action", "error", "message", "name"),
-    [
-        (VALUE, WorkerError, r"environment 1 raised ValueError: a bad value\n(?s:.*)Traceback", "ValueError"),
-        (INPUT, InputError, r"^environment 1: a bad input$", "InputError"),
-        (OWN, InputError, r"^environment 1: code 7$", "OwnInputError"),
-        (EOF, WorkerError, "environment 1 raised EOFError: the game closed the connection", "EOFError"),
-        (EXIT, WorkerError, "environment 1 raised SystemExit: enough", "SystemExit"),
-        (STRANGE, WorkerError, "environment 1 raised .*pickle", "AttributeError|PicklingError"),
-    ],
-)
-def test_an_error_crosses_over_and_one_can_go_on(
-    start: Callable[..., ProcessVecEnv],
-    capfd: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    action: int,
-    error: type[Exception],
-    message: str,
-    name: str,
-):
-    venv = start("", "", "", start_method="fork" if "fork" in METHODS else METHODS[0])
-    venv.reset()
-    with pytest.raises(error, match=message) as caught:
-        venv.step(np.array([GO, action, SLOW]))
-    assert type(caught.value) is error
-    cause = caught.value.__cause__ if isinstance(caught.value, LatentObsError) else caught.value
-    assert isinstance(cause, WorkerError)
-    assert re.fullmatch(name, cause.exception_name)
-    assert "Traceback" in cause.worker_traceback
-    assert cause.worker_traceback in str(cause)
-    if action != STRANGE:
-        assert "in step" in cause.worker_traceback
-    assert venv.get_attr("number") == [0, 1, 2], "no answer of the failed step is taken for another"
-    assert venv.get_attr("steps") == [1, 1, 1]
-    serial = DummyVecEnv([partial(Scripted, tmp_path, number + 10) for number in range(3)])
-    venv.seed(3)
-    serial.seed(3)
-    np.testing.assert_equal(venv.reset(), serial.reset())
-    venv.close()
-    assert closed(tmp_path) == {0: "x", 1: "x", 2: "x"}
-    assert capfd.readouterr().err == ""
-
-
-def test_errors_of_reset_and_methods_cross_over(start: Callable[..., ProcessVecEnv]):
-    venv = start("", "reset")
-    with pytest.raises(GameLostError, match="environment 1: it did not start"):
-        venv.reset()
-    with pytest.raises(WorkerError, match="environment 0 raised ValueError: a bad call"):
-        venv.env_method("value_error")
-    with pytest.raises(WorkerError, match=r"environment 1 raised AttributeError.*no_such_method"):
-        venv.env_method("no_such_method", indices=1)
-    with pytest.raises(WorkerError, match="environment 0 raised LookupError: not here"):
-        venv.set_attr("colour", Unfit())
-    assert venv.get_attr("colour") == ["red", "red"]
-
-
-def test_an_environment_that_cannot_be_made_stops_all(start: Callable[..., ProcessVecEnv], tmp_path: Path):
-    before = set(multiprocessing.active_children())
-    with pytest.raises(InputError, match=r"^environment 1: no such world$") as caught:
-        start("", "make", "hang", close_grace_s=0.5)
-    assert closed(tmp_path) == {0: "x"}
-    assert set(multiprocessing.active_children()) == before
-    assert caught.tb  # holds on to everything: so it was not the garbage collector
-
-
-def test_what_cannot_be_unpickled_is_said(tmp_path: Path):
-    def make(strange: Unfit) -> Scripted:
-        return Scripted(tmp_path)
-
-    makers: list[Any] = [partial(Scripted, tmp_path), partial(make, Unfit())]
-    with pytest.raises(WorkerError, match="environment 1 raised LookupError: not here"):
-        ProcessVecEnv(makers, METHODS[0])
-    assert closed(tmp_path) == {0: "x"}
-
-
-def test_what_cannot_be_pickled_starts_nothing(tmp_path: Path):
-    lock = threading.Lock()
-    before = multiprocessing.active_children()
-    with pytest.raises(TypeError, match="pickle"):
-        ProcessVecEnv([partial(Scripted, tmp_path), lambda: lock], METHODS[0])  # pyright: ignore[reportArgumentType]
-    assert multiprocessing.active_children() == before
-
-
-@pytest.mark.parametrize(
-    ("action", "end"),
-    [(KILLED, r"died with exit code -9 \(SIGKILL\), as when memory runs out"), (GONE, "died with exit code 3")],
-)
-def test_a_dead_worker_is_a_clear_error(start: Callable[..., ProcessVecEnv], tmp_path: Path, action: int, end: str):
-    venv = start("", "")
-    venv.reset()
-    expected = rf"^worker 1 \(pid {venv.processes[1].pid}\) {end}$"
-    with pytest.raises(WorkerError, match=expected):
-        venv.step(np.array([GO, action]))
-    with pytest.raises(WorkerError, match=expected):
-        venv.reset()
-    venv.close()
-    assert closed(tmp_path) == {0: "x"}
-
-
-def test_a_worker_that_dies_between_two_steps_is_a_clear_error(start: Callable[..., ProcessVecEnv], tmp_path: Path):
-    venv = start("", "")
-    venv.reset()
-    venv.processes[0].terminate()  # which still closes the environment
-    venv.processes[0].join(5)
-    assert closed(tmp_path) == {0: "t"}
-    with pytest.raises(WorkerError, match=r"worker 0 \(pid \d+\) died with exit code 143"):
-        venv.step(np.array([GO, GO]))
-
-
-def test_a_closed_one_says_so(start: Callable[..., ProcessVecEnv], tmp_path: Path):
-    venv = start("", "")
-    with pytest.raises(WorkerError, match="asked for nothing"):
-        venv.step_wait()
-    venv.close()
-    venv.close()
-    assert venv.closed
-    assert closed(tmp_path) == {0: "x", 1: "x"}
-    with pytest.raises(WorkerError, match="is closed"):
-        venv.reset()
-
-
 class Interrupted:
     """A connection that is waited for when Ctrl-C comes."""
 
@@ -315,173 +149,3 @@ def test_ctrl_c_while_waiting_loses_no_answer(start: Callable[..., ProcessVecEnv
         venv.step(np.array([GO, GO, GO]))
     assert venv.get_attr("number") == [0, 1, 2]
     assert venv.get_attr("steps") == [1, 1, 1]
-
-
-def test_hung_workers_do_not_hold_up_the_others(start: Callable[..., ProcessVecEnv], tmp_path: Path):
-    venv = start("", "", "", "", close_grace_s=1.0)
-    venv.reset()
-    venv.step_async(np.array([GO, HANG, HANG_HARD, SLOW]))
-    begin = time.monotonic()
-    venv.close()
-    assert 2 < time.monotonic() - begin < 8  # a second each, and what else the machine does
-    assert [process.exitcode for process in venv.processes] == [0, 143, -signal.SIGKILL, 0]
-    assert (tmp_path / "terminated-2").exists(), "terminated first"
-    assert closed(tmp_path) == {0: "x", 1: "t", 3: "x"}
-
-
-def test_answers_that_nobody_read_do_not_hold_it_up(start: Callable[..., ProcessVecEnv], tmp_path: Path):
-    venv = start("", "", size=1000)  # 3 MB: more than a pipe holds
-    venv.reset()
-    venv.step_async(np.array([GO, GO]))
-    time.sleep(0.2)
-    venv.close()
-    assert [process.exitcode for process in venv.processes] == [0, 0]
-    assert closed(tmp_path) == {0: "x", 1: "x"}
-
-
-@pytest.mark.skipif("fork" not in METHODS, reason="about forks")
-def test_a_process_forked_meanwhile_does_not_hold_it_up(start: Callable[..., ProcessVecEnv]):
-    venv = start("", "")
-    bystander = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
-    bystander.start()  # with copies of our ends of the pipes
-    try:
-        venv.close()
-        assert [process.exitcode for process in venv.processes] == [0, 0]
-    finally:
-        bystander.kill()
-        bystander.join()
-
-
-def test_a_dropped_one_is_closed(tmp_path: Path):
-    venv = ProcessVecEnv([partial(Scripted, tmp_path, number) for number in range(2)])
-    processes = venv.processes
-    del venv
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert closed(tmp_path) == {0: "x", 1: "x"}
-
-
-@pytest.mark.skipif("fork" not in METHODS, reason="needs a worker that writes where the test looks")
-def test_an_error_while_closing_is_one_line(start: Callable[..., ProcessVecEnv], capfd: pytest.CaptureFixture[str]):
-    venv = start("", "close", start_method="fork")
-    venv.close()
-    assert capfd.readouterr().err == "environment 1: close() raised OSError: it does not stop\n"
-    assert [process.exitcode for process in venv.processes] == [0, 0]
-
-
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's list of open files")
-@pytest.mark.parametrize("start_method", METHODS[:2])
-def test_no_worker_keeps_another_ones_pipe_open(start: Callable[..., ProcessVecEnv], start_method: str):
-    first, second = start("", "", start_method=start_method), start("", start_method=start_method)
-    remotes = [*first.remotes, *second.remotes]
-    ours = {str(Path(f"/proc/self/fd/{remote.connection.fileno()}").readlink()) for remote in remotes}
-    assert len(ours) == 3
-    for held in first.env_method("sockets") + second.env_method("sockets"):
-        assert not ours & set(held)
-
-
-SCRIPT = """
-import multiprocessing, os, signal, sys, time
-from functools import partial
-from pathlib import Path
-import numpy as np
-from latent_obs import ProcessVecEnv
-from scripted_env import GO, HANG, SLOW, Scripted
-
-def start(*numbers, method=sys.argv[2]):
-    folder = Path(sys.argv[1])
-    venv = ProcessVecEnv([partial(Scripted, folder, number) for number in numbers], method, close_grace_s=3)
-    venv.reset()
-    return venv
-
-if __name__ == "__main__":
-    multiprocessing.set_forkserver_preload(["latent_obs.env_worker"])
-    first, second = start(0, 1, 2), start(3, 4)
-    print("ready", flush=True)
-    sys.stdin.readline()
-"""
-
-
-def runs(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE  # of orphans, only the system's first process clears them away
-    except psutil.NoSuchProcess:
-        return False
-
-
-def leave(folder: Path, method: str, end: str) -> tuple[int, str]:
-    """Run a script to its end, see that no process outlives it, and return its exit code and what it complained of."""
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    script, said = folder / "script.py", folder / "said.txt"
-    script.write_text(SCRIPT + "".join(f"    {line}\n" for line in end.splitlines()))
-    with said.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore::DeprecationWarning", script, folder, method], stdin=subprocess.PIPE, text=True,
-            stdout=subprocess.PIPE, stderr=file, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    family: list[psutil.Process] = []
-    try:
-        assert process.stdout.readline() == "ready\n", said.read_text()
-        family = psutil.Process(process.pid).children(recursive=True)
-        assert len(family) >= 5
-        process.stdin.write("\n")
-        process.stdin.flush()
-        code = process.wait(20)
-        deadline = time.monotonic() + 15
-        while (left := [member for member in family if runs(member)]) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert left == [], said.read_text()
-        return code, said.read_text()
-    finally:
-        process.stdin.close()
-        process.stdout.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its session: whatever a failure has left behind
-        process.wait(10)
-
-
-@pytest.mark.parametrize(
-    ("method", "end", "code", "said"),
-    [
-        ("fork", "sys.exit(5)", 5, ""),
-        ("fork", "raise ValueError('oh')", 1, r"Traceback[^\n]*\n(  [^\n]*\n)+ValueError: oh\n"),
-        ("forkserver", "second.close()\nfirst.step_async(np.array([GO, SLOW, GO]))", 0, ""),
-    ],
-)
-def test_a_script_that_leaves_without_close_leaves_nothing(tmp_path: Path, method: str, end: str, code: int, said: str):
-    if method not in METHODS:
-        pytest.skip(f"no {method} here")
-    left, stderr = leave(tmp_path, method, end)
-    assert left == code, stderr
-    assert re.fullmatch(said, stderr), stderr
-    assert closed(tmp_path) == dict.fromkeys(range(5), "x")
-
-
-KILL = """
-first.step_async(np.array([GO, SLOW, HANG]))
-second.step_async(np.array([HANG, GO]))
-while len(list(Path(sys.argv[1]).glob("hangs-*"))) < 2:
-    time.sleep(0.01)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-#: Has copies of all that the script holds, and outlives it: by pipes alone nobody can see that the script is gone.
-FORK = """
-if os.fork() == 0:
-    time.sleep(30)
-    os._exit(0)
-"""
-
-
-@pytest.mark.parametrize("method", ["forkserver", "fork"])
-def test_workers_of_a_parent_that_is_killed_close_and_end(tmp_path: Path, method: str):
-    if method not in METHODS:
-        pytest.skip(f"no {method} here")
-    code, stderr = leave(tmp_path, method, FORK + KILL if method == "fork" else KILL)
-    assert code == -signal.SIGKILL
-    assert stderr == ""
-    if method == "fork":
-        assert set(closed(tmp_path)) == set(range(5))
-    else:
-        assert closed(tmp_path) == {0: "x", 1: "x", 2: "t", 3: "t", 4: "x"}
