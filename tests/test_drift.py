@@ -1,61 +1,27 @@
-"""The drift monitor: what it measures, when it speaks and when not, and what Stable-Baselines3 logs of it."""
+"""The drift monitor: what it measures, and what it may not do to those whose latents it is shown."""
+
+# ruff: noqa: F401, F811  # fixtures are imported, and arguments have their names
 
 import copy
 import gc
 import math
 import pickle
 import weakref
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LATENT_DIM, limited, picture, random_frames, tiny_architecture, tiny_cvae
+from conftest import LATENT_DIM, random_frames, tiny_architecture, tiny_cvae
+from drift_cases import gaussian_encoder, latents_like_training, picture_encoder, quiet, same, smooth
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from latent_obs.drift import DriftMonitor, DriftReport, DriftWarning
+from latent_obs.drift import DriftMonitor
 from latent_obs.errors import EncoderFolderError, InputError
 from latent_obs.frozen import FrozenEncoder
-from latent_obs.statistics import LatentStatistics, reconstruction_errors
-from vae_training.export import export_encoder, measure_latents
-
-
-def latents_like_training(count: int, seed: int = 1) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).normal(3.0, 2.0, (count, LATENT_DIM)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def gaussian_encoder(tmp_path_factory: pytest.TempPathFactory) -> FrozenEncoder:
-    """Its statistics say that latents have mean 3 and deviation 2; no decoder."""
-    statistics = LatentStatistics.from_latents(latents_like_training(4000, 0), latents_like_training(2000, 5))
-    folder = tmp_path_factory.mktemp("gaussian") / "encoder"
-    export_encoder(folder, tiny_cvae(), random_frames(4), statistics=statistics, with_decoder=False)
-    return FrozenEncoder.load(folder, device="cpu")
-
-
-def smooth(count: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.stack([picture(seed, step, 16, 16) for step in range(count)])
-
-
-@pytest.fixture(scope="module")
-def picture_encoder(tmp_path_factory: pytest.TempPathFactory) -> FrozenEncoder:
-    """With the statistics of smooth pictures, and a decoder."""
-    model = tiny_cvae()
-    statistics = measure_latents(model, [smooth(300)], [smooth(200, 1)])
-    folder = tmp_path_factory.mktemp("pictures") / "encoder"
-    return FrozenEncoder.load(export_encoder(folder, model, smooth(4), statistics=statistics), device="cpu")
-
-
-def quiet(encoder: FrozenEncoder, **kwargs: Any) -> DriftMonitor:
-    return DriftMonitor(encoder, **{"say": lambda text: None, **kwargs})
-
-
-def same(one: DriftReport, other: DriftReport) -> bool:
-    return repr(one) == repr(other)  # NaN is NaN
-
+from latent_obs.statistics import reconstruction_errors
+from vae_training.export import export_encoder
 
 # What it measures
 
@@ -178,105 +144,6 @@ def test_no_reconstructions_where_there_can_be_none(picture_encoder: FrozenEncod
         assert monitor.report().share_outside <= 0.1
 
 
-# When it speaks
-
-
-def slow_gaussian(steps: int, envs: int, seed: int, memory: float) -> NDArray[np.float32]:
-    """Latents (steps, envs, d) of the training's distribution that change slowly: AR(1) with this correlation per step."""
-    rng = np.random.default_rng(seed)
-    noise = rng.standard_normal((steps, envs, LATENT_DIM)).astype(np.float32) * math.sqrt(1 - memory**2)
-    x, out = rng.standard_normal((envs, LATENT_DIM)).astype(np.float32), np.empty_like(noise)
-    for t in range(steps):
-        x = memory * x + noise[t]
-        out[t] = x
-    return 3 + 2 * out
-
-
-@pytest.mark.parametrize(("memory", "envs"), [(0.0, 8), (0.98, 8), (0.995, 8), (0.995, 1)])
-def test_no_alarm_at_frames_as_in_training(gaussian_encoder: FrozenEncoder, memory: float, envs: int):
-    said: list[str] = []
-    for seed in range(3):
-        monitor = DriftMonitor(gaussian_encoder, say=said.append)
-        for z in slow_gaussian(40_000 // envs, envs, seed, memory).reshape(-1, 80, LATENT_DIM):
-            monitor.observe(z)
-            assert not said
-        assert monitor.report().share_outside < 0.1
-
-
-@pytest.mark.parametrize("change", ["shift", "spread", "one value", "half of the frames"])
-def test_other_latents_are_told_soon(gaussian_encoder: FrozenEncoder, change: str):
-    said: list[str] = []
-    monitor = DriftMonitor(gaussian_encoder, say=said.append)
-    z = slow_gaussian(4000, 8, 0, 0.98)
-    for step in z[:2000]:
-        monitor.observe(step)
-    assert not said
-    other = z[2000:].copy()
-    if change == "shift":
-        other += 6
-    elif change == "spread":
-        other = 3 + 4 * (other - 3)
-    elif change == "one value":
-        other[..., 2] += 30
-    else:
-        other[:, ::2] += 10
-    for step in other[:1000]:
-        monitor.observe(step)
-    assert len(said) == 1
-    assert monitor.is_drifting
-    assert "frames record --agent AGENT --out FRAMES" in said[0]
-    assert "--allow-added-files" in said[0]
-
-
-def test_it_waits_for_enough_frames(gaussian_encoder: FrozenEncoder):
-    said: list[str] = []
-    monitor = DriftMonitor(gaussian_encoder, least_frames=1000, say=said.append)
-    far = np.full((1, LATENT_DIM), 99.0, np.float32)
-    for _ in range(999):
-        monitor.observe(far)
-    assert not monitor.is_drifting
-    assert not said
-    monitor.observe(far)
-    assert monitor.is_drifting
-    assert len(said) == 1
-
-
-def test_pictures_that_cannot_be_decoded_are_told(picture_encoder: FrozenEncoder):
-    """Frames whose latents are as in training, while the picture is another: only the decoder can tell."""
-    said: list[str] = []
-    monitor = DriftMonitor(picture_encoder, least_frames=100, reconstruct_every=1, ratio_limit=1.5, say=said.append)
-    latents, wrong = picture_encoder.encode(smooth(80, 1)), 255 * (smooth(80, 1) < 128).astype(np.uint8)
-    for i in range(0, 80, 2):  # the first 39 decoded: too few frames in all
-        monitor.observe(latents[i : i + 2], wrong[i : i + 2])
-    assert not said
-    for i in range(0, 80, 2):
-        monitor.observe(latents[i : i + 2], wrong[i : i + 2])
-    report = monitor.report()
-    assert report.reconstruction_ratio > 1.5
-    assert report.share_outside < 0.2
-    assert report.is_drifting
-    assert len(said) == 1
-    few = quiet(picture_encoder, least_frames=0, reconstruct_every=4, ratio_limit=1.5)
-    for i in range(0, 64, 2):
-        few.observe(latents[i : i + 2], wrong[i : i + 2])
-    assert few.report().reconstructions == 16
-    assert few.report().reconstruction_ratio > 1.5
-    assert not few.is_drifting  # 16 pictures are too few to tell
-
-
-def test_one_warning_in_plain_words(gaussian_encoder: FrozenEncoder):
-    monitor = DriftMonitor(gaussian_encoder, least_frames=600)
-    far = np.full((600, LATENT_DIM), 99.0, np.float32)
-    with pytest.warns(DriftWarning, match=r"100\.0% of recent frames[\s\S]*frames record") as caught:
-        monitor.observe(np.concatenate([far] * 5))
-    monitor.observe(far)  # a second warning would be an error
-    assert len(caught) == 1
-    monitor.reset()
-    assert monitor.report().frames == 0
-    with pytest.warns(DriftWarning):
-        monitor.observe(np.concatenate([far] * 2))
-
-
 # What it may not do
 
 
@@ -369,73 +236,3 @@ def test_a_damaged_decoder_is_found_before_the_first_step(picture_encoder: Froze
     (folder / "decoder.safetensors").write_bytes(b"cut")
     with pytest.raises(EncoderFolderError, match="decoder"):
         DriftMonitor(encoder)
-
-
-# In Stable-Baselines3
-
-pytest.importorskip("stable_baselines3")
-
-from stable_baselines3 import DQN, PPO  # noqa: E402
-from stable_baselines3.common.base_class import BaseAlgorithm  # noqa: E402
-from stable_baselines3.common.logger import KVWriter, Logger  # noqa: E402
-from stable_baselines3.common.vec_env import DummyVecEnv  # noqa: E402
-
-from agents.drift_callback import DriftCallback  # noqa: E402
-from latent_obs.sb3 import VecLatentObservation  # noqa: E402
-
-
-class Rows(KVWriter):
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        self.rows.append(dict(key_values))
-
-    def close(self) -> None:
-        pass
-
-
-def learn(algorithm: str, encoder: FrozenEncoder, monitor: DriftMonitor, watched: bool = True) -> list[dict[str, Any]]:
-    venv = DummyVecEnv([partial(limited, "box", 100 * i, 9) for i in range(2)])
-    latents = VecLatentObservation(venv, encoder, monitor=monitor if watched else None)
-    model: BaseAlgorithm
-    if algorithm == "ppo":
-        model = PPO("MlpPolicy", latents, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
-    else:
-        model = DQN("MlpPolicy", latents, learning_starts=50, buffer_size=500, seed=0, device="cpu")
-    rows = Rows()
-    model.set_logger(Logger(None, [rows]))
-    model.learn(320, DriftCallback(monitor), log_interval=1)
-    return rows.rows
-
-
-@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
-def test_the_numbers_are_in_the_log(picture_encoder: FrozenEncoder, algorithm: str):
-    monitor = quiet(picture_encoder, reconstruct_every=5)
-    rows = [row for row in learn(algorithm, picture_encoder, monitor) if "drift/share_outside" in row]
-    assert len(rows) >= 5
-    report = monitor.report()
-    for name in ("share_outside", "mean_shift", "reconstruction_ratio"):
-        assert all(math.isfinite(row.get(f"drift/{name}", 0)) for row in rows)
-        assert rows[-1][f"drift/{name}"] == pytest.approx(getattr(report, name), rel=0.2)
-    assert len({row["drift/mean_shift"] for row in rows}) > 1
-    assert report.frames >= 320 + 2  # every step's frames, the first ones, and the last ones of episodes
-
-
-def test_a_warning_in_the_middle_of_training_comes_once(tmp_path: Path):
-    statistics = LatentStatistics.from_latents(latents_like_training(500) + 50)  # those of this network are around 0
-    folder = export_encoder(tmp_path / "e", tiny_cvae(), smooth(4), statistics=statistics, with_decoder=False)
-    encoder = FrozenEncoder.load(folder, device="cpu")
-    monitor = DriftMonitor(encoder, least_frames=50)
-    with pytest.warns(DriftWarning) as caught:
-        rows = learn("ppo", encoder, monitor)
-    assert len(caught) == 1
-    assert rows[-1]["drift/share_outside"] > 0.2
-    assert "drift/reconstruction_ratio" not in rows[-1]  # no decoder
-
-
-def test_a_monitor_that_is_shown_nothing_is_told(picture_encoder: FrozenEncoder):
-    with pytest.raises(InputError, match="seen no frame"):
-        learn("ppo", picture_encoder, quiet(picture_encoder), watched=False)
