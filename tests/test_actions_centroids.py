@@ -10,12 +10,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from action_envs import CODE, Coded, Recorder
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from test_actions_wrappers import CODE, Coded, Recorder
 
 from latent_obs.actions import CentroidActions, Centroids, fit_centroids
 from latent_obs.errors import InputError, MissingExtraError

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from action_envs import CAMERA, CODED, CRAFT, KEYED, KEYS, PLACE, Coded, Recorder, taken
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from test_actions_wrappers import CAMERA, CODED, CRAFT, KEYED, KEYS, PLACE, Coded, Recorder, taken
 
 from latent_obs.actions import (
     CHOICES,

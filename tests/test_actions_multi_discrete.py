@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from action_envs import KEYED, KEYS, Coded, Recorder, keyed_noop
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_actions_wrappers import KEYED, KEYS, Coded, Recorder, keyed_noop
 
 from latent_obs.actions import CameraBins, MultiDiscreteActions
 from latent_obs.errors import InputError
