@@ -78,11 +78,11 @@ class Algorithm:
 
 
 _ANY_ACTIONS = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)
-_NORMALISED = {"normalize_reward": True, "normalize_observation": "together"}
+_NORMALISED = {"normalize_reward": True, "normalize_observation": "together", "latent_deviation": 1.0}
 _PPO: dict[str, Any] = {
     # Updates of a small network on latents cost next to nothing, so many of them pay.
     "learning_rate": 2.5e-4, "gamma": 0.99, "net_arch": (64, 64), **_NORMALISED, "batch_size": 64, "n_steps": 128,
-    "n_epochs": 10, "gae_lambda": 0.95, "ent_coef": 0.01, "clip_range": 0.2,
+    "n_epochs": 10, "gae_lambda": 0.95, "ent_coef": 0.01, "clip_range": 0.2, "latent_deviation": 0.5,
 }  # fmt: skip
 _DQN: dict[str, Any] = {
     "learning_rate": 5e-4, "gamma": 0.99, "net_arch": (128, 128), **_NORMALISED, "batch_size": 128, "buffer_size": 100_000,
@@ -96,7 +96,8 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "ppo": Algorithm("PPO", "stable_baselines3:PPO", "Schulman et al. 2017", _ANY_ACTIONS, True, _PPO, {"net_arch": ()}),
     "recurrent-ppo": Algorithm(
         "RecurrentPPO", "sb3_contrib:RecurrentPPO", "Schulman et al. 2017, with an LSTM", _ANY_ACTIONS, True,
-        {**_PPO, "learning_rate": 5e-4, "batch_size": 256, "n_epochs": 4, "lstm_size": 128}, _CNN, policy="LstmPolicy",
+        {**_PPO, "learning_rate": 5e-4, "batch_size": 256, "n_epochs": 4, "lstm_size": 128, "latent_deviation": 1.0}, _CNN,
+        policy="LstmPolicy",
     ),
     "dqn": Algorithm("DQN", "stable_baselines3:DQN", "Mnih et al. 2015", (spaces.Discrete,), False, _DQN, _CNN),
     "qr-dqn": Algorithm(
@@ -115,7 +116,7 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
 assert set(ALGORITHMS) == set(get_args(AlgorithmName))
 
 #: What goes elsewhere than to the algorithm's constructor: to its policy, or to the environments' wrapper.
-NOT_ITS_OWN = ("net_arch", "lstm_size", "n_quantiles", "normalize_reward", "normalize_observation")
+NOT_ITS_OWN = ("net_arch", "lstm_size", "n_quantiles", "normalize_reward", "normalize_observation", "latent_deviation")
 #: Every setting of `AgentConfig` that belongs to algorithms.
 HYPERPARAMETERS = tuple(sorted({name for algorithm in ALGORITHMS.values() for name in algorithm.defaults}))
 

@@ -88,6 +88,9 @@ class AgentConfig(RunConfig):
     """Shift and scale latents, and numbers beside them, by their running mean and deviation. together (the default): the
     values of a latent share one deviation, so that what hardly varies stays small. each: every number has its own. off.
     Pixels are left to the CNN."""
+    latent_deviation: float | None = None
+    """With together: what the deviation of a latent's values is made. Where it is large, tanh units saturate and learning is
+    slow. PPO: 0.5; the others: 1."""
     ent_coef: float | Literal["auto"] | None = None
     """Weight of the entropy bonus, which keeps the agent exploring. PPO, RecurrentPPO: 0.01. SAC: auto."""
     n_steps: int | None = None
@@ -171,7 +174,7 @@ class AgentConfig(RunConfig):
             self._check_batches()
 
     def _check_fractions(self) -> None:
-        for name in ("learning_rate", "clip_range"):
+        for name in ("learning_rate", "clip_range", "latent_deviation"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} must be a positive number, got {value}")

@@ -190,6 +190,7 @@ def with_normalization(config: AgentConfig, venv: VecEnv, *, training: bool) -> 
         venv,
         values["normalize_observation"],
         training=training,
+        latent_deviation=values["latent_deviation"],
         normalize_reward=values["normalize_reward"],
         gamma=values["gamma"],
     )

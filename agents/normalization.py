@@ -1,5 +1,6 @@
 """Running normalisation of observations and rewards that leaves a latent its shape: all its values share one deviation."""
 
+import math
 from collections.abc import Mapping
 from copy import copy
 from typing import Any, Literal
@@ -29,23 +30,28 @@ class LatentNormalize(VecNormalize):
         venv: Environments, some of whose numbers are latents.
         latents: Where they are: by entry of a Dict observation (None where the observation is a vector), how many numbers from
             the first one on. By default as the `VecLatentObservation` beneath says.
+        deviation: What the deviation of a latent's values becomes (the root of the mean of their variances).
         **kwargs: As for `VecNormalize`; `norm_obs_keys` is by default all entries of numbers.
 
     Raises:
-        InputError: `latents` is not given, and there is no `VecLatentObservation` beneath.
+        InputError: `latents` is not given, and there is no `VecLatentObservation` beneath; or `deviation` is not above 0.
 
     Example:
         >>> import gymnasium as gym
         >>> import numpy as np
         >>> from stable_baselines3.common.vec_env import DummyVecEnv
         >>> venv = DummyVecEnv([lambda: gym.make("CartPole-v1")])
-        >>> normalize = LatentNormalize(venv, {None: 2})
+        >>> normalize = LatentNormalize(venv, {None: 2}, deviation=1)
         >>> normalize.obs_rms.mean, normalize.obs_rms.var = np.zeros(4), np.array([1.0, 7.0, 1.0, 9.0])
         >>> normalize.normalize_obs(np.full((1, 4), 6.0)).round(2)
         array([[3., 3., 6., 2.]], dtype=float32)
     """
 
-    def __init__(self, venv: VecEnv, latents: Mapping[str | None, int] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, venv: VecEnv, latents: Mapping[str | None, int] | None = None, deviation: float = 0.5, **kwargs: Any
+    ) -> None:
+        if not 0 < deviation < math.inf:
+            raise InputError(f"deviation must be above 0, got {deviation}")
         found = latents_in(venv) if latents is None else dict(latents)
         if latents is None and not found:
             raise InputError(
@@ -55,6 +61,7 @@ class LatentNormalize(VecNormalize):
         kwargs.setdefault("norm_obs_keys", _numbers_in(venv.observation_space))
         super().__init__(venv, **kwargs)
         self.latents = found
+        self.deviation = deviation
 
     def _normalize_obs(self, obs: NDArray[Any], obs_rms: RunningMeanStd) -> NDArray[Any]:
         return super()._normalize_obs(obs, self._shared(obs_rms))
@@ -63,19 +70,25 @@ class LatentNormalize(VecNormalize):
         return super()._unnormalize_obs(obs, self._shared(obs_rms))
 
     def _shared(self, statistics: RunningMeanStd) -> RunningMeanStd:
-        """The statistics with one variance for a latent, the mean of its values' variances."""
+        """The statistics with one variance for a latent: dividing by its root gives its values their deviation."""
         of_all = self.obs_rms if isinstance(self.obs_rms, dict) else {None: self.obs_rms}
         count = next((self.latents.get(key, 0) for key, own in of_all.items() if own is statistics), 0)
         if not count:
             return statistics
         shared = copy(statistics)
         shared.var = statistics.var.copy()
-        shared.var[:count] = statistics.var[:count].mean()
+        shared.var[:count] = statistics.var[:count].mean() / self.deviation**2
         return shared
 
 
 def normalized(
-    venv: VecEnv, how: Normalization, *, training: bool, normalize_reward: bool = False, gamma: float = 0.99
+    venv: VecEnv,
+    how: Normalization,
+    *,
+    training: bool,
+    latent_deviation: float = 0.5,
+    normalize_reward: bool = False,
+    gamma: float = 0.99,
 ) -> VecNormalize:
     """Normalise observations by their running statistics (frozen outside training), and rewards in training only.
 
@@ -85,6 +98,7 @@ def normalized(
         venv: The environments, with latents or without.
         how: Which numbers share a deviation.
         training: Whether statistics go on running.
+        latent_deviation: With "together", what the deviation of a latent's values becomes.
         normalize_reward: Divide rewards by the running deviation of the return.
         gamma: Discount of that return.
     """
@@ -96,7 +110,7 @@ def normalized(
         "norm_reward": training and normalize_reward, "gamma": gamma,
     }  # fmt: skip
     latents = latents_in(venv) if how == "together" else {}
-    return LatentNormalize(venv, latents, **settings) if latents else VecNormalize(venv, **settings)
+    return LatentNormalize(venv, latents, latent_deviation, **settings) if latents else VecNormalize(venv, **settings)
 
 
 def _numbers_in(space: spaces.Space[Any]) -> list[str] | None:

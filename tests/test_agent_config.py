@@ -24,7 +24,8 @@ OTHERS: dict[str, Any] = {
     "latent_only": True, "flatten": True, "history": 4, "standardise": True, "precision": "bfloat16", "backend": "openvino",
     "watch_drift": False, "learning_rate": 1e-2, "n_steps": 16, "batch_size": 24, "n_epochs": 2, "gamma": 0.9,
     "gae_lambda": 0.8, "ent_coef": 0.0, "clip_range": 0.1, "net_arch": (5,), "normalize_reward": False,
-    "normalize_observation": "off", "eval_every": 9, "eval_episodes": 3, "deterministic": False, "seed": 4, "device": "cpu",
+    "normalize_observation": "off", "latent_deviation": 0.7, "eval_every": 9,
+    "eval_episodes": 3, "deterministic": False, "seed": 4, "device": "cpu",
 }  # fmt: skip
 #: The same of an algorithm that keeps a replay buffer.
 OFF_POLICY: dict[str, Any] = {

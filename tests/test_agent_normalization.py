@@ -66,7 +66,7 @@ def test_latents_share_a_deviation_and_other_numbers_have_their_own(encoder: Fro
     config = tiny(**VIEWS[view])
     _, raw, shown = seen(config, encoder)
     mean, variance = running([latents_of(value, config) for value in raw])
-    expected = (latents_of(raw[-1], config) - mean) / np.sqrt(variance.mean() + 1e-8)
+    expected = (latents_of(raw[-1], config) - mean) / np.sqrt(variance.mean() + 1e-8) * 0.5  # PPO's own
     np.testing.assert_allclose(latents_of(shown[-1], config), expected, rtol=1e-4, atol=1e-5)
     if view in ("latent", "history"):
         return
@@ -105,14 +105,23 @@ def test_latents_keep_their_relation(encoder: FrozenEncoder):
     np.testing.assert_allclose(after / after[0], before / before[0], rtol=0.1)
 
 
+@pytest.mark.parametrize(("given", "becomes"), [({}, 0.5), ({"latent_deviation": 0.25}, 0.25)])
+def test_a_latents_values_have_the_deviation_asked_for(encoder: FrozenEncoder, given: dict[str, Any], becomes: float):
+    venv, raw, _ = seen(tiny(**given), encoder, steps=200)
+    after = venv.normalize_obs(np.concatenate(raw))
+    assert isinstance(after, np.ndarray)
+    assert np.sqrt(after.var(0).mean()) == pytest.approx(becomes, rel=0.01)
+
+
 def test_an_evaluation_sees_what_training_saw(encoder_folder: Path, encoder: FrozenEncoder, tmp_path: Path):
-    config = tiny(encoder=encoder_folder, out=tmp_path / "run", env_kwargs={"kind": "dict"}, flatten=True)
+    config = tiny(encoder=encoder_folder, out=tmp_path / "run", env_kwargs={"kind": "dict"}, flatten=True, latent_deviation=0.3)
     train(config)
     with contextlib.closing(Show(config.out, which="last", seed=3, device="cpu")) as show:
         venv = show._venv
         statistics: Any = venv.obs_rms
         raw = venv.get_original_obs()
-        deviation = np.sqrt(np.r_[np.full(LATENT_DIM, statistics.var[:LATENT_DIM].mean()), statistics.var[LATENT_DIM:]])
+        of_latents = statistics.var[:LATENT_DIM].mean() / 0.3**2
+        deviation = np.sqrt(np.r_[np.full(LATENT_DIM, of_latents), statistics.var[LATENT_DIM:]])
         assert isinstance(raw, np.ndarray)
         np.testing.assert_allclose(show._observation, (raw - statistics.mean) / deviation, atol=1e-4)
         assert statistics.count > 60
@@ -134,6 +143,14 @@ def test_it_goes_where_vec_normalize_would(encoder: FrozenEncoder, kind: str):
 def test_a_way_to_normalise_that_is_none(value: Any):
     with pytest.raises(InputError, match="normalize_observation must be one of together, each, off, got"):
         tiny(normalize_observation=value)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_deviation_that_is_none(encoder: FrozenEncoder, value: float):
+    with pytest.raises(InputError, match="latent_deviation must be a positive number, got"):
+        tiny(latent_deviation=value)
+    with pytest.raises(InputError, match="deviation must be above 0, got"):
+        LatentNormalize(make_vec_env(tiny(), encoder), deviation=value)
 
 
 @pytest.mark.parametrize("kind", ["box", "dict"])

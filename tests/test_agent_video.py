@@ -85,7 +85,7 @@ def test_what_the_agent_sees_is_its_latent_decoded(
     for (game, seen), observation in zip(drawn, asked, strict=True):
         latent = encoder.encode(np.ascontiguousarray(game[None, ::3, ::4]))  # the picture before it was enlarged
         np.testing.assert_allclose(seen.astype(int), encoder.decode(latent)[0].astype(int), atol=1)
-        normalized = (latent - statistics["mean"]) / np.sqrt(np.mean(statistics["var"]) + 1e-8)
+        normalized = (latent - statistics["mean"]) / np.sqrt(np.mean(statistics["var"]) / 0.5**2 + 1e-8)  # PPO's own 0.5
         np.testing.assert_allclose(observation, normalized.clip(-10, 10), atol=1e-3)
 
 
