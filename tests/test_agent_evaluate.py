@@ -187,8 +187,9 @@ def test_the_same_seed_plays_the_same_episodes(run: Path):
 
 
 def test_best_and_last_are_two_agents(run: Path):
-    best, last = (evaluate_agent(run, episodes=20, which=which) for which in ("best", "last"))
-    assert evaluate_agent(run, episodes=20) == best
+    # Drawn actions: those of first weights are at chance then, while their most likely ones may be good by luck.
+    best, last = (evaluate_agent(run, episodes=20, which=which, deterministic=False) for which in ("best", "last"))
+    assert evaluate_agent(run, episodes=20, deterministic=False) == best
     assert last.sigmas_above(best) > 3
 
 
