@@ -233,7 +233,7 @@ def _page(
             Section(
                 "The agent at play",
                 "Left, the game. Right, the latent vector that the agent acts on, decoded. What is faint there is faint in the "
-                "latent, though not always lost to the agent: it scales each latent by how much that varies.",
+                "latent too, though a small network may still find it there.",
                 video,
             ),
             Section(
