@@ -51,6 +51,10 @@ def run_compare(words: Sequence[str]) -> None:
             page_only: Train nothing; write the page of what is finished in --out, also while runs are under way elsewhere.
         """
         if page_only:
+            if study is not None:
+                raise InputError(
+                    f"--page-only writes the page of the study in {config.out}, and reads no --study {study}: leave one out"
+                )
             finish(saved_study(config.out), config.out)
             return
         if study is not None:

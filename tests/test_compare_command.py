@@ -67,6 +67,7 @@ def test_a_page_of_what_is_finished(call: Call, finished: Path, monkeypatch: pyt
     ("words", "says"),
     [
         (["--page-only"], "holds no comparison"),
+        (["--page-only", "--study", "s.toml"], "reads no --study s.toml: leave one out"),
         (["--seed", "3"], "--seeds"),
         (["--observation", "pixels"], "--arms"),
         (["--study", "no.toml"], "there is no study no.toml"),
