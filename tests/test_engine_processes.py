@@ -64,7 +64,7 @@ def grown_bytes(encoder: FrozenEncoder, calls: int) -> int:
 @pytest.mark.parametrize(("backend", "precision"), ENGINES)
 def test_memory_stays_flat(backend: Backend, precision: Precision):
     encoder = FrozenEncoder.random(tiny_architecture(), device="cpu", backend=backend, precision=precision)
-    assert grown_bytes(encoder, 2_000) < 1 << 19  # 500 bytes a call would show
+    assert grown_bytes(encoder, 2_000) < 1 << 19  # 3,000 bytes a call show; 600 may hide in memory that was free before
 
 
 @pytest.mark.slow
