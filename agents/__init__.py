@@ -10,7 +10,7 @@ require("stable_baselines3", extra="agents", purpose="train and evaluate agents"
 
 from agents.config import AgentConfig  # noqa: E402  (after the hint above)
 from agents.drift_callback import DriftCallback  # noqa: E402
-from agents.encoders import encoder_of, swap_encoder  # noqa: E402
+from agents.encoders import encoder_of  # noqa: E402
 from agents.envs import load_encoder, make_vec_env  # noqa: E402
 from agents.evaluate import Evaluation, evaluate_agent, evaluate_random  # noqa: E402
 from agents.normalization import LatentNormalize  # noqa: E402
@@ -39,7 +39,6 @@ __all__ = [
     "make_vec_env",
     "read_evaluations",
     "success_rule",
-    "swap_encoder",
     "train_agent",
     "watch_agent",
     "write_video",

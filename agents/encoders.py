@@ -1,13 +1,11 @@
 """Which encoder an agent of a run folder was trained with: known by its weights, and never taken for another."""
 
 import hashlib
-import shutil
 from pathlib import Path
 
 from agents.config import AgentConfig
-from agents.store import agent_state, change_state, keep_file
+from agents.store import agent_state
 from latent_obs.errors import InputError
-from latent_obs.folder import read_encoder_folder
 from latent_obs.frozen import FrozenEncoder
 
 
@@ -46,7 +44,10 @@ def check_encoder(run: Path, name: str, encoder: FrozenEncoder | None) -> None:
 
 
 def encoder_of(run: Path, name: str) -> Path | None:
-    """The encoder folder that an agent was trained with: the run's, or one that it had before; None where it has none.
+    """The encoder folder that an agent was trained with; None where it has none.
+
+    It is `encoder/` of the run, except for agents saved before the run's encoder was exchanged by the removed command
+    `latent-obs alternate`: their encoder is one of those in `encoders/`.
 
     Raises:
         InputError: There are encoders, and the agent was trained with none of them.
@@ -61,35 +62,3 @@ def encoder_of(run: Path, name: str) -> Path | None:
         if wanted in (None, fingerprint(FrozenEncoder.load(folder, device="cpu"))):
             return folder
     raise InputError(f"agent {name!r} of {run} was trained with none of the encoders {', '.join(map(str, folders))}")
-
-
-def swap_encoder(run: Path, folder: Path) -> None:
-    """Give a run another encoder; the one that it had stays in `encoders/` for agents that were trained with it.
-
-    The policy must be able to take its latents as if they were the old ones': see `latent_obs.align`. The last agent goes on
-    with it from now on. Killed half-way, it can be called again.
-
-    Raises:
-        EncoderFolderError: The new folder is no encoder.
-        InputError: The new encoder takes other frames, or gives another number of latents.
-    """
-    new = read_encoder_folder(folder)
-    present = run / "encoder"
-    if present.exists():
-        old = read_encoder_folder(present)
-        for what, given, expected in (
-            ("frames", new.contract, old.contract),
-            ("number of latents", new.architecture.latent_dim, old.architecture.latent_dim),
-        ):
-            if given != expected:
-                raise InputError(f"{folder} cannot take the place of {present}: its {what} is {given}, expected {expected}")
-        kept = run / "encoders" / f"step_{agent_state(run, 'last')['steps']:09d}"
-        if kept.exists():  # swapped before at this step, perhaps by this very call that was killed
-            shutil.rmtree(run / ".encoder-old", ignore_errors=True)  # of a call that was killed
-            present.rename(run / ".encoder-old")
-            shutil.rmtree(run / ".encoder-old")
-        else:
-            kept.parent.mkdir(exist_ok=True)
-            present.rename(kept)
-    keep_file(folder, present)
-    change_state(run, "last", encoder=fingerprint(FrozenEncoder.load(present, device="cpu")))

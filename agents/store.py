@@ -3,7 +3,6 @@
     runs/agent/
     ├── config.json            settings
     ├── encoder/               a copy of the encoder folder
-    ├── encoders/              those that it had before, where training alternates
     ├── best.zip, last.zip     agents, as Stable-Baselines3 saves them, with their state (and last, its replay buffer) inside
     ├── checkpoints/           step_000050000.zip …, if asked for
     ├── evaluations.jsonl      mean return by step
@@ -109,19 +108,11 @@ def keep_checkpoint(run: Path, step: int, keep: int) -> None:
             old.unlink()
 
 
-def change_state(run: Path, name: str, **changes: Any) -> None:
-    """Note something else in the state of an agent; all else of it stays."""
-    file, state = agent_file(run, name), {**agent_state(run, name), **changes}
-    _copy_archive(file, file, lambda member: member != _STATE, state)
-
-
-def _copy_archive(source: Path, target: Path, wanted: Callable[[str], bool], state: Mapping[str, Any] | None = None) -> None:
+def _copy_archive(source: Path, target: Path, wanted: Callable[[str], bool]) -> None:
     with written_aside(target) as aside, zipfile.ZipFile(source) as old, zipfile.ZipFile(aside, "w") as new:
         for item in filter(lambda item: wanted(item.filename), old.infolist()):
             with old.open(item) as reader, new.open(item.filename, "w", force_zip64=True) as writer:
                 shutil.copyfileobj(reader, writer)
-        if state is not None:
-            new.writestr(_STATE, json.dumps(state))
 
 
 def agent_state(run: Path, name: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from latent_obs.align import Alignment, AlignmentQuality, fit_alignment, fold_alignment
     from latent_obs.architecture import Architecture
     from latent_obs.drift import DriftMonitor, DriftReport, DriftWarning
     from latent_obs.environments import make_pixel_env
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from latent_obs.wrapper import LatentObservation
 
 _HOMES = {
-    "Alignment": "align",
-    "AlignmentQuality": "align",
     "Architecture": "architecture",
     "ContractObservation": "reader",
     "DeviceError": "errors",
@@ -73,9 +70,7 @@ _HOMES = {
     "TrainingDivergedError": "errors",
     "VecLatentObservation": "sb3",
     "VectorLatentObservation": "gym_vector",
-    "fit_alignment": "align",
     "fit_pca": "pca",
-    "fold_alignment": "align",
     "load_pca": "pca",
     "make": "one_line",
     "make_many": "vectorize",
@@ -88,8 +83,6 @@ _HOMES = {
 
 __all__ = [
     "PCA",
-    "Alignment",
-    "AlignmentQuality",
     "Architecture",
     "ContractObservation",
     "DeviceError",
@@ -117,9 +110,7 @@ __all__ = [
     "TrainingDivergedError",
     "VecLatentObservation",
     "VectorLatentObservation",
-    "fit_alignment",
     "fit_pca",
-    "fold_alignment",
     "load_pca",
     "make",
     "make_many",

@@ -23,12 +23,17 @@ VERBS = {
         "Whether an encoder's latents keep what an agent needs: a page, a JSON, a verdict",
     ),
     "train-agent": ("latent_obs_cli.verbs:train_agent", "Train an agent on an environment's latents (or on a baseline)"),
-    "alternate": ("latent_obs_cli.alternate:run_alternate", "Train an agent and, in turns, its encoder on what the agent sees"),
     "actions fit": ("latent_obs_cli.verbs:actions_fit", "Centroids of demonstrated actions, for obfuscated MineRL tasks"),
     "evaluate": ("latent_obs_cli.verbs:evaluate", "Play a trained agent: returns and success with intervals, a video"),
     "watch": ("latent_obs_cli.watch:watch", "Watch a trained agent play, live in a window"),
     "compare": ("latent_obs_cli.compare:run_compare", "Latents against pixels and baselines: curves, intervals, a verdict"),
     "doctor": ("latent_obs_cli.doctor:run_doctor", "What is installed, what is missing, and the command that mends it"),
+}
+
+# Verbs that there were once: what to run in their place.
+REMOVED_VERBS = {
+    "alternate": "run `latent-obs frames record --agent RUN`, `latent-obs train-vae --start-from RUN` and "
+    "`latent-obs train-agent` one after the other, as in docs/agents.md",
 }
 
 
@@ -79,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     length = 2 if " ".join(words[:2]) in VERBS else 1
     verb = " ".join(words[:length])
+    if verb in REMOVED_VERBS:
+        print(f"latent-obs: the verb {verb!r} was removed; {REMOVED_VERBS[verb]}", file=sys.stderr)
+        return 2
     if verb not in VERBS:
         near = [v for v in VERBS if v.startswith(words[0])]
         hint = f"Did you mean: {', '.join(near)}?" if near else f"There are: {', '.join(VERBS)}"

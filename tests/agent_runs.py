@@ -1,6 +1,8 @@
 """Tiny runs of agents, and what they leave in their folders; the tests of train_agent share them."""
 
+import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ pytest.importorskip("stable_baselines3")
 from side_env import tiny
 
 from agents.config import AgentConfig
-from agents.store import load_agent
+from agents.store import agent_file, agent_state, load_agent
 from agents.train import AgentResult, train_agent
 
 
@@ -25,6 +27,16 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def weights_of(run: Path, name: str = "last") -> dict[str, Any]:
     return {k: v.numpy() for k, v in load_agent(run, name, device="cpu").policy.state_dict().items()}
+
+
+def change_state(run: Path, name: str, **changes: Any) -> None:
+    """Change values in the state of an agent; the rest of its file stays as it is."""
+    file, state = agent_file(run, name), {**agent_state(run, name), **changes}
+    with zipfile.ZipFile(file) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for member, data in {**members, "latent_obs.json": json.dumps(state).encode()}.items():
+            archive.writestr(member, data)
 
 
 def train(config: AgentConfig, **kwargs: Any) -> AgentResult:

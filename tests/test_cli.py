@@ -23,7 +23,7 @@ from agents import AgentConfig, read_evaluations, train_agent
 from agents.store import load_agent
 from latent_obs.frozen import FrozenEncoder
 from latent_obs_cli import main as main_module
-from latent_obs_cli.main import VERBS, main
+from latent_obs_cli.main import REMOVED_VERBS, VERBS, main
 from latent_obs_cli.quickstart import QuickstartConfig
 from vae_training import ExtractConfig, RecordConfig, TrainConfig
 from vae_training.report import ReportConfig
@@ -133,6 +133,14 @@ def test_an_unknown_verb(call: Call, words: str, hint: str):
     assert f"unknown verb {words!r}" in err
     assert hint in err
     assert err.count("\n") == 1
+
+
+def test_a_removed_verb_names_what_to_run(call: Call):
+    assert not REMOVED_VERBS.keys() & VERBS.keys()
+    code, out, err = call("alternate --env Side-v0 --out runs/turns")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    for word in ("alternate", "frames record --agent", "train-vae --start-from", "train-agent"):
+        assert word in err
 
 
 @pytest.mark.parametrize("words", ["train-vae --no-such-option 3", "train-agent --steps many", "evaluate", "frames record"])

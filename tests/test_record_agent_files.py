@@ -14,12 +14,13 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
+from agent_runs import change_state
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from steer_env import EPISODE, Seeded, call, evaluated, played, recorded, run_of
 
 from agents.play_policy import PlayPolicy
-from agents.store import agent_state, change_state
+from agents.store import agent_state
 from latent_obs.errors import InputError
 from latent_obs.frozen import FrozenEncoder
 from latent_obs.sb3 import VecLatentObservation

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from vae_training.datasets import describe_datasets, get_datasets
     from vae_training.evaluate import HeldOut, evaluate
     from vae_training.export import export_encoder, measure_latents
-    from vae_training.export_aligned import export_aligned
     from vae_training.extract import ExtractResult, extract
     from vae_training.extract_config import ExtractConfig
     from vae_training.frame_stats import FolderStats, frame_stats
@@ -71,7 +70,6 @@ _HOMES = {  # name: the module it lives in
     "encoder_flops": "presets",
     "encoder_parameters": "presets",
     "evaluate": "evaluate",
-    "export_aligned": "export_aligned",
     "export_encoder": "export",
     "extract": "extract",
     "find_warnings": "contact_sheet",
@@ -127,7 +125,6 @@ __all__ = [
     "encoder_flops",
     "encoder_parameters",
     "evaluate",
-    "export_aligned",
     "export_encoder",
     "extract",
     "find_warnings",
