@@ -243,7 +243,7 @@ class FrozenEncoder:
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
         """Prepare for batches of these sizes, so that no step in the middle of a run takes longer.
 
-        A CUDA graph or an OpenVINO network is made for each; other sizes are rounded up to a few, when they first come up.
+        OpenVINO compiles a network for each; other sizes are rounded up to a few, when they first come up.
 
         Args:
             batch_sizes: Numbers of frames: of environments, mostly.

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_obs.device import resolve_device
-from latent_obs.engines.cuda_graphs import CudaGraphEngine
 from latent_obs.engines.folded import FoldedEncoder
 from latent_obs.engines.foreign import ForeignNetwork
 from latent_obs.engines.packed import packed
@@ -91,14 +90,10 @@ def make_engine(
     dtype = _DTYPES[precision]
     if isinstance(network, ForeignNetwork):
         network.dtype = dtype
-        # Not known to be fit for a graph: a module may well wait for the GPU, or go another way for other frames.
-        is_cuda = device.type == "cuda"
-        return CudaGraphEngine(network, shape, device, graphs=False) if is_cuda else TorchEngine(network, shape, device)
+        return TorchEngine(network, shape, device)
     if backend == "openvino":
         from latent_obs.engines.openvino_engine import OpenVinoEngine
 
         return OpenVinoEngine(FoldedEncoder(network), shape, dtype)
     folded = FoldedEncoder(network, dtype)
-    if device.type == "cuda":
-        return CudaGraphEngine(folded, shape, device)
     return TorchEngine(packed(folded, shape) if device.type == "cpu" else folded, shape, device)

@@ -1,7 +1,6 @@
-"""What is prepared once for a batch size and used many times: compiled networks, captured graphs."""
+"""What is prepared once for a batch size and used many times: compiled networks."""
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 Prepared = TypeVar("Prepared")
@@ -37,7 +36,6 @@ class PreparedSizes(Generic[Prepared]):
     Args:
         prepare: Prepares for a size and a variant.
         most: How many to keep.
-        drop: Called before one is dropped.
 
     Example:
         >>> sizes = PreparedSizes(lambda size, variant: f"for {size}")
@@ -49,8 +47,8 @@ class PreparedSizes(Generic[Prepared]):
         'for 9'
     """
 
-    def __init__(self, prepare: Prepare[Prepared], most: int = MOST_SIZES, drop: Callable[[], None] = lambda: None) -> None:
-        self._prepare, self._most, self._drop = prepare, most, drop
+    def __init__(self, prepare: Prepare[Prepared], most: int = MOST_SIZES) -> None:
+        self._prepare, self._most = prepare, most
         self._prepared: OrderedDict[tuple[int, int], Prepared] = OrderedDict()
 
     def __len__(self) -> int:
@@ -69,7 +67,6 @@ class PreparedSizes(Generic[Prepared]):
         key = (size, variant)
         if key not in self._prepared:
             while len(self._prepared) >= self._most:
-                self._drop()
                 self._prepared.popitem(last=False)
             self._prepared[key] = self._prepare(size, variant)
         self._prepared.move_to_end(key)

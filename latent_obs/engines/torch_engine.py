@@ -1,4 +1,4 @@
-"""Encoding with torch itself, on the CPU or on any device but CUDA."""
+"""Encoding with torch itself, on any device."""
 
 import os
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from latent_obs.errors import DeviceError
 from latent_obs.torch_threads import torch_threads
 
 
@@ -38,7 +39,13 @@ class TorchEngine:
             self._encode(np.zeros((size, *self._shape), np.uint8))
 
     def _encode(self, frames: NDArray[np.uint8]) -> Tensor:
+        forked = self._process != os.getpid()
+        if forked and self._device.type == "cuda":
+            raise DeviceError(
+                f"this encoder computes on {self._device}, which a forked process cannot use: CUDA was initialised in its "
+                "parent. Start workers by 'spawn' or 'forkserver', or encode in the parent, as the vector wrappers do"
+            )
         # The threads of the parent are not there in a forked child, and OpenMP would wait for them for ever.
-        alone = self._process != os.getpid() and torch.get_num_threads() > 1
+        alone = forked and torch.get_num_threads() > 1
         with torch_threads(1 if alone else None), torch.inference_mode():
             return self._network(torch.from_numpy(frames).to(self._device)).contiguous()
