@@ -210,7 +210,7 @@ def test_file_names():
         ({"drop_duplicates": float("nan")}, "drop_duplicates must be"),
         ({"drop_duplicates": 256}, "drop_duplicates must be"),
         ({"crop": "left"}, "crop must be one of none, centre-square, got 'left'"),
-        ({"gui": "maybe"}, "gui must be one of keep, drop, cursor, got 'maybe'"),
+        ({"gui": "maybe"}, "gui must be one of"),
         ({"recordings": ()}, "name the recordings"),
     ],
 )
@@ -300,8 +300,8 @@ def test_command_line(tmp_path: Path):
     def run(config: OmitArgPrefixes[ExtractConfig]) -> ExtractConfig:
         return config
 
-    words = ["a.mp4", "b", "--out", "frames", "--size", "None", "--drop-duplicates", "0.5", "--drop-black", "--gui", "cursor"]
+    words = ["a.mp4", "b", "--out", "frames", "--size", "None", "--drop-duplicates", "0.5", "--drop-black", "--gui", "drop"]
     config = tyro.cli(run, args=words)
     assert config == ExtractConfig(
-        (Path("a.mp4"), Path("b")), Path("frames"), size=None, drop_duplicates=0.5, drop_black=True, gui="cursor"
+        (Path("a.mp4"), Path("b")), Path("frames"), size=None, drop_duplicates=0.5, drop_black=True, gui="drop"
     )

@@ -9,14 +9,11 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from recording_files import numbered, numbers, read, read_until_damage, vpt_line, write_video, write_vpt
 
 from latent_obs.errors import InputError
 from vae_training.recordings import find_recordings
 from vae_training.recordings.base import DamagedRecordingError
-from vae_training.recordings.cursor import draw_cursor
 from vae_training.recordings.vpt import BUTTONS, VptOptions, VptRecording, read_actions
 
 
@@ -104,7 +101,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("drop_null_actions", [False, True])
-@pytest.mark.parametrize("gui", ["keep", "drop", "cursor"])
+@pytest.mark.parametrize("gui", ["keep", "drop"])
 def test_the_options_choose_frames_and_rows_alike(clip: Path, drop_null_actions: bool, gui: str):
     each = recording(clip, drop_null_actions=drop_null_actions, gui=gui)
     wanted = [i for i in range(60) if not (drop_null_actions and i % 3 == 0) and not (gui == "drop" and i % 5 == 0)]
@@ -112,8 +109,7 @@ def test_the_options_choose_frames_and_rows_alike(clip: Path, drop_null_actions:
     np.testing.assert_allclose(numbers(frames), wanted, atol=0)
     assert rows["mouse"][:, 0].tolist() == rows["video_frame"].tolist() == wanted
     assert all(len(array) == len(wanted) for array in rows.values())
-    if gui != "cursor":
-        assert each.expected_frames == len(wanted)
+    assert each.expected_frames == len(wanted)
     assert each.notes == []
 
 
@@ -128,39 +124,6 @@ def test_a_chunk_of_which_nothing_is_kept_is_not_given(tmp_path: Path):
     file = write_vpt(tmp_path / "a.mp4", numbered(20), [vpt_line()] * 20)
     assert list(recording(file, drop_null_actions=True).chunks()) == []
     assert len(recording(file, drop_null_actions=True).rows()["null_action"]) == 0
-
-
-def test_the_cursor_is_drawn_where_the_mouse_is_and_nowhere_else(tmp_path: Path):
-    frames = np.full((6, 360, 640, 3), 120, np.uint8)
-    lines = [vpt_line(x=200.0 + 100 * i, y=100.0 + 50 * i, isGuiOpen=i % 2 == 0) for i in range(6)]
-    file = write_vpt(tmp_path / "a.mp4", frames, lines)
-    kept, drawn = read(recording(file)), read(recording(file, gui="cursor"))
-    for i in range(6):
-        changed = np.argwhere((kept[i] != drawn[i]).any(axis=2))
-        if i % 2:
-            assert len(changed) == 0
-        else:  # the window is 1280x720, the video half of that
-            assert changed.min(axis=0).tolist() == [50 + 25 * i, 100 + 50 * i]
-            assert (changed.max(axis=0) - changed.min(axis=0)).tolist() == [15, 10]
-            assert (drawn[i][tuple(changed.T)] == 255).all(axis=1).sum() > 40
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    height=st.integers(1, 80),
-    width=st.integers(1, 80),
-    x=st.floats(allow_nan=True, width=32),
-    y=st.floats(allow_nan=True, width=32) | st.floats(-20, 800),
-)
-def test_a_cursor_anywhere_changes_a_frame_only_near_it(height: int, width: int, x: float, y: float):
-    frame = np.full((height, width, 3), 120, np.uint8)
-    draw_cursor(frame, np.array([x, y]), 720)
-    changed = np.argwhere((frame != 120).any(axis=2))
-    scale = height / 720
-    inside = np.isfinite(x) and np.isfinite(y) and 0 <= int(x * scale) < width and 0 <= int(y * scale) < height
-    assert (len(changed) > 0) == bool(inside)
-    if inside:
-        assert changed.min(axis=0).tolist() == [int(y * scale), int(x * scale)]
 
 
 @pytest.mark.parametrize(("frames", "lines"), [(20, 19), (19, 20), (25, 20), (20, 25)])
@@ -246,7 +209,7 @@ def test_a_video_that_does_not_tell_its_length_is_counted(tmp_path: Path):
 
 
 def test_options_that_do_not_exist():
-    with pytest.raises(InputError, match="gui must be one of keep, drop, cursor, got 'hide'"):
+    with pytest.raises(InputError, match="gui"):
         VptOptions(gui="hide")  # pyright: ignore[reportArgumentType]
 
 

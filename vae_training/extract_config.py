@@ -49,8 +49,7 @@ class ExtractConfig:
     drop_null_actions: bool = False
     """Drop the frames in which the player did nothing, where a recording tells (VPT)."""
     gui: Gui = "keep"
-    """Frames with an open menu, where a recording tells (VPT): keep them as they are, without the mouse's cursor; drop them; or
-    draw the cursor."""
+    """Keep or drop the frames with an open menu, where a recording marks them (VPT)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recordings", tuple(Path(path) for path in self.recordings))

@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 
 from latent_obs.errors import InputError
 from vae_training.recordings.base import DamagedRecordingError, Frames, Recording
-from vae_training.recordings.cursor import draw_cursor
 from vae_training.recordings.files import fingerprint_of
 from vae_training.recordings.video import count_frames, decode, frame_count
 
-Gui = Literal["keep", "drop", "cursor"]
-RECORDED_HEIGHT = 720  # of the window that the mouse's position is told in; its video is half of that
+Gui = Literal["keep", "drop"]
 DEGREES_PER_MOUSE_UNIT = 360 / 2400  # as in the game's own code
 _MAY_DIFFER = 5  # lines and frames; beyond that nobody knows which belong together
 
@@ -52,8 +50,7 @@ class VptOptions:
 
     Attributes:
         drop_null_actions: Leave frames out in which no known key or mouse button is down and the mouse rests, as VPT does.
-        gui: What to do with a frame that shows an open menu: keep it as it is, which is without the mouse's cursor; leave
-            it out; or draw a cursor where the mouse is, as VPT does.
+        gui: Whether to keep or to drop a frame that shows an open menu; the recording has no mouse cursor in it.
     """
 
     drop_null_actions: bool = False
@@ -79,16 +76,13 @@ class VptRecording(Recording):
 
     def chunks(self) -> Iterator[Frames]:
         """As of a recording: the frames that the options ask for."""
-        rows, kept = self._rows()
+        kept = self._rows()[1]
         paired, at = len(kept), 0
         if not paired:
             raise DamagedRecordingError(f"{self.source} cannot be read as a video: it has no frames")
-        with_cursor = rows["is_gui_open"] if self.options.gui == "cursor" else np.zeros(paired, bool)
         for chunk in decode(self.source, self.threads, count=paired):
             here = slice(at, at + len(chunk))
             at += len(chunk)
-            for i in np.flatnonzero(with_cursor[here] & kept[here]):
-                draw_cursor(chunk[i], rows["mouse"][here][i], RECORDED_HEIGHT)
             if kept[here].any():
                 yield chunk if kept[here].all() else chunk[kept[here]]
         if at < paired:
