@@ -9,10 +9,14 @@ import numpy as np
 
 from latent_obs.errors import require
 from vae_training.recordings.base import DamagedRecordingError, Frames, Recording
-from vae_training.recordings.containers import missing_bytes
 from vae_training.recordings.files import frames_per_chunk
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".gif"))
+#: Formats of FFmpeg whose headers state how long the whole file is; of others it estimates that from what is there.
+_STATING_LENGTH = ("mov,", "matroska,", "flv", "avi")
+_ROUNDING = (
+    0.1  # seconds that a whole file may be shorter than stated: times are rounded, and the last packet may have no duration
+)
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,8 @@ def decode(file: Path, threads: int = 0, *, first: int = 0, count: int | None = 
     chunk: Frames | None = None
     damage: str | None = None
     try:
-        missing = missing_bytes(file)
         with av.open(str(file)) as container:
-            frames = _frames(container, threads, cut_short=missing > 0)
+            frames = _frames(container, threads)
             to_rgb = av.video.reformatter.VideoReformatter()
             while (limit is None or good < limit) and (frame := next(frames, None)) is not None:
                 good += 1
@@ -77,9 +80,7 @@ def decode(file: Path, threads: int = 0, *, first: int = 0, count: int | None = 
                 if filled == len(chunk):
                     yield chunk
                     chunk, filled = np.empty_like(chunk), 0
-        if missing and (limit is None or good < limit):
-            damage = f"the file is cut short, {missing:,} bytes are missing at its end"
-        elif good == 0 and limit != 0:
+        if good == 0 and limit != 0:
             damage = "it has no frames"
     except _BreaksOff as error:
         damage = str(error)
@@ -123,16 +124,26 @@ class _BreaksOff(Exception):
     """What is wrong with the rest of a video."""
 
 
-def _frames(container: Any, threads: int, *, cut_short: bool) -> Iterator[Any]:
-    """The decoder's frames, up to the first that is damaged or missing."""
+def _frames(container: Any, threads: int) -> Iterator[Any]:
+    """The decoder's frames, up to the first that is damaged or missing.
+
+    Decoders end quietly where a file was cut between two packets, so the end of the last packet is compared with the length
+    that the header states.
+    """
     if not container.streams.video:
         raise _BreaksOff("there is no video in it")
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"  # frames and slices: the fastest of what the codec can do
     stream.codec_context.thread_count = threads
     last_dts: int | None = None
-    for packet in container.demux(stream):
-        if packet.is_corrupt or (cut_short and not packet.size):
+    stated, end = _stated_seconds(container, stream), 0.0
+    for packet in container.demux():  # of sound as well, which may be longer than the picture
+        if packet.size and packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream_index != stream.index:
+            continue
+        cut_short = not packet.size and end < stated - _ROUNDING
+        if packet.is_corrupt or cut_short:
             # What the decoder still holds is whole, and may have gaps: frames are stored in another order than shown. No
             # packet that is missing is shown before the time at which this one would have been decoded.
             until = packet.dts if packet.is_corrupt else None if last_dts is None else last_dts + 1
@@ -141,12 +152,23 @@ def _frames(container: Any, threads: int, *, cut_short: bool) -> Iterator[Any]:
                     yield frame
             if packet.is_corrupt:
                 raise _BreaksOff("the rest is damaged or missing")
-            return
+            raise _BreaksOff(f"the file is cut short, it ends after {end:.2f} of {stated:.2f} seconds")
         last_dts = packet.dts if packet.dts is not None else last_dts
         for frame in packet.decode():
             if frame.is_corrupt:
                 raise _BreaksOff("the rest is damaged")
             yield frame
+
+
+def _stated_seconds(container: Any, stream: Any) -> float:
+    """How long the file is by its header, 0 where it does not say."""
+    if not container.format.name.startswith(_STATING_LENGTH):
+        return 0.0
+    if container.format.name == "avi":  # its duration is scaled to the bytes that are there
+        return float(stream.frames / stream.average_rate) if stream.average_rate else 0.0
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / 1_000_000  # microseconds
 
 
 def _after(good: int) -> str:
