@@ -11,10 +11,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage
 
-from agents.config import AgentConfig
 from agents.envs import as_seen, contract_of, with_latents, with_normalization
 from agents.evaluate import load_run
-from agents.store import agent_state, restore_statistics
+from agents.store import restore_statistics
 from latent_obs.errors import InputError
 
 
@@ -135,8 +134,8 @@ def load_policy(run: str | Path, which: str = "best", *, deterministic: bool = F
     environment must be made with the same arguments (`settings` of the policy), its frame skip among them.
 
     Args:
-        run: The run folder, or a .zip in it.
-        which: "best", "last" or the step of a kept checkpoint; a .zip tells by its name.
+        run: The run folder.
+        which: "best", "last" or the step of a kept checkpoint.
         deterministic: Take the most likely action rather than a sample, which shows more of the game.
         device: Where to encode.
 
@@ -146,8 +145,12 @@ def load_policy(run: str | Path, which: str = "best", *, deterministic: bool = F
         DeviceError: The device asked for is not there.
     """
     folder = Path(run)
-    if folder.is_file():
-        folder, which = folder.parent, folder.stem
+    if not folder.is_dir():
+        raise InputError(
+            f"agent {folder} {'is a file' if folder.exists() else 'does not exist'}, expected a run folder of latent-obs "
+            "train-agent (of its agents, --which names one). For any other agent of Stable-Baselines3, call from Python "
+            "record(config, policy=...), with an agents.PlayPolicy"
+        )
     config, model, encoder = load_run(folder, which, device)
     small_frames = as_seen(config, contract_of(encoder))
 
@@ -168,28 +171,6 @@ def load_policy(run: str | Path, which: str = "best", *, deterministic: bool = F
         model, wrap, deterministic=deterministic, notes=notes,
         settings={"env": config.env, "env_kwargs": arguments, "frame_skip": frame_skip, "pixel_key": config.pixel_key},
     )  # fmt: skip
-
-
-def is_run_agent(agent: str | Path) -> bool:
-    """Whether a path is of `train-agent`: its run folder, or a .zip in it; any other file is Stable-Baselines3's own.
-
-    Raises:
-        InputError: There is nothing at the path.
-    """
-    path = Path(agent)
-    if path.is_dir():
-        return True
-    if not path.is_file():
-        raise InputError(
-            f"there is no agent file or folder {path}; expected the run folder of latent-obs train-agent, or the .zip that "
-            "Stable-Baselines3's save() wrote"
-        )
-    try:
-        AgentConfig.load(path.parent)
-        agent_state(path.parent, path.stem)
-    except InputError:
-        return False
-    return True
 
 
 def _is_of(model: BaseAlgorithm, space: spaces.Space[Any]) -> bool:

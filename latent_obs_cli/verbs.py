@@ -35,10 +35,9 @@ def frames_record(words: Sequence[str]) -> None:
         """
         policy = None
         if config.agent is not None:
-            from agents.play_policy import is_run_agent, load_policy
+            from agents.play_policy import load_policy
 
-            if is_run_agent(config.agent):
-                policy = load_policy(config.agent, which, deterministic=config.deterministic, device=device)
+            policy = load_policy(config.agent, which, deterministic=config.deterministic, device=device)
         record(config, policy=policy)
 
     _parse(run, "frames record", words)

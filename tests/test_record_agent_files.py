@@ -1,4 +1,4 @@
-"""Recording with an agent from a file or folder, or with a policy of one's own; and what does not fit is told in a line."""
+"""Recording with an agent from a run folder, or with a policy of one's own; and what does not fit is told in a line."""
 
 # ruff: noqa: F401, F811  # fixtures are imported, and arguments have their names
 
@@ -27,47 +27,6 @@ from latent_obs.sb3 import VecLatentObservation
 from vae_training.record import record
 from vae_training.record_config import RecordConfig
 
-# Files of agents
-
-
-def test_a_zip_in_a_run_is_the_run(call: Callable[..., tuple[int, str, str]], run_of: Callable[[str], Path], tmp_path: Path):
-    run = Path(shutil.copytree(run_of("latent"), tmp_path / "run"))
-    observations = agent_state(run, "last")["observations"]
-    observations["mean"][0] += 1.0  # so that the two agents of the run differ
-    change_state(run, "last", observations=observations)
-    words = ("--frames", 15, "--deterministic", "--device", "cpu")
-    assert call("--agent", run / "last.zip", "--out", tmp_path / "a", *words)[0] == 0
-    assert call("--agent", run, "--which", "last", "--out", tmp_path / "b", *words)[0] == 0
-    assert call("--agent", run, "--out", tmp_path / "c", *words)[0] == 0
-    (a,), (b,), (c,) = (recorded(tmp_path / name) for name in "abc")
-    np.testing.assert_array_equal(a, b)
-    np.testing.assert_allclose(a, evaluated(run, 0, len(a), "last"), atol=1e-5)
-    assert np.abs(a - c).max() > 1e-3
-
-
-def test_a_zip_on_pixels_as_ever(call: Callable[..., tuple[int, str, str]], run_of: Callable[[str], Path], tmp_path: Path):
-    """Of Stable-Baselines3's own; another tool's files may lie beside it, or an agent's run."""
-    env = gym.make("test/Steer-v0")
-    agent = PPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu", seed=1)
-    agent.save(tmp_path / "mine.zip")
-    for beside in ("nothing", "another tool", "a run"):
-        if beside == "another tool":
-            (tmp_path / "config.json").write_text("{}")
-            (tmp_path / "mine.json").write_text("{}")
-        elif beside == "a run":
-            shutil.copy(run_of("latent") / "config.json", tmp_path)
-            (tmp_path / "mine.json").unlink()
-        out = tmp_path / beside
-        words = ("--agent", tmp_path / "mine.zip", "--out", out, "--frames", 9, "--deterministic")
-        assert call(*words, "--env", "test/Steer-v0")[0] == 0
-        (found,) = recorded(out)
-        np.testing.assert_allclose(found, played(agent, DummyVecEnv([lambda: Seeded(env)]), len(found)), atol=1e-6)
-        (entry,) = json.loads((out / "recording.json").read_text())["files"].values()
-        assert (entry["policy"], entry["deterministic"]) == ("agent", True)
-        code, _, err = call(*words)
-        assert (code, err.count("\n")) == (2, 1)
-        assert "env must be given" in err
-
 
 def spoilt(run: Path, tmp_path: Path, how: str) -> Path:
     """A copy of a run, or something in its place, with a mistake."""
@@ -78,6 +37,8 @@ def spoilt(run: Path, tmp_path: Path, how: str) -> Path:
         place.mkdir()
         return place
     shutil.copytree(run, place)
+    if how == "a zip":
+        return place / "last.zip"
     if how == "another run":
         (place / "config.json").write_text(json.dumps({"frames": "frames", "out": "runs/vae", "beta": 1.0}))
     elif how == "no agent":
@@ -95,7 +56,8 @@ def spoilt(run: Path, tmp_path: Path, how: str) -> Path:
 @pytest.mark.parametrize(
     ("how", "words", "message"),
     [
-        ("nothing", (), "there is no agent file or folder"),
+        ("nothing", (), "expected a run folder"),
+        ("a zip", (), "expected a run folder"),
         ("no run", (), "holds no agent (no config.json); latent-obs train-agent makes one"),
         ("another run", (), "cannot be read as the settings of latent-obs train-agent"),
         ("no agent", (), "found ['last']"),
@@ -124,11 +86,6 @@ def test_mistakes_are_a_line_each(
     assert err.startswith("latent-obs frames record: ")
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_without_its_policy(tmp_path: Path):
-    with pytest.raises(InputError, match=r"is a folder: give record\(\) policy=agents\.load_policy\("):
-        record(RecordConfig(agent=tmp_path, out=tmp_path / "out"))
 
 
 # Policies of one's own

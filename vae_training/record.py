@@ -48,7 +48,7 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
 
     Args:
         config: What to record.
-        policy: Who acts, in place of the random policy or the agent's file; `agents.load_policy` makes one of an agent's run,
+        policy: Who acts, in place of the random policy; `agents.load_policy` makes one of an agent's run,
             on latents as well. What the settings leave out of env, its arguments, frame_skip and pixel_key is as it has them.
         say: Where messages go.
 
@@ -56,15 +56,18 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
         The folder.
 
     Raises:
-        InputError: The environment is unknown or has no pixels, the folder holds frames of another shape, the agent
-            does not fit, or the disk is full (whole frames are kept).
+        InputError: The environment is unknown or has no pixels, the folder holds frames of another shape, an agent is given
+            without its policy or does not fit, or the disk is full (whole frames are kept).
         MissingExtraError: The package of the environment, or of the agent, is not installed.
     """
     folder = config.out
     if policy is not None:
         config = for_policy(config, policy, say)
     elif config.agent is not None:
-        _check_agent_file(config)
+        raise InputError(
+            f"agent {config.agent} was given without its policy: give the run folder of latent-obs train-agent on the command "
+            "line, or from Python record(config, policy=...), where agents.load_policy makes the policy of such a folder"
+        )
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out {folder} is a file, expected a folder")
     for file in _recover(folder):
@@ -105,17 +108,6 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
     return folder
 
 
-def _check_agent_file(config: RecordConfig) -> None:
-    agent = config.agent
-    assert agent is not None
-    if agent.is_dir():
-        raise InputError(f"agent {agent} is a folder: give record() policy=agents.load_policy({str(agent)!r}) with it")
-    if not agent.is_file():
-        raise InputError(f"there is no agent file {agent}; expected the .zip that Stable-Baselines3's save() wrote")
-    if not config.env:
-        raise InputError(f"env must be given: {agent} does not tell of which environment it is")
-
-
 def _record_file(
     camera: Camera, config: RecordConfig, policy: Policy | None, index: int, wanted: int, bar: "tqdm[Any]", stop: GracefulStop
 ) -> int:  # fmt: skip
@@ -124,7 +116,7 @@ def _record_file(
     rng = np.random.default_rng(seed)
     env.action_space.seed(seed)
     observation, action = camera.start(seed), None
-    if camera.choose is not None:
+    if policy is not None:
         torch.manual_seed(seed)  # its actions are drawn from torch's generator
     path = config.out / config.file_name(index)
     # Before the first frame, so that a recording that is killed is documented as well.
@@ -133,19 +125,17 @@ def _record_file(
         rows_file_of(path).unlink(missing_ok=True)  # of a file that was removed, and had this name
         rows = RowsTable(env.action_space)
 
-        def keep(observation: Any, pixels: Frames, first: bool) -> Frames:
-            frame = camera.frame(pixels)
+        def keep(observation: Any, pixels: Frames, first: bool) -> None:
             rows.begin(camera.state(observation), first=first)
-            writer.append(frame)
+            writer.append(camera.frame(pixels))
             bar.update()
-            return frame
 
         try:
             pixels = camera.pixels(observation)
-            frame = keep(observation, pixels, first=True)
+            keep(observation, pixels, first=True)
             while writer.frames < wanted and not stop.requested:
-                if camera.choose is not None:
-                    action = camera.choose(observation, pixels, frame)
+                if policy is not None:
+                    action = policy(observation)
                 elif action is None or config.policy == "random" or rng.random() >= config.stickiness:
                     action = env.action_space.sample()
                 observation, reward, terminated, truncated, info = env.step(action)
@@ -153,11 +143,11 @@ def _record_file(
                 before, pixels = pixels, camera.pixels(observation)
                 over = terminated or truncated
                 if not (over and is_no_picture(pixels, before, info)):
-                    frame = keep(observation, pixels, first=False)
+                    keep(observation, pixels, first=False)
                 if over and writer.frames < wanted:
                     observation, action = camera.start(), None
                     pixels = camera.pixels(observation)
-                    frame = keep(observation, pixels, first=True)
+                    keep(observation, pixels, first=True)
         finally:
             # Before the frames get their final name: whoever sees them sees their rows. On a full disk they have it already.
             _save_rows(rows, path, writer.frames)
@@ -167,10 +157,10 @@ def _record_file(
 def _who_acts(config: RecordConfig, policy: Policy | None) -> dict[str, Any]:
     """The settings for `recording.json`; a policy tells of itself."""
     values = config.to_json()
-    if policy is not None:
-        del values["deterministic"]
-        values["agent_notes"] = dict(policy.notes)
-    return {**values, "policy": "agent"} if policy is not None or config.agent is not None else values
+    if policy is None:
+        return values
+    del values["deterministic"]
+    return {**values, "agent_notes": dict(policy.notes), "policy": "agent"}
 
 
 def _save_rows(rows: RowsTable, path: Path, frames: int) -> None:

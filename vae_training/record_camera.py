@@ -1,6 +1,5 @@
-"""How an environment's pixels become frames, and who acts in it while they are recorded."""
+"""An environment that is recorded: how its pixels become frames, and its episodes begin."""
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -8,28 +7,25 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from latent_obs.errors import InputError, require
+from latent_obs.errors import InputError
 from latent_obs.pixels import PixelContract, find_pixel_key
 from vae_training.record_config import RecordConfig
 from vae_training.record_policy import Policy
 from vae_training.record_state import StateReader
 
 Frames = NDArray[np.uint8]
-Act = Callable[[Any, Frames, Frames], Any]  # (observation, its pixels, the recorded frame) -> action
 
 
 class Camera:
-    """An environment, the way its pixels become frames, what it tells beside them, and the agent that acts in it, if any.
+    """An environment, the way its pixels become frames, what it tells beside them, and the policy that acts in it, if any.
 
     Attributes:
         env: The environment.
         contract: How frames are recorded; known after the first `start`.
-        choose: The agent; None where the actions are random.
         state: What the environment tells of the frame that it has just given.
     """
 
     contract: PixelContract
-    choose: Act | None = None
 
     def __init__(
         self,
@@ -46,7 +42,6 @@ class Camera:
         self._ready = False
         if policy is not None:
             policy.begin(env)
-            self.choose = lambda observation, pixels, frame: policy(observation)
 
     def start(self, seed: int | None = None) -> Any:
         """Reset environment and policy; the first time (a reset may take minutes), look at what it gives as well."""
@@ -68,8 +63,6 @@ class Camera:
                 f"{config.out} holds frames of shape {self._present_shape}, and these would be {self.contract.shape}; "
                 "a dataset needs one shape. Choose another folder, or another size"
             )
-        if config.agent is not None and self._policy is None:
-            self.choose = _load_agent(config, self.env, pixels, self.contract)
         self._ready = True
 
     def pixels(self, observation: Any) -> Frames:
@@ -114,40 +107,3 @@ def find_pixels(space: spaces.Space[Any], key: str | None) -> tuple[str | None, 
 def _channels(shape: tuple[int, ...]) -> int:
     """Entries of the channel axis, the shorter one of the first and the last."""
     return 1 if len(shape) == 2 else min(shape[-1], shape[0])
-
-
-def _load_agent(config: RecordConfig, env: gym.Env[Any, Any], pixels: Frames, contract: PixelContract) -> Act:
-    """A function that asks a saved agent for its action, given what it was trained to see."""
-    sb3 = require("stable_baselines3", extra="agents", purpose="let an agent play while frames are recorded")
-    try:
-        agent = sb3.PPO.load(config.agent, device="cpu")
-    except Exception as error:  # zipfile, pickle and torch each have their own
-        raise InputError(f"agent {config.agent} is not a PPO agent that Stable-Baselines3 can load: {error}") from error
-
-    def ask(seen: Any) -> Any:
-        action = np.asarray(agent.predict(seen, deterministic=config.deterministic)[0])
-        return action.item() if action.ndim == 0 else action
-
-    space, whole = agent.observation_space, env.observation_space
-    if agent.action_space == env.action_space:
-        if isinstance(space, spaces.Dict) and isinstance(whole, spaces.Dict) and set(space) <= set(whole):
-            return lambda observation, pixels, frame: ask({key: observation[key] for key in space})
-        if _fits(space, pixels.shape):
-            return lambda observation, pixels, frame: ask(np.array(pixels))  # a copy: it may be a read-only view
-        if _fits(space, contract.shape):
-            return lambda observation, pixels, frame: ask(frame)
-    raise InputError(
-        f"agent {config.agent} was trained on {_brief(space)} with actions {agent.action_space}; {config.env} gives "
-        f"{_brief(whole)} with actions {env.action_space}. Give one that was trained on the pixels of this environment, "
-        "or the run folder that latent-obs train-agent wrote"
-    )
-
-
-def _fits(space: spaces.Space[Any], shape: tuple[int, ...]) -> bool:
-    """Whether an agent's space is that of these pixels; Stable-Baselines3 saves the channel-first twin of it."""
-    return space.shape in (shape, (shape[-1], *shape[:-1]))
-
-
-def _brief(space: spaces.Space[Any]) -> str:
-    entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-    return ", ".join(f"{k} {type(s).__name__}{s.shape}".strip() for k, s in entries.items())

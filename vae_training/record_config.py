@@ -29,8 +29,7 @@ class RecordConfig:
     policy: Literal["random", "sticky"] = "sticky"
     """How to act: random actions, or random ones that are held for a while (gets further)."""
     agent: Path | None = None
-    """Agent that acts instead of the policy: a run folder of train-agent (on latents or pixels), or a PPO agent on pixels that
-    Stable-Baselines3 saved (.zip). Loading it can run code."""
+    """Agent that acts instead of the policy: a run folder of train-agent, on latents or pixels. Loading it can run code."""
     deterministic: bool = False
     """Take the agent's most likely action rather than a sample, which shows more of the game."""
     stickiness: float = 0.75

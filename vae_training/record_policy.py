@@ -1,4 +1,4 @@
-"""Who acts while frames are recorded, where that is neither the random policy nor an agent's file: what `record` asks of it."""
+"""Who acts while frames are recorded, where that is not the random policy: what `record` asks of it."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
