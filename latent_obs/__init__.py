@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from latent_obs.pixels import PixelContract
     from latent_obs.process_vec_env import ProcessVecEnv
     from latent_obs.reader import ContractObservation
-    from latent_obs.sb3 import LatentVecEnv, VecLatentObservation
+    from latent_obs.sb3 import VecLatentObservation
     from latent_obs.sb3_bridge import GymnasiumVecEnv
     from latent_obs.statistics import LatentStatistics
     from latent_obs.vectorize import make_many
@@ -59,7 +59,6 @@ _HOMES = {
     "LatentObsError": "errors",
     "LatentObservation": "wrapper",
     "LatentStatistics": "statistics",
-    "LatentVecEnv": "sb3",
     "MineRLEnv": "minerl_game.env",
     "MissingExtraError": "errors",
     "OldGymEnv": "old_gym.adapter",
@@ -100,7 +99,6 @@ __all__ = [
     "LatentObsError",
     "LatentObservation",
     "LatentStatistics",
-    "LatentVecEnv",
     "MineRLEnv",
     "MissingExtraError",
     "OldGymEnv",

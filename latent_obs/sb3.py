@@ -128,7 +128,3 @@ def _index_of(venv: VecEnv) -> Any:
         return venv.get_attr("index", 0)[0] if venv.has_attr("index") else ()
     except (AttributeError, NotImplementedError):  # vector environments that are not SB3's own
         return ()
-
-
-#: Its name before it had a twin for Gymnasium's vectors.
-LatentVecEnv = VecLatentObservation

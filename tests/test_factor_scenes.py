@@ -174,15 +174,6 @@ def test_factors_are_even_and_independent():
     assert np.abs(np.corrcoef(values.T) - np.eye(len(scenes.factors))).max() < 5 / len(values) ** 0.5
 
 
-def test_one_factor_held():
-    scenes = FactorScenes(20)
-    for factor in ("shape", 3, np.int64(3)):
-        frames, values = scenes.sample_fixed(factor, 2, 40, np.random.default_rng(3))  # pyright: ignore[reportArgumentType]
-        assert (values[:, 3] == 2).all()
-        assert all(len(np.unique(values[:, k])) > 1 for k in (0, 1, 2, 4, 5))
-        np.testing.assert_array_equal(frames, scenes.render(values))
-
-
 def test_a_factor_of_one_value_is_none():
     scenes = FactorScenes(positions=1, hues=1, shapes=2)
     assert [f.name for f in scenes.factors] == ["size", "shape", "orientation"]
@@ -257,12 +248,6 @@ def test_values_that_cannot_be(tmp_path: Path):
         scenes.render(np.array([[0] * 6, [0, 0, 0, 4, 0, 0]]))
     with pytest.raises(InputError, match="got -1 to 0"):
         scenes.render(np.array([[0] * 6, [-1, 0, 0, 0, 0, 0]]))
-    with pytest.raises(InputError, match=r"no factor 'background' varies.*expected one of position_x, position_y"):
-        scenes.sample_fixed("background", 0, 5, rng)
-    with pytest.raises(InputError, match="value of shape must be a whole number from 0 to 3, got 4"):
-        scenes.sample_fixed("shape", 4, 5, rng)
-    with pytest.raises(InputError, match="factor must be a whole number from 0 to 5"):
-        scenes.sample_fixed(6, 0, 5, rng)
     with pytest.raises(InputError, match="n must be a whole number of 1 or more"):
         scenes.sample(0, rng)
     with pytest.raises(InputError, match="frames must be a whole number of 4 or more"):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_obs.errors import InputError
-from vae_training.frame_filters import BLACK_BELOW, FrameFilters, grey_levels, small_version
+from vae_training.frame_filters import BLACK, FrameFilters, grey_levels, small_version
 
 OPTIONS = st.fixed_dictionaries(
     {
@@ -36,7 +36,7 @@ def by_hand(frames: np.ndarray, stride=1, drop_black=False, drop_duplicates=None
     found, last = [], None
     for i, frame in enumerate(frames):
         grey = (frame @ np.array([77.0, 150.0, 29.0])) // 256
-        if i % stride or (drop_black and grey.max() < BLACK_BELOW) or len(found) == limit:
+        if i % stride or (drop_black and grey.max() <= BLACK) or len(found) == limit:
             continue
         if drop_duplicates is not None and last is not None and np.abs(grey - last).mean() < drop_duplicates:
             continue
@@ -72,7 +72,7 @@ def test_stride():
 
 def test_black():
     frames = np.zeros((4, 8, 8, 3), np.uint8)
-    frames[1], frames[2, 5, 5], frames[3] = BLACK_BELOW - 1, 255, BLACK_BELOW
+    frames[1], frames[2, 5, 5], frames[3] = BLACK, 255, BLACK + 1
     assert kept(frames, [2], drop_black=True) == [2, 3]
     assert kept(frames, [2]) == [0, 1, 2, 3]
 

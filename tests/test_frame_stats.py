@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from latent_obs.errors import InputError
 from vae_training.datasets import get_datasets
-from vae_training.frame_stats import BLACK, HEAD_FRAMES, STRETCH_FRAMES, _Opened, _read_ahead, _stretches, frame_stats
+from vae_training.frame_filters import BLACK
+from vae_training.frame_stats import HEAD_FRAMES, STRETCH_FRAMES, _Opened, _read_ahead, _stretches, frame_stats
 
 #: The module; its name in the package is that of the function.
 MODULE = importlib.import_module("vae_training.frame_stats")

@@ -92,10 +92,8 @@ def test_each_target_left_out_has_its_reason(rng: np.random.Generator):
     }.items():
         with pytest.raises(InputError, match=reason):
             table.result(name, "latent")
-    assert "Left out: `constant`" in table.to_markdown()
     nothing = run(z, {"constant": np.ones(TOTAL)}, cnn=True)
     assert nothing.results == []
-    assert "No target could be probed" in nothing.to_markdown()
 
 
 def test_what_the_validation_recordings_lack_is_tuned_on_others(rng: np.random.Generator):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vae_training.logs import read_log
     from vae_training.objective import ClassicObjective, Objective
     from vae_training.pictures import reconstruct, reconstruction_sheet, traversal_sheet
-    from vae_training.presets import PRESETS, encoder_flops, encoder_parameters, preset_table
+    from vae_training.presets import PRESETS, encoder_flops, encoder_parameters
     from vae_training.record import record
     from vae_training.record_config import RecordConfig
     from vae_training.record_policy import Policy
@@ -81,7 +81,6 @@ _HOMES = {  # name: the module it lives in
     "load_rows": "rows",
     "make_schedule": "schedule",
     "measure_latents": "export",
-    "preset_table": "presets",
     "read_log": "logs",
     "reconstruct": "pictures",
     "reconstruction_sheet": "pictures",
@@ -136,7 +135,6 @@ __all__ = [
     "load_rows",
     "make_schedule",
     "measure_latents",
-    "preset_table",
     "read_log",
     "reconstruct",
     "reconstruction_sheet",

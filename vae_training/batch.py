@@ -1,6 +1,5 @@
 """One batch on its way to the objective, and which part of it this process has."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -136,8 +135,3 @@ def _even(total: int, rank: int, ranks: int) -> tuple[int, int]:
     each, rest = divmod(total, ranks)
     start = rank * each + min(rank, rest)
     return start, start + each + (rank < rest)
-
-
-def batches_in(size: int, batch: int) -> int:
-    """Number of batches that a super-batch gives, the last one perhaps smaller."""
-    return math.ceil(size / batch)

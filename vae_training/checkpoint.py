@@ -8,8 +8,9 @@ Tensors are named "model/…", "optimizer/<parameter>/…" and "rng/…", and "<
 rest is JSON in the file's metadata. All that a run has besides follows from its settings and the step: schedules, sampler.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,17 @@ def read_about(path: Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    text = _open(path)[0].get("about")
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get("about")
     return None if text is None else json.loads(text)
 
 
-def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+@contextlib.contextmanager
+def _opened(path: Path) -> Generator[Any]:
+    """The open file, of which only what is asked for is read."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except SafetensorError as error:
         raise InputError(f"{path} is damaged: {error}. If best.safetensors is whole, rename it to latest.safetensors") from None
 
@@ -124,7 +128,9 @@ def load_checkpoint(
     """
     if not path.exists():
         raise InputError(f"there is no checkpoint {path}; start the run without --resume")
-    metadata, tensors = _open(path)
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if metadata.get("format") != _FORMAT:
         raise InputError(f"{path} is no checkpoint of this format: found {metadata.get('format')!r}, expected {_FORMAT!r}")
     for part, module in {"model": model, **(parts or {})}.items():

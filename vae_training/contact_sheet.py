@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from latent_obs.errors import InputError
 from vae_training.datasets import _open
-from vae_training.frame_stats import BLACK, HEAD_FRAMES, STRETCH_FRAMES, FileStats, FolderStats
+from vae_training.frame_filters import BLACK
+from vae_training.frame_stats import HEAD_FRAMES, STRETCH_FRAMES, FileStats, FolderStats
 from vae_training.pictures import Picture, grid, save_picture
 
 _TILE = 128  # pixels, the longer side of a frame on a sheet, about

@@ -13,9 +13,9 @@ from latent_obs.errors import InputError
 
 Frames = NDArray[np.uint8]
 
-#: A frame is black when no pixel is as bright as this: decoders make up to about 3 of a true black, and the darkest cave
-#: of Minecraft has a hand, a hotbar or a cursor that is far brighter.
-BLACK_BELOW = 10
+#: A frame without a value above it is black: decoded videos have noise of this size there, and the darkest cave of Minecraft
+#: has a hand or a hotbar that is far brighter.
+BLACK = 15
 _CELLS = 32  # rows and columns of the small version that duplicates are told by, at most
 
 
@@ -27,7 +27,7 @@ class FrameFilters:
 
     Args:
         stride: Take every so many-th frame, the first one first.
-        drop_black: Drop frames whose brightest grey level is below `BLACK_BELOW`.
+        drop_black: Drop frames whose brightest grey level is not above `BLACK`.
         drop_duplicates: Drop frames that differ from the last kept one by less than so many levels of 255, on average
             over a grey version of at most 32x32; None keeps them.
         limit: Keep no more frames than this; None keeps all.
@@ -94,7 +94,7 @@ class FrameFilters:
         if len(frames) and (self.drop_black or self.drop_duplicates is not None):
             grey = grey_levels(frames)
             if self.drop_black:
-                mask &= grey.max(axis=(1, 2)) >= BLACK_BELOW
+                mask &= grey.max(axis=(1, 2)) > BLACK
             if self.drop_duplicates is not None:
                 mask[mask] = self._differs(small_version(grey[mask]), self.drop_duplicates)
         if self.limit is not None:

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from latent_obs.errors import InputError
 from vae_training.datasets import _frame_files, _open
+from vae_training.frame_filters import BLACK
 
 Frames = NDArray[np.uint8]
 _Stretches = Sequence[tuple[int, int]]  # first and past-the-last frame of what is read, in order and apart
-BLACK = 15  # a frame without a value above it is black; decoded videos have noise of this size there
 HEAD_FRAMES = 16  # compared between files, to find copies
 STRETCH_FRAMES = 64  # of a sample that follow each other
 _BLOCK_BYTES = 1 << 20  # looked at by one thread; about what stays in a processor's cache

@@ -102,22 +102,3 @@ def _mean_head_weights(architecture: Architecture) -> int:
         return channels * architecture.latent_map[0]  # a convolution of kernel 1
     height, width = architecture.map_size
     return channels * height * width * architecture.latent_dim
-
-
-def preset_table(channels: int = 3) -> str:
-    """What the presets cost, as a table in Markdown: per encode, with 32 latents (dense) or 256 (spatial).
-
-    Example:
-        >>> print(preset_table().splitlines()[2])
-        | small | dense | 16 32 64 128 | 2 2 2 2 | 14.3 | 0.30 |
-    """
-    rows = ["| preset | bottleneck | widths | strides | MFLOP per encode | million parameters |",
-            "| --- | --- | --- | --- | --: | --: |"]  # fmt: skip
-    for name, by_bottleneck in PRESETS.items():
-        for bottleneck, (widths, strides) in by_bottleneck.items():
-            latents = 32 if bottleneck == "dense" else 256
-            architecture = Architecture((*_SIZE, channels), latents, widths, strides, bottleneck)
-            layers = f"{' '.join(map(str, widths))} | {' '.join(map(str, strides))}"
-            mega, millions = encoder_flops(architecture) / 1e6, encoder_parameters(architecture) / 1e6
-            rows.append(f"| {name} | {bottleneck} | {layers} | {mega:.1f} | {millions:.2f} |")
-    return "\n".join(rows)

@@ -155,35 +155,6 @@ class FactorScenes:
         values = self.sample_values(n, rng)
         return self.render(values), values
 
-    def sample_fixed(self, factor: str | int, value: int, n: int, rng: np.random.Generator) -> tuple[Frames, Values]:
-        """Draw scenes at random, all with the same value of one factor.
-
-        Args:
-            factor: Name of the factor, or its place in `factors`.
-            value: Its value, from 0.
-            n: Number of scenes.
-            rng: Source of randomness.
-
-        Returns:
-            As `sample`.
-
-        Raises:
-            InputError: There is no such factor that varies, or it has no such value.
-
-        Example:
-            >>> _, values = FactorScenes().sample_fixed("hue", 3, 4, np.random.default_rng(0))
-            >>> values[:, 4].tolist()
-            [3, 3, 3, 3]
-        """
-        names = ", ".join(self._column)
-        place = self._column.get(factor) if isinstance(factor, str) else _checked("factor", factor, 0, len(self.factors) - 1)
-        if place is None:
-            raise InputError(f"no factor {factor!r} varies in these scenes, expected one of {names}")
-        chosen = self.factors[place]
-        values = self.sample_values(n, rng)
-        values[:, place] = _checked(f"value of {chosen.name}", value, 0, chosen.values - 1)
-        return self.render(values), values
-
     def render(self, values: NDArray[np.integer]) -> Frames:
         """Draw scenes; the same values always give the same pixels.
 

@@ -33,18 +33,6 @@ class Score:
     low: float | None
     high: float | None
 
-    @property
-    def text(self) -> str:
-        """In a cell of a table: "0.93 (0.90 to 0.95)".
-
-        Example:
-            >>> Score("r2", 0.9312, 0.9, 0.95).text
-            '0.93 (0.90 to 0.95)'
-        """
-        return _digits(self.value) + (
-            f" ({_digits(self.low)} to {_digits(self.high)})" if None not in (self.low, self.high) else ""
-        )
-
 
 def score_amounts(truth: Floats, predicted: Floats, units: NDArray[np.intp], seed: int = 0) -> list[Score]:
     """R² and the mean absolute error, which is in the units of the target.
@@ -151,12 +139,3 @@ def _with_intervals(metrics: tuple[str, ...], scores: Callable[[Floats], Floats]
             ends = [float(end) for end in np.quantile(usable, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])]
         made.append(Score(metric, float(value[i]), ends[0], ends[1]))
     return made
-
-
-def _digits(value: float | None) -> str:
-    """Two decimals, or as many as show something of a small number; none of a large one."""
-    if value is None:
-        return ""
-    if value == 0 or 0.01 <= abs(value) < 100:
-        return f"{value:.2f}"
-    return f"{value:.2g}" if abs(value) < 0.01 else f"{value:.0f}"

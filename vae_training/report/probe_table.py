@@ -1,6 +1,5 @@
 """What probes found, as a table: a line for each target, representation and head; and what it says about the latent."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +13,6 @@ PIXELS = "pixels (CNN)"
 
 _KEPT, _PARTLY = 0.9, 0.5  # shares of the reference's score
 _READABLE = 0.1  # above guessing, on the scale from 0 (guessing) to 1 (perfect)
-_NAMES = {"r2": "R²", "mae": "mean error", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
 
 
 @dataclass(frozen=True)
@@ -167,49 +165,3 @@ class ProbeTable:
         """Plain values, with what `keeps` says of the first representation."""
         kept = [asdict(self.keeps(target)) for target in self.targets]
         return {**asdict(self), "keeps": kept}
-
-    def to_markdown(self, *, mlp: bool = True) -> str:
-        """A table: a line per target, a column per representation and head, the main score in each cell.
-
-        Args:
-            mlp: Show the small networks, too.
-        """
-        columns = [
-            (name, head)
-            for name in self.representations
-            for head in ("linear", "mlp", "cnn")
-            if (mlp or head != "mlp") and any((r.representation, r.head) == (name, head) for r in self.results)
-        ]
-        if not columns:
-            return "\n".join(["No target could be probed.", *self._told()])
-        titles = [
-            "target",
-            "score",
-            *(name if head == "cnn" else f"{name}, {head}" for name, head in columns),
-            f"{columns[0][0]} keeps",
-        ]
-        lines = [_line(titles), _line(["---"] * len(titles))]
-        for target in self.targets:
-            cells = {(r.representation, r.head): r.main.text for r in self.results if r.target == target}
-            kept = self.keeps(target)
-            said = kept.verdict if kept.share is None else f"{kept.verdict} ({kept.share:.0%})"
-            metric = _NAMES[next(r for r in self.results if r.target == target).main.metric]
-            lines.append(_line([f"`{target}`", metric, *(cells.get(column, "") for column in columns), said]))
-        return "\n".join([*lines, *self._told()])
-
-    def _told(self) -> list[str]:
-        """Sentences below the table."""
-        counts = {use: len(names) for use, names in self.recordings.items()}
-        told = [
-            "",
-            f"Scored on {counts['held_out']} held-out recording(s); probes learnt from {counts['fit']} and were tuned on "
-            f"{counts['validation']}. In brackets the 95% interval, from resampling {self.resampled}."
-            + (f" Note: {self.note}." if self.note else ""),
-        ]
-        reasons = dict.fromkeys(self.left_out.values())
-        names = {reason: ", ".join(f"`{name}`" for name, why in self.left_out.items() if why == reason) for reason in reasons}
-        return told + (["", *(f"- Left out: {names[reason]}: {reason}." for reason in reasons)] if names else [])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
