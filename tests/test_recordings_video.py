@@ -140,7 +140,7 @@ def test_a_whole_file_whose_sound_is_longer_is_not_cut(name: str, tmp_path: Path
         for pixels in numbered(20):
             container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
         container.mux(video.encode())
-        silence = np.zeros((1, 3 * 16000), np.float32 if name != "a.avi" else np.int16)
+        silence: Any = np.zeros((1, 3 * 16000), np.float32 if name != "a.avi" else np.int16)
         frame = av.AudioFrame.from_ndarray(silence, "fltp" if name != "a.avi" else "s16", "mono")
         frame.sample_rate = 16000
         container.mux(sound.encode(frame))
