@@ -15,11 +15,13 @@ class RunConfig:
         CHANGEABLE_ON_RESUME: Fields that a resumed run may change; all others have decided what the weights have become.
         KIND: What the run folder holds, for error messages.
         WHERE_FROM: The command that makes it, for error messages.
+        REMOVED: Fields of earlier versions: the default that each had, and what to do where a run has another value.
     """
 
     CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = ("out",)
     KIND: ClassVar[str] = "run"
     WHERE_FROM: ClassVar[str] = "another command"
+    REMOVED: ClassVar[dict[str, tuple[Any, str]]] = {}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` reads them back."""
@@ -27,11 +29,15 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The settings that `to_json` described.
+        """The settings that `to_json` described. A field in `REMOVED` is ignored where it has the default that it had.
 
         Raises:
-            InputError: A field is unknown, or a value out of range.
+            InputError: A field is unknown, a value is out of range, or a removed field has another value than its default.
         """
+        for name, (default, advice) in cls.REMOVED.items():
+            if values.get(name, default) != default:
+                raise InputError(f"{name} is {values[name]!r}, and this version has no such setting; {advice}")
+        values = {name: value for name, value in values.items() if name not in cls.REMOVED}
         fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
         unknown = set(values) - set(fields)
         if unknown:

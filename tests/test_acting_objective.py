@@ -19,15 +19,14 @@ from vae_training.batch import Batch, Share, make_batch
 from vae_training.cvae import images_to_tensor
 from vae_training.make_objective import make_objective
 from vae_training.objective import ClassicObjective
-from vae_training.pixel_weights import hard_pixels, mix, moving_pixels
-from vae_training.structure_terms import edge_error, scale_error
+from vae_training.pixel_weights import weights_of
 from vae_training.terms import Terms
 from vae_training.transition_heads import ActionCode
 from vae_training.transitions import ActionKind, SuperBatch
 
 NAMES = [field.name for field in fields(Terms)]
 HEADS = ("inverse_dynamics", "next_latent", "reward")
-WEIGHTED = ("salience", "motion", "hard_pixels")
+WEIGHTED = ("salience",)
 ALL = {name: 0.5 + 0.25 * i for i, name in enumerate(NAMES)}
 CPU = torch.device("cpu")
 
@@ -108,20 +107,15 @@ def test_each_term_is_what_its_own_function_says(scaled: bool):
         decoded = model.decode(mean + torch.exp(0.5 * logvar) * torch.randn(7, 6))
         later = model.encode(after)[0]
         squared = (decoded - batch.images).square()
-        maps = {
-            "salience": objective.heads["background"](batch.images), "motion": moving_pixels(batch.images, after),
-            "hard_pixels": hard_pixels(squared),
-        }  # fmt: skip
-        weights = mix({name: (ALL[name], marked) for name, marked in maps.items()})
+        weights = weights_of(ALL["salience"], objective.heads["background"](batch.images))
         values = 768 if scaled else 1
         told = batch.more["action"], batch.more["follows"]
         oracle = {
             "weighted_reconstruction": (weights * squared).sum() / 7 / values,
-            "edges": edge_error(decoded, batch.images) / values, "scales": scale_error(decoded, batch.images) / values,
             "inverse_dynamics": objective.heads["inverse_dynamics"](mean, later, *told),
             "next_latent": objective.heads["next_latent"](mean, later, *told),
             "reward": objective.heads["reward"](mean, later, told[0], batch.more["reward"], batch.more["acted"]),
-        }  # fmt: skip
+        }
     assert terms.keys() == oracle.keys()
     for name, value in terms.items():
         torch.testing.assert_close(value, oracle[name], msg=name, rtol=1e-4, atol=1e-6)
@@ -176,10 +170,11 @@ def test_a_part_of_a_batch_has_the_noise_of_its_rows(name: str):
 
 
 def test_pictures_and_what_follows_them_are_changed_alike():
-    objective, batch = objective_of(Terms(motion=1.0), augment=1.0), batch_of()
+    objective, batch = objective_of(Terms(next_latent=1.0), augment=1.0), batch_of()
     still = Batch(batch.images, {**batch.more, "after": batch.images.permute(0, 2, 3, 1).mul(255).round().byte()})
     losses = losses_of(objective, still)
-    torch.testing.assert_close(losses.terms["weighted_reconstruction"], losses.reconstruction)  # nothing has moved
+    assert losses.terms["next_latent"] < 1e-9  # nothing has moved, and the head begins as "nothing changes"
+    assert losses_of(objective, batch).terms["next_latent"] > 1e-3
     torch.manual_seed(4)
     changed = augment(batch.images, 1.0, torch.randn(7, 10))
     with torch.no_grad():
@@ -203,12 +198,12 @@ def test_which_objective_the_settings_ask_for():
 
     assert type(made()[0]) is ClassicObjective
     assert type(made(linear_path=True)[0]) is ClassicObjective
-    assert type(made(edges=0.1)[0]) is ActingObjective
+    assert type(made(salience=0.1)[0]) is ActingObjective
     objective, said = made(augment=0.5, free_bits=0.2, compile="on")
     assert (objective.augment, objective.free_bits, objective.terms) == (0.5, 0.2, Terms())
     assert len(said) == 1
     assert "--compile" in said[0]
-    assert not made(edges=0.1, compile="auto")[1]
+    assert not made(salience=0.1, compile="auto")[1]
 
 
 @given(on=st.sets(st.sampled_from(NAMES)))
@@ -217,7 +212,6 @@ def test_terms_tell_what_they_need(on: set[str]):
     terms = Terms(**dict.fromkeys(on, 0.1))
     assert terms.are_any is bool(on)
     assert terms.need_actions is bool(on & set(HEADS))
-    assert terms.need_next_frames is bool(on & {*HEADS, "motion"})
     assert config_for(Path(), Path(), **dict.fromkeys(on, 0.1)).terms == terms
 
 

@@ -110,3 +110,24 @@ def test_settings_survive_json(
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     with pytest.raises(InputError, match="colour"):
         TrainConfig.from_json({**config.to_json(), "colour": 1})
+
+
+#: Settings of earlier versions: the default that each had in a saved config.json, and another value.
+REMOVED: dict[str, tuple[Any, Any]] = {
+    "motion": (0.0, 1.0), "hard_pixels": (0.0, 0.5), "edges": (0.0, 1.0), "scales": (0.0, 2.0),
+}  # fmt: skip
+
+
+def test_settings_of_earlier_versions_load_at_their_defaults(tmp_path: Path):
+    config = TrainConfig(out=tmp_path, latent_dim=64)
+    saved = {**config.to_json(), **{name: default for name, (default, _) in REMOVED.items()}}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert TrainConfig.load(tmp_path) == config
+    assert set(TrainConfig.REMOVED) == set(REMOVED)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, other) for name, (_, other) in REMOVED.items()])
+def test_settings_of_earlier_versions_are_named_at_other_values(tmp_path: Path, name: str, value: Any):
+    (tmp_path / "config.json").write_text(json.dumps({**TrainConfig(out=tmp_path).to_json(), name: value}))
+    with pytest.raises(InputError, match=f"{name} is {value!r}"):
+        TrainConfig.load(tmp_path)

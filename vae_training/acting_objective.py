@@ -1,4 +1,4 @@
-"""The classic loss with terms that keep what acting needs: weighted pixels, edges and scales, heads on transitions."""
+"""The classic loss with terms that keep what acting needs: weighted pixels, heads on transitions."""
 
 from collections.abc import Mapping
 
@@ -9,9 +9,8 @@ from vae_training.augment import augment
 from vae_training.batch import Batch
 from vae_training.cvae import CVAE, Losses, images_to_tensor
 from vae_training.objective import ClassicObjective
-from vae_training.pixel_weights import Background, hard_pixels, mix, moving_pixels
+from vae_training.pixel_weights import Background, weights_of
 from vae_training.precision import autocast
-from vae_training.structure_terms import edge_error, scale_error
 from vae_training.terms import Terms
 from vae_training.transition_heads import ActionCode, InverseDynamics, NextLatent, Reward
 from vae_training.transitions import ActionKind
@@ -35,10 +34,12 @@ class ActingObjective(ClassicObjective):
 
     Example:
         >>> model = CVAE((32, 32, 3), latent_dim=8)
-        >>> objective = ActingObjective(model, Terms(hard_pixels=1.0, edges=0.5))
-        >>> losses = objective(Batch(torch.rand(4, 3, 32, 32)))
-        >>> sorted(losses.terms), bool(losses.total > 0)
-        (['edges', 'weighted_reconstruction'], True)
+        >>> objective = ActingObjective(model, Terms(salience=1.0))
+        >>> images = torch.rand(4, 3, 32, 32)
+        >>> objective.fit(images)
+        >>> losses = objective(Batch(images))
+        >>> list(losses.terms), bool(losses.total > 0)
+        (['weighted_reconstruction'], True)
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class ActingObjective(ClassicObjective):
     def forward(self, batch: Batch) -> Losses:
         """Losses of a batch; `batch.more` has what `Transitions.read` gives, where terms need it."""
         images, after = batch.images, None
-        if self.terms.need_next_frames:
+        if self.terms.need_actions:
             after = images_to_tensor(batch.more["after"])
         if self.augment:
             changes = batch.noise(CHANGES)
@@ -97,29 +98,16 @@ class ActingObjective(ClassicObjective):
         squared = (decoded - images).square()
         reconstruction = squared.sum() / len(images) / values
         descended, terms = reconstruction, {}
-        if maps := self._maps(images, after, squared):
-            descended = (squared * mix(maps)).sum() / len(images) / values
+        if self.terms.salience:
+            weights = weights_of(self.terms.salience, self.heads["background"](images))
+            descended = (squared * weights).sum() / len(images) / values
             terms["weighted_reconstruction"] = descended
         total = descended + model.beta * penalty
-        for name, error in (("edges", edge_error), ("scales", scale_error)):
-            if weight := getattr(self.terms, name):
-                terms[name] = error(decoded, images) / values
-                total = total + weight * terms[name]
         if self.terms.need_actions and after is not None:
             for name, loss in self._head_losses(mean, after, batch.more).items():
                 terms[name] = loss
                 total = total + getattr(self.terms, name) * loss
         return Losses(total, reconstruction, kl, terms)
-
-    def _maps(self, images: Tensor, after: Tensor | None, squared: Tensor) -> dict[str, tuple[float, Tensor]]:
-        maps: dict[str, tuple[float, Tensor]] = {}
-        if self.terms.salience:
-            maps["salience"] = (self.terms.salience, self.heads["background"](images))
-        if self.terms.motion and after is not None:
-            maps["motion"] = (self.terms.motion, moving_pixels(images, after))
-        if self.terms.hard_pixels:
-            maps["hard_pixels"] = (self.terms.hard_pixels, hard_pixels(squared))
-        return maps
 
     def _head_losses(self, mean: Tensor, after: Tensor, more: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with autocast(after.device, self.dtype):

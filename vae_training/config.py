@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from latent_obs.architecture import Bottleneck
 from latent_obs.errors import InputError
@@ -35,6 +35,9 @@ class TrainConfig(RunConfig):
     )  # fmt: skip
     KIND: ClassVar[str] = "training run"
     WHERE_FROM: ClassVar[str] = "latent-obs train-vae"
+    REMOVED: ClassVar[dict[str, tuple[Any, str]]] = {
+        **dict.fromkeys(("motion", "hard_pixels", "edges", "scales"), (0.0, "train another run, with --salience instead")),
+    }
 
     frames: Path = Path("frames")
     """Folder of .npy files, uint8 (N, height, width, channels), one per recording."""
@@ -68,14 +71,6 @@ class TrainConfig(RunConfig):
     """Let the convolutions see pixels minus the mean picture, over their spread. Learns faster where frames differ little."""
     salience: float = 1.0
     """Weight of pixels that the recordings' background (32 principal components) does not explain: what is small, or moves."""
-    motion: float = 0.0
-    """Weight of pixels that differ in the next frame of the recording."""
-    hard_pixels: float = 0.0
-    """Weight of pixels where the reconstruction's own error is high."""
-    edges: float = 0.0
-    """Weight of the squared error of differences between neighbouring pixels."""
-    scales: float = 0.0
-    """Weight of the squared error of the picture at half, quarter and eighth size."""
     inverse_dynamics: float = 0.0
     """Weight of a head that tells the action between two frames from their latents; needs recorded actions, as the next two."""
     next_latent: float = 0.0

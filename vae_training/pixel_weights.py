@@ -1,8 +1,7 @@
-"""Which pixels count more in the reconstruction: maps of weights for what is small, moves, or stays hard.
+"""Which pixels count more in the reconstruction: those that the background of the recordings does not explain.
 
 The plain squared error spends itself on walls and sky. A monster of 4x7 pixels on a wall of nearly its colour has a
-thousandth of a frame's squared error, and its place a few nats: the loss hardly rewards keeping it. Each function here marks
-pixels, float32 (N, 1, H, W) with mean 1 over the batch, at most `CAP`; `mix` makes the weights of them.
+thousandth of a frame's squared error, and its place a few nats: the loss hardly rewards keeping it.
 """
 
 import torch
@@ -15,44 +14,24 @@ CAP = 50.0
 _TINY = 1e-12  # below any squared difference of 8-bit pixels; only keeps a still or empty batch from dividing by 0
 
 
-def mix(maps: dict[str, tuple[float, Tensor]]) -> Tensor:
-    """Weights of pixels from marked pixels: ``1 + sum(weight * map)``, divided by its mean over the batch.
+def weights_of(weight: float, marked: Tensor) -> Tensor:
+    """Weights of pixels from marked pixels: ``1 + weight * marked``, divided by its mean over the batch.
 
     The mean stays 1, so that beta weighs the KL against the same amount of squared error as without.
 
     Args:
-        maps: (weight, map) by name; maps (N, 1, H, W).
+        weight: How much a marked pixel counts.
+        marked: (N, 1, H, W).
 
     Returns:
         float32 (N, 1, H, W), mean 1, without gradient.
 
     Example:
-        >>> mix({"hard": (1.0, torch.tensor([0.0, 2.0]).view(1, 1, 1, 2))}).flatten().tolist()
+        >>> weights_of(1.0, torch.tensor([0.0, 2.0]).view(1, 1, 1, 2)).flatten().tolist()
         [0.5, 1.5]
     """
-    weights = torch.ones_like(next(iter(maps.values()))[1])
-    for weight, marked in maps.values():
-        weights = weights + weight * marked
+    weights = 1 + weight * marked
     return (weights / weights.mean()).detach()
-
-
-def hard_pixels(squared_error: Tensor) -> Tensor:
-    """Where the reconstruction's own error is high now.
-
-    Args:
-        squared_error: (N, C, H, W).
-    """
-    return _marked(squared_error.detach())
-
-
-def moving_pixels(images: Tensor, after: Tensor) -> Tensor:
-    """Where a frame differs from the one that followed it in the recording.
-
-    Args:
-        images: (N, C, H, W) in [0, 1].
-        after: The frames after them; the same frame where none follows.
-    """
-    return _marked((after - images).square())
 
 
 class Background(nn.Module):
@@ -93,13 +72,8 @@ class Background(nn.Module):
         self.basis[:, : components.shape[1]].copy_(components)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pixels that the background does not explain."""
+        """Pixels that the background does not explain: float32 (N, 1, H, W), mean 1 over the batch, at most `CAP`."""
         centred = images.detach().flatten(1) - self.mean
         rest = centred - (centred @ self.basis) @ self.basis.T
-        return _marked(rest.view_as(images).square())
-
-
-def _marked(squares: Tensor) -> Tensor:
-    """Mean over channels, as multiples of the mean over the batch, capped."""
-    marked = squares.mean(1, keepdim=True)
-    return (marked / (marked.mean() + _TINY)).clamp(max=CAP)
+        marked = rest.view_as(images).square().mean(1, keepdim=True)
+        return (marked / (marked.mean() + _TINY)).clamp(max=CAP)

@@ -7,15 +7,11 @@ from dataclasses import dataclass, fields
 class Terms:
     """Weights of the terms; 0 leaves one out.
 
-    The first three weigh pixels of the reconstruction (`pixel_weights.mix`), the next two are errors beside it, in its
-    unit, and the last three are the losses of heads, in nats or squared standard deviations.
+    `salience` weighs pixels of the reconstruction (`pixel_weights`); the others weigh the losses of heads, in nats or squared
+    standard deviations.
     """
 
     salience: float = 0.0
-    motion: float = 0.0
-    hard_pixels: float = 0.0
-    edges: float = 0.0
-    scales: float = 0.0
     inverse_dynamics: float = 0.0
     next_latent: float = 0.0
     reward: float = 0.0
@@ -27,10 +23,5 @@ class Terms:
 
     @property
     def need_actions(self) -> bool:
-        """Whether a term is trained on actions and rewards."""
+        """Whether a term is trained on actions, rewards and the frames that follow."""
         return bool(self.inverse_dynamics or self.next_latent or self.reward)
-
-    @property
-    def need_next_frames(self) -> bool:
-        """Whether a term needs the frame that follows."""
-        return bool(self.motion or self.need_actions)

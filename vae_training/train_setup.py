@@ -144,8 +144,7 @@ def prepare(
         first_activation=config.first_activation, linear_path=config.linear_path, standardise=config.standardise,
     ).to(device)  # fmt: skip
     check_worth_learning(training)
-    terms = config.terms
-    transitions = Transitions(training, acts=terms.need_actions) if terms.need_next_frames else None
+    transitions = Transitions(training, acts=True) if config.terms.need_actions else None
     objective = make_objective(config, model, transitions, say)
     if resume_from is None:
         start_from_data(config, objective, training, transitions)
