@@ -41,7 +41,6 @@ def test_a_file_in_place_of_the_run_folder(frames_folder: Path, tmp_path: Path):
         ({"learning_rate": 0.5}, "learning_rate"),
         ({"batch_size": 10}, "batch_size is 20.*10"),
         ({"seed": 3}, "seed"),
-        ({"ramp": "cosine"}, "ramp"),
         ({"super_batch": 200}, "super_batch"),
         ({"held_out": 2}, "held_out"),
         ({"half_beta_cycle": 2}, "half_beta_cycle"),
@@ -115,6 +114,7 @@ def test_settings_survive_json(
 #: Settings of earlier versions: the default that each had in a saved config.json, and another value.
 REMOVED: dict[str, tuple[Any, Any]] = {
     "motion": (0.0, 1.0), "hard_pixels": (0.0, 0.5), "edges": (0.0, 1.0), "scales": (0.0, 2.0),
+    "ramp": ("linear", "cosine"),
 }  # fmt: skip
 
 

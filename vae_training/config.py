@@ -9,7 +9,7 @@ from latent_obs.architecture import Bottleneck
 from latent_obs.errors import InputError
 from latent_obs.run_config import RunConfig
 from vae_training.presets import PRESETS, Preset
-from vae_training.schedule import Ramp, ScheduleKind
+from vae_training.schedule import ScheduleKind
 from vae_training.terms import Terms
 
 OptimizerName = Literal["adam", "adamw"]
@@ -37,6 +37,7 @@ class TrainConfig(RunConfig):
     WHERE_FROM: ClassVar[str] = "latent-obs train-vae"
     REMOVED: ClassVar[dict[str, tuple[Any, str]]] = {
         **dict.fromkeys(("motion", "hard_pixels", "edges", "scales"), (0.0, "train another run, with --salience instead")),
+        "ramp": ("linear", "train another run, in which beta rises linearly"),
     }
 
     frames: Path = Path("frames")
@@ -83,8 +84,6 @@ class TrainConfig(RunConfig):
     """Super-batches to train on. The defaults end on the plateau of the third cycle."""
     schedule: ScheduleKind = "cyclical"
     """How beta goes after the freeze: cyclical (rise, stay, again from 0), monotonic (rise once, then stay) or constant."""
-    ramp: Ramp = "linear"
-    """Shape of a rise of beta: linear, cosine or sigmoid."""
     batch_freeze: int = 2
     """Epochs at the start with beta 0, whatever the schedule."""
     half_beta_cycle: int = 3
@@ -168,7 +167,7 @@ class TrainConfig(RunConfig):
         if not 0 <= self.ema < 1:
             raise InputError(f"ema must be 0 (none) or a decay below 1, such as 0.999, got {self.ema}")
         for name, kind in (
-            ("schedule", ScheduleKind), ("ramp", Ramp), ("optimizer", OptimizerName), ("precision", Precision),
+            ("schedule", ScheduleKind), ("optimizer", OptimizerName), ("precision", Precision),
             ("learning_rate_schedule", LearningRateKind), ("compile", Compile), ("objective", ObjectiveName),
         ):  # fmt: skip
             if getattr(self, name) not in get_args(kind):

@@ -6,35 +6,7 @@ from typing import Any, Literal, get_args
 
 from latent_obs.errors import InputError
 
-Ramp = Literal["linear", "cosine", "sigmoid"]
 ScheduleKind = Literal["cyclical", "constant", "monotonic"]
-
-_STEEPNESS = 12.0  # of the sigmoid: it begins and ends within 0.3% of its limits before it is stretched to reach them
-
-
-def ramp_value(ramp: Ramp, position: float) -> float:
-    """How far a ramp has risen, from 0 to 1.
-
-    Args:
-        ramp: "linear"; "cosine", ``(1 - cos(pi p)) / 2``; "sigmoid", a logistic curve (Bowman et al. 2016, "Generating
-            Sentences from a Continuous Space", section 3.1), stretched so that it begins at 0 and ends at 1 exactly.
-        position: Where on the ramp, 0 at its begin and 1 at its end; below and above it stays.
-
-    Example:
-        >>> [round(ramp_value(ramp, 0.25), 3) for ramp in ("linear", "cosine", "sigmoid")]
-        [0.25, 0.146, 0.045]
-    """
-    position = min(1.0, max(0.0, position))
-    if ramp == "cosine":
-        return (1.0 - math.cos(math.pi * position)) / 2.0
-    if ramp == "sigmoid":
-        low, high = _logistic(0.0), _logistic(1.0)
-        return (_logistic(position) - low) / (high - low)
-    return position
-
-
-def _logistic(position: float) -> float:
-    return 1.0 / (1.0 + math.exp(-_STEEPNESS * (position - 0.5)))
 
 
 class BetaSchedule:
@@ -53,17 +25,13 @@ class BetaSchedule:
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for provenance; a ramp that is linear is left out.
+        """Plain values, for provenance.
 
         Example:
             >>> ConstantBeta(2.0).to_json()
             {'fixed_beta': 2.0, 'freeze_steps': 0}
         """
-        values = asdict(self)  # pyright: ignore[reportArgumentType]
-        return {name: value for name, value in values.items() if not (name == "ramp" and value == "linear")}
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.to_json().items())})"
+        return asdict(self)  # pyright: ignore[reportArgumentType]
 
     def _check(self) -> None:
         for field in fields(self):  # pyright: ignore[reportArgumentType]
@@ -72,15 +40,13 @@ class BetaSchedule:
                 raise InputError(f"fixed_beta must be a finite number, 0 or more, got {value}")
             if field.name.endswith("_steps") and value < 0:
                 raise InputError(f"{field.name} must be 0 or more, got {value}")
-            if field.name == "ramp" and value not in get_args(Ramp):
-                raise InputError(f"ramp must be {', '.join(get_args(Ramp)[:-1])} or {get_args(Ramp)[-1]}, got {value!r}")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class CyclicalBeta(BetaSchedule):
     """Beta at a training step: 0 while frozen, then cycles of a rise and a plateau.
 
-    After `freeze_steps` steps at 0, each cycle of ``2 * half_cycle_steps`` steps rises from 0 to `fixed_beta`
+    After `freeze_steps` steps at 0, each cycle of ``2 * half_cycle_steps`` steps rises linearly from 0 to `fixed_beta`
     over its first half and stays there over its second (Fu et al. 2019, "Cyclical Annealing Schedule: A Simple Approach
     to Mitigating KL Vanishing", section 3, with R = 0.5). A pure function of the step: it can be plotted, tested and
     resumed, has equal cycles whatever the number of steps, and reaches its top in each.
@@ -89,7 +55,6 @@ class CyclicalBeta(BetaSchedule):
         fixed_beta: The wanted beta, reached on each plateau.
         half_cycle_steps: Steps of the rise, and of the plateau. 0: `fixed_beta` from the end of the freeze on.
         freeze_steps: Steps at 0 before the first cycle.
-        ramp: Shape of the rise; see `ramp_value`.
 
     Example:
         >>> beta = CyclicalBeta(fixed_beta=2.0, half_cycle_steps=4, freeze_steps=2)
@@ -100,7 +65,6 @@ class CyclicalBeta(BetaSchedule):
     fixed_beta: float
     half_cycle_steps: int
     freeze_steps: int = 0
-    ramp: Ramp = "linear"
 
     def __post_init__(self) -> None:
         self._check()
@@ -112,7 +76,7 @@ class CyclicalBeta(BetaSchedule):
         if self.half_cycle_steps == 0:
             return self.fixed_beta
         position = (step - self.freeze_steps) % (2 * self.half_cycle_steps)
-        return self.fixed_beta * ramp_value(self.ramp, position / self.half_cycle_steps)
+        return self.fixed_beta * min(1.0, position / self.half_cycle_steps)
 
     def is_cycle_end(self, step: int) -> bool:
         """Whether the step is the last of a plateau.
@@ -130,15 +94,14 @@ class CyclicalBeta(BetaSchedule):
         return self.is_cycle_end(step)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class MonotonicBeta(BetaSchedule):
-    """Beta that rises once and stays (Bowman et al. 2016): 0 while frozen, then a ramp, then `fixed_beta` for good.
+    """Beta that rises once and stays (Bowman et al. 2016): 0 while frozen, then a linear rise, then `fixed_beta` for good.
 
     Args:
         fixed_beta: The wanted beta.
         ramp_steps: Steps of the rise; 0 for none.
         freeze_steps: Steps at 0 before it.
-        ramp: Shape of the rise; see `ramp_value`.
 
     Example:
         >>> beta = MonotonicBeta(fixed_beta=2.0, ramp_steps=4, freeze_steps=2)
@@ -151,7 +114,6 @@ class MonotonicBeta(BetaSchedule):
     fixed_beta: float
     ramp_steps: int
     freeze_steps: int = 0
-    ramp: Ramp = "linear"
 
     def __post_init__(self) -> None:
         self._check()
@@ -162,7 +124,7 @@ class MonotonicBeta(BetaSchedule):
             return 0.0
         if self.ramp_steps == 0:
             return self.fixed_beta
-        return self.fixed_beta * ramp_value(self.ramp, (step - self.freeze_steps) / self.ramp_steps)
+        return self.fixed_beta * min(1.0, (step - self.freeze_steps) / self.ramp_steps)
 
     def is_cycle_end(self, step: int) -> bool:
         """Never: there are no cycles."""
@@ -173,7 +135,7 @@ class MonotonicBeta(BetaSchedule):
         return step >= self.freeze_steps + self.ramp_steps
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class ConstantBeta(BetaSchedule):
     """The wanted beta from the first step, or from the end of a freeze at 0, on.
 
@@ -206,9 +168,7 @@ class ConstantBeta(BetaSchedule):
         return step >= self.freeze_steps
 
 
-def make_schedule(
-    kind: ScheduleKind, fixed_beta: float, *, rise_steps: int, freeze_steps: int = 0, ramp: Ramp = "linear"
-) -> BetaSchedule:
+def make_schedule(kind: ScheduleKind, fixed_beta: float, *, rise_steps: int, freeze_steps: int = 0) -> BetaSchedule:
     """The schedule of a kind.
 
     Args:
@@ -216,16 +176,15 @@ def make_schedule(
         fixed_beta: The wanted beta.
         rise_steps: Steps of a rise (and, for cycles, of the plateau after it); a constant beta has none.
         freeze_steps: Steps at 0 before anything else.
-        ramp: Shape of the rise.
 
     Example:
-        >>> make_schedule("monotonic", 2.0, rise_steps=10, ramp="cosine")
-        MonotonicBeta(fixed_beta=2.0, ramp_steps=10, freeze_steps=0, ramp='cosine')
+        >>> make_schedule("monotonic", 2.0, rise_steps=10)
+        MonotonicBeta(fixed_beta=2.0, ramp_steps=10, freeze_steps=0)
     """
     if kind == "constant":
         return ConstantBeta(fixed_beta, freeze_steps)
     if kind == "monotonic":
-        return MonotonicBeta(fixed_beta, rise_steps, freeze_steps, ramp)
+        return MonotonicBeta(fixed_beta, rise_steps, freeze_steps)
     if kind == "cyclical":
-        return CyclicalBeta(fixed_beta, rise_steps, freeze_steps, ramp)
+        return CyclicalBeta(fixed_beta, rise_steps, freeze_steps)
     raise InputError(f"schedule must be {', '.join(get_args(ScheduleKind)[:-1])} or {get_args(ScheduleKind)[-1]}, got {kind!r}")

@@ -63,7 +63,7 @@ def schedule_of(config: TrainConfig, steps_per_epoch: int) -> BetaSchedule:
     """
     return make_schedule(
         config.schedule, config.beta, rise_steps=config.half_beta_cycle * steps_per_epoch,
-        freeze_steps=config.batch_freeze * steps_per_epoch, ramp=config.ramp,
+        freeze_steps=config.batch_freeze * steps_per_epoch,
     )  # fmt: skip
 
 
