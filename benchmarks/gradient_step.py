@@ -40,6 +40,7 @@ from vae_training.cvae import images_to_tensor
 from vae_training.logs import read_log
 from vae_training.malloc import kept_memory
 from vae_training.objective import ClassicObjective
+from vae_training.precision import compiles_on
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,6 @@ class Options:
     """Epochs of train(), in each round; the first has to wait for its frames."""
     threads: int | None = None
     """Torch's threads; as many as torch takes by itself by default."""
-    compile: bool = False
-    """Measure a compiled loss, too (wants a C++ compiler)."""
     device: str = "cpu"
     """Where to train."""
 
@@ -123,7 +122,7 @@ def cvae_stepper(device: torch.device) -> Callable[[Frames], None]:
 
 
 def compiled_stepper(device: torch.device) -> Callable[[Frames], None]:
-    """A function that takes one gradient step of the CVAE with a compiled loss, as `train-vae --compile on` does."""
+    """A function that takes one gradient step of the CVAE with a compiled loss, as `train-vae` does on CUDA."""
     model = CVAE.from_architecture(CLASSIC).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     objective = ClassicObjective(model, compile=True)
@@ -238,7 +237,7 @@ def main(options: Options) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch_threads(options.threads))
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        names = [name for name in STEPPERS if options.compile or name != "the same, compiled"]
+        names = [name for name in STEPPERS if compiles_on(device) or name != "the same, compiled"]
         arms = {name: stack.enter_context(own_process(name, options)) for name in names}
         if options.train_frames:
             arms["train()"] = train_arm(Path(folder), options, wait_shares)

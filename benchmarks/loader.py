@@ -44,8 +44,6 @@ class Options:
     """Size of the small dataset that memory is compared with; 0 leaves memory out."""
     super_batch: int = 10_000
     """Frames of a super-batch."""
-    block_frames: int = 32
-    """Neighbouring frames drawn together, in the arm that shows it."""
     rounds: int = 15
     """Interleaved repeats with files in memory; 0 leaves them out."""
     disk_rounds: int = 5
@@ -130,17 +128,14 @@ def rates(folder: Path, options: Options, *, cached: bool) -> dict[str, list[flo
     out = np.zeros((options.super_batch, *_SHAPE), np.uint8)
     rng = np.random.default_rng(1)
 
-    def draw(block_frames: int = 1, into: Frames | None = out) -> None:
-        get_random_samples(
-            datasets, options.super_batch, normalize=False, seed=rng, replace_small=True, block_frames=block_frames, out=into
-        )
+    def draw(into: Frames | None = out) -> None:
+        get_random_samples(datasets, options.super_batch, normalize=False, seed=rng, replace_small=True, out=into)
 
     ways: dict[str, Callable[[], object]] = {
         "sequential read": lambda: sequential(files, out),
         "sequential, numpy.fromfile (new memory)": lambda: np.fromfile(files[0], np.uint8, options.super_batch * _FRAME_BYTES),
         "super-batch": draw,
         "super-batch, new memory": lambda: draw(into=None),
-        f"super-batch, block_frames {options.block_frames}": lambda: draw(options.block_frames),
         "memory map, one index at a time": lambda: one_at_a_time(files, out, rng),
     }
     if files[0].stat().st_size < out.nbytes:

@@ -15,7 +15,7 @@ import torch
 from conftest import picture, tiny_cvae
 from safetensors.torch import load_file
 from test_acting_objective import ALL, HEADS
-from training_runs import TRAIN, config_for, run, same_run, same_tensors
+from training_runs import EVERY_STEP, TRAIN, config_for, run, same_run, same_tensors
 
 from latent_obs.frozen import FrozenEncoder
 from vae_training.batch import Batch
@@ -99,7 +99,7 @@ class Killed(BaseException):
 
 
 def test_a_killed_run_goes_on_as_it_would_have(recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    more = {**SETTINGS["all"], "checkpoint_steps": 1, "epochs": 3}
+    more = {**SETTINGS["all"], "checkpoint_minutes": EVERY_STEP, "epochs": 3}
     run(config_for(recordings, tmp_path / "whole", **more))
     step = Run.step
 

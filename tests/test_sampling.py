@@ -1,7 +1,6 @@
 """Drawing frames: exact shares, frames from the right files, no repeats, the same from the same seed."""
 
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from latent_obs.errors import InputError
 from vae_training import frame_reader
 from vae_training.datasets import get_datasets
 from vae_training.frame_reader import FrameReader, place_on_disk
-from vae_training.sampling import _drawn_rows, get_random_samples, plan_shares, shares
+from vae_training.sampling import get_random_samples, plan_shares, shares
 
 SHAPE = (2, 3, 4)
 
@@ -295,55 +294,6 @@ def test_the_draw_of_a_seed_stays_what_it_was(counts: list[int], size: int, seed
             start += share
     drawn = get_random_samples(datasets, size, normalize=False, seed=seed, replace_small=True)
     np.testing.assert_array_equal(drawn, expected)
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    counts=st.lists(st.integers(1, 400), min_size=1, max_size=4),
-    fraction=st.floats(0.01, 1),
-    block=st.integers(1, 500),
-    seed=st.integers(0, 2**32),
-)
-def test_blocks_keep_shares_and_repeat_nothing(counts: list[int], fraction: float, block: int, seed: int):
-    datasets = [tagged(i, count) for i, count in enumerate(counts)]
-    size = max(1, int(fraction * sum(counts)))
-    drawn = origins(get_random_samples(datasets, size, counts, normalize=False, seed=seed, block_frames=block))
-    assert len(set(drawn)) == size
-    for i, share in enumerate(shares(size, counts)):
-        rows = sorted(frame for d, frame in drawn if d == i)
-        assert len(rows) == share
-        # Stretches: one per block, one more where the ring closes, one for the shorter block, one that is cut off.
-        assert sum(b - a != 1 for a, b in pairwise(rows)) <= -(-share // min(block, counts[i])) + 2
-
-
-def test_a_shorter_block_does_not_run_into_the_next():
-    """With so many blocks numpy draws them in an order in which the shorter one need not be the last."""
-    for seed in range(20):
-        rows = _drawn_rows(np.random.default_rng(seed), 20_003, 19_000, 2)
-        assert len(np.unique(rows)) == len(rows) == 19_000
-
-
-def test_blocks_take_every_frame_equally_often():
-    """At the ends of the file too, and where blocks do not divide it: none further off than chance allows."""
-    dataset, seen = tagged(0, 50), np.zeros(50)
-    for seed in range(4000):
-        for _, frame in origins(get_random_samples([dataset], 11, normalize=False, seed=seed, block_frames=8)):
-            seen[frame] += 1
-    expected = 4000 * 11 / 50
-    deviations = (seen - expected) / np.sqrt(4000 * 0.22 * 0.78)
-    assert np.abs(deviations).max() < 5.5
-
-
-def test_blocks_are_shuffled_and_repeat_where_they_may():
-    dataset = tagged(0, 100)
-    frames = np.array([f for _, f in origins(get_random_samples([dataset], 96, normalize=False, seed=1, block_frames=16))])
-    assert (np.diff(frames) == 1).mean() < 0.1
-    drawn = origins(get_random_samples([dataset], 250, normalize=False, seed=1, block_frames=16, replace_small=True))
-    assert len(drawn) == 250
-    assert len(set(drawn)) <= 100
-    for wrong in (0, -3, 1.5, True):
-        with pytest.raises(InputError, match="block_frames must be a positive integer"):
-            get_random_samples([dataset], 10, block_frames=wrong)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_place_for_the_result(on_disk: list[np.memmap]):

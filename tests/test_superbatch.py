@@ -214,15 +214,3 @@ def test_memory_is_let_go_at_the_end(datasets: list[np.memmap]):
     np.testing.assert_array_equal(first, kept)
     del first
     assert batches._buffers._free is None
-
-
-@pytest.mark.parametrize("start", [0, 2])
-def test_blocks_follow_from_seed_and_epoch_too(datasets: list[np.memmap], start: int):
-    with SuperBatches(datasets, 60, seed=7, start_epoch=start, epochs=4, block_frames=8) as batches:
-        for batch in batches:
-            seed = np.random.default_rng([7, batches.epoch])
-            oracle = get_random_samples(datasets, 60, normalize=False, seed=seed, block_frames=8)
-            np.testing.assert_array_equal(batch, oracle)
-    for wrong in (0, -1, True, 1.5):
-        with pytest.raises(InputError, match="block_frames must be a positive integer"):
-            SuperBatches(datasets, 60, epochs=4, block_frames=wrong)  # pyright: ignore[reportArgumentType]

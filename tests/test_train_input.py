@@ -46,7 +46,6 @@ def test_a_file_in_place_of_the_run_folder(frames_folder: Path, tmp_path: Path):
         ({"half_beta_cycle": 2}, "half_beta_cycle"),
         ({"widths": (4, 9)}, "widths"),
         ({"dataset_weights": (1.0, 2.0)}, "dataset_weights"),
-        ({"block_frames": 4}, "block_frames is 1.*4"),
     ],
 )
 def test_what_decided_the_weights_cannot_change_on_resume(uninterrupted: Path, change: dict[str, Any], named: str):
@@ -80,7 +79,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     "change",
     [
-        {"epochs": 0}, {"batch_size": 0}, {"block_frames": 0}, {"batch_freeze": -1}, {"half_beta_cycle": -1}, {"seed": -1},
+        {"epochs": 0}, {"batch_size": 0}, {"batch_freeze": -1}, {"half_beta_cycle": -1}, {"seed": -1},
         {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"beta": -1.0}, {"beta": float("inf")},
         {"super_batch": 10},
     ],
@@ -114,7 +113,7 @@ def test_settings_survive_json(
 #: Settings of earlier versions: the default that each had in a saved config.json, and another value.
 REMOVED: dict[str, tuple[Any, Any]] = {
     "motion": (0.0, 1.0), "hard_pixels": (0.0, 0.5), "edges": (0.0, 1.0), "scales": (0.0, 2.0),
-    "ramp": ("linear", "cosine"),
+    "ramp": ("linear", "cosine"), "block_frames": (1, 32), "checkpoint_steps": (None, 100), "compile": ("auto", "on"),
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from training_runs import config_for, module_frames, same_run
+from training_runs import EVERY_STEP, config_for, module_frames, same_run
 
 # A process that starts one child after another, so that torch is imported once; each child is killed, the last one is not.
 SCRIPT = """
@@ -75,7 +75,7 @@ print(json.dumps(kills))
 
 def test_killed_at_any_moment_and_resumed_is_the_same(module_frames: Path, tmp_path: Path):
     every = {"ema": 0.9, "learning_rate_schedule": "cosine", "warm_up_steps": 4, "clip_norm": 1.0, "patience": 3}
-    config = config_for(module_frames, tmp_path / "killed", epochs=6, checkpoint_steps=1, **every)
+    config = config_for(module_frames, tmp_path / "killed", epochs=6, checkpoint_minutes=EVERY_STEP, **every)
     command = [sys.executable, "-c", SCRIPT, json.dumps(config.to_json()), "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -16,7 +16,7 @@ from conftest import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from training_runs import TRAIN, config_for, run
+from training_runs import EVERY_STEP, TRAIN, config_for, run
 
 from latent_obs.errors import InputError
 from vae_training.batch import BatchParts
@@ -134,7 +134,14 @@ def test_a_process_that_dies_ends_the_run_with_a_message(many_frames: Path, tmp_
 @pytest.mark.slow
 def test_after_a_death_the_resumed_run_is_the_same(many_frames: Path, pair: tuple[Path, str], tmp_path: Path):
     config = config_for(
-        many_frames, tmp_path / "pair", epochs=3, batch_size=8, super_batch=67, scale_losses=True, ema=0.9, checkpoint_steps=3
+        many_frames,
+        tmp_path / "pair",
+        epochs=3,
+        batch_size=8,
+        super_batch=67,
+        scale_losses=True,
+        ema=0.9,
+        checkpoint_minutes=EVERY_STEP,
     )
     assert torchrun(config, die_at=7).returncode != 0
     assert torchrun(config, resume=True).returncode == 0
@@ -168,17 +175,16 @@ def test_parts_make_up_each_batch(size: int, batch: int, ranks: int):
         assert sum(p.shares[number].weight for p in parts) == pytest.approx(ranks)
 
 
-@given(data=st.data(), block=st.integers(1, 4), repeats=st.booleans())
+@given(data=st.data(), repeats=st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_a_part_of_a_sample_is_that_part(data: st.DataObject, block: int, repeats: bool):
+def test_a_part_of_a_sample_is_that_part(data: st.DataObject, repeats: bool):
     rng = np.random.default_rng(0)
     datasets = [rng.integers(0, 256, (n, 2, 2, 1), np.uint8) for n in (9, 14, 6)]
     size = 60 if repeats else 15
     weights = data.draw(st.sampled_from([None, [1.0, 2.0, 0.5], [0.0, 1.0, 0.4]]))
     places = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20)))
-    kwargs: dict[str, Any] = {"replace_small": True, "block_frames": block}
-    whole = get_random_samples(datasets, size, weights, normalize=False, seed=np.random.default_rng(3), **kwargs)
+    whole = get_random_samples(datasets, size, weights, normalize=False, seed=np.random.default_rng(3), replace_small=True)
     out = np.zeros((len(places), 2, 2, 1), np.uint8)
     np.testing.assert_array_equal(
-        draw_places(datasets, size, weights, places, seed=np.random.default_rng(3), out=out, **kwargs), whole[places]
+        draw_places(datasets, size, weights, places, seed=np.random.default_rng(3), replace_small=True, out=out), whole[places]
     )

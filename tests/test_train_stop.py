@@ -178,14 +178,12 @@ def test_outside_the_main_thread_signals_stay_as_they_are():
 
 
 @pytest.mark.parametrize("stop", [1, 4])
-def test_blocks_go_on_where_they_were_stopped(module_frames: Path, tmp_path: Path, around_step: Callable[..., None], stop: int):
+def test_draws_go_on_where_they_were_stopped(module_frames: Path, tmp_path: Path, around_step: Callable[..., None], stop: int):
     """What is drawn follows from settings, step and super-batch size; all of them are in the run folder."""
-    settings = {"epochs": 3, "block_frames": 5, "dataset_weights": (2.0, 1.0), "super_batch": 30}
+    settings = {"epochs": 3, "dataset_weights": (2.0, 1.0), "super_batch": 30}
     run(config_for(module_frames, tmp_path / "whole", **settings))
     around_step(lambda call, _: os.kill(os.getpid(), signal.SIGINT) if call == stop else None)
     assert run(config_for(module_frames, tmp_path / "out", **settings)).interrupted
     around_step(lambda *_: None)
     run(TrainConfig(out=tmp_path / "out"), resume=True)
     same_run(tmp_path / "out", tmp_path / "whole")
-    run(config_for(module_frames, tmp_path / "single", **{**settings, "block_frames": 1}))
-    assert story(tmp_path / "single") != story(tmp_path / "whole")

@@ -26,6 +26,8 @@ TRAIN = importlib.import_module("vae_training.train")
 #: Steps of an epoch of `config_for`: 48 frames to train on (24 are held out), in batches of 20, 20 and 8.
 STEPS = 3
 Step = Callable[[CVAE, torch.Tensor, torch.optim.Optimizer], Losses]
+#: `checkpoint_minutes` by which a checkpoint is written after each step.
+EVERY_STEP = 1e-9
 TINY: dict[str, Any] = {
     "salience": 0.0, "bottleneck": "dense", "standardise": False, "beta": 1.0, "latent_dim": 6, "widths": (4, 8),
     "strides": (2, 2), "batch_size": 20, "batch_freeze": 0, "half_beta_cycle": 1, "device": "cpu", "tensorboard": False,

@@ -15,7 +15,6 @@ from vae_training.terms import Terms
 OptimizerName = Literal["adam", "adamw"]
 LearningRateKind = Literal["constant", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
-Compile = Literal["auto", "on", "off"]
 ObjectiveName = Literal["acting", "classic"]
 
 
@@ -30,14 +29,16 @@ class TrainConfig(RunConfig):
     """
 
     CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = (
-        "frames", "out", "epochs", "device", "tensorboard", "compile", "checkpoint_minutes", "checkpoint_steps", "patience",
-        "allow_added_files",
+        "frames", "out", "epochs", "device", "tensorboard", "checkpoint_minutes", "patience", "allow_added_files",
     )  # fmt: skip
     KIND: ClassVar[str] = "training run"
     WHERE_FROM: ClassVar[str] = "latent-obs train-vae"
     REMOVED: ClassVar[dict[str, tuple[Any, str]]] = {
         **dict.fromkeys(("motion", "hard_pixels", "edges", "scales"), (0.0, "train another run, with --salience instead")),
         "ramp": ("linear", "train another run, in which beta rises linearly"),
+        "block_frames": (1, "train another run, which draws frames one by one"),
+        "checkpoint_steps": (None, "set it to null in config.json; checkpoints follow --checkpoint-minutes"),
+        "compile": ("auto", "set it to auto in config.json; the loss is compiled on CUDA alone"),
     }
 
     frames: Path = Path("frames")
@@ -90,8 +91,6 @@ class TrainConfig(RunConfig):
     """Epochs in which beta rises from 0 to its wanted value, and, in cycles, epochs that it stays there; then again from 0."""
     super_batch: int | None = None
     """Frames drawn at random for an epoch. By default 10,000, or all there are where there are fewer."""
-    block_frames: int = 1
-    """Neighbouring frames that are drawn together. For hard disks and network drives, where random reads are slow: 32, say."""
     batch_size: int = 128
     """Frames per gradient step; with several processes (torchrun) for each of them, so that a step takes all of theirs."""
     learning_rate: float = 1e-3
@@ -123,19 +122,15 @@ class TrainConfig(RunConfig):
     """auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps. One that is named must be there."""
     precision: Precision = "auto"
     """Of the layers: auto (bfloat16 on CUDA, float32 elsewhere), float32 or bfloat16. KL and losses are float32 always."""
-    compile: Compile = "auto"
-    """Compile the loss with torch.compile: auto (on CUDA), on or off."""
     checkpoint_minutes: float = 5.0
     """A checkpoint is written when the last one is so old, besides those at the ends of epochs. 0: at these only."""
-    checkpoint_steps: int | None = None
-    """A checkpoint is written every so many steps, too."""
     allow_added_files: bool = False
     """Go on (--resume) although frame files were added to the folder. They are trained on; what was held out stays so."""
     tensorboard: bool = True
     """Write TensorBoard logs beside log.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "block_frames"):
+        for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("batch_freeze", "half_beta_cycle", "seed"):
@@ -154,9 +149,8 @@ class TrainConfig(RunConfig):
         ):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InputError(f"{name} must be a finite number, 0 or more, got {getattr(self, name)}")
-        for name in ("patience", "checkpoint_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"patience must be 1 or more, got {self.patience}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise InputError(f"clip_norm must be a positive number, got {self.clip_norm}")
         asked = [f.name for f in fields(Terms) if getattr(self, f.name) not in (0, getattr(TrainConfig, f.name))]
@@ -168,7 +162,7 @@ class TrainConfig(RunConfig):
             raise InputError(f"ema must be 0 (none) or a decay below 1, such as 0.999, got {self.ema}")
         for name, kind in (
             ("schedule", ScheduleKind), ("optimizer", OptimizerName), ("precision", Precision),
-            ("learning_rate_schedule", LearningRateKind), ("compile", Compile), ("objective", ObjectiveName),
+            ("learning_rate_schedule", LearningRateKind), ("objective", ObjectiveName),
         ):  # fmt: skip
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")

@@ -13,7 +13,7 @@ from vae_training.config import TrainConfig
 from vae_training.cvae import CVAE, images_to_tensor
 from vae_training.linear_start import start_linear_path
 from vae_training.objective import ClassicObjective, Objective
-from vae_training.precision import resolve_compile, resolve_precision
+from vae_training.precision import compiles_on, resolve_precision
 from vae_training.sampling import get_random_samples
 from vae_training.transitions import Transitions
 
@@ -36,15 +36,12 @@ def make_objective(
     device = next(model.parameters()).device
     dtype = resolve_precision(config.precision, device)
     if config.terms.are_any or config.augment:
-        if config.compile == "on":
-            say("--compile is for the classic objective alone; with other terms training goes on without.")
         return ActingObjective(
             model, config.terms, actions=transitions.actions if transitions else None, augment=config.augment,
             free_bits=config.free_bits, dtype=dtype,
         ).to(device)  # fmt: skip
     return ClassicObjective(
-        model, free_bits=config.free_bits, dtype=dtype, compile=resolve_compile(config.compile, device),
-        fall_back=say if config.compile == "auto" else None,
+        model, free_bits=config.free_bits, dtype=dtype, compile=compiles_on(device), fall_back=say
     ).to(device)  # fmt: skip
 
 
@@ -78,7 +75,7 @@ def _sample(config: TrainConfig, training: Sequence[NDArray[np.uint8]], model: C
     size = min(_SAMPLE_FRAMES, available, max(256, _SAMPLE_BYTES // (4 * int(np.prod(model.architecture.img_shape)))))
     frames = get_random_samples(
         training, size, list(config.dataset_weights) or None, normalize=False, seed=np.random.default_rng([config.seed, 2]),
-        replace_small=True, block_frames=config.block_frames,
+        replace_small=True,
     )  # fmt: skip
     images = images_to_tensor(torch.from_numpy(frames).to(next(model.parameters()).device))
     if not config.augment:

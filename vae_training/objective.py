@@ -53,7 +53,7 @@ class ClassicObjective(Objective):
         free_bits: Nats per dimension; 0 for none.
         dtype: float32 or bfloat16.
         compile: Compile the loss; a batch of another size than the first goes uncompiled.
-        fall_back: Called with the reason when it cannot be compiled, and training goes on without; None raises.
+        fall_back: Called with the reason when it cannot be compiled, and training goes on without.
 
     Example:
         >>> model = CVAE((32, 32, 3), latent_dim=8, beta=2.0)
@@ -64,7 +64,7 @@ class ClassicObjective(Objective):
 
     def __init__(
         self, model: CVAE, *, free_bits: float = 0.0, dtype: torch.dtype = torch.float32, compile: bool = False,
-        fall_back: Callable[[str], object] | None = None,
+        fall_back: Callable[[str], object] = print,
     ) -> None:  # fmt: skip
         super().__init__(model)
         if not (math.isfinite(free_bits) and free_bits >= 0):
@@ -90,8 +90,6 @@ class ClassicObjective(Objective):
             terms = self._compiled(images, noise)
         except Exception as error:  # whatever a compiler may raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            if self._fall_back is None:
-                raise InputError(f"the loss cannot be compiled ({reason}); use --compile off") from error
             self._fall_back(f"The loss cannot be compiled ({reason}); training goes on without.")
             self._compiled = None
             return self._terms(images, noise)

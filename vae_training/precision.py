@@ -5,7 +5,7 @@ import shutil
 import torch
 
 from latent_obs.errors import InputError
-from vae_training.config import Compile, Precision
+from vae_training.config import Precision
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
@@ -44,26 +44,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def resolve_compile(setting: Compile, device: torch.device) -> bool:
-    """Whether to compile the loss.
+def compiles_on(device: torch.device) -> bool:
+    """Whether the classic loss is compiled: on a CUDA GPU, where a C++ compiler is found.
 
-    Args:
-        setting: "auto": on a CUDA GPU, where a compiler is found. On a CPU the convolutions take nearly all of the time and are
-            the same library calls either way, so "auto" is off there.
-        device: Where to train.
-
-    Raises:
-        InputError: It was asked for ("on") without a compiler.
+    On a CPU the convolutions take nearly all of the time and are the same library calls either way.
 
     Example:
-        >>> resolve_compile("auto", torch.device("cpu"))
+        >>> compiles_on(torch.device("cpu"))
         False
     """
-    if setting == "off" or (setting == "auto" and device.type != "cuda"):
-        return False
-    able = any(shutil.which(name) for name in ("g++", "clang++", "c++", "gcc", "clang", "cc"))
-    if setting == "on" and not able:
-        raise InputError(
-            "--compile on needs a C++ compiler (g++ or clang), and none is found; install one, or use --compile off"
-        )
-    return able
+    return device.type == "cuda" and any(shutil.which(name) for name in ("g++", "clang++", "c++", "gcc", "clang", "cc"))

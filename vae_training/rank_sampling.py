@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_training.frame_reader import gather
-from vae_training.sampling import _drawn_rows, plan_shares
+from vae_training.sampling import drawn_rows, plan_shares
 
 
 def draw_places(
@@ -17,7 +17,6 @@ def draw_places(
     *,
     seed: np.random.Generator,
     replace_small: bool = False,
-    block_frames: int = 1,
     out: NDArray[np.uint8],
 ) -> NDArray[np.uint8]:
     """Rows `places` of what `get_random_samples` gives; only these are read.
@@ -25,13 +24,12 @@ def draw_places(
     The generator is used as there, so that ``draw_places(..., places)`` equals ``get_random_samples(...)[places]``.
 
     Args:
-        datasets: As for `get_random_samples`, as all others down to `block_frames`.
+        datasets: As for `get_random_samples`, as all others down to `replace_small`.
         sample_size: Number of frames of the whole sample.
         dataset_weights: One per dataset, relative.
         places: Rows of the sample to read; one may come twice.
         seed: A generator.
         replace_small: Whether a dataset smaller than its share may give a frame more than once.
-        block_frames: Neighbouring frames that are drawn together.
         out: Where to put them: uint8 (len(places), H, W, C).
 
     Example:
@@ -43,9 +41,7 @@ def draw_places(
         >>> bool((part == whole[[5, 0]]).all())
         True
     """
-    plan = plan_draw(
-        datasets, sample_size, dataset_weights, seed=seed, replace_small=replace_small, block_frames=block_frames, places=places
-    )
+    plan = plan_draw(datasets, sample_size, dataset_weights, seed=seed, replace_small=replace_small, places=places)
     gather([(datasets[index], rows, targets) for index, rows, targets in plan], out)
     return out
 
@@ -57,18 +53,16 @@ def plan_draw(
     *,
     seed: np.random.Generator,
     replace_small: bool = False,
-    block_frames: int = 1,
     places: NDArray[np.int64] | None = None,
 ) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
     """The draw of `get_random_samples`, without reading anything: what goes where.
 
     Args:
-        datasets: As for `get_random_samples`, as all others down to `block_frames`.
+        datasets: As for `get_random_samples`, as all others down to `replace_small`.
         sample_size: Number of frames of the whole sample.
         dataset_weights: One per dataset, relative.
         seed: A generator.
         replace_small: Whether a dataset smaller than its share may give a frame more than once.
-        block_frames: Neighbouring frames that are drawn together.
         places: Rows of the sample that are wanted; one may come twice. All by default.
 
     Returns:
@@ -86,7 +80,7 @@ def plan_draw(
     for index, (dataset, count, end) in enumerate(zip(datasets, counts, np.cumsum(counts).tolist(), strict=True)):
         if not count:
             continue
-        rows, targets = _drawn_rows(seed, len(dataset), count, block_frames), shuffled[end - count : end]
+        rows, targets = drawn_rows(seed, len(dataset), count), shuffled[end - count : end]
         if order is not None and in_order is not None:
             # Where each of this dataset's frames is wanted: a range of `in_order`, empty, of one or of more.
             first = np.searchsorted(in_order, targets, side="left")

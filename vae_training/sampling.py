@@ -119,7 +119,6 @@ def get_random_samples(
     *,
     seed: int | np.random.Generator | None = None,
     replace_small: bool = False,
-    block_frames: int = 1,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
     """Draw frames at random, a fixed share from each dataset, in shuffled order.
@@ -134,18 +133,15 @@ def get_random_samples(
         normalize: Whether to scale to [0, 1].
         seed: Anything that reproduces the draw: an integer, or a generator (which moves on). None: another each time.
         replace_small: Whether a dataset smaller than its share is drawn with repeats; an error otherwise.
-        block_frames: Take stretches of this many neighbouring frames, drawn at random, for a disk on which a random read
-            costs much more than reading on. Shares and "no frame twice" hold as before, and the frames of all stretches
-            are shuffled together; but the sample shows fewer different moments, as neighbours are near-duplicates.
         out: Where to put the result: an array as described below, which is then returned. A fresh one by default.
 
     Returns:
         A fresh, C-contiguous, writable array (sample_size, H, W, C): float32 in [0, 1] with `normalize`, else uint8.
 
     Raises:
-        InputError: A share is more than its dataset has, the weights do not fit the datasets, `sample_size` or
-            `block_frames` is not a positive integer, the datasets are none or differ in frame shape, `out` is not what it
-            should be, or a file was changed or removed after it was opened.
+        InputError: A share is more than its dataset has, the weights do not fit the datasets, `sample_size` is not
+            a positive integer, the datasets are none or differ in frame shape, `out` is not what it should be, or a file
+            was changed or removed after it was opened.
 
     Example:
         >>> dark, bright = np.zeros((50, 8, 8, 3), np.uint8), np.full((50, 8, 8, 3), 255, np.uint8)
@@ -156,7 +152,6 @@ def get_random_samples(
     counts = plan_shares(datasets, sample_size, dataset_weights, replace_small=replace_small)
     if isinstance(seed, int) and seed < 0:
         raise InputError(f"seed must be zero or more, got {seed}")
-    block_frames = _checked_size(block_frames, "block_frames")
     rng = np.random.default_rng(seed)
     shape, dtype = (int(sample_size), *datasets[0].shape[1:]), np.dtype(np.float32 if normalize else np.uint8)
     if out is None:
@@ -167,7 +162,7 @@ def get_random_samples(
     places = rng.permutation(sample_size)
     ends = np.cumsum(counts)
     wanted = [
-        (dataset, _drawn_rows(rng, len(dataset), count, block_frames), places[end - count : end])
+        (dataset, drawn_rows(rng, len(dataset), count), places[end - count : end])
         for dataset, count, end in zip(datasets, counts, ends.tolist(), strict=True)
         if count
     ]
@@ -175,26 +170,9 @@ def get_random_samples(
     return out
 
 
-def _drawn_rows(rng: np.random.Generator, frames: int, count: int, block_frames: int) -> NDArray[np.int64]:
+def drawn_rows(rng: np.random.Generator, frames: int, count: int) -> NDArray[np.int64]:
     """Which frames of a dataset to take, sorted; with repeats where it has fewer than `count`."""
-    block = min(block_frames, frames)
-    if block == 1:
-        return np.sort(rng.choice(frames, count, replace=count > frames, shuffle=False))
-    # The dataset is taken as a ring, cut into blocks from a random place on: so each frame is as likely as any other,
-    # at its ends and in the one shorter block too, and what is neighbours in one draw is cut apart in another.
-    needed = -(-count // block)
-    if count > frames:
-        starts = rng.integers(frames, size=needed)
-        ends = starts + block
-    else:
-        # One more than needed, since the shorter block may be among them; what is too much is cut off below.
-        blocks = -(-frames // block)
-        starts = rng.choice(blocks, min(blocks, needed + 1), replace=False, shuffle=False) * block
-        ends = np.minimum(starts + block, frames)
-        phase = rng.integers(frames)
-        starts, ends = starts + phase, ends + phase
-    rows = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])[:count]
-    return np.sort(rows % frames)
+    return np.sort(rng.choice(frames, count, replace=count > frames, shuffle=False))
 
 
 def _largest_size(frames: Sequence[int], weights: Sequence[float]) -> int:
@@ -206,9 +184,9 @@ def _largest_size(frames: Sequence[int], weights: Sequence[float]) -> int:
     return size
 
 
-def _checked_size(value: Any, name: str = "sample_size") -> int:
+def _checked_size(value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
-        raise InputError(f"{name} must be a positive integer, got {value!r}")
+        raise InputError(f"sample_size must be a positive integer, got {value!r}")
     return value.__index__()
 
 

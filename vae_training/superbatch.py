@@ -46,7 +46,6 @@ class SuperBatches(Iterator[Drawn]):
         start_epoch: The first epoch to give.
         epochs: Where to stop: epochs `start_epoch` to `epochs - 1` are given.
         replace_small: Whether a dataset smaller than its share is drawn with repeats; an error otherwise.
-        block_frames: Neighbouring frames that are drawn together; see `get_random_samples`.
         places: Which rows of a super-batch this process reads, int64, each once or more; all by default. What a row holds does
             not depend on it: the processes of a run read their parts of one and the same super-batch.
         transitions: Read what follows each frame, too.
@@ -73,7 +72,6 @@ class SuperBatches(Iterator[Drawn]):
         start_epoch: int = 0,
         epochs: int,
         replace_small: bool = False,
-        block_frames: int = 1,
         places: NDArray[np.int64] | None = None,
         transitions: Transitions | None = None,
         device: torch.device | str = "cpu",
@@ -81,8 +79,6 @@ class SuperBatches(Iterator[Drawn]):
         for name, value in (("seed", seed), ("start_epoch", start_epoch), ("epochs", epochs)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise InputError(f"{name} must be an integer, zero or more, got {value!r}")
-        if isinstance(block_frames, bool) or not isinstance(block_frames, int) or block_frames < 1:
-            raise InputError(f"block_frames must be a positive integer, got {block_frames!r}")
         plan_shares(datasets, size, dataset_weights, replace_small=replace_small)
         self.epoch = start_epoch - 1
         self.wait_seconds = 0.0
@@ -92,7 +88,6 @@ class SuperBatches(Iterator[Drawn]):
         self._seed = seed
         self._epochs = epochs
         self._replace_small = replace_small
-        self._block_frames = block_frames
         self._places = places
         self._transitions = transitions
         shape = (size if places is None else len(places), *datasets[0].shape[1:])
@@ -109,7 +104,7 @@ class SuperBatches(Iterator[Drawn]):
         """
         plan = plan_draw(
             self._datasets, self._size, self._weights, seed=np.random.default_rng([self._seed, epoch]),
-            replace_small=self._replace_small, block_frames=self._block_frames, places=self._places,
+            replace_small=self._replace_small, places=self._places,
         )  # fmt: skip
         frames = self._buffers.take()
         gather([(self._datasets[index], rows, targets) for index, rows, targets in plan], frames)

@@ -132,9 +132,8 @@ class Run:
         """
         if not self.setup.ranks.leads or self.progress.step % self.setup.steps_per_epoch == 0:
             return
-        config = self.config
-        old = config.checkpoint_minutes > 0 and time.monotonic() - self._saved_at >= 60 * config.checkpoint_minutes
-        if old or (config.checkpoint_steps is not None and self.progress.step % config.checkpoint_steps == 0):
+        minutes = self.config.checkpoint_minutes
+        if minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes:
             self._save("latest.safetensors")
 
     def _save(self, name: str) -> None:

@@ -100,7 +100,7 @@ class Setup:
         return SuperBatches(
             self.training, size, dataset_weights=config.dataset_weights or None, seed=config.seed,
             start_epoch=min(self.progress.step // self.steps_per_epoch, config.epochs), epochs=config.epochs,
-            replace_small=config.super_batch is None, block_frames=config.block_frames,
+            replace_small=config.super_batch is None,
             places=self.parts.places if self.ranks.count > 1 else None, transitions=self.transitions,
             device=next(self.model.parameters()).device,
         )  # fmt: skip
