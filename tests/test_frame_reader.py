@@ -17,7 +17,6 @@ from latent_obs.errors import InputError
 from vae_training import frame_reader
 from vae_training.datasets import get_datasets
 from vae_training.frame_reader import FrameReader, gather
-from vae_training.io_uring import Ring, open_ring
 
 SHAPE = (2, 3, 4)
 
@@ -32,13 +31,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[np.memmap]:
 
 
 @pytest.fixture
-def no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where io_uring is forbidden: a container, say."""
-    monkeypatch.setattr(frame_reader, "open_ring", lambda _: None)
-
-
-@pytest.fixture
-def calls(no_ring: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, str]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, str]]:
     """(offset, parts, thread) of each preadv."""
     seen: list[tuple[int, int, str]] = []
     preadv = os.preadv
@@ -68,9 +61,6 @@ def test_gathering_agrees_with_numpy(files: list[np.memmap], data: st.DataObject
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frame_reader, "_GAP_BYTES", gap)
         patch.setattr(frame_reader, "_IOVECS", iovecs)
-        if not data.draw(st.booleans(), label="ring"):
-            patch.setattr(frame_reader, "open_ring", lambda _: None)
-        patch.setattr(frame_reader, "_RING_READS", data.draw(st.sampled_from([1, 8, 512])))
         patch.setattr(frame_reader, "_PIECE_FRAMES", data.draw(st.sampled_from([1, 7, 32])))
         patch.setattr(frame_reader, "_NO_WAIT", data.draw(st.sampled_from([0, frame_reader._NO_WAIT])))
         gather(wanted, out)
@@ -109,7 +99,6 @@ def fails_with(error: int) -> Callable[[Any, int], int]:
     "refusal", [fails_with(11), fails_with(95), fails_with(22), lambda parts, _: 0], ids=["EAGAIN", "EOPNOTSUPP", "EINVAL", "0"]
 )
 @pytest.mark.parametrize("after", [0, 1, 150])
-@pytest.mark.usefixtures("no_ring")
 def test_what_is_not_in_memory_goes_to_several_threads(
     files: list[np.memmap], monkeypatch: pytest.MonkeyPatch, refusal: Callable[[Any, int], int], after: int
 ):
@@ -139,12 +128,7 @@ def test_what_is_not_in_memory_goes_to_several_threads(
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("ring", [False, True])
-def test_a_disk_that_fails_is_named(files: list[np.memmap], monkeypatch: pytest.MonkeyPatch, ring: bool):
-    if ring:
-        monkeypatch.setattr(Ring, "read", lambda self, file, offsets, *_: np.where(np.arange(len(offsets)) == 3, -5, 24))
-    else:
-        monkeypatch.setattr(frame_reader, "open_ring", lambda _: None)
+def test_a_disk_that_fails_is_named(files: list[np.memmap], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "preadv", lambda *_: fails_with(5)(None, 0))
     before = threading.active_count()
     with pytest.raises(InputError, match=r"0\.npy cannot be read at byte .*: Input/output error"):
@@ -152,48 +136,10 @@ def test_a_disk_that_fails_is_named(files: list[np.memmap], monkeypatch: pytest.
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("ring", [False, True])
-def test_files_are_not_kept_open(files: list[np.memmap], monkeypatch: pytest.MonkeyPatch, ring: bool):
-    if not ring:
-        monkeypatch.setattr(frame_reader, "open_ring", lambda _: None)
+def test_files_are_not_kept_open(files: list[np.memmap]):
     before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0  # noqa: PTH208
     gather([(files[0], np.arange(600), np.arange(600))], np.empty((600, *SHAPE), np.uint8))
     assert not before or len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
-
-
-def test_what_a_ring_does_not_give_whole_is_read_again(files: list[np.memmap], monkeypatch: pytest.MonkeyPatch):
-    """Short reads, an interrupted one, and a kernel that knows io_uring and not this kind of read (EINVAL)."""
-    if (ring := open_ring(1)) is None:
-        pytest.skip("no io_uring")
-    ring.close()
-    read = Ring.read
-
-    def some(self: Ring, file: int, offsets: np.ndarray, addresses: np.ndarray, length: int) -> np.ndarray:
-        short = np.arange(len(offsets)) % 3 == 0
-        counts = np.where(short, np.resize([5, 0, -4, -22], len(offsets)), length)
-        if not short.all():
-            counts[~short] = read(self, file, offsets[~short], addresses[~short], length)
-        return counts
-
-    monkeypatch.setattr(Ring, "read", some)
-    rows, targets = np.arange(0, 600, 2), np.random.default_rng(0).permutation(300)
-    out, expected = np.zeros((300, *SHAPE), np.uint8), np.zeros((300, *SHAPE), np.uint8)
-    expected[targets] = np.array(files[0])[rows]
-    gather([(files[0], rows, targets)], out)
-    np.testing.assert_array_equal(out, expected)
-
-
-@pytest.mark.parametrize("targets", [[0, 5], [-1, 0]])
-def test_a_ring_writes_nowhere_but_into_the_array(files: list[np.memmap], targets: list[int]):
-    if (ring := open_ring(2)) is None:
-        pytest.skip("no io_uring")
-    out = np.zeros((5, *SHAPE), np.uint8)
-    with ring, FrameReader(files[0], ring) as reader:
-        with pytest.raises(ValueError, match="places that it has"):
-            reader.read(np.array([0, 1]), out, np.array(targets))
-        with pytest.raises(ValueError, match="contiguous, writable"):
-            reader.read(np.array([0, 1]), np.zeros((10, *SHAPE), np.uint8)[::2])
-    assert not out.any()
 
 
 CHILD = """

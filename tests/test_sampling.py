@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_obs.errors import InputError
-from vae_training import frame_reader
 from vae_training.datasets import get_datasets
 from vae_training.frame_reader import FrameReader, place_on_disk
 from vae_training.sampling import get_random_samples, plan_shares, shares
@@ -37,10 +36,8 @@ def origins(samples: np.ndarray) -> list[tuple[int, int]]:
     return [(d, high * 256 + low) for d, high, low, _ in tags.tolist()]
 
 
-@pytest.fixture(params=["io_uring", "preadv"])
-def on_disk(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[np.memmap]:
-    if request.param == "preadv":
-        monkeypatch.setattr(frame_reader, "open_ring", lambda _: None)
+@pytest.fixture
+def on_disk(tmp_path: Path) -> list[np.memmap]:
     for i, count in enumerate([700, 300, 500, 400]):
         np.save(tmp_path / f"{i}.npy", tagged(i, count))
     return get_datasets(tmp_path)

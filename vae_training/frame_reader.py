@@ -3,13 +3,10 @@
 Frames are read and not taken from the memory map: touching a map at random makes resident memory grow with every page, one
 fault after the other leaves a disk waiting, and a file cut short kills the process. `benchmarks/loader.py` measures the ways:
 
-- Where Linux allows io_uring, some threads hand over hundreds of frames per call (`io_uring.py`), whether they are in memory
-  or on the disk. What such a call does not give in full is read again the other way, which has the words for what is wrong.
-- Elsewhere each frame is one `preadv`. Threads that only copy from memory fight for the interpreter lock after each frame, so
-  one thread first takes what is in memory (RWF_NOWAIT), and only what is not goes to many: a disk wants several reads
-  under way.
-- Either way a frame is read straight into its shuffled place: where in the array it goes makes no difference.
-- With `preadv`, reading a gap along costs as much as another call at some 12 KB, from memory as from the disk.
+- Each frame is one `preadv`. Threads that only copy from memory fight for the interpreter lock after each frame, so one
+  thread first takes what is in memory (RWF_NOWAIT), and only what is not goes to many: a disk wants several reads under way.
+- A frame is read straight into its shuffled place: where in the array it goes makes no difference.
+- Reading a gap along costs as much as another call at some 12 KB, from memory as from the disk.
 """
 
 import mmap
@@ -23,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_obs.errors import InputError
-from vae_training.io_uring import Ring, Rings, open_ring
 
 _GAP_BYTES = 16 << 10  # what lies between two frames is read along up to here
 _IOVECS = 512  # parts of one preadv; Linux and macOS allow 1,024
@@ -32,8 +28,6 @@ _PIECE_FRAMES = 32  # of one thread's task at least, so that handing it over is 
 _PIECES_PER_THREAD = 4  # so that a slow one does not keep the others waiting
 _NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # Linux: read what is in memory, and fail where a disk would be waited for
 _THREADS = min(32, 4 * (os.cpu_count() or 1))  # more than cores: most of them wait for a disk
-_RING_READS = 512  # frames per call
-_RING_THREADS = 3  # while one waits for the interpreter's lock or a disk, others copy
 
 #: What `gather` is asked for: an array, sorted numbers of frames in it (repeats allowed), and where each of them goes.
 Wanted = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
@@ -63,12 +57,6 @@ def gather(wanted: Sequence[Wanted], out: NDArray[Any]) -> None:
         [7, 2, 0]
     """
     at_most = max(1, _PIECE_BYTES // max(1, out[:1].size))
-    if ring := open_ring(1):  # the first question: allowed at all?
-        ring.close()
-        pieces = [piece for each in wanted for piece in _pieces(each, min(_RING_READS, at_most))]
-        with Rings(_RING_READS) as rings:
-            _in_threads(_RING_THREADS, pieces, lambda piece: _read_piece(piece, out, rings.mine()))
-        return
     total = sum(len(rows) for _, rows, _ in wanted)
     frames = min(at_most, max(_PIECE_FRAMES, -(-total // (_THREADS * _PIECES_PER_THREAD))))
     rest: list[Wanted] = []
@@ -101,9 +89,9 @@ def _in_threads(threads: int, pieces: Sequence[Wanted], read: Callable[[Wanted],
             raise
 
 
-def _read_piece(piece: Wanted, out: NDArray[Any], ring: Ring | None = None) -> None:
+def _read_piece(piece: Wanted, out: NDArray[Any]) -> None:
     # Each task opens the file itself: a dataset of thousands of files would run into the limit of open ones.
-    with FrameReader(piece[0], ring) as reader:
+    with FrameReader(piece[0]) as reader:
         _put(reader, *piece[1:], out, cached_only=False)
 
 
@@ -126,7 +114,6 @@ class FrameReader:
 
     Args:
         dataset: uint8 (N, H, W, C): a memory map, a slice of one, or any other array.
-        ring: Used where the file allows, for at most `ring.size` frames in one `read`.
 
     Example:
         >>> out = np.empty((2, 1, 1, 1), np.uint8)
@@ -135,9 +122,8 @@ class FrameReader:
         (2, [3, 4])
     """
 
-    def __init__(self, dataset: NDArray[np.uint8], ring: Ring | None = None) -> None:
+    def __init__(self, dataset: NDArray[np.uint8]) -> None:
         self._dataset = dataset
-        self._ring = ring
         self._place = place_on_disk(dataset)
         self._fd = -1
 
@@ -180,12 +166,6 @@ class FrameReader:
         if cached_only and not _NO_WAIT:
             return 0
         frame_bytes = out[:1].nbytes
-        if self._ring is not None and frame_bytes:
-            missing = self._read_by_ring(self._ring, rows, targets, out)
-            if len(missing):
-                with FrameReader(self._dataset) as reader:
-                    reader.read(rows[missing], out, targets[missing])
-            return len(rows)
         buffer = out.reshape(-1).data
         offsets = (self._place.offset + rows.astype(np.int64) * frame_bytes).tolist()
         places = [buffer[start : start + frame_bytes] for start in (targets.astype(np.int64) * frame_bytes).tolist()]
@@ -214,18 +194,6 @@ class FrameReader:
             if not self._fill(parts, offsets[begin], flags):
                 return begin
         return len(rows)
-
-    def _read_by_ring(
-        self, ring: Ring, rows: NDArray[np.int64], targets: NDArray[np.int64], out: NDArray[np.uint8]
-    ) -> NDArray[np.intp]:
-        """Read frames into their places; which of them did not come whole."""
-        assert self._place is not None
-        if not (out.flags.c_contiguous and out.flags.writeable and targets.min() >= 0 and targets.max() < len(out)):
-            raise ValueError("frames are read into a contiguous, writable array, and into places that it has")
-        frame_bytes = out[:1].nbytes
-        offsets = self._place.offset + rows.astype(np.int64) * frame_bytes
-        addresses = out.ctypes.data + targets.astype(np.int64) * frame_bytes
-        return np.flatnonzero(ring.read(self._fd, offsets, addresses, frame_bytes) != frame_bytes)
 
     def _fill(self, parts: list[memoryview], offset: int, flags: tuple[int, ...]) -> bool:
         """Fill buffers from one stretch of the file; a single call may give less than was asked for."""
