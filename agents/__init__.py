@@ -4,23 +4,30 @@ train_agent(AgentConfig(env="VizdoomBasic-v1", encoder=Path("runs/doom/encoder")
 print(evaluate_agent("runs/agent", episodes=100))
 """
 
-from latent_obs.errors import require
+from latent_obs.util.errors import require
 
 require("stable_baselines3", extra="agents", purpose="train and evaluate agents")
 
 from agents.config import AgentConfig  # noqa: E402  (after the hint above)
-from agents.drift_callback import DriftCallback  # noqa: E402
-from agents.encoders import encoder_of  # noqa: E402
 from agents.envs import load_encoder, make_vec_env  # noqa: E402
-from agents.evaluate import Evaluation, evaluate_agent, evaluate_random  # noqa: E402
+from agents.evaluation import (  # noqa: E402
+    Evaluation,
+    evaluate_agent,
+    evaluate_random,
+    success_rule,
+)
 from agents.normalization import LatentNormalize  # noqa: E402
-from agents.play_policy import PlayPolicy, load_policy  # noqa: E402
-from agents.show import Show  # noqa: E402
-from agents.success import success_rule  # noqa: E402
-from agents.train import AgentResult, train_agent  # noqa: E402
-from agents.training_callback import read_evaluations  # noqa: E402
-from agents.video import film, write_video  # noqa: E402
-from agents.watch import watch_agent  # noqa: E402
+from agents.play.policy import PlayPolicy, load_policy  # noqa: E402
+from agents.play.show import Show  # noqa: E402
+from agents.play.video import film, write_video  # noqa: E402
+from agents.play.watch import watch_agent  # noqa: E402
+from agents.store import encoder_of  # noqa: E402
+from agents.training import (  # noqa: E402
+    AgentResult,
+    DriftCallback,
+    read_evaluations,
+    train_agent,
+)
 
 __all__ = [
     "AgentConfig",

@@ -12,18 +12,17 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from agents.config import AgentConfig, EnvArgument
 from agents.normalization import normalized
-from latent_obs.architecture import Architecture
-from latent_obs.drift import DriftMonitor
-from latent_obs.environments import is_minerl_id, make_pixel_env
-from latent_obs.errors import InputError
-from latent_obs.folder import read_encoder_folder
-from latent_obs.frozen import FrozenEncoder
-from latent_obs.pca import load_pca
+from latent_obs.encoder.architecture import Architecture
+from latent_obs.encoder.folder import read_encoder_folder
+from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.encoder.pca import load_pca
+from latent_obs.envs.factory import start_method
+from latent_obs.envs.pixel_envs import as_small_frames, is_minerl_id, make_pixel_env
+from latent_obs.envs.workers import ProcessVecEnv
 from latent_obs.pixels import PixelContract
-from latent_obs.process_vec_env import ProcessVecEnv
-from latent_obs.sb3 import VecLatentObservation
-from latent_obs.small_frames import as_small_frames
-from latent_obs.vectorize import start_method
+from latent_obs.util.errors import InputError
+from latent_obs.wrappers.drift import DriftMonitor
+from latent_obs.wrappers.sb3 import VecLatentObservation
 
 _PIXEL_SIDE = 64  # of the frames that a pixel agent without an encoder sees
 _CLOSE_GRACE_S = 30.0  # a game of MineRL's takes its time to end
@@ -38,11 +37,15 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
     """
     if config.observation == "pca-latent":
         if config.pca is None:
-            raise InputError("observation 'pca-latent' needs principal components: --pca FILE (latent_obs.pca writes one)")
+            raise InputError(
+                "observation 'pca-latent' needs principal components: --pca FILE (latent_obs.encoder.pca writes one)"
+            )
         return load_pca(config.pca, device=config.device)
     if config.encoder is None:
         if config.observation == "latent":
-            raise InputError("observation 'latent' needs an encoder folder: --encoder runs/…/encoder (train-vae makes one)")
+            raise InputError(
+                "observation 'latent' needs an encoder folder: --encoder runs/…/encoder (train-vae makes one)"
+            )
         if config.observation == "random-latent":
             architecture = Architecture((_PIXEL_SIDE, _PIXEL_SIDE, 3), 256, bottleneck="spatial")
             return FrozenEncoder.random(
@@ -57,14 +60,21 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
 
 
 def make_vec_env(
-    config: AgentConfig, encoder: FrozenEncoder | None, *, envs: int | None = None, seed: int | None = None, first: int = 0,
-    monitor: DriftMonitor | None = None, training: bool = False, say: Callable[[str], object] | None = None,
-) -> VecEnv:  # fmt: skip
-    """A vector of environments as an agent of these settings sees them, without reward normalisation.
+    config: AgentConfig,
+    encoder: FrozenEncoder | None,
+    *,
+    envs: int | None = None,
+    seed: int | None = None,
+    first: int = 0,
+    monitor: DriftMonitor | None = None,
+    training: bool = False,
+    say: Callable[[str], object] | None = None,
+) -> VecEnv:
+    """A vector of environments as an agent of these settings sees them, without reward normalization.
 
-    Each environment resizes its frame to what the encoder eats (in its own process, so that the pipe carries 12 KB and not
-    230 KB a frame), and `VecLatentObservation` encodes all of them in one batch. Worker processes import neither torch nor
-    Stable-Baselines3; returns are summed in this one, ``info["episode"]`` of an episode's last step.
+    Each environment resizes its frame to what the encoder eats (in its own process, so that the pipe carries 12 KB and
+    not 230 KB a frame), and `VecLatentObservation` encodes all of them in one batch. Worker processes import neither
+    torch nor Stable-Baselines3; returns are summed in this one, ``info["episode"]`` of an episode's last step.
 
     Args:
         config: The settings.
@@ -85,9 +95,13 @@ def make_vec_env(
     check_environment(config, contract, first)
     in_processes = config.workers == "processes" and count > 1
     makers = [_maker(config, contract, first + i) for i in range(count)]
-    frames: VecEnv = DummyVecEnv(makers) if not in_processes else ProcessVecEnv(
-        makers, start_method(), close_grace_s=_CLOSE_GRACE_S, restarts=_RESTARTS if training else 0, on_restart=say
-    )  # fmt: skip
+    frames: VecEnv = (
+        DummyVecEnv(makers)
+        if not in_processes
+        else ProcessVecEnv(
+            makers, start_method(), close_grace_s=_CLOSE_GRACE_S, restarts=_RESTARTS if training else 0, on_restart=say
+        )
+    )
     venv: VecEnv = _EpisodeReturns(frames)
     venv.seed(config.seed if seed is None else seed)
     return with_latents(config, venv, encoder, monitor)
@@ -96,7 +110,9 @@ def make_vec_env(
 def with_latents(
     config: AgentConfig, venv: VecEnv, encoder: FrozenEncoder | None, monitor: DriftMonitor | None = None
 ) -> VecEnv:
-    """Small frames encoded as an agent of these settings sees them; for a pixel agent the last ones on top of each other."""
+    """Small frames encoded as an agent of these settings sees them; for a pixel agent the last ones on top of each
+    other.
+    """
     if config.observation == "pixels":
         return VecFrameStack(venv, config.history) if config.history > 1 else venv
     if encoder is None:
@@ -104,9 +120,15 @@ def with_latents(
     # Where pixels are all there is, the makers left no Dict to name an entry of.
     key = config.pixel_key if isinstance(venv.observation_space, spaces.Dict) else None
     return VecLatentObservation(
-        venv, encoder, pixel_key=key, latent_only=config.latent_only, flatten=config.flattened, history=config.history,
-        standardise=config.standardise, monitor=monitor,
-    )  # fmt: skip
+        venv,
+        encoder,
+        pixel_key=key,
+        latent_only=config.latent_only,
+        flatten=config.flattened,
+        history=config.history,
+        standardize=config.standardize,
+        monitor=monitor,
+    )
 
 
 def make_monitor(
@@ -122,8 +144,8 @@ def check_environment(config: AgentConfig, contract: PixelContract, number: int 
     """Make one environment here and close it again, so that a wrong name or space is one clear error and not eight.
 
     Raises:
-        InputError: The environment is unknown, or has no pixels that the contract can read, or actions that the algorithm
-            cannot take.
+        InputError: The environment is unknown, or has no pixels that the contract can read, or actions that the
+            algorithm cannot take.
     """
     env = make_pixel_env(config.env, **env_arguments(config, number))
     try:
@@ -152,7 +174,11 @@ def contract_of(encoder: FrozenEncoder | None) -> PixelContract:
 def as_seen(config: AgentConfig, contract: PixelContract) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
     """What gives an environment with its frames resized, and everything else in numbers that a policy can take."""
     return partial(
-        as_small_frames, contract=contract, pixel_key=config.pixel_key, latent_only=config.latent_only, flatten=config.flattened
+        as_small_frames,
+        contract=contract,
+        pixel_key=config.pixel_key,
+        latent_only=config.latent_only,
+        flatten=config.flattened,
     )
 
 
@@ -184,7 +210,9 @@ class _EpisodeReturns(VecMonitor):
 
 
 def with_normalization(config: AgentConfig, venv: VecEnv, *, training: bool) -> VecNormalize:
-    """Normalise as the settings say: observations by running statistics (frozen outside training), rewards in training only."""
+    """Normalise as the settings say: observations by running statistics (frozen outside training), rewards in training
+    only.
+    """
     values = config.hyperparameters
     return normalized(
         venv,

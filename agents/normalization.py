@@ -1,4 +1,6 @@
-"""Running normalisation of observations and rewards that leaves a latent its shape: all its values share one deviation."""
+"""Running normalization of observations and rewards that leaves a latent its shape: all its values share one
+deviation.
+"""
 
 import math
 from collections.abc import Mapping
@@ -10,11 +12,11 @@ from numpy.typing import NDArray
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
-from latent_obs.errors import InputError
-from latent_obs.sb3 import VecLatentObservation
+from latent_obs.util.errors import InputError
+from latent_obs.wrappers.sb3 import VecLatentObservation
 
-#: together: the values of a latent share one deviation, other numbers have their own. each: every number has its own. off: as
-#: they are.
+#: together: the values of a latent share one deviation, other numbers have their own. each: every number has its own.
+#: off: as they are.
 Normalization = Literal["together", "each", "off"]
 
 
@@ -22,19 +24,21 @@ class LatentNormalize(VecNormalize):
     """`VecNormalize` that divides all values of a latent by one number, so that they keep their relation to each other.
 
     Where every value is divided by its own deviation, those that hardly vary become as loud as those that tell most: of
-    principal components nearly all hardly vary. Such whitening speeds up a linear fit to plenty of samples (LeCun et al. 2012,
-    "Efficient BackProp", section 4.3), and an agent has few: it has to find what matters among hundreds of values from a few
-    thousand frames. Each value is still shifted by its own mean, and numbers beside the latent are normalised each by itself.
+    principal components nearly all hardly vary. Such whitening speeds up a linear fit to plenty of samples (LeCun et
+    al. 2012, "Efficient BackProp", section 4.3), and an agent has few: it has to find what matters among hundreds of
+    values from a few thousand frames. Each value is still shifted by its own mean, and numbers beside the latent are
+    normalized each by itself.
 
     Args:
         venv: Environments, some of whose numbers are latents.
-        latents: Where they are: by entry of a Dict observation (None where the observation is a vector), how many numbers from
-            the first one on. By default as the `VecLatentObservation` beneath says.
+        latents: Where they are: by entry of a Dict observation (None where the observation is a vector), how many
+            numbers from the first one on. By default as the `VecLatentObservation` beneath says.
         deviation: What the deviation of a latent's values becomes (the root of the mean of their variances).
         **kwargs: As for `VecNormalize`; `norm_obs_keys` is by default all entries of numbers.
 
     Raises:
-        InputError: `latents` is not given, and there is no `VecLatentObservation` beneath; or `deviation` is not above 0.
+        InputError: `latents` is not given, and there is no `VecLatentObservation` beneath; or `deviation` is not above
+            0.
 
     Example:
         >>> import gymnasium as gym
@@ -106,9 +110,12 @@ def normalized(
     keys = _numbers_in(space)
     numbers = bool(keys) if keys is not None else isinstance(space, spaces.Box) and space.dtype != "uint8"
     settings: dict[str, Any] = {
-        "training": training, "norm_obs": numbers and how != "off", "norm_obs_keys": keys or None,
-        "norm_reward": training and normalize_reward, "gamma": gamma,
-    }  # fmt: skip
+        "training": training,
+        "norm_obs": numbers and how != "off",
+        "norm_obs_keys": keys or None,
+        "norm_reward": training and normalize_reward,
+        "gamma": gamma,
+    }
     latents = latents_in(venv) if how == "together" else {}
     return LatentNormalize(venv, latents, latent_deviation, **settings) if latents else VecNormalize(venv, **settings)
 
@@ -121,7 +128,8 @@ def _numbers_in(space: spaces.Space[Any]) -> list[str] | None:
 
 
 def latents_in(venv: VecEnv) -> dict[str | None, int]:
-    """Where latents are in the observations of environments: by entry, or None for a vector, how many numbers they take.
+    """Where latents are in the observations of environments: by entry, or None for a vector, how many numbers they
+    take.
 
     Latents of all cameras and of a whole history come first in a vector.
     """

@@ -13,8 +13,8 @@ class Schedule:
 
     Attributes:
         value: What it begins with.
-        shape: "constant" stays; "linear" falls evenly; "cosine" is the half wave of Loshchilov and Hutter (2017): slowly at
-            first and at the end.
+        shape: "constant" stays; "linear" falls evenly; "cosine" is the half wave of Loshchilov and Hutter (2017):
+            slowly at first and at the end.
 
     Example:
         >>> [round(Schedule(0.1, shape)(0.25), 4) for shape in ("constant", "linear", "cosine")]

@@ -3,31 +3,95 @@
     runs/agent/
     ├── config.json            settings
     ├── encoder/               a copy of the encoder folder
-    ├── best.zip, last.zip     agents, as Stable-Baselines3 saves them, with their state (and last, its replay buffer) inside
-    ├── checkpoints/           step_000050000.zip …, if asked for
+    ├── best.zip, last.zip     agents, as Stable-Baselines3 saves them, with their state (and last, its replay buffer)
+    inside ├── checkpoints/           step_000050000.zip …, if asked for
     ├── evaluations.jsonl      mean return by step
     └── logs/                  progress.json (a line per update), progress.csv, TensorBoard
 
 Stable-Baselines3's .zip files hold pickled settings: load only those that you trust.
 """
 
+import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents.config import AgentConfig
-from agents.replay import REPLAY_FOLDER, read_replay, write_replay
-from latent_obs.atomic import written_aside
-from latent_obs.errors import InputError
+from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.util.atomic import written_aside
+from latent_obs.util.errors import InputError
+
+REPLAY_FOLDER = "replay/"
+
+
+def write_replay(archive: zipfile.ZipFile, model: OffPolicyAlgorithm) -> None:
+    """Write the filled part of a buffer's arrays, and where the next step goes, into an open archive."""
+    buffer = model.replay_buffer
+    assert buffer is not None
+    filled = buffer.buffer_size if buffer.full else buffer.pos
+    _write(archive, "position", np.array([buffer.pos, int(buffer.full), buffer.buffer_size]))
+    for name, array in _arrays(buffer):
+        _write(archive, name, array[:filled])
+
+
+def read_replay(archive: zipfile.ZipFile, model: OffPolicyAlgorithm) -> None:
+    """Fill a model's buffer with what `write_replay` wrote.
+
+    Raises:
+        InputError: The archive holds none, or one of another size or other spaces.
+    """
+    buffer = model.replay_buffer
+    assert buffer is not None
+    try:
+        pos, full, size = (int(n) for n in _read(archive, "position"))
+        stored = {name: _read(archive, name) for name, _ in _arrays(buffer)}
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{archive.filename} has no replay buffer that can be read: {error}") from None
+    filled = size if full else pos
+    if size != buffer.buffer_size:
+        raise InputError(
+            f"{archive.filename} has a replay buffer of {size:,} steps an environment, not {buffer.buffer_size:,}"
+        )
+    for name, array in _arrays(buffer):
+        if stored[name].shape != (filled, *array.shape[1:]) or stored[name].dtype != array.dtype:
+            raise InputError(
+                f"{archive.filename}: {name} in the replay buffer is {stored[name].dtype}{stored[name].shape}, expected "
+                f"{array.dtype}{(filled, *array.shape[1:])}"
+            )
+        array[:filled] = stored[name]
+    buffer.pos, buffer.full = pos, bool(full)
+
+
+def _arrays(buffer: ReplayBuffer) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Its arrays by name; those of a Dict observation one by one."""
+    for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+        value = getattr(buffer, name)
+        if isinstance(value, dict):
+            yield from ((f"{name}/{key}", array) for key, array in value.items())
+        else:
+            yield name, value
+
+
+def _write(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:
+    with archive.open(f"{REPLAY_FOLDER}{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with archive.open(f"{REPLAY_FOLDER}{name}.npy") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
 
 _STATE = "latent_obs.json"
 
@@ -46,9 +110,13 @@ def save_agent(
     """
     normalize = model.get_vec_normalize_env()
     state = {
-        "steps": model.num_timesteps, "algorithm": type(model).__name__, "observation_space": _line(model.observation_space),
-        "action_space": _line(model.action_space), **_statistics(normalize), **(notes or {}),
-    }  # fmt: skip
+        "steps": model.num_timesteps,
+        "algorithm": type(model).__name__,
+        "observation_space": _line(model.observation_space),
+        "action_space": _line(model.action_space),
+        **_statistics(normalize),
+        **(notes or {}),
+    }
     with written_aside(run / f"{name}.zip") as aside:
         model.save(aside)
         with zipfile.ZipFile(aside, "a") as archive:
@@ -216,8 +284,67 @@ def _from_json(values: dict[str, Any]) -> RunningMeanStd:
 
 
 def _shapes(statistics: Any) -> Any:
-    return {k: np.shape(v.mean) for k, v in statistics.items()} if isinstance(statistics, dict) else np.shape(statistics.mean)
+    return (
+        {k: np.shape(v.mean) for k, v in statistics.items()}
+        if isinstance(statistics, dict)
+        else np.shape(statistics.mean)
+    )
 
 
 def _line(space: Any) -> str:
     return " ".join(str(space).split())
+
+
+def fingerprint(encoder: FrozenEncoder | None) -> str | None:
+    """SHA-256 of an encoder's weights and of the frames that it takes; None for no encoder.
+
+    Example:
+        >>> from latent_obs.encoder.architecture import Architecture
+        >>> one, two = (FrozenEncoder.random(Architecture((16, 16, 3), 8), seed=seed, device="cpu") for seed in (0, 1))
+        >>> fingerprint(one) == fingerprint(one), fingerprint(one) == fingerprint(two)
+        (True, False)
+    """
+    if encoder is None:
+        return None
+    digest = hashlib.sha256(repr(encoder.contract).encode())
+    for name, tensor in sorted(encoder._network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_encoder(run: Path, name: str, encoder: FrozenEncoder | None) -> None:
+    """Refuse another encoder than the agent was trained with.
+
+    Raises:
+        InputError: It is another one.
+    """
+    trained, given = agent_state(run, name).get("encoder"), fingerprint(encoder)
+    if trained is not None and trained != given:
+        source = "no encoder" if encoder is None else encoder.path or encoder
+        raise InputError(
+            f"agent {name!r} of {run} was trained with an encoder whose fingerprint is {trained[:12]}…, and {source} has "
+            f"{(given or 'none')[:12]}…: its latents mean something else to the agent. Put the encoder back that was copied "
+            f"to {run / 'encoder'} when it was trained, or train again with --encoder"
+        )
+
+
+def encoder_of(run: Path, name: str) -> Path | None:
+    """The encoder folder that an agent was trained with; None where it has none.
+
+    It is `encoder/` of the run, except for agents saved before the run's encoder was exchanged by the removed command
+    `latent-obs alternate`: their encoder is one of those in `encoders/`.
+
+    Raises:
+        InputError: There are encoders, and the agent was trained with none of them.
+        EncoderFolderError: The only encoder is damaged.
+    """
+    present = run / "encoder"
+    folders = [f for f in [present, *sorted(run.glob("encoders/*"), reverse=True)] if f.is_dir()]
+    if len(folders) < 2 or AgentConfig.load(run).observation != "latent":
+        return present if present in folders else None  # one: loading the agent checks it
+    wanted = agent_state(run, name).get("encoder")
+    for folder in folders:
+        if wanted in (None, fingerprint(FrozenEncoder.load(folder, device="cpu"))):
+            return folder
+    raise InputError(f"agent {name!r} of {run} was trained with none of the encoders {', '.join(map(str, folders))}")

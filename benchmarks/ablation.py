@@ -1,9 +1,11 @@
-"""Which settings of the CVAE keep what acting needs: betas, schedules, objectives and bottlenecks, on three kinds of frames.
+"""Which settings of the CVAE keep what acting needs: betas, schedules, objectives and bottlenecks, on three kinds of
+frames.
 
-Every run trains on as many images, with the same network but for what is named, and is measured on recordings that it never
-saw: squared error of the reconstruction from the mean, relative to PCA with as many components (fitted on the same frames);
-active latents; linear probes of known state; on the scenes disentanglement. Finished runs are kept in `runs.jsonl`, so that the
-study can be stopped and goes on; the tables are made of that file.
+Every run trains on as many images, with the same network but for what is named, and is measured on recordings that it
+never
+saw: squared error of the reconstruction from the mean, relative to PCA with as many components (fitted on the same
+frames); active latents; linear probes of known state; on the scenes disentanglement. Finished runs are kept in
+`runs.jsonl`, so that the study can be stopped and goes on; the tables are made of that file.
 """
 
 import json
@@ -22,17 +24,18 @@ import tyro
 from numpy.typing import NDArray
 
 from benchmarks.common import machine_line, markdown_table
+from benchmarks.factor_scenes import FactorScenes
 from latent_obs import FrozenEncoder
-from latent_obs.architecture import Architecture
-from vae_training import FactorScenes, RecordConfig, TrainConfig, get_datasets, load_rows, record, targets_of, train
-from vae_training.presets import PRESETS
+from latent_obs.encoder.architecture import Architecture
+from vae_training import RecordConfig, TrainConfig, get_datasets, load_rows, record, targets_of, train
+from vae_training.model.presets import PRESETS
 from vae_training.report import EncoderMeans, Pca, probe, random_encoder
-from vae_training.report.disentanglement import dci, mig
+from vae_training.report.metrics.disentanglement import dci, mig
 
 Source = Literal["doom", "clips", "scenes"]
 Settings = dict[str, Any]
 
-DENSE: Settings = {"bottleneck": "dense", "latent_dim": 32, "beta": 0.02, "salience": 0.0, "standardise": True}
+DENSE: Settings = {"bottleneck": "dense", "latent_dim": 32, "beta": 0.02, "salience": 0.0, "standardize": True}
 SPATIAL: Settings = {**DENSE, "bottleneck": "spatial", "latent_dim": 256}
 SIZED: dict[str, Settings] = {"dense": DENSE, "spatial": SPATIAL}
 MONOTONIC: Settings = {"schedule": "monotonic", "half_beta_cycle": 1, "batch_freeze": 0}
@@ -52,28 +55,54 @@ STUDY: dict[Source, dict[str, dict[str, Settings]]] = {
             **{
                 f"{name} {weight:g}": {**SPATIAL, **MONOTONIC, name: weight}
                 for name, weight in {
-                    "salience": 1.0, "inverse_dynamics": 1.0, "next_latent": 1.0, "reward": 1.0,
+                    "salience": 1.0,
+                    "inverse_dynamics": 1.0,
+                    "next_latent": 1.0,
+                    "reward": 1.0,
                 }.items()
             },
             "salience 1, reward 1": {**SPATIAL, **MONOTONIC, "salience": 1.0, "reward": 1.0},
         },
         "size": {
-            **{f"{name}, {bottleneck}": {**SIZED[bottleneck], **MONOTONIC, "salience": 1.0, "preset": name}
-               for name, by_bottleneck in PRESETS.items() for bottleneck in by_bottleneck},
-            **{f"strides 2 2 2, widths {width} {2 * width} {4 * width}": {
-                   **SPATIAL, **MONOTONIC, "salience": 1.0, "widths": (width, 2 * width, 4 * width), "strides": (2, 2, 2)}
-               for width in (16, 32, 64)},
+            **{
+                f"{name}, {bottleneck}": {**SIZED[bottleneck], **MONOTONIC, "salience": 1.0, "preset": name}
+                for name, by_bottleneck in PRESETS.items()
+                for bottleneck in by_bottleneck
+            },
+            **{
+                f"strides 2 2 2, widths {width} {2 * width} {4 * width}": {
+                    **SPATIAL,
+                    **MONOTONIC,
+                    "salience": 1.0,
+                    "widths": (width, 2 * width, 4 * width),
+                    "strides": (2, 2, 2),
+                }
+                for width in (16, 32, 64)
+            },
         },
         "bottleneck": {
             "dense 32, linear path": {**DENSE, **MONOTONIC, "linear_path": True},
             "dense 32, salience 1": {**DENSE, **MONOTONIC, "salience": 1.0},
             "dense 32, linear path, salience 1": {**DENSE, **MONOTONIC, "linear_path": True, "salience": 1.0},
             "dense 128, linear path, salience 1": {
-                **DENSE, **MONOTONIC, "latent_dim": 128, "linear_path": True, "salience": 1.0
+                **DENSE,
+                **MONOTONIC,
+                "latent_dim": 128,
+                "linear_path": True,
+                "salience": 1.0,
             },
-            "spatial 256, salience 1, not standardised": {**SPATIAL, **MONOTONIC, "standardise": False, "salience": 1.0},
+            "spatial 256, salience 1, not standardized": {
+                **SPATIAL,
+                **MONOTONIC,
+                "standardize": False,
+                "salience": 1.0,
+            },
             "spatial 256, salience 1, strides 4 2": {
-                **SPATIAL, **MONOTONIC, "salience": 1.0, "widths": (48, 96), "strides": (4, 2)
+                **SPATIAL,
+                **MONOTONIC,
+                "salience": 1.0,
+                "widths": (48, 96),
+                "strides": (4, 2),
             },
         },
     },
@@ -95,7 +124,7 @@ STUDY: dict[Source, dict[str, dict[str, Settings]]] = {
         },
         "bottleneck": {"spatial 256": {**SPATIAL, **MONOTONIC}, "salience 1": {**DENSE, **MONOTONIC, "salience": 1.0}},
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -168,9 +197,11 @@ def measure(encoder: FrozenEncoder, dataset: Dataset) -> dict[str, float]:
         frames = dict(zip(rows, arrays, strict=True))
         table = probe(
             [EncoderMeans(encoder, "latent")], frames, targets, held_out=[list(rows)[-1]], mlp=False, cnn=False
-        )  # fmt: skip
+        )
         numbers |= {f"probe {result.target}": result.main.value for result in table.results}
-    factors = {name.removeprefix("factor$"): c for name, c in rows[list(rows)[-1]].items() if name.startswith("factor$")}
+    factors = {
+        name.removeprefix("factor$"): c for name, c in rows[list(rows)[-1]].items() if name.startswith("factor$")
+    }
     if factors:
         values = np.stack(list(factors.values()), 1).astype(np.int64)
         numbers |= {"MIG": mig(means, values), "DCI": dci(means, values).disentanglement}
@@ -192,13 +223,26 @@ def run_one(dataset: Dataset, settings: Settings, seed: int, options: Options) -
     size: Settings = {} if "widths" in settings else {"preset": options.preset}
     with tempfile.TemporaryDirectory(dir=options.out) as scratch:
         config = TrainConfig(
-            frames=dataset.folder, out=Path(scratch) / "run", epochs=options.epochs, super_batch=None, seed=seed, held_out=1,
-            learning_rate=2e-3, learning_rate_schedule="cosine", warm_up_steps=50, clip_norm=100.0, tensorboard=False,
+            frames=dataset.folder,
+            out=Path(scratch) / "run",
+            epochs=options.epochs,
+            super_batch=None,
+            seed=seed,
+            held_out=1,
+            learning_rate=2e-3,
+            learning_rate_schedule="cosine",
+            warm_up_steps=50,
+            clip_norm=100.0,
+            tensorboard=False,
             **size | settings,
-        )  # fmt: skip
+        )
         result = train(config, progress_bar=False, say=lambda _: None)
         encoder = FrozenEncoder.load(result.encoder, device="cpu")
-        return {"images_per_second": result.images_per_second, "kl": result.held_out.kl_nats, **measure(encoder, dataset)}
+        return {
+            "images_per_second": result.images_per_second,
+            "kl": result.held_out.kl_nats,
+            **measure(encoder, dataset),
+        }
 
 
 def baselines(dataset: Dataset, dims: tuple[int, ...]) -> dict[str, dict[str, float]]:
@@ -227,11 +271,16 @@ def tables(options: Options) -> str:
     parts: list[str] = []
     for source, questions in STUDY.items():
         for question, variants in questions.items():
-            found = {n: [r for r in runs if (r["source"], r["question"], r["name"]) == (source, question, n)] for n in variants}
+            found = {
+                n: [r for r in runs if (r["source"], r["question"], r["name"]) == (source, question, n)]
+                for n in variants
+            }
             found = {name: these for name, these in found.items() if these}
             if not found:
                 continue
-            columns = [k for k in next(iter(found.values()))[0]["numbers"] if k not in ("mse", "pca_mse", "images_per_second")]
+            columns = [
+                k for k in next(iter(found.values()))[0]["numbers"] if k not in ("mse", "pca_mse", "images_per_second")
+            ]
             rows = []
             for name, these in found.items():
                 numbers = [run["numbers"] for run in these]
@@ -240,7 +289,7 @@ def tables(options: Options) -> str:
                     [name, str(len(these)), f"{1e4 * statistics.mean(n['mse'] for n in numbers):.2f}", _spread(ratios)]
                     + [_spread([n[c] for n in numbers if c in n]) for c in columns]
                     + [f"{statistics.median(n['images_per_second'] for n in numbers):,.0f}"]
-                )  # fmt: skip
+                )
             head = [f"{source}: {question}", "runs", "MSE, 1e-4", "of PCA's", *columns, "images/s"]
             parts.append(markdown_table(head, rows))
     return "\n\n".join(parts)

@@ -1,8 +1,8 @@
 """Environment steps per second of PPO on latents, of PPO on pixels, and of a random policy in the same environments.
 
-All share one set of worker processes, whose frames are resized to the size that the encoder eats. Each agent is built as
-`agents.train_agent` builds it, rewards and latents normalised; the pixel agent (CnnPolicy) gets whichever number of threads
-suits it best. Rates include the game, the encoder and the learning; no evaluations.
+All share one set of worker processes, whose frames are resized to the size that the encoder eats. Each agent is built
+as `agents.train_agent` builds it, rewards and latents normalized; the pixel agent (CnnPolicy) gets whichever number of
+threads suits it best. Rates include the game, the encoder and the learning; no evaluations.
 """
 
 import dataclasses
@@ -22,13 +22,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents import AgentConfig, load_encoder, make_vec_env
 from agents.envs import with_normalization
-from agents.model import new_model as new_agent
+from agents.training import new_model as new_agent
 from benchmarks.common import CLASSIC, QUICKSTART, interleaved, machine_line, markdown_table, ratio, spread
 from latent_obs import FrozenEncoder, VecLatentObservation
-from latent_obs.architecture import Bottleneck
-from latent_obs.device import resolve_device
-from latent_obs.engines import Backend, Precision
-from latent_obs.torch_threads import torch_threads
+from latent_obs.encoder.architecture import Bottleneck
+from latent_obs.encoder.engines import Backend, Precision
+from latent_obs.util.device import resolve_device, torch_threads
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,8 @@ class Options:
     encoder: Path | None = None
     """Encoder folder. By default a random network of the shape below: its speed is the same."""
     network: Bottleneck = "spatial"
-    """Without an encoder. spatial: the quickstart's, 16-32-64, latent 256. dense: the classic, 32-64-128-256, latent 32."""
+    """Without an encoder. spatial: the quickstart's, 16-32-64, latent 256. dense: the classic, 32-64-128-256, latent
+    32."""
     updates: tuple[str, ...] = ("10/64", "4/256")
     """Settings of PPO to measure, each as epochs/batch size."""
     pixel_threads: tuple[int, ...] = ()
@@ -68,10 +68,19 @@ def agent_config(options: Options, kind: str, update: str) -> AgentConfig:
     epochs, batch = (int(part) for part in update.split("/"))
     observation = "pixels" if kind == "pixels" else "latent"
     return AgentConfig(
-        env=options.env, encoder=options.encoder, observation=observation, envs=options.envs, n_steps=options.n_steps,
-        n_epochs=epochs, batch_size=batch, frame_skip=options.frame_skip, latent_only=True, device=options.device,
-        backend=options.backend, precision=options.precision,
-    )  # fmt: skip
+        env=options.env,
+        encoder=options.encoder,
+        observation=observation,
+        envs=options.envs,
+        n_steps=options.n_steps,
+        n_epochs=epochs,
+        batch_size=batch,
+        frame_skip=options.frame_skip,
+        latent_only=True,
+        device=options.device,
+        backend=options.backend,
+        precision=options.precision,
+    )
 
 
 def agent_rate(config: AgentConfig, venv: VecEnv, steps: int, threads: int | None) -> Callable[[], float]:
@@ -155,9 +164,11 @@ def make_encoder(options: Options) -> FrozenEncoder:
         assert encoder is not None
         return encoder
     return FrozenEncoder.random(
-        CLASSIC if options.network == "dense" else QUICKSTART, device=options.device, backend=options.backend,
+        CLASSIC if options.network == "dense" else QUICKSTART,
+        device=options.device,
+        backend=options.backend,
         precision=options.precision,
-    )  # fmt: skip
+    )
 
 
 def main(options: Options) -> None:
@@ -190,7 +201,9 @@ def main(options: Options) -> None:
     finally:
         pixels.close()
     print(f"\n{encoder!r}\n\n{_table(options, measured, pixel_threads)}\n")
-    settings: dict[str, Any] = {k: v for k, v in dataclasses.asdict(first).items() if k in ("env", "frame_skip", "n_steps")}
+    settings: dict[str, Any] = {
+        k: v for k, v in dataclasses.asdict(first).items() if k in ("env", "frame_skip", "n_steps")
+    }
     print(
         f"Medians of {options.rounds} interleaved rounds of {options.steps:,} steps; ratios are medians of the rounds' own. "
         f"{options.envs} environments, {settings}. PPO as epochs/batch size. Latents: {latent_threads or 'default'} "
@@ -207,8 +220,14 @@ def _table(options: Options, measured: dict[str, list[float]], pixel_threads: tu
         best = max(tried, key=lambda name: statistics.median(measured[name]))
         for name in (f"latents {update}", *tried):
             over = f"{ratio(measured[name], measured[best]):.2f}"
-            rows.append([f"{name} (its best)" if name == best and len(tried) > 1 else name, *_rates(measured[name]), over,
-                         f"{ratio(measured[name], chance):.0%}"])  # fmt: skip
+            rows.append(
+                [
+                    f"{name} (its best)" if name == best and len(tried) > 1 else name,
+                    *_rates(measured[name]),
+                    over,
+                    f"{ratio(measured[name], chance):.0%}",
+                ]
+            )
     for name in ("latents, rollouts alone", "the same, encoding free"):
         rows.append([name, *_rates(measured[name]), "", f"{ratio(measured[name], chance):.0%}"])
     rows.append(["random policy", *_rates(chance), "", "100%"])

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from latent_obs.architecture import Architecture
-from latent_obs.processor import cores, processor
+from latent_obs.encoder.architecture import Architecture
+from latent_obs.util.device import cores, processor
 
 #: The classic network (32-64-128-256, dense), and the quickstart's (small, spatial).
 CLASSIC = Architecture((64, 64, 3), latent_dim=32)
@@ -115,7 +115,9 @@ def convolution_flops(architecture: Architecture) -> int:
         >>> convolution_flops(Architecture((64, 64, 3), latent_dim=32)) / 1e6
         53.477376
     """
-    return sum(2 * s.kernel**2 * s.channels_in * s.channels_out * s.size_out[0] * s.size_out[1] for s in architecture.stages)
+    return sum(
+        2 * s.kernel**2 * s.channels_in * s.channels_out * s.size_out[0] * s.size_out[1] for s in architecture.stages
+    )
 
 
 def head_flops(architecture: Architecture) -> int:
@@ -135,8 +137,8 @@ def encode_flops(architecture: Architecture) -> int:
 def gradient_step_flops(architecture: Architecture) -> int:
     """Operations of a gradient step of the CVAE, per image.
 
-    Each layer costs as much again for the gradient of its weights, and again for that of its input, which the first layer
-    does not need.
+    Each layer costs as much again for the gradient of its weights, and again for that of its input, which the first
+    layer does not need.
     """
     stem = head_flops(architecture) * (9 if architecture.bottleneck == "spatial" else 1)  # 3x3 where the heads are 1x1
     forward = 2 * convolution_flops(architecture) + 2 * head_flops(architecture) + stem
@@ -148,7 +150,8 @@ def gradient_step_flops(architecture: Architecture) -> int:
 def limits(device: torch.device) -> dict[str, Callable[[], float]]:
     """Two arms that measure what a machine gives at best, in float32 GFLOP/s, for about a tenth of a second each.
 
-    "matmul" is a product of two 1024² matrices. "convolution" is a large one, 256 to 256 channels, kernel 4, stride 1, on a
+    "matmul" is a product of two 1024² matrices. "convolution" is a large one, 256 to 256 channels, kernel 4, stride 1,
+    on a
     32x32 map: torch's convolutions and its matrix products come from two libraries, and on some processors the first is
     twice as fast.
     """

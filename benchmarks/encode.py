@@ -1,13 +1,15 @@
 """What a step's latents cost: the bare forward pass, what people write by hand, and the wrappers with each backend.
 
-Around environments that take no time of their own, of whose steps one in a hundred ends an episode: so each step brings a
-frame per environment, and now and then the last frame of an episode, which has to be encoded as well.
+Around environments that take no time of their own, of whose steps one in a hundred ends an episode: so each step brings
+a frame per environment, and now and then the last frame of an episode, which has to be encoded as well.
 
 - bare: `Encoder.mean` of a float tensor that is ready, in the memory layout that is faster, left a tensor.
-- by hand: the usual VecEnvWrapper: permute, contiguous, float, divide, `model(x)` under no_grad, last frames one by one.
+- by hand: the usual VecEnvWrapper: permute, contiguous, float, divide, `model(x)` under no_grad, last frames one by
+one.
 - one each: a `LatentObservation` around each environment, in a DummyVecEnv.
 - torch, openvino, … : `VecLatentObservation` with that backend and precision.
-- torchrl: its ToTensorImage transform, and the same network as the next one. Without last frames, which it does not encode.
+- torchrl: its ToTensorImage transform, and the same network as the next one. Without last frames, which it does not
+encode.
 """
 
 import importlib.util
@@ -38,15 +40,16 @@ from benchmarks.common import (
     synchronize,
 )
 from latent_obs import Architecture, FrozenEncoder, LatentObservation, VecLatentObservation
-from latent_obs.device import resolve_device
-from latent_obs.engines import Backend, Precision
-from latent_obs.networks import Encoder
+from latent_obs.encoder.engines import Backend, Precision
+from latent_obs.encoder.networks import Encoder
 from latent_obs.pixels import Frames
-from latent_obs.torch_threads import torch_threads
-from vae_training.presets import PRESETS
+from latent_obs.util.device import resolve_device, torch_threads
+from vae_training.model.presets import PRESETS
 
 NETWORKS = {
-    "base": Architecture((64, 64, 3), 256, *PRESETS["base"]["spatial"], bottleneck="spatial", standardise=True),  # the default
+    "base": Architecture(
+        (64, 64, 3), 256, *PRESETS["base"]["spatial"], bottleneck="spatial", standardize=True
+    ),  # the default
     "small": QUICKSTART,
     "dense": CLASSIC,
 }
@@ -203,7 +206,9 @@ def steps(architecture: Architecture, envs: int, options: Options) -> dict[str, 
     """What is measured: a function per arm that does one step."""
     device = resolve_device(options.device)
     shared = FrozenEncoder.random(architecture, device=device)
-    ready = Ready(np.random.default_rng(1).integers(0, 256, (envs, *architecture.img_shape), np.uint8), options.end_share)
+    ready = Ready(
+        np.random.default_rng(1).integers(0, 256, (envs, *architecture.img_shape), np.uint8), options.end_share
+    )
     with torch.random.fork_rng(devices=[]):
         model = Encoder(architecture)
     model.load_state_dict(shared._network.state_dict())
@@ -221,7 +226,9 @@ def steps(architecture: Architecture, envs: int, options: Options) -> dict[str, 
         return call
 
     def one_each() -> VecEnv:
-        return DummyVecEnv([lambda number=number: LatentObservation(ReadyEnv(ready, number), shared) for number in range(envs)])
+        return DummyVecEnv(
+            [lambda number=number: LatentObservation(ReadyEnv(ready, number), shared) for number in range(envs)]
+        )
 
     each, actions = one_each(), np.zeros(envs, np.int64)
     each.reset()
@@ -268,10 +275,17 @@ def table(name: str, envs: int, threads: int, options: Options) -> str:
         # Bare steps have no last frames of episodes, and neither has TorchRL's transform.
         frames = envs * (1.0 if arm.startswith(BARE) or arm == "torchrl" else 1.0 + options.end_share)
         gflops = frames * encode_flops(architecture) / median / 1e9
-        rows.append([
-            arm, f"{median * 1e6:,.0f}", f"{envs / median:,.0f}", f"{ratio(measured[BY_HAND], seconds):.2f}",
-            f"{ratio(measured[ONE_EACH], seconds):.2f}", f"{gflops:.0f}", f"{gflops / large['convolution']:.0%}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                arm,
+                f"{median * 1e6:,.0f}",
+                f"{envs / median:,.0f}",
+                f"{ratio(measured[BY_HAND], seconds):.2f}",
+                f"{ratio(measured[ONE_EACH], seconds):.2f}",
+                f"{gflops:.0f}",
+                f"{gflops / large['convolution']:.0%}",
+            ]
+        )
     header = ["step", "µs", "frames/s", "× by hand", "× one each", "GFLOP/s", "of large conv."]
     return (
         f"\n{name} ({encode_flops(architecture) / 1e6:.1f} MFLOP a frame), {envs} environments, {threads} thread(s); a large "

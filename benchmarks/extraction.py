@@ -1,9 +1,10 @@
 """What extraction costs beside the video decoder that it waits for.
 
-"decode" is the bare loop of PyAV over the same clips, "decode, RGB" the same with each frame as an RGB array, which is the
-least that any extraction must do; both with the decoder's threads as the extraction has them. "one after the other" is what
-one would write first: decode, resize, append, in one thread of Python. "extract" is `vae_training.extract` as users call it,
-finding, index and files included, in one process and in several.
+"decode" is the bare loop of PyAV over the same clips, "decode, RGB" the same with each frame as an RGB array, which is
+the least that any extraction must do; both with the decoder's threads as the extraction has them. "one after the other"
+is what
+one would write first: decode, resize, append, in one thread of Python. "extract" is `vae_training.extract` as users
+call it, finding, index and files included, in one process and in several.
 """
 
 import os
@@ -21,10 +22,9 @@ import tyro
 
 from benchmarks.common import interleaved, machine_line, markdown_table, ratio, spread
 from latent_obs.pixels import PixelContract
-from vae_training.extract import extract
-from vae_training.extract_config import ExtractConfig
-from vae_training.npy_writer import NpyWriter
-from vae_training.recordings import find_recordings
+from vae_training.data.npy_writer import NpyWriter
+from vae_training.extraction.extractor import ExtractConfig, extract
+from vae_training.extraction.readers.find import find_recordings
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,9 @@ def main(options: Options) -> None:
         if options.clips is None:
             make_clip(folder / "0_made.mp4")
         clips = (
-            [folder / "0_made.mp4"] if options.clips is None else sorted(r.source for r in find_recordings([options.clips])[0])
+            [folder / "0_made.mp4"]
+            if options.clips is None
+            else sorted(r.source for r in find_recordings([options.clips])[0])
         )
         for i in range(options.copies):
             for clip in clips:
@@ -141,8 +143,12 @@ def main(options: Options) -> None:
         for arm, rate in rates.items()
     ]
     header = ["what", "frames/s", "from - to", "CPU ms a frame", "of decode", "of decode, RGB"]
-    print(f"\n{len(files)} clips, {cores} core(s), a decoder with {cores} thread(s)\n\n{markdown_table(header, rows)}\n")
-    print(f"Medians of {options.rounds} interleaved rounds; ratios are those of the rounds. Target: >= 0.80 of decode, RGB.")
+    print(
+        f"\n{len(files)} clips, {cores} core(s), a decoder with {cores} thread(s)\n\n{markdown_table(header, rows)}\n"
+    )
+    print(
+        f"Medians of {options.rounds} interleaved rounds; ratios are those of the rounds. Target: >= 0.80 of decode, RGB."
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """How much an agent's network can learn from few frames: latents scaled one by one, latents scaled together, baselines.
 
-The network is that of PPO's policy on latents (two layers of 64, tanh, orthogonal weights, Adam at PPO's step size, batches of
-64); what it learns is where an object is, from frames whose rows name it (`latent-obs frames record`). A probe of many frames
-tells what is in a latent; an agent has to find it from the few thousand frames of its first updates, and this tells how soon
-it can.
+The network is that of PPO's policy on latents (two layers of 64, tanh, orthogonal weights, Adam at PPO's step size,
+batches of 64); what it learns is where an object is, from frames whose rows name it (`latent-obs frames record`). A
+probe of many frames tells what is in a latent; an agent has to find it from the few thousand frames of its first
+updates, and this tells how soon it can.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from torch import nn
 
 from benchmarks.common import machine_line, markdown_table
 from latent_obs import FrozenEncoder, load_pca
-from vae_training.rows import OBJECT_FIELDS, load_rows
+from vae_training.data.rows import OBJECT_FIELDS, load_rows
 
-_BATCH, _STEP_SIZE, _WIDTH, _GAIN = 64, 2.5e-4, 64, 2**0.5  # as agents.algorithms has them, and Stable-Baselines3's policy
+_BATCH, _STEP_SIZE, _WIDTH, _GAIN = 64, 2.5e-4, 64, 2**0.5  # as agents.config has them, and Stable-Baselines3's policy
 _CHUNK = 512
 Floats = NDArray[np.float32]
 
@@ -35,7 +35,7 @@ class Options:
     encoders: tuple[Path, ...]
     """Encoder folders, or run folders of train-vae."""
     pca: Path | None = None
-    """File that latent_obs.pca wrote."""
+    """File that latent_obs.encoder.pca wrote."""
     counts: tuple[int, ...] = (500, 2_000, 8_000)
     """Frames to learn from."""
     passes: tuple[int, ...] = (40, 30, 20)
@@ -82,7 +82,9 @@ def participation(latents: Floats) -> float:
 def learnt(latents: Floats, places: Floats, tested: NDArray[np.bool_], count: int, passes: int, seed: int) -> Floats:
     """R² of x and y on tested frames, the best during learning."""
     torch.manual_seed(seed)
-    chosen = np.random.default_rng(seed).choice(np.flatnonzero(~tested), min(count, int((~tested).sum())), replace=False)
+    chosen = np.random.default_rng(seed).choice(
+        np.flatnonzero(~tested), min(count, int((~tested).sum())), replace=False
+    )
     centre, spread = places[chosen].mean(0), places[chosen].std(0)
     targets = torch.from_numpy((places - centre) / spread)
     x = torch.from_numpy(latents)
@@ -121,7 +123,9 @@ def main(options: Options) -> None:
     if options.pca is not None:
         encoders["principal components"] = load_pca(options.pca, device="cpu")
     print(machine_line())
-    print(f"{len(frames):,} frames of {options.frames} show {options.object}, {int(tested.sum()):,} of them are tested on.\n")
+    print(
+        f"{len(frames):,} frames of {options.frames} show {options.object}, {int(tested.sum()):,} of them are tested on.\n"
+    )
     rows = []
     for name, encoder in encoders.items():
         parts = [encoder.encode(np.ascontiguousarray(frames[i : i + _CHUNK])) for i in range(0, len(frames), _CHUNK)]
@@ -132,7 +136,11 @@ def main(options: Options) -> None:
                 results = [learnt(z, places, tested, count, passes, seed) for seed in range(options.seeds)]
                 row.append(" · ".join(f"{value:.2f}" for value in np.median(results, axis=0)))
             rows.append(row)
-    print(markdown_table(["encoder", "scaled", "directions", *(f"{count:,} frames: x · y" for count in options.counts)], rows))
+    print(
+        markdown_table(
+            ["encoder", "scaled", "directions", *(f"{count:,} frames: x · y" for count in options.counts)], rows
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Speed of training the CVAE: `CVAE.compute_apply_gradients` against a plain PyTorch loop, and the whole of `train()`.
 
-All start from uint8 frames: the steps from batches in memory, each way in a process of its own, `train()` from .npy files on
-disk, with its checkpoints, logs, pictures and evaluations.
+All start from uint8 frames: the steps from batches in memory, each way in a process of its own, `train()` from .npy
+files on disk, with its checkpoints, logs, pictures and evaluations.
 """
 
 import contextlib
@@ -31,16 +31,15 @@ from benchmarks.common import (
     spread,
     synchronize,
 )
-from latent_obs.device import resolve_device
 from latent_obs.pixels import Frames
-from latent_obs.torch_threads import torch_threads
+from latent_obs.util.device import resolve_device, torch_threads
 from vae_training import CVAE, TrainConfig, train
-from vae_training.batch import Batch
-from vae_training.cvae import images_to_tensor
-from vae_training.logs import read_log
-from vae_training.malloc import kept_memory
-from vae_training.objective import ClassicObjective
-from vae_training.precision import compiles_on
+from vae_training.data.loader import Batch
+from vae_training.model.cvae import images_to_tensor
+from vae_training.model.losses import ClassicObjective
+from vae_training.model.precision import compiles_on
+from vae_training.training.logs import read_log
+from vae_training.training.optim import kept_memory
 
 
 @dataclass(frozen=True)
@@ -70,19 +69,27 @@ class PlainVAE(nn.Module):
         super().__init__()
         self.encoder = nn.Sequential(
             nn.Conv2d(3, 32, 4, 2, 1),  # no activation here, as in the CVAE
-            nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU(),
-            nn.Conv2d(64, 128, 4, 2, 1), nn.ReLU(),
-            nn.Conv2d(128, 256, 4, 2, 1), nn.ReLU(),
+            nn.Conv2d(32, 64, 4, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(64, 128, 4, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(128, 256, 4, 2, 1),
+            nn.ReLU(),
             nn.Flatten(),
-        )  # fmt: skip
+        )
         self.mean, self.logvar = nn.Linear(4096, 32), nn.Linear(4096, 32)
         self.decoder = nn.Sequential(
-            nn.Linear(32, 4096), nn.ReLU(), nn.Unflatten(1, (256, 4, 4)),
-            nn.ConvTranspose2d(256, 128, 4, 2, 1), nn.ReLU(),
-            nn.ConvTranspose2d(128, 64, 4, 2, 1), nn.ReLU(),
-            nn.ConvTranspose2d(64, 32, 4, 2, 1), nn.ReLU(),
+            nn.Linear(32, 4096),
+            nn.ReLU(),
+            nn.Unflatten(1, (256, 4, 4)),
+            nn.ConvTranspose2d(256, 128, 4, 2, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(128, 64, 4, 2, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(64, 32, 4, 2, 1),
+            nn.ReLU(),
             nn.ConvTranspose2d(32, 3, 4, 2, 1),
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         h = self.encoder(x)
@@ -167,7 +174,9 @@ STEPPERS: dict[str, tuple[Callable[[torch.device], Callable[[Frames], None]], bo
 
 
 def serve_arm(name: str, options: Options, pipe: Connection) -> None:
-    """Measure one way whenever asked, in a process of its own: how the C library keeps memory is a matter of the process."""
+    """Measure one way whenever asked, in a process of its own: how the C library keeps memory is a matter of the
+    process.
+    """
     stepper, kept = STEPPERS[name]
     frames = smooth_frames(8 * options.batch_size, np.random.default_rng(1))
     batches = frames.reshape(8, options.batch_size, 64, 64, 3)
@@ -217,10 +226,19 @@ def train_arm(folder: Path, options: Options, wait_shares: list[float]) -> Calla
         nonlocal runs
         runs += 1
         config = TrainConfig(
-            frames=folder / "frames", out=folder / f"run{runs}", latent_dim=32, bottleneck="dense", objective="classic",
-            standardise=False, beta=1.0, epochs=options.train_epochs, held_out=1, super_batch=options.train_frames,
-            batch_size=options.batch_size, device=options.device,
-        )  # fmt: skip
+            frames=folder / "frames",
+            out=folder / f"run{runs}",
+            latent_dim=32,
+            bottleneck="dense",
+            objective="classic",
+            standardize=False,
+            beta=1.0,
+            epochs=options.train_epochs,
+            held_out=1,
+            super_batch=options.train_frames,
+            batch_size=options.batch_size,
+            device=options.device,
+        )
         result = train(config, progress_bar=False, say=lambda _: None)
         shares = [row["speed/data_wait_share"] for row in read_log(config.out) if "speed/data_wait_share" in row]
         wait_shares.extend(shares[-1:])  # a run too short to log a step has none
@@ -250,12 +268,26 @@ def main(options: Options) -> None:
     rows = []
     for name, rates in measured.items():
         gflops = statistics.median(rates) * flops / 1e9
-        rows.append([
-            name, f"{statistics.median(rates):,.0f}", spread(rates), f"{ratio(rates, measured['plain PyTorch loop']):.2f}",
-            f"{gflops:.0f}", f"{gflops / matmul:.0%}", f"{gflops / convolution:.0%}",
-        ])  # fmt: skip
-    header = ["dense 32-64-128-256, latent 32", "images/s", "min - max", "ratio to plain", "GFLOP/s", "of matmul",
-              "of large conv."]  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{statistics.median(rates):,.0f}",
+                spread(rates),
+                f"{ratio(rates, measured['plain PyTorch loop']):.2f}",
+                f"{gflops:.0f}",
+                f"{gflops / matmul:.0%}",
+                f"{gflops / convolution:.0%}",
+            ]
+        )
+    header = [
+        "dense 32-64-128-256, latent 32",
+        "images/s",
+        "min - max",
+        "ratio to plain",
+        "GFLOP/s",
+        "of matmul",
+        "of large conv.",
+    ]
     print(f"\n{markdown_table(header, rows)}\n")
     print(
         f"Medians of {options.rounds} interleaved rounds, batch {options.batch_size}, {threads} thread(s), {options.device}; "

@@ -1,8 +1,9 @@
-"""Speed and memory of loading: super-batches of random frames, from files that are in memory and from files that are not.
+"""Speed and memory of loading: super-batches of random frames, from files that are in memory and from files that are
+not.
 
-Against a plain sequential read of as many bytes, and against reading a memory map one index at a time in random order, as
-most would first write it. Then how long training waits for frames, and the peak of resident memory with a small and with a
-large dataset.
+Against a plain sequential read of as many bytes, and against reading a memory map one index at a time in random order,
+as most would first write it. Then how long training waits for frames, and the peak of resident memory with a small and
+with a large dataset.
 """
 
 import ctypes
@@ -25,8 +26,8 @@ import tyro
 
 from benchmarks.common import interleaved, machine_line, markdown_table, ratio, spread, synchronize
 from benchmarks.gradient_step import cvae_stepper
-from latent_obs.device import resolve_device
 from latent_obs.pixels import Frames
+from latent_obs.util.device import resolve_device
 from vae_training import SuperBatches, get_datasets, get_random_samples
 
 _SHAPE = (64, 64, 3)
@@ -53,7 +54,8 @@ class Options:
     epochs: int = 4
     """Super-batches to train on, to see how long training waits; 0 leaves it out."""
     train_super_batch: int = 2_000
-    """Frames of a super-batch where the training is real; on a processor it takes a hundred times as long as loading."""
+    """Frames of a super-batch where the training is real; on a processor it takes a hundred times as long as
+    loading."""
     images_per_second: int = 20_000
     """A GPU to pretend: training as fast as this, which leaves the processor alone."""
     device: str = "cpu"
@@ -67,7 +69,9 @@ def write_files(folder: Path, gigabytes: float) -> None:
     wanted = int(gigabytes * 1e9)
     free = shutil.disk_usage(folder).free
     if wanted > 0.8 * free:
-        raise SystemExit(f"{folder} has {free / 1e9:.0f} GB free, too few for {gigabytes:g} GB; choose another --folder")
+        raise SystemExit(
+            f"{folder} has {free / 1e9:.0f} GB free, too few for {gigabytes:g} GB; choose another --folder"
+        )
     frames = max(1, wanted // _FILES // _FRAME_BYTES)
     block = np.random.default_rng(0).integers(0, 256, (min(frames, 4096), *_SHAPE), np.uint8)
     for number in range(_FILES):
@@ -133,7 +137,9 @@ def rates(folder: Path, options: Options, *, cached: bool) -> dict[str, list[flo
 
     ways: dict[str, Callable[[], object]] = {
         "sequential read": lambda: sequential(files, out),
-        "sequential, numpy.fromfile (new memory)": lambda: np.fromfile(files[0], np.uint8, options.super_batch * _FRAME_BYTES),
+        "sequential, numpy.fromfile (new memory)": lambda: np.fromfile(
+            files[0], np.uint8, options.super_batch * _FRAME_BYTES
+        ),
         "super-batch": draw,
         "super-batch, new memory": lambda: draw(into=None),
         "memory map, one index at a time": lambda: one_at_a_time(files, out, rng),
@@ -152,26 +158,36 @@ def rates(folder: Path, options: Options, *, cached: bool) -> dict[str, list[flo
         return measured
 
     if cached:
-        for file in files:  # all of it: more than the memory there is makes the arms no cached ones, and the share tells
+        for (
+            file
+        ) in files:  # all of it: more than the memory there is makes the arms no cached ones, and the share tells
             with file.open("rb", buffering=0) as handle:
                 while handle.readinto(out.reshape(-1).data):
                     pass
     else:
         evict(files)
-    print(f"{cached_share(files):.1%} of the files in memory before the {'first' if cached else 'second'} table.", flush=True)
-    return interleaved({name: timed(read) for name, read in ways.items()}, options.rounds if cached else options.disk_rounds)
+    print(
+        f"{cached_share(files):.1%} of the files in memory before the {'first' if cached else 'second'} table.",
+        flush=True,
+    )
+    return interleaved(
+        {name: timed(read) for name, read in ways.items()}, options.rounds if cached else options.disk_rounds
+    )
 
 
 def rate_table(measured: dict[str, list[float]], title: str) -> str:
     """A table of the ways to read."""
     rows = [
         [
-            name, f"{statistics.median(v):,.0f}", spread(v), f"{statistics.median(v) * _FRAME_BYTES / 1e9:.2f}",
+            name,
+            f"{statistics.median(v):,.0f}",
+            spread(v),
+            f"{statistics.median(v) * _FRAME_BYTES / 1e9:.2f}",
             f"{ratio(v, measured['sequential read']):.0%}",
             f"{ratio(v, measured['memory map, one index at a time']):.1f}",
         ]
         for name, v in measured.items()
-    ]  # fmt: skip
+    ]
     return markdown_table([title, "frames/s", "min - max", "GB/s", "of sequential", "times one at a time"], rows)
 
 
@@ -213,7 +229,9 @@ def waiting_table(folder: Path, options: Options) -> str:
     for name, (size, step) in steps.items():
         for cached in (True, False) if options.disk_rounds else (True,):
             gc.collect()
-            rows.append([f"{name}, {'cached' if cached else 'from disk'}", *waiting(folder, options, size, step, cached)])
+            rows.append(
+                [f"{name}, {'cached' if cached else 'from disk'}", *waiting(folder, options, size, step, cached)]
+            )
     return markdown_table(["training", "images/s", "waits", "after the first", "first super-batch, ms"], rows)
 
 
@@ -241,9 +259,14 @@ def main(options: Options) -> None:
     """Measure and print."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else a run that `timeout` ends would leave its files
     print(machine_line(options.device), flush=True)
-    with tempfile.TemporaryDirectory(dir=options.folder) as large, tempfile.TemporaryDirectory(dir=options.folder) as small:
+    with (
+        tempfile.TemporaryDirectory(dir=options.folder) as large,
+        tempfile.TemporaryDirectory(dir=options.folder) as small,
+    ):
         write_files(Path(large), options.gigabytes)
-        print(f"{options.gigabytes:g} GB of frames {_SHAPE} in {_FILES} files, super-batches of {options.super_batch:,}.")
+        print(
+            f"{options.gigabytes:g} GB of frames {_SHAPE} in {_FILES} files, super-batches of {options.super_batch:,}."
+        )
         if options.rounds:
             print(f"\n{rate_table(rates(Path(large), options, cached=True), 'cached')}\n", flush=True)
         if options.disk_rounds:

@@ -1,7 +1,9 @@
-"""What the MineRL adapter costs: a step through it against a bare step of minerl's own client, on the same stand-in game.
+"""What the MineRL adapter costs: a step through it against a bare step of minerl's own client, on the same stand-in
+game.
 
-The stand-in (`tests/stand_in`) is not Minecraft: it answers at once, so that what is measured is the client. A step of the real
-game takes some 10 ms and more. Each arm has a stand-in in a process of its own, which rests while another arm is measured.
+The stand-in (`tests/support/minerl_server`) is not Minecraft: it answers at once, so that what is measured is the client. A step of
+the real game takes some 10 ms and more. Each arm has a stand-in in a process of its own, which rests while another arm
+is measured.
 """
 
 import contextlib
@@ -18,12 +20,12 @@ import gymnasium as gym
 import tyro
 
 from benchmarks.common import interleaved, machine_line, markdown_table
-from latent_obs.features import FeatureObservation
-from latent_obs.minerl_game.client import make_client
-from latent_obs.minerl_game.env import MineRLEnv
-from latent_obs.minerl_game.make import make_minerl
+from latent_obs.minerl.client import make_client
+from latent_obs.minerl.env import MineRLEnv
+from latent_obs.minerl.registration import make_minerl
+from latent_obs.wrappers.features import FeatureObservation
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
+ROOT = Path(__file__).resolve().parents[1]
 MICROSECONDS = 1e6
 
 
@@ -47,7 +49,12 @@ class Options:
 @contextlib.contextmanager
 def stand_in() -> Iterator[int]:
     """A stand-in game in a process of its own; gives its port."""
-    process = subprocess.Popen([sys.executable, "-m", "stand_in", "--port", "0"], cwd=TESTS, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.minerl_server", "--port", "0"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert process.stdout is not None
         for line in process.stdout:

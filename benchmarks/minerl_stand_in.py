@@ -1,11 +1,13 @@
-"""What agents learn from pixels and from latents through MineRL's real client, in a stand-in game: no real Minecraft here.
+"""What agents learn from pixels and from latents through MineRL's real client, in a stand-in game: no real Minecraft
+here.
 
-The stand-in (`tests/stand_in`) speaks Malmo's protocol and shows a flat toy world: turn to the one trunk in sight, and chop.
-What is learnt there, and how fast, says nothing of Minecraft; it says that pictures, actions, rewards and ends of MineRL's
-tasks reach each kind of agent as they should, and what each kind costs on top of the client.
+The stand-in (`tests/support/minerl_server`) speaks Malmo's protocol and shows a flat toy world: turn to the one trunk in sight, and
+chop. What is learnt there, and how fast, says nothing of Minecraft; it says that pictures, actions, rewards and ends of
+MineRL's tasks reach each kind of agent as they should, and what each kind costs on top of the client.
 
-Frames of a random policy come first, then an encoder and principal components of them, then an agent for each kind and seed,
-one after the other. With `--serve N` it only starts N games on ports that follow one another, and waits, for `latent-obs`
+Frames of a random policy come first, then an encoder and principal components of them, then an agent for each kind and
+seed, one after the other. With `--serve N` it only starts N games on ports that follow one another, and waits, for
+`latent-obs`
 itself: `latent-obs train-agent --env MineRLTreechop-v0 --env-kwargs port PORT`, with two games for each environment, as
 evaluations have their own; `compare` must make one run at a time, as a game plays with one agent at a time.
 """
@@ -27,13 +29,13 @@ import tyro
 from agents import AgentConfig, evaluate_agent, evaluate_random, read_evaluations, train_agent
 from agents.config import Observation
 from benchmarks.common import machine_line, markdown_table
-from latent_obs.errors import InputError
-from latent_obs.folder import read_encoder_folder
-from latent_obs.minerl_game.installation import minerl_version
-from latent_obs.pca import fit_pca_of_folder, save_pca
+from latent_obs.encoder.folder import read_encoder_folder
+from latent_obs.encoder.pca import fit_pca_of_folder, save_pca
+from latent_obs.minerl.installation import minerl_version
+from latent_obs.util.errors import InputError
 from vae_training import RecordConfig, TrainConfig, record, train
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
+ROOT = Path(__file__).resolve().parents[1]
 _ATTEMPTS = 20
 
 
@@ -58,7 +60,8 @@ class Options:
     episodes: int = 10
     """Episodes that each agent, and the random policy, is judged on."""
     easy: bool = True
-    """The world with one trunk, in reach and sight, and 60 steps an episode; else the wide one, and the task's time limit."""
+    """The world with one trunk, in reach and sight, and 60 steps an episode; else the wide one, and the task's time
+    limit."""
     out: Path | None = None
     """Folder for frames, encoder and runs; None: a temporary one, removed at the end."""
     serve: int = 0
@@ -100,8 +103,8 @@ def _free_ports(count: int) -> int | None:
 @contextlib.contextmanager
 def _stand_in(port: int, easy: bool) -> Iterator[bool]:
     """One game; gives whether it listens."""
-    command = [sys.executable, "-m", "stand_in", "--port", str(port), *(["--easy"] if easy else [])]
-    process = subprocess.Popen(command, cwd=TESTS, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "tests.support.minerl_server", "--port", str(port), *(["--easy"] if easy else [])]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         yield any("DORMANT" in line for line in iter(process.stdout.readline, ""))
@@ -133,16 +136,29 @@ class Prepared:
 def prepare(options: Options, out: Path, port: int) -> Prepared:
     """Record frames by a random policy; train an encoder, and fit principal components, on them."""
     began = [time.perf_counter()]
-    record(RecordConfig(env=options.env, out=out / "frames", frames=options.frames, env_kwargs={"port": port}), say=_quiet)
+    record(
+        RecordConfig(env=options.env, out=out / "frames", frames=options.frames, env_kwargs={"port": port}), say=_quiet
+    )
     began.append(time.perf_counter())
     train(
         TrainConfig(
-            frames=out / "frames", out=out / "vae", bottleneck="spatial", latent_dim=options.latent_dim, widths=(8, 16, 16),
-            strides=(2, 2, 2), super_batch=options.frames * 2 // 3, epochs=4, batch_freeze=1, half_beta_cycle=1, beta=0.02,
-            device="cpu", tensorboard=False,
+            frames=out / "frames",
+            out=out / "vae",
+            bottleneck="spatial",
+            latent_dim=options.latent_dim,
+            widths=(8, 16, 16),
+            strides=(2, 2, 2),
+            super_batch=options.frames * 2 // 3,
+            epochs=4,
+            batch_freeze=1,
+            half_beta_cycle=1,
+            beta=0.02,
+            device="cpu",
+            tensorboard=False,
         ),
-        progress_bar=False, say=_quiet,
-    )  # fmt: skip
+        progress_bar=False,
+        say=_quiet,
+    )
     began.append(time.perf_counter())
     encoder = out / "vae" / "encoder"
     pca = fit_pca_of_folder(out / "frames", options.latent_dim, read_encoder_folder(encoder).contract)
@@ -155,17 +171,32 @@ def prepare(options: Options, out: Path, port: int) -> Prepared:
 def config_of(options: Options, out: Path, port: int, prepared: Prepared, kind: Observation, seed: int) -> AgentConfig:
     """Settings of one run: train_agent's own, with shorter rollouts, as the runs are short."""
     return AgentConfig(
-        env=options.env, env_kwargs={"port": port}, out=out / f"{kind}_seed{seed}", observation=kind, seed=seed,
-        encoder=prepared.encoder, pca=prepared.pca if kind == "pca-latent" else None, steps=options.steps, envs=options.envs,
-        n_steps=64, batch_size=64, eval_every=max(1, options.steps // 3), eval_episodes=options.episodes, device="cpu",
-    )  # fmt: skip
+        env=options.env,
+        env_kwargs={"port": port},
+        out=out / f"{kind}_seed{seed}",
+        observation=kind,
+        seed=seed,
+        encoder=prepared.encoder,
+        pca=prepared.pca if kind == "pca-latent" else None,
+        steps=options.steps,
+        envs=options.envs,
+        n_steps=64,
+        batch_size=64,
+        eval_every=max(1, options.steps // 3),
+        eval_episodes=options.episodes,
+        device="cpu",
+    )
 
 
 def run_all(options: Options, out: Path, port: int) -> str:
     """Prepare, train and judge; the table as Markdown."""
     prepared = prepare(options, out, port)
-    said = ", ".join(f"{name} {s:.0f} s" for name, s in zip(("frames", "encoder", "PCA"), prepared.seconds, strict=True))
-    print(f"Prepared ({said}). {prepared.components} principal components hold {prepared.explained:.0%} of the variance.")
+    said = ", ".join(
+        f"{name} {s:.0f} s" for name, s in zip(("frames", "encoder", "PCA"), prepared.seconds, strict=True)
+    )
+    print(
+        f"Prepared ({said}). {prepared.components} principal components hold {prepared.explained:.0%} of the variance."
+    )
     returns: dict[str, list[float]] = {kind: [] for kind in options.kinds}
     best: dict[str, list[float]] = {kind: [] for kind in options.kinds}
     rates: dict[str, list[float]] = {kind: [] for kind in options.kinds}

@@ -1,7 +1,8 @@
-"""Memory of a replay buffer, and the time of a sample from it: latents beside pixels, in Stable-Baselines3's own buffer.
+"""Memory of a replay buffer, and the time of a sample from it: latents beside pixels, in Stable-Baselines3's own
+buffer.
 
-The latents' buffer is filled to the last step; the pixels' one is filled as far as the memory limit given lets it, and the
-rest is computed (a page of it that was never written takes no memory). Each runs in a process of its own.
+The latents' buffer is filled to the last step; the pixels' one is filled as far as the memory limit given lets it, and
+the rest is computed (a page of it that was never written takes no memory). Each runs in a process of its own.
 """
 
 import multiprocessing
@@ -46,13 +47,20 @@ ARMS: dict[str, tuple[spaces.Box, bool]] = {
 
 
 def measure(name: str, options: Options, results: Any) -> None:
-    """Fill one buffer; its size in bytes, what was filled, what the process grew by, seconds per added step and per sample."""
+    """Fill one buffer; its size in bytes, what was filled, what the process grew by, seconds per added step and per
+    sample.
+    """
     space, once = ARMS[name]
     before = psutil.Process().memory_info().rss
     buffer = ReplayBuffer(
-        options.steps, space, spaces.Discrete(4), device="cpu", n_envs=options.envs,
-        optimize_memory_usage=once, handle_timeout_termination=not once,
-    )  # fmt: skip
+        options.steps,
+        space,
+        spaces.Discrete(4),
+        device="cpu",
+        n_envs=options.envs,
+        optimize_memory_usage=once,
+        handle_timeout_termination=not once,
+    )
     arrays = [value for value in vars(buffer).values() if isinstance(value, np.ndarray)]
     size = sum(array.nbytes for array in {id(array): array for array in arrays}.values())
     rounds = options.steps // options.envs
@@ -89,10 +97,23 @@ def main(options: Options) -> None:
         size, share, grown, per_step, sample = results.get(timeout=600)
         process.join()
         rows.append(
-            [name, f"{size / 1e6:,.0f}", f"{share:.0%}", f"{grown / 1e6:,.0f}", f"{per_step * 1e6:.1f}", f"{sample * 1e3:.2f}"]
+            [
+                name,
+                f"{size / 1e6:,.0f}",
+                f"{share:.0%}",
+                f"{grown / 1e6:,.0f}",
+                f"{per_step * 1e6:.1f}",
+                f"{sample * 1e3:.2f}",
+            ]
         )
-    header = [f"{options.steps:,} steps", "buffer, MB", "filled", "memory grown by, MB", "µs to add a step",
-              f"ms to sample {options.batch_size}"]  # fmt: skip
+    header = [
+        f"{options.steps:,} steps",
+        "buffer, MB",
+        "filled",
+        "memory grown by, MB",
+        "µs to add a step",
+        f"ms to sample {options.batch_size}",
+    ]
     print(f"\n{markdown_table(header, rows)}")
 
 

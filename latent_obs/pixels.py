@@ -1,7 +1,7 @@
 """The pixel contract: one definition of what the encoder eats, used by training, recording and wrapping alike.
 
-It fixes channel order, layout, dtype, crop and resize rule. What it cannot convert it refuses, naming what it got. Needs
-numpy and Pillow only, so that a worker process can import it without torch.
+It fixes channel order, layout, dtype, crop and resize rule. What it cannot convert it refuses, naming what it got.
+Needs numpy and Pillow only, so that a worker process can import it without torch.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from PIL import Image
 
-from latent_obs.errors import InputError
+from latent_obs.util.errors import InputError
 
 Frames = NDArray[np.uint8]
 Layout = Literal["HWC", "CHW"]
-Crop = Literal["none", "centre-square"]
+Crop = Literal["none", "center-square"]
 Filter = Literal["bilinear", "box", "bicubic", "lanczos"]
 
 _FILTERS = {
@@ -40,7 +40,8 @@ class PixelContract:
         width: Columns.
         channels: Values per pixel: 3 is RGB in this order, 1 is grey, any other number is passed as it is.
         resize_filter: Pillow's filter; its support is scaled with the reduction, so that it antialiases.
-        crop: "none" squeezes another aspect ratio into the frame (nothing is lost); "centre-square" cuts the longer side.
+        crop: "none" squeezes another aspect ratio into the frame (nothing is lost); "center-square" cuts the longer
+            side.
 
     Example:
         >>> contract = PixelContract(64, 64, 3)
@@ -59,8 +60,8 @@ class PixelContract:
             raise InputError(f"a pixel contract needs a positive height, width and channels, got {self.shape}")
         if self.resize_filter not in _FILTERS:
             raise InputError(f"resize_filter must be one of {sorted(_FILTERS)}, got {self.resize_filter!r}")
-        if self.crop not in ("none", "centre-square"):
-            raise InputError(f"crop must be 'none' or 'centre-square', got {self.crop!r}")
+        if self.crop not in ("none", "center-square"):
+            raise InputError(f"crop must be 'none' or 'center-square', got {self.crop!r}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,8 +71,8 @@ class PixelContract:
     def layout_of(self, shape: tuple[int, ...], what: str) -> Layout:
         """Whether frames of this shape are HWC or CHW.
 
-        The axis with as many entries as the contract has channels is the channel axis, the last one first; where neither
-        has, it is refused.
+        The axis with as many entries as the contract has channels is the channel axis, the last one first; where
+        neither has, it is refused.
 
         Args:
             shape: Shape of one frame; (H, W) counts as (H, W, 1).
@@ -131,7 +132,7 @@ class PixelContract:
             frames = np.moveaxis(frames, 1, -1)
         if frames.ndim != 4 or frames.shape[-1] != self.channels:
             raise InputError(f"{what} has shape {frames.shape}, expected (N, height, width, {self.channels})")
-        if self.crop == "centre-square":
+        if self.crop == "center-square":
             height, width = frames.shape[1:3]
             side = min(height, width)
             top, left = (height - side) // 2, (width - side) // 2
@@ -157,7 +158,8 @@ class PixelContract:
             out[..., channel] = np.asarray(image.resize(size, resample))
 
     def refuse_blur(self, shape: tuple[int, ...], layout: Layout, what: str) -> None:
-        """Refuse frames so small that, enlarged to the contract's size, they look like none that an encoder was trained on.
+        """Refuse frames so small that, enlarged to the contract's size, they look like none that an encoder was trained
+        on.
 
         Args:
             shape: Shape of a frame.
@@ -194,12 +196,16 @@ class PixelContract:
         Raises:
             InputError: A part of it is something that this version cannot do.
         """
+        if values.get("crop") == "centre-square":  # as older folders spell it
+            values = {**values, "crop": "center-square"}
         try:
             contract = cls(**{name: values[name] for name in cls.__dataclass_fields__})
         except KeyError as error:
             raise InputError(f"pixel contract lacks {error}, got fields {sorted(values)}") from None
         if contract.to_json() != dict(values):
-            raise InputError(f"pixel contract {dict(values)} is not one that this version can keep, {contract.to_json()}")
+            raise InputError(
+                f"pixel contract {dict(values)} is not one that this version can keep, {contract.to_json()}"
+            )
         return contract
 
 
@@ -236,7 +242,9 @@ def find_pixel_key(space: spaces.Dict, contract: PixelContract, key: str | None 
         )
     listed = ", ".join(f"{k}: {_brief(s)}" for k, s in space.spaces.items())
     if images:
-        raise InputError(f"no image of {contract.channels} channel(s), as this encoder eats, in the observation ({listed})")
+        raise InputError(
+            f"no image of {contract.channels} channel(s), as this encoder eats, in the observation ({listed})"
+        )
     raise InputError(
         f"no pixels in the observation: no entry is a uint8 Box of shape (height, width, channels) ({listed}). "
         "Wrap the environment so that it gives its picture (Gymnasium's AddRenderObservation does)"

@@ -21,18 +21,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from latent_obs.minerl_game import installation
-from latent_obs.processor import cores
+from latent_obs.minerl import installation
+from latent_obs.util.device import cores
 
 Status = Literal["ok", "optional", "missing", "wrong"]
 MARKS = {"ok": ("ok", 32), "optional": ("--", 2), "missing": ("no", 33), "wrong": ("!!", 31)}  # and colour
 ABOUT = "Tell what is installed, what is missing, the command that mends it, and what can be done now."
-LEGEND = "ok: there.  --: not there, needed only for what it says.  no: something that is there needs it.  !!: to be mended."
+LEGEND = (
+    "ok: there.  --: not there, needed only for what it says.  no: something that is there needs it.  !!: to be mended."
+)
 
 CORE = {"gymnasium": "1.1", "numpy": "1.26", "pillow": "10.3", "safetensors": "0.4.5", "tqdm": "4.66", "tyro": "0.9.20"}
 TORCH = {"torch": "2.4"}
 EXTRAS = {  # extra: its packages, the one that it is about first, and what they are for
-    "agents": ({"stable-baselines3": "2.6", "sb3-contrib": "2.6", "rich": "13", "tensorboard": "2.21"}, "to train agents"),
+    "agents": (
+        {"stable-baselines3": "2.6", "sb3-contrib": "2.6", "rich": "13", "tensorboard": "2.21"},
+        "to train agents",
+    ),
     "vizdoom": ({"vizdoom": "1.3"}, "for the 3D game of the quickstart"),
     "video": ({"av": "14"}, "to film agents"),
     "watch": ({"pygame-ce": "2.5"}, "to watch agents in a window"),
@@ -60,8 +65,8 @@ class Finding:
 
     Attributes:
         name: What.
-        status: "ok"; "optional" (not there, and needed only for what it says); "missing" (something that is there needs it for
-            all it can do); or "wrong" (broken, or the core cannot do without it).
+        status: "ok"; "optional" (not there, and needed only for what it says); "missing" (something that is there needs
+            it for all it can do); or "wrong" (broken, or the core cannot do without it).
         found: What was found, in words.
         next_step: How to mend it; lines that begin with "$ " are commands.
         group: The heading it stands under.
@@ -119,7 +124,11 @@ def as_text(findings: Sequence[Finding], *, width: int = 100, colour: bool = Fal
         painted = f"\x1b[{code}m{mark}\x1b[0m" if colour else mark
         lines += [first.replace(mark, painted, 1), *rest]
         for step in finding.next_step.splitlines():
-            lines += [margin + step] if step.startswith("$ ") else wrap(step, initial_indent=margin, subsequent_indent=margin)
+            lines += (
+                [margin + step]
+                if step.startswith("$ ")
+                else wrap(step, initial_indent=margin, subsequent_indent=margin)
+            )
     lines += ["", "What this installation can do"]
     for what, lacks in abilities(findings).items():
         can = f"no, because of {', '.join(lacks)}" if lacks else "yes"
@@ -156,7 +165,8 @@ def run_doctor(words: Sequence[str]) -> None:
         sys.exit(1)
 
 
-# --- how to install -----------------------------------------------------------------------------------------------------------
+# --- how to install
+# -----------------------------------------------------------------------------------------------------------
 def _uv(words: str) -> str:
     """A uv command for the project's environment; `uv pip` for this very one."""
     known = [os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX"), str(Path(".venv").resolve())]
@@ -181,10 +191,14 @@ def _fit(packages: dict[str, str]) -> tuple[bool, str]:
     """Whether these packages are there and new enough, and their versions in words."""
     versions = {package: installation.version_of(package) for package in packages}
     there = {package: version for package, version in versions.items() if version is not None}
-    old = {package for package in there if installation.numbers(there[package]) < installation.numbers(packages[package])}
+    old = {
+        package for package in there if installation.numbers(there[package]) < installation.numbers(packages[package])
+    }
     said = ", ".join(f"{p} {v}" + (f" (needs {packages[p]} or newer)" if p in old else "") for p, v in there.items())
     absent = ", ".join(package for package in packages if package not in there)
-    return not absent and not old, said + ("; " if said and absent else "") + (f"not installed: {absent}" if absent else "")
+    return not absent and not old, said + ("; " if said and absent else "") + (
+        f"not installed: {absent}" if absent else ""
+    )
 
 
 def _import_error(module: str) -> str | None:
@@ -194,7 +208,8 @@ def _import_error(module: str) -> str | None:
     return None if done.returncode == 0 else (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
 
 
-# --- the checks ---------------------------------------------------------------------------------------------------------------
+# --- the checks
+# ---------------------------------------------------------------------------------------------------------------
 def _judged(name: str, fits: bool, found: str, otherwise: Status, next_step: str) -> Finding:
     return Finding(name, "ok", found) if fits else Finding(name, otherwise, found, next_step)
 
@@ -230,9 +245,13 @@ def _torch() -> Iterable[Finding]:
         try:
             torch = importlib.import_module("torch")
         except Exception as error:  # a missing library, a broken installation
-            return [Finding("torch", "wrong", f"{said}, but it cannot be imported: {type(error).__name__}: {error}", mend)]
+            return [
+                Finding("torch", "wrong", f"{said}, but it cannot be imported: {type(error).__name__}: {error}", mend)
+            ]
         cuda, hip, mps = torch.version.cuda, torch.version.hip, torch.backends.mps
-        build = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "Apple's MPS" if mps.is_built() else "the CPU only"
+        build = (
+            f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "Apple's MPS" if mps.is_built() else "the CPU only"
+        )
         first = Finding("torch", "ok", f"{said}, built for {build}")
         try:
             gpus = _gpus(torch)
@@ -295,13 +314,19 @@ def _opencv() -> Iterable[Finding]:
         found = f"{said}: they overwrite each other's files, only one may be installed"
         yield Finding("opencv", "wrong", found, f"$ {_pip('uninstall -y')} {' '.join(others)}\n$ {again}")
     elif there or installation.minerl_version():
-        yield _judged("opencv", bool(there), said or "not installed, minerl needs it", "missing", f"$ {_pip('install')} {keep}")
+        yield _judged(
+            "opencv", bool(there), said or "not installed, minerl needs it", "missing", f"$ {_pip('install')} {keep}"
+        )
 
 
 def _cloudpickle() -> Iterable[Finding]:
     if any(map(installation.version_of, ("cloudpickle", "stable-baselines3", "gym"))):
         fit, said = _fit(CLOUDPICKLE)
-        why = "" if fit else "; older ones fail on Python 3.11, in worker processes (gym's wish for one <1.7 can be ignored)"
+        why = (
+            ""
+            if fit
+            else "; older ones fail on Python 3.11, in worker processes (gym's wish for one <1.7 can be ignored)"
+        )
         step = f"$ {_pip('install')} 'cloudpickle>={CLOUDPICKLE['cloudpickle']}'"
         yield _judged("cloudpickle", fit, said + why, "wrong", step)
 

@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from latent_obs.errors import LatentObsError
+from latent_obs.util.errors import LatentObsError
+from latent_obs_cli.removed import REMOVED_VERBS, check_removed_options
 
 # Verb: (module and function that runs it, one line of help). Imported only when called for, so that --help is quick.
 VERBS = {
@@ -16,24 +17,30 @@ VERBS = {
     ),
     "frames record": ("latent_obs_cli.verbs:frames_record", "Record frames of an environment to .npy files"),
     "frames extract": ("latent_obs_cli.verbs:frames_extract", "Make .npy files of videos, demonstrations and pictures"),
-    "frames stats": ("latent_obs_cli.verbs:frames_stats", "What a folder of frames holds, what looks wrong, sheets to look at"),
+    "frames stats": (
+        "latent_obs_cli.verbs:frames_stats",
+        "What a folder of frames holds, what looks wrong, sheets to look at",
+    ),
     "train-vae": ("latent_obs_cli.verbs:train_vae", "Train the CVAE on a folder of frames; writes an encoder folder"),
     "report": (
         "latent_obs_cli.verbs:report",
         "Whether an encoder's latents keep what an agent needs: a page, a JSON, a verdict",
     ),
-    "train-agent": ("latent_obs_cli.verbs:train_agent", "Train an agent on an environment's latents (or on a baseline)"),
-    "actions fit": ("latent_obs_cli.verbs:actions_fit", "Centroids of demonstrated actions, for obfuscated MineRL tasks"),
+    "train-agent": (
+        "latent_obs_cli.verbs:train_agent",
+        "Train an agent on an environment's latents (or on a baseline)",
+    ),
+    "actions fit": (
+        "latent_obs_cli.verbs:actions_fit",
+        "Centroids of demonstrated actions, for obfuscated MineRL tasks",
+    ),
     "evaluate": ("latent_obs_cli.verbs:evaluate", "Play a trained agent: returns and success with intervals, a video"),
-    "watch": ("latent_obs_cli.watch:watch", "Watch a trained agent play, live in a window"),
-    "compare": ("latent_obs_cli.compare:run_compare", "Latents against pixels and baselines: curves, intervals, a verdict"),
+    "watch": ("latent_obs_cli.verbs:watch", "Watch a trained agent play, live in a window"),
+    "compare": (
+        "latent_obs_cli.compare:run_compare",
+        "Latents against pixels and baselines: curves, intervals, a verdict",
+    ),
     "doctor": ("latent_obs_cli.doctor:run_doctor", "What is installed, what is missing, and the command that mends it"),
-}
-
-# Verbs that there were once: what to run in their place.
-REMOVED_VERBS = {
-    "alternate": "run `latent-obs frames record --agent RUN`, `latent-obs train-vae --start-from RUN` and "
-    "`latent-obs train-agent` one after the other, as in docs/agents.md",
 }
 
 
@@ -94,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     module, _, function = VERBS[verb][0].partition(":")
     try:
+        check_removed_options(verb, words[length:])
         getattr(importlib.import_module(module), function)(words[length:])
     except LatentObsError as error:
         print(f"latent-obs {verb}: {error}", file=sys.stderr)

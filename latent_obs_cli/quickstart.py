@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from agents import AgentConfig, Evaluation, evaluate_agent, evaluate_random, film, train_agent
-from latent_obs.atomic import write_json
-from latent_obs.errors import InputError, require
-from latent_obs.frozen import FrozenEncoder
-from latent_obs_cli.page import Section, write_page
+from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.util.atomic import write_json
+from latent_obs.util.errors import InputError, require
+from latent_obs_cli.pages import Section, write_page
 from latent_obs_cli.plots import overview, plot_agent, plot_vae
 from vae_training import (
     CVAE,
@@ -26,8 +26,8 @@ from vae_training import (
     train,
     traversal_sheet,
 )
-from vae_training.checkpoint import load_checkpoint
-from vae_training.pictures import save_picture
+from vae_training.training.checkpoint import load_checkpoint
+from vae_training.training.logs import save_picture
 
 _HOW_TO_GO_ON = "Go on with (where the environment is not active, with ./uvw run or uv run in front)"
 _SIGMAS = 3.0  # standard errors by which the agent must beat chance for the quickstart to call it learnt
@@ -65,25 +65,48 @@ class QuickstartConfig:
     def recording(self) -> RecordConfig:
         """Settings of stage 1."""
         return RecordConfig(
-            env=self.env, out=self.out / "frames", frames=self.frames, frames_per_file=max(1, self.frames // 8),
-            frame_skip=4, seed=self.seed, state=False,
-        )  # fmt: skip
+            env=self.env,
+            out=self.out / "frames",
+            frames=self.frames,
+            frames_per_file=max(1, self.frames // 8),
+            frame_skip=4,
+            seed=self.seed,
+            state=False,
+        )
 
     @property
     def vae(self) -> TrainConfig:
-        """Settings of stage 2: a small network, small batches (many steps in little time), and a beta that keeps detail."""
+        """Settings of stage 2: a small network, small batches (many steps in little time), and a beta that keeps
+        detail.
+        """
         return TrainConfig(
-            frames=self.out / "frames", out=self.out / "vae", widths=(16, 32, 64), beta=0.01, epochs=self.vae_epochs,
-            batch_freeze=1, half_beta_cycle=2, batch_size=32, learning_rate=2e-3, seed=self.seed, device=self.device,
-        )  # fmt: skip
+            frames=self.out / "frames",
+            out=self.out / "vae",
+            widths=(16, 32, 64),
+            beta=0.01,
+            epochs=self.vae_epochs,
+            batch_freeze=1,
+            half_beta_cycle=2,
+            batch_size=32,
+            learning_rate=2e-3,
+            seed=self.seed,
+            device=self.device,
+        )
 
     @property
     def agent(self) -> AgentConfig:
         """Settings of stage 4."""
         return AgentConfig(
-            env=self.env, encoder=self.out / "vae" / "encoder", out=self.out / "agent", frame_skip=4, latent_only=True,
-            steps=self.steps, eval_every=max(1, self.steps // 5), seed=self.seed, device=self.device,
-        )  # fmt: skip
+            env=self.env,
+            encoder=self.out / "vae" / "encoder",
+            out=self.out / "agent",
+            frame_skip=4,
+            latent_only=True,
+            steps=self.steps,
+            eval_every=max(1, self.steps // 5),
+            seed=self.seed,
+            device=self.device,
+        )
 
 
 @dataclass(frozen=True)
@@ -200,9 +223,7 @@ def _claim(config: QuickstartConfig) -> None:
     write_json(file, settings)
 
 
-def _page(
-    config: QuickstartConfig, trained: Evaluation, chance: Evaluation, video: Path, clock: _Clock
-) -> Path:  # fmt: skip
+def _page(config: QuickstartConfig, trained: Evaluation, chance: Evaluation, video: Path, clock: _Clock) -> Path:
     """Draw the pictures, and write the page."""
     pictures = config.out / "pictures"
     vae = config.vae
@@ -259,7 +280,7 @@ def _page(
             ),
         ],
         commands=[f"# {_HOW_TO_GO_ON}", *_commands(config)],
-    )  # fmt: skip
+    )
 
 
 def _commands(config: QuickstartConfig) -> list[str]:

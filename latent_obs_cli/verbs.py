@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from latent_obs.errors import require
+from latent_obs.util.errors import require
 
 
 def _parse(function: Callable[..., Any], verb: str, words: Sequence[str]) -> None:
@@ -29,13 +29,13 @@ def frames_record(words: Sequence[str]) -> None:
 
         Args:
             config: Settings.
-            which: Of a run folder of train-agent: the best agent (by the evaluations during training), the last, or a kept
-                checkpoint by its step.
+            which: Of a run folder of train-agent: the best agent (by the evaluations during training), the last, or a
+                kept checkpoint by its step.
             device: Where an agent on latents encodes: auto, cpu, cuda, cuda:N, mps.
         """
         policy = None
         if config.agent is not None:
-            from agents.play_policy import load_policy
+            from agents.play.policy import load_policy
 
             policy = load_policy(config.agent, which, deterministic=config.deterministic, device=device)
         record(config, policy=policy)
@@ -124,9 +124,10 @@ def report(words: Sequence[str]) -> None:
     def run(config: OmitArgPrefixes[ReportConfig]) -> None:
         """Tell whether an encoder's latents are worth freezing, before an agent trains on them for days.
 
-        Measures on recordings that training never saw: what the latents tell, what comes back of the frames beside PCA, how
-        steady they are, and how well known state (game variables, positions of objects, your own values) can be read from
-        them. Writes report.html, one page with the verdict and what to try next, and report.json with every number.
+        Measures on recordings that training never saw: what the latents tell, what comes back of the frames beside PCA,
+        how steady they are, and how well known state (game variables, positions of objects, your own values) can be
+        read from them. Writes report.html, one page with the verdict and what to try next, and report.json with every
+        number.
         """
         measure(config)
 
@@ -156,7 +157,7 @@ def train_agent(words: Sequence[str]) -> None:
 def actions_fit(words: Sequence[str]) -> None:
     """Parse `latent-obs actions fit`, and fit."""
     from latent_obs.actions import fit_centroids
-    from latent_obs.errors import InputError
+    from latent_obs.util.errors import InputError
 
     def run(
         demonstrations: tuple[Path, ...],
@@ -197,10 +198,9 @@ def evaluate(words: Sequence[str]) -> None:
     from typing import Any
 
     from agents import AgentConfig, evaluate_agent, evaluate_random, film
-    from agents.evaluate import run_config
-    from agents.success import success_rule
-    from agents.video import check_writable
-    from latent_obs.atomic import write_json
+    from agents.evaluation import run_config, success_rule
+    from agents.play.video import check_writable
+    from latent_obs.util.atomic import write_json
 
     def run(
         run: Path,
@@ -237,25 +237,38 @@ def evaluate(words: Sequence[str]) -> None:
         if json is not None:
             check_writable(json)
         agent = evaluate_agent(
-            run, episodes=episodes, which=which, seed=seed, device=device, deterministic=deterministic,
+            run,
+            episodes=episodes,
+            which=which,
+            seed=seed,
+            device=device,
+            deterministic=deterministic,
             success_return=success_return,
-        )  # fmt: skip
+        )
         rule = success_rule(config, success_return)
         print(f"{config.env}, {which} agent ({config.observation}): mean return {agent}")
         print("  " + agent.details().replace("\n", "\n  "))
         if agent.successes is not None:
             print(f"  what a success is: {rule or 'as the environment says'}")
         numbers: dict[str, Any] = {
-            "run": str(run), "env": config.env, "observation": config.observation, "which": which, "seed": seed,
+            "run": str(run),
+            "env": config.env,
+            "observation": config.observation,
+            "which": which,
+            "seed": seed,
             "deterministic": config.deterministic if deterministic is None else deterministic,
-            "success": None if agent.successes is None else str(rule or "as the environment says"), "agent": agent.to_json(),
-        }  # fmt: skip
+            "success": None if agent.successes is None else str(rule or "as the environment says"),
+            "agent": agent.to_json(),
+        }
         if random_policy:
             chance = evaluate_random(config, episodes=episodes, seed=seed, success_return=success_return)
             sigmas = agent.sigmas_above(chance)
             print(f"{config.env}, random policy: mean return {chance}")
             print(f"The agent is {sigmas:.1f} standard errors above the random policy.")
-            numbers |= {"random_policy": chance.to_json(), "standard_errors_above": sigmas if math.isfinite(sigmas) else None}
+            numbers |= {
+                "random_policy": chance.to_json(),
+                "standard_errors_above": sigmas if math.isfinite(sigmas) else None,
+            }
         if json is not None:
             write_json(json, numbers)
             print(f"Numbers: {json}")
@@ -272,7 +285,61 @@ def quickstart(words: Sequence[str]) -> None:
     from latent_obs_cli.quickstart import quickstart as walk
 
     def run(config: OmitArgPrefixes[QuickstartConfig]) -> None:
-        """Record a 3D game, train a CVAE on the frames, freeze its encoder, train PPO on the latents, and show it all."""
+        """Record a 3D game, train a CVAE on the frames, freeze its encoder, train PPO on the latents, and show it
+        all.
+        """
         walk(config)
 
     _parse(run, "quickstart", words)
+
+
+def watch(words: Sequence[str]) -> None:
+    """Parse `latent-obs watch`, and open the window."""
+    from agents.evaluation import Evaluation
+    from agents.play.watch import watch_agent
+
+    def run(
+        run: Path,
+        which: Annotated[str, tyro.conf.arg(metavar="{best,last,STEP}")] = "best",
+        speed: float = 1.0,
+        seed: int = 3_000_017,
+        episodes: int | None = None,
+        deterministic: bool | None = None,
+        success_return: float | None = None,
+        paused: bool = False,
+        device: str = "auto",
+    ) -> None:
+        """Watch a trained agent play, live in a window: the game, what it sees of it, its latent and its action.
+
+        Keys: space pauses, n or the right arrow takes one step, + and - change the speed, r begins another episode, q
+        or Esc ends it. Needs a display; without one, latent-obs evaluate writes a video of the same.
+
+        Args:
+            run: The folder that train-agent wrote.
+            which: best (by the evaluations during training), last, or a kept checkpoint by its step.
+            speed: 1 for the game's own speed.
+            seed: Seed of the environment.
+            episodes: End after so many; without it, it goes on until q.
+            deterministic: True for the most likely action, False for a sample; by default as the run's settings say.
+            success_return: An episode is a success if its return reaches this, in place of what is known of the task.
+            paused: Begin with a pause.
+            device: Where to encode: auto, cpu, cuda, cuda:N, mps.
+        """
+        ended = watch_agent(
+            run,
+            which=which,
+            speed=speed,
+            seed=seed,
+            episodes=episodes,
+            deterministic=deterministic,
+            device=device,
+            success_return=success_return,
+            paused=paused,
+        )
+        if ended:
+            judged = [end.success for end in ended]
+            successes = None if all(word is None for word in judged) else tuple(map(bool, judged))
+            played = Evaluation(tuple(end.total for end in ended), tuple(end.length for end in ended), successes)
+            print(f"{len(ended)} whole episodes: mean return {played}")
+
+    tyro.cli(run, prog="latent-obs watch", args=list(words), config=(tyro.conf.CascadeSubcommandArgs,))

@@ -1,4 +1,4 @@
-"""The rules of the house: which package may import which, what starts without torch, and that nothing unpickles."""
+"""Architecture rules: which package may import which, what starts without torch, and that nothing unpickles."""
 
 import ast
 import importlib
@@ -10,22 +10,25 @@ from pathlib import Path
 import pytest
 
 import latent_obs
-from latent_obs import errors
-from latent_obs.errors import LatentObsError, MissingExtraError, require
+from latent_obs.util import errors
+from latent_obs.util.errors import LatentObsError, MissingExtraError, require
 
 ROOT = Path(latent_obs.__file__).parents[1]
 PACKAGES = ("latent_obs", "vae_training", "agents")
-#: The rooms that each package may enter, itself apart.
+#: The packages that each may import, besides itself.
 MAY_IMPORT = {"latent_obs": set[str](), "vae_training": {"latent_obs"}, "agents": {"latent_obs"}}
-ROOMS = {*PACKAGES, "latent_obs_cli", "tests", "benchmarks"}
+PLACES = {*PACKAGES, "latent_obs_cli", "tests", "benchmarks"}
 
 
 def files_of(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def imports_of(file: Path, *, at_import_only: bool = False) -> set[str]:
-    """Full names of the modules that a file imports, those inside functions too, and those named to `require`."""
+def imports_of(file: Path, *, at_import_only: bool = False, names: bool = False) -> set[str]:
+    """Full names of the modules that a file imports, those inside functions too, and those named to `require`.
+
+    With `names`, each `from a import b` counts as `a.b` too, as `b` may be a module.
+    """
     found: set[str] = set()
     package = ".".join(file.relative_to(ROOT).with_suffix("").parts[:-1])
 
@@ -41,6 +44,8 @@ def imports_of(file: Path, *, at_import_only: bool = False) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
             found.add(".".join(filter(None, [base, node.module])))
+            if names:
+                found.update(f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func).split(".")[-1]
             if name in ("require", "import_module", "__import__", "importorskip") and node.args:
@@ -60,14 +65,14 @@ def top(names: set[str]) -> set[str]:
 
 def test_the_packages_are_where_they_are_looked_for():
     assert all((ROOT / package / "__init__.py").exists() for package in PACKAGES)
-    assert "torch" in imports_of(ROOT / "latent_obs" / "frozen.py")
-    assert "latent_obs.folder" in imports_of(ROOT / "vae_training" / "export.py")
-    assert "vizdoom.gymnasium_wrapper" in imports_of(ROOT / "latent_obs" / "environments.py")
+    assert "torch" in imports_of(ROOT / "latent_obs" / "encoder" / "frozen.py")
+    assert "latent_obs.encoder.folder" in imports_of(ROOT / "vae_training" / "export.py")
+    assert "vizdoom.gymnasium_wrapper" in imports_of(ROOT / "latent_obs" / "envs" / "pixel_envs.py")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_who_may_import_whom(package: str):
-    forbidden = ROOMS - {package} - MAY_IMPORT[package]
+    forbidden = PLACES - {package} - MAY_IMPORT[package]
     for file in files_of(package):
         assert not top(imports_of(file)) & forbidden, file
 
@@ -87,7 +92,7 @@ def test_nothing_unpickles(package: str):
 
 @pytest.mark.parametrize(
     ("module", "about_it"),
-    [("stable_baselines3", {"sb3.py", "sb3_bridge.py", "process_vec_env.py"}), ("sb3_contrib", set()), ("ray", set())],
+    [("stable_baselines3", {"sb3.py", "sb3_bridge.py", "workers.py"}), ("sb3_contrib", set()), ("ray", set())],
 )
 def test_optional_packages_stay_in_the_files_that_are_about_them(module: str, about_it: set[str]):
     # Elsewhere within functions only, for those who have asked for it.
@@ -102,7 +107,18 @@ def test_minerl_is_looked_for_in_one_file_only():
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_optional_packages_are_imported_late(package: str):
-    optional = {"vizdoom", "av", "matplotlib", "tensorboard", "huggingface_hub", "minerl", "ray", "rich", "skimage", "sklearn"}
+    optional = {
+        "vizdoom",
+        "av",
+        "matplotlib",
+        "tensorboard",
+        "huggingface_hub",
+        "minerl",
+        "ray",
+        "rich",
+        "skimage",
+        "sklearn",
+    }
     for file in files_of(package):
         assert not top(imports_of(file, at_import_only=True)) & optional, file
 
@@ -112,10 +128,21 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 LIGHT = [
-    "", ".reader", ".pixels", ".environments", ".last_frame", ".errors", ".features", ".faults", ".old_gym", ".actions",
-    ".env_worker", ".main_script", ".small_frames",
-    ".minerl_game.make", ".minerl_game.env", ".minerl_game.installation",
-]  # fmt: skip
+    "",
+    ".pixels",
+    ".actions",
+    ".envs.env_worker",
+    ".envs.faults",
+    ".envs.main_script",
+    ".envs.old_gym",
+    ".envs.pixel_envs",
+    ".minerl.env",
+    ".minerl.installation",
+    ".minerl.registration",
+    ".util.errors",
+    ".wrappers.features",
+    ".wrappers.pixel_reader",
+]
 
 
 def test_what_worker_processes_need_starts_without_torch():
@@ -131,15 +158,45 @@ def test_what_worker_processes_need_starts_without_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_every_public_name_is_there():
-    names = latent_obs.__all__
-    assert names == sorted(names, key=lambda name: (not name.isupper(), name.islower(), name)), "as the linter wants them"
-    assert set(names) == set(latent_obs._HOMES)
-    for name in latent_obs.__all__:
-        if name != "VecLatentObservation":
-            assert getattr(latent_obs, name).__module__ == f"latent_obs.{latent_obs._HOMES[name]}"
-    with pytest.raises(AttributeError, match="Latents"):
-        latent_obs.Latents  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
+@pytest.mark.parametrize("package", ["latent_obs", "vae_training", "vae_training.report"])
+def test_every_public_name_is_there(package: str):
+    module = importlib.import_module(package)
+    names: list[str] = vars(module)["__all__"]
+    assert names
+    for name in names:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError):
+        module.Latentz  # noqa: B018
+
+
+def modules_of(package: str) -> dict[str, Path]:
+    return {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files_of(package)}
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "latent_obs_cli"])
+def test_no_module_has_the_name_of_a_public_function(package: str):
+    public = set(dir(importlib.import_module(package)))
+    exported = {name for name in public if callable(getattr(importlib.import_module(package), name))}
+    for name in modules_of(package):
+        assert name.rpartition(".")[2] not in exported, name
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "latent_obs_cli"])
+def test_no_private_name_is_imported_from_another_module(package: str):
+    for file in files_of(package):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                private = [alias.name for alias in node.names if alias.name.startswith("_")]
+                assert not private or (node.module or "").split(".")[0] not in PLACES, (file, private)
+
+
+def test_there_is_no_import_circle():
+    files = {name: file for package in PLACES - {"tests", "benchmarks"} for name, file in modules_of(package).items()}
+    graph = {name: (imports_of(file, names=True) & files.keys()) - {name} for name, file in files.items()}
+    while graph:
+        leaves = {name for name, needed in graph.items() if not needed}
+        assert leaves, f"these import each other: {sorted(graph)}"
+        graph = {name: needed - leaves for name, needed in graph.items() if name not in leaves}
 
 
 def test_a_missing_package_names_its_extra():
@@ -163,7 +220,12 @@ def load_from_hub() -> None:
 @pytest.mark.parametrize(
     ("modules", "use", "error", "extra"),
     [
-        (["stable_baselines3"], lambda: importlib.import_module("latent_obs.sb3"), MissingExtraError, "agents"),
+        (
+            ["stable_baselines3"],
+            lambda: importlib.import_module("latent_obs.wrappers.sb3"),
+            MissingExtraError,
+            "agents",
+        ),
         (["stable_baselines3"], lambda: latent_obs.ProcessVecEnv, MissingExtraError, "agents"),
         (
             ["vizdoom", "vizdoom.gymnasium_wrapper"],
@@ -181,8 +243,8 @@ def test_each_optional_package_names_its_extra(
     extra: str,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.delitem(sys.modules, "latent_obs.sb3", raising=False)
-    monkeypatch.delitem(sys.modules, "latent_obs.process_vec_env", raising=False)
+    monkeypatch.delitem(sys.modules, "latent_obs.wrappers.sb3", raising=False)
+    monkeypatch.delitem(sys.modules, "latent_obs.envs.workers", raising=False)
     monkeypatch.delitem(vars(latent_obs), "ProcessVecEnv", raising=False)
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed

@@ -9,23 +9,23 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from conftest import IMG_SHAPE, random_frames
 from safetensors.torch import load_file
-from training_runs import config_for, log_every_step, module_frames, run
 
-from latent_obs.architecture import Architecture, Bottleneck
-from latent_obs.device import resolve_device
-from latent_obs.engines import Precision
-from latent_obs.errors import DeviceError, TrainingDivergedError
-from latent_obs.frozen import BFLOAT16_TOLERANCE, FrozenEncoder
+from latent_obs.encoder.architecture import Architecture, Bottleneck
+from latent_obs.encoder.engines import Precision
+from latent_obs.encoder.folder import RELATIVE_TOLERANCE
+from latent_obs.encoder.frozen import BFLOAT16_TOLERANCE, FrozenEncoder
 from latent_obs.pixels import Frames, PixelContract
-from latent_obs.selfcheck import RELATIVE_TOLERANCE
-from vae_training.batch import Batch
-from vae_training.cvae import CVAE
-from vae_training.logs import read_log
-from vae_training.objective import ClassicObjective
-from vae_training.optimisation import make_optimizer
-from vae_training.precision import resolve_precision
+from latent_obs.util.device import resolve_device
+from latent_obs.util.errors import DeviceError, TrainingDivergedError
+from tests.support.tiny import IMG_SHAPE, random_frames
+from tests.support.training_runs import config_for, log_every_step, module_frames, run
+from vae_training.data.loader import Batch
+from vae_training.model.cvae import CVAE
+from vae_training.model.losses import ClassicObjective
+from vae_training.model.precision import resolve_precision
+from vae_training.training.logs import read_log
+from vae_training.training.optim import make_optimizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,7 +58,10 @@ ALLOWED = {"float32": RELATIVE_TOLERANCE, "bfloat16": BFLOAT16_TOLERANCE}
 def on_both(precision: Precision = "float32", **architecture: Any) -> tuple[FrozenEncoder, FrozenEncoder]:
     """The same random encoder in float32 on the CPU, and on the GPU."""
     layers = Architecture((64, 64, 3), **{"latent_dim": 256, "widths": (16, 32, 64), **architecture})
-    return (FrozenEncoder.random(layers, device="cpu"), FrozenEncoder.random(layers, device="cuda", precision=precision))
+    return (
+        FrozenEncoder.random(layers, device="cpu"),
+        FrozenEncoder.random(layers, device="cuda", precision=precision),
+    )
 
 
 def noise(count: int, seed: int = 0) -> Frames:
@@ -71,7 +74,7 @@ def assert_near(got: Any, wanted: Any, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", get_args(Precision))
 @pytest.mark.parametrize("bottleneck", get_args(Bottleneck))
-@pytest.mark.parametrize("extras", [{}, {"standardise": True, "linear_path": True}])
+@pytest.mark.parametrize("extras", [{}, {"standardize": True, "linear_path": True}])
 def test_latents_of_any_number_of_frames_are_those_of_the_cpu(
     precision: Precision, bottleneck: Bottleneck, extras: dict[str, Any]
 ):
@@ -164,7 +167,7 @@ def test_an_encoder_on_the_gpu_is_pickled_and_refuses_a_fork():
     os.waitpid(child, 0)
     os.close(writer)
     with os.fdopen(reader) as said:
-        assert "CUDA was initialised in its parent" in said.read()
+        assert "CUDA was initialized in its parent" in said.read()
 
 
 @pytest.mark.parametrize("precision", get_args(Precision))
@@ -199,7 +202,7 @@ def test_training_runs_resumes_and_its_encoder_loads_on_either_device(module_fra
 def test_bfloat16_fused_and_compiled_training_learns_and_resumes(
     module_frames: Path, tmp_path: Path, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vae_training.make_objective.compiles_on", lambda _: compiled)
+    monkeypatch.setattr("vae_training.training.trainer.compiles_on", lambda _: compiled)
     settings = {"device": "cuda", "beta": 0.01, "learning_rate": 5e-3, "clip_norm": 10.0, "ema": 0.9}
     out = tmp_path / "out"
     run(config_for(module_frames, out, epochs=6, **settings))

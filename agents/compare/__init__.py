@@ -2,12 +2,11 @@
 
 study = load_study("study.toml")
 results = compare(study, "runs/compare")
-print(summarise(results)["verdict"]["headline"])
+print(summarize(results)["verdict"]["headline"])
 """
 
-from agents.compare.results import Results, collect
-from agents.compare.run import compare, saved_study
+from agents.compare.runs import Results, collect, compare, saved_study
 from agents.compare.study import Study, Task, load_study
-from agents.compare.summary import summarise
+from agents.compare.summary import summarize
 
-__all__ = ["Results", "Study", "Task", "collect", "compare", "load_study", "saved_study", "summarise"]
+__all__ = ["Results", "Study", "Task", "collect", "compare", "load_study", "saved_study", "summarize"]

@@ -1,14 +1,21 @@
-"""What a run costs: wall-clock time, processor time and memory, of its process and its environment processes together."""
+"""What a run costs: wall-clock time, processor time and memory, of its process and its environment processes
+together.
+"""
 
+import platform
 import resource
 import sys
 import threading
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
-from latent_obs.atomic import write_json
+import torch
+
+from latent_obs.util.atomic import write_json
+from latent_obs.util.device import cores, processor
 
 _LONGEST_PAUSE_S = 5.0
 
@@ -40,11 +47,17 @@ class Meter:
         self._began = time.perf_counter()
         self._cpu_before, self._peak_mb = 0.0, 0.0
         if self._psutil is None:
-            self.how = "peak resident memory of the main process alone (psutil, not installed, sees the environments as well)"
+            self.how = (
+                "peak resident memory of the main process alone (psutil, not installed, sees the environments as well)"
+            )
         elif sys.platform.startswith("linux"):
-            self.how = "PSS (shared pages counted once) of the run's process and its environments' together, peak of samples"
+            self.how = (
+                "PSS (shared pages counted once) of the run's process and its environments' together, peak of samples"
+            )
         else:
-            self.how = "RSS (shared pages counted in each) of the run's process and its environments', summed, peak of samples"
+            self.how = (
+                "RSS (shared pages counted in each) of the run's process and its environments', summed, peak of samples"
+            )
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -61,7 +74,9 @@ class Meter:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join()
         self._sample()
@@ -115,3 +130,38 @@ def _psutil() -> ModuleType | None:
     except ModuleNotFoundError:
         return None
     return psutil
+
+
+_PACKAGES = (
+    "latent-obs",
+    "torch",
+    "stable-baselines3",
+    "sb3-contrib",
+    "gymnasium",
+    "numpy",
+    "vizdoom",
+    "minerl",
+    "rliable",
+)
+
+
+def machine_line() -> str:
+    """Processor, cores, system and GPU."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{processor()}, {cores()} core(s) usable{gpu}, {platform.system()}, Python {platform.python_version()}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide the numbers, of those that are installed.
+
+    Example:
+        >>> "torch" in versions()
+        True
+    """
+    found: dict[str, str] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -42,8 +42,8 @@ from typing import Any, get_args
 
 from agents.config import AgentConfig, Observation
 from agents.envs import contract_of
-from latent_obs.errors import InputError
-from latent_obs.folder import read_encoder_folder
+from latent_obs.encoder.folder import read_encoder_folder
+from latent_obs.util.errors import InputError
 
 Settings = dict[str, Any]
 
@@ -62,10 +62,11 @@ class Task:
     Attributes:
         env: A registered environment with pixels.
         encoder: Encoder folder, trained on frames of it; the random encoder takes its layers from it.
-        pca: File of `latent_obs.pca.save_pca`, for the arm "pca-latent".
+        pca: File of `latent_obs.encoder.pca.save_pca`, for the arm "pca-latent".
         frames: Folder of frames to make encoder and pca of, where they are not given (`latent-obs compare` does that).
         steps: Environment steps of each run; None is the study's number.
-        reference: A known score that stands for 1 when scores of several tasks are put on one scale. None: the pixel agent's.
+        reference: A known score that stands for 1 when scores of several tasks are put on one scale. None: the pixel
+            agent's.
         encoder_seconds: What recording frames and training the encoder took, to be stated beside the curves.
         settings: Of all runs of this task.
         arms: Of one arm in this task, by its name.
@@ -95,7 +96,8 @@ class Study:
         evaluations: Points of a learning curve, where the setting eval_every does not say it.
         settings: Settings of train-agent for all runs.
         arm_settings: Settings of an arm in all tasks; a name of one's own needs `observation` in it.
-        record: Settings of `frames record` for the frames of encoders that are made; by default as the tasks' settings are.
+        record: Settings of `frames record` for the frames of encoders that are made; by default as the tasks' settings
+            are.
         vae: Settings of train-vae for encoders that are made.
 
     Raises:
@@ -179,13 +181,19 @@ class Study:
         """
         of_task, steps = self.tasks[task], self.steps_of(task)
         values: Settings = {
-            "env": of_task.env, "out": out, "seed": seed, "steps": steps, "observation": self.observation(arm),
-            "encoder": of_task.encoder, "eval_every": max(1, steps // self.evaluations), **self.own_settings(task, arm),
-        }  # fmt: skip
+            "env": of_task.env,
+            "out": out,
+            "seed": seed,
+            "steps": steps,
+            "observation": self.observation(arm),
+            "encoder": of_task.encoder,
+            "eval_every": max(1, steps // self.evaluations),
+            **self.own_settings(task, arm),
+        }
         where = f"task {task!r}, arm {arm!r}"
         if values["observation"] == "pca-latent":
             if values.setdefault("pca", of_task.pca) is None:
-                raise InputError(f"{where}: there is no pca; name the file that latent_obs.pca.save_pca wrote")
+                raise InputError(f"{where}: there is no pca; name the file that latent_obs.encoder.pca.save_pca wrote")
             values["encoder"] = None  # components know their frames themselves
         if values["observation"] == "latent" and values["encoder"] is None:
             raise InputError(f"{where}: there is no encoder; name the folder that train-vae made")
@@ -196,8 +204,8 @@ class Study:
         if not config.eval_every:
             raise InputError(f"{where}: eval_every is 0, and learning curves are made of evaluations")
         if config.observation == "pixels" and config.encoder is not None:
-            # It would only tell the size of a frame. Left out where that says nothing else than usual, or is too small for
-            # a CNN: these runs need not be made again for another encoder.
+            # It would only tell the size of a frame. Left out where that says nothing else than usual, or is too small
+            # for a CNN: these runs need not be made again for another encoder.
             contract = read_encoder_folder(config.encoder).contract
             if contract == contract_of(None) or min(contract.shape[:2]) < _SMALLEST_CNN:
                 config = dataclasses.replace(config, encoder=None)

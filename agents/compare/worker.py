@@ -1,7 +1,7 @@
 """One run in a process of its own: ``python -m agents.compare.worker job.json``.
 
-The numbers are written last, so that their file marks a finished run. Exit status: 0 finished, 2 a mistake that the message
-tells how to mend, 3 stopped half-way, 1 anything else.
+The numbers are written last, so that their file marks a finished run. Exit status: 0 finished, 2 a mistake that the
+message tells how to mend, 3 stopped half-way, 1 anything else.
 """
 
 import dataclasses
@@ -17,22 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from agents import read_evaluations, train_agent
-from agents.compare.machine import machine_line, versions
-from agents.compare.meter import Meter
-from agents.compare.plan import CRASHED, FINISHED, MISTAKE, STOPPED
-from agents.compare.processes import end_session
+from agents.compare.meter import Meter, machine_line, versions
+from agents.compare.runs import CRASHED, FINISHED, MISTAKE, STOPPED, end_session
 from agents.config import AgentConfig
-from agents.evaluate import Evaluation, evaluate_agent, evaluate_random
-from latent_obs.atomic import write_json
-from latent_obs.errors import LatentObsError
-from latent_obs.torch_threads import torch_threads
+from agents.evaluation import Evaluation, evaluate_agent, evaluate_random
+from latent_obs.util.atomic import write_json
+from latent_obs.util.device import torch_threads
+from latent_obs.util.errors import LatentObsError
 
 
 def run_job(job: dict[str, Any]) -> int:
     """Do what a job asks for, and write its numbers.
 
     Args:
-        job: As `agents.compare.engine` writes it.
+        job: As `agents.compare.runs` writes it.
 
     Returns:
         The exit status.

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latent_obs.errors import InputError
+from latent_obs.util.errors import InputError
 
 Rule = Literal["mu-law", "linear"]
 #: More bins than this are no longer a choice but a number.
@@ -17,14 +17,14 @@ MOST_BINS = 999
 class CameraBins:
     """An odd number of bins of degrees, symmetric around a central one that is exactly 0.0.
 
-    "linear" spaces them evenly from -max to max. "mu-law" spaces them evenly after companding, so that they are fine near
-    zero, where aiming happens, and coarse further out: with v in degrees, m the largest turn and mu the curvature,
+    "linear" spaces them evenly from -max to max. "mu-law" spaces them evenly after companding, so that they are fine
+    near zero, where aiming happens, and coarse further out: with v in degrees, m the largest turn and mu the curvature,
 
         encode(v) = sign(v) · m · log(1 + mu |v| / m) / log(1 + mu)
         decode(u) = sign(u) · m · ((1 + mu)^(|u| / m) - 1) / mu
 
-    Bins are equally spaced values of encode; a turn goes to the bin nearest in them. The formula and the defaults (11 bins,
-    10 degrees, mu 10) are those of VPT: Baker et al. 2022, "Video PreTraining (VPT): Learning to Act by Watching
+    Bins are equally spaced values of encode; a turn goes to the bin nearest in them. The formula and the defaults (11
+    bins, 10 degrees, mu 10) are those of VPT: Baker et al. 2022, "Video PreTraining (VPT): Learning to Act by Watching
     Unlabeled Online Videos", whose bins these are.
 
     Args:

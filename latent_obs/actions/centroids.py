@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from latent_obs.atomic import written_aside
-from latent_obs.errors import InputError, require
+from latent_obs.util.atomic import written_aside
+from latent_obs.util.errors import InputError, require
 
 FORMAT = "latent-obs-centroids"
 FORMAT_VERSION = 1
@@ -96,7 +96,9 @@ class Centroids:
             "sha256": _digest(self.vectors, self.counts),
         }
         with written_aside(file) as aside:
-            save_file({"vectors": self.vectors.copy(), "counts": self.counts.copy()}, aside, {FORMAT: json.dumps(about)})
+            save_file(
+                {"vectors": self.vectors.copy(), "counts": self.counts.copy()}, aside, {FORMAT: json.dumps(about)}
+            )
         return file
 
     @classmethod
@@ -113,11 +115,15 @@ class Centroids:
             with safe_open(file, framework="numpy") as tensors:
                 metadata = tensors.metadata() or {}
                 if FORMAT not in metadata:
-                    raise InputError(f"{file} is a safetensors file, but not one of centroids; those are made by fit_centroids")
+                    raise InputError(
+                        f"{file} is a safetensors file, but not one of centroids; those are made by fit_centroids"
+                    )
                 about = json.loads(metadata[FORMAT])
                 version = about["format_version"]
                 if version != FORMAT_VERSION:
-                    raise InputError(f"{file} has format version {version}, expected {FORMAT_VERSION}; update latent-obs")
+                    raise InputError(
+                        f"{file} has format version {version}, expected {FORMAT_VERSION}; update latent-obs"
+                    )
                 vectors, counts = tensors.get_tensor("vectors"), tensors.get_tensor("counts")
             if _digest(vectors, counts) != about["sha256"]:
                 raise InputError(f"{file} is damaged: its numbers are not those that were saved. Copy or fit it again")
@@ -183,7 +189,9 @@ def fit_centroids(
 
 
 def _sample(data: NDArray[np.float64], k: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Rows for k-means++, whose time grows with k² times their number: some fifty per centroid, of at least k that differ."""
+    """Rows for k-means++, whose time grows with k² times their number: some fifty per centroid, of at least k that
+    differ.
+    """
     size = max(1000, 50 * k)
     rows = data if len(data) <= size else data[np.sort(rng.choice(len(data), size, replace=False))]
     if len(np.unique(rows, axis=0)) >= k:
@@ -215,7 +223,9 @@ def _refine(
         with _empty_clusters_unsaid():
             centres = vq.kmeans2(data, centres, iter=_ITERATIONS, minit="matrix", missing="warn", check_finite=False)[0]
     if best is None:
-        raise InputError(f"k-means could not give each of {len(centres)} centroids an action; take a smaller k or another seed")
+        raise InputError(
+            f"k-means could not give each of {len(centres)} centroids an action; take a smaller k or another seed"
+        )
     return best
 
 
@@ -250,7 +260,9 @@ def _read(paths: Iterable[StrPath], key: str) -> tuple[NDArray[Any], str]:
             problems.append(f"{file} cannot be read as .npz or .npy ({type(error).__name__}: {error})")
     if problems:
         shown = "\n  ".join(problems[:5] + ([f"and {len(problems) - 5} more"] if len(problems) > 5 else []))
-        raise InputError(f"{len(problems)} of {len(files)} files cannot be used:\n  {shown}\nLeave them out, or mend them")
+        raise InputError(
+            f"{len(problems)} of {len(files)} files cannot be used:\n  {shown}\nLeave them out, or mend them"
+        )
     names = ", ".join(str(file) for file in files[:3]) + (", …" if len(files) > 3 else "")
     vectors = np.concatenate(arrays)
     return vectors, f"{len(vectors)} actions of {len(files)} file{'s' * (len(files) != 1)}: {names}"

@@ -14,7 +14,7 @@ from latent_obs.actions.curated import curated_actions
 from latent_obs.actions.discrete import DiscreteActions, held
 from latent_obs.actions.multi_discrete import MultiDiscreteActions
 from latent_obs.actions.vector import CentroidActions, VectorActions
-from latent_obs.errors import InputError
+from latent_obs.util.errors import InputError
 
 #: What `sb3_actions` can be asked for, besides a file of centroids.
 CHOICES = ("auto", "discrete", "multidiscrete", "multidiscrete-linear", "continuous", "dict")
@@ -42,12 +42,13 @@ def sb3_actions(
             - "continuous": the vector that is the single entry of a Dict (`VectorActions`);
             - "dict": as they are;
             - a .safetensors file of centroids (`CentroidActions`);
-            - "auto": "continuous" for a single vector, "discrete" for other Dicts, and as they are where they are taken so.
+            - "auto": "continuous" for a single vector, "discrete" for other Dicts, and as they are where they are taken
+            so.
 
         env_id: Id of the environment, to choose the table by; that of its spec when not given.
         camera_step_degrees: Degrees of a turn, for "discrete".
-        always: Keys to hold in every action but the no-op, such as "attack+forward", for "discrete"; those of the curated
-            table when not given.
+        always: Keys to hold in every action but the no-op, such as "attack+forward", for "discrete"; those of the
+            curated table when not given.
         camera_bins: Bins of each turn, for "multidiscrete".
         camera_max_degrees: The largest turn, for "multidiscrete".
 
@@ -86,7 +87,9 @@ def sb3_actions(
     if kind in ("multidiscrete", "multidiscrete-linear"):
         if not isinstance(env.action_space, spaces.Dict):
             raise InputError(_misfit(kind, env.action_space))
-        return MultiDiscreteActions(env, CameraBins(camera_bins, camera_max_degrees, "linear" if "-" in kind else "mu-law"))
+        return MultiDiscreteActions(
+            env, CameraBins(camera_bins, camera_max_degrees, "linear" if "-" in kind else "mu-law")
+        )
     if kind == "continuous" and not isinstance(env.action_space, spaces.Box):
         if only_box(env.action_space) is None:
             raise InputError(_misfit(kind, env.action_space))
@@ -106,7 +109,9 @@ def _auto(space: spaces.Space[Any]) -> str:
         return "dict"  # Stable-Baselines3 takes them as they are
     if isinstance(space, spaces.Dict):
         return "discrete" if only_box(space) is None else "continuous"
-    raise InputError(f"there are no actions made by themselves for {space}; wrap it so that it is a Dict, Box or Discrete")
+    raise InputError(
+        f"there are no actions made by themselves for {space}; wrap it so that it is a Dict, Box or Discrete"
+    )
 
 
 def _misfit(kind: str, space: spaces.Space[Any]) -> str:
@@ -120,7 +125,9 @@ def _distinct(table: Sequence[Mapping[str, Any]], always: Mapping[str, Any]) -> 
     kept: list[Mapping[str, Any]] = []
     for action in [{}, *table]:
         does = frozenset(
-            (key, str(value)) for key, value in {**always, **action}.items() if not (isinstance(value, int) and value == 0)
+            (key, str(value))
+            for key, value in {**always, **action}.items()
+            if not (isinstance(value, int) and value == 0)
         )
         if does not in seen:
             seen.add(does)

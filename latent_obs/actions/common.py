@@ -9,8 +9,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from latent_obs.errors import InputError
-from latent_obs.old_gym.spaces import Enum, noop_of
+from latent_obs.envs.old_spaces import Enum, noop_of
+from latent_obs.util.errors import InputError
 
 #: The entry of a Dict action that turns the view: degrees of (pitch, yaw).
 CAMERA = "camera"
@@ -41,7 +41,8 @@ def dict_space(space: spaces.Space[Any], wrapper: str) -> spaces.Dict:
 
 
 def noop_action(env: gym.Env[Any, Any]) -> Any:
-    """A fresh copy of the action that does nothing: the environment's own `noop` where it has one, else `noop_of` its space.
+    """A fresh copy of the action that does nothing: the environment's own `noop` where it has one, else `noop_of` its
+    space.
 
     An environment whose actions are a code, as MineRL's obfuscated ones, has to bring its own: zeros are not its no-op.
 
@@ -78,7 +79,8 @@ def noop_action(env: gym.Env[Any, Any]) -> Any:
 
 
 def only_box(space: spaces.Space[Any]) -> tuple[str | None, spaces.Box] | None:
-    """The Box of floats that is the whole action, with its key if it is the single entry of a Dict; None if there is none.
+    """The Box of floats that is the whole action, with its key if it is the single entry of a Dict; None if there is
+    none.
 
     Example:
         >>> only_box(spaces.Dict(vector=spaces.Box(-1.0, 1.0, (64,))))

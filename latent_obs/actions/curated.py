@@ -11,8 +11,8 @@ import numpy as np
 from gymnasium import spaces
 
 from latent_obs.actions.common import CAMERA, dict_space, is_camera, is_key
-from latent_obs.errors import InputError
-from latent_obs.old_gym.spaces import Enum
+from latent_obs.envs.old_spaces import Enum
+from latent_obs.util.errors import InputError
 
 #: Names of an Enum's entries that stand for nothing to craft, place or equip; the game ignores them.
 _NOTHING = ("none", "other")
@@ -29,7 +29,8 @@ def curated_actions(
 
     Only entries that the action space has are used. What each family has, and why:
 
-    - "treechop": attack is always held, for a log takes some sixty uninterrupted frames of it by hand, and letting go for one
+    - "treechop": attack is always held, for a log takes some sixty uninterrupted frames of it by hand, and letting go
+    for one
       starts it anew. Then nothing else, forward, forward+jump to climb on blocks, and the four turns. No back, left or
       right: a turn and forward lead everywhere, and fewer actions are explored sooner. This is the set of the intro
       baselines of the MineRL competition of 2021.
@@ -39,9 +40,10 @@ def curated_actions(
     - "obtain": all ways of walking (stepping aside matters at a crafting table), jump, forward+jump; attack, and
       forward+attack, which digs a tunnel; the four turns; and one action per recipe, item to smelt, block to place and
       item to equip, since the task is to do them in the right order.
-    - "basalt": all ways of walking, jump, forward+jump, and forward with sprint for the wide terrain; attack; use, which
-      places the block, pours the bucket or throws what is in hand, and jump+use, which builds a pillar to work from; the four
-      turns; and one action per item to equip: the snowball among them, which, used, ends the episode.
+    - "basalt": all ways of walking, jump, forward+jump, and forward with sprint for the wide terrain; attack; use,
+    which
+      places the block, pours the bucket or throws what is in hand, and jump+use, which builds a pillar to work from;
+      the four turns; and one action per item to equip: the snowball among them, which, used, ends the episode.
     - "basic", for anything else with such entries: each key by itself, forward+jump, the four turns, and each other
       value of each Enum and Discrete entry.
 
@@ -55,15 +57,16 @@ def curated_actions(
         What each action changes of the no-op, and the keys always held.
 
     Raises:
-        InputError: There is no such family; the step is no turn that the camera can make; or the action space has nothing to
-            choose from, as an obfuscated one.
+        InputError: There is no such family; the step is no turn that the camera can make; or the action space has
+            nothing to choose from, as an obfuscated one.
 
     Example:
         >>> keys = {key: spaces.Discrete(2) for key in ("attack", "back", "forward", "jump")}
         >>> space = spaces.Dict({**keys, "camera": spaces.Box(-180.0, 180.0, (2,))})
         >>> curated_actions(space, env_id="MineRLTreechop-v0")
         ([{}, {'forward': 1}, {'forward': 1, 'jump': 1},
-          {'camera': (0.0, -10.0)}, {'camera': (0.0, 10.0)}, {'camera': (-10.0, 0.0)}, {'camera': (10.0, 0.0)}], ('attack',))
+          {'camera': (0.0, -10.0)}, {'camera': (0.0, 10.0)}, {'camera': (-10.0, 0.0)}, {'camera': (10.0, 0.0)}],
+          ('attack',))
     """
     if family is not None and family not in FAMILIES:
         raise InputError(f"there is no family {family!r} of actions; choose one of {', '.join(FAMILIES)}")
@@ -142,7 +145,9 @@ def _checked_step(step: Any, camera: spaces.Space[Any] | None) -> float:
         assert isinstance(camera, spaces.Box)
         reach = float(min(camera.high.min(), -camera.low.max()))
         if step > reach:
-            raise InputError(f"camera_step_degrees is {step}, and the camera turns by at most {reach:g} at once: {camera}")
+            raise InputError(
+                f"camera_step_degrees is {step}, and the camera turns by at most {reach:g} at once: {camera}"
+            )
     return float(step)
 
 

@@ -17,8 +17,8 @@ from latent_obs.actions.common import (
     value_of,
     whole_number,
 )
-from latent_obs.errors import InputError
-from latent_obs.old_gym.spaces import Enum
+from latent_obs.envs.old_spaces import Enum
+from latent_obs.util.errors import InputError
 
 #: Name of action 0.
 NOOP = "noop"
@@ -32,8 +32,8 @@ class DiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
         actions: Actions 1, 2, … as what they change of the no-op: {"forward": 1, "jump": 1}, {"craft": "planks"},
             {"camera": (0, 10)}, the camera in degrees of (pitch, yaw): down and right are positive. With names of your
             own as a mapping from name to action. An empty one is only what is always held.
-        always: What every action but the no-op does as well, where it does not say otherwise: names of keys to hold, such
-            as ("attack",) or "attack+sprint", or a mapping with values.
+        always: What every action but the no-op does as well, where it does not say otherwise: names of keys to hold,
+            such as ("attack",) or "attack+sprint", or a mapping with values.
 
     Attributes:
         names: A name per action, such as "forward+jump", "camera right 10", "craft planks"; the first is "noop".
@@ -71,7 +71,9 @@ class DiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
         self.always = _entries(space, held(always), "always")
         for key in [] if isinstance(always, Mapping) else self.always:
             if not is_key(space.spaces[key]):
-                raise InputError(f"always: {key!r} is no key to hold but {space.spaces[key]}; give it a value: {{{key!r}: …}}")
+                raise InputError(
+                    f"always: {key!r} is no key to hold but {space.spaces[key]}; give it a value: {{{key!r}: …}}"
+                )
         given = _named(actions)
         table, names = [noop], [NOOP]
         for i, (name, changes) in enumerate(given, 1):
@@ -80,7 +82,9 @@ class DiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
             action = {**copy_action(noop), **copy_action(self.always), **entries}
             same = next((j for j, other in enumerate(table) if _equal(other, action)), None)
             if same is not None:
-                raise InputError(f"{what}, {dict(changes)}, does the same as action {same} ({names[same]!r}); leave it out")
+                raise InputError(
+                    f"{what}, {dict(changes)}, does the same as action {same} ({names[same]!r}); leave it out"
+                )
             name = name or _name(space, entries or self.always, noop, self.always)
             if name in names:
                 raise InputError(f"{what} has the name {name!r}, as action {names.index(name)} has; choose another one")
@@ -101,7 +105,8 @@ class DiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
         Raises:
             InputError: It is none of the action space.
         """
-        # A shallow copy and the arrays: what a Dict of keys, Enums and a camera needs, at a third of copy_action's time.
+        # A shallow copy and the arrays: what a Dict of keys, Enums and a camera needs, at a third of copy_action's
+        # time.
         return {
             key: value if isinstance(value, int) else copy_action(value)
             for key, value in self._table[whole_number(action, 0, len(self._table), "the action")].items()
@@ -164,7 +169,8 @@ def _name(space: spaces.Dict, entries: Mapping[str, Any], noop: Mapping[str, Any
     parts = [
         _part(space.spaces[key], key, value)
         for key, value in entries.items()
-        if key in always or not _equal(value, noop[key])  # what is as in the no-op says nothing, unless it lets go of a key
+        if key in always
+        or not _equal(value, noop[key])  # what is as in the no-op says nothing, unless it lets go of a key
     ]
     return "+".join(parts) or "nothing held"
 

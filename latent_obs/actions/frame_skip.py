@@ -6,17 +6,17 @@ import gymnasium as gym
 from gymnasium import spaces
 
 from latent_obs.actions.common import check_env, copy_action, is_camera, noop_action, value_of, whole_number
-from latent_obs.old_gym.spaces import Enum
+from latent_obs.envs.old_spaces import Enum
 
 
 class FrameSkip(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Do each action for several frames; their rewards are summed, the last observation and info given.
 
-    Of a Dict action, keys and all else are held for every frame, except what happens once: a turn of the `camera` and the
-    entries of an `Enum`, such as a recipe, a block to place or an item to take in hand, are those of the action in the
-    first frame and the no-op's in the others. So a turn of 10 degrees is 10 degrees whatever the number of frames, and
-    "craft planks" crafts once. Any other action is repeated as it is; that of an obfuscated environment is one vector, in
-    which a turn cannot be told from a key, so it turns in every frame.
+    Of a Dict action, keys and all else are held for every frame, except what happens once: a turn of the `camera` and
+    the entries of an `Enum`, such as a recipe, a block to place or an item to take in hand, are those of the action in
+    the first frame and the no-op's in the others. So a turn of 10 degrees is 10 degrees whatever the number of frames,
+    and "craft planks" crafts once. Any other action is repeated as it is; that of an obfuscated environment is one
+    vector, in which a turn cannot be told from a key, so it turns in every frame.
 
     It ends with the first frame that ends the episode. It belongs under the wrappers that make the actions, next to the
     game.

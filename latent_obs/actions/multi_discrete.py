@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from latent_obs.actions.camera import CameraBins
 from latent_obs.actions.common import CAMERA, check_env, dict_space, is_camera, is_key, noop_action, value_of
-from latent_obs.errors import InputError
-from latent_obs.old_gym.spaces import Enum
+from latent_obs.envs.old_spaces import Enum
+from latent_obs.util.errors import InputError
 
 _VPT = CameraBins()
 
@@ -38,7 +38,7 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
             environment's no-op turns the camera by what is no bin.
 
     Example:
-        >>> from latent_obs.old_gym.spaces import Enum
+        >>> from latent_obs.envs.old_spaces import Enum
         >>> env = gym.Env()
         >>> env.action_space = spaces.Dict(
         ...     camera=spaces.Box(-180.0, 180.0, (2,)), craft=Enum(["none", "planks"]), jump=spaces.Discrete(2)
@@ -106,11 +106,15 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
         """
         array = np.asarray(action)
         if array.dtype.kind not in "iu" or array.shape != (len(self._sizes),):
-            raise InputError(f"the action must be {len(self._sizes)} whole numbers ({', '.join(self.names)}), got {action!r}")
+            raise InputError(
+                f"the action must be {len(self._sizes)} whole numbers ({', '.join(self.names)}), got {action!r}"
+            )
         numbers = array.tolist()
         for i, (number, size) in enumerate(zip(numbers, self._sizes, strict=True)):
             if not 0 <= number < size:
-                raise InputError(f"{self.names[i]} (place {i} of the action) must be from 0 to {size - 1}, got {number}")
+                raise InputError(
+                    f"{self.names[i]} (place {i} of the action) must be from 0 to {size - 1}, got {number}"
+                )
         chosen: dict[str, Any] = {key: numbers[i] + start for key, i, start in self._places}
         if self._camera_at is not None:
             chosen[CAMERA] = self._turns[array[self._camera_at :]]
@@ -136,7 +140,9 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
         """A line per choice: its place, its name, what it chooses from."""
         width = max(map(len, self.names))
         lines = [f"{len(self.names)} choices, {np.prod(self._sizes, dtype=object)} actions"]
-        return "\n".join(lines + [f"{i:4d}  {name:{width}}  {' '.join(self.choices[i])}" for i, name in enumerate(self.names)])
+        return "\n".join(
+            lines + [f"{i:4d}  {name:{width}}  {' '.join(self.choices[i])}" for i, name in enumerate(self.names)]
+        )
 
 
 def _words(space: spaces.Discrete) -> list[str]:

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from latent_obs.actions.centroids import Centroids
 from latent_obs.actions.common import box_value, check_env, noop_action, only_box, whole_number
-from latent_obs.errors import InputError
+from latent_obs.util.errors import InputError
 
 
 class CentroidActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Choose by number from centroids of demonstrated actions; number 0 is the environment's no-op, i is centroid i - 1.
+    """Choose by number from centroids of demonstrated actions; number 0 is the environment's no-op, i is centroid i -
+    1.
 
     Args:
         env: An environment whose action is a Box of floats, alone or as the single entry of a Dict.
@@ -50,7 +51,9 @@ class CentroidActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
         elif isinstance(centroids, Centroids):
             self.centroids = centroids
         else:
-            raise InputError(f"centroids must be Centroids or the path of a file of them, got {type(centroids).__name__}")
+            raise InputError(
+                f"centroids must be Centroids or the path of a file of them, got {type(centroids).__name__}"
+            )
         size = int(np.prod(self._box.shape))
         if self.centroids.vectors.shape[1] != size:
             raise InputError(
@@ -76,7 +79,8 @@ class CentroidActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
         return vector if self._key is None else {self._key: vector}
 
     def inverse(self, action: Any) -> Any:
-        """The number whose vector is nearest to an action, such as one of a demonstration; the lowest where several are.
+        """The number whose vector is nearest to an action, such as one of a demonstration; the lowest where several
+        are.
 
         Args:
             action: A vector in the shape of the Box, several of them stacked, or an action of the environment's Dict.

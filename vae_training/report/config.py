@@ -6,7 +6,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from latent_obs.errors import InputError
+from latent_obs.util.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,16 @@ class ReportConfig:
     out: Path | None = None
     """Folder to make: report.html, report.json and pictures. By default report, beside the encoder folder."""
     targets: Path | None = None
-    """An .npz of own values to read from the latents: named arrays, an entry for each frame of all files in name order."""
+    """An .npz of own values to read from the latents: named arrays, an entry for each frame of all files in name
+    order."""
     probes: bool = True
     """Measure how well what is known of the state can be read from the latents, where anything is known."""
     autoencoder_steps: int | None = None
-    """Gradient steps of the autoencoder (beta 0) that is trained to compare with; 0 leaves it out. By default 300, quick 0."""
+    """Gradient steps of the autoencoder (beta 0) that is trained to compare with; 0 leaves it out. By default 300,
+    quick 0."""
     sample: int | None = None
-    """Held-out frames to measure on, spread evenly; four times as many fit PCA and probes. By default 1,000, quick 256."""
+    """Held-out frames to measure on, spread evenly; four times as many fit PCA and probes. By default 1,000, quick
+    256."""
     quick: bool = False
     """A first look in well under a minute: fewer frames, no autoencoder, no small networks among the probes."""
     seed: int = 0

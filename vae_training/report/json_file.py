@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from latent_obs.atomic import written_aside
+from latent_obs.util.atomic import written_aside
 
 _NUMBERS = re.compile(r"\[\s+((?:-?[\d.eE+-]+|true|false|null)(?:,\s+(?:-?[\d.eE+-]+|true|false|null))*)\s+\]")
 

@@ -1,7 +1,7 @@
 """Which frames a report is about: held-out recordings to measure on, training ones to fit baselines and probes on.
 
-What counts as held out is decided by what the encoder was trained on, which its folder tells file by file with checksums; a
-frame that was trained on is never measured.
+What counts as held out is decided by what the encoder was trained on, which its folder tells file by file with
+checksums; a frame that was trained on is never measured.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_obs.errors import InputError
 from latent_obs.pixels import PixelContract
-from vae_training.datasets import describe_datasets, get_datasets, name_of
-from vae_training.frame_reader import gather
-from vae_training.report.model import Frames
-from vae_training.split import split_held_out
+from latent_obs.util.errors import InputError
+from vae_training.data.frame_reader import gather
+from vae_training.data.frames import describe_datasets, get_datasets, name_of, split_held_out
+from vae_training.report.encoder import Frames
 
 Dataset = NDArray[np.uint8]
 Rows = dict[str, NDArray[Any]]
@@ -46,7 +45,8 @@ def find_recordings(provenance: Mapping[str, Any], frames: Path | None = None) -
 
     - The folder that the encoder was trained on: the split of the training run.
     - A folder of which some files were trained on: those, and the others are held out.
-    - A folder that it never saw: all of it is held out; baselines are fitted on the training frames where they are still at
+    - A folder that it never saw: all of it is held out; baselines are fitted on the training frames where they are
+    still at
       hand, else on a part of the folder, which is then not measured.
 
     Args:
@@ -59,9 +59,13 @@ def find_recordings(provenance: Mapping[str, Any], frames: Path | None = None) -
     settings = provenance.get("settings") or {}
     home = Path(settings["frames"]) if settings.get("frames") else None
     if frames is None and home is None:
-        raise InputError("the encoder folder does not tell what it was trained on; name frames to measure on: --frames FOLDER")
+        raise InputError(
+            "the encoder folder does not tell what it was trained on; name frames to measure on: --frames FOLDER"
+        )
     if frames is None and home is not None and not home.is_dir():
-        raise InputError(f"the frames that it was trained on are not at {home} (from {Path.cwd()}); name them: --frames FOLDER")
+        raise InputError(
+            f"the frames that it was trained on are not at {home} (from {Path.cwd()}); name them: --frames FOLDER"
+        )
     folder = frames if frames is not None else home
     assert folder is not None
     datasets: list[Dataset] = list(get_datasets(folder))
@@ -77,7 +81,9 @@ def find_recordings(provenance: Mapping[str, Any], frames: Path | None = None) -
     if home is not None and home.is_dir() and home.resolve() != folder.resolve():
         own = _trained_parts(get_datasets(home), trained)
         if own and own[0].shape[1:] == datasets[0].shape[1:]:
-            how = f"The encoder never saw any of {folder}; baselines are fitted on the recordings that it was trained on."
+            how = (
+                f"The encoder never saw any of {folder}; baselines are fitted on the recordings that it was trained on."
+            )
             return Recordings(own, datasets, how, certain=True)
     training, held_out = split_held_out(datasets)
     how = (
@@ -97,7 +103,9 @@ def _of_the_training_folder(
         training, measured = [], []
     if training and _places(describe_datasets(training)) == _places(trained):
         how = "The same split as in training: whole recordings that no gradient step has seen."
-        if any(describe_datasets([m])[0]["sha256_head_tail"] in {t["sha256_head_tail"] for t in trained} for m in measured):
+        if any(
+            describe_datasets([m])[0]["sha256_head_tail"] in {t["sha256_head_tail"] for t in trained} for m in measured
+        ):
             how = (
                 "The same split as in training: the end of a recording whose beginning was trained on. Place and light are "
                 "those of training, so a new recording will do worse."
@@ -116,7 +124,9 @@ def _of_the_training_folder(
 def _trained_parts(datasets: Sequence[Dataset], trained: Sequence[Mapping[str, Any]]) -> list[Dataset]:
     """The frames of a folder that were trained on."""
     parts = {d["sha256_head_tail"]: (d["first_frame"], d["frames"]) for d in trained}
-    found = [(d, parts.get(told["sha256_head_tail"])) for d, told in zip(datasets, describe_datasets(datasets), strict=True)]
+    found = [
+        (d, parts.get(told["sha256_head_tail"])) for d, told in zip(datasets, describe_datasets(datasets), strict=True)
+    ]
     return [d[part[0] : part[0] + part[1]] for d, part in found if part is not None]
 
 
@@ -155,11 +165,16 @@ def take(datasets: Sequence[Dataset], count: int, contract: PixelContract) -> Sa
     return Sample(read(datasets, recording, row, contract), recording, row)
 
 
-def read(datasets: Sequence[Dataset], recording: NDArray[np.int64], row: NDArray[np.int64], contract: PixelContract) -> Frames:
+def read(
+    datasets: Sequence[Dataset], recording: NDArray[np.int64], row: NDArray[np.int64], contract: PixelContract
+) -> Frames:
     """Read frames of several recordings, as the encoder eats them; numbers in ascending order."""
     out = np.empty((len(row), *datasets[0].shape[1:]), np.uint8)
     places = np.arange(len(row))
-    gather([(d, row[recording == i], places[recording == i]) for i, d in enumerate(datasets) if (recording == i).any()], out)
+    gather(
+        [(d, row[recording == i], places[recording == i]) for i, d in enumerate(datasets) if (recording == i).any()],
+        out,
+    )
     layout = contract.layout_of(out.shape[1:], "the frames")
     contract.refuse_blur(out.shape[1:], layout, "the folder of frames")
     return contract.convert(out, layout, "the frames")
@@ -193,7 +208,7 @@ def rows_of(dataset: Dataset) -> Rows:
     filename = getattr(dataset, "filename", None)
     if not filename:
         return {}
-    from vae_training.rows import load_rows
+    from vae_training.data.rows import load_rows
 
     rows = load_rows(Path(filename))
     first = describe_datasets([dataset])[0]["first_frame"] if rows else 0
@@ -207,6 +222,10 @@ def check_enough(sample: Sample) -> None:
         InputError: There are fewer than 16 frames, or all of them are the same.
     """
     if len(sample.frames) < _FEWEST:
-        raise InputError(f"{len(sample.frames)} held-out frame(s) are too few for a report, {_FEWEST} the least; record more")
+        raise InputError(
+            f"{len(sample.frames)} held-out frame(s) are too few for a report, {_FEWEST} the least; record more"
+        )
     if (sample.frames == sample.frames[0]).all():
-        raise InputError("all held-out frames are equal, so nothing can be told about the latents. Record frames that differ")
+        raise InputError(
+            "all held-out frames are equal, so nothing can be told about the latents. Record frames that differ"
+        )

@@ -1,0 +1,249 @@
+"""`OldGymEnv`: an environment of the old Gym API as a `gymnasium.Env`."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from latent_obs.envs.old_spaces import convert_space, noop_of
+from latent_obs.util.errors import InputError
+
+
+def is_old_gym(env: object) -> bool:
+    """Whether something is an environment, and not one of Gymnasium's.
+
+    Example:
+        >>> is_old_gym(3)
+        False
+    """
+    parts = ("reset", "step", "observation_space", "action_space")
+    return not isinstance(env, gym.Env | type) and all(hasattr(env, part) for part in parts)
+
+
+class OldGymEnv(gym.Env[Any, Any]):
+    """An environment in hand that speaks the old Gym API (any of 0.10 to 0.26), as a proper Gymnasium environment.
+
+    - `step` gives five values. A time-out (``info["TimeLimit.truncated"]``, as Gym's TimeLimit sets it, or an end
+    within
+      `time_limit_slack` steps of the specification's limit) is a truncation, any other end a termination.
+    - `reset` takes a seed and options. An environment that forgets its seed after one episode, as MineRL does, is given
+    the
+      next one from this environment's own generator (`seed_every_reset`), so that one seed fixes a whole run.
+    - Spaces are converted, MineRL's Enum, DiscreteRange and Text among them; frames are fresh, contiguous and writable.
+    - Actions are checked; those outside the space are refused before the old environment sees them.
+
+    Args:
+        env: The old environment.
+        render_mode: "rgb_array" or "human", where it can draw itself; None for not at all.
+        seed_every_reset: Seed it at every reset, once it was seeded at all.
+        time_limit_slack: An end this many steps before the limit still counts as a time-out: a server's own clock may
+            be a little ahead.
+
+    Attributes:
+        gym_env: The old environment.
+        noop: The action that does nothing.
+
+    Raises:
+        InputError: It is no environment of the old API, a space has no counterpart, or it has no such render mode.
+
+    Example:
+        >>> class Box:  # in earnest: gym.spaces.Box
+        ...     low, high, shape, dtype = np.zeros(2), np.ones(2), (2,), np.dtype("float32")
+        >>> class Discrete:
+        ...     n = 3
+        >>> class Old:
+        ...     observation_space, action_space = Box(), Discrete()
+        ...     def reset(self):
+        ...         return np.zeros(2)
+        ...     def step(self, action):
+        ...         return np.ones(2), 1.0, True, {"TimeLimit.truncated": True}
+        >>> env = OldGymEnv(Old())
+        >>> _ = env.reset(seed=1)
+        >>> env.step(2)
+        (array([1., 1.], dtype=float32), 1.0, False, True, {'TimeLimit.truncated': True})
+    """
+
+    def __init__(
+        self, env: Any, *, render_mode: str | None = None, seed_every_reset: bool = False, time_limit_slack: int = 0
+    ) -> None:
+        if isinstance(env, gym.Env):
+            raise InputError(f"{env} is a Gymnasium environment already; OldGymEnv is for those of the old gym package")
+        if not is_old_gym(env):
+            raise InputError(
+                f"OldGymEnv wraps an environment of the old Gym API, with reset, step and spaces; got {type(env).__name__}"
+            )
+        if time_limit_slack < 0:
+            raise InputError(f"time_limit_slack must be 0 or more steps, got {time_limit_slack}")
+        self.gym_env = env
+        self.metadata = _metadata(env)
+        modes = self.metadata["render_modes"]
+        if render_mode is not None and render_mode not in modes:
+            raise InputError(
+                f"render_mode {render_mode!r} is none that this environment has: {modes or 'it cannot draw itself'}"
+            )
+        self.render_mode = render_mode
+        self._observation = convert_space(env.observation_space, "observation")
+        self._action = convert_space(env.action_space, "action")
+        self.observation_space: spaces.Space[Any] = self._observation.space
+        self.action_space: spaces.Space[Any] = self._action.space
+        self.seed_every_reset = seed_every_reset
+        self.time_limit_slack = time_limit_slack
+        self.max_episode_steps: int | None = getattr(getattr(env, "spec", None), "max_episode_steps", None)
+        takes = _parameters(env.reset)
+        self._reset_takes_seed, self._reset_takes_options = "seed" in takes, "options" in takes
+        self._seeded = False
+        self._elapsed: int | None = None  # steps of the episode; None when there is none under way
+
+    @property
+    def noop(self) -> Any:
+        """The action that does nothing."""
+        return noop_of(self.action_space)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode.
+
+        Args:
+            seed: Seeds this episode and, through this environment's generator, those that follow.
+            options: Passed on where the old environment takes some.
+
+        Raises:
+            InputError: Options were given and it takes none.
+            gymnasium.error.ClosedEnvironmentError: It was closed.
+        """
+        self._check_open("reset")
+        super().reset(seed=seed)
+        if options and not self._reset_takes_options:
+            raise InputError(f"this environment's reset takes no options, got {options}")
+        self._seeded = self._seeded or seed is not None
+        if seed is None and self._seeded and self.seed_every_reset:
+            seed = int(self.np_random.integers(2**31))
+        self._elapsed = None
+        keywords: dict[str, Any] = {"options": options} if options else {}
+        if seed is not None and self._reset_takes_seed:
+            keywords["seed"] = seed
+        elif seed is not None and callable(getattr(self.gym_env, "seed", None)):
+            self.gym_env.seed(seed)
+        observation, info = self._begin(keywords)
+        self._elapsed = 0
+        if self.render_mode == "human":
+            self.render()
+        return self._observation.from_old(observation), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One step.
+
+        Raises:
+            InputError: The action is not in the space.
+            gymnasium.error.ResetNeeded: There is no episode under way.
+            gymnasium.error.ClosedEnvironmentError: It was closed.
+        """
+        if self._elapsed is None:
+            self._check_open("step")
+            raise gym.error.ResetNeeded(
+                "there is no episode under way: call reset() first, and after each end of an episode"
+            )
+        old_action = self._action.to_old(action)
+        observation, reward, terminated, truncated, info = self._play(old_action)
+        self._elapsed += 1
+        if self.render_mode == "human":
+            self.render()
+        if terminated or truncated:
+            limit = self.max_episode_steps
+            told = info.get("TimeLimit.truncated")  # False: it ended by itself in the last step that it had
+            late = limit is not None and self._elapsed >= limit - self.time_limit_slack
+            if self.time_limit_slack == 0 and told is not None:
+                late = False
+            truncated = truncated or late or bool(told)
+            terminated = terminated and not truncated
+            self._elapsed = None
+        return self._observation.from_old(observation), float(reward), terminated, truncated, info
+
+    def _begin(self, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Reset the old environment: its observation, unconverted, and what it says beside it."""
+        result = self.gym_env.reset(**keywords)
+        is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)
+        if is_pair and isinstance(self.observation_space, spaces.Tuple):  # or the pair is the observation
+            is_pair = bool(self.gym_env.observation_space.contains(result[0]))
+        if is_pair:
+            observation, info = result  # Gym 0.26
+            return observation, dict(info)
+        return result, {}
+
+    def _play(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step the old environment: observation and action are the old environment's own."""
+        result = self.gym_env.step(action)
+        if len(result) == 5:
+            observation, reward, terminated, truncated, info = result  # Gym 0.26
+            return observation, reward, bool(terminated), bool(truncated), dict(info)
+        observation, reward, done, info = result
+        return observation, reward, bool(done), False, dict(info)
+
+    def render(self) -> Any:
+        """The picture, uint8 (H, W, 3), or a window, as `render_mode` says; None without one."""
+        if self.render_mode is None:
+            return None
+        takes = _parameters(self.gym_env.render)
+        picture = self.gym_env.render(mode=self.render_mode) if "mode" in takes else self.gym_env.render()
+        if self.render_mode != "rgb_array":
+            return None
+        if picture is None:  # Gym 0.26 settles it when the environment is made
+            raise InputError(f"{self.gym_env} gave no picture; make it with its own render_mode='rgb_array'")
+        return np.array(picture, order="C")
+
+    def _check_open(self, use: str) -> None:
+        if isinstance(self.gym_env, _Closed):
+            raise _closed(use)
+
+    def close(self) -> None:
+        """Close the old environment; again and again does no harm."""
+        env, self.gym_env = self.gym_env, _Closed()
+        self._elapsed = None
+        env.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}{self.gym_env}>"
+
+    __str__ = __repr__
+
+
+class _Closed:
+    """What an environment is after `close`."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    def __repr__(self) -> str:
+        return "<closed>"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copying and pickling look for these
+            raise AttributeError(name)
+        raise _closed(name)
+
+
+def _closed(name: str) -> gym.error.ClosedEnvironmentError:
+    return gym.error.ClosedEnvironmentError(f"the environment was closed, and {name!r} needs it open; make a new one")
+
+
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+    """Parameters of a method, through Gym's wrappers, which pass on whatever they are given."""
+    owner = getattr(function, "__self__", None)
+    name = getattr(function, "__name__", "")
+    parameters: Mapping[str, inspect.Parameter] = inspect.signature(function).parameters
+    passes_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    inner = getattr(owner, "env", None)
+    if passes_on and inner is not None and callable(getattr(inner, name, None)):
+        return {**parameters, **_parameters(getattr(inner, name))}
+    return parameters
+
+
+def _metadata(env: Any) -> dict[str, Any]:
+    """Gymnasium's names for an old environment's metadata."""
+    old = dict(getattr(env, "metadata", None) or {})
+    modes = old.pop("render.modes", None) or old.pop("render_modes", None) or []
+    rates = [old.pop(name, None) for name in ("video.frames_per_second", "video_frames_per_second", "render_fps")]
+    rate = next((rate for rate in rates if rate), None)
+    return {**old, "render_modes": list(modes), "render_fps": rate or 30}

@@ -1,0 +1,392 @@
+"""All that touches the insides of minerl 0.4.4: its import, its specifications, and its connection to a game.
+
+Upstream waits up to four minutes for each message, takes a closed connection for an empty message here and there, and
+starts a second game when it cannot connect to the first. `GameConnection` puts a deadline on each step and reset, and
+makes of every way to lose a game one kind of error.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+import signal
+import socket
+import struct
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from latent_obs.minerl.installation import check_client, check_game
+from latent_obs.util.errors import GameFaultError, InputError, require
+
+
+def kill_tree(process: Any) -> None:
+    """End a launch script and all that it started: politely (a virtual display has files to remove), and then for
+    sure.
+    """
+    with contextlib.suppress(Exception):  # it may be gone, or half gone
+        processes = [*process.children(recursive=True), process]
+        for each in processes:
+            with contextlib.suppress(Exception):
+                each.terminate()
+        until = time.monotonic() + 3
+        for each in processes:
+            with contextlib.suppress(Exception):
+                each.wait(max(0.0, until - time.monotonic()))
+        for each in processes:
+            with contextlib.suppress(Exception):
+                each.kill()
+
+
+def end_game(instance: Any, pool: list[Any]) -> None:
+    """End a game that was started here, and all that is left of it; again does no harm.
+
+    Upstream's way takes seconds, trips over a process that died by itself, and then leaves a zombie, for whose end its
+    watcher process waits for ever.
+
+    Args:
+        instance: minerl's instance, launched or on the way to it.
+        pool: The instances that minerl keeps account of.
+    """
+    instance.running = instance._starting = False
+    process = instance.minecraft_process
+    if process is not None and process.returncode is None:
+        with contextlib.suppress(
+            OSError, AttributeError
+        ):  # a game whose script is gone is of its group still; not on Windows
+            os.killpg(process.pid, signal.SIGCONT)
+        kill_tree(process)
+        with contextlib.suppress(OSError, AttributeError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(Exception):
+            process.wait(5)
+    if process is not None:
+        reader = getattr(instance, "_logger_thread", None)
+        if reader is not None:
+            reader.join(5)
+        process.stdout.close()
+    if instance.instance_dir is not None:
+        shutil.rmtree(instance.instance_dir, ignore_errors=True)
+    if instance in pool:
+        pool.remove(instance)
+        instance.release_lock()
+
+
+_LONGEST_MESSAGE = 256 * 2**20  # bytes; more than any picture, and less than the length in a garbled header
+# What upstream logs when it loses a game; what is done about it here is logged by `RestartOnFault`.
+_UPSTREAM_ON_FAULTS = ("Failed to take a step", "Failed to reset (socket error)", "Cleaning connection!")
+_NOOP_CORRECTIONS = 4  # the first leaves some 1e-3 degrees, the second 1e-5
+_GYM_ERRORS_ONLY = 40  # gym.logger.ERROR: upstream warns of its own spaces' precision, many times at every reset
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the deprecation warnings of packages that nobody maintains any more; they are not the user's to mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def load_minerl() -> Any:
+    """Import minerl and its gym, and give the old gym's registry of environments.
+
+    Raises:
+        MissingExtraError: minerl is not installed.
+        InputError: It, or gym, is of another version than this was written for.
+    """
+    check_client()
+    with quietly():
+        require("minerl", extra="minerl", purpose="make MineRL environments")
+        gym = require("gym", extra="minerl", purpose="make MineRL environments")
+    gym.logger.set_level(_GYM_ERRORS_ONLY)
+    logging.getLogger("minerl.env._multiagent").addFilter(_is_no_fault)
+    return gym.envs.registry
+
+
+def _is_no_fault(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_UPSTREAM_ON_FAULTS)
+
+
+def minerl_specs() -> dict[str, Any]:
+    """Upstream's specifications by environment id, those that are registered and can be made."""
+    return {spec.id: spec for spec in load_minerl().all() if spec.id.startswith("MineRL")}
+
+
+def make_client(env_id: str) -> Any:
+    """Upstream's environment, connected to nothing yet."""
+    registry = load_minerl()
+    with quietly():
+        return registry.make(env_id)
+
+
+def core_of(client: Any) -> Any:
+    """The environment under Gym's wrappers, that holds the connection.
+
+    Raises:
+        InputError: It is none of minerl's.
+    """
+    core = getattr(client, "unwrapped", None)
+    if not is_minerl(client):
+        raise InputError(f"expected an environment that minerl's gym.make gave, got {client}")
+    return core
+
+
+def is_minerl(client: Any) -> bool:
+    """Whether an old environment is one of minerl 0.4's."""
+    return type(getattr(client, "unwrapped", None)).__module__.startswith("minerl.env.")
+
+
+def noop_vector(task: Any) -> Mapping[str, Any] | None:
+    """The no-op of an obfuscated or vectorized task: not zeros, but the plain task's no-op as they encode it.
+
+    The encoding is not exact: the plain no-op comes back as a turn of 0.1 degrees a step, twice round in an episode. So
+    the camera is moved against it until what comes back stands still.
+
+    Args:
+        task: The environment's specification.
+
+    Returns:
+        The action, or None for a plain task, whose no-op is known from its space.
+    """
+    plain = task
+    while hasattr(plain, "env_to_wrap"):
+        plain = plain.env_to_wrap
+    if plain is task:
+        return None
+    action = plain.action_space.no_op()
+    for _ in range(_NOOP_CORRECTIONS):
+        turn = task.unwrap_action(task.wrap_action(action))["camera"]
+        action["camera"] = action["camera"] - turn
+    return task.wrap_action(action)
+
+
+class GameConnection:
+    """A minerl environment's connection to its game: who starts it, how long it may take, what was heard of it.
+
+    Args:
+        client: The environment from `make_client`, or any that minerl's `gym.make` gave.
+        port: Of a game that runs already; None starts one when it is needed.
+        host: Where that game runs.
+
+    Raises:
+        InputError: A game would have to be started, and cannot be; or none listens on the port.
+    """
+
+    def __init__(self, client: Any, *, port: int | None = None, host: str = "localhost") -> None:
+        self.client = client
+        self.core = core_of(client)
+        self.port, self.host = port, host
+        self.picture_missing = False  # whether the last picture that the game sent was empty
+        self.trouble = ""  # what went wrong with the connection last; upstream says "Connection timed out!" to anything
+        self._picture_shape: tuple[int, ...] = self.core.observation_space.spaces["pov"].shape
+        self._picture = bytes(math.prod(self._picture_shape))  # the last one that was not empty
+        self._picture_is_next = False
+        self._deadline = 0.0
+        self._seconds = 0.0
+        for instance in self.core.instances:  # of an environment that was in use before
+            if port is None and instance.existing:
+                self.port, self.host = instance.port, instance.host  # where to find the game again
+            self._watch(instance)
+        if port is not None and not self.core.instances:
+            if not 0 < port < 65536:
+                raise InputError(f"port must be from 1 to 65535, got {port}")
+            _greet(host, port)
+        elif not self.core.instances:
+            check_game()
+        self.core._get_new_instance = self._new_instance
+        # Upstream's own answer to a failed connection is to start another game and to forget it.
+        self.core._TO_MOVE_handle_frozen_minecraft = lambda _instance: None
+
+    @property
+    def address(self) -> str:
+        """Where the game is, for messages."""
+        return f"{self.host}:{self.port}" if self.port is not None else "a game of its own"
+
+    def begin(self, seconds: float) -> None:
+        """What is sent and heard from now on must be done within this time."""
+        self.trouble = ""
+        self._seconds = seconds
+        self._deadline = time.monotonic() + seconds
+
+    def peek(self) -> Any:
+        """Ask for the observation once more."""
+        (observation,) = self.core._peek_obs().values()
+        return observation
+
+    def drop(self) -> None:
+        """Forget the game after a fault: close the connection, and end the game if it was started here."""
+        for instance in self.core.instances:
+            with contextlib.suppress(OSError):
+                if instance.client_socket is not None:
+                    instance.client_socket.close()
+            instance.client_socket = None
+            if not instance.existing:
+                self._end(instance)
+        self.core.instances = []
+
+    def close(self) -> None:
+        """Say goodbye to the game, and end it if it was started here."""
+        self.begin(5.0)
+        for window in (self.core.viewers or {}).values():  # upstream stumbles over them
+            with contextlib.suppress(Exception):
+                window.close()
+        if self.core.viewers:
+            self.core.viewers = {}
+        with contextlib.suppress(Exception), quietly():
+            self.client.close()
+        self.drop()
+
+    def _new_instance(self, port: int | None = None, instance_id: int | None = None) -> Any:
+        """In place of upstream's method of this purpose: the game on the port, or a new one."""
+        malmo = require("minerl.env.malmo", extra="minerl", purpose="reach a game")
+        if self.port is not None:
+            instance = malmo.MinecraftInstance(port=self.port, existing=True, status_dir=None)
+            instance._host = self.host
+            instance.launch()
+        else:
+            check_game()
+            instance = malmo.InstanceManager.get_instance(os.getpid(), instance_id=instance_id)
+            try:
+                with quietly(), self._launched_in_time(instance):
+                    instance.launch(replaceable=True)
+            except BaseException:
+                self._end(instance)
+                raise
+        instance.had_to_clean = False
+        self._watch(instance)
+        return instance
+
+    def _end(self, instance: Any) -> None:
+        malmo = require("minerl.env.malmo", extra="minerl", purpose="end a game")
+        end_game(instance, malmo.InstanceManager._instance_pool)
+
+    @contextlib.contextmanager
+    def _launched_in_time(self, instance: Any) -> Iterator[None]:
+        """Upstream reads a starting game's output until it says that it is ready, for ever if it never does."""
+        late, launched = threading.Event(), threading.Event()
+
+        def end() -> None:
+            late.set()
+            while not launched.wait(0.1):  # it may be that its files are still being copied
+                if instance.minecraft_process is not None:
+                    kill_tree(instance.minecraft_process)
+
+        timer = threading.Timer(max(0.0, self._deadline - time.monotonic()), end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except EOFError as error:
+            last = "\n".join(str(error).strip().splitlines()[-15:])
+            what = f"was not ready within {self._seconds:g} s" if late.is_set() else "ended while it started"
+            raise GameFaultError(f"the game {what}. Its last words:\n{last}") from None
+        finally:
+            timer.cancel()
+            launched.set()
+
+    def _watch(self, instance: Any) -> None:
+        """Put our sending and receiving, with their deadline, in the place of an instance's own."""
+
+        def connect(socktime: float) -> None:
+            del socktime  # four minutes
+            sock = socket.create_connection((instance.host, instance.port), timeout=self._remaining())
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            instance.client_socket = sock
+
+        def send(message: bytes) -> None:
+            try:
+                sock = self._socket_of(instance)
+                sock.settimeout(self._remaining())
+                sock.sendall(struct.pack("!I", len(message)) + message)
+            except OSError as error:
+                self.trouble = str(error)
+                raise
+            self._picture_is_next = message.startswith((b"<StepClient", b"<Peek"))
+
+        def receive() -> bytes:
+            try:
+                sock = self._socket_of(instance)
+                (length,) = struct.unpack("!I", self._exactly(sock, 4))
+                if length > _LONGEST_MESSAGE:
+                    raise ConnectionError(
+                        f"a message of {length} bytes was announced: this is no game of minerl's protocol"
+                    )
+                message = self._exactly(sock, length)
+                if self._picture_is_next:
+                    self._picture_is_next = False
+                    return self._checked_picture(message)
+                return message
+            except OSError as error:
+                self.trouble = str(error)
+                raise
+
+        def shutdown(how: int) -> None:
+            sock, instance.client_socket = instance.client_socket, None
+            with contextlib.closing(sock):  # upstream leaves that to the garbage collector
+                sock.shutdown(how)
+
+        if not instance.existing:
+            instance.kill = lambda: self._end(instance)
+        instance.create_multiagent_instance_socket = connect
+        instance.client_socket_shutdown = shutdown
+        instance.client_socket_send_message = send
+        instance.client_socket_recv_message = receive
+
+    def _checked_picture(self, picture: bytes) -> bytes:
+        """An empty one is replaced by the last there was: upstream paints it black, or trips over it, as numpy has
+        it.
+        """
+        self.picture_missing = not picture
+        if picture and len(picture) != len(self._picture):
+            raise ConnectionError(
+                f"a picture of {len(picture)} bytes, expected {len(self._picture)} for {self._picture_shape}"
+            )
+        self._picture = picture or self._picture
+        return self._picture
+
+    def _socket_of(self, instance: Any) -> socket.socket:
+        if instance.client_socket is None:
+            raise ConnectionError("there is no connection to the game")
+        return instance.client_socket
+
+    def _remaining(self) -> float:
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError(f"no answer within {self._seconds:g} s")
+        return remaining
+
+    def _exactly(self, sock: socket.socket, count: int) -> bytes:
+        """Receive so many bytes, or raise; upstream gives None for a closed connection."""
+        buffer = bytearray(count)
+        view, got = memoryview(buffer), 0
+        while got < count:
+            sock.settimeout(self._remaining())
+            try:
+                n = sock.recv_into(view[got:])
+            except TimeoutError:
+                raise TimeoutError(f"no answer within {self._seconds:g} s") from None
+            if n == 0:
+                raise ConnectionError("the game closed the connection")
+            got += n
+        return bytes(buffer)
+
+
+def _greet(host: str, port: int) -> None:
+    """Make sure that something listens on the port, and leave it as politely as the protocol allows.
+
+    Raises:
+        InputError: Nothing does.
+    """
+    malmo = require("minerl.env.malmo", extra="minerl", purpose="reach a game")
+    try:
+        with socket.create_connection((host, port), timeout=5) as sock:
+            for message in (f"<MalmoEnv{malmo.malmo_version}/>".encode(), b"<Disconnect/>"):
+                sock.sendall(struct.pack("!I", len(message)) + message)
+    except OSError as error:
+        raise InputError(
+            f"no game listens on {host}:{port} ({error}). Start one there (docs/minerl.md says how), name the port of one "
+            "that runs, or leave port out to have one started"
+        ) from None

@@ -1,0 +1,125 @@
+"""`MineRLEnv`: a minerl 0.4.4 environment as a Gymnasium environment that says when its game is lost."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from latent_obs.envs.old_gym import OldGymEnv
+from latent_obs.minerl.client import GameConnection, core_of, noop_vector, quietly
+from latent_obs.util.errors import GameFaultError, InputError, LatentObsError
+
+_PEEK_PAUSE_S = 0.1
+_TIME_LIMIT_SLACK = (
+    20  # steps, one second of the game: its own clock started before the first observation was asked for
+)
+
+
+class MineRLEnv(OldGymEnv):
+    """A minerl environment with its own Dict observations and actions, as a Gymnasium environment.
+
+    It raises `GameFaultError` where upstream would hand on a random observation, an exception of its insides, or
+    nothing for
+    minutes: when the connection breaks, when no answer comes in time, or when what comes cannot be read. The next
+    `reset` then connects anew (and starts the game anew, if it was started here). `RestartOnFault` makes a truncation
+    of it.
+
+    A picture that the game leaves empty, which upstream paints black, is the last one that there was again
+    (``info["frame_missing"]``).
+
+    Args:
+        client: What `client.make_client` or minerl's own `gym.make` gave.
+        port: Of a game that runs already; None starts one at the first reset, which needs Java 8 and the built game.
+        host: Where that game runs.
+        render_mode: "rgb_array" or "human".
+        step_deadline_s: Seconds that a step may take before the game counts as hung.
+        reset_deadline_s: Seconds that a reset may take, the start of a game and the making of a world included.
+
+    Raises:
+        InputError: A deadline is not positive, nothing listens on the port, or a game cannot be started here.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        *,
+        port: int | None = None,
+        host: str = "localhost",
+        render_mode: str | None = None,
+        step_deadline_s: float = 60.0,
+        reset_deadline_s: float = 900.0,
+    ) -> None:
+        for name, seconds in (("step_deadline_s", step_deadline_s), ("reset_deadline_s", reset_deadline_s)):
+            if not seconds > 0:
+                raise InputError(f"{name} must be a positive number of seconds, got {seconds}")
+        self.core = core_of(client)
+        if self.core.task.agent_count != 1 or not self.core.task.is_single_agent:
+            raise InputError(
+                f"{self.core.task.name} has {self.core.task.agent_count} agents; only one at a time can be adapted"
+            )
+        # BASALT's reset does nothing for some steps, to see whether the player lives; the game's clock runs.
+        slack = _TIME_LIMIT_SLACK + getattr(client, "n_noops", 0)
+        super().__init__(client, render_mode=render_mode, seed_every_reset=True, time_limit_slack=slack)
+        self.env_id: str = self.core.task.name
+        self.step_deadline_s, self.reset_deadline_s = step_deadline_s, reset_deadline_s
+        vector = noop_vector(self.core.task)
+        self._noop = super().noop if vector is None else self._action.from_old(vector)
+        self.connection = GameConnection(client, port=port, host=host)
+        self._lost = False
+
+    @property
+    def noop(self) -> Any:
+        """The action that does nothing; of an obfuscated task, the vector that stands for it."""
+        return {key: np.copy(value) if isinstance(value, np.ndarray) else value for key, value in self._noop.items()}
+
+    def _begin(self, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        del keywords  # the client's reset takes none; its seed was set
+        if self._lost:
+            self.connection.drop()
+            self._lost = False
+        self.connection.begin(self.reset_deadline_s)
+        try:
+            with quietly():  # BASALT's reset calls something that upstream itself has deprecated
+                observation = self.gym_env.reset()
+            while self.connection.picture_missing:  # the world is there, its picture not yet
+                time.sleep(_PEEK_PAUSE_S)
+                observation = self.connection.peek()
+        except LatentObsError:
+            self._lost = True
+            raise
+        except (
+            Exception
+        ) as error:  # sockets, struct, json, minerl's assertions: a reset that broke off, whatever broke it
+            raise self._fault("while an episode began", error) from error
+        if self.connection.trouble:  # in a step of BASALT's reset, which began another episode for it, without the seed
+            raise self._fault("while an episode began", self.connection.trouble)
+        return observation, {}
+
+    def _play(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.connection.begin(self.step_deadline_s)
+        where = f"in step {(self._elapsed or 0) + 1} of an episode"
+        try:
+            with np.errstate(
+                all="ignore"
+            ):  # the obfuscated tasks' decoder divides 0 by 0 for vectors far from any action
+                observation, reward, done, info = self.gym_env.step(action)
+        except Exception as error:  # the action was checked before: this is the game's doing
+            raise self._fault(where, error) from error
+        if "error" in info:  # and the observation is a random one
+            raise self._fault(where, self.connection.trouble or info["error"])
+        if self.core.done and not done:  # the picture came, and then the game could not be told to go on
+            raise self._fault(where, self.connection.trouble)
+        if self.connection.picture_missing:
+            info = {**info, "frame_missing": True}
+        return observation, reward, done, False, info
+
+    def _fault(self, where: str, reason: object) -> GameFaultError:
+        self._lost = True
+        self._elapsed = None
+        told = f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else str(reason)
+        return GameFaultError(f"{self.env_id} lost its game ({self.connection.address}) {where}: {told}")
+
+    def close(self) -> None:
+        """Leave the game, and end it if it was started here."""
+        self.connection.close()
+        super().close()

@@ -1,1 +1,0 @@
-"""MineRL 0.4.4 as Gymnasium environments: installation, connection to the game, faults."""

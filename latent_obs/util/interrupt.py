@@ -1,0 +1,42 @@
+"""Ctrl-C that lets the step under way finish, so that what is on disk is whole."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+
+class GracefulStop:
+    """Turn the first SIGINT or SIGTERM into a flag to look at between steps; a second SIGINT interrupts at once.
+
+    Outside the main thread it does nothing, as Python delivers signals to the main thread only.
+
+    Attributes:
+        requested: Whether a signal has come.
+
+    Example:
+        >>> with GracefulStop() as stop:
+        ...     stop.requested
+        False
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]

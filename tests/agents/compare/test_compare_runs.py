@@ -1,0 +1,289 @@
+"""The runs of a comparison: processes that are started, shared out, stopped and gone on with, and what each leaves."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support import ROOT
+
+pytest.importorskip("stable_baselines3")
+
+from agents import read_evaluations, train_agent
+from agents.compare import Study, Task, collect, compare, saved_study
+from agents.compare import runs as engine
+from agents.compare.meter import Meter
+from agents.compare.runs import FINISHED, Planned, only_one, plan_runs, run_all
+from agents.compare.worker import run_job, stop_with_parent
+from latent_obs.util.errors import InputError
+from tests.support.side_env import SIDE, tiny
+
+STAND_IN = ("-S", str(ROOT / "tests" / "support" / "compare_stand_in.py"))
+Runs = Callable[..., list[Planned]]
+
+
+def quiet(text: str) -> None:
+    """Where messages go that a test does not read."""
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
+    """Plans runs of a process that does as its arm is called: the real one takes seconds to start."""
+    monkeypatch.setattr(engine, "WORKER", STAND_IN)
+    monkeypatch.setattr(engine, "_PAUSE_S", 0.02)
+
+    def planned(*arms: str, seeds: tuple[int, ...] = (0,), **settings: Any) -> list[Planned]:
+        variants = {arm: {"observation": "random-latent"} for arm in arms}
+        return plan_runs(
+            Study({"t": Task("Side-v0")}, arms, seeds, 64, settings=settings, arm_settings=variants), tmp_path
+        )
+
+    return planned
+
+
+def numbers(run: Planned) -> dict[str, Any]:
+    return json.loads(run.file(".json").read_text())
+
+
+@contextlib.contextmanager
+def stopped_when(ready: Callable[[], bool]) -> Iterator[None]:
+    """Send this process what Ctrl-C sends, once something is so."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 20
+        while not ready() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def gone(pids: list[int]) -> bool:
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        alive = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+        if not alive:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_runs_share_the_cores_and_are_told_of(stand_in: Runs):
+    runs, said = stand_in("good", "good of another", seeds=(0, 1)), []
+    assert run_all(runs, jobs=2, threads=3, say=said.append) == {}
+    moments = [(numbers(run)["began"], 1) for run in runs] + [(numbers(run)["ended"], -1) for run in runs]
+    at_once, most = 0, 0
+    for _, change in sorted(moments):
+        at_once += change
+        most = max(most, at_once)
+    assert most <= 2
+    assert {numbers(run)["threads"] for run in runs} == {"3"}
+    told = [line.split("] ", 1)[1] for line in said[1:]]
+    running = [sum(1 if line.startswith("begins") else -1 for line in told[: i + 1]) for i in range(len(told))]
+    assert max(running) == 2
+    assert [line for line in told if line.startswith("begins")] == [f"begins: {run.name}" for run in runs], (
+        "in their order"
+    )
+    assert said[0] == "5 runs, 0 of them finished before; 2 at once, 3 threads of torch each."
+    assert sum("begins" in line for line in said) == sum("ended" in line for line in said) == 5
+    assert said[-1].endswith("That was the last.")
+    assert any(" left, about " in line for line in said)
+
+
+def test_finished_runs_are_not_made_again_and_more_are_added(stand_in: Runs):
+    run_all(stand_in("good"), jobs=2, say=quiet)
+    before = {run.name: numbers(run)["began"] for run in stand_in("good")}
+    said: list[str] = []
+    more = stand_in("good", "good of another", seeds=(0, 1))
+    run_all(more, jobs=2, say=said.append)
+    assert said[0].startswith("5 runs, 2 of them finished before")
+    assert {run.name: numbers(run)["began"] for run in more if run.name in before} == before
+    assert all(run.is_finished for run in more)
+
+
+def test_a_run_that_fails_is_told_with_its_reason_and_the_others_go_on(stand_in: Runs, tmp_path: Path):
+    runs, said = stand_in("crash", "good", "mistake"), []
+    failures = run_all(runs, jobs=1, say=said.append)
+    assert set(failures) == {"t, crash, seed 0", "t, mistake, seed 0"}
+    assert failures["t, mistake, seed 0"] == "no such game"
+    assert failures["t, crash, seed 0"] == "exit status 1; its last words: something / that it said last"
+    assert [run.arm for run in runs if run.is_finished] == ["random policy", "good"]
+    assert sum("FAILED" in line and "seed_0.log" in line for line in said) == 2
+    variants = {arm: {"observation": "random-latent"} for arm in ("crash", "good", "mistake")}
+    study = Study({"t": Task("Side-v0")}, tuple(variants), (0,), 64, arm_settings=variants)
+    missing = collect(study, tmp_path).missing
+    assert missing["t, mistake, seed 0"] == "failed: no such game"
+    assert len(missing) == 2
+
+
+def test_other_settings_are_refused_before_anything_starts(stand_in: Runs):
+    run_all(stand_in("good"), jobs=1, say=quiet)
+    runs = stand_in("good of another", "good", history=2)
+    with pytest.raises(InputError, match="history was 1, is now 2"):
+        run_all(runs, jobs=1, say=quiet)
+    assert not runs[1].file(".log").exists()
+    for wrong in ({"jobs": 0}, {"threads": 0}):
+        with pytest.raises(InputError, match="must be 1 or more, got 0"):
+            run_all(runs, say=quiet, **wrong)
+
+
+def test_ctrl_c_stops_all_and_the_same_call_goes_on(stand_in: Runs):
+    runs = stand_in("slow", "slow of another")
+
+    def ready() -> bool:
+        logs = [run.file(".log") for run in runs[1:]]
+        return all(log.exists() and "ready" in log.read_text() for log in logs)
+
+    with stopped_when(ready), pytest.raises(KeyboardInterrupt):
+        run_all(runs, jobs=2, say=quiet)
+    pids = [pid for run in runs[1:] for pid in json.loads(run.file(".note").read_text())["pids"]]
+    assert len(pids) == 4
+    assert gone(pids), "neither they nor what they started"
+    assert not any(run.is_finished for run in runs[1:])
+    assert not any(run.file(".failed.json").exists() for run in runs)
+    assert run_all(runs, jobs=2, say=quiet) == {}
+    assert all(run.is_finished for run in runs)
+
+
+def test_a_run_that_does_not_stop_is_ended(stand_in: Runs, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "_GRACE_S", 0.3)
+    run = stand_in("stubborn")[1]
+    with stopped_when(run.file(".note").exists), pytest.raises(KeyboardInterrupt):
+        run_all([run], jobs=1, say=quiet)
+    assert gone(json.loads(run.file(".note").read_text())["pids"])
+
+
+def test_a_folder_is_worked_in_by_one_at_a_time(tmp_path: Path):
+    with (
+        only_one(tmp_path / "out"),
+        pytest.raises(InputError, match="another comparison is at work"),
+        only_one(tmp_path / "out"),
+    ):
+        pass
+    with only_one(tmp_path / "out"):
+        pass
+
+
+def test_a_run_whose_starter_is_gone_stops(tmp_path: Path):
+    told = tmp_path / "told"
+    starter = os.fork()
+    if starter == 0:
+        run = os.fork()
+        if run == 0:
+            with contextlib.suppress(BaseException):
+                signal.signal(signal.SIGTERM, lambda *_: (told.write_text("stopped"), os._exit(0)))
+                stop_with_parent(os.getppid())
+                time.sleep(10)
+        time.sleep(0.3)
+        os._exit(0)
+    os.waitpid(starter, 0)
+    deadline = time.monotonic() + 6
+    while not told.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert told.exists()
+
+
+def test_costs_are_those_of_all_processes_together(tmp_path: Path):
+    file = tmp_path / "usage.json"
+    work = "import time; b = bytearray(120_000_000); end = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+    with Meter(file, [{"wall_seconds": 7.0}]) as meter:
+        time.sleep(0.6)
+        own = getattr(psutil.Process().memory_full_info(), "pss", 0) / 1e6 or psutil.Process().memory_info().rss / 1e6
+        psutil.Popen([sys.executable, "-S", "-c", work]).wait()
+    earlier, entry = json.loads(file.read_text())
+    assert earlier == {"wall_seconds": 7.0}
+    assert 0.5 <= entry["cpu_seconds"] <= entry["wall_seconds"] + 0.5
+    assert 1.0 < entry["wall_seconds"] < 10
+    assert own + 90 < entry["peak_memory_mb"] < own + 300
+    assert "environments" in meter.how
+
+
+@pytest.fixture
+def job(encoder_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """A run in this process: what a job file holds."""
+    config = tiny(env=SIDE, encoder=encoder_folder, out=tmp_path / "seed_0", checkpoint_every=32)
+    files = {name: str(tmp_path / f"seed_0.{name}.json") for name in ("result", "usage", "failed")}
+    return {
+        "kind": "train",
+        "task": "t",
+        "arm": "latent",
+        "seed": 0,
+        "episodes": 3,
+        "settings": {"a": 1},
+        "config": config.to_json(),
+        "threads": 1,
+        "jobs": 1,
+        "parent": os.getppid(),
+        **files,
+    }
+
+
+def test_a_run_leaves_its_numbers_and_goes_on_where_it_stopped(job: dict[str, Any], tmp_path: Path):
+    config = tiny(env=SIDE, encoder=Path(job["config"]["encoder"]), out=tmp_path / "seed_0", checkpoint_every=32)
+    train_agent(config, until=32, progress_bar=False, say=quiet)
+    (before,) = read_evaluations(config.out)
+    assert run_job(job) == FINISHED
+    values = json.loads(Path(job["result"]).read_text())
+    rows = values["evaluations"]
+    assert [row["step"] for row in rows] == [32, 64]
+    assert rows[0] == json.loads(json.dumps(before)), "gone on with, not begun again"
+    assert 0 < rows[0]["seconds"] < rows[1]["seconds"] == values["training_seconds"]
+    assert values["steps_per_second"] == pytest.approx(64 / values["training_seconds"])
+    assert len(values["final"]["returns"]) == 3
+    assert values["final"]["mean"] == pytest.approx(sum(values["final"]["returns"]) / 3)
+    assert (values["settings"], values["observation"], values["attempts"]) == ({"a": 1}, "latent", 1)
+    assert values["cpu_seconds"] > 0
+    assert values["peak_memory_mb"] > 50
+    assert "torch" in values["versions"]
+    assert "core(s) usable" in values["machine"]
+
+
+def test_a_run_that_had_not_begun_starts_anew(job: dict[str, Any], tmp_path: Path):
+    (tmp_path / "seed_0").mkdir()
+    (tmp_path / "seed_0" / "half.part").write_text("")
+    assert run_job(job) == FINISHED
+    assert not (tmp_path / "seed_0" / "half.part").exists()
+
+
+def test_a_study_from_end_to_end(encoder_folder: Path, tmp_path: Path):
+    settings = {
+        "workers": "serial",
+        "envs": 2,
+        "n_steps": 16,
+        "batch_size": 32,
+        "n_epochs": 1,
+        "eval_episodes": 2,
+        "device": "cpu",
+    }
+    study = Study(
+        {"side": Task(SIDE, encoder=encoder_folder)},
+        ("latent",),
+        (0,),
+        64,
+        episodes=4,
+        evaluations=2,
+        settings=settings,
+    )
+    results = compare(study, tmp_path / "out", jobs=2, say=quiet)
+    assert results.missing == {}
+    (run,) = results.runs["side"]["latent"]
+    assert [row["step"] for row in run["evaluations"]] == [32, 64]
+    assert len(results.random["side"]) == len(run["final"]["returns"]) == 4
+    assert saved_study(tmp_path / "out") == study
+    assert collect(saved_study(tmp_path / "out"), tmp_path / "out").to_json() == results.to_json()
+    with pytest.raises(InputError, match="holds no comparison"):
+        saved_study(tmp_path)

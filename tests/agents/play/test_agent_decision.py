@@ -1,0 +1,199 @@
+"""What an agent did, in words and numbers: names by the games, probabilities and values by the policies."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+pytest.importorskip("stable_baselines3")
+
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agents.play.policy import action_names, choices_of, decide, describe
+from latent_obs.actions import DiscreteActions
+from latent_obs.envs.pixel_envs import make_pixel_env
+
+
+class Numbers(gym.Env[Any, Any]):
+    """Random numbers to see; nothing that is done matters."""
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        self.action_space = space
+        self.observation_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.np_random.normal(size=4).clip(-1, 1).astype(np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.reset()[0], 0.0, False, False, {}
+
+
+def decided(
+    algorithm: Any, space: spaces.Space[Any], deterministic: bool = True, **settings: Any
+) -> tuple[Any, Any, Any, Any]:
+    """The model, what it saw, what it did, and the decision."""
+    venv = DummyVecEnv([lambda: Numbers(space)])
+    model = algorithm("MlpPolicy", venv, policy_kwargs={"net_arch": [8]}, device="cpu", seed=0, **settings)
+    with torch.no_grad():  # far from evenly, which a fresh policy is
+        for parameter in model.policy.parameters():
+            parameter.mul_(3)
+    seen = venv.reset()
+    names = action_names(venv.envs[0])
+    actions, _, decision = decide(model, seen, None, True, deterministic=deterministic, names=names)
+    return model, model.policy.obs_to_tensor(seen)[0], actions[0], decision
+
+
+def test_a_policys_probabilities():
+    model, seen, action, decision = decided(PPO, spaces.Discrete(5))
+    expected = torch.softmax(model.policy.action_net(model.policy.mlp_extractor(seen)[0]), 1)[0].tolist()
+    np.testing.assert_allclose(decision.levels, expected, atol=1e-6)
+    assert decision.texts == tuple(f"{p:.0%}" for p in expected)
+    assert decision.chosen == tuple(i == action for i in range(5))
+    assert int(action) == int(np.argmax(expected))
+    assert decision.summary == str(int(action))
+
+
+def test_what_is_done_need_not_be_the_likeliest():
+    chosen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        venv = DummyVecEnv([lambda: Numbers(spaces.Discrete(3))])
+        model = PPO("MlpPolicy", venv, device="cpu")
+        actions, _, decision = decide(model, venv.reset(), None, True, deterministic=False, names=("a", "b", "c"))
+        assert decision.chosen[int(actions[0])]
+        chosen.add(int(actions[0]))
+    assert len(chosen) == 3
+
+
+def test_values_of_actions():
+    model, seen, action, decision = decided(DQN, spaces.Discrete(4), buffer_size=10)
+    values = model.q_net(seen)[0].tolist()
+    assert decision.texts == tuple(f"{v:.3g}" for v in values)
+    assert decision.levels[int(np.argmax(values))] == 1.0
+    assert decision.levels[int(np.argmin(values))] == 0.0
+    assert decision.chosen[int(np.argmax(values))]
+    assert int(action) == int(np.argmax(values))
+
+
+def test_values_that_are_means_of_quantiles():
+    contrib = pytest.importorskip("sb3_contrib")
+    model, seen, _, decision = decided(contrib.QRDQN, spaces.Discrete(4), buffer_size=10)
+    values = model.policy.quantile_net(seen)[0].mean(dim=0).tolist()
+    assert decision.texts == tuple(f"{v:.3g}" for v in values)
+    assert decision.chosen[int(np.argmax(values))]
+
+
+@pytest.mark.parametrize("algorithm", [PPO, SAC])
+def test_numbers_are_shown_by_their_bounds(algorithm: Any):
+    space = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
+    _, _, action, decision = decided(algorithm, space)
+    assert decision.signed
+    np.testing.assert_allclose(decision.levels, action / [2.0, 1.0], atol=1e-6)
+    assert decision.texts == tuple(f"{a:+.2f}" for a in action)
+
+
+def test_numbers_without_bounds_are_shown_by_the_largest():
+    decision = describe(spaces.Box(-np.inf, np.inf, (3,)), np.array([1.0, -4.0, 0.0]), None, ("a", "b", "c"))
+    assert decision.levels == (0.25, -1.0, 0.0)
+    zero = describe(spaces.Box(-np.inf, np.inf, (2,)), np.zeros(2), None, ("a", "b"))
+    assert zero.levels == (0.0, 0.0)
+
+
+def test_buttons_and_choices():
+    model, seen, action, decision = decided(PPO, spaces.MultiBinary(3))
+    expected = torch.sigmoid(model.policy.action_net(model.policy.mlp_extractor(seen)[0]))[0].tolist()
+    np.testing.assert_allclose(decision.levels, expected, atol=1e-6)
+    assert decision.chosen == tuple(p > 0.5 for p in expected) == tuple(map(bool, action))
+    model, seen, action, decision = decided(PPO, spaces.MultiDiscrete([2, 5]))
+    logits = model.policy.action_net(model.policy.mlp_extractor(seen)[0])[0]
+    expected = [torch.softmax(part, 0).max().item() for part in logits.split([2, 5])]
+    np.testing.assert_allclose(decision.levels, expected, atol=1e-6)
+    assert decision.texts == tuple(str(n) for n in action)
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ("VizdoomBasic-v1", ("nothing", "attack", "move right", "move left")),
+        ("VizdoomBasic-MultiBinary-v1", ("move left", "move right", "attack")),
+    ],
+)
+def test_vizdooms_buttons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: str, expected: tuple[str, ...]):
+    pytest.importorskip("vizdoom")
+    monkeypatch.chdir(tmp_path)
+    made = make_pixel_env(env)
+    try:
+        assert action_names(made) == expected
+    finally:
+        made.close()
+
+
+def test_vizdooms_combinations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("vizdoom")
+    monkeypatch.chdir(tmp_path)
+    made = make_pixel_env("VizdoomBasic-v1", max_buttons_pressed=2)
+    try:
+        names = action_names(made)
+        assert len(names) == made.action_space.n  # pyright: ignore[reportAttributeAccessIssue]
+        game = made.get_wrapper_attr("game")
+        made.reset(seed=0)
+        made.step(names.index("move left + attack"))
+        assert game.get_last_action() == [1, 0, 1]
+    finally:
+        made.close()
+
+
+def test_names_of_this_projects_actions():
+    env = gym.Env()
+    env.action_space = spaces.Dict(attack=spaces.Discrete(2), forward=spaces.Discrete(2))
+    named = DiscreteActions(env, [{"forward": 1}, {"attack": 1}])
+    assert action_names(gym.wrappers.TimeLimit(named, 5)) == ("noop", "forward", "attack")
+    assert choices_of(named) is None
+
+
+def test_choices_of_minerls_multi_discrete_actions():
+    from latent_obs.actions import MultiDiscreteActions
+
+    env = gym.Env()
+    env.action_space = spaces.Dict(camera=spaces.Box(-180.0, 180.0, (2,)), jump=spaces.Discrete(2))
+    wrapped = MultiDiscreteActions(env)
+    choices = choices_of(wrapped)
+    assert choices is not None
+    decision = describe(wrapped.action_space, np.array([1, 5, 10]), None, action_names(wrapped), choices)
+    assert decision.names == ("jump", "camera pitch", "camera yaw")
+    assert decision.texts == (choices[0][1], choices[1][5], choices[2][10]) == ("1", "0", "10")
+
+
+def test_meanings_as_ataris_have_them_and_numbers_for_the_rest():
+    env: Any = Numbers(spaces.Discrete(2))
+    assert action_names(env) == ("0", "1")
+    env.names = ["only one"]  # something else's
+    assert action_names(env) == ("0", "1")
+    env.get_action_meanings = lambda: ["NOOP", "FIRE"]
+    assert action_names(env) == ("NOOP", "FIRE")
+
+
+def test_decisions_of_agents_that_have_no_distribution():
+    class Silent:
+        action_space = spaces.Box(-2.0, 2.0, (2,))
+
+        class policy:
+            @staticmethod
+            def set_training_mode(mode: bool) -> None: ...
+
+            @staticmethod
+            def obs_to_tensor(observation: Any) -> Any:
+                return torch.zeros(1), True
+
+        def predict(self, observation: Any, state: Any, episode_start: Any, deterministic: bool) -> Any:
+            return np.array([[1.0, -2.0]]), "remembered"
+
+    actions, state, decision = decide(Silent(), np.zeros(1), None, True, deterministic=True, names=("gas", "wheel"))
+    assert (actions.tolist(), state) == ([[1.0, -2.0]], "remembered")
+    assert (decision.levels, decision.texts, decision.signed) == ((0.5, -1.0), ("+1.00", "-2.00"), True)

@@ -1,0 +1,187 @@
+"""Videos: what PyAV reads back, for each kind of agent, and nothing half-written."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("stable_baselines3")
+pytest.importorskip("av")
+
+import av
+from stable_baselines3 import PPO
+
+import agents.play.show as show_module
+import agents.play.video as video_module
+from agents.play.video import film, write_video
+from agents.store import agent_state
+from agents.training import train_agent
+from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.util.errors import InputError
+from tests.support.side_env import SideEnv, tiny
+
+#: A 48x64 picture, a 16x16 one, each 240 rows high, and the actions; gaps of 6. Two lines of text above, a latent
+#: below.
+WIDTH = 6 + 320 + 6 + 240 + 6 + 190 + 6
+HEIGHT, LATENT = 286, 94
+
+
+def read(path: Path) -> tuple[NDArray[Any], float, str, str | None]:
+    """Frames (N, H, W, 3), frames per second, codec and pixel format."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+        return frames, float(stream.average_rate or 0), stream.codec_context.name, stream.codec_context.pix_fmt
+
+
+def quiet(text: str) -> None:
+    """Where messages go that a test does not read."""
+
+
+def train(folder: Path, encoder: Path | None, **settings: Any) -> Path:
+    values: dict[str, Any] = {"steps": 16, "n_steps": 8, "batch_size": 16, "eval_every": 0, **settings}
+    return train_agent(tiny(encoder=encoder, out=folder, **values), say=quiet).run
+
+
+@pytest.mark.parametrize("kind", ["box", "dict"])
+@pytest.mark.parametrize("observation", ["latent", "pixels"])
+def test_an_agent_is_filmed(encoder_folder: Path, tmp_path: Path, kind: str, observation: Any):
+    encoder = encoder_folder if observation == "latent" else None
+    run = train(tmp_path / "run", encoder, observation=observation, env_kwargs={"kind": kind})
+    file, returns = film(run, episodes=2, seconds=0)
+    assert file == run / "agent.mp4"
+    assert len(returns) == 2
+    assert all(0 <= r <= 8 for r in returns)
+    frames, rate, codec, pixel_format = read(file)
+    assert frames.shape == (16, HEIGHT + (LATENT if observation == "latent" else 0), WIDTH, 3)
+    assert (rate, codec, pixel_format) == (10, "h264", "yuv420p")
+    # Left, the game: one half of each picture is bright, each half at some time. Right, what the agent sees of it.
+    left, right = frames[:, 40:278, 6:326], frames[:, 40:278, 332:572]
+    brighter = left[:, :, :150].mean((1, 2, 3)) - left[:, :, 170:].mean((1, 2, 3))
+    assert (np.abs(brighter) > 80).all()
+    assert len(set(np.sign(brighter))) == 2
+    if observation == "pixels":
+        seen = right[:, :, :110].mean((1, 2, 3)) - right[:, :, 130:].mean((1, 2, 3))
+        np.testing.assert_allclose(seen, brighter, atol=20)
+    assert frames[:, :20].max() > 150, "a line of text"
+    assert frames[:, 40:100, 580:].max() > 150, "actions"
+
+
+def test_what_the_agent_sees_is_its_latent_decoded(
+    encoder_folder: Path, encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(
+        show_module, "compose", lambda game, seen, **_: drawn.append((game, seen)) or np.zeros((2, 2, 3), np.uint8)
+    )
+    run = train(tmp_path / "run", encoder_folder)
+    asked: list[Any] = []
+    predict = PPO.predict
+    monkeypatch.setattr(PPO, "predict", lambda self, seen, **kw: asked.append(seen.copy()) or predict(self, seen, **kw))
+    film(run, tmp_path / "a.mp4", episodes=1, seconds=0)
+    assert len(drawn) == len(asked) == 8
+    statistics = agent_state(run, "best")["observations"]
+    for (game, seen), observation in zip(drawn, asked, strict=True):
+        latent = encoder.encode(np.ascontiguousarray(game[None, ::3, ::4]))  # the picture before it was enlarged
+        np.testing.assert_allclose(seen.astype(int), encoder.decode(latent)[0].astype(int), atol=1)
+        normalized = (latent - statistics["mean"]) / np.sqrt(
+            np.mean(statistics["var"]) / 0.5**2 + 1e-8
+        )  # PPO's own 0.5
+        np.testing.assert_allclose(observation, normalized.clip(-10, 10), atol=1e-3)
+
+
+def test_an_agent_on_a_random_encoder_can_be_filmed_too(encoder_folder: Path, tmp_path: Path):
+    run = train(tmp_path / "run", encoder_folder, observation="random-latent")
+    file, returns = film(run, episodes=1, seconds=0)
+    assert len(returns) == 1
+    assert read(file)[0].shape == (8, HEIGHT + LATENT, WIDTH - 246, 3)  # no decoder, nothing to put beside the game
+
+
+def test_short_episodes_are_followed_by_more(encoder_folder: Path, tmp_path: Path):
+    file, returns = film(train(tmp_path / "run", encoder_folder), episodes=1, seconds=2.1)
+    assert len(read(file)[0]) == 21
+    assert len(returns) == 2
+
+
+def test_a_long_episode_is_cut(encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(video_module, "_MOST_SECONDS", 1)
+    run = train(tmp_path / "run", encoder_folder, env_kwargs={"length": 1_000_000})
+    file, returns = film(run, tmp_path / "elsewhere.mp4", episodes=1)
+    assert returns == []
+    assert len(read(file)[0]) == 10  # a second
+
+
+@pytest.mark.parametrize("picture", [None, "text"])
+def test_an_environment_that_cannot_draw_itself(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: Any
+):
+    run = train(tmp_path / "run", encoder_folder)
+    before = sorted(run.iterdir())
+    monkeypatch.setattr(SideEnv, "render", lambda self: picture)
+    with pytest.raises(InputError, match="Side-v0 cannot be shown: render"):
+        film(run)
+    assert sorted(run.iterdir()) == before
+
+
+def test_an_environment_that_knows_no_render_mode(encoder_folder: Path, tmp_path: Path):
+    run = train(tmp_path / "run", encoder_folder, env="Story-v0")
+    with pytest.raises(InputError, match=r"Story-v0 cannot be shown.*does not take .*render_mode"):
+        film(run)
+
+
+def test_where_no_video_can_be_written(encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = train(tmp_path / "run", encoder_folder)
+    monkeypatch.setattr(video_module, "Show", lambda *_, **__: pytest.fail("played before it looked"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"run is a folder; name a file"):
+        film(run, run)
+    with pytest.raises(InputError, match=r"cannot be written: .*file is a file and no folder"):
+        film(run, tmp_path / "file" / "deeper" / "a.mp4")
+    monkeypatch.setattr(video_module.os, "access", lambda *_: False)  # the tests may run as root
+    with pytest.raises(InputError, match=r"no permission to write in .*"):
+        film(run, tmp_path / "new" / "a.mp4")
+    with pytest.raises(InputError, match="episodes must be 1 or more"):
+        film(run, episodes=0)
+
+
+@pytest.mark.parametrize("rate", [35 / 4, 30, 0.5])
+def test_flat_colours_come_back(tmp_path: Path, rate: float):
+    colours = np.array(
+        [[0, 0, 0], [255, 255, 255], [200, 40, 40], [40, 200, 40], [40, 40, 200], [128, 128, 128]], np.uint8
+    )
+    frames = [np.full((32, 48, 3), colour, np.uint8) for colour in colours]
+    file = write_video(tmp_path / "deep" / "a.mp4", frames, frames_per_second=rate)
+    back, got_rate, codec, pixel_format = read(file)
+    assert back.shape == (6, 32, 48, 3)
+    assert (codec, pixel_format) == ("h264", "yuv420p")
+    assert got_rate == pytest.approx(rate, rel=1e-3)
+    np.testing.assert_allclose(back.mean((1, 2)), colours, atol=8)
+    assert [f.name for f in (tmp_path / "deep").iterdir()] == ["a.mp4"]
+
+
+def test_a_generator_will_do(tmp_path: Path):
+    write_video(tmp_path / "a.mp4", (np.zeros((16, 16, 3), np.uint8) for _ in range(3)), frames_per_second=5)
+    assert len(read(tmp_path / "a.mp4")[0]) == 3
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_nothing_is_left_when_writing_fails(tmp_path: Path, there: bool):
+    if there:
+        (tmp_path / "a.mp4").write_bytes(b"before")
+
+    def frames() -> Any:
+        yield np.zeros((16, 16, 3), np.uint8)
+        raise RuntimeError("the game crashed")
+
+    with pytest.raises(RuntimeError, match="the game crashed"):
+        write_video(tmp_path / "a.mp4", frames(), frames_per_second=5)
+    assert [f.name for f in tmp_path.iterdir()] == (["a.mp4"] if there else [])
+    assert not there or (tmp_path / "a.mp4").read_bytes() == b"before"
+
+
+def test_a_video_of_nothing_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="no frames"):
+        write_video(tmp_path / "a.mp4", [], frames_per_second=5)
+    assert list(tmp_path.iterdir()) == []

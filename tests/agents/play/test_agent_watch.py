@@ -1,0 +1,222 @@
+"""The live window on an agent: real pygame on SDL's dummy display, with keys pressed by events."""
+
+# ruff: noqa: F401, F811  # the fixture is imported, and arguments have its name
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("stable_baselines3")
+pytest.importorskip("pygame")
+
+import pygame
+
+import agents.play.watch as watch_module
+from agents.play.show import Show
+from agents.play.watch import watch_agent
+from latent_obs.util.errors import InputError
+from tests.agents.play.test_agent_show import run
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """Press keys at chosen moments: the name of one, or None for a look at the window, by the number of the look."""
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+
+    def plan(presses: dict[int, list[int | Any]]) -> list[int]:
+        looks = [0]
+        obey = watch_module._Window._obey
+
+        def pressed(self: Any) -> bool:
+            for key in presses.get(looks[0], []):
+                pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=key) if isinstance(key, int) else key(self))
+            looks[0] += 1
+            assert looks[0] < 5_000, "it does not end"
+            return obey(self)
+
+        monkeypatch.setattr(watch_module._Window, "_obey", pressed)
+        return looks
+
+    return plan
+
+
+def test_the_window_plays_until_it_is_told_to_quit(run: Path, keys: Callable[..., Any]):
+    looks = keys({40: [pygame.K_q]})
+    ended = watch_agent(run, speed=64, device="cpu")
+    assert looks[0] == 41
+    assert all(end.length == 8 for end in ended)
+    assert not pygame.display.get_init()
+
+
+@pytest.mark.parametrize("how", [pygame.K_q, pygame.K_ESCAPE, lambda _: pygame.event.Event(pygame.QUIT)])
+def test_ways_to_quit(run: Path, keys: Callable[..., Any], how: Any):
+    looks = keys({3: [how]})
+    watch_agent(run, device="cpu")
+    assert looks[0] == 4
+
+
+def test_so_many_episodes_at_the_games_own_speed(run: Path, keys: Callable[..., Any]):
+    import time
+
+    keys({})
+    began = time.perf_counter()
+    ended = watch_agent(run, episodes=1, speed=2, device="cpu")  # 8 steps of a game of 10 a second
+    assert len(ended) == 1
+    assert time.perf_counter() - began > 7 / 20
+
+
+def test_a_pause_and_single_steps(run: Path, keys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    steps: list[int] = []
+    at: list[int] = []
+    step = Show.step
+    looks = keys({10: [pygame.K_n], 20: [pygame.K_RIGHT], 30: [pygame.K_r], 40: [pygame.K_SPACE], 4_000: []})
+
+    def count(self: Show) -> Any:
+        steps.append(self.step_number)
+        at.append(looks[0])
+        if looks[0] > 41:
+            pygame.event.post(pygame.event.Event(pygame.QUIT))
+        return step(self)
+
+    monkeypatch.setattr(Show, "step", count)
+    watch_agent(run, paused=True, speed=64, device="cpu")
+    assert at[:2] == [11, 21], "one step each"
+    assert steps[:2] == [0, 1]
+    assert at[2] >= 41, "paused until space"
+    assert steps[2] == 0, "r began anew"
+
+
+def test_one_step_while_it_plays_pauses_it(run: Path, keys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    at: list[int] = []
+    step = Show.step
+    looks = keys({10: [pygame.K_n], 60: [pygame.K_q]})
+    monkeypatch.setattr(Show, "step", lambda self: at.append(looks[0]) or step(self))
+    watch_agent(run, speed=64, device="cpu")
+    assert at[-1] == 11
+    assert len(at) > 1
+
+
+def test_speed_by_keys(run: Path, keys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    windows: list[Any] = []
+    made = watch_module._Window.__init__
+    monkeypatch.setattr(watch_module._Window, "__init__", lambda self, *a: windows.append(self) or made(self, *a))
+    plus, minus = pygame.K_PLUS, pygame.K_MINUS
+    keys({1: [plus, pygame.K_KP_PLUS, pygame.K_EQUALS], 2: [minus], 3: [pygame.K_q]})
+    watch_agent(run, device="cpu")
+    assert windows[0].speed == 4
+    keys({1: [pygame.K_KP_MINUS] * 20, 2: [pygame.K_q]})
+    watch_agent(run, device="cpu")
+    assert windows[1].speed == 1 / 16
+    keys({1: [lambda _: pygame.event.Event(pygame.KEYDOWN, key=0, unicode="+")] * 20, 2: [pygame.K_q]})
+    watch_agent(run, device="cpu")
+    assert windows[2].speed == 64
+
+
+def test_the_window_shows_the_picture_and_the_keys(run: Path, keys: Callable[..., Any]):
+    seen: list[Any] = []
+
+    def look(window: Any) -> Any:
+        seen.append(
+            (pygame.surfarray.array3d(window.surface).swapaxes(0, 1), window.picture, pygame.display.get_caption()[0])
+        )
+        return pygame.event.Event(pygame.QUIT)
+
+    keys({2: [look]})
+    watch_agent(run, paused=True, device="cpu")
+    shown, picture, caption = seen[0]
+    np.testing.assert_array_equal(shown, picture)
+    assert "paused" in caption
+    assert picture[-20:].max() > 100, "the keys are written below"
+
+
+def test_a_window_of_another_size_shows_all_of_it(run: Path, keys: Callable[..., Any]):
+    seen: list[Any] = []
+
+    def larger(window: Any) -> Any:
+        window.surface = pygame.display.set_mode((900, 300), pygame.RESIZABLE)
+        return pygame.event.Event(pygame.WINDOWEXPOSED)
+
+    def look(window: Any) -> Any:
+        seen.append(pygame.surfarray.array3d(window.surface).swapaxes(0, 1))
+        return pygame.event.Event(pygame.QUIT)
+
+    keys({2: [larger], 4: [look]})
+    watch_agent(run, paused=True, device="cpu")
+    (shown,) = seen
+    assert shown.shape == (300, 900, 3)
+    columns = shown.max(axis=(0, 2)) > 0
+    assert not columns[0]
+    assert not columns[-1]
+    assert 400 < columns.sum() < 700, "letterboxed: the height decides"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="displays are named so on Linux")
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({}, "neither DISPLAY nor WAYLAND_DISPLAY"),
+        ({"SDL_VIDEODRIVER": "nothing"}, "SDL_VIDEODRIVER=nothing"),
+        ({"DISPLAY": ":4242"}, "DISPLAY=:4242"),
+    ],
+)
+def test_without_a_display_it_says_so(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], found: str):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=rf"{found}.*latent-obs evaluate"):
+        watch_agent("nowhere")
+    assert not pygame.display.get_init()
+
+
+def test_pygames_banner_is_not_printed():
+    code = "from agents.play.watch import watch_agent\ntry: watch_agent('nowhere')\nexcept ValueError as error: print(error)"
+    environment = {k: v for k, v in os.environ.items() if k != "PYGAME_HIDE_SUPPORT_PROMPT"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "SDL_VIDEODRIVER": "dummy", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert re.fullmatch(r"nowhere holds no agent .*\n", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"speed": 0.0}, "speed must be"),
+        ({"speed": float("nan")}, "speed must be"),
+        ({"episodes": 0}, "episodes must be 1"),
+        ({"which": "third"}, "no agent"),
+    ],
+)
+def test_what_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    with pytest.raises(InputError, match=message):
+        watch_agent(run, device="cpu", **settings)
+    assert not pygame.display.get_init()
+
+
+def test_no_run_to_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    with pytest.raises(InputError, match="holds no agent"):
+        watch_agent(tmp_path)
+
+
+def test_the_verb(run: Path, keys: Callable[..., Any], capsys: pytest.CaptureFixture[str]):
+    from latent_obs_cli.main import main
+
+    keys({})
+    assert main(["watch", "--run", str(run), "--episodes", "2", "--speed", "64", "--device", "cpu"]) == 0
+    assert "2 whole episodes: mean return" in capsys.readouterr().out
+    assert main(["watch", "--run", str(run), "--speed", "-1"]) == 2
+    assert "latent-obs watch: speed must be" in capsys.readouterr().err

@@ -1,0 +1,323 @@
+"""Vector environments of an agent: processes or not, the same latents; and what is refused before any of them
+starts."""
+
+import dataclasses
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import psutil
+import pytest
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
+from numpy.typing import NDArray
+
+pytest.importorskip("stable_baselines3")
+
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+import agents.envs
+from agents.config import AgentConfig
+from agents.envs import check_environment, load_encoder, make_vec_env, with_normalization
+from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.envs.pixel_envs import _GameOfItsOwn
+from latent_obs.pixels import PixelContract
+from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError
+from latent_obs.wrappers.sb3 import VecLatentObservation
+from tests.support.side_env import SIDE, SideEnv, tiny
+from tests.support.tiny import LATENT_DIM, random_frames
+
+CONTRACT = PixelContract(16, 16, 3)
+
+
+def play(venv: VecEnv, steps: int = 10) -> list[Any]:
+    """Observations, rewards and last observations of fixed actions."""
+    story: list[Any] = [venv.reset()]
+    for step in range(steps):
+        observation, rewards, dones, infos = venv.step(np.full(venv.num_envs, step % 2))
+        story += [observation, rewards, dones, [info.get("terminal_observation") for info in infos]]
+    return story
+
+
+def test_the_tiny_environment_is_one():
+    check_env(gym.make("Side-v0", kind="dict").unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("observation", ["latent", "pixels"])
+def test_processes_see_what_this_process_sees(encoder: FrozenEncoder, observation: Any):
+    config, before = tiny(env=SIDE, observation=observation, seed=3), signal.getsignal(signal.SIGINT)
+    serial = make_vec_env(config, encoder)
+    processes = make_vec_env(dataclasses.replace(config, workers="processes"), encoder)
+    try:
+        assert isinstance(processes.unwrapped, SubprocVecEnv)
+        assert not isinstance(serial.unwrapped, SubprocVecEnv)
+        assert processes.observation_space == serial.observation_space
+        one, other = play(serial), play(processes)
+        np.testing.assert_equal(one, other)
+        assert any(last is not None for last in one[4::4][7])
+        assert processes.env_method("sigint_handler") == [str(signal.SIG_IGN)] * 2  # the parent decides when they stop
+        assert serial.env_method("sigint_handler") == [str(signal.getsignal(signal.SIGINT))] * 2
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        serial.close()
+        processes.close()
+
+
+def holding_torch(venv: VecEnv) -> list[bool]:
+    """Whether torch's libraries are mapped into the memory of each worker."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads Linux's list of mapped files")
+    assert isinstance(venv.unwrapped, SubprocVecEnv)
+    here, *there = [
+        any("torch" in mapped.path for mapped in psutil.Process(pid).memory_maps())
+        for pid in (None, *(process.pid for process in venv.unwrapped.processes))
+    ]
+    assert here, "it is here, so that it would be found there"
+    return there
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_no_worker_imports_torch(
+    encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_method: str
+):
+    if start_method == "spawn":
+        monkeypatch.setattr(agents.envs, "start_method", lambda: "spawn")
+    config = tiny(env="scripted_env:Scripted-v0", workers="processes", env_kwargs={"folder": str(tmp_path), "size": 16})
+    venv = with_normalization(config, make_vec_env(config, encoder), training=True)
+    try:
+        venv.reset()
+        for _ in range(6):  # into the second episode
+            venv.step(np.zeros(2, np.int64))
+        for module in ("torch", "stable_baselines3"):
+            assert venv.env_method("imports", module) == [False, False], module
+        assert holding_torch(venv) == [False, False]
+    finally:
+        venv.close()
+
+
+@pytest.mark.parametrize("workers", ["serial", "processes"])
+def test_returns_are_those_of_a_monitor_around_each(encoder: FrozenEncoder, workers: Any):
+    def episodes(venv: VecEnv) -> list[Any]:
+        venv.reset()
+        infos = [venv.step(np.zeros(2, np.int64))[3] for _ in range(200)]
+        return [[info.get("episode") for info in both] for both in infos]
+
+    kwargs = {"length": 99, "reward": 0.1}  # of which single precision makes sums that can be told from the true ones
+    monitored = DummyVecEnv([lambda: Monitor(gym.make("Side-v0", **kwargs))] * 2)
+    monitored.seed(4)
+    venv = make_vec_env(tiny(env=SIDE, env_kwargs=kwargs, workers=workers, seed=4), encoder)
+    try:
+        counted, expected = episodes(venv), episodes(monitored)
+    finally:
+        venv.close()
+    ends = [one for both in counted for one in both if one is not None]
+    assert len(ends) == 4
+    for one in (*ends, *(one for both in expected for one in both if one is not None)):
+        assert one.pop("t") >= 0
+    assert counted == expected
+    assert {type(value) for one in ends for value in one.values()} == {float, int}  # as a log can write them
+
+
+def test_vizdoom_in_two_processes_gives_the_latents_of_its_frames(encoder: FrozenEncoder):
+    pytest.importorskip("vizdoom")
+    config = tiny(env="VizdoomBasic-v1", frame_skip=4, workers="processes", latent_only=True)
+    latents = make_vec_env(config, encoder)
+    try:
+        seen = play(latents, 3)
+        assert holding_torch(latents) == [False, False]
+    finally:
+        latents.close()
+    frames = make_vec_env(dataclasses.replace(config, observation="pixels", workers="serial"), encoder)
+    try:
+        pictures = play(frames, 3)
+    finally:
+        frames.close()
+    for latent, picture in zip(seen[:1] + seen[1::4], pictures[:1] + pictures[1::4], strict=True):
+        assert latent.shape == (2, LATENT_DIM)
+        assert latent.dtype == np.float32
+        assert picture.std() > 5  # a game, not a black frame
+        np.testing.assert_allclose(latent, encoder.encode(picture), atol=1e-5)
+    assert not np.array_equal(seen[0][0], seen[0][1]), "two environments, two seeds"
+
+
+def test_the_same_seed_is_the_same_and_another_is_not(encoder: FrozenEncoder):
+    def first(seed: int | None) -> Any:
+        venv = make_vec_env(tiny(seed=1), encoder, envs=3, seed=seed)
+        assert venv.num_envs == 3
+        return venv.reset()
+
+    np.testing.assert_equal(first(None), first(1))
+    assert not np.array_equal(first(None), first(2))
+    np.testing.assert_equal(first(1)[1], first(2)[0])  # seed, seed + 1 …
+
+
+def test_what_a_dict_becomes(encoder: FrozenEncoder):
+    config = tiny(env_kwargs={"kind": "dict"})
+    whole = make_vec_env(config, encoder)
+    assert isinstance(whole.observation_space, spaces.Dict)
+    observation = whole.reset()
+    assert isinstance(observation, dict)
+    assert {k: v.shape for k, v in observation.items()} == {"pov": (2, LATENT_DIM), "clock": (2, 1)}
+    alone = make_vec_env(dataclasses.replace(config, latent_only=True), encoder)
+    assert isinstance(alone.observation_space, spaces.Box)
+    np.testing.assert_array_equal(alone.reset(), observation["pov"])
+    pixels = make_vec_env(dataclasses.replace(config, latent_only=True, observation="pixels"), encoder)
+    frames = pixels.reset()
+    assert isinstance(frames, np.ndarray)
+    assert frames.shape == (2, 16, 16, 3)
+    np.testing.assert_allclose(encoder.encode(frames), observation["pov"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"env": "CartPole-v1"}, r"uint8"),
+        ({"env": "Side-v0", "env_kwargs": {"actions": "dict"}}, r"PPO cannot take the actions of Side-v0, Dict"),
+        ({"env": "Syde-v0"}, r"(?s)no environment 'Syde-v0'.*Did you mean.*Side-v0"),
+        ({"env": "Side-v7"}, r"Did you mean.*Side-v0"),
+        ({"env": "Zzyzzxq"}, r"no environment 'Zzyzzxq'.*pprint_registry"),
+        ({"env": "not an id"}, r"not an id"),
+        ({"env": "no_such_module_here:Side-v0"}, r"no_such_module_here"),
+        ({"env_kwargs": {"colour": 3}}, r"Side-v0 does not take the arguments .*colour"),
+        ({"env_kwargs": {"kind": "grey"}}, r"\(16, 16, 1\)"),
+        ({"pixel_key": "pov"}, r"pixel_key 'pov'.*no Dict"),
+        ({"env_kwargs": {"kind": "dict"}, "pixel_key": "clock"}, r"clock"),
+    ],
+)
+def test_an_environment_that_will_not_do_is_one_clear_error(settings: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        check_environment(tiny(**settings), CONTRACT)
+
+
+def test_check_environment_closes_what_it_made(monkeypatch: pytest.MonkeyPatch):
+    closed: list[str] = []
+    monkeypatch.setattr(SideEnv, "close", lambda self: closed.append(self.kind))
+    check_environment(tiny(), CONTRACT)
+    with pytest.raises(InputError):
+        check_environment(tiny(env_kwargs={"kind": "grey"}), CONTRACT)
+    assert closed == ["box", "grey"]
+
+
+def test_the_encoder_of_each_kind_of_agent(encoder_folder: Path, encoder: FrozenEncoder):
+    frames = random_frames(3)
+    trained = load_encoder(tiny(encoder=encoder_folder))
+    assert trained is not None
+    np.testing.assert_array_equal(trained.encode(frames), encoder.encode(frames))
+    assert load_encoder(tiny(observation="pixels")) is None
+    pixels = load_encoder(tiny(observation="pixels", encoder=encoder_folder))
+    assert pixels is not None
+    assert pixels.contract == encoder.contract  # the pixel agent sees frames of the same size
+    with pytest.raises(InputError, match="needs an encoder folder"):
+        load_encoder(tiny())
+    with pytest.raises(EncoderFolderError, match="nowhere"):
+        load_encoder(tiny(encoder=Path("nowhere/at/all")))
+    with pytest.raises(DeviceError, match="cuda:63"):
+        load_encoder(tiny(encoder=encoder_folder, device="cuda:63"))
+
+
+@pytest.mark.parametrize("like_trained", [False, True])
+def test_the_random_encoder_is_that_of_its_seed(encoder_folder: Path, encoder: FrozenEncoder, like_trained: bool):
+    def latents(seed: int) -> NDArray[np.float32]:
+        folder = encoder_folder if like_trained else None
+        made = load_encoder(tiny(observation="random-latent", encoder=folder, seed=seed))
+        assert made is not None
+        if like_trained:
+            assert made.architecture == encoder.architecture
+        return made(random_frames(2, (64, 64, 3)))
+
+    np.testing.assert_array_equal(latents(5), latents(5))
+    assert not np.allclose(latents(5), latents(6), rtol=0.1)
+    if like_trained:
+        assert not np.allclose(latents(5), encoder(random_frames(2, (64, 64, 3))), rtol=0.1)
+
+
+def test_a_policy_sees_normalised_latents_and_the_raw_ones_can_be_had(encoder: FrozenEncoder):
+    raw, venv = make_vec_env(tiny(), encoder), with_normalization(tiny(), make_vec_env(tiny(), encoder), training=True)
+    assert isinstance(raw, VecLatentObservation)
+    latents: list[Any] = [raw.reset()]
+    seen: list[Any] = [venv.reset()]
+    np.testing.assert_array_equal(venv.get_original_obs(), latents[0])
+    for _ in range(60):
+        latents.append(raw.step(np.zeros(2, np.int64))[0])
+        seen.append(venv.step(np.zeros(2, np.int64))[0])
+        np.testing.assert_array_equal(venv.get_original_obs(), latents[-1])
+    late = np.concatenate([np.asarray(s) for s in seen[20:]])
+    assert np.abs(late.mean(0)).max() < 0.5
+    assert np.sqrt(late.var(0).mean()) == pytest.approx(0.5, rel=0.1), "PPO's deviation, of all values together"
+    flat = np.concatenate([np.asarray(z) for z in latents])
+    np.testing.assert_allclose(np.asarray(venv.obs_rms.mean), flat.mean(0), atol=1e-3)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("kind", ["box", "dict"])
+@pytest.mark.parametrize("how", ["off", "each", "together"])
+@pytest.mark.parametrize("observation", ["latent", "pixels"])
+def test_what_is_normalized(encoder: FrozenEncoder, kind: str, how: Any, observation: Any):
+    normalize = how != "off"
+    config = tiny(env_kwargs={"kind": kind}, normalize_observation=how, observation=observation)
+    venv = with_normalization(config, make_vec_env(config, encoder), training=True)
+    first, raw = venv.reset(), venv.get_original_obs()
+    if isinstance(first, dict):
+        assert isinstance(raw, dict)
+        same = {k: np.array_equal(v, raw[k]) for k, v in first.items()}
+        # At the reset the clock is 0 = its mean in any case; a few steps move it.
+        moved: Any = None
+        for _ in range(3):
+            moved = venv.step(np.zeros(2, np.int64))[0]
+        assert isinstance(moved, dict)
+        assert np.array_equal(moved["clock"], venv.get_original_obs()["clock"]) is not normalize  # pyright: ignore
+        assert same["pov"] is (observation == "pixels" or not normalize)
+    else:
+        assert np.array_equal(first, np.asarray(raw)) is (observation == "pixels" or not normalize)
+        assert first.dtype == (np.uint8 if observation == "pixels" else np.float32)
+
+
+def test_rewards_are_scaled_in_training_only(encoder: FrozenEncoder):
+    training = with_normalization(tiny(), make_vec_env(tiny(), encoder), training=True)
+    judging = with_normalization(tiny(), make_vec_env(tiny(), encoder), training=False)
+    plain = with_normalization(tiny(normalize_reward=False), make_vec_env(tiny(), encoder), training=True)
+    rewards = []
+    for venv in (training, judging, plain):
+        venv.reset()
+        rewards.append(np.array([venv.step(np.zeros(2, np.int64))[1] for _ in range(8)]))
+    assert set(rewards[1].ravel()) == {0.0, 1.0}
+    np.testing.assert_array_equal(rewards[2], rewards[1])
+    assert not np.allclose(rewards[0], rewards[1])
+    assert not judging.norm_reward
+    assert judging.ret_rms.count == pytest.approx(1e-4), "statistics do not move outside training"
+
+
+def test_many_games_can_start_at_the_same_moment_in_a_fresh_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    config = AgentConfig(env="VizdoomBasic-v1", observation="pixels", frame_skip=4, envs=8, latent_only=True)
+    venv = make_vec_env(config, None)
+    try:
+        assert len(venv.reset()) == 8  # pyright: ignore[reportArgumentType]
+    finally:
+        venv.close()
+
+
+def test_the_folder_that_games_race_for_is_there_before_one_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # ViZDoom makes it where it runs; of games that start together one may find it made a moment ago, and die. That is
+    # rare: so not the race is tested, but that there is none.
+    class Game:
+        def is_running(self) -> bool:
+            return False
+
+    class Starts(gym.Env[Any, Any]):
+        observation_space = spaces.Discrete(2)
+        action_space = spaces.Discrete(2)
+        game = Game()
+
+        def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+            assert (tmp_path / "_vizdoom").is_dir()
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # the game inherits it
+            return 0, {}
+
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    _GameOfItsOwn(Starts()).reset()
+    assert signal.getsignal(signal.SIGINT) is before

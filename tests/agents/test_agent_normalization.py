@@ -1,0 +1,203 @@
+"""The running normalization of what an agent sees, with numpy as the oracle, and frames stacked for agents on
+pixels."""
+
+import contextlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecNormalize
+
+from agents.config import AgentConfig
+from agents.envs import make_vec_env, with_normalization
+from agents.evaluation import evaluate_agent
+from agents.normalization import LatentNormalize
+from agents.play.show import Show
+from agents.store import load_agent
+from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.util.errors import InputError
+from tests.support.agent_runs import train
+from tests.support.side_env import tiny
+from tests.support.tiny import LATENT_DIM
+
+NOTHING = np.zeros(2, np.int64)
+VIEWS: dict[str, dict[str, Any]] = {
+    "latent": {},
+    "history": {"history": 3},
+    "vector": {"env_kwargs": {"kind": "dict"}, "flatten": True},
+    "vector with history": {"env_kwargs": {"kind": "dict"}, "flatten": True, "history": 2},
+    "Dict": {"env_kwargs": {"kind": "dict"}},
+}
+
+
+def seen(
+    config: AgentConfig, encoder: FrozenEncoder | None, steps: int = 25
+) -> tuple[VecNormalize, list[Any], list[Any]]:
+    """Raw observations, and as the agent saw them; the last episode's end among them."""
+    venv = with_normalization(config, make_vec_env(config, encoder), training=True)
+    shown: list[Any] = [venv.reset()]
+    raw: list[Any] = [venv.get_original_obs()]
+    for _ in range(steps):
+        shown.append(venv.step(NOTHING)[0])
+        raw.append(venv.get_original_obs())
+    return venv, raw, shown
+
+
+def latents_of(value: Any, config: AgentConfig) -> NDArray[Any]:
+    """The part of an observation that is latents."""
+    return value["pov"] if isinstance(value, dict) else value[..., : config.history * LATENT_DIM]
+
+
+def others_of(value: Any, config: AgentConfig) -> NDArray[Any]:
+    """What stands beside them."""
+    return value["clock"] if isinstance(value, dict) else value[..., config.history * LATENT_DIM :]
+
+
+def running(values: list[NDArray[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and variance of all, with the ten-thousandth of a sample (mean 0, variance 1) that VecNormalize begins
+    with."""
+    x, start = np.concatenate(values).astype(np.float64), 1e-4
+    total = len(x) + start
+    return x.sum(0) / total, (len(x) * x.var(0) + start + x.mean(0) ** 2 * len(x) * start / total) / total
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_latents_share_a_deviation_and_other_numbers_have_their_own(encoder: FrozenEncoder, view: str):
+    config = tiny(**VIEWS[view])
+    _, raw, shown = seen(config, encoder)
+    mean, variance = running([latents_of(value, config) for value in raw])
+    expected = (latents_of(raw[-1], config) - mean) / np.sqrt(variance.mean() + 1e-8) * 0.5  # PPO's own
+    np.testing.assert_allclose(latents_of(shown[-1], config), expected, rtol=1e-4, atol=1e-5)
+    if view in ("latent", "history"):
+        return
+    own_mean, own_variance = running([others_of(value, config) for value in raw])
+    expected = (others_of(raw[-1], config) - own_mean) / np.sqrt(own_variance + 1e-8)
+    np.testing.assert_allclose(others_of(shown[-1], config), expected, rtol=1e-4, atol=1e-5)
+    assert not np.isclose(own_variance[0], variance.mean(), rtol=0.2), "else the test could not tell them apart"
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_each_number_by_itself_is_what_stable_baselines_does(encoder: FrozenEncoder, view: str):
+    config = tiny(normalize_observation="each", **VIEWS[view])
+    venv, raw, shown = seen(config, encoder)
+    assert venv.venv is not None
+    plain = VecNormalize(venv.venv, norm_obs_keys=venv.norm_obs_keys)
+    plain.obs_rms = venv.obs_rms
+    expected = plain.normalize_obs(raw[-1])
+    np.testing.assert_array_equal(latents_of(shown[-1], config), latents_of(expected, config))
+    np.testing.assert_array_equal(others_of(shown[-1], config), others_of(expected, config))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_it_can_be_undone(encoder: FrozenEncoder, view: str):
+    config = tiny(**VIEWS[view])
+    venv, raw, shown = seen(config, encoder)
+    back = venv.unnormalize_obs(shown[-1])
+    np.testing.assert_allclose(latents_of(back, config), latents_of(raw[-1], config), atol=1e-4)
+    np.testing.assert_allclose(others_of(back, config), others_of(raw[-1], config), atol=1e-4)
+
+
+def test_latents_keep_their_relation(encoder: FrozenEncoder):
+    config = tiny()
+    _, raw, shown = seen(config, encoder, steps=60)
+    before, after = (np.concatenate(values[30:]).std(0) for values in (raw, shown))
+    assert before.max() / before.min() > 1.5, "else there is nothing to keep"
+    np.testing.assert_allclose(after / after[0], before / before[0], rtol=0.1)
+
+
+@pytest.mark.parametrize(("given", "becomes"), [({}, 0.5), ({"latent_deviation": 0.25}, 0.25)])
+def test_a_latents_values_have_the_deviation_asked_for(encoder: FrozenEncoder, given: dict[str, Any], becomes: float):
+    venv, raw, _ = seen(tiny(**given), encoder, steps=200)
+    after = venv.normalize_obs(np.concatenate(raw))
+    assert isinstance(after, np.ndarray)
+    assert np.sqrt(after.var(0).mean()) == pytest.approx(becomes, rel=0.01)
+
+
+def test_an_evaluation_sees_what_training_saw(encoder_folder: Path, encoder: FrozenEncoder, tmp_path: Path):
+    config = tiny(
+        encoder=encoder_folder, out=tmp_path / "run", env_kwargs={"kind": "dict"}, flatten=True, latent_deviation=0.3
+    )
+    train(config)
+    with contextlib.closing(Show(config.out, which="last", seed=3, device="cpu")) as show:
+        venv = show._venv
+        statistics: Any = venv.obs_rms
+        raw = venv.get_original_obs()
+        of_latents = statistics.var[:LATENT_DIM].mean() / 0.3**2
+        deviation = np.sqrt(np.r_[np.full(LATENT_DIM, of_latents), statistics.var[LATENT_DIM:]])
+        assert isinstance(raw, np.ndarray)
+        np.testing.assert_allclose(show._observation, (raw - statistics.mean) / deviation, atol=1e-4)
+        assert statistics.count > 60
+
+
+@pytest.mark.parametrize("kind", ["box", "dict"])
+def test_it_goes_where_vec_normalize_would(encoder: FrozenEncoder, kind: str):
+    config = tiny(env_kwargs={"kind": kind})
+    venv = LatentNormalize(make_vec_env(config, encoder), norm_reward=False)
+    expected, raw, _ = seen(config, encoder, steps=0)
+    np.testing.assert_array_equal(latents_of(venv.reset(), config), latents_of(expected.normalize_obs(raw[0]), config))
+    again = pickle.loads(pickle.dumps(venv))
+    assert again.latents == venv.latents == {("pov" if kind == "dict" else None): LATENT_DIM}
+    with pytest.raises(InputError, match="LatentNormalize finds no latents: put VecLatentObservation"):
+        LatentNormalize(make_vec_env(tiny(observation="pixels"), None))
+
+
+@pytest.mark.parametrize("value", [True, False, "all"])
+def test_a_way_to_normalise_that_is_none(value: Any):
+    with pytest.raises(InputError, match="normalize_observation must be one of together, each, off, got"):
+        tiny(normalize_observation=value)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_deviation_that_is_none(encoder: FrozenEncoder, value: float):
+    with pytest.raises(InputError, match="latent_deviation must be a positive number, got"):
+        tiny(latent_deviation=value)
+    with pytest.raises(InputError, match="deviation must be above 0, got"):
+        LatentNormalize(make_vec_env(tiny(), encoder), deviation=value)
+
+
+@pytest.mark.parametrize("kind", ["box", "dict"])
+def test_an_agent_on_pixels_sees_the_last_frames(kind: str):
+    config = tiny(observation="pixels", env_kwargs={"kind": kind}, history=3)
+    one = make_vec_env(tiny(observation="pixels", env_kwargs={"kind": kind}), None)
+    venv = make_vec_env(config, None)
+    entry = lambda value: value["pov"] if kind == "dict" else value  # noqa: E731
+    frames, stacks = [entry(one.reset())], [entry(venv.reset())]
+    assert entry(venv.observation_space).shape == (*frames[0].shape[1:3], 9) if kind == "box" else True
+    ended = 0
+    for step in range(1, 12):
+        frames.append(entry(one.step(NOTHING)[0]))
+        observation, _, dones, infos = venv.step(NOTHING)
+        stacks.append(entry(observation))
+        if dones.any():
+            last = entry(infos[0]["terminal_observation"])
+            assert last.shape == stacks[-1].shape[1:]
+            np.testing.assert_array_equal(last[..., :3], frames[-3][0])
+            assert not stacks[-1][..., :6].any(), "an episode begins with nothing before it"
+            ended = step
+        elif step - ended >= 2:
+            np.testing.assert_array_equal(stacks[-1], np.concatenate(frames[-3:], axis=-1))
+    assert ended
+
+
+def test_an_agent_on_stacked_pixels_is_trained_judged_and_drawn(tmp_path: Path):
+    big = tiny(observation="pixels", out=tmp_path / "run", history=2, net_arch=())
+    train(big)
+    assert load_agent(big.out, "last", device="cpu").observation_space.shape == (6, 64, 64)
+    assert len(evaluate_agent(big.out, episodes=2).returns) == 2
+    with contextlib.closing(Show(big.out, which="last", seed=3, device="cpu")) as show:
+        show.step()
+        picture, caption = show._seen(None)
+        stacked = show._venv.get_original_obs()
+        assert isinstance(stacked, np.ndarray)
+        assert picture is not None
+        np.testing.assert_array_equal(picture, stacked[0, ..., 3:])
+        assert "the last frame" in caption
+
+
+def test_no_space_of_latents_is_changed(encoder: FrozenEncoder):
+    venv, _, _ = seen(tiny(), encoder, steps=1)
+    assert venv.observation_space == spaces.Box(-np.inf, np.inf, (LATENT_DIM,), np.float32)

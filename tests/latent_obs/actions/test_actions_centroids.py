@@ -1,0 +1,366 @@
+"""Centroids: fitted as numpy and common sense say, the same for a seed, kept without pickle, and stepped through."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from latent_obs.actions import CentroidActions, Centroids, fit_centroids
+from latent_obs.util.errors import InputError, MissingExtraError
+from tests.support.action_envs import CODE, Coded, Recorder
+
+pytest.importorskip("scipy")
+
+
+def blobs(
+    k: int = 6, d: int = 5, per: int = 40, spread: float = 0.01, seed: int = 0
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Actions around k far centres, more around the first ones."""
+    rng = np.random.default_rng(seed)
+    centres = rng.permutation(np.arange(k * d)).reshape(k, d) / 2.0
+    labels = np.repeat(np.arange(k), per + 10 * np.arange(k)[::-1])
+    actions = centres[labels] + spread * rng.normal(size=(len(labels), d))
+    return rng.permutation(actions).astype(np.float32), centres
+
+
+def test_far_groups_are_found():
+    actions, centres = blobs()
+    centroids = fit_centroids(actions, k=6)
+    assert centroids.vectors.dtype == np.float32
+    assert centroids.counts.tolist() == [90, 80, 70, 60, 50, 40]  # the most frequent first
+    np.testing.assert_allclose(centroids.vectors, centres, atol=0.01)
+    distances = ((actions[:, None].astype(np.float64) - centroids.vectors) ** 2).sum(-1)
+    assert centroids.inertia == pytest.approx(distances.min(axis=1).sum(), rel=1e-4)
+    np.testing.assert_array_equal(np.bincount(distances.argmin(1)), centroids.counts)
+    assert centroids.source == "an array of 390 actions"
+
+
+def test_each_centroid_is_the_mean_of_its_actions():
+    actions = np.random.default_rng(1).normal(size=(500, 3)).astype(np.float32)
+    centroids = fit_centroids(actions, k=8)
+    labels = ((actions[:, None] - centroids.vectors) ** 2).sum(-1).argmin(1)
+    means = np.array([actions[labels == i].mean(0) for i in range(8)])
+    np.testing.assert_allclose(centroids.vectors, means, atol=0.05)
+    assert centroids.counts.sum() == 500
+
+
+def test_the_seed_decides():
+    actions = np.random.default_rng(1).normal(size=(300, 4))
+    one, again, other = (fit_centroids(actions, k=9, seed=seed, n_init=1) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one.vectors, again.vectors)
+    assert one.inertia == again.inertia
+    assert not np.array_equal(one.vectors, other.vectors)
+
+
+def test_of_several_starts_the_best_is_kept():
+    actions = np.random.default_rng(1).normal(size=(300, 4))
+    several = fit_centroids(actions, k=9, n_init=6).inertia
+    # The starts of a seed are the first ones of a longer row of them.
+    assert several <= min(fit_centroids(actions, k=9, n_init=n).inertia for n in (1, 2, 4))
+    assert several < fit_centroids(actions, k=9, n_init=1).inertia
+
+
+def test_the_global_random_state_is_left_alone():
+    before = repr(np.random.get_state())  # noqa: NPY002
+    fit_centroids(blobs()[0], k=6)
+    assert repr(np.random.get_state()) == before  # noqa: NPY002
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 5), st.integers(1, 40))
+def test_as_many_centroids_as_distinct_actions_are_those(k: int, seed: int, repeats: int):
+    """Many duplicates leave clusters empty in Lloyd's iterations; no warning escapes, and none stays empty."""
+    rng = np.random.default_rng(seed)
+    distinct = rng.permutation(np.arange(3 * k)).reshape(k, 3).astype(np.float32) / 7
+    actions = np.concatenate([distinct, distinct[rng.integers(0, max(1, k // 3), repeats)]])
+    centroids = fit_centroids(actions, k=k, n_init=1, seed=seed)
+    assert (centroids.counts > 0).all()
+    assert centroids.inertia == pytest.approx(0, abs=1e-9)
+    np.testing.assert_allclose(np.unique(centroids.vectors, axis=0), np.unique(distinct, axis=0), atol=1e-6)
+
+
+def test_rare_actions_among_a_great_many_equal_ones_are_found():
+    """So rare that a sample for k-means++ would miss them."""
+    actions = np.zeros((30_000, 2), np.float32)
+    actions[[7, 70, 700]] = [[1, 0], [0, 1], [1, 1]]
+    centroids = fit_centroids(actions, k=4, n_init=1)
+    assert centroids.counts.tolist() == [29_997, 1, 1, 1]
+    assert {tuple(v) for v in centroids.vectors.tolist()} == {(0, 0), (1, 0), (0, 1), (1, 1)}
+
+
+def test_empty_clusters_move_to_the_worst_served_actions():
+    from scipy.cluster import vq
+
+    from latent_obs.actions.centroids import _refine
+
+    actions = np.concatenate([np.zeros((50, 1)), np.full((50, 1), 1.0), np.full((2, 1), 9.0)])
+    start = np.array([[0.4], [500.0], [900.0]])  # two that nobody is near to
+    inertia, centres, counts = _refine(vq, actions, start)
+    assert sorted(centres[:, 0].tolist()) == [0, 1, 9]
+    assert sorted(counts.tolist()) == [2, 50, 50]
+    assert inertia == 0
+    # Between two iterations the outer ones take both actions of the middle one, and no warning of scipy's escapes.
+    actions, start = np.array([[-4.0], [0], [10], [14]]), np.array([[-12.0], [5], [22]])
+    with pytest.warns(UserWarning, match="clusters is empty"):
+        vq.kmeans2(actions, start, iter=5, minit="matrix")
+    assert (_refine(vq, actions, start)[2] > 0).all()
+
+
+def test_actions_that_float32_cannot_tell_apart_are_the_same():
+    near = 1 + np.arange(5)[:, None] * 1e-12
+    with pytest.raises(InputError, match="1 distinct actions among 5"):
+        fit_centroids(near, k=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "k must be a whole number from 1, got 0"),
+        ({"k": 2.0}, "k must"),
+        ({"seed": -1}, "seed must"),
+        ({"n_init": 0}, "n_init must"),
+        ({"k": 7}, "6 distinct actions among 6, and k=7; take a smaller k"),
+        ({"actions": np.zeros(5)}, r"must be numbers of shape \(N, d\), got float64 of shape \(5,\)"),
+        ({"actions": np.zeros((0, 5))}, r"shape \(0, 5\)"),
+        ({"actions": np.array([["a", "b"]])}, "must be numbers"),
+        ({"actions": np.array([[1, np.nan], [1, 2]])}, "1 rows that are not finite"),
+        ({"actions": np.array([[1, 1e300], [1, 2]])}, "1 rows that are not finite"),
+        ({"actions": []}, "no file of actions was given"),
+        ({"actions": [5]}, "paths of files, got 5"),
+        ({"actions": np.ones((9, 2))}, "1 distinct actions among 9"),
+    ],
+)
+def test_wrong_fits(arguments: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        fit_centroids(**{"actions": np.eye(6), "k": 3, **arguments})
+
+
+def test_scipy_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "scipy.cluster.vq", None)
+    with pytest.raises(MissingExtraError, match=r"'scipy' is needed to fit centroids.*--extra minerl"):
+        fit_centroids(np.eye(3), k=2)
+
+
+# Files of demonstrations
+
+
+def test_actions_from_files(tmp_path: Path):
+    actions, _ = blobs()
+    whole = fit_centroids(actions, k=6)
+    (tmp_path / "data" / "b").mkdir(parents=True)
+    other = {"observation$vector": np.ones((7, 2)), "reward": np.zeros(3)}
+    np.savez(tmp_path / "data" / "a.npz", allow_pickle=False, **{"action$vector": actions[:100], **other})
+    np.savez_compressed(tmp_path / "data" / "b" / "c.npz", **{"action$vector": actions[100:]}, allow_pickle=False)
+    folder = fit_centroids(tmp_path / "data", k=6)
+    np.testing.assert_array_equal(folder.vectors, whole.vectors)
+    assert folder.source == f"390 actions of 2 files: {tmp_path}/data/a.npz, {tmp_path}/data/b/c.npz"
+    np.save(tmp_path / "all.npy", actions)
+    for name in ("actions", "vector", "deed"):
+        np.savez(tmp_path / f"{name}.npz", allow_pickle=False, **{name: actions})
+    for file, key in (("all.npy", "action$vector"), ("actions.npz", "x"), ("vector.npz", "x"), ("deed.npz", "deed")):
+        found = fit_centroids(str(tmp_path / file), k=6, key=key)
+        np.testing.assert_array_equal(found.vectors, whole.vectors)
+        assert found.key == key
+        assert file in found.source
+
+
+def test_files_that_cannot_be_used_are_named(tmp_path: Path):
+    np.save(tmp_path / "good.npy", np.eye(6))
+    np.save(tmp_path / "flat.npy", np.ones(6))
+    np.save(tmp_path / "wide.npy", np.ones((2, 7)))
+    np.save(tmp_path / "nan.npy", np.full((2, 6), np.nan))
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    np.savez(tmp_path / "other.npz", reward=np.ones(3))
+    np.savez(tmp_path / "boxed.npz", actions=np.array([{}], object), allow_pickle=True)
+    (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, actions=np.random.default_rng(0).normal(size=(50, 6)))
+    cut = bytearray(buffer.getvalue())
+    cut[200:260] = bytes(60)
+    (tmp_path / "damaged.npz").write_bytes(cut)
+    (tmp_path / "cut.npz").write_bytes(buffer.getvalue()[:-40])
+    (tmp_path / "folder").mkdir()
+    for name, message in {
+        "flat.npy": "must be numbers of shape",
+        "wide.npy": "have 7 numbers each, those of the files before it 6",
+        "nan.npy": "2 rows that are not finite",
+        "objects.npy": "cannot be read",
+        "boxed.npz": "cannot be read",
+        "text.npy": "cannot be read",
+        "empty.npz": "cannot be read",
+        "damaged.npz": "cannot be read",
+        "cut.npz": "cannot be read",
+        "other.npz": r"has no entry 'action\$vector'; it has reward",
+        "nowhere.npz": "there is no file",
+    }.items():
+        with pytest.raises(InputError, match=rf"(?s)1 of 2 files cannot be used.*{message}") as error:
+            fit_centroids([tmp_path / "good.npy", tmp_path / name], k=3)
+        assert name in str(error.value)
+        assert "good" not in str(error.value)
+    with pytest.raises(InputError, match=r"has no \.npz file in it"):
+        fit_centroids(tmp_path / "folder", k=3)
+    with pytest.raises(InputError, match=r"(?s)7 of 7 files.*and 2 more"):
+        fit_centroids([tmp_path / f"{i}.npz" for i in range(7)], k=3)
+
+
+# The file of centroids
+
+
+def test_saved_and_loaded(tmp_path: Path):
+    centroids = fit_centroids(blobs()[0], k=6, key="deed")
+    file = centroids.save(str(tmp_path / "new" / "c.safetensors"))
+    found = Centroids.load(file)
+    np.testing.assert_array_equal(found.vectors, centroids.vectors)
+    np.testing.assert_array_equal(found.counts, centroids.counts)
+    assert (found.inertia, found.key, found.source) == (centroids.inertia, "deed", "an array of 390 actions")
+    assert [each.name for each in file.parent.iterdir()] == ["c.safetensors"]  # nothing left beside it
+    assert not found.vectors.flags.writeable
+    with pytest.raises(InputError, match=r"as a \.safetensors file"):
+        centroids.save(tmp_path / "c.npz")
+
+
+def test_files_that_are_no_centroids(tmp_path: Path):
+    good = fit_centroids(blobs()[0], k=6).save(tmp_path / "good.safetensors")
+    data = good.read_bytes()
+    bad = tmp_path / "bad.safetensors"
+
+    def refused(content: bytes, message: str) -> None:
+        bad.write_bytes(content)
+        with pytest.raises(InputError, match=rf"bad\.safetensors.*{message}"):
+            Centroids.load(bad)
+
+    refused(b"", "damaged")
+    refused(b"{}", "damaged")
+    refused(b"PK\x03\x04 something else entirely", "damaged")
+    refused(data[:-5], "damaged")
+    refused(data[:40], "damaged")
+    refused(data[:-3] + b"\x01" + data[-2:], "not those that were saved")
+    save_file({"weight": np.ones(3)}, bad)
+    refused(bad.read_bytes(), "not one of centroids")
+    about = {"format_version": 2}
+    save_file({"vectors": np.ones((1, 1))}, bad, {"latent-obs-centroids": json.dumps(about)})
+    refused(bad.read_bytes(), "format version 2, expected 1; update")
+    save_file({"vectors": np.ones((1, 1))}, bad, {"latent-obs-centroids": "{"})
+    refused(bad.read_bytes(), "damaged")
+    save_file({"vectors": np.ones((1, 1))}, bad, {"latent-obs-centroids": "[]"})
+    refused(bad.read_bytes(), "damaged")
+    with pytest.raises(InputError, match=r"there is no file of centroids '.*nowhere"):
+        Centroids.load(tmp_path / "nowhere.safetensors")
+    with pytest.raises(InputError, match="there is no file"):
+        Centroids.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"vectors": np.ones(3)}, r"vectors of centroids must be finite numbers \(k, d\)"),
+        ({"vectors": np.full((2, 3), np.inf)}, "finite"),
+        ({"vectors": np.full((2, 3), 1e300)}, "finite"),
+        ({"vectors": np.zeros((0, 3)), "counts": np.zeros(0, int)}, "finite numbers"),
+        ({"counts": np.array([1])}, "counts of 2 centroids"),
+        ({"counts": np.array([1.0, 2.0])}, "whole numbers"),
+        ({"counts": np.array([1, -2])}, "whole numbers"),
+        ({"inertia": -1.0}, "inertia must be"),
+        ({"inertia": float("nan")}, "inertia must be"),
+    ],
+)
+def test_wrong_centroids(arguments: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        Centroids(**{"vectors": np.ones((2, 3)), "counts": np.array([2, 1]), "inertia": 0.0, **arguments})
+
+
+# CentroidActions
+
+
+def centroids_of(vectors: Any) -> Centroids:
+    return Centroids(np.array(vectors, np.float32), np.arange(len(vectors), 0, -1), 0.0, source="a test")
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_each_number_is_a_centroid_and_zero_is_the_noop(alone: bool):
+    box = spaces.Box(-1.0, 1.0, (3,), np.float32)
+    inner = Coded(box, noop=CODE.copy()) if alone else Coded()
+    env = CentroidActions(inner, centroids_of([[0, 0, 1], [0.5, 0.5, 0], [-3, 3, 0.25]]))
+    env.reset(seed=0)
+    expected = [CODE, [0, 0, 1], [0.5, 0.5, 0], [-1, 1, 0.25]]  # the last one clipped to the bounds
+    for i, vector in enumerate(expected):
+        env.step(np.int64(i))
+        got = inner.taken[-1] if alone else inner.taken[-1]["vector"]
+        np.testing.assert_array_equal(got, np.array(vector, np.float32))
+        assert env.inverse(got) == i
+        assert env.inverse(inner.taken[-1]) == i
+    np.testing.assert_array_equal(env.inverse(np.array(expected)), np.arange(4))
+    assert env.inverse(np.zeros((0, 3))).shape == (0,)
+    assert env.names == ("noop", "centroid 1", "centroid 2", "centroid 3")
+    assert env.describe().splitlines() == [
+        "4 actions, from a test",
+        "   0  noop",
+        "   1  centroid 1 (50.0%)",
+        "   2  centroid 2 (33.3%)",
+        "   3  centroid 3 (16.7%)",
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 600))
+def test_inverse_is_the_nearest(seed: int, n: int):
+    rng = np.random.default_rng(seed)
+    env = CentroidActions(Coded(), centroids_of(rng.uniform(-1, 1, (7, 3))))
+    demonstrated = rng.uniform(-1.2, 1.2, (n, 3))
+    distances = np.linalg.norm(demonstrated[:, None] - env.vectors, axis=2)
+    np.testing.assert_array_equal(env.inverse(demonstrated), distances.argmin(1))
+    assert env.inverse(demonstrated[0]) == distances[0].argmin()
+
+
+def test_a_box_of_rows_and_columns():
+    inner = Recorder(spaces.Box(-1.0, 1.0, (2, 2), np.float64))
+    env = CentroidActions(inner, centroids_of([[0.5, 1, 0, -1]]))
+    env.reset(seed=0)
+    env.step(1)
+    np.testing.assert_array_equal(inner.taken[-1], [[0.5, 1], [0, -1]])
+    assert inner.taken[-1].dtype == np.float64
+    assert env.inverse(inner.taken[-1]) == 1
+    np.testing.assert_array_equal(env.inverse(np.stack([inner.taken[-1], np.zeros((2, 2))])), [1, 0])
+
+
+def test_the_table_of_vectors_is_kept():
+    env = CentroidActions(Coded(), centroids_of([[0, 0, 1]]))
+    env.action(1)["vector"][:] = 5
+    np.testing.assert_array_equal(env.action(1)["vector"], [0, 0, 1])
+    with pytest.raises(ValueError, match="read-only"):
+        env.vectors[0] = 1
+
+
+def test_wrong_uses():
+    with pytest.raises(InputError, match="centroids have 2 numbers each, and an action of this environment 3"):
+        CentroidActions(Coded(), centroids_of([[0, 1]]))
+    with pytest.raises(InputError, match="must be Centroids or the path"):
+        CentroidActions(Coded(), np.eye(3))  # pyright: ignore[reportArgumentType]
+    env = CentroidActions(Coded(), centroids_of([[0, 0, 1]]))
+    for wrong in ([0, 1], 5, "a", {"code": [0, 0, 1]}, np.zeros((2, 2, 3))):
+        with pytest.raises(InputError, match="expected an action of shape"):
+            env.inverse(wrong)
+    with pytest.raises(InputError, match="not finite"):
+        env.inverse([0, 0, np.nan])
+
+
+def test_what_a_worker_needs_starts_without_torch_or_scipy():
+    code = "import sys, latent_obs.actions\n"
+    code += (
+        "found = {'torch', 'scipy', 'gym', 'minerl', 'stable_baselines3'} & set(sys.modules)\nassert not found, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert isinstance(Coded(), gym.Env)

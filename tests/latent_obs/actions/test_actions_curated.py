@@ -1,0 +1,182 @@
+"""Curated sets of actions, and the choice among all kinds of them by one word."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+
+from latent_obs.actions import (
+    CHOICES,
+    FAMILIES,
+    CameraBins,
+    CentroidActions,
+    Centroids,
+    DiscreteActions,
+    MultiDiscreteActions,
+    VectorActions,
+    curated_actions,
+    family_of,
+    sb3_actions,
+)
+from latent_obs.envs.old_spaces import Enum
+from latent_obs.util.errors import InputError
+from tests.support.action_envs import CAMERA, CODED, CRAFT, KEYED, KEYS, PLACE, Coded, Recorder, taken
+
+
+def test_families_by_id():
+    ids = {
+        "MineRLTreechop-v0": "treechop",
+        "MineRLNavigateExtremeDense-v0": "navigate",
+        "MineRLObtainIronPickaxe-v0": "obtain",
+        "MineRLObtainTest-v0": "obtain",
+        "MineRLBasaltFindCaveHighRes-v0": "basalt",
+        "minerl/MineRLTreechop-v0": "treechop",
+        "MineRLTreechopVectorObf-v0": None,
+        "MineRLObtainTestDenseVector-v0": None,
+        "MineRLCustom-v0": None,
+        "Navigate-v0": None,
+        None: None,
+    }
+    assert {env_id: family_of(env_id) for env_id in ids} == ids
+
+
+#: What each family makes actions of; without any of it there are none.
+NEEDS = {
+    "treechop": {"forward", "camera"},
+    "navigate": {"attack", "forward", "camera", "place"},
+    "obtain": {"attack", "forward", "jump", "camera", "craft", "place"},
+    "basalt": {"attack", "forward", "jump", "camera"},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_curated_sets_need_only_what_is_there(family: str):
+    """With every subset of some entries, the table is made of those and accepted, or refused as empty."""
+    entries: dict[str, spaces.Space[Any]] = {key: spaces.Discrete(2) for key in ("attack", "forward", "jump")}
+    entries |= {"camera": CAMERA, "craft": CRAFT, "place": PLACE, "fuel": spaces.Discrete(3)}
+    for mask in range(1, 2 ** len(entries)):
+        chosen = {key: space for i, (key, space) in enumerate(entries.items()) if mask >> i & 1}
+        space = spaces.Dict(chosen)
+        if family in NEEDS and not NEEDS[family] & chosen.keys():
+            with pytest.raises(InputError, match="has no keys, Enums or camera"):
+                curated_actions(space, family)
+            continue
+        actions, always = curated_actions(space, family)
+        env = DiscreteActions(Recorder(space), actions, always=always)
+        assert env.action_space.n == len(actions) + 1
+        env.reset(seed=0)
+        for i in range(len(actions) + 1):
+            taken(env, i)
+
+
+def test_the_basic_set():
+    space = spaces.Dict({**KEYED.spaces, "fuel": spaces.Discrete(3, start=-1)})
+    env = DiscreteActions(Recorder(space), curated_actions(space)[0])
+    turns = [f"camera {way} 10" for way in ("left", "right", "up", "down")]
+    items = ["craft planks", "craft torch", "place dirt", "fuel -1", "fuel 1"]
+    assert list(env.names) == ["noop", *KEYS, "forward+jump", *turns, *items]
+
+
+def test_other_stands_for_nothing():
+    space = spaces.Dict(equip=Enum(["air", "none", "other", "snowball"], default="none"))
+    assert curated_actions(space, "basalt")[0] == [{"equip": "air"}, {"equip": "snowball"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"family": "fishing"}, "no family 'fishing' .* treechop, navigate, obtain, basalt, basic"),
+        ({"camera_step_degrees": 0}, "above 0, got 0"),
+        ({"camera_step_degrees": float("nan")}, "above 0"),
+        ({"camera_step_degrees": "10"}, "above 0"),
+        ({"camera_step_degrees": 181}, "at most 180 at once"),
+        ({"space": CODED}, "has no keys, Enums or camera .*CentroidActions"),
+        ({"space": spaces.Discrete(2)}, "needs a Dict"),
+    ],
+)
+def test_wrong_curations(arguments: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        curated_actions(**{"space": KEYED, **arguments})
+
+
+def test_the_choice_of_actions(tmp_path: Any):
+    file = Centroids(np.eye(3, dtype=np.float32), np.ones(3, np.int64), 0.0).save(tmp_path / "c.safetensors")
+    keyed, coded, plain = Recorder(KEYED), Coded(), Recorder(spaces.Discrete(3))
+    assert isinstance(sb3_actions(keyed), DiscreteActions)
+    assert isinstance(sb3_actions(coded), VectorActions)
+    assert sb3_actions(plain) is plain
+    assert sb3_actions(keyed, "dict") is keyed
+    vector = Recorder(CAMERA)
+    assert sb3_actions(vector, "continuous") is vector
+    mu, even = (sb3_actions(keyed, kind, camera_bins=5) for kind in ("multidiscrete", "multidiscrete-linear"))
+    assert isinstance(mu, MultiDiscreteActions)
+    assert isinstance(even, MultiDiscreteActions)
+    assert (mu.camera, even.camera) == (CameraBins(5), CameraBins(5, rule="linear"))
+    for path in (file, str(file)):
+        assert isinstance(sb3_actions(coded, path), CentroidActions)
+    chop = sb3_actions(keyed, env_id="MineRLTreechop-v0", camera_step_degrees=15)
+    assert chop.get_wrapper_attr("names")[1:5] == ("attack", "forward", "forward+jump", "camera left 15")
+
+
+def test_the_family_is_told_by_the_spec():
+    keyed = Recorder(KEYED)
+    keyed.spec = EnvSpec("MineRLTreechop-v0", entry_point="nowhere:Env")
+    assert sb3_actions(keyed).get_wrapper_attr("names")[1:3] == ("attack", "forward")
+    assert sb3_actions(keyed, env_id="MineRLNavigate-v0").get_wrapper_attr("names")[1] == "forward+sprint"
+
+
+@pytest.mark.parametrize(
+    ("always", "names"),
+    [
+        (
+            "",
+            ("noop", "forward", "forward+jump", "camera left 10", "camera right 10", "camera up 10", "camera down 10"),
+        ),
+        (
+            "forward",
+            ("noop", "forward", "forward+jump", "camera left 10", "camera right 10", "camera up 10", "camera down 10"),
+        ),
+        (
+            "attack+jump",
+            ("noop", "attack+jump", "forward", "camera left 10", "camera right 10", "camera up 10", "camera down 10"),
+        ),
+        (
+            {"craft": "planks"},
+            (
+                "noop",
+                "craft planks",
+                "forward",
+                "forward+jump",
+                *(f"camera {w} 10" for w in ("left", "right", "up", "down")),
+            ),
+        ),
+    ],
+)
+def test_other_keys_may_be_held(always: Any, names: tuple[str, ...]):
+    env = sb3_actions(Recorder(KEYED), "discrete", env_id="MineRLTreechop-v0", always=always)
+    assert env.get_wrapper_attr("names") == names
+
+
+@pytest.mark.parametrize(
+    ("space", "arguments", "message"),
+    [
+        (KEYED, {"actions": "discreet"}, f"no actions 'discreet'; choose one of {', '.join(CHOICES)}"),
+        (KEYED, {"actions": 5}, "no actions 5"),
+        (KEYED, {"actions": "continuous"}, "'continuous' needs a Dict with a single Box"),
+        (spaces.Discrete(3), {"actions": "discrete"}, "'discrete' needs a Dict of keys"),
+        (spaces.Discrete(3), {"actions": "multidiscrete"}, "'multidiscrete' needs a Dict of keys"),
+        (spaces.Discrete(3), {"actions": "continuous"}, "needs a Dict with a single Box"),
+        (spaces.Tuple([spaces.Discrete(2)]), {}, "wrap it so that it is a Dict"),
+        (KEYED, {"actions": "multidiscrete", "always": "attack"}, "always='attack' .* 'multidiscrete'; leave it out"),
+        (CODED, {"always": "attack"}, "these are 'continuous'"),
+        (CODED, {"actions": "discrete"}, "has no keys"),
+        (CODED, {"actions": "nowhere.safetensors"}, "no file of centroids 'nowhere.safetensors'"),
+        (KEYED, {"actions": "multidiscrete", "camera_bins": 4}, "odd number"),
+        (KEYED, {"camera_step_degrees": -1}, "camera_step_degrees"),
+    ],
+)
+def test_wrong_choices(space: spaces.Space[Any], arguments: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        sb3_actions(Recorder(space), **arguments)

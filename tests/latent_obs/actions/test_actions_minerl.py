@@ -1,0 +1,332 @@
+"""Through to the command that the game receives: every wrapper around the action spaces of the real MineRL, without a
+game.
+
+Upstream makes the command of an action in `_process_action`, which needs no game; the environments here record it.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from latent_obs.actions import (
+    CameraBins,
+    CentroidActions,
+    DiscreteActions,
+    FrameSkip,
+    MultiDiscreteActions,
+    VectorActions,
+    fit_centroids,
+    sb3_actions,
+)
+from latent_obs.envs.old_spaces import convert_space, noop_of
+from latent_obs.util.errors import InputError
+
+KEYED = ("MineRLTreechop-v0", "MineRLNavigate-v0", "MineRLObtainDiamond-v0", "MineRLBasaltMakeWaterfall-v0")
+CODED = ("MineRLTreechopVectorObf-v0", "MineRLObtainDiamondVectorObf-v0")
+MOVES = ("forward", "left", "back", "right", "jump", "sneak", "sprint", "attack")
+
+
+@pytest.fixture(scope="module")
+def old_gym() -> Iterator[ModuleType]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # both are of 2020
+        gym = pytest.importorskip("gym")
+        before = gym.logger.MIN_LEVEL
+        gym.logger.set_level(40)
+        pytest.importorskip("minerl")
+        yield gym
+        gym.logger.set_level(before)
+
+
+class Commands(gymnasium.Env[Any, Any]):
+    """MineRL's actions without its game: keeps the command of each."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+    observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+
+    def __init__(self, old_gym: ModuleType, env_id: str) -> None:
+        self.old = old_gym.make(env_id)
+        self.task = self.old.unwrapped.task
+        self.converted = convert_space(self.old.action_space, "action")
+        self.action_space = self.converted.space
+        self.commands: list[str] = []
+        self.bottom = self.task
+        while hasattr(self.bottom, "env_to_wrap"):
+            self.bottom = self.bottom.env_to_wrap
+        if self.bottom is not self.task:
+            vector = self.encode({})
+            self.noop = self.converted.from_old({"vector": vector})
+
+    def encode(self, changes: Mapping[str, Any]) -> Any:
+        """The vector of a Dict action, as upstream encodes demonstrations."""
+        action = {**self.bottom.action_space.no_op(), **changes}
+        return self.task.wrap_action(copy.deepcopy(action))["vector"].astype(np.float32)
+
+    def command(self, old_action: Any) -> str:
+        return self.old.unwrapped._process_action("agent_0", old_action)
+
+    def own_noop(self) -> str:
+        """The command of upstream's no-op, of the keyed space inside an obfuscated one too."""
+        noop = self.bottom.action_space.no_op()
+        return "\n".join(hand.to_hero(noop[hand.to_string()]) for hand in self.bottom.actionables)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.commands.append(self.command(self.converted.to_old(action)))
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def sent(env: gymnasium.Env[Any, Any], action: Any) -> list[str]:
+    """The lines of the last command of a step."""
+    env.step(action)
+    commands = env.get_wrapper_attr("commands")
+    return commands[-1].split("\n")
+
+
+def differs(lines: list[str], noop: str) -> set[str]:
+    """What a command does beside the no-op."""
+    assert [line.split()[0] for line in lines] == [line.split()[0] for line in noop.split("\n")]
+    return set(lines) - set(noop.split("\n"))
+
+
+def test_the_no_op_of_each_space_is_upstreams(old_gym: ModuleType):
+    lines = [*(f"{key} 0" for key in MOVES), "camera 0.0 0.0"]
+    items = ["place none", "equip none", "craft none", "craftNearby none", "smeltNearby none"]
+    assert Commands(old_gym, "MineRLTreechop-v0").own_noop().split("\n") == lines
+    assert Commands(old_gym, "MineRLNavigate-v0").own_noop().split("\n") == [*lines, "place none"]
+    assert Commands(old_gym, "MineRLObtainDiamond-v0").own_noop().split("\n") == lines + items
+    basalt = Commands(old_gym, "MineRLBasaltMakeWaterfall-v0").own_noop().split("\n")
+    assert sorted(basalt) == sorted([*lines, "use 0", "equip none"])  # their order changes with each process
+    for env_id in KEYED:
+        game = Commands(old_gym, env_id)
+        assert game.command(game.old.action_space.no_op()) == game.own_noop()
+
+
+WRAPPERS: dict[str, Callable[[Any], gymnasium.Env[Any, Any]]] = {
+    "discrete": lambda game: sb3_actions(game, "discrete", env_id=game.old.spec.id),
+    "basic": lambda game: sb3_actions(game, "discrete"),
+    "held": lambda game: DiscreteActions(game, [{"forward": 1}], always="attack+sprint"),
+    "multidiscrete": lambda game: sb3_actions(game, "multidiscrete"),
+    "multidiscrete-linear": lambda game: sb3_actions(
+        game, "multidiscrete-linear", camera_bins=5, camera_max_degrees=90
+    ),
+    "dict": lambda game: FrameSkip(game, 1),
+    "skip": lambda game: sb3_actions(FrameSkip(game, 3), "discrete", env_id=game.old.spec.id),
+    "skip-multidiscrete": lambda game: MultiDiscreteActions(FrameSkip(game, 2)),
+}
+
+
+@pytest.mark.parametrize("env_id", KEYED)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_no_op_of_each_wrapper_is_upstreams(old_gym: ModuleType, env_id: str, wrapper: str):
+    env = WRAPPERS[wrapper](Commands(old_gym, env_id))
+    env.step(env.get_wrapper_attr("noop"))
+    commands = env.get_wrapper_attr("commands")
+    assert set(commands) == {env.get_wrapper_attr("own_noop")()}
+    assert len(commands) == {"skip": 3, "skip-multidiscrete": 2}.get(wrapper, 1)
+
+
+TURNS = {
+    "camera left 10": {"camera 0.0 -10.0"},
+    "camera right 10": {"camera 0.0 10.0"},
+    "camera up 10": {"camera -10.0 0.0"},
+    "camera down 10": {"camera 10.0 0.0"},
+}
+CRAFTS = {
+    "craft": ["crafting_table", "planks", "stick", "torch"],
+    "nearbyCraft": [
+        "furnace",
+        *(f"{metal}_{tool}" for metal in ("iron", "stone", "wooden") for tool in ("axe", "pickaxe")),
+    ],
+    "nearbySmelt": ["coal", "iron_ingot"],
+    "place": ["cobblestone", "crafting_table", "dirt", "furnace", "stone", "torch"],
+    "equip": ["air", *(f"{metal}_{tool}" for metal in ("iron", "stone", "wooden") for tool in ("axe", "pickaxe"))],
+}
+VERBS = {"nearbyCraft": "craftNearby", "nearbySmelt": "smeltNearby"}
+WATERFALL = [
+    *("air", "bucket", "carrot", "cobblestone", "fence", "fence_gate", "snowball", "stone_pickaxe", "stone_shovel"),
+    *("water_bucket", "wheat", "wheat_seeds"),
+]
+#: Names of each family's actions, in order, and what the game receives beside the no-op.
+EXPECTED: dict[str, dict[str, set[str]]] = {
+    "MineRLTreechop-v0": {
+        "attack": {"attack 1"},
+        "forward": {"attack 1", "forward 1"},
+        "forward+jump": {"attack 1", "forward 1", "jump 1"},
+        **{name: {"attack 1"} | command for name, command in TURNS.items()},
+    },
+    "MineRLNavigate-v0": {
+        "forward+sprint": {"forward 1", "sprint 1"},
+        "forward+jump+sprint": {"forward 1", "jump 1", "sprint 1"},
+        **TURNS,
+        "jump+place dirt": {"jump 1", "place dirt"},
+        "attack": {"attack 1"},
+    },
+    "MineRLObtainDiamond-v0": {
+        **{key: {f"{key} 1"} for key in ("forward", "back", "left", "right", "jump")},
+        "forward+jump": {"forward 1", "jump 1"},
+        "attack": {"attack 1"},
+        "forward+attack": {"forward 1", "attack 1"},
+        **TURNS,
+        **{f"{key} {item}": {f"{VERBS.get(key, key)} {item}"} for key, items in CRAFTS.items() for item in items},
+    },
+    "MineRLBasaltMakeWaterfall-v0": {
+        **{key: {f"{key} 1"} for key in ("forward", "back", "left", "right", "jump")},
+        "forward+jump": {"forward 1", "jump 1"},
+        "forward+sprint": {"forward 1", "sprint 1"},
+        "attack": {"attack 1"},
+        "use": {"use 1"},
+        "jump+use": {"jump 1", "use 1"},
+        **TURNS,
+        **{f"equip {item}": {f"equip {item}"} for item in WATERFALL},
+    },
+}
+
+
+@pytest.mark.parametrize("env_id", KEYED)
+def test_the_commands_of_the_curated_actions(old_gym: ModuleType, env_id: str):
+    game = Commands(old_gym, env_id)
+    env = sb3_actions(game, env_id=env_id)
+    assert isinstance(env, DiscreteActions)
+    assert env.names == ("noop", *EXPECTED[env_id])
+    for number, name in enumerate(env.names):
+        assert differs(sent(env, number), game.own_noop()) == EXPECTED[env_id].get(name, set()), name
+
+
+@pytest.mark.parametrize("env_id", KEYED)
+def test_the_commands_of_multidiscrete_actions(old_gym: ModuleType, env_id: str):
+    game = Commands(old_gym, env_id)
+    env = MultiDiscreteActions(game, CameraBins(5, 20.0, "linear"))
+    noop = game.own_noop()
+    for name, place in env.index.items():
+        for number, word in enumerate(env.choices[place]):
+            row = env.noop
+            row[place] = number
+            if name.startswith("camera"):
+                degrees = (-20.0, -10.0, 0.0, 10.0, 20.0)[number]
+                line = f"camera {degrees} 0.0" if name == "camera pitch" else f"camera 0.0 {degrees}"
+            else:
+                line = f"{VERBS.get(name, name)} {word}"
+            assert differs(sent(env, row), noop) == ({line} if number != env.noop[place] else set())
+    row = env.noop
+    row[[env.index[key] for key in ("attack", "jump", "camera pitch", "camera yaw")]] = [1, 1, 1, 4]
+    assert differs(sent(env, row), noop) == {"attack 1", "jump 1", "camera -10.0 20.0"}
+    assert set(env.names[:8]) <= {*MOVES, "use"}
+
+
+def test_skipped_frames_hold_keys_and_turn_and_craft_once(old_gym: ModuleType):
+    game = Commands(old_gym, "MineRLObtainDiamond-v0")
+    env = DiscreteActions(
+        FrameSkip(game, 3), [{"craft": "planks"}, {"camera": (0, 10)}, {"place": "dirt", "jump": 1}], always="attack"
+    )
+    expected = [set(), {"craft planks"}, {"camera 0.0 10.0"}, {"place dirt", "jump 1"}]
+    for number, first in enumerate(expected):
+        game.commands.clear()
+        env.step(number)
+        held = {line for line in first if line == "jump 1"} | ({"attack 1"} if number else set())
+        got = [differs(command.split("\n"), game.own_noop()) for command in game.commands]
+        assert got == [first | held, held, held]
+
+
+def test_demonstrated_actions_come_back_as_the_commands_they_were(old_gym: ModuleType):
+    game = Commands(old_gym, "MineRLObtainDiamond-v0")
+    env = MultiDiscreteActions(game)
+    demonstrated = {
+        **game.old.action_space.no_op(),
+        "craft": "stick",
+        "attack": np.array(1),
+        "camera": np.array([-9.0, 0.2]),
+    }
+    turn = np.float32(-10.0)  # the bin that is nearest to 9 degrees, and none to 0.2
+    assert differs(sent(env, env.inverse(demonstrated)), game.own_noop()) == {
+        "craft stick",
+        "attack 1",
+        f"camera {turn} 0.0",
+    }
+
+
+# Obfuscated actions
+
+
+def keys_and_camera(lines: list[str]) -> tuple[list[str], list[float]]:
+    camera = next(line for line in lines if line.startswith("camera"))
+    return [line for line in lines if line != camera], [float(degrees) for degrees in camera.split()[1:]]
+
+
+@pytest.mark.parametrize("env_id", CODED)
+def test_the_no_op_of_obfuscated_actions(old_gym: ModuleType, env_id: str):
+    """All keys and items are those of the no-op; the camera drifts by a tenth of a degree, for the decoder is a
+    network."""
+    game = Commands(old_gym, env_id)
+    keys, still = keys_and_camera(game.own_noop().split("\n"))
+    assert still == [0, 0]
+    for env in (
+        sb3_actions(game),
+        FrameSkip(sb3_actions(game), 2),
+        CentroidActions(game, fit_centroids(np.eye(3, 64), k=3)),
+    ):
+        got, drift = keys_and_camera(sent(env, env.get_wrapper_attr("noop")))
+        assert got == keys
+        np.testing.assert_allclose(drift, [0.0405, 0.0970], atol=5e-4)
+    # Zeros press keys and turn round; and upstream's own attribute is no action at all.
+    zeros = differs(sent(game, noop_of(game.action_space)), game.own_noop())
+    assert {"right 1", "jump 1"} < zeros
+    assert game.task.action_no_op.shape == (49,) != game.action_space["vector"].shape  # pyright: ignore[reportIndexIssue]
+
+
+@pytest.mark.parametrize("env_id", CODED)
+def test_centroids_of_demonstrations_do_what_was_demonstrated(old_gym: ModuleType, env_id: str):
+    game = Commands(old_gym, env_id)
+    known: list[dict[str, Any]] = [
+        {"attack": 1},
+        {"forward": 1, "jump": 1},
+        {"forward": 1, "sprint": 1, "camera": np.array([0, 10], np.float32)},
+        {"back": 1, "sneak": 1},
+        {"camera": np.array([-15, 30], np.float32)},
+    ]
+    if "Obtain" in env_id:
+        known += [
+            {"craft": "planks"},
+            {"nearbyCraft": "stone_pickaxe"},
+            {"place": "torch", "jump": 1},
+            {"equip": "iron_axe"},
+        ]
+    encoded = np.array([game.encode(action) for action in known])
+    space = game.action_space["vector"]  # pyright: ignore[reportIndexIssue]
+    assert (np.abs(encoded) <= space.high).all()
+    times = np.arange(len(known), 0, -1) * 3
+    centroids = fit_centroids(np.repeat(encoded, times, axis=0), k=len(known))
+    assert centroids.counts.tolist() == times.tolist()
+    env = CentroidActions(game, centroids)
+    noop = game.own_noop()
+    for number, (action, vector) in enumerate(zip(known, encoded, strict=True), 1):
+        lines = sent(env, number)
+        assert "\n".join(lines) == game.command({"vector": vector})
+        keys, camera = keys_and_camera(sorted(differs(lines, noop)))
+        turn = action.get("camera", np.zeros(2))
+        expected = {f"{VERBS.get(key, key)} {value}" for key, value in action.items() if key != "camera"}
+        assert set(keys) == expected
+        np.testing.assert_allclose(camera, turn, atol=0.5)
+        assert env.inverse(vector) == number
+    assert env.inverse({"vector": game.encode({})}) == 0
+
+
+def test_an_obfuscated_vector_as_it_is(old_gym: ModuleType):
+    game = Commands(old_gym, "MineRLTreechopVectorObf-v0")
+    env = sb3_actions(game)
+    assert isinstance(env, VectorActions)
+    assert env.action_space == spaces.Box(-1.05, 1.05, (64,), np.float32)
+    keys, _ = keys_and_camera(sorted(differs(sent(env, game.encode({"attack": 1, "jump": 1})), game.own_noop())))
+    assert keys == ["attack 1", "jump 1"]
+    with pytest.raises(InputError, match="has no keys, Enums or camera"):
+        sb3_actions(game, "discrete")

@@ -1,0 +1,122 @@
+"""MultiDiscreteActions: an action and back, in a known order, the camera in its bins."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latent_obs.actions import CameraBins, MultiDiscreteActions
+from latent_obs.util.errors import InputError
+from tests.support.action_envs import KEYED, KEYS, Coded, Recorder, keyed_noop
+
+QUICK = settings(max_examples=50, deadline=None)
+
+
+def test_the_order_of_the_choices():
+    env = MultiDiscreteActions(Recorder(KEYED))
+    assert env.names == (*KEYS, "craft", "place", "camera pitch", "camera yaw")
+    assert env.action_space.nvec.tolist() == [2] * 8 + [3, 2, 11, 11]
+    assert env.index["place"] == 9
+    assert env.choices[8:10] == [["none", "planks", "torch"], ["dirt", "none"]]
+    assert env.noop.tolist() == [0] * 8 + [0, 1, 5, 5]
+    assert env.describe().splitlines()[0] == f"12 choices, {2**8 * 3 * 2 * 121} actions"
+    assert env.describe().splitlines()[9] == "   8  craft         none planks torch"
+    env.noop[:] = 1
+    assert env.noop[0] == 0
+    start = MultiDiscreteActions(Recorder(spaces.Dict(gear=spaces.Discrete(3, start=-1), horn=spaces.Discrete(2))))
+    assert start.names == ("horn", "gear")
+    assert start.noop.tolist() == [0, 1]
+    assert start.action(np.array([1, 0])) == {"gear": -1, "horn": 1}
+
+
+@pytest.mark.parametrize("camera", [CameraBins(), CameraBins(5, 90.0, "linear"), CameraBins(101, 180.0)])
+def test_an_action_and_back_is_the_identity(camera: CameraBins):
+    env = MultiDiscreteActions(Recorder(KEYED), camera)
+    env.action_space.seed(0)
+    for _ in range(100):
+        row = env.action_space.sample()
+        action = env.action(row)
+        assert KEYED.contains(action)
+        np.testing.assert_array_equal(env.inverse(action), row)
+        assert all(action[key] == row[env.index[key]] for key in (*KEYS, "craft", "place"))
+        turn = [camera.values[row[env.index[f"camera {axis}"]]] for axis in ("pitch", "yaw")]
+        np.testing.assert_allclose(action["camera"], turn, rtol=1e-6)
+
+
+@QUICK
+@given(st.integers(0, 2**31), st.tuples(st.floats(-180, 180, width=32), st.floats(-180, 180, width=32)))
+def test_a_demonstrated_action_keeps_its_keys_and_gets_the_nearest_turn(seed: int, turn: tuple[float, float]):
+    env = MultiDiscreteActions(Recorder(KEYED))
+    space = copy.deepcopy(KEYED)
+    space.seed(seed)
+    given = {**space.sample(), "camera": np.array(turn, np.float32)}
+    got = env.action(env.inverse(given))
+    assert all(got[key] == given[key] for key in KEYED if key != "camera")
+    np.testing.assert_allclose(got["camera"], env.camera.to_degrees(env.camera.to_bins(turn)), rtol=1e-6)
+
+
+def test_names_of_enums_are_taken_from_demonstrations():
+    env = MultiDiscreteActions(Recorder(KEYED))
+    row = env.inverse({**keyed_noop(), "craft": "torch", "camera": [90, 0]})
+    assert row[8:].tolist() == [2, 1, 10, 5]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (0, "12 whole numbers .attack, back"),
+        ([0] * 11, "12 whole numbers"),
+        (np.zeros((1, 12), np.int64), "12 whole numbers"),
+        (np.zeros(12), "12 whole numbers"),
+        ([0] * 8 + [3, 0, 0, 0], r"craft .place 8 of the action. must be from 0 to 2, got 3"),
+        ([-1] + [0] * 11, "attack .place 0"),
+        ([0] * 11 + [11], "camera yaw .* from 0 to 10"),
+    ],
+)
+def test_rows_outside_are_refused(row: Any, message: str):
+    with pytest.raises(InputError, match=message):
+        MultiDiscreteActions(Recorder(KEYED)).action(row)
+
+
+def test_actions_that_cannot_be_inverted():
+    env = MultiDiscreteActions(Recorder(KEYED))
+    for wrong, message in [
+        (5, "exactly the entries"),
+        ({"jump": 1}, r"exactly the entries .* got \['jump'\]"),
+        ({**keyed_noop(), "jump": 2}, r"action\['jump'\] must be"),
+        ({**keyed_noop(), "craft": "boat"}, r"action\['craft'\]: 'boat' is none of"),
+        ({**keyed_noop(), "camera": [0, 400]}, r"action\['camera'\] must lie within"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            env.inverse(wrong)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("space", "camera", "message"),
+    [
+        (spaces.Dict(wheel=spaces.Box(-1.0, 1.0, (2,))), CameraBins(), r"action\['wheel'\] is Box.* no bins for"),
+        (spaces.Dict(camera=spaces.Box(-1.0, 1.0, (3,))), CameraBins(), r"action\['camera'\] is Box"),
+        (spaces.Dict(keys=spaces.MultiBinary(3)), CameraBins(), r"action\['keys'\] is MultiBinary"),
+        (spaces.Dict(camera=spaces.Box(-5.0, 5.0, (2,))), CameraBins(), "reach 10 degrees.*lower max_degrees"),
+        (KEYED, 11, "camera must be CameraBins, got 11"),
+    ],
+)
+def test_what_has_no_bins(space: spaces.Space[Any], camera: Any, message: str):
+    with pytest.raises(InputError, match=message):
+        MultiDiscreteActions(Recorder(space), camera)
+
+
+def test_a_noop_that_no_bin_does():
+    noop = {**keyed_noop(), "camera": np.array([0.0, 0.1], np.float32)}
+    with pytest.raises(InputError, match=r"no-op turns the camera by .* which no bin"):
+        MultiDiscreteActions(Coded(KEYED, noop=noop))
+
+
+def test_a_discrete_entry_named_camera_is_a_choice_like_any_other():
+    env = MultiDiscreteActions(Recorder(spaces.Dict(camera=spaces.Discrete(3), jump=spaces.Discrete(2))))
+    assert env.names == ("jump", "camera")
+    assert env.action([1, 2]) == {"camera": 2, "jump": 1}

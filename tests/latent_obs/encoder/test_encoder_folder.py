@@ -1,0 +1,359 @@
+"""The encoder folder: round trip, damage of any kind, interrupted writing, and a self-check that finds other pixels."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import latent_obs.encoder.folder
+from latent_obs.encoder.folder import make_selfcheck, read_encoder_folder, write_encoder_folder
+from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.pixels import PixelContract
+from latent_obs.util.errors import EncoderFolderError, InputError
+from tests.support.tiny import random_frames, tiny_architecture, tiny_cvae
+from vae_training.training.export import export_encoder
+
+FILES = ["SHA256SUMS", "config.json", "decoder.safetensors", "encoder.safetensors", "selfcheck.safetensors"]
+DAMAGED = settings(max_examples=150, deadline=None)
+
+
+def load(folder: Path) -> FrozenEncoder:
+    return FrozenEncoder.load(folder, device="cpu")
+
+
+def seal(folder: Path) -> None:
+    """Write SHA256SUMS anew, as someone would who edits a folder by hand."""
+    files = sorted(f for f in folder.iterdir() if f.name != "SHA256SUMS")
+    lines = [f"{latent_obs.encoder.folder._sha256(f.read_bytes())}  {f.name}\n" for f in files]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+@pytest.fixture
+def folder(encoder_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(encoder_folder, tmp_path / "copy"))
+
+
+def test_round_trip(encoder_folder: Path):
+    assert sorted(f.name for f in encoder_folder.iterdir()) == FILES
+    read, model = read_encoder_folder(encoder_folder), tiny_cvae()
+    assert read.architecture == model.architecture
+    assert read.contract == PixelContract(16, 16, 3)
+    assert read.provenance["made_by"] == "the tests"
+    assert read.provenance["packages"]["torch"] == torch.__version__
+    assert read.has_decoder
+    for saved, original in ((read.encoder, model.encoder), (read.decoder(), model.decoder)):
+        assert set(saved) == set(original.state_dict())
+        assert all(torch.equal(saved[name], value) for name, value in original.state_dict().items())
+    frames = random_frames(5)
+    with torch.inference_mode():
+        expected = model.encoder(torch.from_numpy(frames).permute(0, 3, 1, 2) / 255)[0].numpy()
+    np.testing.assert_allclose(load(encoder_folder)(frames), expected, atol=1e-6)
+
+
+def test_sums_are_what_sha256sum_reads(encoder_folder: Path):
+    import hashlib
+
+    for line in (encoder_folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((encoder_folder / name).read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("with_settings", [False, True])
+def test_a_run_folder_in_its_place_is_understood(folder: Path, tmp_path: Path, with_settings: bool):
+    run = tmp_path / "run"
+    run.mkdir()
+    folder.rename(run / "encoder")
+    if with_settings:  # training leaves a config.json of its own there
+        (run / "config.json").write_text(json.dumps({"latent_dim": 6, "frames": "frames", "out": "run"}))
+    assert load(run).path == run / "encoder"
+
+
+@given(name=st.sampled_from(FILES), where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+@example(name="SHA256SUMS", where=1 - 1e-9, flip=ord("\n") ^ ord("\r"))
+@example(name="config.json", where=0.0, flip=1)
+@DAMAGED
+def test_any_damaged_byte_is_found(encoder_folder: Path, name: str, where: float, flip: int):
+    folder = encoder_folder.parent / "damaged"
+    shutil.copytree(encoder_folder, folder, dirs_exist_ok=True)
+    data = bytearray((folder / name).read_bytes())
+    data[int(where * len(data))] ^= flip
+    (folder / name).write_bytes(data)
+    with pytest.raises(EncoderFolderError) as refusal:
+        load(folder)
+    assert str(folder) in str(refusal.value)
+
+
+@given(name=st.sampled_from(FILES), where=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=40, deadline=None)
+def test_any_cut_is_found(encoder_folder: Path, name: str, where: float):
+    folder = encoder_folder.parent / "cut"
+    shutil.copytree(encoder_folder, folder, dirs_exist_ok=True)
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: int(where * (len(data) - 1))])
+    with pytest.raises(EncoderFolderError):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(folder: Path, name: str):
+    (folder / name).unlink()
+    with pytest.raises(EncoderFolderError, match=name):
+        load(folder)
+
+
+def test_a_decoder_is_optional(tmp_path: Path):
+    folder = export_encoder(tmp_path / "encoder", tiny_cvae(), random_frames(2), with_decoder=False)
+    encoder = load(folder)
+    assert not read_encoder_folder(folder).has_decoder
+    with pytest.raises(EncoderFolderError, match=r"no decoder\.safetensors"):
+        encoder.decode(np.zeros((1, 6), np.float32))
+
+
+def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    seal(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c: c.update(format_version=2), "version 2.*Update latent-obs"),
+        (lambda c: c.update(format_version="1"), "version 1"),
+        (lambda c: c.update(format="another-encoder"), "'another-encoder'.*'latent-obs-encoder'"),
+        (lambda c: c.pop("format"), "format"),
+        (lambda c: c.pop("architecture"), "architecture"),
+        (lambda c: c["architecture"].update(depth=3), "depth"),
+        (lambda c: c["architecture"].update(latent_dim=7), "do not fit"),
+        (lambda c: c["architecture"].update(widths=[4, 9]), "do not fit"),
+        (lambda c: c["architecture"].update(widths=[4, 8, 8], strides=[2, 2, 2]), "do not fit"),
+        (lambda c: c["pixels"].update(height=32), "differ"),
+        (lambda c: c["pixels"].update(colour="BGR"), "BGR"),
+        (lambda c: c["pixels"].pop("crop"), "crop"),
+    ],
+)
+def test_a_config_of_another_kind_is_refused(folder: Path, change: Callable[[dict[str, Any]], object], named: str):
+    change_config(folder, change)
+    with pytest.raises(EncoderFolderError, match=named):
+        load(folder)
+
+
+def test_a_newer_version_is_named_even_with_other_files(folder: Path):
+    change_config(folder, lambda c: c.update(format_version=99, pixels={"new": 1}))
+    (folder / "SHA256SUMS").write_text((folder / "SHA256SUMS").read_text() + f"{'0' * 64}  more.safetensors\n")
+    with pytest.raises(EncoderFolderError, match="version 99"):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", '{"format": "latent-obs-encoder"}'])
+def test_a_config_that_is_none(folder: Path, text: str):
+    (folder / "config.json").write_text(text)
+    seal(folder)
+    with pytest.raises(EncoderFolderError, match=r"config\.json"):
+        load(folder)
+
+
+def test_no_folder_there(tmp_path: Path):
+    with pytest.raises(EncoderFolderError, match=r"no encoder folder.*nowhere"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(EncoderFolderError, match=r"config\.json"):
+        load(tmp_path)
+
+
+def test_weights_that_are_not_finite_fail_the_self_check(folder: Path):
+    weights = load_file(folder / "encoder.safetensors")
+    weights["mean_head.bias"][0] = float("nan")
+    save_file(weights, folder / "encoder.safetensors")
+    seal(folder)
+    with pytest.raises(EncoderFolderError, match="self-check failed"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "missing", ["encoder:mean_head.bias", "selfcheck:frames", "selfcheck:raw_frames", "selfcheck:raw_latents"]
+)
+def test_a_missing_tensor_is_found(folder: Path, missing: str):
+    file, name = missing.split(":")
+    tensors = load_file(folder / f"{file}.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / f"{file}.safetensors")
+    seal(folder)
+    with pytest.raises(EncoderFolderError, match=name.replace(".", r"\.")):
+        load(folder)
+
+
+def write_with_check(path: Path, contract: PixelContract, check: dict[str, torch.Tensor]) -> Path:
+    return write_encoder_folder(
+        path,
+        architecture=tiny_architecture(),
+        contract=contract,
+        encoder=tiny_cvae().encoder.state_dict(),
+        selfcheck=check,
+    )
+
+
+def selfcheck_of(contract: PixelContract) -> dict[str, torch.Tensor]:
+    frames = random_frames(6).astype(np.int16) // 2 + 60  # noise of less contrast, as pictures have
+    return make_selfcheck(tiny_cvae().encoder, contract, frames.astype(np.uint8))
+
+
+def test_the_self_check_passes_where_all_is_well(tmp_path: Path):
+    contract = PixelContract(16, 16, 3)
+    assert load(write_with_check(tmp_path / "good", contract, selfcheck_of(contract))).latent_dim == 6
+
+
+@pytest.mark.parametrize("made_with", ["box", "bicubic", "lanczos"])
+def test_the_self_check_finds_another_resize_filter(tmp_path: Path, made_with: Any):
+    check = selfcheck_of(PixelContract(16, 16, 3, made_with))
+    with pytest.raises(EncoderFolderError, match=r"self-check failed.*resized in another way"):
+        load(write_with_check(tmp_path / "filter", PixelContract(16, 16, 3), check))
+
+
+def test_the_self_check_finds_another_crop(tmp_path: Path):
+    check = selfcheck_of(PixelContract(16, 16, 3, crop="center-square"))
+    with pytest.raises(EncoderFolderError, match=r"self-check failed.*cropped"):
+        load(write_with_check(tmp_path / "crop", PixelContract(16, 16, 3), check))
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_the_self_check_finds_swapped_colours(tmp_path: Path, grey: bool):
+    contract = PixelContract(16, 16, 3)
+    frames = random_frames(4)
+    if grey:  # in grey pictures no colours can be swapped: the noise on the raw frames has to show it
+        frames[:] = frames.mean(axis=-1, keepdims=True).astype(np.uint8)
+    check = make_selfcheck(tiny_cvae().encoder, contract, frames)
+    for name in ("frames", "raw_frames"):
+        check[name] = check[name].flip(-1).contiguous()
+    with pytest.raises(EncoderFolderError, match="self-check failed"):
+        load(write_with_check(tmp_path / "swapped", contract, check))
+
+
+def test_making_a_self_check_leaves_the_encoder_in_its_mode():
+    encoder = tiny_cvae().encoder.train()
+    make_selfcheck(encoder, PixelContract(16, 16, 3), random_frames(1))
+    assert encoder.training
+    with pytest.raises(InputError, match="one sample frame"):
+        make_selfcheck(encoder, PixelContract(16, 16, 3), random_frames(0))
+
+
+class Bomb:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("name", ["encoder.safetensors", "decoder.safetensors", "selfcheck.safetensors"])
+@pytest.mark.parametrize("writer", ["pickle", "torch"])
+def test_pickled_content_is_never_loaded(folder: Path, tmp_path: Path, name: str, writer: str):
+    bomb = Bomb(tmp_path / "boom")
+    if writer == "pickle":
+        (folder / name).write_bytes(pickle.dumps(bomb))
+    else:
+        torch.save({"mean_head.bias": bomb}, folder / name)
+    seal(folder)
+    with pytest.raises(EncoderFolderError, match="not a safetensors file"):
+        load(folder).decode(np.zeros((1, 6), np.float32))
+    assert not bomb.mark.exists()
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def fail_at_call(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
+    """Let the given call of a function fail as a full disk would."""
+    original, calls = getattr(owner, name), [0]
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            raise OSError(28, "No space left on device")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+WRITES = [
+    (latent_obs.encoder.folder, "save_file", 1),
+    (latent_obs.encoder.folder, "save_file", 2),
+    (latent_obs.encoder.folder, "save_file", 3),
+    (Path, "write_text", 1),
+    (Path, "write_text", 2),
+    (os, "fsync", 2),
+    (Path, "rename", 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "owner", "name", "call"),
+    [
+        *(("new", *write) for write in WRITES),
+        *(("old", *write) for write in WRITES),
+        ("old", Path, "rename", 2),  # the old one is out of the way, the new one not yet in its place
+    ],
+)
+def test_nothing_is_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, owner: Any, name: str, call: int
+):
+    place = tmp_path / "place"
+    place.mkdir()
+    if target == "old":
+        export_encoder(place / "encoder", tiny_cvae(seed=1), random_frames(2))
+    before = everything_in(place)
+    with monkeypatch.context() as patch:
+        fail_at_call(patch, owner, name, call)
+        with pytest.raises(OSError, match="No space left"):
+            export_encoder(place / "encoder", tiny_cvae(seed=2), random_frames(2), overwrite=True)
+    assert everything_in(place) == before
+    assert sorted(f.name for f in place.iterdir()) == (["encoder"] if target == "old" else [])
+
+
+def test_overwriting_has_to_be_asked_for(folder: Path):
+    before = everything_in(folder)
+    with pytest.raises(InputError, match="exists already"):
+        export_encoder(folder, tiny_cvae(seed=3), random_frames(2))
+    assert everything_in(folder) == before
+    export_encoder(folder, tiny_cvae(seed=3), random_frames(2), overwrite=True, with_decoder=False)
+    assert sorted(f.name for f in folder.iterdir()) == [n for n in FILES if not n.startswith("decoder")]
+    assert [f.name for f in folder.parent.iterdir()] == ["copy"]
+    weights = read_encoder_folder(folder).encoder
+    assert all(torch.equal(weights[name], value) for name, value in tiny_cvae(seed=3).encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("what", ["notes", "file", "a training run", "another model"])
+def test_what_is_no_encoder_folder_is_never_overwritten(tmp_path: Path, what: str):
+    target = tmp_path / "target"
+    if what == "file":
+        target.write_text("mine")
+    else:
+        target.mkdir()
+        (target / "notes.txt").write_text("mine")
+    if what == "a training run":
+        (target / "config.json").write_text(json.dumps({"latent_dim": 32, "frames": "frames", "out": "runs/vae"}))
+        (target / "checkpoints").mkdir()
+        (target / "checkpoints" / "latest.safetensors").write_bytes(b"weeks of work")
+    if what == "another model":
+        (target / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    before = everything_in(tmp_path)
+    with pytest.raises(InputError, match="not an encoder folder"):
+        export_encoder(target, tiny_cvae(), random_frames(2), overwrite=True)
+    assert everything_in(tmp_path) == before
+
+
+def test_others_may_read_it(folder: Path, encoder_folder: Path):
+    assert encoder_folder.stat().st_mode & 0o777 == 0o755
+    assert all(f.stat().st_mode & 0o044 for f in folder.iterdir())

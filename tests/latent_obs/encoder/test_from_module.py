@@ -1,0 +1,283 @@
+"""Other torch modules as frozen encoders: copied, scaled as they want it, and refused with the reason where they are
+none."""
+
+import copy
+import pickle
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latent_obs.encoder.frozen import BFLOAT16_TOLERANCE, FrozenEncoder
+from latent_obs.pixels import PixelContract
+from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError
+from latent_obs.wrappers.single import LatentObservation
+from tests.support.tiny import PixelEnv, random_frames
+
+CONTRACT = PixelContract(24, 20, 3)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """A small residual network with batch statistics and dropout, whose features are (N, 10, 1, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
+        self.last = nn.Conv2d(8, 10, 3)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        return self.pool(self.last(h + self.block(h)))
+
+
+class Viewed(nn.Module):
+    """Flattens by `view`, which maps that lie with channels last refuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.linear = nn.Conv2d(3, 4, 4, 4), nn.Linear(4 * 6 * 5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.convolution(x)
+        return self.linear(h.view(len(x), -1))
+
+
+class Returning(nn.Module):
+    """Returns whatever a function makes of its input."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    """In training mode, with running statistics that are not those of its first day."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Backbone()
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                assert layer.running_mean is not None
+                assert layer.running_var is not None
+                layer.running_mean.normal_()
+                layer.running_var.uniform_(0.5, 2)
+    return module.train()
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def expected_latents(module: nn.Module, frames: Any, mean: Any = MEAN, std: Any = STD) -> Any:
+    """What torchvision's transforms before the module's eval mode would have given."""
+    module = copy.deepcopy(module).eval().double()
+    x = frames.astype(np.float64) / 255
+    x = np.ascontiguousarray(((x - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2))
+    with torch.no_grad():
+        return module(torch.from_numpy(x)).flatten(1).numpy()
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_latents_are_the_modules_features(backbone: Backbone, count: int):
+    encoder = FrozenEncoder.from_module(backbone, CONTRACT, mean=MEAN, std=STD, device="cpu")
+    frames = random_frames(count, CONTRACT.shape)
+    wanted = expected_latents(backbone, frames)
+    latents = encoder.encode(frames)
+    assert encoder.latent_dim == 10
+    assert latents.shape == (count, 10)
+    assert latents.dtype == np.float32
+    np.testing.assert_allclose(latents, wanted, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_array_equal(encoder.encode(frames, as_tensor=True).numpy(), latents)
+
+
+def test_pixels_are_in_zero_to_one_where_nothing_else_is_said():
+    encoder = FrozenEncoder.from_module(Returning(lambda x: x.mean((2, 3))), CONTRACT, device="cpu")
+    frames = np.zeros((3, *CONTRACT.shape), np.uint8)
+    frames[1], frames[2, ..., 1] = 255, 51
+    np.testing.assert_allclose(encoder.encode(frames), [[0, 0, 0], [1, 1, 1], [0, 0.2, 0]], atol=1e-6)
+    with_mean = FrozenEncoder.from_module(Returning(lambda x: x.mean((2, 3))), CONTRACT, mean=(0.5, 0, 0), device="cpu")
+    np.testing.assert_allclose(with_mean.encode(frames)[1], [0.5, 1, 1], atol=1e-6)
+    with_std = FrozenEncoder.from_module(Returning(lambda x: x.mean((2, 3))), CONTRACT, std=(0.5, 1, 2), device="cpu")
+    np.testing.assert_allclose(with_std.encode(frames)[1], [2, 1, 0.5], atol=1e-6)
+
+
+def test_frames_of_other_sizes_go_through_the_contract(backbone: Backbone):
+    encoder = FrozenEncoder.from_module(backbone, CONTRACT, mean=MEAN, std=STD, device="cpu")
+    frames = random_frames(2, (48, 60, 3))
+    np.testing.assert_allclose(encoder(frames), encoder.encode(CONTRACT.convert(frames)), atol=1e-6)
+    assert LatentObservation(PixelEnv(size=(48, 60)), encoder).reset()[0].shape == (10,)
+
+
+def test_the_callers_module_is_left_as_it_was(backbone: Backbone):
+    before = state_of(backbone)
+    encoder = FrozenEncoder.from_module(backbone, CONTRACT, device="cpu")
+    frames = random_frames(3, CONTRACT.shape)
+    latents = encoder.encode(frames)
+    assert all(module.training for module in backbone.modules())
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.zero_()
+    np.testing.assert_array_equal(encoder.encode(frames), latents)
+    assert not any(parameter.requires_grad for parameter in encoder._network.parameters())
+    assert not any(module.training for module in encoder._network.modules())
+
+
+def test_neither_statistics_nor_dropout_move(backbone: Backbone):
+    encoder = FrozenEncoder.from_module(backbone, CONTRACT, device="cpu")
+    before, frames = state_of(encoder._network), random_frames(4, CONTRACT.shape)
+    first = encoder.encode(frames)
+    torch.manual_seed(5)
+    np.testing.assert_array_equal(encoder.encode(frames), first)
+    assert all(torch.equal(value, before[name]) for name, value in encoder._network.state_dict().items())
+
+
+def test_a_module_in_half_precision_is_computed_in_float32(backbone: Backbone):
+    encoder = FrozenEncoder.from_module(backbone.half(), CONTRACT, device="cpu")
+    assert encoder.encode(random_frames(1, CONTRACT.shape)).dtype == np.float32
+    assert next(backbone.parameters()).dtype == torch.float16
+
+
+def test_bfloat16_is_near(backbone: Backbone):
+    encoder = FrozenEncoder.from_module(backbone, CONTRACT, mean=MEAN, std=STD, device="cpu", precision="bfloat16")
+    frames = random_frames(5, CONTRACT.shape)
+    wanted = expected_latents(backbone, frames)
+    difference = np.abs(encoder.encode(frames) - wanted).max() / np.abs(wanted).max()
+    assert 1e-5 < difference < BFLOAT16_TOLERANCE
+
+
+def test_a_view_of_the_map_works():
+    module = Viewed()
+    encoder = FrozenEncoder.from_module(module, CONTRACT, device="cpu")
+    frames = random_frames(3, CONTRACT.shape)
+    np.testing.assert_allclose(encoder.encode(frames), expected_latents(module, frames, 0.0, 1.0), atol=1e-5)
+
+
+def test_memory_that_the_module_keeps_is_not_handed_out():
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("kept", torch.zeros(64, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept: Any = self.kept
+            return kept[: len(x)].copy_(x.mean((2, 3)))
+
+    encoder = FrozenEncoder.from_module(Keeping(), CONTRACT, device="cpu")
+    latents, tensor = (encoder.encode(np.full((2, *CONTRACT.shape), 255, np.uint8), as_tensor=t) for t in (False, True))
+    encoder.encode(np.zeros((2, *CONTRACT.shape), np.uint8))
+    np.testing.assert_allclose(latents, 1, atol=1e-6)
+    np.testing.assert_allclose(tensor, 1, atol=1e-6)
+
+
+def test_what_it_says_of_itself(backbone: Backbone):
+    encoder = FrozenEncoder.from_module(backbone, CONTRACT, device="cpu", name="resnet")
+    assert encoder.architecture is None
+    assert encoder.path is None
+    assert encoder.statistics is None
+    assert encoder.provenance == {"module": "resnet"}
+    assert repr(encoder) == "FrozenEncoder(resnet, (24, 20, 3) -> 10, device='cpu')"
+    with pytest.raises(EncoderFolderError, match=r"from_module.*no decoder"):
+        encoder.decode(np.zeros(10))
+
+
+def test_pickled_and_copied(backbone: Backbone):
+    encoder = FrozenEncoder.from_module(
+        backbone, CONTRACT, mean=MEAN, std=STD, device="cpu", name="resnet", latent_dim=10
+    )
+    again: FrozenEncoder = pickle.loads(pickle.dumps(encoder))
+    frames = random_frames(3, CONTRACT.shape)
+    np.testing.assert_array_equal(again.encode(frames), encoder.encode(frames))
+    assert (again.architecture, again.contract, again.latent_dim, again.provenance, again.device, again.precision) == (
+        None,
+        CONTRACT,
+        10,
+        {"module": "resnet"},
+        encoder.device,
+        "float32",
+    )
+    assert repr(again) == repr(encoder)
+    assert copy.deepcopy(encoder) is encoder
+
+
+def test_the_global_random_state_is_left_alone(backbone: Backbone):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    FrozenEncoder.from_module(backbone, CONTRACT, device="cpu").encode(random_frames(2, CONTRACT.shape))
+    with pytest.raises(InputError):
+        FrozenEncoder.from_module(Returning(torch.rand_like), CONTRACT, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda x: (x, x), "returns a tuple.*one float tensor"),
+        (lambda x: {"features": x}, "returns a dict.*one float tensor"),
+        (lambda x: x.numpy(), "returns a ndarray"),
+        (lambda x: x.argmax(1), r"a tensor of torch\.int64"),
+        (lambda x: x.mean(), r"returns \(\)"),
+        (lambda x: x.mean((1, 2, 3)), r"returns \(3,\) for 3 frames"),
+        (lambda x: x.mean(0, keepdim=True), r"returns \(1, 3, 24, 20\) for 3 frames"),
+        (lambda x: x[:, :0], "gives 0 numbers"),
+        (lambda x: x / 0, "not finite"),
+        (lambda x: x.mean((2, 3)) * float("nan"), "not finite"),
+        (lambda x: torch.rand_like(x), "draws random numbers"),
+        (lambda x: nn.functional.dropout(x.mean((2, 3)), 0.5, training=True), "draws random numbers"),
+        (lambda x: nn.functional.batch_norm(x, None, None, training=True), "mixes the frames of a batch"),
+        (lambda x: nn.functional.conv2d(x, torch.zeros(1, 4, 3, 3)), r"\(3, 3, 24, 20\).*Give the PixelContract"),
+    ],
+)
+def test_what_is_no_encoder_is_refused(function: Any, named: str):
+    with pytest.raises(InputError, match=named):
+        FrozenEncoder.from_module(Returning(function), CONTRACT, device="cpu")
+
+
+class Uncopyable(nn.Module):
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError("holds a file")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "error", "named"),
+    [
+        (lambda x: x, {}, InputError, "torch.nn.Module, got builtins.function"),
+        (nn.Flatten, {}, InputError, "torch.nn.Module, got builtins.type"),
+        (Uncopyable(), {}, InputError, "Uncopyable cannot be copied.*holds a file"),
+        (nn.Flatten(), {"contract": (24, 20, 3)}, InputError, "must be a PixelContract"),
+        (nn.Flatten(), {"mean": (0.5,)}, InputError, "mean must have a number for each of the 3"),
+        (nn.Flatten(), {"std": (0.5, 0.5, float("nan"))}, InputError, "std must have a number"),
+        (nn.Flatten(), {"std": (0.5, 0, 0.5)}, InputError, "std must be positive"),
+        (nn.Flatten(), {"latent_dim": 100}, InputError, "gives 1440 numbers.*latent_dim=100"),
+        (nn.Flatten(), {"precision": "float16"}, InputError, "precision must be one of"),
+        (nn.Flatten(), {"device": "warp"}, DeviceError, "warp"),
+    ],
+)
+def test_other_arguments_are_refused(module: Any, arguments: dict[str, Any], error: type[Exception], named: str):
+    with pytest.raises(error, match=named):
+        FrozenEncoder.from_module(module, **{"contract": CONTRACT, "device": "cpu", **arguments})
+
+
+def test_two_encoders_of_one_environment(backbone: Backbone):
+    encoder = FrozenEncoder.from_module(backbone, CONTRACT, device="cpu")
+    envs = [LatentObservation(PixelEnv(first_episode=number, size=(24, 20)), encoder) for number in (0, 7)]
+    alone: list[Any] = []
+    for number in (0, 7):
+        env: gym.Env[Any, Any] = LatentObservation(PixelEnv(first_episode=number, size=(24, 20)), encoder)
+        alone.append([env.reset()[0], *(env.step(0)[0] for _ in range(3))])
+    together = [[env.reset()[0]] for env in envs]
+    for _ in range(3):
+        for env, seen in zip(envs, together, strict=True):
+            seen.append(env.step(0)[0])
+    np.testing.assert_array_equal(together, alone)

@@ -1,0 +1,387 @@
+"""Statistics of latents: numpy says what they are, the folder keeps them, and training measures those of its
+encoder."""
+
+import copy
+import pickle
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from latent_obs.encoder.folder import read_encoder_folder
+from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.encoder.statistics import BAND, LEVELS, LatentStatistics, reconstruction_errors
+from latent_obs.util.errors import EncoderFolderError, InputError
+from tests.latent_obs.encoder.test_encoder_folder import seal
+from tests.support.tiny import LATENT_DIM, picture, random_frames, tiny_cvae
+from tests.support.training_runs import config_for, module_frames, run, same_tensors  # noqa: F401  (module_frames is a fixture)
+from vae_training.data.frames import get_datasets, split_held_out
+from vae_training.training.export import export_encoder, measure_latents
+
+NAMES = ["mean", "std", "levels", "quantiles", "distance_quantiles", "reconstruction_quantiles"]
+
+
+def gaussian(count: int, dim: int = LATENT_DIM, seed: int = 0) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(np.arange(dim), 1 + np.arange(dim), (count, dim)).astype(np.float32)
+
+
+def known() -> LatentStatistics:
+    errors = np.linspace(0, 0.1, 101)
+    return LatentStatistics.from_latents(
+        gaussian(800), gaussian(300, seed=1), training_errors=errors / 2, held_out_errors=errors
+    )
+
+
+def assert_same(one: LatentStatistics | None, other: LatentStatistics | None) -> None:
+    assert one is not None
+    assert other is not None
+    for name in NAMES:
+        a, b = getattr(one, name), getattr(other, name)
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.dtype == b.dtype == np.float32
+            np.testing.assert_array_equal(a, b)
+    assert (one.frames, one.reconstruction_mean) == (other.frames, other.reconstruction_mean)
+
+
+def distances_one_by_one(latents: NDArray[Any], training: NDArray[Any]) -> list[float]:
+    """The definition, a value at a time."""
+    low, high = np.quantile(training.astype(np.float64), BAND, axis=0)
+    least = 0.1 * training.std(axis=0).max() or 1.0
+    found = []
+    for latent in latents:
+        parts = []
+        for value, bottom, top in zip(latent.tolist(), low, high, strict=True):
+            u = abs(value - (bottom + top) / 2) / max((top - bottom) / 2, least)
+            parts.append(0.0 if u <= 1 else min(u, 2.0))
+        found.append(sum(parts) / len(parts))
+    return found
+
+
+# What is measured
+
+
+@given(count=st.integers(1, 60), dim=st.integers(1, 5), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_moments_and_quantiles_are_numpys(count: int, dim: int, seed: int):
+    z = gaussian(count, dim, seed)
+    found = LatentStatistics.from_latents(z)
+    np.testing.assert_allclose(found.mean, z.astype(np.float64).mean(0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.std, z.astype(np.float64).std(0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.quantiles, np.quantile(z.astype(np.float64), LEVELS, axis=0), rtol=1e-5, atol=1e-5)
+    assert found.frames == (count, 0)
+    assert found.latent_dim == dim
+    assert found.reconstruction_mean is None
+
+
+@given(dim=st.integers(1, 6), seed=st.integers(0, 99), spread=st.floats(0.1, 20))
+@settings(max_examples=40, deadline=None)
+def test_distances_follow_their_definition(dim: int, seed: int, spread: float):
+    z = gaussian(200, dim, seed)
+    other = (gaussian(20, dim, seed + 1) * spread).astype(np.float32)
+    found = LatentStatistics.from_latents(z).distances(other)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, distances_one_by_one(other, z), atol=1e-4)
+
+
+def test_distances_of_known_latents():
+    z = np.stack([np.linspace(-1, 1, 201)] * 4, axis=1)  # the band of each value is -0.99 to 0.99
+    found = LatentStatistics.from_latents(z)
+    latents = [
+        [0, 0, 0, 0],
+        [0.9, -0.9, 0.5, 0.98],
+        [-1.485, 0, 0, 0],
+        [99, 0, 0, 0],
+        [99, -99, 99, -99],
+        [1.98, 1.98, 0, 0],
+    ]
+    np.testing.assert_allclose(found.distances(np.array(latents)), [0, 0, 1.5 / 4, 2 / 4, 2, 1], atol=1e-5)
+
+
+def test_one_frame_in_a_hundred_as_in_training_is_beyond_the_limit():
+    found = LatentStatistics.from_latents(gaussian(4000), gaussian(2000, seed=1))
+    share = (found.distances(gaussian(20_000, seed=2)) > found.distance_limit).mean()
+    assert 0.005 < share < 0.018
+    assert found.expected_share == pytest.approx(0.01)
+    assert (found.distances(gaussian(500, seed=2) + 20) > found.distance_limit).mean() > 0.95
+
+
+def test_the_larger_of_training_and_held_out_counts():
+    narrow, wide = gaussian(500), gaussian(500, seed=1) * 3
+    for training, held_out in ((narrow, wide), (wide, narrow)):
+        found = LatentStatistics.from_latents(
+            training, held_out, training_errors=[0.1, 0.2], held_out_errors=[0.0, 0.9]
+        )
+        parts = [np.quantile(distances_one_by_one(part, training), LEVELS) for part in (training, held_out)]
+        np.testing.assert_allclose(found.distance_quantiles, np.maximum(*parts), atol=1e-4)
+        assert found.frames == (500, 500)
+        assert found.reconstruction_mean == pytest.approx(0.45)
+        assert found.reconstruction_quantiles is not None
+        expected = np.maximum(np.quantile([0.1, 0.2], LEVELS), np.quantile([0.0, 0.9], LEVELS))
+        np.testing.assert_allclose(found.reconstruction_quantiles, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out"),
+    [
+        (np.zeros((0, 3)), None),
+        (np.zeros(3), None),
+        (np.zeros((4, 0)), None),
+        (np.zeros((4, 3)), np.zeros((2, 4))),
+        (np.array([[1.0, np.nan]]), None),
+        (np.zeros((4, 2)), np.full((1, 2), np.inf)),
+    ],
+)
+def test_latents_that_cannot_be_measured_are_refused(training: Any, held_out: Any):
+    with pytest.raises(InputError):
+        LatentStatistics.from_latents(training, held_out)
+
+
+def test_reconstruction_errors_are_mean_squares():
+    frames, decoded = random_frames(5), random_frames(5, seed=1)
+    expected = [np.mean((a / 255.0 - b / 255.0) ** 2) for a, b in zip(frames, decoded, strict=True)]
+    np.testing.assert_allclose(reconstruction_errors(frames, decoded), expected, rtol=1e-5)
+    with pytest.raises(InputError, match="one shape"):
+        reconstruction_errors(frames, decoded[:4])
+
+
+# Standardizing
+
+
+@given(
+    seed=st.integers(0, 99),
+    shape=st.sampled_from([(), (1,), (7,), (3, 4)]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+@settings(max_examples=30, deadline=None)
+def test_standardised_latents(seed: int, shape: tuple[int, ...], dtype: Any):
+    z = gaussian(300, seed=seed)
+    statistics = LatentStatistics.from_latents(z)
+    latents = np.random.default_rng(seed).normal(2.0, 5.0, (*shape, LATENT_DIM)).astype(dtype)
+    before = latents.copy()
+    out = statistics.standardize(latents)
+    assert out.dtype == np.float32
+    assert not np.shares_memory(out, latents)
+    np.testing.assert_array_equal(latents, before)
+    np.testing.assert_allclose(out, (before - z.mean(0)) / z.std(0), rtol=1e-3, atol=1e-4)
+
+
+def test_the_training_latents_become_standard():
+    z = gaussian(1000)
+    out = LatentStatistics.from_latents(z).standardize(z)
+    np.testing.assert_allclose(out.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(out.std(0), 1, atol=1e-5)
+
+
+def test_the_noise_of_a_collapsed_value_stays_small():
+    z = gaussian(1000, 3)  # deviations of 1, 2 and 3
+    z[:, 0] = 5 + 0.001 * z[:, 0]
+    statistics = LatentStatistics.from_latents(z)
+    np.testing.assert_allclose(statistics.scale[1:], z.std(0)[1:], rtol=1e-5)
+    np.testing.assert_allclose(statistics.scale[0], z.std(0).max() / 10, rtol=1e-5)
+    out = statistics.standardize(z)
+    assert np.abs(out[:, 0]).max() < 0.02
+    np.testing.assert_allclose(out[:, 1:].std(0), 1, rtol=1e-4)
+    # Noise such as another device's arithmetic has does not make a frame unlike those of training.
+    assert statistics.distances(z + np.array([0.1, 0, 0]))[0] == statistics.distances(z)[0]
+
+
+def test_frames_that_are_all_alike():
+    statistics = LatentStatistics.from_latents(np.full((10, 3), 7.0))
+    np.testing.assert_array_equal(statistics.standardize(np.full((2, 3), 7.5)), np.full((2, 3), 0.5))
+    np.testing.assert_array_equal(statistics.distances(np.array([[7.0] * 3, [17.0] * 3])), [0, 2])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5, LATENT_DIM - 1), (LATENT_DIM, 1)])
+def test_latents_of_another_size_are_refused(shape: tuple[int, ...]):
+    for method in (known().standardize, known().distances):
+        with pytest.raises(InputError, match=f"of {LATENT_DIM} values"):
+            method(np.zeros(shape))
+
+
+def test_statistics_cannot_be_changed():
+    mean = np.zeros(LATENT_DIM, np.float32)
+    whole = known()
+    with pytest.raises(ValueError, match="read-only"):
+        whole.mean[0] = 1
+    values = {name: getattr(whole, name) for name in ("std", "levels", "quantiles", "distance_quantiles", "frames")}
+    statistics = LatentStatistics(mean=mean, **values)
+    mean[0] = 9
+    assert statistics.mean[0] == 0
+
+
+# In the encoder folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return export_encoder(tmp_path / "encoder", tiny_cvae(), random_frames(4), statistics=known())
+
+
+@pytest.mark.parametrize("errors", [False, True])
+def test_the_folder_keeps_them(tmp_path: Path, errors: bool):
+    statistics = known() if errors else LatentStatistics.from_latents(gaussian(50))
+    folder = export_encoder(tmp_path / "encoder", tiny_cvae(), random_frames(4), statistics=statistics)
+    assert "statistics.safetensors" in (folder / "SHA256SUMS").read_text()
+    encoder = FrozenEncoder.load(folder, device="cpu")
+    assert_same(encoder.statistics, statistics)
+    assert_same(pickle.loads(pickle.dumps(encoder)).statistics, statistics)
+    assert_same(pickle.loads(pickle.dumps(read_encoder_folder(folder))).statistics, statistics)
+    assert_same(copy.deepcopy(statistics), statistics)
+
+
+def test_a_folder_from_before_there_were_statistics(encoder_folder: Path):
+    assert not (encoder_folder / "statistics.safetensors").exists()
+    assert read_encoder_folder(encoder_folder).statistics is None
+    assert FrozenEncoder.load(encoder_folder, device="cpu").statistics is None
+
+
+@given(where=st.floats(0, 1, exclude_max=True), flip=st.integers(0, 255))
+@settings(max_examples=60, deadline=None)
+def test_damage_is_found(tmp_path_factory: pytest.TempPathFactory, where: float, flip: int):
+    folder = tmp_path_factory.getbasetemp() / "with-statistics"
+    if not folder.exists():
+        export_encoder(folder, tiny_cvae(), random_frames(4), statistics=known())
+    damaged = Path(shutil.copytree(folder, folder.with_name("damaged-statistics"), dirs_exist_ok=True))
+    data = bytearray((damaged / "statistics.safetensors").read_bytes())
+    if flip:
+        data[int(where * len(data))] ^= flip
+    else:
+        del data[int(where * len(data)) :]
+    (damaged / "statistics.safetensors").write_bytes(data)
+    with pytest.raises(EncoderFolderError, match=r"statistics\.safetensors is damaged"):
+        read_encoder_folder(damaged)
+
+
+def test_a_file_that_went_missing_or_that_no_checksum_covers(folder: Path):
+    (folder / "statistics.safetensors").rename(folder.parent / "aside")
+    with pytest.raises(EncoderFolderError, match=r"statistics\.safetensors missing"):
+        read_encoder_folder(folder)
+    seal(folder)
+    assert read_encoder_folder(folder).statistics is None
+    (folder.parent / "aside").rename(folder / "statistics.safetensors")
+    with pytest.raises(EncoderFolderError, match=r"statistics\.safetensors is damaged"):
+        read_encoder_folder(folder)
+
+
+def _changed(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda tensors: tensors.update({name: change(tensors[name]).contiguous()})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            lambda t, name=name: t.pop(name)
+            for name in ["mean", "std", "levels", "quantiles", "distance_quantiles", "frames"]
+        ),
+        *(_changed(name, lambda v: v * float("nan")) for name in [*NAMES, "reconstruction_mean"]),
+        *(_changed(name, lambda v: v[:-1]) for name in [*NAMES, "frames"]),
+        *(_changed(name, lambda v: v[None]) for name in NAMES),
+        *(_changed(name, lambda v: v.flip(0)) for name in ("levels", "quantiles", "distance_quantiles")),
+        _changed("std", lambda v: -v),
+        _changed("mean", lambda v: v.bfloat16()),
+        _changed("levels", lambda v: v + 1),
+        _changed("levels", lambda v: v * 0.9),  # those that are needed are no longer among them
+        _changed("frames", lambda v: v * 0),
+        lambda t: t.pop("reconstruction_mean"),
+        lambda t: t.update(
+            mean=t["mean"][:-1].clone(), std=t["std"][:-1].clone(), quantiles=t["quantiles"][:, :-1].clone()
+        ),
+        lambda t: t.clear(),
+    ],
+)
+def test_what_cannot_be_right_is_refused(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]):
+    tensors = load_file(folder / "statistics.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "statistics.safetensors")
+    seal(folder)
+    with pytest.raises(EncoderFolderError, match=r"statistics\.safetensors is"):
+        read_encoder_folder(folder)
+
+
+# As training measures them
+
+
+def rows_of(datasets: Sequence[NDArray[np.uint8]], at_most: int) -> NDArray[np.uint8]:
+    frames = np.concatenate([np.array(dataset) for dataset in datasets])
+    return frames[np.linspace(0, len(frames) - 1, min(at_most, len(frames))).astype(int)]
+
+
+def measured(
+    encode: Callable[..., Any], decode: Callable[..., Any], training: Any, held_out: Any, decoded: Any
+) -> LatentStatistics:
+    errors = [np.mean((part / 255.0 - decode(encode(part)) / 255.0) ** 2, axis=(1, 2, 3)) for part in decoded]
+    return LatentStatistics.from_latents(
+        encode(training), encode(held_out), training_errors=errors[0], held_out_errors=errors[1]
+    )
+
+
+def assert_close(one: LatentStatistics | None, other: LatentStatistics) -> None:
+    assert one is not None
+    assert one.frames == other.frames
+    for name in NAMES:
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=2e-3, atol=2e-4, err_msg=name)
+    assert one.reconstruction_mean == pytest.approx(other.reconstruction_mean, rel=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.5, "bottleneck": "spatial", "latent_dim": 16}])
+def test_training_writes_those_of_the_exported_weights(module_frames: Path, tmp_path: Path, settings: dict[str, Any]):  # noqa: F811
+    result = run(config_for(module_frames, tmp_path / "run", **settings))
+    encoder = FrozenEncoder.load(result.encoder, device="cpu")
+    training, held_out = split_held_out(get_datasets(module_frames), None)
+    training, held_out = np.concatenate(training), np.concatenate(held_out)
+    assert (len(training), len(held_out)) == (48, 24)
+    expected = measured(encoder.encode, encoder.decode, training, held_out, (training, held_out))
+    assert_close(encoder.statistics, expected)
+    assert encoder.statistics is not None
+    assert encoder.statistics.std.max() > 0.01
+
+
+def test_a_resumed_run_writes_the_same(module_frames: Path, tmp_path: Path):  # noqa: F811
+    whole = run(config_for(module_frames, tmp_path / "whole", epochs=4)).encoder
+    part = config_for(module_frames, tmp_path / "part", epochs=2)
+    run(part)
+    resumed = run(config_for(module_frames, tmp_path / "part", epochs=4), resume=True).encoder
+    same_tensors(whole / "encoder.safetensors", resumed / "encoder.safetensors")
+    same_tensors(whole / "statistics.safetensors", resumed / "statistics.safetensors")
+
+
+def test_frames_come_from_all_over_the_recordings_and_in_batches():
+    lengths = (3, 400, 1, 0, 296)
+    datasets = [
+        np.stack([picture(i, j, 16, 16) for j in range(n)]) if n else random_frames(0) for i, n in enumerate(lengths)
+    ]
+    model = tiny_cvae()
+    encoder = FrozenEncoder(model.architecture, model.encoder.state_dict(), device="cpu")
+
+    def decode(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+        with torch.inference_mode():
+            pictures = model.decode(torch.from_numpy(latents)).clamp(0, 1).mul(255).round()
+        return pictures.permute(0, 2, 3, 1).byte().numpy()
+
+    before = torch.get_rng_state(), repr(np.random.get_state())  # noqa: NPY002
+    found = measure_latents(
+        model, datasets, datasets[1:2], training_frames=600, held_out_frames=301, decoded_frames=100
+    )
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert repr(np.random.get_state()) == before[1]  # noqa: NPY002
+    training, held_out = rows_of(datasets, 600), rows_of(datasets[1:2], 301)
+    expected = measured(encoder.encode, decode, training, held_out, (training[::6], held_out[::4]))
+    assert found.frames == (600, 301)
+    assert_close(found, expected)
+
+
+def test_without_held_out_frames():
+    found = measure_latents(tiny_cvae(), [random_frames(30)])
+    assert found.frames == (30, 0)
+    assert found.reconstruction_mean is not None

@@ -1,0 +1,145 @@
+"""The stand-in's side of the protocol, its faults and its process, without MineRL's client."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support import ROOT
+from tests.support.minerl_server import StandInGame, World
+from tests.support.minerl_server.clients import Raw
+
+TESTS = ROOT
+#: A mission as short as one can be; the real ones come from the real client.
+MISSION = """<MissionInit xmlns="http://ProjectMalmo.microsoft.com"><Mission><ModSettings><MsPerTick>50</MsPerTick></ModSettings>
+<ServerQuitFromTimeUp timeLimitMs="500"/><AgentSection><AgentStart><Inventory><InventoryObject slot="0" type="iron_axe"/>
+</Inventory></AgentStart><AgentHandlers><ObservationFromFullInventory flat="false"/><VideoProducer want_depth="false">
+<Width>32 </Width><Height>24</Height></VideoProducer><RewardForPossessingItem sparse="false" excludeLoops="true"><Item
+amount="1" reward="2" type="log"/></RewardForPossessingItem></AgentHandlers></AgentSection></Mission></MissionInit>"""
+
+
+@pytest.fixture
+def game() -> Iterator[StandInGame]:
+    with StandInGame() as it:
+        yield it
+
+
+ONE, ZERO = struct.pack("!I", 1), struct.pack("!I", 0)
+
+
+def test_the_replies_have_malmos_form(game: StandInGame) -> None:
+    with Raw(game) as raw:
+        assert raw.ask(b"<Status/>") == b"{}"
+        assert raw.ask(b"<Echo>x</Echo>") == b"<Echo><Echo>x</Echo></Echo>"
+        assert raw.ask(b"<Init/>") == raw.ask(b"<Quit/>") == raw.ask(b"<Close>uid:0:0</Close>") == ONE
+        assert raw.begin(MISSION) == ONE
+        assert raw.ask(b"<Find>uid:0:0</Find>") == struct.pack("!I", game.port)
+        raw.send(b"<Peek/>")
+        frame, info, done = raw.receive(), raw.receive(), raw.receive()
+        assert (len(frame or b""), done) == (24 * 32 * 3, b"\0")
+        slots = json.loads(info or b"")["inventory"]
+        assert len(slots) == 41
+        assert slots[0] == {"type": "iron_axe", "metadata": 0, "quantity": 1, "index": 0, "inventory": "inventory"}
+        assert slots[1]["type"] == "air"
+        raw.send(b"<StepServer></StepServer>")  # gets no reply, so the next one is the step's
+        assert raw.step("camera 0.0 10.0\nattack 1")[1] == (0.0, 0, 1)
+        assert raw.step(option=1)[2] is None
+        assert [raw.step()[1][1] for _ in range(8)] == [0] * 7 + [1]  # half a second's time limit: 10 ticks
+        assert raw.ask(b"<StepClient0></StepClient0 >") is None  # Malmo has no frame left, fails and hangs up
+    assert list(game.commands)[:2] == ["camera 0.0 10.0\nattack 1", ""]
+    assert (game.steps, game.episodes, game.seeds, game.tokens) == (11, 1, [7], ["uid:0:0:1:true:7"])
+
+
+def test_a_mission_goes_on_until_it_is_quit_and_there_is_only_one(game: StandInGame) -> None:
+    with Raw(game) as first:
+        assert first.begin(MISSION) == ONE
+        with Raw(game) as second:
+            assert second.begin(MISSION, "other:0:0:1:true") == ZERO  # busy, and the first mission is told to quit
+            assert first.step()[1] == (0.0, 1, 1)
+            assert second.begin(MISSION, "other:0:0:1:true") == ONE
+    with Raw(game) as third:
+        assert third.ask(b"<Quit/>") == ONE
+        assert third.begin(MISSION, "third:0:0:1:true") == ONE
+        assert third.ask(b"<MissionInit>no XML", b"x:0:0:1:true") == ZERO
+    assert game.connections == 3
+
+
+@pytest.mark.parametrize("message", [b"<Nonsense/>", b"<Disconnect/>"])
+def test_what_the_game_does_not_know_ends_the_connection(game: StandInGame, message: bytes) -> None:
+    with Raw(game, hello=b"<MalmoEnv0.36.0/>") as old:
+        assert old.receive() is None
+    with Raw(game) as raw:
+        assert raw.ask(message) is None
+
+
+def test_faults_strike_when_planned_and_the_game_comes_back() -> None:
+    with StandInGame(crash_every=5, revive_after_s=0.1) as game:
+        game.schedule("busy", at_step=2)
+        game.fail_next("short")
+        with Raw(game) as raw:
+            raw.begin(MISSION)
+            lengths = [len(raw.step()[0] or b"") for _ in range(4)]
+            assert lengths == [1152, 2304, 2304, 2304]
+            assert raw.ask(b"<StepClient0></StepClient0 >") is None
+        assert not game.alive
+        until = time.monotonic() + 5
+        while not game.alive and time.monotonic() < until:
+            time.sleep(0.02)
+        with Raw(game) as raw:
+            assert [raw.begin(MISSION), raw.begin(MISSION)] == [ZERO, ONE]
+    with pytest.raises(ValueError, match="no such fault: 'sulk'"):
+        game.fail_next("sulk")  # type: ignore[arg-type]
+    game.revive()
+    assert not game.alive  # closed is closed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "last", "code"), [((), b"<Exit>NOW</Exit>", 0), (("--crash-every", "1"), b"", 1)]
+)
+def test_a_process_of_its_own(tmp_path: Path, arguments: tuple[str, ...], last: bytes, code: int) -> None:
+    config = tmp_path / "malmomodCLIENT.cfg"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config.write_text(f"malmoports {{\n  I:portOverride={port}\n}}\n")
+    command = [sys.executable, "-m", "tests.support.minerl_server", "--config", str(config), "--easy", *arguments]
+    with subprocess.Popen(command, cwd=TESTS, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"***** Start MalmoEnvServer on port {port}\n"
+            assert process.stdout.readline() == "CLIENT enter state: DORMANT\n"
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
+                for message in (b"<MalmoEnv0.37.0/>", last or b"<StepClient0></StepClient0 >"):
+                    line.sendall(struct.pack("!I", len(message)) + message)
+                assert line.recv(8) == (struct.pack("!I", 4) + ONE if code == 0 else b"")
+            assert process.wait(10) == code
+        finally:
+            process.kill()
+
+
+def test_it_imports_from_the_root_without_anything_heavy() -> None:
+    check = "import sys, tests.support.minerl_server as s; assert s.StandInGame; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", check], cwd=TESTS.parent, capture_output=True, text=True, check=True
+    )
+    assert not {"gym", "gymnasium", "minerl", "torch", "lxml"} & set(modules.stdout.split())
+
+
+def test_the_sign_of_a_seed_counts() -> None:
+    assert World.from_xml(MISSION, 4).frame() != World.from_xml(MISSION, -4).frame()
+
+
+def test_large_and_deep_pictures() -> None:
+    large = MISSION.replace("32 ", "640").replace(">24<", ">360<")
+    assert len(World.from_xml(large, 1).frame()) == 640 * 360 * 3
+    deep = World.from_xml(MISSION.replace('want_depth="false"', 'want_depth="true"'), 1).frame()
+    assert np.frombuffer(deep, np.uint8).reshape(24, 32, 4)[..., 3].min() == 255

@@ -1,0 +1,55 @@
+"""Tiny runs of agents, and what they leave in their folders; the tests of train_agent share them."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("stable_baselines3")
+
+from agents.config import AgentConfig
+from agents.store import agent_file, agent_state, load_agent
+from agents.training import AgentResult, train_agent
+from tests.support.side_env import tiny
+
+
+def quiet(text: str) -> None:
+    """Where messages go that a test does not read."""
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def weights_of(run: Path, name: str = "last") -> dict[str, Any]:
+    return {k: v.numpy() for k, v in load_agent(run, name, device="cpu").policy.state_dict().items()}
+
+
+def change_state(run: Path, name: str, **changes: Any) -> None:
+    """Change values in the state of an agent; the rest of its file stays as it is."""
+    file, state = agent_file(run, name), {**agent_state(run, name), **changes}
+    with zipfile.ZipFile(file) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for member, data in {**members, "latent_obs.json": json.dumps(state).encode()}.items():
+            archive.writestr(member, data)
+
+
+def train(config: AgentConfig, **kwargs: Any) -> AgentResult:
+    return train_agent(config, say=quiet, progress_bar=False, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def finished(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 64 steps with two evaluations; tests copy it before they change it."""
+    run = tmp_path_factory.mktemp("agents") / "run"
+    train(tiny(encoder=encoder_folder, out=run))
+    return run
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copied"))

@@ -1,0 +1,156 @@
+"""An environment that does what it is told to, so that worker processes can be seen to cope; it imports as little as it
+can.
+
+Worker processes import this module to find it.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
+from numpy.typing import NDArray
+
+from latent_obs.util.errors import GameLostError, InputError
+
+GO, VALUE, INPUT, OWN, EOF, EXIT, KILLED, GONE, SLOW, HANG, HANG_HARD, STRANGE = range(12)
+
+
+class OwnInputError(InputError):
+    """A class that the parent does not know, of a family that it knows."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"code {code}")
+
+
+class Unfit:
+    """Can be sent, but not received."""
+
+    def __reduce__(self) -> Any:
+        return _refuse, ()
+
+
+def _refuse() -> NoReturn:
+    raise LookupError("not here")
+
+
+def _nothing() -> None:
+    pass
+
+
+class Scripted(gym.Env[Any, Any]):
+    """A noisy picture and a clock; actions say what goes wrong.
+
+    Each `close` adds a letter to a file: "x", or "t" if it was because somebody terminated the process.
+
+    Args:
+        folder: Where the file is.
+        number: Its own.
+        fault: "make", "reset" or "close": where it fails; "hang", for a constructor that does not return.
+        size: Side of the picture.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    action_space = spaces.Discrete(12)
+
+    def __init__(self, folder: str | Path, number: int = 0, fault: str = "", size: int = 8) -> None:
+        self.folder, self.number, self.fault, self.size = Path(folder), number, fault, size
+        self.render_mode = "rgb_array"
+        picture = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.observation_space = spaces.Dict(pov=picture, clock=spaces.Box(0, np.inf, (1,), np.float32))
+        self.steps, self.colour = 0, "red"
+        if fault == "make":
+            raise InputError("no such world")
+        if fault == "hang":
+            time.sleep(600)
+
+    def _observe(self) -> dict[str, NDArray[Any]]:
+        picture = self.np_random.integers(0, 256, (self.size, self.size, 3), np.uint8)
+        return {"pov": picture, "clock": np.array([self.steps], np.float32)}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if self.fault == "reset":
+            raise GameLostError("it did not start")
+        self.steps = 0
+        return self._observe(), {"seed": seed, "options": options}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        match int(action):
+            case 1:
+                raise ValueError("a bad value")
+            case 2:
+                raise InputError("a bad input")
+            case 3:
+                raise OwnInputError(7)
+            case 4:
+                raise EOFError("the game closed the connection")
+            case 5:
+                sys.exit("enough")
+            case 6:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case 7:
+                os._exit(3)
+            case 8:
+                time.sleep(0.5)
+            case 9:
+                (self.folder / f"hangs-{self.number}").touch()
+                time.sleep(600)
+            case 10:
+                while True:
+                    try:
+                        time.sleep(600)
+                    except SystemExit:
+                        (self.folder / f"terminated-{self.number}").touch()
+            case 11:
+                return self._observe(), 0.0, False, False, {"strange": lambda: 0}
+        return self._observe(), self.steps / 2, self.steps == 5, False, {"number": self.number}
+
+    def render(self) -> Any:
+        return np.full((4, 4, 3), self.number, np.uint8)
+
+    def close(self) -> None:
+        with (self.folder / f"closed-{self.number}").open("a") as file:
+            file.write("t" if isinstance(sys.exc_info()[1], SystemExit) else "x")
+        if self.fault == "close":
+            raise OSError("it does not stop")
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def imports(self, module: str) -> bool:
+        """Whether this process has imported a module."""
+        return module in sys.modules
+
+    def sockets(self) -> list[str]:
+        """What this process holds: "socket:[4711]" …"""
+        return [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+
+    def sigint_handler(self) -> str:
+        return str(signal.getsignal(signal.SIGINT))
+
+    def start_children(self) -> tuple[int | None, str]:
+        """Exit code of a process and output of another, neither of which a daemonic process could start both of."""
+        process = multiprocessing.Process(target=_nothing, daemon=False)
+        process.start()
+        process.join(30)
+        return process.exitcode, subprocess.run(["echo", "hello"], capture_output=True, text=True, check=True).stdout
+
+    def value_error(self) -> None:
+        raise ValueError("a bad call")
+
+
+def limited(folder: Path, number: int) -> gym.Env[Any, Any]:
+    return TimeLimit(Scripted(folder, number), 3 + 4 * number)  # the first one times out, the others terminate
+
+
+gym.register("Scripted-v0", entry_point=f"{__name__}:Scripted", disable_env_checker=True)

@@ -1,0 +1,260 @@
+"""The growing `.npy` file: valid at every moment, through Ctrl-C, kill -9 and a full disk."""
+
+import errno
+import gc
+import io
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latent_obs.util.errors import InputError
+from vae_training.data import npy_writer
+from vae_training.data.frames import get_datasets
+from vae_training.data.npy_writer import NpyWriter, npy_header, recover_parts
+
+SHAPE = (4, 5, 3)
+
+
+def numbered(first: int, count: int) -> np.ndarray:
+    return np.broadcast_to(np.arange(first, first + count, dtype=np.uint8)[:, None, None, None], (count, *SHAPE))
+
+
+@given(
+    frames=st.integers(0, 10**20),
+    shape=st.lists(st.integers(1, 4096), min_size=1, max_size=5).map(tuple),
+    dtype=st.sampled_from(["u1", "<f4", ">i8", "b1"]),
+)
+def test_header_is_read_by_numpy_and_never_grows(frames: int, shape: tuple[int, ...], dtype: str):
+    header = npy_header(frames, shape, np.dtype(dtype))
+    assert len(header) % 128 == 0
+    assert len(header) == len(npy_header(0, shape, np.dtype(dtype)))
+    handle = io.BytesIO(header)
+    assert np.lib.format.read_magic(handle) == (1, 0)
+    assert np.lib.format.read_array_header_1_0(handle) == ((frames, *shape), False, np.dtype(dtype))
+    assert handle.tell() == len(header)
+
+
+def test_frames_one_by_one_and_several(tmp_path: Path):
+    path = tmp_path / "new" / "a.npy"
+    with NpyWriter(path, SHAPE) as writer:
+        writer.append(numbered(0, 1)[0])
+        writer.append(numbered(1, 3)[::-1][::-1])
+        writer.append(np.empty((0, *SHAPE), np.uint8))
+        assert not path.exists()
+        assert writer.frames == 4
+        writer.flush()
+        # The growing file is whole but for its name.
+        np.testing.assert_array_equal(np.load(writer.part, mmap_mode="r"), numbered(0, 4))
+        writer.append(numbered(4, 1))
+    np.testing.assert_array_equal(np.load(path), numbered(0, 5))
+    assert [p.name for p in path.parent.iterdir()] == ["a.npy"]
+    assert len(get_datasets(path.parent)[0]) == 5
+    writer.close()
+
+
+def test_read_only_views_with_negative_strides(tmp_path: Path):
+    frame = np.arange(60, dtype=np.uint8).reshape(SHAPE)[::-1, :, ::-1]
+    frame.flags.writeable = False
+    with NpyWriter(tmp_path / "a.npy", SHAPE) as writer:
+        writer.append(frame)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy")[0], frame)
+
+
+def test_other_dtypes(tmp_path: Path):
+    with NpyWriter(tmp_path / "a.npy", (2,), np.float32) as writer:
+        writer.append(np.ones((3, 2), np.float32))
+    assert np.load(tmp_path / "a.npy").dtype == np.float32
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_errors_keep_what_was_written(tmp_path: Path, error: type[BaseException]):
+    with pytest.raises(error), NpyWriter(tmp_path / "a.npy", SHAPE) as writer:  # noqa: PT012
+        writer.append(numbered(0, 7))
+        raise error
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), numbered(0, 7))
+
+
+def test_interrupt_within_an_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pwrite = os.pwrite
+    with pytest.raises(KeyboardInterrupt), NpyWriter(tmp_path / "a.npy", SHAPE) as writer:  # noqa: PT012
+        writer.append(numbered(0, 2))
+
+        def interrupted(fd: int, data: memoryview, at: int) -> int:
+            monkeypatch.undo()
+            pwrite(fd, data[:90], at)  # one frame and a half
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(npy_writer.os, "pwrite", interrupted)
+        writer.append(numbered(2, 5))
+    saved = np.load(tmp_path / "a.npy")
+    np.testing.assert_array_equal(saved, numbered(0, len(saved)))
+    assert len(saved) == 2
+    assert len(get_datasets(tmp_path)[0]) == 2  # nothing is left after the last frame
+
+
+def test_empty_file_is_removed(tmp_path: Path):
+    with NpyWriter(tmp_path / "a.npy", SHAPE):
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dropped_writer_finishes_its_file(tmp_path: Path):
+    writer = NpyWriter(tmp_path / "a.npy", SHAPE)
+    writer.append(numbered(0, 2))
+    del writer
+    gc.collect()
+    assert [len(d) for d in get_datasets(tmp_path)] == [2]
+
+
+def test_nothing_is_overwritten(tmp_path: Path):
+    np.save(tmp_path / "a.npy", numbered(0, 1))
+    with pytest.raises(InputError, match=r"a\.npy exists already and is never overwritten"):
+        NpyWriter(tmp_path / "a.npy", SHAPE)
+    writer = NpyWriter(tmp_path / "b.npy", SHAPE)
+    with pytest.raises(InputError, match=r"b\.npy\.part exists already"):
+        NpyWriter(tmp_path / "b.npy", SHAPE)
+    writer.append(numbered(5, 2))
+    np.save(tmp_path / "b.npy", numbered(0, 1))
+    with pytest.raises(InputError, match=r"b\.npy exists already"):
+        writer.close()
+    assert len(np.load(tmp_path / "b.npy")) == 1
+    np.testing.assert_array_equal(np.load(tmp_path / "b.npy.part", mmap_mode="r"), numbered(5, 2))
+
+
+def test_wrong_arguments(tmp_path: Path):
+    with pytest.raises(InputError, match=r"must end in \.npy"):
+        NpyWriter(tmp_path / "a.bin", SHAPE)
+    with pytest.raises(InputError, match="frame_shape must be positive"):
+        NpyWriter(tmp_path / "a.npy", (4, 0, 3))
+    with pytest.raises(InputError, match="plain number type"):
+        NpyWriter(tmp_path / "a.npy", SHAPE, object)
+    assert list(tmp_path.iterdir()) == []
+    with NpyWriter(tmp_path / "a.npy", SHAPE) as writer:
+        with pytest.raises(InputError, match=r"holds uint8 frames of shape \(4, 5, 3\), got float64"):
+            writer.append(np.zeros(SHAPE))
+        with pytest.raises(InputError, match=r"got uint8 of shape \(5, 4, 3\)"):
+            writer.append(np.zeros((5, 4, 3), np.uint8))
+    with pytest.raises(InputError, match="is closed"):
+        writer.append(numbered(0, 1))
+
+
+def test_disk_full_keeps_whole_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pwrite = os.pwrite
+
+    def full(fd: int, data: memoryview, at: int) -> int:
+        room = 128 + 60 * 7 + 20 - at  # seven frames and a bit
+        if room <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(fd, data[:room], at)
+
+    monkeypatch.setattr(npy_writer.os, "pwrite", full)
+    writer = NpyWriter(tmp_path / "a.npy", SHAPE)
+    writer.append(numbered(0, 4))
+    with pytest.raises(
+        InputError, match=r"a\.npy: no room left.*its 7 whole frames are kept.*60 bytes are needed"
+    ) as e:
+        writer.append(numbered(4, 10))
+    assert isinstance(e.value.__cause__, OSError)
+    assert writer.closed
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), numbered(0, 7))
+    assert [len(d) for d in get_datasets(tmp_path)] == [7]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_file_size_limit_of_the_system(tmp_path: Path):
+    """The same with the kernel's own error; a quota and a full disk take this way as well."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = NpyWriter(tmp_path / "a.npy", SHAPE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (128 + 60 * 3 + 1, hard))
+    try:
+        with pytest.raises(InputError, match="its 3 whole frames are kept"):  # noqa: PT012
+            for i in range(9):
+                writer.append(numbered(i, 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), numbered(0, 3))
+
+
+def test_other_write_errors_are_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    writer = NpyWriter(tmp_path / "a.npy", SHAPE)
+    writer.append(numbered(0, 2))
+    broken = iter([OSError(errno.EIO, "broken disk")])
+    pwrite = os.pwrite
+
+    def fails_once(*args) -> int:
+        for error in broken:
+            raise error
+        return pwrite(*args)
+
+    monkeypatch.setattr(npy_writer.os, "pwrite", fails_once)
+    with pytest.raises(OSError, match="broken disk"):
+        writer.append(numbered(2, 1))
+    assert len(np.load(tmp_path / "a.npy")) == 2
+
+
+def test_recover_cuts_half_frames(tmp_path: Path):
+    for name, extra, count in (("a", 0, 5), ("b", 59, 5), ("c", 60, 6), ("d", 125, 7)):
+        data = npy_header(5, SHAPE, np.dtype(np.uint8)) + numbered(0, 5).tobytes() + b"\x05" * min(60, extra)
+        data += b"\x06" * (extra - 60)
+        (tmp_path / f"{name}{count}.npy.part").write_bytes(data)
+    (tmp_path / "empty.npy.part").touch()
+    (tmp_path / "header only.npy.part").write_bytes(npy_header(0, SHAPE, np.dtype(np.uint8)))
+    recovered = recover_parts(tmp_path)
+    assert [p.name for p in recovered] == ["a5.npy", "b5.npy", "c6.npy", "d7.npy"]
+    for path in recovered:
+        np.testing.assert_array_equal(np.load(path), numbered(0, int(path.stem[1])))
+    assert sorted(tmp_path.iterdir()) == recovered
+    assert len(get_datasets(tmp_path)) == 4
+    assert recover_parts(tmp_path) == []
+
+
+def test_recover_leaves_alone_what_is_not_its_own(tmp_path: Path):
+    (tmp_path / "a.npy.part").write_bytes(b"something else" * 20)
+    with pytest.raises(InputError, match=r"a\.npy\.part cannot be recovered"):
+        recover_parts(tmp_path)
+    assert (tmp_path / "a.npy.part").exists()
+    (tmp_path / "a.npy.part").write_bytes(npy_header(1, SHAPE, np.dtype(np.uint8)) + numbered(0, 1).tobytes())
+    np.save(tmp_path / "a.npy", numbered(3, 1))
+    with pytest.raises(InputError, match=r"a\.npy exists already"):
+        recover_parts(tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), numbered(3, 1))
+
+
+WRITES_FOREVER = """
+import sys, numpy as np
+from vae_training.data.npy_writer import NpyWriter
+writer = NpyWriter(sys.argv[1], (64, 64, 3))
+for i in range(10**9):
+    writer.append(np.full((64, 64, 3), i % 256, np.uint8))
+    if i == 20:
+        print("ready", flush=True)
+"""
+
+
+def test_kill_9_of_a_real_process(tmp_path: Path):
+    """The file of a living process is left alone, that of a killed one is whole."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITES_FOREVER, str(tmp_path / "a.npy")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process, process.stdout:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            assert recover_parts(tmp_path) == []
+            assert len(np.load(tmp_path / "a.npy.part", mmap_mode="r")) > 20
+            time.sleep(0.05)
+        finally:
+            process.kill()
+    promised = len(np.load(tmp_path / "a.npy.part", mmap_mode="r"))
+    assert recover_parts(tmp_path) == [tmp_path / "a.npy"]
+    (frames,) = get_datasets(tmp_path)
+    assert len(frames) >= promised
+    assert (frames[:, ::9, ::9] == (np.arange(len(frames)) % 256)[:, None, None, None]).all()

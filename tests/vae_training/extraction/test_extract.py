@@ -1,0 +1,320 @@
+"""Extraction: what is in the files, the rows and the index, for whatever the recordings are; and every refusal."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latent_obs.pixels import PixelContract
+from latent_obs.util.errors import InputError
+from tests.vae_training.extraction.test_extract_fakes import HEIGHT, WIDTH, Fake, fakes, noise
+from vae_training.data.frames import get_datasets
+from vae_training.data.loader import get_random_samples
+from vae_training.extraction.extractor import ExtractConfig, ExtractResult, extract
+from vae_training.extraction.index import file_stems
+from vae_training.extraction.readers.base import Damaged, Recording
+
+
+class Place:
+    """A folder of recordings, one of frames, and what was said."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.source, self.out, self.said = folder / "in", folder / "out", list[str]()
+        self.recordings: list[Recording] = fakes(self.source)
+        self.damaged: list[Damaged] = []
+        module = importlib.import_module("vae_training.extraction.extractor")  # the package has a function of that name
+        monkeypatch.setattr(module, "find_recordings", lambda paths, vpt: (self.recordings, self.damaged))
+
+    def extract(self, **changes: Any) -> ExtractResult:
+        values = {"recordings": (self.source,), "out": self.out, "size": 16, "workers": 1, **changes}
+        return extract(ExtractConfig(**values), say=self.said.append)
+
+    @property
+    def index(self) -> dict[str, Any]:
+        return json.loads((self.out / "frames.json").read_text())
+
+    def rows(self, stem: str) -> dict[str, np.ndarray]:
+        with np.load(self.out / f"{stem}.rows.npz", allow_pickle=False) as rows:
+            return dict(rows)
+
+    def names(self) -> list[str]:
+        return sorted(file.name for file in self.out.iterdir())
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("crop", ["none", "center-square"])
+@pytest.mark.parametrize("size", [16, 40, None])
+def test_frames_are_those_of_the_pixel_contract(place: Place, crop: str, size: int | None):
+    result = place.extract(crop=crop, size=size)
+    own = (HEIGHT, HEIGHT) if crop == "center-square" else (HEIGHT, WIDTH)
+    contract = PixelContract(size or own[0], size or own[1], 3, crop=crop)  # pyright: ignore[reportArgumentType]
+    files = get_datasets(place.out)
+    assert len(files) == 3
+    for i, file in enumerate(files):
+        np.testing.assert_array_equal(file, contract.convert(noise(i, 40 + 10 * i)))
+    assert (result.recordings, result.frames, result.new_frames, result.skipped) == (3, 150, 150, 0)
+    assert place.said[-2:] == [
+        f"3 recording(s), 150 frames in {place.out} (150 of them new)",
+        f"next: latent-obs train-vae --frames {place.out}",
+    ]
+
+
+def test_folder_is_a_dataset(place: Place):
+    place.extract()
+    batch = get_random_samples(get_datasets(place.out), 8)
+    assert batch.shape == (8, 16, 16, 3)
+    names = [f"clip-{i}" for i in range(3)]
+    assert place.names() == sorted([f"{n}{end}" for n in names for end in (".npy", ".rows.npz")] + ["frames.json"])
+
+
+def test_rows_belong_to_the_kept_frames(place: Place):
+    place.extract(stride=3, limit=11)
+    rows = place.rows("clip-1")
+    np.testing.assert_array_equal(rows["source_frame"], np.arange(0, 33, 3))
+    np.testing.assert_array_equal(rows["reward"], np.arange(0, 33, 3))
+    assert rows["file"].tolist() == [f"step {i}" for i in range(0, 33, 3)]
+    np.testing.assert_array_equal(get_datasets(place.out)[1], PixelContract(16, 16, 3).convert(noise(1, 50)[0:33:3]))
+
+
+def test_shards(place: Place):
+    place.extract(frames_per_file=25)
+    assert [len(file) for file in get_datasets(place.out)] == [25, 15, 25, 25, 25, 25, 10]
+    assert [part["file"] for part in place.index["recordings"]["clip 2"]["files"]] == [
+        f"clip-2_00{i}.npy" for i in range(3)
+    ]
+    assert place.rows("clip-2_001")["source_frame"].tolist() == list(range(25, 50))
+    whole = np.concatenate(get_datasets(place.out)[-3:])
+    np.testing.assert_array_equal(whole, PixelContract(16, 16, 3).convert(noise(2, 60)))
+
+
+def test_duplicates_and_black_frames_are_dropped(place: Place, monkeypatch: pytest.MonkeyPatch):
+    still = np.repeat(noise(0, 3), 4, axis=0)
+    still[5] = 0
+    monkeypatch.setattr(Fake, "chunks", lambda self: iter(np.split(still, [5, 6])))
+    place.recordings = fakes(place.source, 1, row_count=12)
+    place.extract(drop_duplicates=1.0, drop_black=True)
+    assert place.rows("clip-0")["source_frame"].tolist() == [0, 4, 8]
+    assert len(get_datasets(place.out)[0]) == 3
+
+
+def test_index(place: Place):
+    place.recordings[0] = Fake("clip 0", place.recordings[0].source, seed=99)
+    place.extract(stride=2)
+    index = place.index
+    assert (index["frames"], index["shape"], index["damaged"]) == (25 + 25 + 30, [16, 16, 3], {})
+    assert index["settings"]["stride"] == 2
+    assert not {"out", "recordings", "workers"} & index["settings"].keys()
+    entry = index["recordings"]["clip 1"]
+    assert entry == {
+        "source": "clip 1.fake",
+        "kind": "fake",
+        "frames": 25,
+        "first_source_frame": 0,
+        "shape": [16, 16, 3],
+        "fingerprint": place.recordings[1].fingerprint(),
+        "notes": [],
+        "files": [{"file": "clip-1.npy", "rows": "clip-1.rows.npz", "frames": 25}],
+    }
+    assert index["versions"]["numpy"] == np.__version__
+    assert "clip 0 is made up" in place.said
+
+
+def test_recordings_of_which_nothing_is_left(place: Place, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Fake, "chunks", lambda self: iter([np.zeros((self.frames, 36, 48, 3), np.uint8)]))
+    result = place.extract(drop_black=True)
+    assert (result.frames, result.empty, result.damaged) == (0, ("clip 0", "clip 1", "clip 2"), ())
+    assert place.names() == ["frames.json"]
+    assert place.extract(drop_black=True).skipped == 3
+
+
+def test_damaged_recordings_are_named_and_nothing_of_them_is_kept(place: Place):
+    place.recordings[1] = Fake("clip 1", place.source / "clip 1.fake", breaks_at=32)
+    place.recordings[2] = Fake("clip 2", place.source / "clip 2.fake", row_count=49)
+    place.damaged = [Damaged("x", place.source / "x.fake", "it lacks an end")]
+    result = place.extract(frames_per_file=10)
+    assert [(d.name, d.reason) for d in result.damaged] == [
+        ("clip 1", f"{place.source}/clip 1.fake breaks off after 32 frames"),
+        ("clip 2", "clip 2 has 50 frames and 49 rows of 'reward', expected one for each"),
+        ("x", "it lacks an end"),
+    ]
+    assert (result.recordings, result.frames) == (1, 40)
+    assert {p.stem[:6] for p in place.out.glob("*.np?")} == {"clip-0"}
+    assert not list(place.out.glob(".*"))
+    assert place.index["damaged"]["x"] == {"source": "x.fake", "reason": "it lacks an end"}
+    assert any(text.startswith("damaged, and nothing of it kept: clip 1: ") for text in place.said)
+    place.recordings, place.damaged = fakes(place.source), []
+    assert place.extract(frames_per_file=10).recordings == 3
+    assert place.index["damaged"] == {}
+
+
+@pytest.mark.parametrize("row", ["source_frame", "reward"])
+def test_rows_that_cannot_be_kept(place: Place, row: str, monkeypatch: pytest.MonkeyPatch):
+    place.recordings = fakes(place.source, 1, row_name=row)
+    if row == "reward":
+        monkeypatch.setattr(Fake, "rows", lambda self: {"reward": np.array([None] * 40)})
+    assert "expected numbers or text under another name" in place.extract().damaged[0].reason
+
+
+def test_a_recording_that_changes_while_it_is_read(place: Place, monkeypatch: pytest.MonkeyPatch):
+    texts = iter(["a", "a", "b", "c", "c", "c", "d", "d", "d"])
+    monkeypatch.setattr(Fake, "fingerprint", lambda self: next(texts))
+    place.recordings = place.recordings[:1]
+    assert "was changed while it was read" in place.extract().damaged[0].reason
+
+
+def test_recordings_of_another_size(place: Place):
+    place.recordings[0] = Fake("clip 0", place.source / "clip 0.fake", breaks_at=0)
+    place.recordings[2] = Fake("clip 2", place.source / "clip 2.fake", shape=(20, 20))
+    result = place.extract(size=None)
+    assert result.recordings == 1  # the first that can be read decides, however many workers there are
+    assert "(20, 20, 3), and the folder has those of (36, 48, 3)" in result.damaged[1].reason
+    assert place.extract(size=None).skipped == 1
+
+
+def test_quiet_without_a_terminal(place: Place, capsys: pytest.CaptureFixture[str]):
+    place.extract()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_bar(place: Place, capsys: pytest.CaptureFixture[str]):
+    config = ExtractConfig((place.source,), place.out, size=16, workers=1)
+    extract(config, progress_bar=True, say=place.said.append)
+    assert "150/150" in capsys.readouterr().err
+
+
+def test_file_names():
+    names = ["a/b", "a__b", "A/b", "../x", ".hidden", "ü ?*", "x" * 300, "clip_000", "clip", "clip_1", "???", "y_000"]
+    stems = file_stems(names)
+    assert len({stem.casefold() for stem in stems.values()}) == len(names)
+    assert not any(stem.startswith(".") or "/" in stem or len(stem.encode()) > 170 for stem in stems.values())
+    assert (stems["../x"], stems["clip"], stems["clip_1"], stems["y_000"]) == ("__x", "clip", "clip_1", "y_000")
+    assert stems["clip_000"].startswith("clip_000-")
+    assert file_stems(["a__b", "a/b"], {"a/b": "a__b"})["a/b"] == "a__b"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 0}, "size must be a positive integer or None, got 0"),
+        ({"stride": 0}, "stride must be a positive integer, got 0"),
+        ({"limit": 2.5}, "limit must be"),
+        ({"workers": True}, "workers must be"),
+        ({"frames_per_file": -1}, "frames_per_file must be"),
+        ({"drop_duplicates": 0.0}, "drop_duplicates must be a number of levels"),
+        ({"drop_duplicates": float("nan")}, "drop_duplicates must be"),
+        ({"drop_duplicates": 256}, "drop_duplicates must be"),
+        ({"crop": "left"}, "crop must be one of none, center-square, got 'left'"),
+        ({"gui": "maybe"}, "gui must be one of"),
+        ({"recordings": ()}, "name the recordings"),
+    ],
+)
+def test_wrong_settings(place: Place, changes: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        place.extract(**changes)
+    assert not place.out.exists()
+
+
+def test_folder_that_cannot_be_written_to(place: Place, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file, expected a folder"):
+        place.extract(out=tmp_path / "file")
+    with pytest.raises(InputError, match="is in the folder to write to"):
+        place.extract(out=place.source)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((5, 9, 9, 3), np.uint8), r"frames of shape \(9, 9, 3\), and these would be \(16, 16, 3\)"),
+        (np.zeros((5, 16, 16, 3), np.float32), "holds float32"),
+        (np.zeros(3, np.uint8), r"of shape \(3,\), expected uint8 frames"),
+        (None, "not a whole .npy file"),
+    ],
+)
+def test_foreign_files(place: Place, array: np.ndarray | None, message: str):
+    place.out.mkdir()
+    if array is None:
+        (place.out / "foreign.npy").write_bytes(b"\x93NUMPY")
+    else:
+        np.save(place.out / "foreign.npy", array)
+    with pytest.raises(InputError, match=message):
+        place.extract()
+    assert place.names() == ["foreign.npy"]
+
+
+def test_foreign_files_of_the_same_shape_stay(place: Place):
+    place.out.mkdir()
+    np.save(place.out / "foreign.npy", np.zeros((5, 16, 16, 3), np.uint8))
+    place.extract()
+    assert len(get_datasets(place.out)) == 4
+    place.recordings = fakes(place.source, 4)
+    np.save(place.out / "clip-3.npy", np.ones((5, 16, 16, 3), np.uint8))
+    with pytest.raises(InputError, match=r"clip-3.npy exists already and is not in frames.json"):
+        place.extract()
+    assert np.load(place.out / "clip-3.npy").min() == 1
+
+
+def write_video(file: Path, frames: int, seed: int) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for picture in np.kron(noise(seed, frames, 6, 8), np.ones((1, 8, 8, 1), np.uint8)):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_real_recordings(tmp_path: Path, workers: int):
+    """Videos, one of them damaged, and an array, found in a folder by name."""
+    (tmp_path / "in" / "day 1").mkdir(parents=True)
+    for i in range(2):
+        write_video(tmp_path / "in" / "day 1" / f"clip_{i}.mp4", 30 + i, seed=i)
+    write_video(tmp_path / "in" / "cut.mp4", 40, seed=3)
+    cut = tmp_path / "in" / "cut.mp4"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    np.save(tmp_path / "in" / "walk.npy", noise(5, 20, 24, 24))
+    said = list[str]()
+    config = ExtractConfig((tmp_path / "in",), tmp_path / "out", size=20, workers=workers)
+    result = extract(config, say=said.append)
+    assert [damaged.name for damaged in result.damaged] == ["cut"]
+    assert (result.recordings, result.frames) == (3, 81)
+    files = get_datasets(tmp_path / "out")
+    assert [Path(str(f.filename)).name for f in files] == ["day-1__clip_0.npy", "day-1__clip_1.npy", "walk.npy"]
+    np.testing.assert_array_equal(files[2], PixelContract(20, 20, 3).convert(noise(5, 20, 24, 24)))
+    index = json.loads((tmp_path / "out" / "frames.json").read_text())
+    assert index["recordings"]["day 1/clip_1"]["source"] == "day 1/clip_1.mp4"
+    assert extract(config, say=said.append).skipped == 3
+
+
+def test_command_line(tmp_path: Path):
+    import tyro
+    from tyro.conf import OmitArgPrefixes
+
+    def run(config: OmitArgPrefixes[ExtractConfig]) -> ExtractConfig:
+        return config
+
+    words = [
+        "a.mp4",
+        "b",
+        "--out",
+        "frames",
+        "--size",
+        "None",
+        "--drop-duplicates",
+        "0.5",
+        "--drop-black",
+        "--gui",
+        "drop",
+    ]
+    config = tyro.cli(run, args=words)
+    assert config == ExtractConfig(
+        (Path("a.mp4"), Path("b")), Path("frames"), size=None, drop_duplicates=0.5, drop_black=True, gui="drop"
+    )

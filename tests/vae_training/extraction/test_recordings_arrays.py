@@ -1,0 +1,321 @@
+"""Arrays and folders of pictures: all forms of frames come out as RGB, what cannot be frames says what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+import tracemalloc
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.support.recording_files import read, read_until_damage
+from vae_training.extraction.readers import base as files
+from vae_training.extraction.readers.arrays import NpyRecording, NpzRecording
+from vae_training.extraction.readers.base import DamagedRecordingError, Recording, natural_key
+from vae_training.extraction.readers.find import Damaged, find_recordings
+from vae_training.extraction.readers.images import PicturesRecording
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def only(path: Path) -> Recording | Damaged:
+    """The one thing that a search finds."""
+    recordings, damaged = find_recordings([path])
+    (each,) = [*recordings, *damaged]
+    return each
+
+
+def saved(file: Path, array: np.ndarray, kind: str) -> Recording:
+    if kind == "npy":
+        np.save(file.with_suffix(".npy"), array)
+        return NpyRecording("a", file.with_suffix(".npy"))
+    (np.savez if kind == "npz" else np.savez_compressed)(file.with_suffix(".npz"), frames=array)
+    return NpzRecording("a", file.with_suffix(".npz"))
+
+
+KINDS = ["npy", "npz", "compressed"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    form=st.sampled_from(["rgb", "rgba", "grey axis", "grey", "first rgb", "first grey"]),
+    n=st.integers(1, 30),
+    height=st.integers(8, 12),
+    width=st.integers(8, 12),
+    chunk=st.integers(1, 40),
+)
+def test_every_form_of_frames_comes_out_as_rgb(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, form: str, n: int, height: int, width: int, chunk: int
+):
+    rgb = noise(n, height, width, 3)
+    grey = rgb[..., :1]
+    array = {
+        "rgb": rgb,
+        "rgba": np.concatenate([rgb, grey], axis=3),
+        "grey axis": grey,
+        "grey": grey[..., 0],
+        "first rgb": rgb.transpose(0, 3, 1, 2),
+        "first grey": grey.transpose(0, 3, 1, 2),
+    }[form]
+    recording = saved(tmp_path_factory.mktemp("law") / "a", np.ascontiguousarray(array), kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "CHUNK_BYTES", chunk * array[0].nbytes)
+        got = read(recording)
+        assert [len(c) for c in recording.chunks()][:-1] == [chunk] * (-(-n // chunk) - 1)
+    np.testing.assert_array_equal(got, np.repeat(grey, 3, axis=3) if "grey" in form else rgb)
+    assert recording.expected_frames == n
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_does_not_depend_on_the_length(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "CHUNK_BYTES", 1 << 16)
+    recording = saved(tmp_path / "a", noise(1000, 32, 32, 3), kind)
+    tracemalloc.start()
+    assert sum(len(chunk) for chunk in recording.chunks()) == 1000
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000  # of 3 MB
+    tracemalloc.stop()
+
+
+REFUSED = {
+    "float": (np.zeros((5, 16, 16, 3), np.float32), r"holds float32, expected uint8.*frames \* 255"),
+    "int": (np.zeros((5, 16, 16, 3), np.int64), r"holds int64, expected uint8.*astype"),
+    "object": (np.zeros((5, 16, 16, 3), object), "holds Python objects.*can run code"),
+    "one picture": (np.zeros((16, 16, 3), np.uint8), r"looks like a single picture.*frames\[None\]"),
+    "two channels": (np.zeros((5, 16, 16, 2), np.uint8), "neither its last nor its second axis"),
+    "no frames": (np.zeros((0, 16, 16, 3), np.uint8), "holds no frames"),
+    "five axes": (np.zeros((5, 1, 16, 16, 3), np.uint8), "has 5 axes"),
+    "Fortran": (np.asfortranarray(noise(5, 16, 16, 3)), "Fortran order.*ascontiguousarray"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_frames_says_what_to_do(kind: str, name: str, tmp_path: Path):
+    array, match = REFUSED[name]
+    recording = saved(tmp_path / "walk", array, kind)
+    assert read_until_damage(recording, f"walk.np.*{match}") is None
+    found = only(tmp_path)
+    assert isinstance(found, Damaged)
+    assert found.name == "walk"
+    assert re.search(match, found.reason)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_was_cut(kind: str, tmp_path: Path):
+    array = noise(20, 16, 16, 3)
+    recording = saved(tmp_path / "walk", array, kind)
+    data = recording.source.read_bytes()
+    recording.source.write_bytes(data[: len(data) // 2])
+    good = read_until_damage(
+        recording, r"walk.np[yz]( is cut short: it promises 20 frames, and 9 are there| cannot be read)"
+    )
+    if kind == "npy":
+        np.testing.assert_array_equal(good, array[:9])
+        assert recording.expected_frames == 20
+    else:
+        assert good is None
+        assert recording.expected_frames is None
+        assert isinstance(only(tmp_path), Damaged)
+
+
+def test_an_archive_damaged_in_the_middle(tmp_path: Path):
+    recording = saved(tmp_path / "walk", noise(20, 16, 16, 3), "npz")
+    data = bytearray(recording.source.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    recording.source.write_bytes(data)
+    read_until_damage(recording, "walk.npz cannot be read.*CRC")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_something_else_of_that_name(suffix: str, tmp_path: Path):
+    file = tmp_path / f"walk.{suffix}"
+    file.write_text("not an array")
+    found = only(tmp_path)
+    assert isinstance(found, Damaged)
+    assert "damaged or not what its name says" in found.reason
+    file.write_bytes(b"")
+    found = only(tmp_path)
+    assert isinstance(found, Damaged)
+    assert "is empty (0 bytes)" in found.reason
+
+
+FRAMES, OTHER = noise(6, 16, 16, 3), noise(6, 16, 16, 3, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "key"),
+    [
+        ({"frames": FRAMES, "obs": OTHER, "arr_0": OTHER}, "frames"),
+        ({"arr_0": OTHER, "obs": FRAMES}, "obs"),
+        ({"arr_0": FRAMES, "masks": OTHER}, "arr_0"),
+        ({"pov": FRAMES, "frames": np.zeros(6)}, "pov"),
+        ({"pov": FRAMES, "frames": np.zeros((6, 16, 16, 3), np.float32)}, "pov"),
+        ({"pov": FRAMES, "masks": OTHER[..., 0]}, "pov"),
+        ({"grey": FRAMES[..., 0]}, "grey"),
+    ],
+)
+def test_which_array_of_an_archive_is_its_frames(arrays: dict[str, Any], key: str, tmp_path: Path):
+    np.savez(tmp_path / "a.npz", **arrays)
+    recording = NpzRecording("a", tmp_path / "a.npz")
+    assert recording.key == key
+    np.testing.assert_array_equal(read(recording)[..., 0], FRAMES[..., 0])
+
+
+def test_an_archive_that_could_mean_either(tmp_path: Path):
+    np.savez(tmp_path / "a.npz", left=FRAMES, right=OTHER)
+    found = only(tmp_path)
+    assert isinstance(found, Damaged)
+    assert "'left', 'right' may each be the frames" in found.reason
+
+
+class Evil:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_other_arrays_of_that_length_are_rows_and_nothing_is_unpickled(tmp_path: Path):
+    evil = np.array([Evil(tmp_path / "mark")] * 6, dtype=object)
+    more = {
+        "action": np.arange(6),
+        "text": np.array(list("abcdef")),
+        "masks": OTHER,
+        "short": np.arange(5),
+        "scalar": 3,
+    }
+    np.savez(tmp_path / "a.npz", frames=FRAMES, evil=evil, **more)
+    recording = NpzRecording("a", tmp_path / "a.npz")
+    rows = recording.rows()
+    assert rows.keys() == {"action", "text", "masks"}
+    for name, array in rows.items():
+        np.testing.assert_array_equal(array, more[name])
+    np.testing.assert_array_equal(read(recording), FRAMES)
+    assert "evil" in recording.notes[0]
+    assert not (tmp_path / "mark").exists()
+
+
+def test_an_object_array_alone_is_refused_unread(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.array([Evil(tmp_path / "mark")] * 6, dtype=object))
+    found = only(tmp_path)
+    assert isinstance(found, Damaged)
+    assert "can run code" in found.reason
+    read_until_damage(NpyRecording("a", tmp_path / "a.npy"), "can run code")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_an_archive_with_a_foreign_member(tmp_path: Path):
+    np.savez(tmp_path / "a.npz", frames=FRAMES)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("README.txt", "hello")
+    np.testing.assert_array_equal(read(NpzRecording("a", tmp_path / "a.npz")), FRAMES)
+
+
+# ---- pictures
+
+
+def save_pictures(folder: Path, pictures: dict[str, np.ndarray]) -> PicturesRecording:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels.squeeze()).save(folder / name)
+    return PicturesRecording("a", folder)
+
+
+@settings(max_examples=25, deadline=None)
+@given(order=st.permutations(range(1, 25)), zeros=st.integers(0, 3), chunk=st.integers(1, 30))
+def test_pictures_come_in_the_order_of_their_numbers(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], zeros: int, chunk: int
+):
+    pictures = {f"img_{n:0{zeros}d}.png": np.full((8, 10, 3), n, np.uint8) for n in order}
+    recording = save_pictures(tmp_path_factory.mktemp("pictures"), pictures)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "CHUNK_BYTES", chunk * 240)
+        assert read(recording)[:, 0, 0, 0].tolist() == sorted(order)
+    assert recording.expected_frames == 24
+
+
+@given(names=st.lists(st.text(alphabet="ab12_09.٣²", max_size=8), max_size=12, unique=True))
+def test_natural_order_is_an_order(names: list[str]):
+    ordered, turned = sorted(names, key=natural_key), names[::-1]
+    turned.sort(key=natural_key)
+    assert turned == ordered
+    assert len({str(natural_key(name)) for name in names}) == len(names)
+
+
+def test_kinds_of_pictures(tmp_path: Path):
+    rgb = noise(8, 10, 3)
+    exact = {
+        "1.png": rgb,
+        "2.bmp": rgb,
+        "3.PNG": np.concatenate([rgb, noise(8, 10, 1)], axis=2),
+        "4.png": rgb[..., :1],
+        "5.png": np.concatenate([rgb[..., :1], noise(8, 10, 1)], axis=2),
+    }
+    got = read(save_pictures(tmp_path, exact))
+    for i in range(3):
+        np.testing.assert_array_equal(got[i], rgb)
+    for i in (3, 4):
+        np.testing.assert_array_equal(got[i], np.repeat(rgb[..., :1], 3, axis=2))
+    smooth = np.full((8, 10, 3), (200, 100, 50), np.uint8)
+    got = read(save_pictures(tmp_path / "lossy", {"1.jpg": smooth, "2.jpeg": smooth, "3.webp": smooth}))
+    assert np.abs(got.astype(int) - smooth).max() <= 6
+
+
+def test_a_rotation_noted_beside_the_pixels_is_not_carried_out(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by a quarter to show"
+    Image.fromarray(noise(8, 10, 3)).save(tmp_path / "a.jpg", exif=exif)
+    assert read(PicturesRecording("a", tmp_path)).shape == (1, 8, 10, 3)
+
+
+def test_damaged_pictures(tmp_path: Path):
+    pictures = {f"{n}.png": np.full((32, 32, 3), n, np.uint8) for n in range(6)}
+    recording = save_pictures(tmp_path, pictures)
+    Image.fromarray(noise(10, 8, 3)).save(tmp_path / "4.png")
+    good = read_until_damage(
+        recording, r"4.png is 8x10, and 0.png 32x32; .* one size \(4 picture\(s\) before it are good\)"
+    )
+    assert good is not None
+    assert good[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    for data in (b"no picture", b"", (tmp_path / "3.png").read_bytes()[:40]):
+        (tmp_path / "4.png").write_bytes(data)
+        good = read_until_damage(recording, r"4.png cannot be read as a picture .*4 picture\(s\) before it are good")
+        assert good is not None
+        assert len(good) == 4
+    Image.fromarray(noise(32, 32).astype(np.uint16) * 200).save(tmp_path / "4.png")
+    read_until_damage(recording, "4.png has values of more than 8 bits")
+    still = [Image.fromarray(noise(32, 32, 3, seed=s)) for s in range(3)]
+    still[0].save(tmp_path / "4.png", save_all=True, append_images=still[1:])
+    read_until_damage(recording, "4.png is an animation")
+
+
+def test_a_picture_too_large_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recording = save_pictures(tmp_path, {"0.png": noise(32, 32, 3)})
+    for limit in (1000, 400):  # Pillow warns above the limit, and refuses above twice that
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        read_until_damage(recording, "0.png cannot be read as a picture .*decompression bomb")
+
+
+def test_a_folder_that_lost_its_pictures(tmp_path: Path):
+    with pytest.raises(DamagedRecordingError, match="has no pictures any more"):
+        list(PicturesRecording("a", tmp_path).chunks())
+
+
+def test_a_fingerprint_is_of_the_pictures(tmp_path: Path):
+    recording = save_pictures(tmp_path, {"0.png": noise(8, 8, 3)})
+    before = recording.fingerprint()
+    (tmp_path / "notes.txt").write_text("anything")
+    assert recording.fingerprint() == before
+    save_pictures(tmp_path, {"1.png": noise(8, 8, 3)})
+    assert recording.fingerprint() != before

@@ -1,0 +1,210 @@
+"""What a search finds, in which order, by which names, and what it passes over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from latent_obs.util.errors import InputError
+from tests.support.recording_files import CLIP, CLIP_FRAMES, vpt_line, write_minerl_stream
+from vae_training.extraction.readers.find import Damaged, Recording, find_recordings
+
+
+def put(file: Path) -> Path:
+    """A file of the kind that its name says."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".npy":
+        np.save(file, np.zeros((2, 8, 8, 3), np.uint8))
+    elif file.suffix == ".npz":
+        np.savez(file, frames=np.zeros((2, 8, 8, 3), np.uint8))
+    elif file.suffix in (".png", ".jpg"):
+        Image.new("RGB", (8, 8)).save(file)
+    elif file.suffix in (".mp4", ".mkv"):
+        shutil.copyfile(CLIP, file)
+    else:
+        file.write_text("text")
+    return file
+
+
+def found(*paths: Path) -> list[tuple[str, str]]:
+    recordings, damaged = find_recordings(paths)
+    assert damaged == []
+    return [(each.name, each.kind) for each in recordings]
+
+
+def test_every_kind_in_sorted_order(tmp_path: Path):
+    for name in (
+        "walk_10.mp4",
+        "walk_2.mkv",
+        "b/c/frames.npy",
+        "b/x.npz",
+        "pictures/1.png",
+        "vpt/alias.mp4",
+    ):
+        put(tmp_path / name)
+    (tmp_path / "vpt" / "alias.jsonl").write_text((json.dumps(vpt_line()) + "\n") * CLIP_FRAMES)
+    (tmp_path / "vpt" / "alias.jsonl").write_text((json.dumps(vpt_line()) + "\n") * CLIP_FRAMES)
+    write_minerl_stream(tmp_path / "MineRLTreechop-v0" / "v3_stream-3", CLIP.read_bytes(), 3, 9)
+    write_minerl_stream(tmp_path / "MineRLTreechop-v0" / "v3_stream-21", CLIP.read_bytes(), 3, 9)
+    assert found(tmp_path) == [
+        ("MineRLTreechop-v0/v3_stream-3", "minerl"),
+        ("MineRLTreechop-v0/v3_stream-21", "minerl"),
+        ("b/c/frames", "npy"),
+        ("b/x", "npz"),
+        ("pictures", "pictures"),
+        ("vpt/alias", "vpt"),
+        ("walk_2", "video"),
+        ("walk_10", "video"),
+    ]
+    for each in find_recordings([tmp_path])[0]:
+        assert isinstance(each, Recording)
+        assert sum(len(chunk) for chunk in each.chunks()) == each.expected_frames or each.source.suffix == ".mkv"
+
+
+def test_nothing_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import sys
+
+    put(tmp_path / "a.mp4")
+    put(tmp_path / "pictures" / "1.png").write_text("no picture")
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert found(tmp_path) == [("a", "video"), ("pictures", "pictures")]
+
+
+def test_what_is_passed_over(tmp_path: Path):
+    put(tmp_path / "a.mp4")
+    for name in (
+        ".hidden.mp4",
+        ".cache/a.mp4",
+        "__MACOSX/a.mp4",
+        "b.mp4.part",
+        "b.npy.part",
+        "._a.mp4",
+        "a.txt",
+        "x.jsonl",
+    ):
+        put(tmp_path / name)
+    np.save(tmp_path / "rewards.npy", np.zeros(30))
+    np.savez(tmp_path / "actions.npz", action=np.zeros((30, 2)))
+    assert found(tmp_path) == [("a", "video")]
+
+
+def test_pictures_beside_a_recording_are_thumbnails(tmp_path: Path):
+    put(tmp_path / "a.mp4")
+    put(tmp_path / "a.png")
+    put(tmp_path / "deeper" / "1.png")
+    assert found(tmp_path) == [("a", "video"), ("deeper", "pictures")]
+
+
+def test_files_and_folders_given_directly(tmp_path: Path):
+    file = put(tmp_path / "a" / "walk.mp4")
+    stream = write_minerl_stream(tmp_path / "v3_stream", CLIP.read_bytes(), 3, 9)
+    pictures = put(tmp_path / "shots" / "1.png").parent
+    assert found(file, stream, pictures) == [("walk", "video"), ("v3_stream", "minerl"), ("shots", "pictures")]
+    assert found(stream / "recording.mp4") == [("v3_stream", "minerl")]
+
+
+def test_what_is_reached_twice_counts_once(tmp_path: Path):
+    put(tmp_path / "a" / "walk.mp4")
+    put(tmp_path / "b" / "walk.npy")
+    (tmp_path / "b" / "up").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "b" / "again.mp4").symlink_to(tmp_path / "a" / "walk.mp4")
+    assert found(tmp_path) == found(tmp_path, tmp_path / "a", tmp_path) == [("a/walk", "video"), ("b/walk", "npy")]
+
+
+def test_a_link_to_recordings_elsewhere_is_followed(tmp_path: Path):
+    put(tmp_path / "data" / "walk.mp4")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "data", target_is_directory=True)
+    assert found(tmp_path / "here") == [("link/walk", "video")]
+
+
+def test_names_that_would_agree(tmp_path: Path):
+    for name in ("x/walk.mp4", "x/walk.mkv", "y/walk.mp4", "y/run.mp4", "z/x/walk.mp4"):
+        put(tmp_path / name)
+    assert [name for name, _ in found(tmp_path / "x", tmp_path / "y")] == [
+        "walk.mkv",
+        "x/walk.mp4",
+        "run",
+        "y/walk.mp4",
+    ]
+    names = [name for name, _ in found(tmp_path / "x", tmp_path / "z" / "x")]
+    assert names == ["walk.mkv", "x/walk.mp4", "x/walk.mp4-2"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    files=st.sets(
+        st.tuples(
+            st.sampled_from(["", "a/", "A/", "a/b/"]),
+            st.sampled_from(["1", "2", "10", "x"]),
+            st.sampled_from(["npy", "npz"]),
+        ),
+        min_size=1,
+    ),
+    roots=st.lists(st.sampled_from([".", "a", "A", "a/b"]), min_size=1, max_size=4),
+)
+def test_names_are_unique_and_the_search_is_repeatable(
+    tmp_path_factory: pytest.TempPathFactory, files: set[tuple[str, str, str]], roots: list[str]
+):
+    top = tmp_path_factory.mktemp("law")
+    for folder in ("a/b", "A"):
+        (top / folder).mkdir(parents=True)
+    for folder, name, suffix in files:
+        put(top / folder / f"{name}.{suffix}")
+    paths = [top / root for root in [*roots, "."]]
+    first, second = find_recordings(paths)[0], find_recordings(paths)[0]
+    assert first == second
+    names = [each.name.casefold() for each in first]
+    assert len(set(names)) == len(names) == len(files)
+    assert {each.source.resolve() for each in first} == {(top / f"{f}{n}.{s}").resolve() for f, n, s in files}
+    for each in first:
+        assert not Path(each.name).is_absolute()
+        assert ".." not in Path(each.name).parts
+
+
+def test_damaged_ones_are_told_beside_the_good(tmp_path: Path):
+    put(tmp_path / "good.mp4")
+    (tmp_path / "empty.mp4").touch()
+    np.save(tmp_path / "float.npy", np.zeros((2, 8, 8, 3)))
+    (tmp_path / "gone.mkv").symlink_to(tmp_path / "nowhere.mkv")
+    recordings, damaged = find_recordings([tmp_path])
+    assert [each.name for each in recordings] == ["good"]
+    assert [(each.name, each.source.name) for each in damaged] == [
+        ("empty", "empty.mp4"),
+        ("float", "float.npy"),
+        ("gone", "gone.mkv"),
+    ]
+    assert all(isinstance(each, Damaged) and str(each.source) in each.reason for each in damaged)
+
+
+def test_half_a_stream_is_damaged_and_a_video_of_that_name_alone_is_a_video(tmp_path: Path):
+    put(tmp_path / "alone" / "recording.mp4")
+    (tmp_path / "half").mkdir()
+    np.savez(tmp_path / "half" / "rendered.npz", reward=np.zeros(3))
+    recordings, damaged = find_recordings([tmp_path])
+    assert [(each.name, each.kind) for each in recordings] == [("alone/recording", "video")]
+    assert "half is a MineRL stream that lacks recording.mp4 and metadata.json" in damaged[0].reason
+
+
+def test_nothing_found_tells_what_was_there(tmp_path: Path):
+    with pytest.raises(InputError, match="there is nothing"):
+        find_recordings([tmp_path])
+    for name in ("a.txt", "b.csv", "c.txt", "d.txt", "e.txt", "f.txt", ".hidden"):
+        put(tmp_path / name)
+    with pytest.raises(
+        InputError, match=r"there is a.txt, b.csv, c.txt, d.txt, e.txt and 1 more\. Expected MineRL streams"
+    ):
+        find_recordings([tmp_path])
+    with pytest.raises(InputError, match=r"no recordings in .*a.txt; there is a.txt"):
+        find_recordings([tmp_path / "a.txt"])
+    with pytest.raises(InputError, match=r"there is no file or folder .*nowhere"):
+        find_recordings([tmp_path / "nowhere"])
+    with pytest.raises(InputError, match="no recordings in no path at all"):
+        find_recordings([])

@@ -1,0 +1,234 @@
+"""VPT's contractor demonstrations: what the player did in MineRL's names, and the frames that the options ask for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from latent_obs.util.errors import InputError
+from tests.support.recording_files import numbered, numbers, read, read_until_damage, vpt_line, write_video, write_vpt
+from vae_training.extraction.readers.base import DamagedRecordingError
+from vae_training.extraction.readers.find import find_recordings
+from vae_training.extraction.readers.vpt import BUTTONS, VptOptions, VptRecording, read_actions
+
+
+def write_lines(file: Path, *lines: dict[str, Any]) -> Path:
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def recording(file: Path, **options: Any) -> VptRecording:
+    return VptRecording("a", file, options=VptOptions(**options))
+
+
+KEYS = {
+    "key.keyboard.w": "forward",
+    "key.keyboard.s": "back",
+    "key.keyboard.a": "left",
+    "key.keyboard.d": "right",
+    "key.keyboard.q": "drop",
+    "key.keyboard.e": "inventory",
+    "key.keyboard.f": "swapHands",
+    "key.keyboard.space": "jump",
+    "key.keyboard.left.shift": "sneak",
+    "key.keyboard.left.control": "sprint",
+    "key.keyboard.escape": "ESC",
+    "key.keyboard.1": "hotbar.1",
+    "key.keyboard.9": "hotbar.9",
+}
+
+
+@pytest.mark.parametrize(("key", "button"), KEYS.items())
+def test_each_key_is_the_button_of_minerl(key: str, button: str, tmp_path: Path):
+    rows = read_actions(write_lines(tmp_path / "a.jsonl", vpt_line(), vpt_line(keys=[key, "key.keyboard.f3"])))
+    pressed = {name: rows[f"action${name}"].tolist() for name in BUTTONS}
+    assert pressed.pop(button) == [0, 1]
+    assert all(values == [0, 0] for values in pressed.values())
+    assert rows["null_action"].tolist() == [True, False]
+
+
+def test_there_is_a_row_for_each_button_of_minerl(tmp_path: Path):
+    assert len(set(BUTTONS)) == len(BUTTONS) == 23
+    rows = read_actions(write_lines(tmp_path / "a.jsonl", vpt_line(), vpt_line()))
+    assert {name: (array.shape, array.dtype) for name, array in rows.items()} == {
+        **{f"action${name}": ((2,), np.dtype(np.int64)) for name in BUTTONS},
+        "action$camera": ((2, 2), np.dtype(np.float32)),
+        "null_action": ((2,), np.dtype(bool)),
+        "is_gui_open": ((2,), np.dtype(bool)),
+        "mouse": ((2, 2), np.dtype(np.float32)),
+        "video_frame": ((2,), np.dtype(np.int64)),
+    }
+
+
+def test_mouse_buttons_and_camera(tmp_path: Path):
+    file = write_lines(
+        tmp_path / "a.jsonl",
+        vpt_line(),
+        vpt_line(buttons=[0], newButtons=[0]),
+        vpt_line(buttons=[1]),
+        vpt_line(buttons=[2, 7]),
+        vpt_line(dx=100.0, dy=-4.0),
+        vpt_line(buttons=[7], keys=["key.keyboard.f3"]),
+    )
+    rows = read_actions(file)
+    assert rows["action$attack"].tolist() == [0, 1, 0, 0, 0, 0]
+    assert rows["action$use"].tolist() == [0, 0, 1, 0, 0, 0]
+    assert rows["action$pickItem"].tolist() == [0, 0, 0, 1, 0, 0]
+    np.testing.assert_allclose(rows["action$camera"][4], [-0.6, 15.0], rtol=1e-6)  # pitch down is positive, in degrees
+    assert rows["null_action"].tolist() == [True, False, False, False, False, True]
+
+
+def test_an_attack_button_that_hangs_from_the_start_is_let_go(tmp_path: Path):
+    held, pressed = vpt_line(buttons=[0]), vpt_line(buttons=[0], newButtons=[0])
+    rows = read_actions(write_lines(tmp_path / "a.jsonl", pressed, held, held, pressed, held, vpt_line()))
+    assert rows["action$attack"].tolist() == [0, 0, 0, 1, 1, 0]
+    assert rows["null_action"].tolist() == [True, True, True, False, False, True]
+    rows = read_actions(write_lines(tmp_path / "b.jsonl", vpt_line(), pressed, held))
+    assert rows["action$attack"].tolist() == [0, 1, 1]
+
+
+def test_the_scroll_wheel_is_seen_from_the_hotbar(tmp_path: Path):
+    rows = read_actions(write_lines(tmp_path / "a.jsonl", *(vpt_line(hotbar=slot) for slot in (0, 3, 3, 8, 0))))
+    chosen = np.stack([rows[f"action$hotbar.{n}"] for n in range(1, 10)], axis=1)
+    assert [np.flatnonzero(row).tolist() for row in chosen] == [[], [3], [], [8], [0]]
+    lines = [vpt_line(), vpt_line()]
+    for line in lines:
+        del line["hotbar"]  # of an early recorder
+    assert not read_actions(write_lines(tmp_path / "b.jsonl", *lines))["action$hotbar.1"].any()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 frames, each with its number as the mouse's x; every third null, every fifth with an open menu."""
+    lines = [vpt_line(x=float(i), dx=float(i % 3), isGuiOpen=i % 5 == 0) for i in range(60)]
+    return write_vpt(tmp_path_factory.mktemp("vpt") / "alias-1.mp4", numbered(60), lines)
+
+
+@pytest.mark.parametrize("drop_null_actions", [False, True])
+@pytest.mark.parametrize("gui", ["keep", "drop"])
+def test_the_options_choose_frames_and_rows_alike(clip: Path, drop_null_actions: bool, gui: str):
+    each = recording(clip, drop_null_actions=drop_null_actions, gui=gui)
+    wanted = [i for i in range(60) if not (drop_null_actions and i % 3 == 0) and not (gui == "drop" and i % 5 == 0)]
+    frames, rows = read(each), each.rows()
+    np.testing.assert_allclose(numbers(frames), wanted, atol=0)
+    assert rows["mouse"][:, 0].tolist() == rows["video_frame"].tolist() == wanted
+    assert all(len(array) == len(wanted) for array in rows.values())
+    assert each.expected_frames == len(wanted)
+    assert each.notes == []
+
+
+def test_dropping_across_chunks(clip: Path, monkeypatch: pytest.MonkeyPatch):
+    from vae_training.extraction.readers import base as files
+
+    monkeypatch.setattr(files, "CHUNK_BYTES", 7 * 48 * 64 * 3)
+    assert numbers(read(recording(clip, gui="drop"))) == [i for i in range(60) if i % 5]
+
+
+def test_a_chunk_of_which_nothing_is_kept_is_not_given(tmp_path: Path):
+    file = write_vpt(tmp_path / "a.mp4", numbered(20), [vpt_line()] * 20)
+    assert list(recording(file, drop_null_actions=True).chunks()) == []
+    assert len(recording(file, drop_null_actions=True).rows()["null_action"]) == 0
+
+
+@pytest.mark.parametrize(("frames", "lines"), [(20, 19), (19, 20), (25, 20), (20, 25)])
+def test_lengths_that_differ_by_a_few_are_paired_and_told(frames: int, lines: int, tmp_path: Path):
+    file = write_vpt(tmp_path / "a.mp4", numbered(frames), [vpt_line(x=float(i)) for i in range(lines)])
+    paired = min(frames, lines)
+    assert numbers(read(recording(file))) == list(range(paired))
+    assert recording(file).rows()["mouse"][:, 0].tolist() == list(range(paired))
+    assert f"has {frames} frames, and a.jsonl {lines} lines; the first {paired} of both" in recording(file).notes[0]
+
+
+@pytest.mark.parametrize(("frames", "lines"), [(26, 20), (20, 26)])
+def test_lengths_that_differ_by_more_are_damage(frames: int, lines: int, tmp_path: Path):
+    file = write_vpt(tmp_path / "a.mp4", numbered(frames), [vpt_line()] * lines)
+    read_until_damage(
+        recording(file), f"a.mp4 has {frames} frames, and a.jsonl {lines} lines: they do not belong together"
+    )
+    with pytest.raises(DamagedRecordingError, match="do not belong together"):
+        recording(file).rows()
+
+
+BROKEN = {
+    "cut": '{"mouse": {"x"',
+    "list": "[1, 2]",
+    "number": "7",
+    "no mouse": json.dumps({**vpt_line(), "mouse": None}),
+    "no keys": json.dumps({**vpt_line(), "keyboard": {}}),
+    "no menu": json.dumps({name: value for name, value in vpt_line().items() if name != "isGuiOpen"}),
+    "text": json.dumps(vpt_line(dx="far")),
+    "deep": "[" * 100_000,
+    "binary": "\udcff\udcfe",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_line_is_named(name: str, tmp_path: Path):
+    lines = [json.dumps(vpt_line())] * 10
+    lines[6] = BROKEN[name]
+    file = write_video(tmp_path / "a.mp4", numbered(10))
+    file.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", errors="surrogateescape")
+    assert read_until_damage(recording(file), "a.jsonl, line 7, is not an action of VPT") is None
+    with pytest.raises(DamagedRecordingError, match="line 7"):
+        recording(file).rows()
+
+
+def test_an_empty_or_missing_jsonl(tmp_path: Path):
+    file = write_video(tmp_path / "a.mp4", numbered(10))
+    assert read_until_damage(recording(file), "a.jsonl cannot be read: No such file") is None
+    file.with_suffix(".jsonl").write_text("\n\n")
+    assert read_until_damage(recording(file), "a.jsonl has no lines") is None
+
+
+def test_a_video_without_frames_is_damaged(tmp_path: Path):
+    file = tmp_path / "a.mp4"
+    with av.open(str(file), "w", options={"movflags": "frag_keyframe+empty_moov"}) as container:
+        stream: Any = container.add_stream("libx264", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        container.start_encoding()
+    write_lines(tmp_path / "a.jsonl", vpt_line())
+    assert read_until_damage(recording(file), "a.mp4 cannot be read as a video: it has no frames") is None
+
+
+def test_empty_lines_are_passed_over(tmp_path: Path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join([json.dumps(vpt_line()), "", json.dumps(vpt_line()), "", ""]))
+    assert len(read_actions(file)["null_action"]) == 2
+
+
+def test_a_cut_video_is_damaged(tmp_path: Path):
+    lines = [vpt_line(x=float(i)) for i in range(60)]
+    file = write_vpt(tmp_path / "a.mp4", numbered(60), lines)
+    write_video(file, numbered(60), container_options={"movflags": "faststart"})
+    file.write_bytes(file.read_bytes()[:-300])
+    good = read_until_damage(recording(file), "a.mp4 cannot be read beyond its first")
+    assert good is not None
+    assert numbers(good) == list(range(len(good)))
+
+
+def test_a_video_that_does_not_tell_its_length_is_counted(tmp_path: Path):
+    fragments = {"movflags": "frag_keyframe+empty_moov"}
+    file = write_video(tmp_path / "a.mp4", numbered(30), container_options=fragments)
+    write_lines(tmp_path / "a.jsonl", *[vpt_line()] * 30)
+    assert len(read(recording(file))) == 30
+    assert recording(file).notes == []
+
+
+def test_options_that_do_not_exist():
+    with pytest.raises(InputError, match="gui"):
+        VptOptions(gui="hide")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_search_hands_the_options_on_and_they_are_in_the_fingerprint(clip: Path):
+    plain, chosen = (find_recordings([clip.parent], vpt=o)[0] for o in (None, VptOptions(drop_null_actions=True)))
+    assert [each.kind for each in plain] == [each.kind for each in chosen] == ["vpt"]
+    assert [len(read(each)) for each in (*plain, *chosen)] == [60, 40]
+    assert plain[0].fingerprint() != chosen[0].fingerprint()
+    before = plain[0].fingerprint()
+    clip.with_suffix(".jsonl").write_text(clip.with_suffix(".jsonl").read_text() + "\n")
+    assert plain[0].fingerprint() != before

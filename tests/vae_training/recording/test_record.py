@@ -1,0 +1,268 @@
+"""Recording: whole, reproducible files from any pixel environment, through interrupts and restarts."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from latent_obs.util.errors import InputError
+from vae_training.data.frames import get_datasets
+from vae_training.data.rows import load_rows
+from vae_training.recording.camera import find_pixels
+from vae_training.recording.recorder import RecordConfig, record
+
+EPISODE = 7
+
+
+class Counter(gym.Env):
+    """Says in its pixels which episode and step it is; the last picture of an episode is black, as ViZDoom's is.
+
+    Red is the seed of the last seeded reset, green the episode since then, blue the step; below is the action.
+    """
+
+    def __init__(self, layout: str = "HWC", side: int = 16, end: str = "black") -> None:
+        self.layout, self.side, self.end = layout, side, end
+        self.last: Any = None
+        shape = {"HWC": (side, side, 3), "CHW": (3, side, side), "grey": (side, side)}[layout.removeprefix("dict ")]
+        box = spaces.Box(0, 255, shape, np.uint8)
+        depth = spaces.Box(0, 255, (side, side, 1), np.uint8)
+        self.observation_space = spaces.Dict(pov=box, depth=depth) if layout.startswith("dict") else box
+        self.action_space = spaces.Discrete(200)
+        self.tag = [0, 0, 0]
+
+    def _observe(self, action: int, black: bool = False) -> Any:
+        frame = np.zeros((self.side, self.side, 3), np.uint8)
+        frame[:] = [0, 0, 0] if black else [n % 255 + 1 for n in self.tag]
+        frame[self.side // 2 :] = 0 if black else action
+        frame = np.ascontiguousarray(frame[::-1])[::-1]  # MineRL's are such views, read-only with a negative stride
+        frame.flags.writeable = False
+        if self.layout.endswith("CHW"):
+            frame = np.moveaxis(frame, -1, 0)
+        elif self.layout == "grey":
+            frame = frame[..., 0]
+        return (
+            {"pov": frame, "depth": np.zeros((self.side, self.side, 1), np.uint8)} if "dict" in self.layout else frame
+        )
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.tag = [seed, 0, 0] if seed is not None else [self.tag[0], self.tag[1] + 1, 0]
+        return self._observe(0), {}
+
+    def step(self, action):
+        self.tag[2] += 1
+        over = self.tag[2] == EPISODE
+        info = {"error": "the game was lost"} if over and self.end == "lost" else {}
+        if not (over and self.end == "repeated"):
+            self.last = self._observe(int(action) + 1, black=over and self.end == "black")
+        return self.last, 0.0, over, False, info
+
+
+gym.register("test/Counter-v0", lambda **kwargs: Counter(**kwargs))
+
+
+def config(out: Path, **changes: Any) -> RecordConfig:
+    return RecordConfig(
+        **{"env": "test/Counter-v0", "out": out, "frames": 30, "frames_per_file": 12, "size": 16, **changes}
+    )
+
+
+def tags(file: np.ndarray) -> list[tuple[int, ...]]:
+    """(seed, episode, step) of each frame."""
+    return [tuple(int(n) - 1 for n in frame[0, 0]) for frame in file]
+
+
+def test_each_file_is_a_recording_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert record(config(tmp_path / "images", seed=40)) == tmp_path / "images"
+    files = get_datasets(tmp_path / "images")
+    assert [Path(str(f.filename)).name for f in files] == [f"test-Counter-v0_00{i}.npy" for i in range(3)]
+    assert [f.shape for f in files] == [(12, 16, 16, 3), (12, 16, 16, 3), (6, 16, 16, 3)]
+    for i, file in enumerate(files):
+        # Every frame but the black ones, from a reset with the file's own seed.
+        expected = [(40 + i, episode, step) for episode in range(2) for step in range(EPISODE)]
+        assert tags(file) == expected[: len(file)]
+    out, err = capsys.readouterr()
+    assert f"30 frames of test/Counter-v0 in {tmp_path}/images\nnext: latent-obs train-vae --frames {tmp_path}" in out
+    assert err == ""  # no progress bar where nobody watches
+
+
+def test_recording_json(tmp_path: Path):
+    record(config(tmp_path, seed=3, policy="random", env_kwargs={"side": 20}))
+    manifest = json.loads((tmp_path / "recording.json").read_text())
+    assert manifest["frames"] == 30
+    assert [entry["frames"] for entry in manifest["files"].values()] == [12, 12, 6]
+    first = manifest["files"]["test-Counter-v0_000.npy"]
+    assert (first["env"], first["policy"], first["seed"], first["size"]) == ("test/Counter-v0", "random", 3, 16)
+    assert first["env_kwargs"] == {"side": 20}
+    assert manifest["versions"]["numpy"] == np.__version__
+    assert first["state"] is True
+    stems = [f"test-Counter-v0_00{i}" for i in range(3)]
+    made = ["recording.json", *(f"{stem}{end}" for stem in stems for end in (".npy", ".rows.npz"))]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(made)
+
+
+def test_same_seed_same_frames(tmp_path: Path):
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        record(config(tmp_path / out, seed=seed, frames=12))
+    a, b, c = (get_datasets(tmp_path / out)[0] for out in "abc")
+    np.testing.assert_array_equal(a, b)
+    assert (a != c).any()
+
+
+def actions(file: np.ndarray) -> np.ndarray:
+    """Action before each frame; 0 after a reset."""
+    return np.asarray(file[:, -1, 0, 0], int)
+
+
+@pytest.mark.parametrize(("policy", "low", "high"), [("random", 0, 0.05), ("sticky", 0.6, 0.85)])
+def test_policies(tmp_path: Path, policy: str, low: float, high: float):
+    record(config(tmp_path, policy=policy, stickiness=0.75, frames=700, frames_per_file=700))
+    (file,) = get_datasets(tmp_path)
+    chosen = actions(file)
+    both = (chosen[1:] > 0) & (chosen[:-1] > 0)
+    assert low <= (chosen[1:] == chosen[:-1])[both].mean() <= high
+
+
+def test_started_again_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    record(config(tmp_path, frames=10))
+    record(config(tmp_path, frames=30))
+    assert "holds 10 frames of test/Counter-v0 already, of 30 asked for" in capsys.readouterr().out
+    files = get_datasets(tmp_path)
+    assert [len(f) for f in files] == [10, 12, 8]
+    assert [tags(f)[0] for f in files] == [(0, 0, 0), (1, 0, 0), (2, 0, 0)]
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    record(config(tmp_path, frames=30))
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+    assert "30 frames of" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"holds frames of shape \(16, 16, 3\), and these would be \(8, 8, 3\)"):
+        record(config(tmp_path, frames=60, size=8))
+    assert [len(f) for f in get_datasets(tmp_path)] == [10, 12, 8]
+    entries = json.loads((tmp_path / "recording.json").read_text())["files"]
+    assert [entry["frames"] for entry in entries.values()] == [10, 12, 8]
+
+
+@pytest.mark.parametrize("layout", ["HWC", "CHW", "dict HWC", "dict CHW"])
+@pytest.mark.parametrize("size", [None, 8, 16])
+def test_layouts_and_sizes(tmp_path: Path, layout: str, size: int | None):
+    record(config(tmp_path, env_kwargs={"layout": layout}, size=size, frames=9))
+    (file,) = get_datasets(tmp_path)
+    assert file.shape == (9, size or 16, size or 16, 3)
+    assert tags(file) == [(0, 0, step) for step in range(7)] + [(0, 1, 0), (0, 1, 1)]
+
+
+def test_grey(tmp_path: Path):
+    record(config(tmp_path, env_kwargs={"layout": "grey"}, frames=9))
+    assert get_datasets(tmp_path)[0].shape == (9, 16, 16, 1)
+
+
+def test_pixel_key(tmp_path: Path):
+    record(config(tmp_path, env_kwargs={"layout": "dict HWC"}, pixel_key="depth", frames=9))
+    assert get_datasets(tmp_path)[0].shape == (9, 16, 16, 1)
+    with pytest.raises(InputError, match="pixel_key 'sight' is not in the observation"):
+        record(config(tmp_path / "b", env_kwargs={"layout": "dict HWC"}, pixel_key="sight"))
+
+
+@pytest.mark.parametrize("end", ["black", "lost", "repeated"])
+def test_last_picture_that_is_none_is_left_out(tmp_path: Path, end: str):
+    record(config(tmp_path, env_kwargs={"end": end}, frames=9))
+    assert [step for _, _, step in tags(get_datasets(tmp_path)[0])] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+
+
+def test_spaces_without_pixels():
+    with pytest.raises(InputError, match=r"no picture but Discrete"):
+        find_pixels(spaces.Discrete(3), None)
+    with pytest.raises(InputError, match="uint8"):
+        find_pixels(spaces.Box(0, 1, (64, 64, 3)), None)
+    with pytest.raises(InputError, match="no pixels in the observation"):
+        find_pixels(spaces.Dict(a=spaces.Discrete(2)), None)
+    image = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    with pytest.raises(InputError, match="several images"):
+        find_pixels(spaces.Dict(left=image, right=image), None)
+    assert find_pixels(spaces.Dict(left=image, right=image), "right") == ("right", 3)
+    assert find_pixels(spaces.Box(0, 255, (84, 84, 4), np.uint8), None) == (None, 4)
+
+
+def test_unknown_environment_leaves_nothing_behind(tmp_path: Path):
+    with pytest.raises(InputError, match=r"VizdoomBasic"):
+        record(config(tmp_path / "images", env="VizdoomBasik-v1"))
+    with pytest.raises(InputError, match="no picture"):
+        record(config(tmp_path / "images", env="CartPole-v1"))
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frames": 0}, "frames must be a positive integer, got 0"),
+        ({"frames_per_file": 2.5}, "frames_per_file must be a positive integer"),
+        ({"size": -1}, "size must be a positive integer or None"),
+        ({"frame_skip": 0}, "frame_skip must be"),
+        ({"policy": "wise"}, "policy must be 'random' or 'sticky', got 'wise'"),
+        ({"stickiness": 1.0}, "probability below 1"),
+        ({"stickiness": float("nan")}, "probability below 1"),
+        ({"seed": -1}, "seed must be"),
+        ({"env": ""}, "env must be"),
+    ],
+)
+def test_wrong_settings(tmp_path: Path, changes: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        config(tmp_path, **changes)
+
+
+def test_folder_that_is_a_file_and_agent_without_its_policy(tmp_path: Path):
+    (tmp_path / "x").write_text("hello")
+    with pytest.raises(InputError, match="is a file, expected a folder"):
+        record(config(tmp_path / "x"))
+    with pytest.raises(InputError, match=r"policy=\.\.\."):
+        record(config(tmp_path / "y", agent=tmp_path / "a.zip"))
+    assert not (tmp_path / "y").exists()
+
+
+# An interrupt between open() and its `with` leaves a file for the collector to close; nothing can be done about that.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interrupted_at_any_moment(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Whenever Ctrl-C comes, valid files are left, and the next call goes on from them."""
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        folder = tmp_path / str(i)
+        # As the terminal does it: some milliseconds in, when record() has taken over what Ctrl-C means.
+        old = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        try:
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.03, 0.12))
+            record(config(folder, frames=300, frames_per_file=3))
+        except KeyboardInterrupt:
+            pytest.fail("record() did not return")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, old)
+        kept = sum(len(f) for f in get_datasets(folder)) if list(folder.glob("*.npy")) else 0
+        assert not list(folder.glob("*.part"))
+        for file in folder.glob("*.npy"):
+            assert len(load_rows(file)["acted"]) == len(np.load(file, mmap_mode="r"))
+        assert kept < 300  # it did stop: all of them take a second
+        assert f"interrupted: {kept} of 300" in capsys.readouterr().out
+
+
+def test_disk_full_while_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pwrite = os.pwrite
+
+    def full(fd: int, data: Any, at: int) -> int:
+        if at > 768 * 9:
+            raise OSError(28, "No space left on device")
+        return pwrite(fd, data, at)
+
+    monkeypatch.setattr("vae_training.data.npy_writer.os.pwrite", full)
+    with pytest.raises(InputError, match=r"no room left on the disk.*9 whole frames are kept"):
+        record(config(tmp_path))
+    monkeypatch.undo()
+    assert [len(f) for f in get_datasets(tmp_path)] == [9]
+    assert load_rows(tmp_path / "test-Counter-v0_000.npy")["first"].tolist() == [True, *[False] * 6, True, False]
+    assert json.loads((tmp_path / "recording.json").read_text())["frames"] == 9
+    record(config(tmp_path))
+    assert [len(f) for f in get_datasets(tmp_path)] == [9, 12, 9]

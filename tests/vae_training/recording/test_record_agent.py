@@ -1,0 +1,139 @@
+"""Recording with a trained agent: it sees and does what it would in an evaluation, in the environment of its
+training."""
+
+# ruff: noqa: F401, F811  # fixtures are imported, and arguments have their names
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+pytest.importorskip("stable_baselines3")
+
+from agents.play.policy import load_policy
+from tests.support.steer_env import VIEWS, call, evaluated, recorded, run_of
+from vae_training.data.rows import load_rows
+from vae_training.recording.config import RecordConfig
+from vae_training.recording.recorder import record
+
+# Actions are numbers, so that whatever an agent sees otherwise is seen in them.
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_it_does_what_it_does_in_an_evaluation(
+    call: Callable[..., tuple[int, str, str]], run_of: Callable[[str], Path], tmp_path: Path, view: str
+):
+    run, out = run_of(view), tmp_path / "frames"
+    words = ("--agent", run, "--out", out, "--seed", 30, "--frames", 40, "--frames-per-file", 21, "--size", 16)
+    code, told, err = call(*words, "--deterministic", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert f"40 frames of test/Steer-v0 in {out}" in told
+    first, second = recorded(out)
+    assert len(first) == 21 - 4  # a whole episode shows a last picture that nothing is done at
+    for found, seed in ((first, 30), (second, 31)):
+        expected = evaluated(run, seed, len(found))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert expected.std(axis=0).min() > 1e-3  # and not always the same
+
+
+def test_the_frames_are_those_of_the_game(run_of: Callable[[str], Path], tmp_path: Path):
+    """In their own size and number, whatever the agent's encoder eats: the same actions give the same frames."""
+    run = run_of("latent")
+    record(RecordConfig(agent=run, out=tmp_path / "a", frames=12, size=None), policy=load_policy(run, device="cpu"))
+    env = gym.make("test/Steer-v0", frame_skip=3)
+    frames, actions = np.load(tmp_path / "a" / "test-Steer-v0_000.npy"), iter(recorded(tmp_path / "a")[0])
+    expected = [env.reset(seed=0)[0]]
+    while len(expected) < 12:
+        observation, _, terminated, _, _ = env.step(next(actions))
+        expected += [observation, *([env.reset()[0]] if terminated else [])]
+    np.testing.assert_array_equal(frames, expected[:12])
+
+
+def test_it_samples_by_default_and_the_seed_decides(run_of: Callable[[str], Path], tmp_path: Path):
+    run = run_of("latent")
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        config = RecordConfig(agent=run, out=tmp_path / name, frames=30, frames_per_file=15, seed=seed)
+        record(config, policy=load_policy(run, device="cpu"))
+    a, b, c = (recorded(tmp_path / name) for name in "abc")
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(a[1], c[0], atol=1e-6)  # file k is that of seed + k
+    assert np.abs(a[0] - evaluated(run, 3, len(a[0]))).max() > 0.1
+
+
+def test_what_the_recording_says_of_it(run_of: Callable[[str], Path], tmp_path: Path):
+    run = run_of("latent")
+    record(RecordConfig(agent=run, out=tmp_path, frames=6, seed=5), policy=load_policy(run, "last", device="cpu"))
+    (entry,) = json.loads((tmp_path / "recording.json").read_text())["files"].values()
+    assert entry["agent_notes"] == {
+        "run": str(run),
+        "which": "last",
+        "steps": 64,
+        "env": "test/Steer-v0",
+        "observation": "latent",
+        "encoder": str(run / "encoder"),
+        "deterministic": False,
+    }
+    said = {key: entry[key] for key in ("env", "policy", "agent", "frame_skip", "seed")}
+    assert said == {"env": "test/Steer-v0", "policy": "agent", "agent": str(run), "frame_skip": 3, "seed": 5}
+    assert "deterministic" not in entry
+
+
+# What is taken from the agent's run, and what contradicts it
+
+
+def test_the_environment_is_made_as_in_training(
+    call: Callable[..., tuple[int, str, str]], run_of: Callable[[str], Path], tmp_path: Path
+):
+    run = run_of("latent only")
+    assert call("--agent", run, "--out", tmp_path, "--frames", 12, "--env", "test/Steer-v0")[0] == 0
+    (entry,) = json.loads((tmp_path / "recording.json").read_text())["files"].values()
+    assert (entry["env_kwargs"], entry["pixel_key"], entry["frame_skip"]) == ({"kind": "two"}, "pov", None)
+    (file,) = tmp_path.glob("*.npy")
+    assert set(load_rows(file)) > {"observation$inventory$log"}
+    # Of two cameras another one may be recorded than the agent looks through.
+    other = tmp_path / "back"
+    assert call("--agent", run, "--out", other, "--frames", 12, "--pixel-key", "back")[0] == 0
+    back, front = np.load(other / file.name), np.load(file)
+    np.testing.assert_array_equal(back[0], front[0][::-1])
+
+
+def test_frame_skip_is_the_agents(
+    call: Callable[..., tuple[int, str, str]], run_of: Callable[[str], Path], tmp_path: Path
+):
+    words = ("--agent", run_of("latent"), "--out", tmp_path / "a", "--frames", 4)
+    for given in (("--frame-skip", 2), ("--env-kwargs", "frame_skip", 2)):
+        code, _, err = call(*words, *given)
+        assert code == 2
+        assert "frame_skip is 2 here, and the agent was trained with 3" in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+    assert call(*words, "--frame-skip", 3)[0] == 0
+    code, _, err = call("--agent", run_of("Dict"), "--out", tmp_path / "b", "--frame-skip", 3)
+    assert code == 2
+    assert "frame_skip is 3 here, and the agent was trained with none given" in err
+
+
+def test_another_environment_is_told(
+    call: Callable[..., tuple[int, str, str]], run_of: Callable[[str], Path], tmp_path: Path
+):
+    code, out, _ = call("--agent", run_of("latent"), "--out", tmp_path, "--env", "test/Road-v0", "--frames", 8)
+    assert code == 0
+    assert "the agent was trained in test/Steer-v0, and acts in test/Road-v0 here" in out
+    (entry,) = json.loads((tmp_path / "recording.json").read_text())["files"].values()
+    assert (entry["env"], entry["frame_skip"]) == ("test/Road-v0", 3)
+
+
+def test_frames_counts_those_that_are_there(
+    call: Callable[..., tuple[int, str, str]], run_of: Callable[[str], Path], tmp_path: Path
+):
+    words = ("--agent", run_of("latent"), "--out", tmp_path, "--frames")
+    assert call(*words, 8)[0] == 0
+    assert (
+        "holds 8 frames of test/Steer-v0 already, of 8 asked for; --frames is how many to have in all"
+        in call(*words, 8)[1]
+    )
+    assert call(*words, 12)[0] == 0
+    assert [len(np.load(file)) for file in sorted(tmp_path.glob("*.npy"))] == [8, 4]

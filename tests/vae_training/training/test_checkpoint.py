@@ -1,0 +1,176 @@
+"""Checkpoints: everything comes back bit by bit, and what cannot be used is refused with the file's name."""
+
+import copy
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import vae_training.training.checkpoint
+from latent_obs.util.atomic import write_json, written_aside
+from latent_obs.util.errors import InputError
+from tests.support.tiny import tiny_cvae
+from vae_training.model.cvae import CVAE
+from vae_training.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+
+
+def trained(steps: int = 3, seed: int = 0) -> tuple[CVAE, torch.optim.Optimizer]:
+    model = tiny_cvae(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for i in range(steps):
+        x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(i))
+        model.compute_apply_gradients(x, optimizer)
+    return model, optimizer
+
+
+@pytest.fixture(scope="module")
+def whole_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "latest.safetensors"
+    save_checkpoint(path, *trained(), Progress(step=3))
+    return path
+
+
+@pytest.mark.parametrize("progress", [Progress(), Progress(step=7, best_loss=0.1 + 0.2, best_step=5, seconds=1 / 3)])
+def test_round_trip_is_exact(tmp_path: Path, progress: Progress):
+    torch.manual_seed(9)
+    model, optimizer = trained()
+    path = tmp_path / "checkpoints" / "latest.safetensors"
+    save_checkpoint(path, model, optimizer, progress)
+    expected_noise = torch.rand(5)
+    other = tiny_cvae(seed=1)
+    other_optimizer = torch.optim.Adam(other.parameters(), lr=0.01)
+    assert load_checkpoint(path, other, other_optimizer) == progress
+    assert torch.equal(torch.rand(5), expected_noise)  # the random state came back as well
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    one, two = optimizer.state_dict(), other_optimizer.state_dict()
+    assert one["param_groups"] == two["param_groups"]
+    assert one["state"].keys() == two["state"].keys()
+    for index, state in one["state"].items():
+        assert state.keys() == two["state"][index].keys()
+        assert all(torch.equal(value, two["state"][index][key]) for key, value in state.items())
+    x = torch.rand(4, 3, 16, 16)
+    torch.manual_seed(1)
+    a = model.compute_apply_gradients(x, optimizer)
+    torch.manual_seed(1)
+    b = other.compute_apply_gradients(x, other_optimizer)
+    assert torch.equal(a.total, b.total)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_an_optimizer_that_took_no_step(tmp_path: Path):
+    model, optimizer = trained(steps=0)
+    save_checkpoint(tmp_path / "c.safetensors", model, optimizer, Progress())
+    other, other_optimizer = trained(steps=0, seed=1)
+    assert load_checkpoint(tmp_path / "c.safetensors", other, other_optimizer) == Progress()
+    assert other_optimizer.state_dict()["state"] == {}
+
+
+def test_without_an_optimizer_the_random_state_is_left_alone(whole_checkpoint: Path):
+    torch.manual_seed(4)
+    before, model = torch.get_rng_state(), tiny_cvae(seed=2)
+    load_checkpoint(whole_checkpoint, model)
+    assert torch.equal(torch.get_rng_state(), before)
+    saved = load_file(whole_checkpoint)
+    assert all(torch.equal(value, saved[f"model/{name}"]) for name, value in model.state_dict().items())
+
+
+def test_saving_changes_nothing(tmp_path: Path):
+    model, optimizer = trained()
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    random_state = torch.get_rng_state()
+    save_checkpoint(tmp_path / "c.safetensors", model, optimizer, Progress())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(v, before[0][k]) for k, v in model.state_dict().items())
+    assert optimizer.state_dict()["param_groups"] == before[1]["param_groups"]
+
+
+def test_names_are_as_described(whole_checkpoint: Path):
+    with safe_open(str(whole_checkpoint), framework="pt") as file:
+        names = set(file.keys())
+        assert set(file.metadata()) == {"format", "progress"}
+    assert {name.split("/")[0] for name in names} == {"model", "optimizer", "rng"}
+    assert {n.removeprefix("model/") for n in names if n.startswith("model/")} == set(tiny_cvae().state_dict())
+
+
+def test_a_missing_file(tmp_path: Path):
+    with pytest.raises(InputError, match=r"no checkpoint .*gone\.safetensors"):
+        load_checkpoint(tmp_path / "gone.safetensors", tiny_cvae())
+
+
+@given(share=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=30, deadline=None)
+def test_a_cut_file_is_refused_by_name(whole_checkpoint: Path, share: float):
+    data, cut = whole_checkpoint.read_bytes(), whole_checkpoint.with_name("cut.safetensors")
+    cut.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(InputError, match=r"cut\.safetensors is damaged"):
+        load_checkpoint(cut, tiny_cvae())
+
+
+def test_another_architecture_is_refused(whole_checkpoint: Path):
+    with pytest.raises(InputError, match="architecture"):
+        load_checkpoint(whole_checkpoint, tiny_cvae(widths=(4, 9)))
+
+
+def test_other_safetensors_are_refused(tmp_path: Path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "c.safetensors")
+    with pytest.raises(InputError, match="latent-obs-checkpoint-1"):
+        load_checkpoint(tmp_path / "c.safetensors", tiny_cvae())
+
+
+class Bomb:
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (self.mark,)
+
+
+@pytest.mark.parametrize("by_torch", [False, True])
+def test_pickled_content_is_never_loaded(tmp_path: Path, by_torch: bool):
+    bomb, path = Bomb(str(tmp_path / "boom")), tmp_path / "latest.safetensors"
+    if by_torch:
+        torch.save({"model": bomb}, path)
+    else:
+        path.write_bytes(pickle.dumps(bomb))
+    with pytest.raises(InputError, match="damaged"):
+        load_checkpoint(path, tiny_cvae())
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_write_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "latest.safetensors"
+    save_checkpoint(path, *trained(), Progress(step=3))
+    before = path.read_bytes()
+
+    def half(tensors: object, file: str, metadata: object) -> None:
+        Path(file).write_bytes(before[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(vae_training.training.checkpoint, "save_file", half)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, *trained(seed=5), Progress(step=4))
+    assert path.read_bytes() == before
+    assert [f.name for f in tmp_path.iterdir()] == ["latest.safetensors"]
+
+
+def test_others_may_read_it(whole_checkpoint: Path):
+    assert whole_checkpoint.stat().st_mode & 0o777 == 0o644
+
+
+def test_files_written_aside(tmp_path: Path):
+    path = tmp_path / "a" / "b.json"
+    write_json(path, {"x": 1})
+    assert path.read_text() == '{\n  "x": 1\n}\n'
+    with pytest.raises(KeyError), written_aside(path) as aside:  # noqa: PT012
+        aside.write_text("half")
+        assert path.read_text() != "half"
+        raise KeyError
+    assert path.read_text() == '{\n  "x": 1\n}\n'
+    assert [f.name for f in path.parent.iterdir()] == ["b.json"]

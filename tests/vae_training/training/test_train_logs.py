@@ -1,0 +1,124 @@
+"""What training shows: logs, losses on held-out frames, pictures."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.tiny import random_frames, tiny_cvae
+from tests.support.training_runs import config_for, log_every_step, run
+from vae_training.model.cvae import CVAE, gaussian_kl_nats
+from vae_training.training.logs import RunLog, grid, read_log, reconstruct, reconstruction_sheet, traversal_sheet
+from vae_training.training.trainer import evaluate
+
+pytestmark = pytest.mark.usefixtures("log_every_step")
+
+
+def test_a_log_of_a_killed_run_goes_on_where_the_checkpoint_was(tmp_path: Path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n{"step": 3, "a": 3.0}\n{"st')
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3]
+    with RunLog(tmp_path, from_step=2, tensorboard=False) as log:
+        log.write(3, {"a": 30.0})
+        assert read_log(tmp_path)[-1] == {"step": 3, "a": 30.0}  # there at once
+    assert read_log(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 3, "a": 30.0}]
+    assert read_log(tmp_path / "nowhere") == []
+
+
+def test_without_tensorboard_there_is_a_log_and_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+    with RunLog(tmp_path) as log:
+        assert "--extra logs" in log.note
+        log.write(1, {"a": 1.0})
+        log.picture(1, "b", np.zeros((4, 4, 3), np.uint8))
+    assert read_log(tmp_path) == [{"step": 1, "a": 1.0}]
+
+
+def test_tensorboard_has_the_same_numbers(frames_folder: Path, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "out"
+    run(config_for(frames_folder, out, tensorboard=True))
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    rows = [r for r in read_log(out) if "loss/total" in r]
+    scalars = events.Scalars("loss/total")
+    assert [s.step for s in scalars] == [r["step"] for r in rows]
+    np.testing.assert_allclose([s.value for s in scalars], [r["loss/total"] for r in rows], rtol=1e-6)
+    assert len(events.Images("held_out/reconstructions")) == 2
+
+
+@pytest.mark.parametrize("scale_losses", [False, True])
+def test_evaluate_against_numpy(scale_losses: bool):
+    model, frames = tiny_cvae(beta=7.0, scale_losses=scale_losses), random_frames(300)
+    model.beta = 0.0  # the beta in force does not matter
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    held_out = evaluate(model, frames, beta=2.0)
+    assert evaluate(model, frames, beta=2.0) == held_out
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.inference_mode():
+        x = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
+        mean, logvar = model.encode(x)
+        kl = gaussian_kl_nats(mean, logvar).sum(1).mean().item() / (6 if scale_losses else 1)
+        through_the_mean = (model.decode(mean) - x).square().sum().item() / 300 / (768 if scale_losses else 1)
+    assert held_out.kl_nats == pytest.approx(kl, rel=1e-4)
+    assert held_out.reconstruction == pytest.approx(through_the_mean, rel=0.2)
+    assert held_out.reconstruction != pytest.approx(through_the_mean, rel=1e-6)  # a sample, as in training
+    assert held_out.loss_at_fixed_beta == pytest.approx(held_out.reconstruction + 2.0 * held_out.kl_nats)
+    assert held_out.active_latents == (mean.numpy().var(axis=0) > 0.01).sum()
+
+
+def only_latent(model: CVAE, latent: int | None) -> CVAE:
+    """Have the mean of one latent follow the frames strongly, and everything else in q(z|x) say nothing."""
+    weights = model.state_dict()
+    for name in ("encoder.mean_head.weight", "encoder.mean_head.bias", "encoder.logvar_head.weight"):
+        weights[name].zero_()
+    weights["encoder.logvar_head.bias"].zero_()
+    if latent is not None:
+        weights["encoder.mean_head.weight"][latent].normal_(generator=torch.Generator().manual_seed(0))
+    weights["decoder.stem.weight"] *= 30
+    return model
+
+
+def test_active_latents_are_those_that_move():
+    frames = random_frames(64)
+    assert evaluate(only_latent(tiny_cvae(), None), frames, beta=1.0).active_latents == 0
+    assert evaluate(only_latent(tiny_cvae(), 2), frames, beta=1.0).active_latents == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 12])
+def test_pictures(channels: int):
+    model = CVAE((16, 16, channels), 6, widths=(4, 8), strides=(2, 2))
+    frames = random_frames(5, (16, 16, channels))
+    with torch.inference_mode():
+        mean, _ = model.encode(torch.from_numpy(frames).permute(0, 3, 1, 2) / 255)
+        decoded = model.decode(mean).clamp(0, 1).permute(0, 2, 3, 1).numpy() * 255
+    assert np.abs(reconstruct(model, frames) - decoded).max() <= 0.51
+    sheet = reconstruction_sheet(model, frames)
+    assert sheet.shape == (2 * 34 - 2, 5 * 34 - 2, 3)
+    shown = {1: frames[0].repeat(3, axis=-1)}.get(channels, frames[0, :, :, -3:])
+    np.testing.assert_array_equal(sheet[:32:2, :32:2], shown)
+    assert traversal_sheet(model, frames[0], sample=frames, latents=2, steps=4).shape == (2 * 34 - 2, 4 * 34 - 2, 3)
+
+
+def test_a_traversal_begins_with_the_latent_that_says_most():
+    model, frames = only_latent(tiny_cvae(), 4), random_frames(40)
+    sheet = traversal_sheet(model, frames[0], sample=frames, latents=2, steps=3)
+    strongest, silent = sheet[:32].astype(int), sheet[34:]
+    assert np.abs(strongest[:, :32] - strongest[:, 68:]).max() > 5
+    np.testing.assert_array_equal(silent[:, :32], silent[:, 68:])  # its range in the sample is a point
+
+
+def test_grid_places_each_image():
+    images = random_frames(3, (4, 6, 3))
+    sheet = grid([images, images[:1]], scale=1)
+    assert sheet.shape == (10, 22, 3)
+    np.testing.assert_array_equal(sheet[:4, 8:14], images[1])
+    np.testing.assert_array_equal(sheet[6:, :6], images[0])
+    assert (sheet[4:6] == 255).all()
+    assert (sheet[6:, 6:] == 255).all()

@@ -1,0 +1,1 @@
+"""Frames on disk: reading, sampling, metadata, writing, filtering and statistics."""

@@ -1,0 +1,156 @@
+"""Which frames of a recording are kept: every so many-th, none that are black, none that repeat the last kept one.
+
+A recording comes in chunks; what a filter has to remember is carried from one to the next, so that the result is the
+same however the recording is cut.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latent_obs.util.errors import InputError
+
+Frames = NDArray[np.uint8]
+
+#: A frame without a value above it is black: decoded videos have noise of this size there, and the darkest cave of
+#: Minecraft has a hand or a hotbar that is far brighter.
+BLACK = 15
+_CELLS = 32  # rows and columns of the small version that duplicates are told by, at most
+
+
+class FrameFilters:
+    """Choose the frames to keep, chunk by chunk: `take` before they are resized, `keep` after.
+
+    Attributes:
+        kept: Number of frames kept so far.
+
+    Args:
+        stride: Take every so many-th frame, the first one first.
+        drop_black: Drop frames whose brightest grey level is not above `BLACK`.
+        drop_duplicates: Drop frames that differ from the last kept one by less than so many levels of 255, on average
+            over a grey version of at most 32x32; None keeps them.
+        limit: Keep no more frames than this; None keeps all.
+
+    Raises:
+        InputError: An argument is out of range.
+
+    Example:
+        >>> filters = FrameFilters(stride=2, drop_black=True)
+        >>> chunk = np.full((5, 8, 8, 3), 100, np.uint8)
+        >>> chunk[2] = 0
+        >>> positions = filters.take(len(chunk))
+        >>> positions[filters.keep(chunk[positions])]
+        array([0, 4])
+    """
+
+    def __init__(
+        self, stride: int = 1, drop_black: bool = False, drop_duplicates: float | None = None, limit: int | None = None
+    ) -> None:
+        if stride < 1:
+            raise InputError(f"stride must be a positive integer, got {stride!r}")
+        if limit is not None and limit < 1:
+            raise InputError(f"limit must be a positive integer or None, got {limit!r}")
+        if drop_duplicates is not None and not drop_duplicates > 0:
+            raise InputError(f"drop_duplicates must be a positive number of levels or None, got {drop_duplicates!r}")
+        self.stride, self.drop_black, self.drop_duplicates, self.limit = stride, drop_black, drop_duplicates, limit
+        self.kept = 0
+        self._skip = 0  # frames of the next chunk before the one that the stride takes
+        self._last: NDArray[np.float32] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the limit has been reached, so that nothing more will be kept."""
+        return self.limit is not None and self.kept >= self.limit
+
+    def take(self, count: int) -> NDArray[np.int64]:
+        """The frames of the next chunk that the stride takes.
+
+        Args:
+            count: Number of frames in it.
+
+        Returns:
+            Their positions in it, ascending.
+
+        Example:
+            >>> filters = FrameFilters(stride=3)
+            >>> filters.take(4), filters.take(4)
+            (array([0, 3]), array([2]))
+        """
+        positions = np.arange(self._skip, count, self.stride)
+        self._skip += len(positions) * self.stride - count
+        return positions
+
+    def keep(self, frames: Frames) -> NDArray[np.bool_]:
+        """Which of the frames that were taken are kept.
+
+        Args:
+            frames: uint8 (n, H, W, 3), in the order of the recording; every call goes on where the last one ended.
+
+        Returns:
+            A mask, bool (n,).
+        """
+        mask = np.ones(len(frames), np.bool_)
+        if len(frames) and (self.drop_black or self.drop_duplicates is not None):
+            grey = grey_levels(frames)
+            if self.drop_black:
+                mask &= grey.max(axis=(1, 2)) > BLACK
+            if self.drop_duplicates is not None:
+                mask[mask] = self._differs(small_version(grey[mask]), self.drop_duplicates)
+        if self.limit is not None:
+            mask &= np.cumsum(mask) <= self.limit - self.kept
+        self.kept += int(mask.sum())
+        return mask
+
+    def _differs(self, small: NDArray[np.float32], levels: float) -> NDArray[np.bool_]:
+        """Which frames differ from the last kept one; each that does is the one that the next are compared to."""
+        kept = np.zeros(len(small), np.bool_)
+        for i, frame in enumerate(small):
+            if self._last is None or np.abs(frame - self._last).mean() >= levels:
+                kept[i], self._last = True, frame
+        if self._last is not None:
+            self._last = self._last.copy()  # a view would keep the small versions of the whole chunk
+        return kept
+
+
+def grey_levels(frames: Frames) -> NDArray[np.uint8]:
+    """Brightness of each pixel by the weights of ITU-R BT.601, in integers.
+
+    Args:
+        frames: uint8 (n, H, W, 3), RGB.
+
+    Returns:
+        uint8 (n, H, W).
+
+    Example:
+        >>> grey_levels(np.array([[[[255, 255, 255], [255, 0, 0]]]], np.uint8))
+        array([[[255,  76]]], dtype=uint8)
+    """
+    red, green, blue = (frames[..., i].astype(np.uint16) for i in range(3))
+    return ((red * 77 + green * 150 + blue * 29) >> 8).astype(np.uint8)  # 77 + 150 + 29 = 256
+
+
+def small_version(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Means over the cells of a grid of at most 32x32.
+
+    Args:
+        grey: uint8 (n, H, W).
+
+    Returns:
+        float32 (n, rows, columns), levels of 255.
+
+    Example:
+        >>> small_version(np.full((2, 360, 640), 7, np.uint8)).shape
+        (2, 32, 32)
+    """
+    (top, heights), (left, widths) = (_cells(side) for side in grey.shape[1:])
+    # Sums of integers: the same whatever the order, so that a frame's does not depend on its neighbours in the chunk.
+    sums = np.add.reduceat(np.add.reduceat(grey, top, axis=1, dtype=np.uint32), left, axis=2, dtype=np.uint32)
+    return sums.astype(np.float32) / np.outer(heights, widths).astype(np.float32)
+
+
+def _cells(side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the cells along a side begin, and how long they are."""
+    count = min(_CELLS, side)
+    edges = np.array([math.floor(i * side / count) for i in range(count + 1)])
+    return edges[:-1], np.diff(edges)

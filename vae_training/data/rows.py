@@ -1,0 +1,166 @@
+"""What is known of each frame of a file: actions, rewards, the state of the game. Row i belongs to frame i.
+
+    images/
+    ├── VizdoomBasic-v1_000.npy        uint8 (N, H, W, C)
+    └── VizdoomBasic-v1_000.rows.npz   arrays of length N, by name:
+
+    action, or action$<key>     taken after frame i was seen; (N,), or (N, k) for a vector. 0 where `acted` is false
+    reward                      float32, of that step
+    terminated, truncated       bool, whether that step ended the episode
+    acted                       bool; false at the last picture of an episode, where it was kept, and at the file's last
+    frame first                       bool, whether frame i is the first of its episode
+    state$<NAME>                float32, what the environment tells of frame i: HEALTH, POSITION_X, ANGLE (degrees), ...
+    object$<class>              float32 (N, 5): visible 0/1, centre x, centre y, width, height of the largest one in
+    sight; the
+                                last four as fractions of the picture, x to the right, y down. Zeros where none is in
+                                sight
+    factor$<name>               int64, the value of a factor of a generated scene
+    observation$<key>           numbers beside the picture in a Dict observation; nested keys are joined by $
+
+`frames record` writes these; the rows of `frames extract` hold what its recordings tell, under the same names.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latent_obs.util.atomic import written_aside
+from latent_obs.util.errors import InputError
+from vae_training.extraction.readers.arrays import npy_header_of, npz_headers, read_npz
+from vae_training.extraction.readers.base import DamagedRecordingError
+
+OBJECT_FIELDS = ("visible", "x", "y", "width", "height")
+_TARGETS = ("state$", "object$", "observation$", "factor$")
+#: Columns in degrees, of ViZDoom and of MineRL's compass (its name in the dataset is the second).
+_DEGREES = ("state$ANGLE", "state$PITCH", "observation$compass$angle", "observation$compassAngle")
+
+
+def rows_file_of(frames_file: Path) -> Path:
+    """Where the rows of a frame file are, whether there are any or not.
+
+    Example:
+        >>> rows_file_of(Path("images/VizdoomBasic-v1_000.npy")).name
+        'VizdoomBasic-v1_000.rows.npz'
+    """
+    return frames_file.with_name(frames_file.name.removesuffix(".npy") + ".rows.npz")
+
+
+def load_rows(frames_file: Path) -> dict[str, NDArray[Any]]:
+    """What is known of each frame of a file.
+
+    Args:
+        frames_file: A `.npy` of frames, of N frames.
+
+    Returns:
+        Arrays of length N by name, as this module's docstring lists them; numbers and text, never objects. Empty where
+        the file has no rows beside it.
+
+    Raises:
+        InputError: The rows are damaged, hold Python objects, or are of another number of frames than the file.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "a.npy"
+        >>> np.save(file, np.zeros((3, 8, 8, 3), np.uint8))
+        >>> load_rows(file)
+        {}
+        >>> np.savez(rows_file_of(file), **{"state$HEALTH": np.float32([100, 90, 90])})
+        >>> load_rows(file)["state$HEALTH"].tolist()
+        [100.0, 90.0, 90.0]
+    """
+    file = rows_file_of(Path(frames_file))
+    advice = f"Make {frames_file} and its rows again, or remove {file} to use the frames alone"
+    try:
+        if not file.exists():
+            return {}
+        frames = npy_header_of(Path(frames_file)).shape[:1]
+        headers = npz_headers(file)
+        for name, header in headers.items():
+            if header.dtype.hasobject:
+                raise InputError(
+                    f"{file} holds Python objects in {name!r}, never loaded here, because loading them can run code. {advice}"
+                )
+            if header.shape[:1] != frames:
+                raise InputError(
+                    f"{file} does not belong to {frames_file}: its {name!r} has shape {header.shape}, and there are "
+                    f"{frames[0] if frames else 'no'} frames; expected a row for each. {advice}"
+                )
+        return read_npz(file, list(headers))
+    except DamagedRecordingError as error:
+        raise InputError(f"{error}. {advice}") from None
+
+
+def save_rows(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Write rows, whole or not at all; the same columns give the same bytes.
+
+    As `numpy.savez`, but under any name ("file" is one that a recording may use), and never objects.
+
+    Args:
+        path: The file to write or replace; `rows_file_of` tells its name.
+        columns: Arrays of numbers or text, by name.
+    """
+    with written_aside(path) as aside, zipfile.ZipFile(aside, "w") as archive:
+        for key, column in columns.items():
+            with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:  # no clock time in it
+                np.lib.format.write_array(member, column, allow_pickle=False)
+
+
+def targets_of(rows: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    """What of the rows tells the state of the world, as named numbers: the targets of probes.
+
+    Args:
+        rows: From `load_rows`. Taken are the numeric columns `state$...`, `object$...` and `observation$...`.
+
+    Returns:
+        float32 (N,) by name. A column of k numbers becomes k targets, `name.0` to `name.<k-1>`, and an object's five
+        `.visible`, `.x`, `.y`, `.width`, `.height`. **Where an object is not in sight its last four are NaN**: there is
+        no true answer. ViZDoom's ANGLE and PITCH and MineRL's compass, in degrees, become `.sin` and `.cos`: 359 is
+        next to 0.
+
+    Example:
+        >>> rows = {"reward": np.zeros(2), "object$Imp": np.float32([[1, 0.5, 0.25, 0.1, 0.2], [0, 0, 0, 0, 0]])}
+        >>> targets = targets_of(rows)
+        >>> list(targets)
+        ['object$Imp.visible', 'object$Imp.x', 'object$Imp.y', 'object$Imp.width', 'object$Imp.height']
+        >>> targets["object$Imp.x"].tolist()
+        [0.5, nan]
+    """
+    targets: dict[str, NDArray[np.float32]] = {}
+    for name, column in rows.items():
+        if not name.startswith(_TARGETS) or column.dtype.kind not in "biuf":
+            continue
+        flat = column.reshape(len(column), -1).astype(np.float32) if column.size else column.reshape(len(column), 0)
+        if name.startswith("object$") and flat.shape[1] == len(OBJECT_FIELDS):
+            flat = np.where((flat[:, :1] > 0) | (np.arange(len(OBJECT_FIELDS)) == 0), flat, np.float32(np.nan))
+            targets.update({f"{name}.{field}": flat[:, i] for i, field in enumerate(OBJECT_FIELDS)})
+        elif name in _DEGREES and column.ndim == 1:
+            radians = np.deg2rad(column.astype(np.float64))
+            targets[f"{name}.sin"] = np.sin(radians).astype(np.float32)
+            targets[f"{name}.cos"] = np.cos(radians).astype(np.float32)
+        elif column.ndim == 1:
+            targets[name] = flat[:, 0]
+        else:
+            targets.update({f"{name}.{i}": flat[:, i] for i in range(flat.shape[1])})
+    return targets
+
+
+def transitions_of(rows: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+    """The frames i whose action leads to frame i + 1.
+
+    Args:
+        rows: From `load_rows`.
+
+    Returns:
+        int64 (n,), rising: all i with `acted[i]` and not `first[i + 1]`; none where the rows do not tell.
+
+    Example:
+        >>> transitions_of({"acted": np.array([True, True, True, False]), "first": np.array([True, False, True, False])})
+        array([0, 2])
+    """
+    if not {"acted", "first"} <= set(rows):
+        return np.empty(0, np.int64)
+    return np.flatnonzero(np.asarray(rows["acted"][:-1], bool) & ~np.asarray(rows["first"][1:], bool))

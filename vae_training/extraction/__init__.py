@@ -1,0 +1,1 @@
+"""Frame files from recordings of other kinds: videos, pictures, arrays, MineRL and VPT datasets."""

@@ -1,0 +1,299 @@
+"""A folder of extracted frames: its files, the index that says where they come from, and how both survive a kill.
+
+    frames/
+    ├── frames.json                 settings, and for each recording its source, fingerprint, frames and files
+    ├── clips__gate.npy             uint8 (N, H, W, 3), the frames of the recording clips/gate
+    ├── clips__gate.rows.npz        what is known of each of them: actions, rewards, ..., and source_frame
+    ├── long_000.npy …              a recording of more than frames_per_file frames
+    └── .extracting-1a2b3c/         what is being written; gone when the run ends
+        └── long/                   the files of one recording, and entry.json last, when all of them are whole
+
+A recording's files are moved out of there together, after its entry.json is written and before the index names it.
+Whatever kills the process, the next one therefore finds either no entry.json, and removes the rest, or a whole
+recording, and moves what has not been moved.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from latent_obs.util.atomic import write_json
+from latent_obs.util.errors import InputError
+
+INDEX, ENTRY = "frames.json", "entry.json"
+_STAGING = ".extracting-"
+_FORMAT_VERSION = 1
+_LONGEST_STEM = 150  # bytes; file systems take 255, and endings are added to it
+
+Entry = dict[str, Any]
+
+
+class FrameFolder:
+    """The folder that frames are extracted to, held by one process at a time.
+
+    Opening it finishes or removes what a killed process left; leaving the `with` block removes what is unfinished.
+
+    Attributes:
+        path: The folder.
+        shape: Shape of a frame, (H, W, 3), as soon as it is known.
+        entries: The finished recordings by name, as `frames.json` has them.
+
+    Args:
+        path: The folder; made where it is missing.
+        settings: What decides what the files hold.
+        say: Where messages go.
+
+    Raises:
+        InputError: Another process extracts to the folder, it was begun with other settings, or `frames.json` is
+            damaged.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], say: Callable[[str], object] = print) -> None:
+        self.path, self.settings, self._say = path, dict(settings), say
+        self.entries: dict[str, Entry] = {}
+        self.damaged: dict[str, dict[str, str]] = {}
+        self.shape: tuple[int, ...] | None = None
+        if path.exists() and not path.is_dir():
+            raise InputError(f"out {path} is a file, expected a folder")
+        path.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDONLY)
+        try:
+            self._hold()
+            self._read()
+            self._finish_what_was_killed()
+            self._staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=path))
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _hold(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{self.path}: another process extracts frames to this folder; wait until it ends, or choose another --out"
+            ) from None
+        except OSError:  # some network file systems have no locks
+            pass
+
+    def _read(self) -> None:
+        file = self.path / INDEX
+        if not file.exists():
+            return
+        try:
+            index = json.loads(file.read_text())
+            before, self.entries, self.damaged = index["settings"], dict(index["recordings"]), dict(index["damaged"])
+            self.shape = tuple(index["shape"]) if index["shape"] else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{file} cannot be read as the index of extracted frames ({error}); choose another --out, or remove the folder"
+            ) from None
+        for name in [*self.settings, *(set(before) - set(self.settings))]:
+            if before.get(name) != self.settings.get(name):
+                raise InputError(
+                    f"{self.path} was begun with {name} {before.get(name)!r}, and now it is {self.settings.get(name)!r}; both "
+                    f"in one folder would not be one dataset. Give --{name.replace('_', '-')} as before, or another --out"
+                )
+
+    def _finish_what_was_killed(self) -> None:
+        for left in sorted(self.path.glob(f"{_STAGING}*")):
+            for file in sorted(left.glob(f"*/{ENTRY}")):
+                name, entry, shape = json.loads(file.read_text())
+                self.shape = tuple(shape)
+                self.add(name, entry, file.parent)
+                self._say(f"{name} was extracted by a run that was killed; its files are in their place now")
+            shutil.rmtree(left, ignore_errors=True)
+
+    def settle_shape(self, shape: tuple[int, ...]) -> None:
+        """Fix the shape of the frames, and look whether all that is here has it.
+
+        Raises:
+            InputError: The folder holds a `.npy` file of other frames, or one that cannot be read.
+        """
+        ours = {part["file"] for entry in self.entries.values() for part in entry["files"]}
+        for file in sorted(self.path.glob("*.npy")):
+            if file.name.startswith(".") or file.name in ours:
+                continue
+            found = frame_file_shape(file)[1:]
+            if found != shape:
+                raise InputError(
+                    f"{file} has frames of shape {found}, and these would be {shape}; a dataset needs one shape. "
+                    "Choose another --out, or another --size"
+                )
+        self.shape = shape
+        self.write()
+
+    def other_name_of(self, fingerprint: str, source: Path, names: set[str]) -> str | None:
+        """The name under which a recording is here already, when it was found from elsewhere; never one of `names`."""
+        for name, entry in self.entries.items():
+            if entry["fingerprint"] == fingerprint and Path(entry["source"]).name == source.name and name not in names:
+                return name
+        return None
+
+    def is_done(self, name: str, fingerprint: str) -> bool:
+        """Whether a recording's files are here, whole; a recording whose files were removed is not.
+
+        Raises:
+            InputError: Its source has changed since, or one of its files.
+        """
+        if name not in self.entries:
+            return False
+        entry, there = self.entries[name], []
+        for part in entry["files"]:
+            file = self.path / part["file"]
+            if file.exists() and frame_file_shape(file) != (part["frames"], *(self.shape or ())):
+                raise InputError(
+                    f"{file} has shape {frame_file_shape(file)}, and {INDEX} says {part['frames']} frames of {self.shape}; "
+                    "it was changed since. Remove it, and it is extracted again"
+                )
+            there += [file.exists(), (self.path / part["rows"]).exists()]
+        if there and not any(there):
+            del self.entries[name]  # its files were removed, which is how one asks for it to be extracted anew
+            return False
+        if entry["fingerprint"] != fingerprint:
+            files = ", ".join(part["file"] for part in entry["files"]) or "its entry"
+            raise InputError(
+                f"{name} ({entry['source']}) has changed since its frames were extracted to {self.path}, or is another "
+                f"recording of the same name. Choose another --out; or remove {files} (and .rows.npz), and it "
+                "is extracted anew"
+            )
+        return all(there)
+
+    def stage(self, stem: str) -> Path:
+        """A new folder for the files of one recording."""
+        folder = self._staging / stem
+        folder.mkdir()
+        return folder
+
+    def add(self, name: str, entry: Entry, staged: Path) -> None:
+        """Move a finished recording's files into their place, rows before frames, and name it in the index.
+
+        Raises:
+            InputError: There is a file of that name already that is not this recording's.
+        """
+        known = {part["file"] for part in self.entries.get(name, {"files": []})["files"]}
+        for part in entry["files"]:
+            for file in (part["rows"], part["file"]):
+                here, there = staged / file, self.path / file
+                if not here.exists() or (there.exists() and part["file"] in known):
+                    continue  # moved before the process was killed; or it was there, and only a neighbour was missing
+                if there.exists() and file == part["file"]:
+                    raise InputError(
+                        f"{there} exists already and is not in {INDEX}; move it elsewhere, or choose another --out"
+                    )
+                here.replace(there)
+        self.entries[name] = entry
+        self.damaged.pop(name, None)
+        self.write()
+        shutil.rmtree(staged, ignore_errors=True)
+
+    def write(self) -> None:
+        """Bring `frames.json` up to date, whole or not at all; it depends on what was extracted, not on when."""
+        write_json(
+            self.path / INDEX,
+            {
+                "format_version": _FORMAT_VERSION,
+                "settings": self.settings,
+                "shape": list(self.shape) if self.shape else None,
+                "frames": self.frames,
+                "recordings": dict(sorted(self.entries.items())),
+                "damaged": dict(sorted(self.damaged.items())),
+                "versions": _versions(),
+            },
+        )
+
+    @property
+    def frames(self) -> int:
+        """Frames of all finished recordings."""
+        return sum(entry["frames"] for entry in self.entries.values())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            # A whole recording that could not be moved (a full disk) is left for the next run.
+            for folder in self._staging.iterdir():
+                if not (folder / ENTRY).exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+            for empty in (self._staging, self.path):
+                with contextlib.suppress(OSError):
+                    empty.rmdir()
+        finally:
+            os.close(self._fd)
+
+
+def frame_file_shape(file: Path) -> tuple[int, ...]:
+    """Shape of a `.npy` file, by its header and size.
+
+    Raises:
+        InputError: It is not a whole file of uint8 (N, H, W, C).
+    """
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{file} is not a whole .npy file ({error}); remove it, or choose another --out") from None
+    if array.dtype != np.uint8 or array.ndim != 4:
+        raise InputError(
+            f"{file} holds {array.dtype} of shape {array.shape}, expected uint8 frames (N, H, W, C); choose another --out"
+        )
+    return array.shape
+
+
+def file_stems(names: Iterable[str], taken: Mapping[str, str] | None = None) -> dict[str, str]:
+    """File names for recordings, without ending: readable, safe, and one for each.
+
+    Args:
+        names: Names of recordings.
+        taken: Recordings that have file names already, which they keep.
+
+    Returns:
+        The stem of each name. Where two would be the same (or one could be a part of the other, x_000 of x), a few
+        letters that follow from the name are added.
+
+    Example:
+        >>> file_stems(["clips/gate", "a b?", "x", "x_000"])
+        {'clips/gate': 'clips__gate', 'a b?': 'a-b', 'x': 'x', 'x_000': 'x_000-0c185a'}
+    """
+    stems = {name: _readable(name) for name in names}
+    stems.update(taken or {})
+    lower = [stem.casefold() for stem in stems.values()]  # there are file systems for which a and A are one
+    unique: dict[str, str] = {}
+    for name, stem in stems.items():
+        shard = re.fullmatch(r"(.+)_\d{3,}", stem.casefold())
+        if name not in (taken or {}) and (lower.count(stem.casefold()) > 1 or (shard and shard[1] in lower)):
+            stem = f"{stem}-{_digest(name)}"
+        unique[name] = stem
+    return unique
+
+
+def _readable(name: str) -> str:
+    stem = re.sub(r"[^\w.+=-]+", "-", name.replace("/", "__")).strip("-.")
+    encoded = stem.encode()
+    if len(encoded) > _LONGEST_STEM:
+        stem = f"{encoded[:_LONGEST_STEM].decode(errors='ignore')}-{_digest(name)}"
+    return stem or f"recording-{_digest(name)}"
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:6]
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what frames depend on."""
+    found: dict[str, str] = {}
+    for package in ("latent-obs", "numpy", "pillow", "av"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

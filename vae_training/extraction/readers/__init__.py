@@ -1,0 +1,1 @@
+"""One reader for each kind of recording, and how recordings are found."""

@@ -1,0 +1,209 @@
+"""Contractor demonstrations in the form of OpenAI's Video PreTraining (VPT), which BASALT 2022 uses as well.
+
+    <name>.mp4       the screen at 20 frames a second, 640x360
+    <name>.jsonl     a JSON object per frame: keyboard, mouse, isGuiOpen, hotbar, ...
+
+What the player did is told in MineRL's names, following the data loader published with VPT
+(github.com/openai/Video-Pre-Training, `data_loader.py`), as are its repairs: an attack button that hangs from the first
+line on is let go until it is pressed anew, and the scroll wheel, which nothing records, is seen from the hotbar's
+selection.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latent_obs.util.errors import InputError
+from vae_training.extraction.readers.base import DamagedRecordingError, Frames, Recording, fingerprint_of
+from vae_training.extraction.readers.video import count_frames, decode, frame_count
+
+Gui = Literal["keep", "drop"]
+DEGREES_PER_MOUSE_UNIT = 360 / 2400  # as in the game's own code
+_MAY_DIFFER = 5  # lines and frames; beyond that nobody knows which belong together
+
+_KEYS = {
+    "key.keyboard.escape": "ESC",
+    "key.keyboard.w": "forward",
+    "key.keyboard.s": "back",
+    "key.keyboard.a": "left",
+    "key.keyboard.d": "right",
+    "key.keyboard.q": "drop",
+    "key.keyboard.e": "inventory",
+    "key.keyboard.f": "swapHands",
+    "key.keyboard.space": "jump",
+    "key.keyboard.left.shift": "sneak",
+    "key.keyboard.left.control": "sprint",
+    **{f"key.keyboard.{n}": f"hotbar.{n}" for n in range(1, 10)},
+}
+_MOUSE_BUTTONS = {0: "attack", 1: "use", 2: "pickItem"}
+BUTTONS = (*_KEYS.values(), *_MOUSE_BUTTONS.values())
+
+
+@dataclass(frozen=True)
+class VptOptions:
+    """Which frames of a VPT recording to take, and how.
+
+    Attributes:
+        drop_null_actions: Leave frames out in which no known key or mouse button is down and the mouse rests, as VPT
+            does.
+        gui: Whether to keep or to drop a frame that shows an open menu; the recording has no mouse cursor in it.
+    """
+
+    drop_null_actions: bool = False
+    gui: Gui = "keep"
+
+    def __post_init__(self) -> None:
+        if self.gui not in get_args(Gui):
+            raise InputError(f"gui must be one of {', '.join(get_args(Gui))}, got {self.gui!r}")
+
+
+@dataclass(frozen=True)
+class VptRecording(Recording):
+    """An `.mp4` with a `.jsonl` of the same name beside it.
+
+    Attributes:
+        threads: Threads of the video decoder; 0 takes one per core.
+        options: Which frames to take, and how.
+    """
+
+    kind: ClassVar[str] = "vpt"
+    threads: int = 0
+    options: VptOptions = field(default_factory=VptOptions)
+
+    def chunks(self) -> Iterator[Frames]:
+        """As of a recording: the frames that the options ask for."""
+        kept = self._rows()[1]
+        paired, at = len(kept), 0
+        if not paired:
+            raise DamagedRecordingError(f"{self.source} cannot be read as a video: it has no frames")
+        for chunk in decode(self.source, self.threads, count=paired):
+            here = slice(at, at + len(chunk))
+            at += len(chunk)
+            if kept[here].any():
+                yield chunk if kept[here].all() else chunk[kept[here]]
+        if at < paired:
+            raise DamagedRecordingError(f"{self.source} promises {paired} frames or more, and {at} are there")
+
+    def rows(self) -> Mapping[str, NDArray[Any]]:
+        """What the player did in each frame that the options ask for.
+
+        Returns:
+            `action$<button>` (int64, 0 or 1), `action$camera` (float32 (n, 2): pitch and yaw in degrees), `null_action`
+            and `is_gui_open` (bool), `mouse` (float32 (n, 2): x and y in the window), `video_frame` (int64: its number
+            in the video).
+        """
+        rows, kept = self._rows()
+        return {name: array[kept] for name, array in rows.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """Says so where video and actions differ in length."""
+        lines, frames = len(read_actions(self.actions_file)["null_action"]), count_frames(self.source)
+        if lines == frames:
+            return []
+        return [
+            f"{self.source} has {frames} frames, and {self.actions_file.name} {lines} lines; the first "
+            f"{min(lines, frames)} of both are paired, the rest is left out"
+        ]
+
+    @property
+    def actions_file(self) -> Path:
+        """The `.jsonl`."""
+        return self.source.with_suffix(".jsonl")
+
+    @property
+    def expected_frames(self) -> int | None:
+        """Number of frames that the options ask for; the actions are only read where that takes them."""
+        if not self.options.drop_null_actions and self.options.gui != "drop":
+            return frame_count(self.source) or None
+        try:
+            return int(self._rows()[1].sum())
+        except DamagedRecordingError:
+            return None
+
+    def fingerprint(self) -> str:
+        """As of a recording, of both files; other options are another recording."""
+        return f"{fingerprint_of([self.source, self.actions_file])};{self.options}"
+
+    def _rows(self) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+        """What is known of each frame that has a line, and whether the options ask for it."""
+        rows, frames = read_actions(self.actions_file), count_frames(self.source)
+        lines = len(rows["null_action"])
+        if abs(lines - frames) > _MAY_DIFFER:
+            raise DamagedRecordingError(
+                f"{self.source} has {frames} frames, and {self.actions_file.name} {lines} lines: they do not belong together, "
+                "or one of them is cut short"
+            )
+        rows = {name: array[: min(lines, frames)] for name, array in rows.items()}
+        kept = np.ones(min(lines, frames), bool)
+        if self.options.drop_null_actions:
+            kept &= ~rows["null_action"]
+        if self.options.gui == "drop":
+            kept &= ~rows["is_gui_open"]
+        return rows, kept
+
+
+def read_actions(file: Path) -> dict[str, NDArray[Any]]:
+    """What a `.jsonl` of VPT tells, as `VptRecording.rows` gives it, for all its lines.
+
+    Raises:
+        DamagedRecordingError: A line is not what it should be; the message has its number.
+    """
+    pressed: list[list[int]] = []
+    moved, mouse, null, menu = list[tuple[float, float]](), list[tuple[float, float]](), list[bool](), list[bool]()
+    attack_hangs, hotbar = False, 0
+    for number, told in _lines(file):
+        try:
+            keys, buttons = set(told["keyboard"]["keys"]), set(told["mouse"]["buttons"])
+            new = list(told["mouse"]["newButtons"])
+            attack_hangs = new == [0] if not pressed else attack_hangs and 0 not in new
+            if attack_hangs:
+                buttons.discard(0)
+            down = {_KEYS[key] for key in keys if key in _KEYS}
+            down |= {_MOUSE_BUTTONS[button] for button in buttons if button in _MOUSE_BUTTONS}
+            dx, dy = float(told["mouse"]["dx"]), float(told["mouse"]["dy"])
+            null.append(not down and dx == 0 and dy == 0)
+            selected = int(told.get("hotbar", hotbar))  # recorders before 6.11 do not tell it
+            if selected != hotbar:
+                down.add(f"hotbar.{selected + 1}")
+            hotbar = selected
+            pressed.append([name in down for name in BUTTONS])
+            moved.append((dy * DEGREES_PER_MOUSE_UNIT, dx * DEGREES_PER_MOUSE_UNIT))
+            mouse.append((float(told["mouse"]["x"]), float(told["mouse"]["y"])))
+            menu.append(bool(told["isGuiOpen"]))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise _no_action(file, number, error) from None
+    if not pressed:
+        raise DamagedRecordingError(f"{file} has no lines")
+    table = np.array(pressed, np.int64)
+    return {
+        **{f"action${name}": table[:, i] for i, name in enumerate(BUTTONS)},
+        "action$camera": np.array(moved, np.float32),
+        "null_action": np.array(null),
+        "is_gui_open": np.array(menu),
+        "mouse": np.array(mouse, np.float32),
+        "video_frame": np.arange(len(pressed)),
+    }
+
+
+def _lines(file: Path) -> Iterator[tuple[int, Any]]:
+    """The objects of a `.jsonl` with the numbers of their lines; empty lines are passed over."""
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    try:
+                        yield number, json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        raise _no_action(file, number, error) from None
+    except OSError as error:
+        raise DamagedRecordingError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _no_action(file: Path, number: int, error: Exception) -> DamagedRecordingError:
+    return DamagedRecordingError(f"{file}, line {number}, is not an action of VPT ({type(error).__name__}: {error})")

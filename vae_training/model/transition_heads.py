@@ -1,0 +1,163 @@
+"""Heads that are trained with the encoder on transitions: they force what the agent controls, and earns by, into the
+latent.
+
+Each takes the *means* of two neighbouring frames, since means are what an agent gets. They are thrown away after
+training.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_HIDDEN = 128
+_STILL = 1e-6  # an action or a reward with less spread than this is always the same
+_LEAST_VARIANCE = 1e-3  # of latents, whose prior has 1: below, there is nothing in them to foresee
+
+
+def _mlp(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, outputs))
+
+
+def _mean_where(losses: Tensor, valid: Tensor) -> Tensor:
+    """Mean of the losses (N,) of valid rows; 0 where there is none."""
+    return torch.where(valid, losses, 0).sum() / valid.sum().clamp(min=1)
+
+
+def _center_and_scale(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and spread over the first axis; 1 for what never changes, so that a change later on is not a huge one."""
+    values = values.float()
+    if not len(values):
+        return torch.zeros_like(values.sum(0)), torch.ones_like(values.sum(0))
+    spread = values.std(0, correction=0)
+    return values.mean(0), torch.where(spread > _STILL, spread, torch.ones_like(spread))
+
+
+class ActionCode(nn.Module):
+    """Actions as vectors: one-hot for whole numbers, standardized for real ones.
+
+    Args:
+        kind: "discrete" or "continuous".
+        size: Number of actions, or of values in one.
+
+    Example:
+        >>> ActionCode("discrete", 3)(torch.tensor([2, 0])).tolist()
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, kind: Literal["discrete", "continuous"], size: int) -> None:
+        super().__init__()
+        self.kind, self.size = kind, size
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    @torch.no_grad()
+    def fit(self, actions: Tensor) -> None:
+        """Take mean and spread from actions (N, size); nothing to do for discrete ones."""
+        if self.kind == "continuous":
+            mean, scale = _center_and_scale(actions.reshape(len(actions), self.size))
+            self.mean.copy_(mean)
+            self.scale.copy_(scale)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """(N,) or (N, size) to float32 (N, size)."""
+        if self.kind == "discrete":
+            return functional.one_hot(actions.long().clamp(0, self.size - 1), self.size).float()
+        return (actions.reshape(len(actions), self.size).float() - self.mean) / self.scale
+
+
+class InverseDynamics(nn.Module):
+    """Which action led from one frame to the next (Pathak et al. 2017, "Curiosity-driven Exploration", section 2.2).
+
+    Args:
+        latent_dim: Values of a latent.
+        actions: How actions are written.
+    """
+
+    def __init__(self, latent_dim: int, actions: ActionCode) -> None:
+        super().__init__()
+        self.actions = actions
+        self.head = _mlp(2 * latent_dim, actions.size)
+
+    def forward(self, before: Tensor, after: Tensor, action: Tensor, valid: Tensor) -> Tensor:
+        """Cross-entropy in nats (discrete) or squared error in standard deviations, mean over the transitions."""
+        predicted = self.head(torch.cat([before, after], 1))
+        if self.actions.kind == "discrete":
+            losses = functional.cross_entropy(
+                predicted, action.long().clamp(0, self.actions.size - 1), reduction="none"
+            )
+        else:
+            losses = (predicted - self.actions(action)).square().mean(1)
+        return _mean_where(losses, valid)
+
+
+class NextLatent(nn.Module):
+    """The next frame's mean from this one's and the action (a forward model, as in Pathak et al. 2017, section 2.2).
+
+    The target carries no gradient, and the error is relative to the spread of the targets, so that shrinking all
+    latents gains nothing.
+
+    Args:
+        latent_dim: Values of a latent.
+        actions: How actions are written.
+    """
+
+    def __init__(self, latent_dim: int, actions: ActionCode) -> None:
+        super().__init__()
+        self.actions = actions
+        self.head = _mlp(latent_dim + actions.size, latent_dim)
+        for parameter in self.head[-1].parameters():
+            nn.init.zeros_(
+                parameter
+            )  # begins as "nothing changes": a random guess is far off while all latents are small
+
+    def forward(self, before: Tensor, after: Tensor, action: Tensor, valid: Tensor) -> Tensor:
+        """Squared error over the variance of the targets, mean over the transitions: 1 for the mean of all targets.
+
+        0 where there are fewer than two transitions, which have no variance.
+        """
+        count = valid.sum()
+        target = torch.where(valid[:, None], after.detach(), 0)
+        centre = target.sum(0) / count.clamp(min=1)
+        variance = _mean_where((target - centre).square().mean(1), valid).clamp(min=_LEAST_VARIANCE)
+        predicted = before + self.head(torch.cat([before, self.actions(action)], 1))
+        return _mean_where((predicted - target).square().mean(1) / variance, valid & (count > 1))
+
+
+class Reward(nn.Module):
+    """The reward of a step from the frame, the action and the frame after it.
+
+    The steps that end an episode are often the ones that are rewarded, and many games show no picture after them: there
+    the frame itself stands for the one after it.
+
+    Args:
+        latent_dim: Values of a latent.
+        actions: How actions are written.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, latent_dim: int, actions: ActionCode) -> None:
+        super().__init__()
+        self.actions = actions
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+        self.head = _mlp(2 * latent_dim + actions.size, 1)
+
+    @torch.no_grad()
+    def fit(self, rewards: Tensor) -> None:
+        """Take mean and spread from rewards (N,)."""
+        mean, scale = _center_and_scale(rewards)
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
+
+    def forward(self, before: Tensor, after: Tensor, action: Tensor, reward: Tensor, valid: Tensor) -> Tensor:
+        """Squared error in standard deviations, Huber beyond one (rewards have heavy tails), mean over the steps."""
+        predicted = self.head(torch.cat([before, after, self.actions(action)], 1)).squeeze(1)
+        target = (reward.float() - self.mean) / self.scale
+        return _mean_where(functional.smooth_l1_loss(predicted, target, reduction="none"), valid)

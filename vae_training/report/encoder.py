@@ -1,0 +1,143 @@
+"""An encoder folder opened for measuring: means *and* variances, and images as floats, in batches.
+
+`FrozenEncoder` gives what an agent sees, the mean. A report needs the rest of q(z|x) as well: `encoder.safetensors`
+holds the head of the log-variance, too.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from latent_obs.encoder.architecture import Architecture
+from latent_obs.encoder.folder import EncoderFolder, read_encoder_folder
+from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.pixels import PixelContract
+from latent_obs.util.device import resolve_device
+from latent_obs.util.errors import EncoderFolderError
+from vae_training.model.cvae import CVAE, images_to_tensor
+
+Frames = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+_BATCH = 256
+
+
+class ReportModel:
+    """The two networks of an encoder folder.
+
+    Attributes:
+        folder: The folder, as it was read.
+        frozen: The encoder that an agent gets.
+        cvae: Encoder and decoder in one; the decoder has random weights where the folder has none.
+        has_decoder: Whether the folder holds a decoder.
+
+    Args:
+        encoder: The encoder folder, or the run folder that it is in, or a Hugging Face repository id.
+        device: As for `FrozenEncoder.load`.
+
+    Raises:
+        EncoderFolderError: As `FrozenEncoder.load` raises it.
+        DeviceError: The device is not there.
+    """
+
+    def __init__(self, encoder: str | os.PathLike[str], device: str | torch.device = "auto") -> None:
+        self.frozen = FrozenEncoder.load(encoder, device)  # checks the folder as an agent would
+        self.folder: EncoderFolder = read_encoder_folder(encoder)
+        self.has_decoder = self.folder.has_decoder
+        with torch.random.fork_rng(devices=[]):
+            self.cvae = CVAE.from_architecture(self.folder.architecture)
+        self.cvae.encoder.load_state_dict(self.folder.encoder)
+        if self.has_decoder:
+            try:
+                self.cvae.decoder.load_state_dict(self.folder.decoder())
+            except RuntimeError as error:
+                raise EncoderFolderError(f"{self.folder.path}: the decoder does not fit config.json: {error}") from None
+        self.cvae.to(resolve_device(device)).eval().requires_grad_(False)
+
+    @property
+    def architecture(self) -> Architecture:
+        """Layers of the networks."""
+        return self.folder.architecture
+
+    @property
+    def contract(self) -> PixelContract:
+        """What frames must look like."""
+        return self.folder.contract
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the weights come from."""
+        return self.folder.provenance
+
+    def encode(self, frames: Frames) -> tuple[Floats, Floats]:
+        """Means and log-variances of q(z|x).
+
+        Args:
+            frames: uint8 (N, H, W, C) of the contract's size.
+
+        Returns:
+            Two float32 (N, latent_dim).
+        """
+        parts = [self._encode(frames[i : i + _BATCH]) for i in range(0, len(frames), _BATCH)]
+        return np.concatenate([mean for mean, _ in parts]), np.concatenate([logvar for _, logvar in parts])
+
+    def means(self, frames: Frames) -> Floats:
+        """Mean latents, float32 (N, latent_dim)."""
+        return self.encode(frames)[0]
+
+    def decode(self, latents: NDArray[Any]) -> Floats:
+        """Images of latents, float32 (N, H, W, C), not clamped to [0, 1].
+
+        Raises:
+            EncoderFolderError: The folder holds no decoder.
+        """
+        if not self.has_decoder:
+            raise EncoderFolderError(f"{self.folder.path} has no decoder. Export it again with its decoder")
+        return decoded_by(self.cvae, latents)
+
+    def reconstruct(self, frames: Frames) -> Floats:
+        """Frames decoded from their mean latents, float32 (N, H, W, C)."""
+        return self.decode(self.means(frames))
+
+    @torch.inference_mode()
+    def _encode(self, frames: Frames) -> tuple[Floats, Floats]:
+        mean, logvar = self.cvae.encode(to_batch(frames, self.cvae))
+        return mean.float().cpu().numpy(), logvar.float().cpu().numpy()
+
+
+def to_batch(frames: Frames, model: torch.nn.Module) -> torch.Tensor:
+    """Frames as a batch on the device of a model, float32 (N, C, H, W) in [0, 1]."""
+    device = next(model.parameters()).device
+    return images_to_tensor(torch.from_numpy(np.require(frames, requirements=("C", "W"))).to(device))
+
+
+@torch.inference_mode()
+def decoded_by(cvae: CVAE, latents: NDArray[Any]) -> Floats:
+    """Images of latents, float32 (N, H, W, C), not clamped."""
+    device = next(cvae.parameters()).device
+    parts = [
+        cvae.decode(torch.from_numpy(np.require(latents[i : i + _BATCH], np.float32, ("C", "W"))).to(device))
+        .permute(0, 2, 3, 1)
+        .float()
+        .cpu()
+        .numpy()
+        for i in range(0, len(latents), _BATCH)
+    ]
+    return np.ascontiguousarray(np.concatenate(parts))
+
+
+def to_uint8(images: NDArray[Any]) -> Frames:
+    """Float images in [0, 1] as one would show them.
+
+    Example:
+        >>> to_uint8(np.array([-0.1, 0.5, 1.2])).tolist()
+        [0, 128, 255]
+    """
+    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+
+
+#: Frames as a method gives them back: uint8 (N, H, W, C) to float32 of the same shape in about [0, 1].
+Reconstruct = Callable[[Frames], Floats]

@@ -1,0 +1,263 @@
+"""How well frames come back: MSE, PSNR and SSIM, beside what PCA of the same size and a mean image achieve."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from latent_obs.encoder.architecture import Architecture
+from latent_obs.util.errors import TrainingDivergedError, require
+from vae_training.model.cvae import CVAE
+from vae_training.report.encoder import Floats, Frames, Reconstruct, decoded_by, to_batch
+
+_BATCH = 256
+_SSIM_WINDOW = 11  # Wang et al. 2004: a Gaussian of 1.5 pixels over 11x11
+#: Mean squared error of rounding to 256 levels. Less cannot be seen in uint8 frames, and PSNR is finite everywhere.
+ROUNDING_MSE = (1 / 255) ** 2 / 12
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well one method gives the held-out frames back, means over frames.
+
+    Attributes:
+        mse: Mean squared error of a value in [0, 1]; what a method draws beyond that range is clamped, as a picture is.
+        psnr_db: Peak signal-to-noise ratio, ``10 log10(1 / MSE)`` of each frame, in decibels. An error below that of
+            rounding to 256 levels counts as that (58.9 dB).
+        ssim: Structural similarity (Wang et al. 2004, "Image Quality Assessment", section III; 1 is identical); None
+            for frames smaller than its window of 11x11.
+        mse_median: Half of the frames have less.
+        mse_worst: Of the worst frame.
+    """
+
+    mse: float
+    psnr_db: float
+    ssim: float | None
+    mse_median: float
+    mse_worst: float
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Scores of the encoder and of what it is compared with, on held-out frames.
+
+    Attributes:
+        frames: Held-out frames measured.
+        scores: By method: "encoder", "pca", "mean image", and "autoencoder" where one was trained.
+        best: Numbers of the frames (in the sample) that came back best, the best first; of frames in a row only one.
+        worst: The same of the worst, the worst first.
+        error_map: Mean squared error of the encoder by place, (8, 8) or smaller, rows from the top.
+        notes: How the methods were made, by method.
+    """
+
+    frames: int
+    scores: dict[str, Scores]
+    best: list[int]
+    worst: list[int]
+    error_map: list[list[float]]
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def ratio(self, method: str) -> float | None:
+        """MSE of the encoder over that of another method; None where that was not measured."""
+        if method not in self.scores:
+            return None
+        return self.scores["encoder"].mse / max(self.scores[method].mse, ROUNDING_MSE)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one method did to each frame.
+
+    Attributes:
+        mse: float64 (N,).
+        ssim: float64 (N,), or None.
+        error_map: float64 (H, W), the mean over frames and channels.
+    """
+
+    mse: NDArray[np.float64]
+    ssim: NDArray[np.float64] | None
+    error_map: NDArray[np.float64]
+
+    def scores(self) -> Scores:
+        """Means over the frames."""
+        ssim = None if self.ssim is None else float(self.ssim.mean())
+        return Scores(
+            float(self.mse.mean()),
+            float(psnr_db(self.mse).mean()),
+            ssim,
+            float(np.median(self.mse)),
+            float(self.mse.max()),
+        )
+
+
+def psnr_db(mse: Any) -> Any:
+    """Peak signal-to-noise ratio of values in [0, 1], in decibels.
+
+    Example:
+        >>> float(psnr_db(0.01))
+        20.0
+    """
+    return -10 * np.log10(np.maximum(mse, ROUNDING_MSE))
+
+
+def ssim(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]) -> NDArray[np.float64] | None:
+    """Structural similarity of pairs of images, with the constants and the Gaussian window of Wang et al. 2004.
+
+    Args:
+        one: float (N, H, W, C) in [0, 1].
+        other: The same shape.
+
+    Returns:
+        float64 (N,), the mean over the channels; None for images smaller than the window.
+
+    Raises:
+        MissingExtraError: scikit-image is not installed.
+    """
+    if min(one.shape[1:3]) < _SSIM_WINDOW:
+        return None
+    metrics = require("skimage.metrics", extra="report", purpose="compare pictures by SSIM")
+    return np.array(
+        [
+            metrics.structural_similarity(
+                a, b, data_range=1.0, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+            )
+            for a, b in zip(one, other, strict=True)
+        ]
+    )
+
+
+def measure(
+    frames: Frames,
+    reconstruct: Reconstruct,
+    *,
+    with_ssim: bool = True,
+    progress_bar: bool | None = False,
+    name: str = "",
+) -> Measured:
+    """Errors of one method, frame by frame, in batches.
+
+    Args:
+        frames: uint8 (N, H, W, C).
+        reconstruct: The method; its images are clamped to [0, 1].
+        with_ssim: Measure SSIM as well, which takes longest.
+        progress_bar: Show one; None shows it in a terminal only.
+        name: What the bar calls the method.
+    """
+    mse, similar = [], []
+    error_map = np.zeros(frames.shape[1:3])
+    hidden = None if progress_bar is None else not progress_bar
+    for i in tqdm(range(0, len(frames), _BATCH), desc=name, unit="batch", leave=False, disable=hidden):
+        batch = frames[i : i + _BATCH]
+        wanted = np.divide(batch, 255, dtype=np.float32)
+        got = np.clip(reconstruct(batch), 0, 1).astype(np.float32)
+        squared = np.square(got.astype(np.float64) - wanted)
+        mse.append(squared.mean(axis=(1, 2, 3)))
+        error_map += squared.mean(axis=3).sum(axis=0)
+        similar.append(ssim(wanted, got) if with_ssim else None)
+    similarity = (
+        None if any(part is None for part in similar) else np.concatenate([p for p in similar if p is not None])
+    )
+    return Measured(np.concatenate(mse), similarity, error_map / len(frames))
+
+
+def compare(
+    measured: Mapping[str, Measured], *, shown: int = 8, notes: Mapping[str, str] | None = None
+) -> Reconstruction:
+    """Put the methods side by side.
+
+    Args:
+        measured: By method, "encoder" among them, all on the same frames.
+        shown: How many of the best and of the worst frames to name.
+        notes: How the methods were made.
+    """
+    own = measured["encoder"]
+    order = np.argsort(own.mse, kind="stable")
+    apart = len(order) // (5 * shown)
+    return Reconstruction(
+        frames=len(own.mse),
+        scores={name: m.scores() for name, m in measured.items()},
+        best=_apart(order, shown, apart),
+        worst=_apart(order[::-1], shown, apart),
+        error_map=pooled(own.error_map).tolist(),
+        notes=dict(notes or {}),
+    )
+
+
+def _apart(order: NDArray[np.int64], count: int, distance: int) -> list[int]:
+    """The first numbers of an order that are further than this from those before: neighbouring frames look the same.
+
+    Example:
+        >>> _apart(np.array([5, 6, 9, 4, 1]), count=2, distance=2)
+        [5, 9]
+    """
+    chosen: list[int] = []
+    for number in order.tolist():
+        if len(chosen) < count and all(abs(number - other) > distance for other in chosen):
+            chosen.append(number)
+    return chosen
+
+
+def pooled(error_map: NDArray[np.float64], cells: int = 8) -> NDArray[np.float64]:
+    """Means over a coarse grid, for numbers that one can read.
+
+    Example:
+        >>> pooled(np.array([[0.0, 2.0], [4.0, 6.0]]), cells=1).tolist()
+        [[3.0]]
+    """
+    rows, columns = (np.array_split(np.arange(n), min(cells, n)) for n in error_map.shape)
+    return np.array([[error_map[np.ix_(r, c)].mean() for c in columns] for r in rows])
+
+
+def train_autoencoder(
+    architecture: Architecture,
+    training: Frames,
+    *,
+    steps: int,
+    seed: int = 0,
+    device: Any = "cpu",
+    progress_bar: bool | None = None,
+) -> tuple[Reconstruct, float]:
+    """A plain autoencoder of the same layers: the mean decoded, no noise, no KL (beta 0); Adam at 1e-3, batches of 128.
+
+    Args:
+        architecture: Its layers.
+        training: uint8 (N, H, W, C).
+        steps: Gradient steps.
+        seed: Reproduces it on a CPU.
+        device: A torch device.
+        progress_bar: Show it; None shows it in a terminal only.
+
+    Returns:
+        The method, and the seconds that training took.
+
+    Raises:
+        TrainingDivergedError: Its weights are no longer finite.
+    """
+    rng, began = np.random.default_rng(seed), time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CVAE.from_architecture(architecture, beta=0.0).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    size = min(128, len(training))
+    hidden = None if progress_bar is None else not progress_bar
+    for _ in tqdm(range(steps), desc="autoencoder", unit="step", disable=hidden):
+        x = to_batch(training[np.sort(rng.choice(len(training), size, replace=False))], model)
+        loss = (model.decode(model.encode(x)[0]) - x).square().sum() / size
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    model.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def reconstruct(frames: Frames) -> Floats:
+        return decoded_by(model, model.encode(to_batch(frames, model))[0].cpu().numpy())
+
+    seconds = time.perf_counter() - began
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise TrainingDivergedError("the autoencoder to compare with diverged; leave it out with --autoencoder-steps 0")
+    return reconstruct, seconds

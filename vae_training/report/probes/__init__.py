@@ -1,0 +1,1 @@
+"""Probes: how well recorded state can be predicted from latents."""

@@ -1,0 +1,187 @@
+"""What probes found, as a table: a line for each target, representation and head; and what it says about the latent."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from latent_obs.util.errors import InputError
+from vae_training.report.probes.scores import Score
+from vae_training.report.probes.targets import Kind
+
+Head = Literal["linear", "mlp", "cnn"]
+Verdict = Literal["kept", "partly kept", "lost", "not readable"]
+PIXELS = "pixels (CNN)"
+
+_KEPT, _PARTLY = 0.9, 0.5  # shares of the reference's score
+_READABLE = 0.1  # above guessing, on the scale from 0 (guessing) to 1 (perfect)
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """One head on one representation.
+
+    Attributes:
+        target: Name of the target.
+        kind: "continuous", "binary" or "categorical".
+        representation: Name of the representation; "pixels (CNN)" for the network trained end to end.
+        head: "linear", "mlp" or "cnn".
+        scores: The main one first: R² and the mean error in the target's units; AUROC and balanced accuracy for two
+            classes; balanced accuracy for more.
+        classes: Number of classes; 0 for an amount.
+        learnt_from: Frames to learn from, those for validation among them.
+        scored_on: Held-out frames.
+    """
+
+    target: str
+    kind: Kind
+    representation: str
+    head: Head
+    scores: list[Score]
+    classes: int
+    learnt_from: int
+    scored_on: int
+
+    @property
+    def main(self) -> Score:
+        """The score that verdicts are made of."""
+        return self.scores[0]
+
+    @property
+    def chance(self) -> float:
+        """What guessing gets on the main score."""
+        return {"r2": 0.0, "auroc": 0.5}.get(self.main.metric, 1 / max(1, self.classes))
+
+    @property
+    def above_chance(self) -> float:
+        """The main score on a scale from 0 (guessing, or worse) to 1 (perfect).
+
+        Example:
+            >>> ProbeResult("seen", "binary", "latent", "linear", [Score("auroc", 0.9, None, None)], 2, 80, 20).above_chance
+            0.8
+        """
+        return max(0.0, (self.main.value - self.chance) / (1 - self.chance))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How much of what the pixels tell about a target can be read from a representation.
+
+    Attributes:
+        target: The target.
+        representation: Whose linear probe it is about.
+        score: Its main score.
+        reference: The best main score that anything got: of the CNN as a rule, of another probe where that beats it.
+        reference_from: Who got it, such as "pixels (CNN)" or "latent, mlp".
+        share: `score` over `reference`, both from 0 at guessing to 1 at perfect; None where nothing reads the target.
+        verdict: "kept" (a share of 0.9 or more), "partly kept" (0.5 or more), "lost", or "not readable": nothing reads
+            it from a single frame, so it says nothing about the representation.
+    """
+
+    target: str
+    representation: str
+    score: float
+    reference: float
+    reference_from: str
+    share: float | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class ProbeTable:
+    """All results of a call of `probe`.
+
+    Attributes:
+        results: A line each, by target, representation and head.
+        left_out: Targets that were not probed, and why.
+        recordings: Names of the recordings by use: "fit", "validation", "held_out".
+        resampled: What the intervals resample: "recordings", or "blocks of … frames".
+        note: What is to be known of the split; empty when nothing is.
+        seconds: Time of each part.
+    """
+
+    results: list[ProbeResult]
+    left_out: dict[str, str]
+    recordings: dict[str, list[str]]
+    resampled: str
+    note: str = ""
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def targets(self) -> list[str]:
+        """Targets that were probed."""
+        return list(dict.fromkeys(result.target for result in self.results))
+
+    @property
+    def representations(self) -> list[str]:
+        """Representations in the order given, the pixels last where they were measured."""
+        return list(dict.fromkeys(result.representation for result in self.results))
+
+    def result(self, target: str, representation: str, head: Head | None = None) -> ProbeResult:
+        """One line; without a head the better one of the representation's.
+
+        Raises:
+            InputError: There is none.
+        """
+        found = [
+            r
+            for r in self.results
+            if (r.target, r.representation) == (target, representation) and head in (None, r.head)
+        ]
+        if not found:
+            reason = self.left_out.get(target)
+            raise InputError(
+                f"no probe of {target!r} on {representation!r}"
+                + (f" by {head!r}" if head else "")
+                + (
+                    f": it was left out, {reason}"
+                    if reason
+                    else f"; there are {self.targets} on {self.representations}"
+                )
+            )
+        return max(found, key=lambda r: r.main.value)
+
+    def keeps(self, target: str, representation: str | None = None) -> Kept:
+        """How much of a target a linear probe reads from a representation, as a share of what can be read at all.
+
+        Args:
+            target: Name of the target.
+            representation: By default the first one, the encoder.
+
+        Raises:
+            InputError: It was not probed.
+        """
+        linear = self.result(target, representation or self.representations[0], "linear")
+        candidates = [r for r in self.results if r.target == target]
+        # The CNN is but a network that was trained for a minute: where a probe reads more, that much is there to be
+        # read.
+        best = max(candidates, key=lambda r: (r.main.value, r.head == "cnn"))
+        share = linear.above_chance / best.above_chance if best.above_chance >= _READABLE else None
+        said: Verdict = (
+            "not readable"
+            if share is None
+            else "kept"
+            if share >= _KEPT
+            else "partly kept"
+            if share >= _PARTLY
+            else "lost"
+        )
+        source = best.representation if best.head == "cnn" else f"{best.representation}, {best.head}"
+        return Kept(target, linear.representation, linear.main.value, best.main.value, source, share, said)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat line per result, for a table: texts, numbers and None alone."""
+        lines: list[dict[str, Any]] = []
+        for result in self.results:
+            line: dict[str, Any] = {k: v for k, v in asdict(result).items() if k != "scores"}
+            for score in result.scores:
+                line |= {
+                    score.metric: score.value,
+                    f"{score.metric}_low": score.low,
+                    f"{score.metric}_high": score.high,
+                }
+            lines.append(line)
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with what `keeps` says of the first representation."""
+        kept = [asdict(self.keeps(target)) for target in self.targets]
+        return {**asdict(self), "keeps": kept}

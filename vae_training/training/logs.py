@@ -1,0 +1,201 @@
+"""The log of a run: JSON lines always, TensorBoard where it is installed."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from latent_obs.util.atomic import written_aside
+from latent_obs.util.errors import MissingExtraError, require
+from vae_training.model.cvae import CVAE, gaussian_kl_nats, images_to_tensor
+
+
+class RunLog:
+    """Append metrics by step to `log.jsonl`, and to TensorBoard in `tensorboard/`.
+
+    Metrics: ``loss/total``, ``loss/reconstruction`` (squared error), ``loss/kl_nats``, ``schedule/beta``,
+    ``speed/images_per_second``, ``speed/data_wait_share`` (share of the time spent waiting for frames);
+    ``optimizer/learning_rate``, and ``optimizer/gradient_norm`` (before clipping) where gradients are clipped;
+    ``held_out/loss_at_fixed_beta``, ``held_out/reconstruction``, ``held_out/kl_nats`` and
+    ``held_out/active_latents`` once an epoch.
+
+    Args:
+        run: The run folder.
+        from_step: Rows of later steps, which a killed run may have left, are dropped: they will be written again.
+        tensorboard: Whether to write TensorBoard logs as well.
+
+    Attributes:
+        note: Why there is no TensorBoard log although it was asked for; empty otherwise.
+
+    Example:
+        >>> import tempfile
+        >>> run = Path(tempfile.mkdtemp())
+        >>> with RunLog(run, tensorboard=False) as log:
+        ...     log.write(1, {"loss/total": 3.0})
+        >>> read_log(run)
+        [{'step': 1, 'loss/total': 3.0}]
+    """
+
+    def __init__(self, run: Path, *, from_step: int = 0, tensorboard: bool = True) -> None:
+        self._path = run / "log.jsonl"
+        if self._path.exists():
+            kept = [row for row in read_log(run) if row["step"] <= from_step]
+            with written_aside(self._path) as aside:
+                aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self._path.open("a", buffering=1)  # line by line: what a killed run logged is there
+        self._writer: Any = None
+        self.note = ""
+        if tensorboard:
+            try:
+                require("tensorboard", extra="logs", purpose="write TensorBoard logs")
+                board = require("torch.utils.tensorboard", extra="logs", purpose="write TensorBoard logs")
+            except MissingExtraError as error:
+                self.note = f"{error} The same numbers are in {self._path}."
+            else:
+                self._writer = board.SummaryWriter(
+                    str(run / "tensorboard"), purge_step=from_step + 1 if from_step else None
+                )
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Log metrics of a step."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self._writer is not None:
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: Any) -> None:
+        """Log a uint8 (H, W, 3) picture to TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_log(run: Path) -> list[dict[str, float]]:
+    """Rows of a run's `log.jsonl`; a half-written last line of a killed run is left out."""
+    rows: list[dict[str, float]] = []
+    file = run / "log.jsonl"
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+Picture = NDArray[np.uint8]
+_GAP, _BACKGROUND = 2, 255
+
+
+def grid(rows: Sequence[NDArray[np.uint8]], scale: int = 2) -> Picture:
+    """Lay rows of images out as one picture.
+
+    Args:
+        rows: Each uint8 (n, H, W, C); 1 channel is shown grey, of more than 3 the last 3 (the newest frame of a stack).
+        scale: Whole number by which each pixel is enlarged.
+
+    Returns:
+        uint8 (H', W', 3).
+
+    Example:
+        >>> grid([np.zeros((5, 8, 8, 3), np.uint8)] * 2, scale=1).shape
+        (18, 48, 3)
+    """
+    height, width = rows[0].shape[1:3]
+    columns = max(len(row) for row in rows)
+    step_y, step_x = height * scale + _GAP, width * scale + _GAP
+    sheet = np.full((len(rows) * step_y - _GAP, columns * step_x - _GAP, 3), _BACKGROUND, np.uint8)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(_to_rgb(row)):
+            large = image.repeat(scale, axis=0).repeat(scale, axis=1)
+            top, left = y * step_y, x * step_x
+            sheet[top : top + height * scale, left : left + width * scale] = large
+    return sheet
+
+
+def _to_rgb(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    channels = images.shape[-1]
+    if channels < 3:
+        return np.repeat(images[..., :1], 3, axis=-1)
+    return images[..., -3:]
+
+
+def save_picture(path: Path, picture: Picture) -> None:
+    """Write a PNG, whole or not at all."""
+    with written_aside(path) as aside:
+        Image.fromarray(picture).save(aside)
+
+
+@torch.inference_mode()
+def reconstruct(model: CVAE, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Frames as the model sees them: decoded from their mean latents.
+
+    Args:
+        model: The CVAE, on any device.
+        frames: uint8 (N, H, W, C).
+
+    Returns:
+        uint8 (N, H, W, C).
+    """
+    device = next(model.parameters()).device
+    mean, _ = model.encode(images_to_tensor(torch.from_numpy(np.require(frames, requirements=("C", "W"))).to(device)))
+    return _to_uint8(model.decode(mean))
+
+
+def reconstruction_sheet(model: CVAE, frames: NDArray[np.uint8]) -> Picture:
+    """Frames above their reconstructions.
+
+    Args:
+        model: The CVAE.
+        frames: uint8 (n, H, W, C), some ten.
+    """
+    return grid([frames, reconstruct(model, frames)])
+
+
+@torch.inference_mode()
+def traversal_sheet(
+    model: CVAE, frame: NDArray[np.uint8], *, sample: NDArray[np.uint8], latents: int = 6, steps: int = 9
+) -> Picture:
+    """What single latents stand for: each row moves one of them and leaves the others as they are.
+
+    The rows are the latents that carry most information, by mean KL over a sample, the strongest first; each moves over
+    the range that it has in the sample (1st to 99th percentile).
+
+    Args:
+        model: The CVAE.
+        frame: uint8 (H, W, C), the frame to start from.
+        sample: uint8 (N, H, W, C), some hundred frames.
+        latents: Rows.
+        steps: Images per row.
+    """
+    device = next(model.parameters()).device
+    x = images_to_tensor(torch.from_numpy(np.require(sample, requirements=("C", "W"))).to(device))
+    mean, logvar = model.encode(x)
+    strongest = gaussian_kl_nats(mean, logvar).mean(0).argsort(descending=True)[:latents]
+    low, high = (torch.quantile(mean[:, strongest], q, dim=0) for q in (0.01, 0.99))
+    start, _ = model.encode(images_to_tensor(torch.from_numpy(frame.copy()[None]).to(device)))
+    rows: list[NDArray[np.uint8]] = []
+    for i, latent in enumerate(strongest):
+        z = start.repeat(steps, 1)
+        z[:, latent] = torch.linspace(float(low[i]), float(high[i]), steps, device=device)
+        rows.append(_to_uint8(model.decode(z)))
+    return grid(rows)
+
+
+def _to_uint8(images: torch.Tensor) -> NDArray[np.uint8]:
+    """Float (N, C, H, W) to uint8 (N, H, W, C)."""
+    return images.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
