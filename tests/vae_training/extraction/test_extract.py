@@ -202,17 +202,17 @@ def test_file_names():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 0}, "size must be a positive integer or None, got 0"),
-        ({"stride": 0}, "stride must be a positive integer, got 0"),
-        ({"limit": 2.5}, "limit must be"),
-        ({"workers": True}, "workers must be"),
-        ({"frames_per_file": -1}, "frames_per_file must be"),
-        ({"drop_duplicates": 0.0}, "drop_duplicates must be a number of levels"),
-        ({"drop_duplicates": float("nan")}, "drop_duplicates must be"),
-        ({"drop_duplicates": 256}, "drop_duplicates must be"),
-        ({"crop": "left"}, "crop must be one of none, center-square, got 'left'"),
-        ({"gui": "maybe"}, "gui must be one of"),
-        ({"recordings": ()}, "name the recordings"),
+        ({"size": 0}, "size"),
+        ({"stride": 0}, "stride"),
+        ({"limit": 2.5}, "limit"),
+        ({"workers": True}, "workers"),
+        ({"frames_per_file": -1}, "frames_per_file"),
+        ({"drop_duplicates": 0.0}, "drop_duplicates"),
+        ({"drop_duplicates": float("nan")}, "drop_duplicates"),
+        ({"drop_duplicates": 256}, "drop_duplicates"),
+        ({"crop": "left"}, "crop"),
+        ({"gui": "maybe"}, "gui"),
+        ({"recordings": ()}, "recordings"),
     ],
 )
 def test_wrong_settings(place: Place, changes: dict, message: str):
@@ -223,9 +223,9 @@ def test_wrong_settings(place: Place, changes: dict, message: str):
 
 def test_folder_that_cannot_be_written_to(place: Place, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is a file, expected a folder"):
+    with pytest.raises(InputError, match="is a file"):
         place.extract(out=tmp_path / "file")
-    with pytest.raises(InputError, match="is in the folder to write to"):
+    with pytest.raises(InputError, match="--out"):
         place.extract(out=place.source)
 
 
@@ -292,29 +292,3 @@ def test_real_recordings(tmp_path: Path, workers: int):
     index = json.loads((tmp_path / "out" / "frames.json").read_text())
     assert index["recordings"]["day 1/clip_1"]["source"] == "day 1/clip_1.mp4"
     assert extract(config, say=said.append).skipped == 3
-
-
-def test_command_line(tmp_path: Path):
-    import tyro
-    from tyro.conf import OmitArgPrefixes
-
-    def run(config: OmitArgPrefixes[ExtractConfig]) -> ExtractConfig:
-        return config
-
-    words = [
-        "a.mp4",
-        "b",
-        "--out",
-        "frames",
-        "--size",
-        "None",
-        "--drop-duplicates",
-        "0.5",
-        "--drop-black",
-        "--gui",
-        "drop",
-    ]
-    config = tyro.cli(run, args=words)
-    assert config == ExtractConfig(
-        (Path("a.mp4"), Path("b")), Path("frames"), size=None, drop_duplicates=0.5, drop_black=True, gui="drop"
-    )
