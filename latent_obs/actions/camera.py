@@ -56,18 +56,18 @@ class CameraBins:
     values: NDArray[np.float64] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not _is_whole(self.bins) or not 3 <= self.bins <= MOST_BINS or self.bins % 2 == 0:
+        if not isinstance(self.bins, int | np.integer) or not 3 <= self.bins <= MOST_BINS or self.bins % 2 == 0:
             raise InputError(
-                f"bins must be an odd number from 3 to {MOST_BINS}, so that one of them is no turn; got {self.bins!r}"
+                f"bins must be an odd number from 3 to {MOST_BINS}, one of them no turn; got {self.bins!r}"
             )
-        if not _is_number(self.max_degrees) or not 0 < self.max_degrees <= 180:
-            raise InputError(f"max_degrees must be more than 0 and at most 180, got {self.max_degrees!r}")
+        for name, most in (("max_degrees", 180.0), ("mu", np.finfo(float).max)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value <= most:
+                raise InputError(f"{name} must be a number above 0 and at most {most:g}, got {value!r}")
         if self.rule not in get_args(Rule):
             raise InputError(f"rule must be one of {', '.join(map(repr, get_args(Rule)))}, got {self.rule!r}")
-        if not _is_number(self.mu) or not 0 < self.mu < np.inf:
-            raise InputError(f"mu must be a number above 0, got {self.mu!r}")
-        # One half, mirrored: rounding must not make a turn to the left differ from one to the right.
-        share = np.arange(1, self.centre + 1) / self.centre
+        # One half, mirrored: rounding must not make left and right differ.
+        share = np.arange(1, self.center + 1) / self.center
         if self.rule == "mu-law":
             share = np.minimum(np.expm1(share * np.log1p(self.mu)) / self.mu, 1.0)
         half = share * self.max_degrees
@@ -79,28 +79,21 @@ class CameraBins:
         object.__setattr__(self, "values", values)
 
     @property
-    def centre(self) -> int:
+    def center(self) -> int:
         """The bin of no turn."""
         return self.bins // 2
 
     def to_degrees(self, bins: ArrayLike) -> NDArray[np.float64]:
-        """Degrees of bins, in the shape of `bins`.
-
-        Raises:
-            InputError: They are not whole numbers from 0 to bins - 1.
-        """
+        """Degrees of bins, in the shape of `bins`; `InputError` if they are not whole numbers from 0 to bins - 1."""
         array = np.asarray(bins)
         if array.dtype.kind not in "iu" or not ((array >= 0) & (array < self.bins)).all():
             raise InputError(f"bins of the camera must be whole numbers from 0 to {self.bins - 1}, got {_shown(bins)}")
         return self.values[array]
 
     def to_bins(self, degrees: ArrayLike) -> NDArray[np.int64]:
-        """Nearest bin of each turn (after companding, by mu-law), int64 in the shape of `degrees`.
+        """Nearest bin of each turn (after companding), int64 in the shape of `degrees`; `InputError` for NaN.
 
         Turns beyond `max_degrees` go to the outermost bins.
-
-        Raises:
-            InputError: A turn is not a number.
         """
         array = np.asarray(degrees)
         if array.dtype.kind not in "fiu" or np.isnan(array).any():
@@ -108,17 +101,9 @@ class CameraBins:
         share = np.minimum(np.abs(array.astype(np.float64)) / self.max_degrees, 1.0)
         if self.rule == "mu-law":
             share = np.log1p(self.mu * share) / np.log1p(self.mu)
-        # Of the size and then the sign: a tie is broken alike on both sides.
-        steps = np.rint(share * self.centre).astype(np.int64)
-        return self.centre + np.where(array < 0, -steps, steps)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        # The size first, then the sign: ties are broken alike on both sides.
+        steps = np.rint(share * self.center).astype(np.int64)
+        return self.center + np.where(array < 0, -steps, steps)
 
 
 def _shown(values: Any) -> str:

@@ -1,4 +1,4 @@
-"""`sb3_actions`: one line from an environment with any of these action spaces to one that Stable-Baselines3 takes."""
+"""`sb3_actions`: one line from an environment's action space to one that Stable-Baselines3 supports."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from latent_obs.actions.multi_discrete import MultiDiscreteActions
 from latent_obs.actions.vector import CentroidActions, VectorActions
 from latent_obs.util.errors import InputError
 
-#: What `sb3_actions` can be asked for, besides a file of centroids.
+#: The values of `actions`, besides a file of centroids.
 CHOICES = ("auto", "discrete", "multidiscrete", "multidiscrete-linear", "continuous", "dict")
 
 
@@ -30,7 +30,7 @@ def sb3_actions(
     camera_bins: int = 11,
     camera_max_degrees: float = 10.0,
 ) -> gym.Env[Any, Any]:
-    """Wrap an environment such that its actions are of a kind that Stable-Baselines3 takes.
+    """Wrap an environment so that Stable-Baselines3 can act in it.
 
     Args:
         env: The environment.
@@ -40,20 +40,19 @@ def sb3_actions(
             - "multidiscrete": every key, every Enum and the camera in mu-law bins (`MultiDiscreteActions`);
             - "multidiscrete-linear": the same with evenly spaced bins;
             - "continuous": the vector that is the single entry of a Dict (`VectorActions`);
-            - "dict": as they are;
+            - "dict": the environment's own actions;
             - a .safetensors file of centroids (`CentroidActions`);
-            - "auto": "continuous" for a single vector, "discrete" for other Dicts, and as they are where they are taken
-            so.
+            - "auto": "continuous" for a single vector, "discrete" for other Dicts, the environment's own otherwise.
 
-        env_id: Id of the environment, to choose the table by; that of its spec when not given.
+        env_id: Id of the environment, which chooses the table; by default that of its spec.
         camera_step_degrees: Degrees of a turn, for "discrete".
-        always: Keys to hold in every action but the no-op, such as "attack+forward", for "discrete"; those of the
-            curated table when not given.
+        always: Keys to hold in every action but the no-op, such as "attack+forward", for "discrete"; by default those
+            of the curated table.
         camera_bins: Bins of each turn, for "multidiscrete".
         camera_max_degrees: The largest turn, for "multidiscrete".
 
     Raises:
-        InputError: `actions` is none of these, does not fit the action space, or does not take `always`.
+        InputError: `actions` is none of these, does not fit the action space, or does not support `always`.
 
     Example:
         >>> env = gym.Env()
@@ -64,72 +63,53 @@ def sb3_actions(
         MultiDiscrete([2 2 2])
     """
     check_env(env, "sb3_actions")
-    centroids = _centroids(actions)
-    if centroids is None and actions not in CHOICES:
-        raise InputError(
-            f"there are no actions {actions!r}; choose one of {', '.join(CHOICES)}, or give a .safetensors file of centroids"
-        )
-    kind = "centroids" if centroids is not None else _auto(env.action_space) if actions == "auto" else str(actions)
+    space = env.action_space
+    if isinstance(actions, os.PathLike) or str(actions).endswith(".safetensors"):
+        kind = "centroids"
+    elif actions not in CHOICES:
+        raise InputError(f"actions must be one of {', '.join(CHOICES)}, or a .safetensors file, got {actions!r}")
+    else:
+        kind = _automatic(space) if actions == "auto" else str(actions)
     if always is not None and kind != "discrete":
-        raise InputError(
-            f"always={always!r} holds keys in actions of the kind 'discrete', and these are {kind!r}; leave it out"
-        )
-    if centroids is not None:
-        return CentroidActions(env, centroids)
+        raise InputError(f"always={always!r} is for actions='discrete', and these are {kind!r}; leave it out")
+    if kind == "centroids":
+        return CentroidActions(env, Path(actions))
+    if kind == "dict" or (kind == "continuous" and isinstance(space, spaces.Box)):
+        return env
+    fits = only_box(space) is not None if kind == "continuous" else isinstance(space, spaces.Dict)
+    if not fits:
+        needs = "a Dict with a single Box" if kind == "continuous" else "a Dict of keys, Enums and a camera"
+        raise InputError(f"actions={kind!r} needs {needs}, and the action space is {space}; use {', '.join(CHOICES)}")
+    if kind == "continuous":
+        return VectorActions(env)
     if kind == "discrete":
-        if not isinstance(env.action_space, spaces.Dict):
-            raise InputError(_misfit(kind, env.action_space))
         env_id = env_id or (env.spec.id if env.spec is not None else None)
-        table, usually = curated_actions(env.action_space, env_id=env_id, camera_step_degrees=camera_step_degrees)
+        table, usually = curated_actions(space, env_id=env_id, camera_step_degrees=camera_step_degrees)
         if always is None:
             return DiscreteActions(env, table, always=usually)
         return DiscreteActions(env, _distinct(table, held(always)), always=always)
-    if kind in ("multidiscrete", "multidiscrete-linear"):
-        if not isinstance(env.action_space, spaces.Dict):
-            raise InputError(_misfit(kind, env.action_space))
-        return MultiDiscreteActions(
-            env, CameraBins(camera_bins, camera_max_degrees, "linear" if "-" in kind else "mu-law")
-        )
-    if kind == "continuous" and not isinstance(env.action_space, spaces.Box):
-        if only_box(env.action_space) is None:
-            raise InputError(_misfit(kind, env.action_space))
-        return VectorActions(env)
-    return env
+    rule = "linear" if kind == "multidiscrete-linear" else "mu-law"
+    return MultiDiscreteActions(env, CameraBins(camera_bins, camera_max_degrees, rule))
 
 
-def _centroids(actions: Any) -> Path | None:
-    """The file of centroids, if `actions` is one."""
-    if isinstance(actions, os.PathLike):
-        return Path(actions)
-    return Path(actions) if isinstance(actions, str) and actions.endswith(".safetensors") else None
-
-
-def _auto(space: spaces.Space[Any]) -> str:
+def _automatic(space: spaces.Space[Any]) -> str:
     if isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        return "dict"  # Stable-Baselines3 takes them as they are
+        return "dict"  # Stable-Baselines3 supports these
     if isinstance(space, spaces.Dict):
         return "discrete" if only_box(space) is None else "continuous"
     raise InputError(
-        f"there are no actions made by themselves for {space}; wrap it so that it is a Dict, Box or Discrete"
+        f"actions='auto' does not know {space}; wrap the environment so that it is a Dict, Box or Discrete"
     )
 
 
-def _misfit(kind: str, space: spaces.Space[Any]) -> str:
-    fits = "a Dict with a single Box" if kind == "continuous" else "a Dict of keys, Enums and a camera"
-    return f"actions={kind!r} needs {fits}, and the action space is {space}; choose another one of {', '.join(CHOICES)}"
-
-
 def _distinct(table: Sequence[Mapping[str, Any]], always: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The actions that are still different, and not nothing, when other keys are held than the table was made for."""
+    """The actions that still differ, and do something, when other keys are held than the table was made for."""
     seen: set[frozenset[tuple[str, Any]]] = {frozenset()}
     kept: list[Mapping[str, Any]] = []
     for action in [{}, *table]:
-        does = frozenset(
-            (key, str(value))
-            for key, value in {**always, **action}.items()
-            if not (isinstance(value, int) and value == 0)
-        )
-        if does not in seen:
-            seen.add(does)
+        effects = {**always, **action}.items()
+        effect = frozenset((key, str(value)) for key, value in effects if not (isinstance(value, int) and value == 0))
+        if effect not in seen:
+            seen.add(effect)
             kept.append(action)
     return kept

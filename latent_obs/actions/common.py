@@ -1,4 +1,4 @@
-"""What the action wrappers share: an environment's no-op, values written by hand, and copies that nobody else holds."""
+"""What the action wrappers share: an environment's no-op, values written by hand, and copies of actions."""
 
 import operator
 from collections.abc import Mapping
@@ -17,38 +17,30 @@ CAMERA = "camera"
 
 
 def check_env(env: Any, wrapper: str) -> None:
-    """Refuse to wrap what is no Gymnasium environment.
-
-    Raises:
-        InputError: It is none; an environment of the old Gym, for instance.
-    """
+    """Raise `InputError` for anything but a Gymnasium environment, such as one of the old Gym."""
     if not isinstance(env, gym.Env):
         raise InputError(f"{wrapper} wraps a gymnasium.Env, got {type(env).__module__}.{type(env).__name__}")
 
 
 def dict_space(space: spaces.Space[Any], wrapper: str) -> spaces.Dict:
-    """The space, which has to be a Dict.
-
-    Raises:
-        InputError: It is none, or an empty one.
-    """
+    """The space, if it is a Dict with entries; `InputError` otherwise."""
     if isinstance(space, spaces.Dict) and space.spaces:
         return space
     raise InputError(
-        f"{wrapper} needs a Dict action space with entries such as attack=Discrete(2), and this environment has {space}. "
-        "An action space that is no Dict needs no such wrapper"
+        f"{wrapper} needs a Dict action space with entries such as attack=Discrete(2), and this environment has "
+        f"{space}. An action space that is no Dict needs no such wrapper"
     )
 
 
 def noop_action(env: gym.Env[Any, Any]) -> Any:
-    """A fresh copy of the action that does nothing: the environment's own `noop` where it has one, else `noop_of` its
-    space.
+    """A fresh copy of the action that does nothing: the environment's `noop` if it has one, else zeros of its space.
 
-    An environment whose actions are a code, as MineRL's obfuscated ones, has to bring its own: zeros are not its no-op.
+    An environment whose actions are a code, such as MineRL's obfuscated ones, must have its own: zeros are not its
+    no-op.
 
     Raises:
-        InputError: The environment's `noop` is not in its action space, or it is lost behind a wrapper that changes a
-            vector of numbers.
+        InputError: The environment's `noop` is not in its action space, or a wrapper that changes a vector of numbers
+            hides it.
 
     Example:
         >>> env = gym.Env()
@@ -63,12 +55,12 @@ def noop_action(env: gym.Env[Any, Any]) -> Any:
     while not hasattr(layer, "noop"):
         if not isinstance(layer, gym.Wrapper):
             return noop_of(space)
-        if layer.env.action_space != layer.action_space:
-            # What lies further in is a no-op of another action space.
+        if layer.env.action_space != layer.action_space:  # a `noop` further inside is of another action space
             if layer.has_wrapper_attr("noop") and only_box(space) is not None:
                 raise InputError(
-                    f"{type(layer).__name__} changes the action space and has no `noop`, though the environment inside it has "
-                    "one: which vector does nothing cannot be told. Set its attribute `noop`, or put it around this wrapper"
+                    f"{type(layer).__name__} changes the action space and has no `noop`, although the environment "
+                    "inside it has one: its vector that does nothing is unknown. Set its attribute `noop`, or put this "
+                    "wrapper inside it"
                 )
             return noop_of(space)
         layer = layer.env
@@ -79,8 +71,7 @@ def noop_action(env: gym.Env[Any, Any]) -> Any:
 
 
 def only_box(space: spaces.Space[Any]) -> tuple[str | None, spaces.Box] | None:
-    """The Box of floats that is the whole action, with its key if it is the single entry of a Dict; None if there is
-    none.
+    """The Box of floats that is the whole action, with its key if it is a Dict's single entry; None if there is none.
 
     Example:
         >>> only_box(spaces.Dict(vector=spaces.Box(-1.0, 1.0, (64,))))
@@ -103,26 +94,18 @@ def is_camera(key: str, space: spaces.Space[Any]) -> bool:
 
 
 def whole_number(value: Any, start: int, n: int, what: str) -> int:
-    """A whole number from `start` on, one of `n`; arrays of one number are taken as it.
-
-    Raises:
-        InputError: It is something else.
-    """
+    """One of the `n` integers from `start` on, or an array of one such number; `InputError` otherwise."""
     try:
         number = operator.index(value.item() if isinstance(value, np.ndarray) and value.size == 1 else value)
     except TypeError:
-        raise InputError(f"{what} must be a whole number from {start} to {start + n - 1}, got {value!r}") from None
+        number = start - 1
     if not start <= number < start + n:
-        raise InputError(f"{what} must be a whole number from {start} to {start + n - 1}, got {number}")
+        raise InputError(f"{what} must be a whole number from {start} to {start + n - 1}, got {value!r}")
     return number
 
 
 def box_value(space: spaces.Box, value: Any, what: str) -> NDArray[Any]:
-    """A fresh array of a Box's dtype, in its bounds.
-
-    Raises:
-        InputError: The shape, the kind of number or the bounds disagree.
-    """
+    """A fresh array of a Box's dtype, within its bounds; `InputError` if `value` has another shape or exceeds them."""
     try:
         array = np.asarray(value)
     except ValueError:  # a ragged list
@@ -130,7 +113,7 @@ def box_value(space: spaces.Box, value: Any, what: str) -> NDArray[Any]:
     if array.dtype.kind not in "fiu" or array.shape != space.shape:
         found = f"{array.dtype} of shape {array.shape}" if isinstance(value, np.ndarray) else repr(value)
         raise InputError(f"{what} must be {space.dtype} numbers of shape {space.shape}, got {found}")
-    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is refused below, and not warned of
+    with np.errstate(over="ignore", invalid="ignore"):  # rejected below
         fresh = array.astype(space.dtype)
     if np.dtype(space.dtype).kind in "iu" and not (fresh == array).all():
         raise InputError(f"{what} must be whole numbers ({space.dtype}), got {array.tolist()}")
@@ -140,10 +123,10 @@ def box_value(space: spaces.Box, value: Any, what: str) -> NDArray[Any]:
 
 
 def value_of(space: spaces.Space[Any], value: Any, what: str) -> Any:
-    """A value as it is written by hand, as a fresh value of its space: a name for an `Enum`, a pair for a camera.
+    """A fresh value of a space from one written by hand: a name for an `Enum`, a pair for a camera.
 
     Raises:
-        InputError: It is none of the space.
+        InputError: It is not in the space.
 
     Example:
         >>> value_of(Enum(["none", "planks"]), "planks", "craft")

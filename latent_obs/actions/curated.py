@@ -4,6 +4,7 @@ actions, always = curated_actions(env.action_space, env_id="MineRLTreechop-v0")
 env = DiscreteActions(env, actions, always=always)
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,29 +28,24 @@ def curated_actions(
 ) -> tuple[list[Entry], tuple[str, ...]]:
     """Actions for a task, and the keys that are held in all of them, as `DiscreteActions` takes them.
 
-    Only entries that the action space has are used. What each family has, and why:
+    Only entries that the action space has are used. The families:
 
-    - "treechop": attack is always held, for a log takes some sixty uninterrupted frames of it by hand, and letting go
-    for one
-      starts it anew. Then nothing else, forward, forward+jump to climb on blocks, and the four turns. No back, left or
-      right: a turn and forward lead everywhere, and fewer actions are explored sooner. This is the set of the intro
-      baselines of the MineRL competition of 2021.
-    - "navigate": forward and forward+jump with sprint held, as the way is long and the time is short; the four turns;
-      each block to place together with jump, which builds a pillar out of a hole; attack, which digs through what is in
-      the way. No back, left or right, as above.
-    - "obtain": all ways of walking (stepping aside matters at a crafting table), jump, forward+jump; attack, and
-      forward+attack, which digs a tunnel; the four turns; and one action per recipe, item to smelt, block to place and
-      item to equip, since the task is to do them in the right order.
-    - "basalt": all ways of walking, jump, forward+jump, and forward with sprint for the wide terrain; attack; use,
-    which
-      places the block, pours the bucket or throws what is in hand, and jump+use, which builds a pillar to work from;
-      the four turns; and one action per item to equip: the snowball among them, which, used, ends the episode.
-    - "basic", for anything else with such entries: each key by itself, forward+jump, the four turns, and each other
-      value of each Enum and Discrete entry.
+    - "treechop": attack is always held, because a log takes some sixty uninterrupted frames of it; forward,
+      forward+jump and the four turns. A turn and forward lead everywhere, and fewer actions are explored sooner. This
+      is the set of the intro baselines of the MineRL competition of 2021.
+    - "navigate": forward and forward+jump with sprint held; the four turns; each block to place together with jump,
+      which builds a pillar out of a hole; attack, which digs through obstacles.
+    - "obtain": all ways of walking, jump, forward+jump; attack, and forward+attack, which digs a tunnel; the four
+      turns; and one action per recipe, item to smelt, block to place and item to equip.
+    - "basalt": all ways of walking, jump, forward+jump and forward+sprint; attack; use, which places, pours or throws
+      what is in hand; jump+use, which builds a pillar; the four turns; and one action per item to equip. Using the
+      snowball ends the episode.
+    - "basic", for anything else with such entries: each key, forward+jump, the four turns, and each other value of
+      each Enum and Discrete entry.
 
     Args:
         space: The environment's action space: a Dict.
-        family: One of `FAMILIES`; told by `env_id` when not given, and "basic" when that tells none.
+        family: One of `FAMILIES`; by default that of `env_id`, or "basic".
         env_id: The environment's id.
         camera_step_degrees: Degrees of each turn.
 
@@ -57,8 +53,8 @@ def curated_actions(
         What each action changes of the no-op, and the keys always held.
 
     Raises:
-        InputError: There is no such family; the step is no turn that the camera can make; or the action space has
-            nothing to choose from, as an obfuscated one.
+        InputError: There is no such family, the camera cannot turn by such a step, or the action space has nothing to
+            choose from, such as an obfuscated one.
 
     Example:
         >>> keys = {key: spaces.Discrete(2) for key in ("attack", "back", "forward", "jump")}
@@ -69,14 +65,14 @@ def curated_actions(
           ('attack',))
     """
     if family is not None and family not in FAMILIES:
-        raise InputError(f"there is no family {family!r} of actions; choose one of {', '.join(FAMILIES)}")
+        raise InputError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     family = family or family_of(env_id) or "basic"
     parts = _Parts(space, camera_step_degrees)
     actions, always = _FAMILIES[family](parts)
     if not any(actions):
         raise InputError(
-            f"the action space {space} has no keys, Enums or camera to make {family!r} actions of. A vector of numbers is "
-            "used as it is (VectorActions), or by centroids of demonstrations (CentroidActions)"
+            f"the action space {space} has no keys, Enums or camera for {family!r} actions. For a vector use "
+            "VectorActions, or CentroidActions with centroids of demonstrations"
         )
     return actions, always
 
@@ -99,7 +95,12 @@ class _Parts:
     def __init__(self, space: spaces.Space[Any], camera_step_degrees: float) -> None:
         self.inner = dict_space(space, "curated_actions").spaces
         self.keys = [key for key, part in self.inner.items() if is_key(part)]
-        self.step = _checked_step(camera_step_degrees, self.inner.get(CAMERA))
+        self.step, reach = camera_step_degrees, math.inf
+        camera = self.inner.get(CAMERA)
+        if isinstance(camera, spaces.Box) and is_camera(CAMERA, camera):
+            reach = float(min(camera.high.min(), -camera.low.max()))
+        if not isinstance(self.step, float | int | np.number) or not 0 < self.step <= reach or self.step == math.inf:
+            raise InputError(f"camera_step_degrees must be above 0 and at most {reach:g}, got {self.step!r}")
 
     def held(self, *keys: str) -> list[Entry]:
         """One action that holds keys together."""
@@ -136,19 +137,6 @@ class _Parts:
             for value in range(int(part.start), int(part.start + part.n))
             if value != min(max(0, part.start), part.start + part.n - 1)
         ]
-
-
-def _checked_step(step: Any, camera: spaces.Space[Any] | None) -> float:
-    if isinstance(step, bool) or not isinstance(step, int | float | np.integer | np.floating) or not 0 < step < np.inf:
-        raise InputError(f"camera_step_degrees must be a number above 0, got {step!r}")
-    if camera is not None and is_camera(CAMERA, camera):
-        assert isinstance(camera, spaces.Box)
-        reach = float(min(camera.high.min(), -camera.low.max()))
-        if step > reach:
-            raise InputError(
-                f"camera_step_degrees is {step}, and the camera turns by at most {reach:g} at once: {camera}"
-            )
-    return float(step)
 
 
 def _treechop(parts: _Parts) -> tuple[list[Entry], tuple[str, ...]]:

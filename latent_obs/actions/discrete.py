@@ -29,19 +29,19 @@ class DiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
 
     Args:
         env: An environment with a Dict action space.
-        actions: Actions 1, 2, … as what they change of the no-op: {"forward": 1, "jump": 1}, {"craft": "planks"},
-            {"camera": (0, 10)}, the camera in degrees of (pitch, yaw): down and right are positive. With names of your
-            own as a mapping from name to action. An empty one is only what is always held.
-        always: What every action but the no-op does as well, where it does not say otherwise: names of keys to hold,
-            such as ("attack",) or "attack+sprint", or a mapping with values.
+        actions: Actions 1, 2, … as changes of the no-op: {"forward": 1, "jump": 1}, {"craft": "planks"},
+            {"camera": (0, 10)}, the camera in degrees of (pitch, yaw): down and right are positive. A list, or a
+            mapping from names to actions. An empty action does only what is always held.
+        always: Part of every action but the no-op, unless the action overrides it: names of keys to hold, such as
+            ("attack",) or "attack+sprint", or a mapping with values.
 
     Attributes:
         names: A name per action, such as "forward+jump", "camera right 10", "craft planks"; the first is "noop".
         noop: 0.
 
     Raises:
-        InputError: The action space is no Dict; an action has an entry or a value that the space does not know, is the
-            same as another one, or is the no-op again.
+        InputError: The action space is no Dict; an action has an entry or a value outside the space, or does the same
+            as another one or the no-op.
 
     Example:
         >>> env = gym.Env()
@@ -66,8 +66,7 @@ class DiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
         check_env(env, "DiscreteActions")
         gym.ActionWrapper.__init__(self, env)
         space = dict_space(env.action_space, "DiscreteActions")
-        self._inner = space.spaces
-        noop = noop_action(env)
+        self._inner, noop = space.spaces, noop_action(env)
         self.always = _entries(space, held(always), "always")
         for key in [] if isinstance(always, Mapping) else self.always:
             if not is_key(space.spaces[key]):
@@ -100,17 +99,10 @@ class DiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
         return [copy_action(action) for action in self._table]
 
     def action(self, action: Any) -> dict[str, Any]:
-        """A fresh copy of the Dict action behind a number.
-
-        Raises:
-            InputError: It is none of the action space.
-        """
-        # A shallow copy and the arrays: what a Dict of keys, Enums and a camera needs, at a third of copy_action's
-        # time.
-        return {
-            key: value if isinstance(value, int) else copy_action(value)
-            for key, value in self._table[whole_number(action, 0, len(self._table), "the action")].items()
-        }
+        """A fresh copy of the Dict action with a number; `InputError` for a number outside the action space."""
+        chosen = self._table[whole_number(action, 0, len(self._table), "the action")]
+        # Plain numbers need no copy: a third of copy_action's time.
+        return {key: value if isinstance(value, int) else copy_action(value) for key, value in chosen.items()}
 
     def describe(self) -> str:
         """A line per action, and what is held."""
@@ -120,7 +112,7 @@ class DiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
 
 
 def held(always: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
-    """What is always done, as a mapping; a text such as "attack+forward" names keys.
+    """The part that is always done, as a mapping; a text such as "attack+forward" names keys.
 
     Example:
         >>> held("attack+forward"), held(["attack"]), held(""), held({"craft": "planks"})
@@ -128,14 +120,11 @@ def held(always: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
     """
     if isinstance(always, Mapping):
         return dict(always)
-    if not isinstance(always, Sequence):
-        raise InputError(f"always must be names of keys, such as ('attack',), or a mapping, got {always!r}")
-    keys = [key.strip() for key in always.split("+")] if isinstance(always, str) else list(always)
+    keys = [key.strip() for key in always.split("+")] if isinstance(always, str) else always
     if keys == [""]:
         return {}
-    for key in keys:
-        if not isinstance(key, str) or not key:
-            raise InputError(f"always must be names of keys, such as 'attack+forward', got {always!r}")
+    if not isinstance(keys, Sequence) or not all(isinstance(key, str) and key for key in keys):
+        raise InputError(f"always must be names of keys, such as 'attack+forward', or a mapping, got {always!r}")
     return dict.fromkeys(keys, 1)
 
 
@@ -166,13 +155,9 @@ def _entries(space: spaces.Dict, changes: Mapping[str, Any], what: str) -> dict[
 
 
 def _name(space: spaces.Dict, entries: Mapping[str, Any], noop: Mapping[str, Any], always: Mapping[str, Any]) -> str:
-    parts = [
-        _part(space.spaces[key], key, value)
-        for key, value in entries.items()
-        if key in always
-        or not _equal(value, noop[key])  # what is as in the no-op says nothing, unless it lets go of a key
-    ]
-    return "+".join(parts) or "nothing held"
+    """The entries in words; one that equals the no-op says nothing, unless it releases a key that is always held."""
+    named = [key for key, value in entries.items() if key in always or not _equal(value, noop[key])]
+    return "+".join(_part(space.spaces[key], key, entries[key]) for key in named) or "nothing held"
 
 
 def _part(space: spaces.Space[Any], key: str, value: Any) -> str:

@@ -10,16 +10,14 @@ from latent_obs.envs.old_spaces import Enum
 
 
 class FrameSkip(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Do each action for several frames; their rewards are summed, the last observation and info given.
+    """Do each action for several frames; returns the summed rewards and the last observation and info.
 
-    Of a Dict action, keys and all else are held for every frame, except what happens once: a turn of the `camera` and
-    the entries of an `Enum`, such as a recipe, a block to place or an item to take in hand, are those of the action in
-    the first frame and the no-op's in the others. So a turn of 10 degrees is 10 degrees whatever the number of frames,
-    and "craft planks" crafts once. Any other action is repeated as it is; that of an obfuscated environment is one
-    vector, in which a turn cannot be told from a key, so it turns in every frame.
+    Of a Dict action, keys and other entries are held for every frame. A turn of the `camera` and the entries of an
+    `Enum` (a recipe, a block to place, an item to equip) happen in the first frame only and are the no-op's afterwards,
+    so a turn of 10 degrees is 10 degrees for any number of frames. Any other action is repeated: in an obfuscated
+    vector a turn cannot be separated from a key, so it turns in every frame.
 
-    It ends with the first frame that ends the episode. It belongs under the wrappers that make the actions, next to the
-    game.
+    Skipping ends with the episode. The wrapper belongs below those that make the actions, next to the game.
 
     Args:
         env: The environment.
@@ -30,7 +28,7 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
         once: The entries that happen in the first frame only.
 
     Raises:
-        InputError: `frames` is no whole number from 1; at `step`, the action is none of the action space.
+        InputError: `frames` is no whole number from 1; at `step`, the action is not in the action space.
 
     Example:
         >>> class Turns(gym.Env):
@@ -62,11 +60,7 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
         return copy_action(self._noop)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Do an action for `frames` frames, or up to the one that ends the episode.
-
-        Returns:
-            The last frame's observation, the sum of the rewards, the last frame's terminated, truncated and info.
-        """
+        """Do an action for `frames` frames, or until the episode ends."""
         action = value_of(self.action_space, action, "action")
         total = 0.0
         current = copy_action(action)
@@ -76,7 +70,7 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
             total += float(reward)
             if terminated or truncated or frame == self.frames:
                 break
-            # Anew each time: the environment may keep or change what it was given.
+            # A copy each time: the environment may keep or change its action.
             current = copy_action(rest)
         return observation, total, bool(terminated), bool(truncated), info  # pyright: ignore[reportPossiblyUnboundVariable]
 

@@ -19,7 +19,7 @@ _VPT = CameraBins()
 class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Choose the value of every entry of a Dict action at once, the camera in bins.
 
-    The choices stand in this order: the keys (Discrete(2)) in the order of the Dict, then its Enums and other Discrete
+    The order of the choices: the keys (Discrete(2)) in the order of the Dict, then its Enums and other Discrete
     entries in theirs, then "camera pitch" and "camera yaw".
 
     Args:
@@ -34,8 +34,8 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
         noop: int64 (n,), the action that does nothing.
 
     Raises:
-        InputError: The action space has an entry of another kind, the camera's bins reach beyond its bounds, or the
-            environment's no-op turns the camera by what is no bin.
+        InputError: The action space has an entry of another kind, the camera's bins exceed its bounds, or no bin
+            matches the turn of the environment's no-op.
 
     Example:
         >>> from latent_obs.envs.old_spaces import Enum
@@ -64,8 +64,8 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
         for key, space in self._inner.items():
             if not isinstance(space, spaces.Discrete) and not is_camera(key, space):
                 raise InputError(
-                    f"action[{key!r}] is {space}, which MultiDiscreteActions has no bins for: it takes Discrete and Enum "
-                    "entries and a `camera` of two floats. Choose actions by hand with DiscreteActions"
+                    f"action[{key!r}] is {space}; MultiDiscreteActions has choices for Discrete and Enum entries and a "
+                    "`camera` of two floats. List actions with DiscreteActions instead"
                 )
         discrete = {key: space for key, space in self._inner.items() if isinstance(space, spaces.Discrete)}
         order = sorted(discrete, key=lambda key: not is_key(discrete[key]))  # stable: else the order of the Dict
@@ -75,11 +75,14 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
         self.choices = [_words(discrete[key]) for key in order]
         self._camera_at = len(order) if CAMERA in self._inner and CAMERA not in discrete else None
         if self._camera_at is not None:
-            _check_reach(self._inner[CAMERA], camera)
+            turn = self._inner[CAMERA]
+            assert isinstance(turn, spaces.Box)
+            self._turns = camera.values.astype(turn.dtype)
+            if (turn.low > self._turns[0]).any() or (turn.high < self._turns[-1]).any():
+                raise InputError(f"max_degrees is {camera.max_degrees:g}, more than action['{CAMERA}'] allows: {turn}")
             sizes += [camera.bins] * 2
             self.names += (f"{CAMERA} pitch", f"{CAMERA} yaw")
             self.choices += [[f"{degrees:.3g}" for degrees in camera.values]] * 2
-            self._turns = camera.values.astype(self._inner[CAMERA].dtype)
         self.index = {name: i for i, name in enumerate(self.names)}
         self._sizes = sizes
         self.action_space: spaces.MultiDiscrete = spaces.MultiDiscrete(sizes)
@@ -96,25 +99,16 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
         return self._noop.copy()
 
     def action(self, action: Any) -> dict[str, Any]:
-        """The Dict action of a row of choices.
-
-        Args:
-            action: Whole numbers, (n,).
-
-        Raises:
-            InputError: It is none of the action space.
-        """
+        """The Dict action of a row of choices, whole numbers (n,); `InputError` if it is not in the action space."""
         array = np.asarray(action)
         if array.dtype.kind not in "iu" or array.shape != (len(self._sizes),):
             raise InputError(
                 f"the action must be {len(self._sizes)} whole numbers ({', '.join(self.names)}), got {action!r}"
             )
         numbers = array.tolist()
-        for i, (number, size) in enumerate(zip(numbers, self._sizes, strict=True)):
+        for name, number, size in zip(self.names, numbers, self._sizes, strict=True):
             if not 0 <= number < size:
-                raise InputError(
-                    f"{self.names[i]} (place {i} of the action) must be from 0 to {size - 1}, got {number}"
-                )
+                raise InputError(f"{name} must be from 0 to {size - 1}, got {number}")
         chosen: dict[str, Any] = {key: numbers[i] + start for key, i, start in self._places}
         if self._camera_at is not None:
             chosen[CAMERA] = self._turns[array[self._camera_at :]]
@@ -123,12 +117,8 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
     def inverse(self, action: Mapping[str, Any]) -> NDArray[np.int64]:
         """The row of choices nearest to a Dict action, such as one of a demonstration: int64 (n,).
 
-        Args:
-            action: A value of the environment's action space; Enums may be names. Turns beyond the outermost bins go to
-                these.
-
-        Raises:
-            InputError: It is none of the environment's action space.
+        Enums may be names. Turns beyond the outermost bins go to these. Raises `InputError` for an action outside the
+        environment's action space.
         """
         values = value_of(self._space, action, "action")
         row = [values[key] - start for key, _, start in self._places]
@@ -149,12 +139,3 @@ def _words(space: spaces.Discrete) -> list[str]:
     if isinstance(space, Enum):
         return list(space.names)
     return [str(i) for i in range(int(space.start), int(space.start + space.n))]
-
-
-def _check_reach(space: spaces.Space[Any], camera: CameraBins) -> None:
-    assert isinstance(space, spaces.Box)
-    reach = np.float64(camera.values.astype(space.dtype)[-1])
-    if (space.low > -reach).any() or (space.high < reach).any():
-        raise InputError(
-            f"the camera's bins reach {camera.max_degrees:g} degrees, and action['{CAMERA}'] is {space}; lower max_degrees"
-        )

@@ -15,8 +15,7 @@ from latent_obs.util.errors import InputError
 
 
 class CentroidActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Choose by number from centroids of demonstrated actions; number 0 is the environment's no-op, i is centroid i -
-    1.
+    """Choose by number from centroids of demonstrated actions; number 0 is the environment's no-op.
 
     Args:
         env: An environment whose action is a Box of floats, alone or as the single entry of a Dict.
@@ -46,19 +45,16 @@ class CentroidActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
         check_env(env, "CentroidActions")
         gym.ActionWrapper.__init__(self, env)
         self._key, self._box = _box_of(env.action_space, "CentroidActions")
-        if isinstance(centroids, str | os.PathLike):
-            self.centroids = Centroids.load(centroids)
-        elif isinstance(centroids, Centroids):
-            self.centroids = centroids
-        else:
+        if not isinstance(centroids, str | os.PathLike | Centroids):
             raise InputError(
                 f"centroids must be Centroids or the path of a file of them, got {type(centroids).__name__}"
             )
+        self.centroids = centroids if isinstance(centroids, Centroids) else Centroids.load(centroids)
         size = int(np.prod(self._box.shape))
         if self.centroids.vectors.shape[1] != size:
             raise InputError(
-                f"the centroids have {self.centroids.vectors.shape[1]} numbers each, and an action of this environment {size}: "
-                f"{self._box}. Fit them to demonstrations of this environment"
+                f"centroids have {self.centroids.vectors.shape[1]} numbers each, and an action of this environment has "
+                f"{size}: {self._box}. Fit them to demonstrations of this environment"
             )
         noop = noop_action(env)
         rows = self.centroids.vectors.reshape(-1, *self._box.shape).astype(self._box.dtype)
@@ -70,26 +66,21 @@ class CentroidActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
         self.action_space: spaces.Discrete = spaces.Discrete(len(self.names))
 
     def action(self, action: Any) -> Any:
-        """A fresh copy of the vector behind a number, in a Dict where the environment has one.
-
-        Raises:
-            InputError: It is none of the action space.
-        """
+        """A fresh copy of the vector with a number, in a Dict where the environment has one."""
         vector = self._rows[whole_number(action, 0, len(self._rows), "the action")].copy()
         return vector if self._key is None else {self._key: vector}
 
     def inverse(self, action: Any) -> Any:
-        """The number whose vector is nearest to an action, such as one of a demonstration; the lowest where several
-        are.
+        """The number of the nearest vector, the lowest of several.
 
         Args:
-            action: A vector in the shape of the Box, several of them stacked, or an action of the environment's Dict.
+            action: A vector in the shape of the Box, N of them stacked, or an action of the environment's Dict.
 
         Returns:
             A number; or int64 (N,) for N stacked vectors.
 
         Raises:
-            InputError: It is of another shape, or no numbers.
+            InputError: It is of another shape, or not finite.
         """
         given = action[self._key] if isinstance(action, Mapping) and self._key in action else action
         array = np.asarray(given) if not isinstance(given, Mapping) else np.asarray(None)
@@ -101,8 +92,9 @@ class CentroidActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
             raise InputError("an action has numbers that are not finite")
         rows = array.reshape(-1, self.vectors.shape[1]).astype(np.float64)
         table = self.vectors.astype(np.float64)
-        # In pieces: the differences of all to all would not fit for a long demonstration.
-        nearest = [((piece[:, None] - table) ** 2).sum(-1).argmin(1) for piece in _pieces(rows, 256)]
+        # 256 rows at a time: the differences of all to all would not fit into memory for a long demonstration.
+        pieces = [rows[i : i + 256] for i in range(0, len(rows), 256)]
+        nearest = [((piece[:, None] - table) ** 2).sum(-1).argmin(1) for piece in pieces]
         numbers = np.concatenate(nearest) if nearest else np.zeros(0, np.int64)
         return int(numbers[0]) if array.shape == shape else numbers.astype(np.int64)
 
@@ -116,8 +108,8 @@ class CentroidActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
 class VectorActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Take the vector itself where the environment takes a Dict with that as its single entry, so that PPO can act.
 
-    In an obfuscated environment the numbers are a code, in which zeros are no no-op but press keys and turn round; a
-    policy that starts around zero does so too.
+    In an obfuscated environment the numbers are a code, in which zeros press keys and turn around, and so does a policy
+    that starts around zero.
 
     Args:
         env: An environment whose action space is a Dict with a single entry, a Box of floats.
@@ -159,19 +151,11 @@ class VectorActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstructo
         return self._noop.copy()
 
     def action(self, action: Any) -> dict[str, NDArray[Any]]:
-        """The Dict action of a vector.
-
-        Raises:
-            InputError: It is none of the action space.
-        """
+        """The Dict action of a vector; `InputError` if it is not in the action space."""
         return {self._key: box_value(self._box, action, "the action")}
 
     def inverse(self, action: Mapping[str, Any]) -> NDArray[Any]:
-        """The vector of a Dict action.
-
-        Raises:
-            InputError: It is none of the environment's action space.
-        """
+        """The vector of a Dict action; `InputError` if it is not in the environment's action space."""
         if not isinstance(action, Mapping) or set(action) != {self._key}:
             raise InputError(f"the action must be a dictionary with exactly the entry {self._key!r}, got {action!r}")
         return box_value(self._box, action[self._key], f"action[{self._key!r}]")
@@ -188,7 +172,3 @@ def _box_of(space: spaces.Space[Any], wrapper: str) -> tuple[str | None, spaces.
             f"{wrapper} needs an action that is one Box of floats, alone or as the single entry of a Dict, got {space}"
         )
     return found
-
-
-def _pieces(rows: NDArray[Any], size: int) -> list[NDArray[Any]]:
-    return [rows[i : i + size] for i in range(0, len(rows), size)]

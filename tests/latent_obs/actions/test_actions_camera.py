@@ -54,14 +54,14 @@ def test_the_default_bins_are_those_of_vpt():
 def test_bins_are_symmetric_monotone_and_exact_at_zero_and_at_the_ends(camera: CameraBins):
     values = camera.values
     assert len(values) == camera.bins
-    assert values[camera.centre] == 0.0
-    assert not np.signbit(values[camera.centre])
+    assert values[camera.center] == 0.0
+    assert not np.signbit(values[camera.center])
     assert (values[0], values[-1]) == (-camera.max_degrees, camera.max_degrees)
     np.testing.assert_array_equal(values, -values[::-1])
     assert (np.diff(values.astype(np.float32)) > 0).all()
     np.testing.assert_allclose(values, vpt_degrees(camera, np.arange(camera.bins)), rtol=1e-6, atol=1e-9)
     if camera.rule == "mu-law":  # finer near zero
-        assert (np.diff(values[camera.centre :], 2) > 0).all()
+        assert (np.diff(values[camera.center :], 2) > 0).all()
 
 
 @QUICK

