@@ -1,8 +1,8 @@
 """The whole path on MineRL's real client: record, train a CVAE, train PPO in worker processes, evaluate, through
 crashes.
 
-The game behind it is the stand-in of `tests/support/minerl_server`, so what is learnt says nothing of Minecraft; that it is learnt says
-that pictures, actions, rewards and ends arrive where they should.
+The game is the stand-in of `tests/support/minerl_server`, so the return says nothing about Minecraft. That the agent
+learns shows that pictures, actions, rewards and ends of episodes arrive where they should.
 """
 
 import json
