@@ -24,9 +24,7 @@ from latent_obs.util.errors import GameFaultError, InputError, require
 
 
 def kill_tree(process: Any) -> None:
-    """End a launch script and all that it started: politely (a virtual display has files to remove), and then for
-    sure.
-    """
+    """End a launch script and all that it started: first by SIGTERM, as a virtual display has files to remove."""
     with contextlib.suppress(Exception):  # it may be gone, or half gone
         processes = [*process.children(recursive=True), process]
         for each in processes:
@@ -336,9 +334,7 @@ class GameConnection:
         instance.client_socket_recv_message = receive
 
     def _checked_picture(self, picture: bytes) -> bytes:
-        """An empty one is replaced by the last there was: upstream paints it black, or trips over it, as numpy has
-        it.
-        """
+        """The picture, or the last one if it is empty: the client would paint it black or fail on it."""
         self.picture_missing = not picture
         if picture and len(picture) != len(self._picture):
             raise ConnectionError(
@@ -387,6 +383,6 @@ def _greet(host: str, port: int) -> None:
                 sock.sendall(struct.pack("!I", len(message)) + message)
     except OSError as error:
         raise InputError(
-            f"no game listens on {host}:{port} ({error}). Start one there (docs/minerl.md says how), name the port of one "
-            "that runs, or leave port out to have one started"
+            f"no game listens on {host}:{port} ({error}). Start one there (docs/minerl.md says how), name the port of "
+            "a running one, or leave port out to have one started"
         ) from None

@@ -82,7 +82,7 @@ class FrameFolder:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"{self.path}: another process extracts frames to this folder; wait until it ends, or choose another --out"
+                f"{self.path}: another process extracts frames to this folder; wait for it, or choose another --out"
             ) from None
         except OSError:  # some network file systems have no locks
             pass
@@ -97,13 +97,13 @@ class FrameFolder:
             self.shape = tuple(index["shape"]) if index["shape"] else None
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{file} cannot be read as the index of extracted frames ({error}); choose another --out, or remove the folder"
+                f"{file} cannot be read as the index of extracted frames ({error}); choose another --out"
             ) from None
         for name in [*self.settings, *(set(before) - set(self.settings))]:
             if before.get(name) != self.settings.get(name):
                 raise InputError(
-                    f"{self.path} was begun with {name} {before.get(name)!r}, and now it is {self.settings.get(name)!r}; both "
-                    f"in one folder would not be one dataset. Give --{name.replace('_', '-')} as before, or another --out"
+                    f"{self.path} was begun with {name} {before.get(name)!r}, and now it is {self.settings.get(name)!r}: "
+                    f"both are not one dataset. Give --{name.replace('_', '-')} as before, or another --out"
                 )
 
     def _finish_what_was_killed(self) -> None:
@@ -116,7 +116,7 @@ class FrameFolder:
             shutil.rmtree(left, ignore_errors=True)
 
     def settle_shape(self, shape: tuple[int, ...]) -> None:
-        """Fix the shape of the frames, and look whether all that is here has it.
+        """Fix the shape of the frames, and check the frame files that are in the folder already.
 
         Raises:
             InputError: The folder holds a `.npy` file of other frames, or one that cannot be read.
@@ -135,14 +135,14 @@ class FrameFolder:
         self.write()
 
     def other_name_of(self, fingerprint: str, source: Path, names: set[str]) -> str | None:
-        """The name under which a recording is here already, when it was found from elsewhere; never one of `names`."""
+        """Another name under which a recording is here already, because it was found from elsewhere."""
         for name, entry in self.entries.items():
             if entry["fingerprint"] == fingerprint and Path(entry["source"]).name == source.name and name not in names:
                 return name
         return None
 
     def is_done(self, name: str, fingerprint: str) -> bool:
-        """Whether a recording's files are here, whole; a recording whose files were removed is not.
+        """Whether all files of a recording are here and whole.
 
         Raises:
             InputError: Its source has changed since, or one of its files.
@@ -154,12 +154,12 @@ class FrameFolder:
             file = self.path / part["file"]
             if file.exists() and frame_file_shape(file) != (part["frames"], *(self.shape or ())):
                 raise InputError(
-                    f"{file} has shape {frame_file_shape(file)}, and {INDEX} says {part['frames']} frames of {self.shape}; "
-                    "it was changed since. Remove it, and it is extracted again"
+                    f"{file} has shape {frame_file_shape(file)}, and {INDEX} says {part['frames']} frames of "
+                    f"{self.shape}: it was changed since. Remove it, and it is extracted again"
                 )
             there += [file.exists(), (self.path / part["rows"]).exists()]
         if there and not any(there):
-            del self.entries[name]  # its files were removed, which is how one asks for it to be extracted anew
+            del self.entries[name]  # its files were removed, which requests another extraction
             return False
         if entry["fingerprint"] != fingerprint:
             files = ", ".join(part["file"] for part in entry["files"]) or "its entry"
@@ -199,7 +199,7 @@ class FrameFolder:
         shutil.rmtree(staged, ignore_errors=True)
 
     def write(self) -> None:
-        """Bring `frames.json` up to date, whole or not at all; it depends on what was extracted, not on when."""
+        """Write `frames.json`, whole or not at all; it depends on what was extracted, not on when."""
         write_json(
             self.path / INDEX,
             {
@@ -246,7 +246,7 @@ def frame_file_shape(file: Path) -> tuple[int, ...]:
         raise InputError(f"{file} is not a whole .npy file ({error}); remove it, or choose another --out") from None
     if array.dtype != np.uint8 or array.ndim != 4:
         raise InputError(
-            f"{file} holds {array.dtype} of shape {array.shape}, expected uint8 frames (N, H, W, C); choose another --out"
+            f"{file} holds {array.dtype} of shape {array.shape}, expected uint8 (N, H, W, C); choose another --out"
         )
     return array.shape
 

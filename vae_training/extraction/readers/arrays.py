@@ -261,7 +261,7 @@ def _reading(file: Path) -> Iterator[None]:
     except DamagedRecordingError:
         raise
     except _BROKEN as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedRecordingError(
-            f"{file} cannot be read, it is damaged or not what its name says ({told})"
+            f"{file} cannot be read, it is damaged or not what its name says ({reason})"
         ) from None

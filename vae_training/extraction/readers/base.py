@@ -1,4 +1,4 @@
-"""What all recordings have in common: a name, frames in order, and perhaps what the player did in each of them."""
+"""What all recordings have in common: a name, frames in order, and rows of actions, rewards and state if known."""
 
 import re
 from abc import ABC, abstractmethod
@@ -49,18 +49,16 @@ class Recording(ABC):
 
     @abstractmethod
     def chunks(self) -> Iterator[Frames]:
-        """The frames in order, uint8 (n, H, W, 3) RGB, some at a time; memory does not depend on the recording's
-        length.
+        """The frames in order, uint8 (n, H, W, 3) RGB, some at a time: memory is constant in the recording's length.
 
         Raises:
             DamagedRecordingError: It cannot be read, or breaks off; the chunks before that point were good.
         """
 
     def rows(self) -> Mapping[str, NDArray[Any]]:
-        """What is known of each frame, by name: an array whose row i belongs to frame i of `chunks`.
+        """Arrays by name, whose row i belongs to frame i of `chunks`: numbers and text, never objects.
 
-        Actions as the recording names them ("action$camera"), "reward", and so on; nothing where it has none. Plain
-        numbers and text, never objects. A recording that has rows has one for each frame.
+        Actions as the recording names them ("action$camera"), "reward", and so on; empty where it has none.
 
         Raises:
             DamagedRecordingError: They cannot be read.
@@ -69,12 +67,12 @@ class Recording(ABC):
 
     @property
     def expected_frames(self) -> int | None:
-        """Number of frames as the recording's own header tells it, for a progress bar; None where it tells none."""
+        """Number of frames by the recording's own header, for a progress bar; None where it does not state one."""
         return None
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know of this recording though it can be read, in whole sentences; nothing is decoded.
+        """Remarks on a readable recording for the user, in whole sentences; nothing is decoded.
 
         Raises:
             DamagedRecordingError: It cannot be read.
@@ -82,9 +80,7 @@ class Recording(ABC):
         return []
 
     def fingerprint(self) -> str:
-        """A text that changes when the source does: names, sizes and modification times of its files, in
-        nanoseconds.
-        """
+        """A text that changes with the source: names, sizes and modification times of its files."""
         files = sorted(f for f in self.source.rglob("*") if f.is_file()) if self.source.is_dir() else [self.source]
         return ";".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
 
@@ -109,7 +105,7 @@ def fingerprint_of(files: Iterable[Path]) -> str:
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """What to sort names by, so that their numbers count as numbers.
+    """A sort key that orders numbers in names by their value.
 
     Example:
         >>> sorted(["img_10.png", "img_2.png", "img_02b.png", "a.png"], key=natural_key)
@@ -121,7 +117,7 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 
 
 def is_passed_over(name: str) -> bool:
-    """Whether a file or folder is none of the user's recordings by its name alone: hidden, unfinished, or a leftover.
+    """Whether a name is that of a hidden, unfinished or leftover file or folder.
 
     Example:
         >>> [is_passed_over(name) for name in (".DS_Store", "__MACOSX", "a.mp4.part", "a.mp4")]

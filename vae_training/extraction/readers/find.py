@@ -1,4 +1,4 @@
-"""Find the recordings in some files and folders; names and headers are looked at, and nothing is decoded."""
+"""Find recordings in files and folders by names and headers, without decoding anything."""
 
 import os
 from collections import Counter
@@ -22,9 +22,9 @@ from vae_training.extraction.readers.video import VIDEO_SUFFIXES, VideoRecording
 from vae_training.extraction.readers.vpt import VptOptions, VptRecording
 
 _KNOWN = (
-    "Expected MineRL streams (folders with recording.mp4, rendered.npz, metadata.json), videos (.mp4, .mkv, .avi, .webm, "
-    ".mov, ...; an .mp4 with a .jsonl beside it has actions), folders of pictures (.png, .jpg, .webp, .bmp), or uint8 frames "
-    "in .npz or .npy files"
+    "Expected MineRL streams (folders with recording.mp4, rendered.npz, metadata.json), videos (.mp4, .mkv, .avi, "
+    ".webm, .mov, ...; an .mp4 with a .jsonl beside it has actions), folders of pictures (.png, .jpg, .webp, .bmp), or "
+    "uint8 frames in .npz or .npy files"
 )
 
 _Found = Recording | Damaged
@@ -47,7 +47,7 @@ def find_recordings(
         threads: Threads of the video decoder; 0 takes one per core.
 
     Returns:
-        The recordings, and those that can be told from the outside to be damaged; both in the order of the paths, and
+        The recordings, and those that are visibly damaged; both in the order of the paths, and
         within a folder of their names (2 before 10). Names are unique over both: where two would agree they keep their
         suffix, then the folder that was searched comes before them, then they are numbered.
 

@@ -4,12 +4,11 @@
                            rendered.npz      action$..., observation$..., reward
                            metadata.json     true_video_frame_count, among others
 
-The frames given here are MineRL's own *current* observations `pov`, one for each action. MineRL finds them from the
-end: the last of the video's `true_video_frame_count` frames shows the state after the last action, so with n actions
-the first one belongs to frame `true_video_frame_count - (n + 1)`. That last frame it gives only as a *next*
-observation, and not even
-then: it repeats the one before in its place. It is not read here. The arrays are read without unpickling, which MineRL
-does (`allow_pickle=True`, so that a dataset can run code).
+The frames are MineRL's own *current* observations `pov`, one for each action. MineRL finds them from the end: the last
+of the video's `true_video_frame_count` frames shows the state after the last action, so with n actions the first one
+belongs to frame `true_video_frame_count - (n + 1)`. That last frame is only a *next* observation in MineRL, where the
+one before is repeated in its place; it is not read here. The arrays are read without unpickling, which MineRL does
+(`allow_pickle=True`, so that a dataset can run code).
 """
 
 import json
@@ -56,8 +55,8 @@ class MineRLStream(Recording):
             yield chunk
         if given < actions:
             raise DamagedRecordingError(
-                f"{self.source}: {VIDEO} is shorter than promised: of the frames for {actions} actions, which begin after "
-                f"its first {first}, {given} are there"
+                f"{self.source}: {VIDEO} is too short: of the frames for {actions} actions, which begin after its "
+                f"first {first}, {given} are there"
             )
 
     def rows(self) -> Mapping[str, NDArray[Any]]:
@@ -101,11 +100,11 @@ class MineRLStream(Recording):
         headers = npz_headers(self.source / ARRAYS)
         headers = {name: header for name, header in headers.items() if _is_row(name)}
         if "reward" not in headers:
-            raise DamagedRecordingError(f"{self.source / ARRAYS} has no reward, which tells the number of actions")
+            raise DamagedRecordingError(f"{self.source / ARRAYS} has no reward, which gives the number of actions")
         reward = headers["reward"]
         if len(reward.shape) != 1 or reward.dtype.kind not in "biuf":
             raise DamagedRecordingError(
-                f"{self.source / ARRAYS} has a reward of {reward.dtype} and shape {reward.shape}, expected a row of numbers"
+                f"{self.source / ARRAYS} has a reward of {reward.dtype} and shape {reward.shape}, expected numbers (N,)"
             )
         actions = reward.shape[0]
         for name, header in headers.items():
@@ -137,10 +136,10 @@ def _is_row(name: str) -> bool:
 
 def _true_video_frame_count(file: Path) -> int:
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        metadata = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedRecordingError(f"{file} cannot be read as JSON ({error})") from None
-    count = told.get("true_video_frame_count") if isinstance(told, dict) else None
+    count = metadata.get("true_video_frame_count") if isinstance(metadata, dict) else None
     if isinstance(count, bool) or not isinstance(count, int):
         raise DamagedRecordingError(f"{file} has no whole number true_video_frame_count, got {count!r}")
     return count

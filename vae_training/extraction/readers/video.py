@@ -108,8 +108,8 @@ def count_frames(file: Path) -> int:
     Raises:
         DamagedRecordingError: It cannot be read as a video.
     """
-    if told := frame_count(file):
-        return told
+    if stated := frame_count(file):
+        return stated
     av = require("av", extra="video", purpose="read videos")
     try:
         with av.open(str(file)) as container:

@@ -3,7 +3,7 @@
     <name>.mp4       the screen at 20 frames a second, 640x360
     <name>.jsonl     a JSON object per frame: keyboard, mouse, isGuiOpen, hotbar, ...
 
-What the player did is told in MineRL's names, following the data loader published with VPT
+Actions have MineRL's names, following the data loader published with VPT
 (github.com/openai/Video-Pre-Training, `data_loader.py`), as are its repairs: an attack button that hangs from the first
 line on is let go until it is pressed anew, and the scroll wheel, which nothing records, is seen from the hotbar's
 selection.
@@ -136,8 +136,8 @@ class VptRecording(Recording):
         lines = len(rows["null_action"])
         if abs(lines - frames) > _MAY_DIFFER:
             raise DamagedRecordingError(
-                f"{self.source} has {frames} frames, and {self.actions_file.name} {lines} lines: they do not belong together, "
-                "or one of them is cut short"
+                f"{self.source} has {frames} frames, and {self.actions_file.name} {lines} lines: they do not belong "
+                "together, or one of them is cut short"
             )
         rows = {name: array[: min(lines, frames)] for name, array in rows.items()}
         kept = np.ones(min(lines, frames), bool)
@@ -149,7 +149,7 @@ class VptRecording(Recording):
 
 
 def read_actions(file: Path) -> dict[str, NDArray[Any]]:
-    """What a `.jsonl` of VPT tells, as `VptRecording.rows` gives it, for all its lines.
+    """Read a `.jsonl` of VPT, as `VptRecording.rows` returns it, for all its lines.
 
     Raises:
         DamagedRecordingError: A line is not what it should be; the message has its number.
@@ -157,25 +157,25 @@ def read_actions(file: Path) -> dict[str, NDArray[Any]]:
     pressed: list[list[int]] = []
     moved, mouse, null, menu = list[tuple[float, float]](), list[tuple[float, float]](), list[bool](), list[bool]()
     attack_hangs, hotbar = False, 0
-    for number, told in _lines(file):
+    for number, action in _lines(file):
         try:
-            keys, buttons = set(told["keyboard"]["keys"]), set(told["mouse"]["buttons"])
-            new = list(told["mouse"]["newButtons"])
+            keys, buttons = set(action["keyboard"]["keys"]), set(action["mouse"]["buttons"])
+            new = list(action["mouse"]["newButtons"])
             attack_hangs = new == [0] if not pressed else attack_hangs and 0 not in new
             if attack_hangs:
                 buttons.discard(0)
             down = {_KEYS[key] for key in keys if key in _KEYS}
             down |= {_MOUSE_BUTTONS[button] for button in buttons if button in _MOUSE_BUTTONS}
-            dx, dy = float(told["mouse"]["dx"]), float(told["mouse"]["dy"])
+            dx, dy = float(action["mouse"]["dx"]), float(action["mouse"]["dy"])
             null.append(not down and dx == 0 and dy == 0)
-            selected = int(told.get("hotbar", hotbar))  # recorders before 6.11 do not tell it
+            selected = int(action.get("hotbar", hotbar))  # recorders before 6.11 do not tell it
             if selected != hotbar:
                 down.add(f"hotbar.{selected + 1}")
             hotbar = selected
             pressed.append([name in down for name in BUTTONS])
             moved.append((dy * DEGREES_PER_MOUSE_UNIT, dx * DEGREES_PER_MOUSE_UNIT))
-            mouse.append((float(told["mouse"]["x"]), float(told["mouse"]["y"])))
-            menu.append(bool(told["isGuiOpen"]))
+            mouse.append((float(action["mouse"]["x"]), float(action["mouse"]["y"])))
+            menu.append(bool(action["isGuiOpen"]))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise _no_action(file, number, error) from None
     if not pressed:
