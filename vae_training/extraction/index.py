@@ -102,8 +102,8 @@ class FrameFolder:
         for name in [*self.settings, *(set(before) - set(self.settings))]:
             if before.get(name) != self.settings.get(name):
                 raise InputError(
-                    f"{self.path} was begun with {name} {before.get(name)!r}, and now it is {self.settings.get(name)!r}: "
-                    f"both are not one dataset. Give --{name.replace('_', '-')} as before, or another --out"
+                    f"{self.path} was begun with {name} {before.get(name)!r}, now it is {self.settings.get(name)!r}. "
+                    f"Give --{name.replace('_', '-')} as before, or another --out"
                 )
 
     def _finish_what_was_killed(self) -> None:

@@ -202,11 +202,11 @@ def test_more_recordings_later(place: Place):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 24}, r"begun with size 16, and now it is 24.*--size"),
+        ({"size": 24}, r"begun with size 16, now it is 24.*--size"),
         ({"stride": 2}, "begun with stride 1"),
         ({"drop_duplicates": 0.5}, r"drop_duplicates None.*Give --drop-duplicates as before"),
         ({"limit": 3}, "limit"),
-        ({"gui": "drop"}, "gui 'keep', and now it is 'drop'"),
+        ({"gui": "drop"}, "gui 'keep', now it is 'drop'"),
     ],
 )
 def test_other_settings(place: Place, changes: dict, message: str):
