@@ -99,12 +99,17 @@ class ProcessVectorEnv(AsyncVectorEnv):
         # At exit, multiprocessing waits for processes that are not daemonic for ever, but runs its finalizers first.
         arguments = (self.parent_pipes, self.processes, self.close_grace_s)
         self._finalizer = Finalize(self, _stop, arguments, exitpriority=10)
-        why_ended: list[str] = []
-        workers = zip(self.parent_pipes, self.processes, strict=True)
+        self._why_ended: list[str] = []
+        shared = self.error_queue, self._finalizer, self._why_ended
         self.parent_pipes = [  # pyright: ignore[reportAttributeAccessIssue]
-            _Pipe(i, pipe, process, self.error_queue, self._finalizer, why_ended) for i, (pipe, process) in enumerate(workers)
+            _Pipe(index, pipe, self.processes[index], *shared) for index, pipe in enumerate(self.parent_pipes)
         ]
         super()._check_spaces()
+
+    def _assert_is_running(self) -> None:
+        if self._why_ended:
+            raise _ended(self._why_ended[0])
+        super()._assert_is_running()
 
     def close_extras(self, **_: Any) -> None:
         """End the workers, whatever they are doing, within `close_grace_s` seconds, at worst twice that."""
@@ -170,10 +175,7 @@ class _Pipe:
             if code is not None and code < 0:
                 how += f" ({signal.Signals(-code).name}{', as when memory runs out' if -code == signal.SIGKILL else ''})"
             self._end(f"worker {self.index} (pid {self.process.pid}) {how}")
-        return WorkerError(
-            f"the environments have ended, because {self.why_ended[0]}. Make new ones; a training run goes on from its "
-            "last checkpoint with --resume"
-        )
+        return _ended(self.why_ended[0])
 
     def _failed(self) -> Exception:
         _, kind, message, trace = self.failures.get(timeout=10)
@@ -184,6 +186,13 @@ class _Pipe:
             error = RuntimeError(f"environment {self.index} raised {kind.__name__}: {message}")
         error.__cause__ = WorkerError(f"in worker {self.index}:\n{trace}")
         return error
+
+
+def _ended(why: str) -> WorkerError:
+    return WorkerError(
+        f"all environments of this vector have ended, because {why}. Make new ones; a training run goes on from its last "
+        "checkpoint with --resume"
+    )
 
 
 def _stop(pipes: Sequence[Any], processes: Sequence[BaseProcess], grace: float) -> None:
