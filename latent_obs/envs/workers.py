@@ -173,7 +173,9 @@ class _Pipe:
             code = self.process.exitcode
             how = "closed its pipe" if code is None else f"died with exit code {code}"
             if code is not None and code < 0:
-                how += f" ({signal.Signals(-code).name}{', as when memory runs out' if -code == signal.SIGKILL else ''})"
+                how += (
+                    f" ({signal.Signals(-code).name}{', as when memory runs out' if -code == signal.SIGKILL else ''})"
+                )
             self._end(f"worker {self.index} (pid {self.process.pid}) {how}")
         return _ended(self.why_ended[0])
 

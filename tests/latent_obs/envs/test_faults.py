@@ -199,7 +199,11 @@ def test_what_is_logged(caplog: pytest.LogCaptureFixture, pauses: list[float]):
         assert caplog.messages == []
         env.step(0)
         env.reset()
-        assert ["fault 1" in caplog.messages[0], "fault 2" in caplog.messages[1], len(caplog.messages)] == [True, True, 3]
+        assert ["fault 1" in caplog.messages[0], "fault 2" in caplog.messages[1], len(caplog.messages)] == [
+            True,
+            True,
+            3,
+        ]
         env.step(0)
     assert len(caplog.messages) == 3
 
