@@ -68,15 +68,15 @@ def make(
         EncoderFolderError: The encoder folder is missing, damaged or from a newer format.
         DeviceError: The device asked for is not there.
     """
-    options: dict[str, Any] = {"pixel_key": pixel_key, "latent_only": latent_only, "flatten": flatten}
-    options |= {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+    flatten = is_minerl_id(env_id) if flatten is None else flatten
+    seen: dict[str, Any] = {"pixel_key": pixel_key, "latent_only": latent_only, "flatten": flatten}
     if num_envs is not None:
-        return make_many(env_id, encoder, num_envs, vectorization, device=device, **options, **kwargs)
+        return make_many(env_id, encoder, num_envs, vectorization, device=device, **seen, **kwargs)
+    options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
     encoder = _loaded(encoder, device)
     env = make_pixel_env(env_id, **kwargs)
-    options["flatten"] = is_minerl_id(env_id) if flatten is None else flatten
     try:
-        return wrap(env, encoder, **options)
+        return wrap(env, encoder, **seen, **options)
     except BaseException:
         env.close()
         raise
@@ -130,42 +130,30 @@ def make_many(
     pixel_key: str | None = None,
     latent_only: bool = False,
     flatten: bool | None = None,
-    keep_pixels: bool = False,
-    standardize: bool = False,
-    history: int = 1,
-    monitor: Any = None,
     autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     **kwargs: Any,
 ) -> Any:
     """Make several environments whose pixels are mean latent vectors, encoded in one batch per step.
 
     Worker processes resize their frames, and import neither torch nor CUDA (`ProcessVectorEnv`). An environment that
-    raises in a step costs its episode, and is made anew (`RestartOnFault`).
+    raises in a step costs its episode, and is made anew (`RestartOnFault`). Arguments and errors as in `make`, and:
 
     Args:
-        env_id: A registered Gymnasium id, as in `make`.
-        encoder: An encoder folder or a loaded `FrozenEncoder`; or several, as in `LatentObservation`.
+        env_id: A registered Gymnasium id.
+        encoder: An encoder folder or a loaded `FrozenEncoder`, or several.
         num_envs: How many.
         vectorization: "sync" or "async" gives a `gymnasium.vector.VectorEnv`, "sb3-sync" or "sb3-async" a `VecEnv` of
             Stable-Baselines3; with its environments in this process ("sync"), or each in one of its own ("async").
         device: Where to encode when `encoder` is a folder.
-        pixel_key: As in `make`, like `latent_only` and `flatten`.
-        latent_only: See `pixel_key`.
-        flatten: See `pixel_key`.
-        keep_pixels: As in `LatentObservation`, like `standardize`, `history` and `monitor`.
-        standardize: See `keep_pixels`.
-        history: See `keep_pixels`.
-        monitor: See `keep_pixels`.
+        pixel_key: Entry of a Dict observation that holds the pixels.
+        latent_only: Drop every other entry of a Dict observation.
+        flatten: Join the other entries to the latent.
         autoreset_mode: When Gymnasium's vectors start the next episode; those of Stable-Baselines3 do so within the
             step.
-        **kwargs: Passed to `gymnasium.make`; a MineRL `port` is that of the first game, the others have those after it.
+        **kwargs: As in `make`; a MineRL `port` is that of the first game, the others have those after it.
 
     Returns:
         A `VectorLatentObservation`, or a `VecLatentObservation`.
-
-    Raises:
-        InputError: An argument is wrong, or the environment has no pixels that the encoder takes.
-        MissingExtraError: The package of the environment, or Stable-Baselines3, is not installed.
 
     Example:
         >>> from latent_obs import Architecture, FrozenEncoder
@@ -180,28 +168,30 @@ def make_many(
     if vectorization not in get_args(Vectorization):
         raise InputError(f"vectorization must be one of {', '.join(get_args(Vectorization))}, got {vectorization!r}")
     flatten = is_minerl_id(env_id) if flatten is None else flatten
+    options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
     by_key = encoders_by_key(encoder, pixel_key, device)
     contracts = {one.contract for encoders in by_key.values() for one in encoders}
     # One size is enough for one image; otherwise, and where the picture itself is wanted, frames stay as they are.
-    contract = next(iter(contracts)) if len(contracts) == 1 and len(by_key) == 1 and not keep_pixels else None
-    seen = {"pixel_key": pixel_key, "latent_only": latent_only and contract is not None, "flatten": flatten}
-    makers = []
-    for number in range(num_envs):
-        arguments = numbered(env_id, kwargs, number)
-        makers.append(partial(make_small_frames, env_maker(env_id, **arguments), contract, **seen))
+    resized = len(contracts) == 1 and len(by_key) == 1 and not options.get("keep_pixels")
+    makers: list[Any] = [
+        partial(
+            make_small_frames,
+            env_maker(env_id, **numbered(env_id, kwargs, number)),
+            next(iter(contracts)) if resized else None,
+            pixel_key=pixel_key,
+            latent_only=latent_only and resized,
+            flatten=flatten,
+        )
+        for number in range(num_envs)
+    ]
     venv = _vector(makers, vectorization, autoreset_mode)
     try:
-        is_dict = isinstance(getattr(venv, "single_observation_space", venv.observation_space), spaces.Dict)
-        loaded = by_key if len(by_key) > 1 or isinstance(encoder, dict) else list(next(iter(by_key.values())))
-        options: dict[str, Any] = {
-            "latent_only": latent_only,
-            "flatten": flatten,
-            "keep_pixels": keep_pixels,
-            "standardize": standardize,
-            "history": history,
-            "monitor": monitor,
-            "pixel_key": pixel_key if is_dict and not isinstance(loaded, dict) else None,
-        }
+        loaded: Any = list(next(iter(by_key.values())))
+        if len(by_key) > 1 or isinstance(encoder, dict):
+            loaded, pixel_key = by_key, None
+        elif not isinstance(getattr(venv, "single_observation_space", venv.observation_space), spaces.Dict):
+            pixel_key = None  # the makers have left the pixels alone
+        options |= {"pixel_key": pixel_key, "latent_only": latent_only, "flatten": flatten}
         if vectorization.startswith("sb3"):
             from latent_obs.wrappers.sb3 import VecLatentObservation
 

@@ -21,8 +21,8 @@ def is_old_gym(env: object) -> bool:
 class OldGymEnv(gym.Env[Any, Any]):
     """Adapt an environment in hand that has the old Gym API (any of 0.10 to 0.26) to Gymnasium's.
 
-    - `step` gives five values. A time-out (``info["TimeLimit.truncated"]``, as Gym's TimeLimit sets it, or an end within
-      `time_limit_slack` steps of the specification's limit) is a truncation, any other end a termination.
+    - `step` gives five values. A time-out (``info["TimeLimit.truncated"]``, as Gym's TimeLimit sets it, or an end
+      within `time_limit_slack` steps of the specification's limit) is a truncation, any other end a termination.
     - `reset` takes a seed and options. An environment that forgets its seed after one episode, as MineRL does, is given
       the next one from this environment's own generator (`seed_every_reset`), so that one seed fixes a whole run.
     - Spaces are converted, MineRL's Enum, DiscreteRange and Text among them; frames are fresh, contiguous and writable.
@@ -73,7 +73,9 @@ class OldGymEnv(gym.Env[Any, Any]):
         self.metadata = _metadata(env)
         modes = self.metadata["render_modes"]
         if render_mode is not None and render_mode not in modes:
-            raise InputError(f"render_mode must be one that this environment has ({modes or 'none'}), got {render_mode!r}")
+            raise InputError(
+                f"render_mode must be one that this environment has ({modes or 'none'}), got {render_mode!r}"
+            )
         self.render_mode = render_mode
         self._observation = convert_space(env.observation_space, "observation")
         self._action = convert_space(env.action_space, "action")
@@ -168,7 +170,9 @@ class OldGymEnv(gym.Env[Any, Any]):
         if self.render_mode != "rgb_array":
             return None
         if picture is None:  # Gym 0.26 settles it when the environment is made
-            raise InputError(f"render_mode: {self.gym_env} gave no picture; make it with its own render_mode='rgb_array'")
+            raise InputError(
+                f"render_mode: {self.gym_env} gave no picture; make it with its own render_mode='rgb_array'"
+            )
         return np.array(picture, order="C")
 
     def close(self) -> None:
@@ -195,7 +199,9 @@ class _Closed:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copying and pickling look for these
             raise AttributeError(name)
-        raise gym.error.ClosedEnvironmentError(f"the environment was closed, and {name!r} needs it open; make a new one")
+        raise gym.error.ClosedEnvironmentError(
+            f"the environment was closed, and {name!r} needs it open; make a new one"
+        )
 
 
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:

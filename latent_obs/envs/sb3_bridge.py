@@ -19,11 +19,11 @@ from latent_obs.envs.workers import ProcessVectorEnv
 from latent_obs.util.errors import InputError, require
 from latent_obs.wrappers.vector import VectorLatentObservation
 
-require("stable_baselines3", extra="agents", purpose="train on Gymnasium's vector environments with Stable-Baselines3")
+require("stable_baselines3", extra="agents", purpose="use environments in Stable-Baselines3's way")
 
-from stable_baselines3.common.env_util import is_wrapped
-from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.env_util import is_wrapped  # noqa: E402
+from stable_baselines3.common.vec_env import VecEnv  # noqa: E402
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn  # noqa: E402
 
 _PLAIN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -271,8 +271,8 @@ class GymnasiumVecEnv(VecEnv):
 class ProcessVecEnv(GymnasiumVecEnv):
     """Environments in worker processes for Stable-Baselines3: `GymnasiumVecEnv` around `ProcessVectorEnv`.
 
-    Unlike those of `SubprocVecEnv`, its workers may start processes, import neither torch nor Stable-Baselines3, and end
-    with their parent. An environment that raises, or a worker that dies, ends the vector with an error; to have an
+    Unlike those of `SubprocVecEnv`, its workers may start processes, import neither torch nor Stable-Baselines3, and
+    end with their parent. An environment that raises, or a worker that dies, ends the vector with an error; to have an
     environment that raises made anew instead, put `RestartOnFault` around it.
 
     Args:

@@ -45,10 +45,9 @@ def default_start_method() -> str:
 class ProcessVectorEnv(AsyncVectorEnv):
     """`gymnasium.vector.AsyncVectorEnv` for games: its workers may start processes, and none is ever left behind.
 
-    What an environment raises is raised here: as the same class if that is one of Python, Gymnasium or
-    `latent_obs.util.errors`, else as the nearest such base class. A worker that dies (killed when memory runs out, or by
-    a crash of the game's engine) raises `WorkerError`. After any error all workers are ended, and the vector is of no
-    more use.
+    What an environment raises is raised here, as the nearest class of Python, Gymnasium or `latent_obs.util.errors`. A
+    worker that dies (killed when memory runs out, or by a crash of the game's engine) raises `WorkerError`. After any
+    error all workers are ended, and the vector can no longer be used.
 
     Workers import what their environments need, but not the script that started them. They ignore Ctrl-C, which
     reaches every process of a terminal: the parent decides when they stop. Each closes its environment and ends when
@@ -101,9 +100,10 @@ class ProcessVectorEnv(AsyncVectorEnv):
         self._finalizer = Finalize(self, _stop, arguments, exitpriority=10)
         self._why_ended: list[str] = []
         shared = self.error_queue, self._finalizer, self._why_ended
-        self.parent_pipes = [  # pyright: ignore[reportAttributeAccessIssue]
+        pipes: list[Any] = [
             _Pipe(index, pipe, self.processes[index], *shared) for index, pipe in enumerate(self.parent_pipes)
         ]
+        self.parent_pipes = pipes
         super()._check_spaces()
 
     def _assert_is_running(self) -> None:
@@ -111,7 +111,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
             raise _ended(self._why_ended[0])
         super()._assert_is_running()
 
-    def close_extras(self, **_: Any) -> None:
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """End the workers, whatever they are doing, within `close_grace_s` seconds, at worst twice that."""
         self._finalizer()
 
@@ -152,15 +152,8 @@ class _Pipe:
             raise self._failed()
         return answer, True
 
-    def poll(self, timeout: float | None = 0.0) -> bool:
-        return self.pipe.poll(timeout)
-
-    @property
-    def closed(self) -> bool:
-        return self.pipe.closed
-
-    def close(self) -> None:
-        self.pipe.close()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pipe, name)
 
     def _end(self, why: str) -> None:
         if not self.why_ended:
@@ -192,8 +185,8 @@ class _Pipe:
 
 def _ended(why: str) -> WorkerError:
     return WorkerError(
-        f"all environments of this vector have ended, because {why}. Make new ones; a training run goes on from its last "
-        "checkpoint with --resume"
+        f"all environments of this vector have ended, because {why}. Make new ones; a training run goes on from its "
+        "last checkpoint with --resume"
     )
 
 

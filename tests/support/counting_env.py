@@ -23,7 +23,7 @@ SCRIPTS: list[list[Episode]] = [[(1, OUT), (3, OVER)], [(2, BOTH)], [(4, OVER), 
 
 
 class Counting(gym.Env[Any, Any]):
-    """Shows its number, episode, step and last action, and makes rewards of them. Episodes follow a script, over and over.
+    """Shows its number, episode, step and last action, and makes rewards of them; its episodes repeat a script.
 
     What it hands out, it writes over at the next step.
     """

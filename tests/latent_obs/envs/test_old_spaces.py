@@ -100,7 +100,10 @@ def test_doing_nothing_is_in_every_space(old: Any):
 @pytest.mark.parametrize(
     ("old", "expected"),
     [
-        (minerl_spaces.Enum("none", "log", "planks", default="none"), Enum(["log", "none", "planks"], "none")),  # sorted
+        (
+            minerl_spaces.Enum("none", "log", "planks", default="none"),
+            Enum(["log", "none", "planks"], "none"),
+        ),  # sorted
         (minerl_spaces.Box(0, 255, [4, 5, 3], dtype=np.uint8), spaces.Box(0, 255, (4, 5, 3), np.uint8)),
         (minerl_spaces.Box(-180.0, 180.0, ()), spaces.Box(-180.0, 180.0, (), np.float32)),
         (minerl_spaces.Box(0, 2304, (), dtype=np.int64, normalizer_scale="log"), spaces.Box(0, 2304, (), np.int64)),
@@ -251,7 +254,7 @@ def test_paths_of_nested_values_are_named():
 def test_an_observation_that_its_space_does_not_declare_is_refused():
     declared = minerl_spaces.Dict({"pov": minerl_spaces.Box(0, 255, [4, 5, 3], dtype=np.uint8)})
     from_old = convert_space(declared, "observation").from_old
-    with pytest.raises(InputError, match="pov.*view"):
+    with pytest.raises(InputError, match=r"pov.*view"):
         from_old(OrderedDict(view=np.zeros((4, 5, 3))))
     with pytest.raises(InputError, match=re.escape("observation['pov']")):
         from_old({"pov": np.zeros((5, 4, 3), np.uint8)})

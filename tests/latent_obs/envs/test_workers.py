@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
@@ -129,14 +128,14 @@ def test_workers_import_neither_torch_nor_stable_baselines3(start: Callable[...,
 @pytest.mark.parametrize(
     ("action", "error", "message"),
     [
-        (Act.VALUE, ValueError, "^environment 1: a bad value$"),
-        (Act.INPUT, InputError, "^environment 1: a bad input$"),
-        (Act.OWN, InputError, "^environment 1: code 7$"),
-        (Act.EOF, EOFError, "^environment 1: the game closed the connection$"),
-        (Act.ATTRIBUTES, RuntimeError, "^environment 1 raised UnicodeDecodeError: .*bad byte"),
-        (Act.STRANGE, Exception, "^environment 1: .*pickle"),
-        (Act.EXIT, WorkerError, "worker 1 .*exit code 1"),
-        (Act.GONE, WorkerError, "worker 1 .*exit code 3"),
+        (Act.VALUE, ValueError, r"^environment 1: a bad value$"),
+        (Act.INPUT, InputError, r"^environment 1: a bad input$"),
+        (Act.OWN, InputError, r"^environment 1: code 7$"),
+        (Act.EOF, EOFError, r"^environment 1: the game closed the connection$"),
+        (Act.ATTRIBUTES, RuntimeError, r"^environment 1 raised UnicodeDecodeError: .*bad byte"),
+        (Act.STRANGE, Exception, r"^environment 1: .*pickle"),
+        (Act.EXIT, WorkerError, r"worker 1 .*exit code 1"),
+        (Act.GONE, WorkerError, r"worker 1 .*exit code 3"),
         (Act.KILLED, WorkerError, r"worker 1 .*exit code -9 \(SIGKILL.*--resume"),
         (Act.CRASHED, WorkerError, r"worker 1 .*exit code -11 \(SIGSEGV"),
     ],
@@ -154,17 +153,17 @@ def test_a_failure_is_one_error_and_ends_all(
     assert not any(process.is_alive() for process in venv.processes)
     own = {Act.EXIT: {1: "t"}, Act.GONE: {}, Act.KILLED: {}, Act.CRASHED: {}}.get(action, {1: "x"})
     assert closed(tmp_path) == {0: "x", **own, 2: "x"}
-    with pytest.raises(WorkerError, match="(environment|worker) 1"):
+    with pytest.raises(WorkerError, match=r"(environment|worker) 1"):
         venv.env_method("pid")
     venv.close()
 
 
 def test_errors_of_reset_and_methods_cross_over(start: Callable[..., ProcessVecEnv]):
-    with pytest.raises(GameLostError, match="^environment 1: it did not start"):
+    with pytest.raises(GameLostError, match=r"^environment 1: it did not start"):
         start("", "reset").reset()
-    with pytest.raises(ValueError, match="^environment 0: a bad call"):
+    with pytest.raises(ValueError, match=r"^environment 0: a bad call"):
         start("", "").env_method("value_error", indices=0)
-    with pytest.raises(LookupError, match="^environment 0: not here"):
+    with pytest.raises(LookupError, match=r"^environment 0: not here"):
         start("", "").set_attr("colour", Unfit())
 
 
@@ -180,16 +179,16 @@ def test_an_environment_that_cannot_be_made_stops_all(
 
 
 def test_an_error_of_the_first_one_is_its_own(start: Callable[..., ProcessVecEnv]):
-    with pytest.raises(InputError, match="^no such world$"):
+    with pytest.raises(InputError, match=r"^no such world$"):
         start("make", "")
 
 
 @pytest.mark.parametrize(("bad", "error"), [(threading.Lock(), TypeError), (Unfit(), WorkerError)])
 def test_a_maker_that_cannot_be_sent(tmp_path: Path, bad: Any, error: type[Exception]):
     before = multiprocessing.active_children()
-    make: Any = lambda: Scripted(tmp_path, fault="" if bad else "")
+    makers: Any = [partial(Scripted, tmp_path), partial(Scripted, tmp_path, fault=bad)]
     with pytest.raises(error):
-        ProcessVecEnv([partial(Scripted, tmp_path), make])
+        ProcessVecEnv(makers)
     assert multiprocessing.active_children() == before
 
 

@@ -57,7 +57,7 @@ def raw(game: StandInGame, env_id: str = TASK, fault: str = "", **kwargs: Any) -
 
 def restarting(game: StandInGame, env_id: str = TASK, fault: str = "", most_in_a_row: int = 8) -> RestartOnFault:
     """It waits long enough for the game to be back at the first attempt."""
-    return RestartOnFault(raw(game, env_id, fault), first_pause_s=0.2, longest_pause_s=0.2, most_in_a_row=most_in_a_row)
+    return RestartOnFault(raw(game, env_id, fault), first_pause_s=0.2, most_in_a_row=most_in_a_row)
 
 
 def turn(env: gym.Env[Any, Any], degrees: float) -> Any:
