@@ -167,19 +167,20 @@ class _Pipe:
             how = "closed its pipe" if code is None else f"died with exit code {code}"
             if code is not None and code < 0:
                 how += (
-                    f" ({signal.Signals(-code).name}{', as when memory runs out' if -code == signal.SIGKILL else ''})"
+                    f" ({signal.Signals(-code).name}{', as when memory runs out' if code == -signal.SIGKILL else ''})"
                 )
             self._end(f"worker {self.index} (pid {self.process.pid}) {how}")
         return _ended(self.why_ended[0])
 
     def _failed(self) -> Exception:
-        _, kind, message, trace = self.failures.get(timeout=10)
-        self._end(f"environment {self.index} raised {kind.__name__}: {message}")
+        index, kind, message, trace = self.failures.get(timeout=10)  # perhaps that of another one in the same step
+        raised = f"environment {index} raised {kind.__name__}: {message}"
+        self._end(raised)
         try:
-            error = kind(f"environment {self.index}: {message}")
+            error = kind(f"environment {index}: {message}")
         except TypeError:  # a class that takes more than a text
-            error = RuntimeError(f"environment {self.index} raised {kind.__name__}: {message}")
-        error.__cause__ = WorkerError(f"in worker {self.index}:\n{trace}")
+            error = RuntimeError(raised)
+        error.__cause__ = WorkerError(f"in worker {index}:\n{trace}")
         return error
 
 
