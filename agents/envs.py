@@ -82,8 +82,8 @@ def make_vec_env(
         first: Number of the first one among all that run at the same time: MineRL games that run already are shared out
             by it, environment `i` gets the port ``port + first + i``.
         monitor: Shown every latent.
-        training: A worker that dies is replaced, some times, its episode cut short. Evaluations want whole episodes.
-        say: Told when a worker was replaced.
+        training: Not used any more.
+        say: Not used any more.
 
     Raises:
         InputError: The environment is unknown, or has no pixels that the encoder can eat.

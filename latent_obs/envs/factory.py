@@ -176,7 +176,7 @@ def make_many(
     makers: list[Any] = [
         partial(
             make_small_frames,
-            env_maker(env_id, **numbered(env_id, kwargs, number)),
+            env_maker(env_id, **_numbered(env_id, kwargs, number)),
             next(iter(contracts)) if resized else None,
             pixel_key=pixel_key,
             latent_only=latent_only and resized,
@@ -202,14 +202,13 @@ def make_many(
         raise
 
 
-def numbered(env_id: str, kwargs: dict[str, Any], number: int) -> dict[str, Any]:
+def _numbered(env_id: str, kwargs: dict[str, Any], number: int) -> dict[str, Any]:
     """Arguments of the environment of this number: each MineRL game that runs already has a port of its own."""
     port = kwargs.get("port")
     return {**kwargs, "port": port + number} if is_minerl_id(env_id) and isinstance(port, int) else kwargs
 
 
 def _vector(makers: list[Any], vectorization: Vectorization, autoreset_mode: AutoresetMode | str) -> Any:
-    """The vector environment, with pixels."""
     if vectorization == "sync":
         return SyncVectorEnv(makers, autoreset_mode=autoreset_mode)
     if vectorization == "async":

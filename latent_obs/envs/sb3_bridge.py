@@ -131,7 +131,7 @@ class GymnasiumVecEnv(VecEnv):
         """
         actions, self._actions = self._actions, None
         if actions is None:
-            raise InputError("step_wait() ends a step, and none was begun; call step_async(actions) before it")
+            raise InputError("step_wait() ends a step, and none has begun; call step_async(actions) before it")
         step = self._base.step_wait() if self._concurrent else self.vector_env.step(actions)
         observation, (rewards, terminated, truncated) = self._own(step[0]), map(np.asarray, step[1:4])
         infos = self._infos(step[4])
