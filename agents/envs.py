@@ -16,9 +16,8 @@ from latent_obs.encoder.architecture import Architecture
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.encoder.pca import load_pca
-from latent_obs.envs.factory import start_method
-from latent_obs.envs.pixel_envs import as_small_frames, is_minerl_id, make_pixel_env
-from latent_obs.envs.workers import ProcessVecEnv
+from latent_obs.envs.pixel_envs import as_small_frames, env_maker, is_minerl_id, make_pixel_env
+from latent_obs.envs.sb3_bridge import ProcessVecEnv
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.drift import DriftMonitor
@@ -26,7 +25,6 @@ from latent_obs.wrappers.sb3 import VecLatentObservation
 
 _PIXEL_SIDE = 64  # of the frames that a pixel agent without an encoder sees
 _CLOSE_GRACE_S = 30.0  # a game of MineRL's takes its time to end
-_RESTARTS = 20  # workers that may be replaced over a run
 
 
 def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
@@ -84,8 +82,8 @@ def make_vec_env(
         first: Number of the first one among all that run at the same time: MineRL games that run already are shared out
             by it, environment `i` gets the port ``port + first + i``.
         monitor: Shown every latent.
-        training: A worker that dies is replaced, some times, its episode cut short. Evaluations want whole episodes.
-        say: Told when a worker was replaced.
+        training: Not used any more.
+        say: Not used any more.
 
     Raises:
         InputError: The environment is unknown, or has no pixels that the encoder can eat.
@@ -95,13 +93,7 @@ def make_vec_env(
     check_environment(config, contract, first)
     in_processes = config.workers == "processes" and count > 1
     makers = [_maker(config, contract, first + i) for i in range(count)]
-    frames: VecEnv = (
-        DummyVecEnv(makers)
-        if not in_processes
-        else ProcessVecEnv(
-            makers, start_method(), close_grace_s=_CLOSE_GRACE_S, restarts=_RESTARTS if training else 0, on_restart=say
-        )
-    )
+    frames: VecEnv = ProcessVecEnv(makers, close_grace_s=_CLOSE_GRACE_S) if in_processes else DummyVecEnv(makers)
     venv: VecEnv = _EpisodeReturns(frames)
     venv.seed(config.seed if seed is None else seed)
     return with_latents(config, venv, encoder, monitor)
@@ -183,12 +175,8 @@ def as_seen(config: AgentConfig, contract: PixelContract) -> Callable[[gym.Env[A
 
 
 def _maker(config: AgentConfig, contract: PixelContract, number: int) -> Callable[[], gym.Env[Any, Any]]:
-    env_id, arguments, seen = config.env, env_arguments(config, number), as_seen(config, contract)
-
-    def make() -> gym.Env[Any, Any]:  # names nothing of this package, which a worker would import, and torch with it
-        return seen(make_pixel_env(env_id, **arguments))
-
-    return make
+    make, seen = env_maker(config.env, **env_arguments(config, number)), as_seen(config, contract)
+    return lambda: seen(make())  # names nothing of this package, which a worker would import, and torch with it
 
 
 class _EpisodeReturns(VecMonitor):

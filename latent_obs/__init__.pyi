@@ -13,7 +13,7 @@ from .envs.faults import RestartOnFault as RestartOnFault
 from .envs.old_gym import OldGymEnv as OldGymEnv
 from .envs.pixel_envs import make_pixel_env as make_pixel_env
 from .envs.sb3_bridge import GymnasiumVecEnv as GymnasiumVecEnv
-from .envs.workers import ProcessVecEnv as ProcessVecEnv
+from .envs.sb3_bridge import ProcessVecEnv as ProcessVecEnv
 from .minerl.env import MineRLEnv as MineRLEnv
 from .minerl.registration import make_minerl as make_minerl
 from .minerl.registration import register_minerl as register_minerl

@@ -1,5 +1,6 @@
 """`RestartOnFault`: an episode whose game is lost becomes a truncation, and the next one begins with a fresh game."""
 
+import contextlib
 import copy
 import logging
 import time
@@ -9,30 +10,31 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from latent_obs.util.errors import GameFaultError, GameLostError, InputError
+from latent_obs.util.errors import GameFaultError, GameLostError, InputError, LatentObsError
 
 _log = logging.getLogger(__name__)
+_LONGEST_PAUSE_S = 60.0
+_HEALTHY_STEPS = 1_000  # after so many steps without a fault the next one begins a new row
 
 
 class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Go on when a game is lost in mid-play.
+    """Continue when a game is lost in the middle of an episode.
 
     The step in which it was lost is a truncation with no reward and the *last real* observation, so that an agent
     bootstraps from something that it saw, and nothing invented enters its rollout or replay buffer. The next `reset`
-    starts anew, after a pause that doubles from fault to fault. Faults are logged, and counted in ``info``: a step that
-    lost its game has ``info["fault"]`` (what happened) and ``info["faults"]`` (how many so far), and every reset the
-    latter.
+    starts the game anew, after a pause that doubles from fault to fault, up to a minute. Faults are logged, and counted
+    in ``info``: a step that lost its game has ``info["fault"]`` (what happened) and ``info["faults"]`` (how many so
+    far), and every reset the latter.
 
     Args:
-        env: An environment that raises `faults` from `step` and `reset`, and mends itself at the next `reset`.
-        faults: The exceptions that mean a lost game.
+        env: The environment. Without `remake` it raises `GameFaultError` from `step` and `reset` when its game is lost,
+            and starts another game by itself at the next `reset`.
+        remake: Makes the environment anew. Then every exception of it is a fault, except `LatentObsError`s (but for
+            `GameFaultError`) and those with which Gymnasium reports wrong use. A new environment is seeded from the
+            last seed given, if any; attributes that were set from outside are lost.
         most_in_a_row: After so many faults in a row, `reset` raises instead. A row ends with an episode that comes to
-            its own end, or with `healthy_steps` steps without a fault. With the pauses as they are, the default gives a
-            game that is started again by itself two minutes to come back.
-        first_pause_s: Seconds to wait before the first restart of a row; doubled for each further one.
-        longest_pause_s: Seconds that it waits at most.
-        healthy_steps: Steps that count as a game in good health.
-        sleep: What waits.
+            its own end, or with 1,000 steps without a fault.
+        first_pause_s: Seconds to wait before the first restart of a row.
 
     Attributes:
         faults_so_far: Number of faults since this was made.
@@ -46,50 +48,35 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         ...     def reset(self, *, seed=None, options=None):
         ...         return 1, {}
         ...     def step(self, action):
-        ...         raise GameFaultError("the game closed the connection")
-        >>> env = RestartOnFault(Fragile(), first_pause_s=0)
+        ...         raise ConnectionError("the game is gone")
+        >>> env = RestartOnFault(Fragile(), remake=Fragile)
         >>> _ = env.reset()
         >>> env.step(0)
-        (1, 0.0, False, True, {'fault': 'the game closed the connection', 'faults': 1})
+        (1, 0.0, False, True, {'fault': 'ConnectionError: the game is gone', 'faults': 1})
     """
 
     def __init__(
         self,
         env: gym.Env[Any, Any],
         *,
-        faults: tuple[type[Exception], ...] = (GameFaultError,),
+        remake: Callable[[], gym.Env[Any, Any]] | None = None,
         most_in_a_row: int = 8,
         first_pause_s: float = 1.0,
-        longest_pause_s: float = 60.0,
-        healthy_steps: int = 1_000,
-        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         gym.utils.RecordConstructorArgs.__init__(
-            self,
-            faults=faults,
-            most_in_a_row=most_in_a_row,
-            first_pause_s=first_pause_s,
-            longest_pause_s=longest_pause_s,
-            healthy_steps=healthy_steps,
-            sleep=sleep,
+            self, remake=remake, most_in_a_row=most_in_a_row, first_pause_s=first_pause_s
         )
         gym.Wrapper.__init__(self, env)
         if most_in_a_row < 1:
             raise InputError(f"most_in_a_row must be 1 or more faults, got {most_in_a_row}")
-        if healthy_steps < 1:
-            raise InputError(f"healthy_steps must be 1 or more, got {healthy_steps}")
-        if not 0 <= first_pause_s <= longest_pause_s:
-            raise InputError(
-                f"pauses must be 0 s or longer, the first no longer than the longest, got {first_pause_s} and {longest_pause_s}"
-            )
-        self.faults = faults
-        self.most_in_a_row, self.healthy_steps = most_in_a_row, healthy_steps
-        self.first_pause_s, self.longest_pause_s = first_pause_s, longest_pause_s
+        if not 0 <= first_pause_s <= _LONGEST_PAUSE_S:
+            raise InputError(f"first_pause_s must be from 0 to {_LONGEST_PAUSE_S:g} seconds, got {first_pause_s}")
+        self.remake, self.most_in_a_row, self.first_pause_s = remake, most_in_a_row, first_pause_s
         self.faults_so_far = 0
-        self._sleep = sleep
         self._in_a_row = 0
         self._healthy = 0  # steps since the last fault
-        self._last_fault = ""
+        self._fault: Exception | None = None  # the last one, until the game is started anew
+        self._seed: int | None = None  # the last one given
         self._last: Any = None  # the last real observation
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -98,47 +85,74 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         Raises:
             GameLostError: The game was lost `most_in_a_row` times in a row.
         """
+        self._seed = self._seed if seed is None else seed
         while True:
             if self._in_a_row >= self.most_in_a_row:
                 self._in_a_row = 0  # whoever catches this and tries again has as many attempts again
                 raise GameLostError(
-                    f"the game was lost {self.most_in_a_row} times in a row, and restarting it did not help. The last time: "
-                    f"{self._last_fault}. latent-obs doctor says what is missing on this machine; a game that runs by itself "
-                    "has its own log"
-                )
+                    f"the game was lost {self.most_in_a_row} times in a row, and restarting it did not help. The last "
+                    f"time: {_described(self._fault)}. A game that runs by itself has its own log; latent-obs doctor "
+                    "lists what is missing on this machine"
+                ) from self._fault
             if self._in_a_row:
-                doubled = self.first_pause_s * 2.0 ** min(
-                    self._in_a_row - 1, 1_000
-                )  # 2.0 ** 1024 is too large a number
-                self._sleep(min(self.longest_pause_s, doubled))
+                doubled = self.first_pause_s * 2.0 ** min(self._in_a_row - 1, 1_000)  # 2.0 ** 1024 is too large
+                time.sleep(min(_LONGEST_PAUSE_S, doubled))
             try:
+                if self._fault is not None and self.remake is not None:
+                    self._make_anew(self.remake)
+                    seed = self._fresh_seed() if seed is None else seed
                 self._last, info = self.env.reset(seed=seed, options=options)
-            except self.faults as fault:
-                self._count(fault)
+            except Exception as error:
+                self._count(error)
                 continue
-            if self._in_a_row:
+            if self._fault is not None:
                 _log.warning("a new episode begins, after %d fault(s) in a row", self._in_a_row)
+            self._fault = None
             return self._last, {**info, "faults": self.faults_so_far}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step; where the game is lost, a truncation with the last real observation."""
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
-        except self.faults as fault:
-            self._count(fault)
-            return copy.deepcopy(self._last), 0.0, False, True, {"fault": str(fault), "faults": self.faults_so_far}
+        except Exception as error:
+            self._count(error)
+            info = {"fault": _described(error), "faults": self.faults_so_far}
+            return copy.deepcopy(self._last), 0.0, False, True, info
         self._last = observation
         self._healthy += 1
-        if terminated or truncated or self._healthy >= self.healthy_steps:
+        if terminated or truncated or self._healthy >= _HEALTHY_STEPS:
             self._in_a_row = 0
         return observation, reward, terminated, truncated, info
 
-    def _count(self, fault: Exception) -> None:
+    def _count(self, error: Exception) -> None:
+        """Note a fault; raise an error that is none."""
+        not_the_games = isinstance(error, LatentObsError | gym.error.Error) or self.remake is None
+        if not_the_games and not isinstance(error, GameFaultError):
+            raise error
         self.faults_so_far += 1
         self._in_a_row += 1
         self._healthy = 0
-        self._last_fault = str(fault)
-        _log.warning("%s (fault %d, %d in a row); it is started anew", fault, self.faults_so_far, self._in_a_row)
+        self._fault = error
+        text = "%s (fault %d, %d in a row); it is started anew"
+        _log.warning(text, _described(error), self.faults_so_far, self._in_a_row)
+
+    def _make_anew(self, make: Callable[[], gym.Env[Any, Any]]) -> None:
+        with contextlib.suppress(Exception):
+            self.env.close()
+        try:
+            self.env = make()
+        except Exception as error:
+            raise GameFaultError(f"it could not be made anew: {error}") from error
+
+    def _fresh_seed(self) -> int | None:
+        """Another seed for each new environment, and always the same for the same seed and number of faults."""
+        if self._seed is None:
+            return None
+        return int(np.random.SeedSequence([self._seed, self.faults_so_far]).generate_state(1)[0] >> 1)
+
+
+def _described(fault: Exception | None) -> str:
+    return str(fault) if isinstance(fault, GameFaultError) else f"{type(fault).__name__}: {fault}"
 
 
 class LastRealFrame(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -147,9 +161,6 @@ class LastRealFrame(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
     Some engines (ViZDoom) have no state left once an episode is over: the observation of the last step is all zeros. An
     agent that bootstraps from a time-out would then value a black frame that it never saw in play. They also set
     `terminated` beside `truncated`, and Stable-Baselines3 counts that as a death.
-
-    Attributes:
-        observation_space: That of the environment.
 
     Example:
         >>> class Ends(gym.Env):

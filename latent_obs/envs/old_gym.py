@@ -13,27 +13,20 @@ from latent_obs.util.errors import InputError
 
 
 def is_old_gym(env: object) -> bool:
-    """Whether something is an environment, and not one of Gymnasium's.
-
-    Example:
-        >>> is_old_gym(3)
-        False
-    """
+    """Whether something is an environment, and not one of Gymnasium's."""
     parts = ("reset", "step", "observation_space", "action_space")
     return not isinstance(env, gym.Env | type) and all(hasattr(env, part) for part in parts)
 
 
 class OldGymEnv(gym.Env[Any, Any]):
-    """An environment in hand that speaks the old Gym API (any of 0.10 to 0.26), as a proper Gymnasium environment.
+    """Adapt an environment in hand that has the old Gym API (any of 0.10 to 0.26) to Gymnasium's.
 
     - `step` gives five values. A time-out (``info["TimeLimit.truncated"]``, as Gym's TimeLimit sets it, or an end
-    within
-      `time_limit_slack` steps of the specification's limit) is a truncation, any other end a termination.
+      within `time_limit_slack` steps of the specification's limit) is a truncation, any other end a termination.
     - `reset` takes a seed and options. An environment that forgets its seed after one episode, as MineRL does, is given
-    the
-      next one from this environment's own generator (`seed_every_reset`), so that one seed fixes a whole run.
+      the next one from this environment's own generator (`seed_every_reset`), so that one seed fixes a whole run.
     - Spaces are converted, MineRL's Enum, DiscreteRange and Text among them; frames are fresh, contiguous and writable.
-    - Actions are checked; those outside the space are refused before the old environment sees them.
+    - Actions outside the space raise before the old environment sees them.
 
     Args:
         env: The old environment.
@@ -69,11 +62,10 @@ class OldGymEnv(gym.Env[Any, Any]):
     def __init__(
         self, env: Any, *, render_mode: str | None = None, seed_every_reset: bool = False, time_limit_slack: int = 0
     ) -> None:
-        if isinstance(env, gym.Env):
-            raise InputError(f"{env} is a Gymnasium environment already; OldGymEnv is for those of the old gym package")
         if not is_old_gym(env):
             raise InputError(
-                f"OldGymEnv wraps an environment of the old Gym API, with reset, step and spaces; got {type(env).__name__}"
+                f"env must be an environment of the old Gym API, with reset, step and spaces; got {type(env).__name__}"
+                f"{', one of Gymnasium' if isinstance(env, gym.Env) else ''}"
             )
         if time_limit_slack < 0:
             raise InputError(f"time_limit_slack must be 0 or more steps, got {time_limit_slack}")
@@ -82,7 +74,7 @@ class OldGymEnv(gym.Env[Any, Any]):
         modes = self.metadata["render_modes"]
         if render_mode is not None and render_mode not in modes:
             raise InputError(
-                f"render_mode {render_mode!r} is none that this environment has: {modes or 'it cannot draw itself'}"
+                f"render_mode must be one that this environment has ({modes or 'none'}), got {render_mode!r}"
             )
         self.render_mode = render_mode
         self._observation = convert_space(env.observation_space, "observation")
@@ -92,8 +84,6 @@ class OldGymEnv(gym.Env[Any, Any]):
         self.seed_every_reset = seed_every_reset
         self.time_limit_slack = time_limit_slack
         self.max_episode_steps: int | None = getattr(getattr(env, "spec", None), "max_episode_steps", None)
-        takes = _parameters(env.reset)
-        self._reset_takes_seed, self._reset_takes_options = "seed" in takes, "options" in takes
         self._seeded = False
         self._elapsed: int | None = None  # steps of the episode; None when there is none under way
 
@@ -113,16 +103,16 @@ class OldGymEnv(gym.Env[Any, Any]):
             InputError: Options were given and it takes none.
             gymnasium.error.ClosedEnvironmentError: It was closed.
         """
-        self._check_open("reset")
+        takes = _parameters(self.gym_env.reset)
         super().reset(seed=seed)
-        if options and not self._reset_takes_options:
-            raise InputError(f"this environment's reset takes no options, got {options}")
+        if options and "options" not in takes:
+            raise InputError(f"options: this environment's reset takes none, got {options}")
         self._seeded = self._seeded or seed is not None
         if seed is None and self._seeded and self.seed_every_reset:
             seed = int(self.np_random.integers(2**31))
         self._elapsed = None
         keywords: dict[str, Any] = {"options": options} if options else {}
-        if seed is not None and self._reset_takes_seed:
+        if seed is not None and "seed" in takes:
             keywords["seed"] = seed
         elif seed is not None and callable(getattr(self.gym_env, "seed", None)):
             self.gym_env.seed(seed)
@@ -141,45 +131,35 @@ class OldGymEnv(gym.Env[Any, Any]):
             gymnasium.error.ClosedEnvironmentError: It was closed.
         """
         if self._elapsed is None:
-            self._check_open("step")
-            raise gym.error.ResetNeeded(
-                "there is no episode under way: call reset() first, and after each end of an episode"
-            )
+            _ = self.gym_env.step  # raises if this is closed
+            raise gym.error.ResetNeeded("no episode is under way: call reset() first, and after each episode's end")
         old_action = self._action.to_old(action)
         observation, reward, terminated, truncated, info = self._play(old_action)
         self._elapsed += 1
         if self.render_mode == "human":
             self.render()
         if terminated or truncated:
-            limit = self.max_episode_steps
-            told = info.get("TimeLimit.truncated")  # False: it ended by itself in the last step that it had
+            limit, gyms_own = self.max_episode_steps, info.get("TimeLimit.truncated")
             late = limit is not None and self._elapsed >= limit - self.time_limit_slack
-            if self.time_limit_slack == 0 and told is not None:
-                late = False
-            truncated = truncated or late or bool(told)
+            if self.time_limit_slack == 0 and gyms_own is not None:
+                late = False  # gym's own is False for an end by itself in the last step of all
+            truncated = truncated or late or bool(gyms_own)
             terminated = terminated and not truncated
             self._elapsed = None
         return self._observation.from_old(observation), float(reward), terminated, truncated, info
 
     def _begin(self, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Reset the old environment: its observation, unconverted, and what it says beside it."""
+        """Reset the old environment: its observation, unconverted, and its info."""
         result = self.gym_env.reset(**keywords)
         is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)
         if is_pair and isinstance(self.observation_space, spaces.Tuple):  # or the pair is the observation
             is_pair = bool(self.gym_env.observation_space.contains(result[0]))
-        if is_pair:
-            observation, info = result  # Gym 0.26
-            return observation, dict(info)
-        return result, {}
+        return (result[0], dict(result[1])) if is_pair else (result, {})  # Gym 0.26 gives a pair
 
     def _play(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step the old environment: observation and action are the old environment's own."""
-        result = self.gym_env.step(action)
-        if len(result) == 5:
-            observation, reward, terminated, truncated, info = result  # Gym 0.26
-            return observation, reward, bool(terminated), bool(truncated), dict(info)
-        observation, reward, done, info = result
-        return observation, reward, bool(done), False, dict(info)
+        observation, reward, terminated, *truncated, info = self.gym_env.step(action)  # Gym 0.26 gives five values
+        return observation, reward, bool(terminated), any(truncated), dict(info)
 
     def render(self) -> Any:
         """The picture, uint8 (H, W, 3), or a window, as `render_mode` says; None without one."""
@@ -190,12 +170,10 @@ class OldGymEnv(gym.Env[Any, Any]):
         if self.render_mode != "rgb_array":
             return None
         if picture is None:  # Gym 0.26 settles it when the environment is made
-            raise InputError(f"{self.gym_env} gave no picture; make it with its own render_mode='rgb_array'")
+            raise InputError(
+                f"render_mode: {self.gym_env} gave no picture; make it with its own render_mode='rgb_array'"
+            )
         return np.array(picture, order="C")
-
-    def _check_open(self, use: str) -> None:
-        if isinstance(self.gym_env, _Closed):
-            raise _closed(use)
 
     def close(self) -> None:
         """Close the old environment; again and again does no harm."""
@@ -213,7 +191,7 @@ class _Closed:
     """What an environment is after `close`."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        pass
 
     def __repr__(self) -> str:
         return "<closed>"
@@ -221,23 +199,18 @@ class _Closed:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copying and pickling look for these
             raise AttributeError(name)
-        raise _closed(name)
-
-
-def _closed(name: str) -> gym.error.ClosedEnvironmentError:
-    return gym.error.ClosedEnvironmentError(f"the environment was closed, and {name!r} needs it open; make a new one")
+        raise gym.error.ClosedEnvironmentError(
+            f"the environment was closed, and {name!r} needs it open; make a new one"
+        )
 
 
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
     """Parameters of a method, through Gym's wrappers, which pass on whatever they are given."""
-    owner = getattr(function, "__self__", None)
-    name = getattr(function, "__name__", "")
     parameters: Mapping[str, inspect.Parameter] = inspect.signature(function).parameters
     passes_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    inner = getattr(owner, "env", None)
-    if passes_on and inner is not None and callable(getattr(inner, name, None)):
-        return {**parameters, **_parameters(getattr(inner, name))}
-    return parameters
+    inner = getattr(getattr(function, "__self__", None), "env", None)
+    method = getattr(inner, getattr(function, "__name__", ""), None)
+    return {**parameters, **_parameters(method)} if passes_on and callable(method) else parameters
 
 
 def _metadata(env: Any) -> dict[str, Any]:
@@ -245,5 +218,4 @@ def _metadata(env: Any) -> dict[str, Any]:
     old = dict(getattr(env, "metadata", None) or {})
     modes = old.pop("render.modes", None) or old.pop("render_modes", None) or []
     rates = [old.pop(name, None) for name in ("video.frames_per_second", "video_frames_per_second", "render_fps")]
-    rate = next((rate for rate in rates if rate), None)
-    return {**old, "render_modes": list(modes), "render_fps": rate or 30}
+    return {**old, "render_modes": list(modes), "render_fps": next((rate for rate in rates if rate), 30)}

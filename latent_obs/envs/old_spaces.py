@@ -1,6 +1,6 @@
-"""Spaces of the old Gym, MineRL's own kinds among them, as Gymnasium spaces, and their values back and forth.
+"""Convert spaces of the old Gym, MineRL's own kinds among them, to Gymnasium spaces, and their values back and forth.
 
-Old spaces are told apart by the names of their classes, so that nothing here imports gym: any version of it will do.
+Old spaces are recognized by the names of their classes, so that nothing here imports gym: any version of it works.
 """
 
 import operator
@@ -39,9 +39,9 @@ class Enum(spaces.Discrete):
     ) -> None:
         self.names = tuple(str(name) for name in names)
         if len(set(self.names)) != len(self.names):
-            raise InputError(f"the names of an Enum must differ, got {self.names}")
+            raise InputError(f"names of an Enum must differ, got {self.names}")
         if default is not None and default not in self.names:
-            raise InputError(f"the default {default!r} of an Enum must be one of its names {self.names}")
+            raise InputError(f"default of an Enum must be one of its names {self.names}, got {default!r}")
         self.default = 0 if default is None else self.names.index(default)
         super().__init__(len(self.names), seed=seed)
 
@@ -51,10 +51,9 @@ class Enum(spaces.Discrete):
         Raises:
             InputError: There is no such entry.
         """
-        try:
-            return self.names.index(name)
-        except ValueError:
-            raise InputError(f"{name!r} is none of {', '.join(self.names)}") from None
+        if name not in self.names:
+            raise InputError(f"{name!r} is none of {', '.join(self.names)}")
+        return self.names.index(name)
 
     def __repr__(self) -> str:
         return f"Enum({', '.join(map(repr, self.names))})"
@@ -68,13 +67,13 @@ class Enum(spaces.Discrete):
 
 @dataclass(frozen=True)
 class Converted:
-    """A space of the old Gym as Gymnasium's, with the way of its values to and fro.
+    """A space of the old Gym as Gymnasium's, with the conversion of its values in both directions.
 
     Attributes:
         space: Gymnasium's space.
         from_old: A value that the old environment gave, as a value of `space`: arrays are fresh, C-contiguous and
             writable; numbers a little out of their bounds (an obfuscated vector can be) are clipped to them.
-        to_old: A value of `space` (checked on the way; InputError) as the old environment wants it.
+        to_old: A value of `space`, checked (InputError), as the old environment wants it.
     """
 
     space: spaces.Space[Any]
@@ -83,7 +82,7 @@ class Converted:
 
 
 def convert_space(old: Any, what: str = "space") -> Converted:
-    """Gymnasium's twin of a space of the old Gym.
+    """Convert a space of the old Gym to Gymnasium's.
 
     Args:
         old: The space: Box, Discrete, MultiDiscrete, MultiBinary, Tuple, Dict, or MineRL's Enum, DiscreteRange and
@@ -98,8 +97,8 @@ def convert_space(old: Any, what: str = "space") -> Converted:
         if name in names:
             return convert(old, what)
     raise InputError(
-        f"{what} is {old!r} of the type {type(old).__module__}.{type(old).__name__}, which has no counterpart in Gymnasium: "
-        f"expected one of {', '.join(_KINDS)}. Put an old-Gym wrapper around the environment that gives one of these"
+        f"{what} is {old!r} of the type {type(old).__module__}.{type(old).__name__}, which has no counterpart in "
+        f"Gymnasium: expected one of {', '.join(_KINDS)}. Put an old-Gym wrapper around the environment that gives one"
     )
 
 
@@ -112,20 +111,21 @@ def noop_of(space: spaces.Space[Any]) -> Any:
         >>> noop_of(spaces.Dict(jump=spaces.Discrete(2), craft=Enum(["log", "none"], default="none")))
         {'jump': 0, 'craft': 1}
     """
-    if isinstance(space, Enum):
-        return space.default
-    if isinstance(space, spaces.Discrete):
-        return int(min(max(0, space.start), space.start + space.n - 1))
-    if isinstance(space, spaces.Box):
-        return np.asarray(np.clip(np.zeros(space.shape, space.dtype), space.low, space.high), space.dtype)
-    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
-        return np.zeros(space.shape, space.dtype)
-    if isinstance(space, spaces.Dict):
-        return {key: noop_of(inner) for key, inner in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(noop_of(inner) for inner in space.spaces)
-    if isinstance(space, spaces.Text):
-        return ""
+    match space:
+        case Enum():
+            return space.default
+        case spaces.Discrete():
+            return int(min(max(0, space.start), space.start + space.n - 1))
+        case spaces.Box():
+            return np.asarray(np.clip(np.zeros(space.shape, space.dtype), space.low, space.high), space.dtype)
+        case spaces.MultiDiscrete() | spaces.MultiBinary():
+            return np.zeros(space.shape, space.dtype)
+        case spaces.Dict():
+            return {key: noop_of(inner) for key, inner in space.spaces.items()}
+        case spaces.Tuple():
+            return tuple(noop_of(inner) for inner in space.spaces)
+        case spaces.Text():
+            return ""
     raise InputError(f"it is not known which action of {space} does nothing; expected a Box, Discrete, Dict, …")
 
 
@@ -133,52 +133,29 @@ def _box(old: Any, what: str) -> Converted:
     dtype = np.dtype(old.dtype)
     low, high = np.asarray(old.low, dtype), np.asarray(old.high, dtype)
     space = spaces.Box(low, high, tuple(old.shape), dtype.type)
-    shape = space.shape
+    is_picture = dtype == np.uint8 and space.shape != ()
+    clips = not is_picture and (np.isfinite(low).any() or np.isfinite(high).any())
 
     def check_shape(value: NDArray[Any]) -> None:
-        if value.shape != shape:
-            raise InputError(f"{what} has shape {value.shape}, and its space declares {shape}: {space}")
+        if value.shape != space.shape:
+            raise InputError(f"{what} has shape {value.shape}, and its space declares {space.shape}: {space}")
 
-    if shape == ():
-        least, most = low.item(), high.item()
-
-        def scalar(value: Any) -> NDArray[Any]:
-            try:
-                number = value.item()
-            except AttributeError:  # a plain number
-                number = value
-            return np.array(least if number < least else most if number > most else number, dtype)
-
-        from_old: Callable[[Any], Any] = scalar
-    elif dtype == np.uint8 or not (np.isfinite(low).any() or np.isfinite(high).any()):
-
-        def copied(value: Any) -> NDArray[Any]:
-            array = np.array(value, dtype, order="C")  # always a copy: MineRL's frame is a read-only, flipped view
-            check_shape(array)
-            return array
-
-        from_old = copied
-    else:
-
-        def clipped(value: Any) -> NDArray[Any]:
-            array = np.array(value, dtype, order="C")
-            check_shape(array)
-            np.maximum(array, low, out=array)
-            np.minimum(array, high, out=array)
-            return array
-
-        from_old = clipped
+    def from_old(value: Any) -> NDArray[Any]:
+        array = np.asarray(value)
+        check_shape(array)
+        # Always a copy: MineRL's frame is a read-only, flipped view.
+        return np.array(np.minimum(np.maximum(array, low), high) if clips else array, dtype, order="C")
 
     def to_old(value: Any) -> NDArray[Any]:
         array = _array(value)
         if array.dtype.kind not in ("biu" if dtype.kind in "biu" else "biuf"):
-            raise InputError(f"{what} must be {dtype} numbers of shape {shape}, got {value!r}")
+            raise InputError(f"{what} must be {dtype} numbers of shape {space.shape}, got {value!r}")
         check_shape(array)
-        if dtype.kind == "f" and array.dtype != dtype:
+        if dtype.kind == "f":
             with np.errstate(over="ignore"):  # what is too large is so as infinity, too
                 array = array.astype(dtype, copy=False)
         if not (np.greater_equal(array, low).all() and np.less_equal(array, high).all()):  # False for NaN too
-            raise InputError(f"{what} must lie between {_least(low)} and {_most(high)}, got {array.tolist()}")
+            raise InputError(f"{what} must lie in {space}, got {array.tolist()}")
         return array.astype(dtype, copy=False)
 
     return Converted(space, from_old, to_old)
@@ -191,63 +168,46 @@ def _array(value: Any) -> NDArray[Any]:
         return np.asarray(None)
 
 
-def _least(low: NDArray[Any]) -> Any:
-    return low.flat[0].item() if (low == low.flat[0]).all() else low.tolist()
-
-
-_most = _least
-
-
-def _whole(value: Any) -> int | None:
-    """A whole number, Python's, numpy's or in an array of one; None for anything else."""
-    if type(value) is int:  # by far the most frequent
-        return value
+def _whole_in(numbers: range, value: Any) -> int | None:
+    """A whole number, Python's, numpy's or in an array of one; None for anything else, or if it is out of range."""
     try:
-        return operator.index(value.item() if isinstance(value, np.ndarray) and value.size == 1 else value)
+        number = operator.index(value.item() if isinstance(value, np.ndarray) and value.size == 1 else value)
     except TypeError:
         return None
+    return number if number in numbers else None
 
 
 def _discrete(old: Any, what: str) -> Converted:
     n, start = int(old.n), int(getattr(old, "begin", getattr(old, "start", 0)))  # MineRL's DiscreteRange has `begin`
-    end = start + n
+    numbers = range(start, start + n)
 
     def to_old(value: Any) -> int:
-        number = _whole(value)
+        number = _whole_in(numbers, value)
         if number is None:
-            raise InputError(f"{what} must be a whole number from {start} to {end - 1}, got {value!r}")
-        if not start <= number < end:
-            raise InputError(f"{what} must be a whole number from {start} to {end - 1}, got {number}")
+            raise InputError(f"{what} must be a whole number from {start} to {numbers[-1]}, got {value!r}")
         return number
 
-    return Converted(spaces.Discrete(n, start=start), lambda value: np.int64(value), to_old)
+    return Converted(spaces.Discrete(n, start=start), np.int64, to_old)
 
 
 def _enum(old: Any, what: str) -> Converted:
     names = [str(name) for name in old.values]
-    space = Enum(names, str(old.default))
     places = {name: np.int64(i) for i, name in enumerate(names)}
 
     def from_old(value: Any) -> np.int64:
-        try:
-            return places[str(value)]
-        except KeyError:
-            raise InputError(f"{what} is {value!r}, which is none of {', '.join(names)}") from None
+        if str(value) not in places:
+            raise InputError(f"{what} is {value!r}, which is none of {', '.join(names)}")
+        return places[str(value)]
 
     def to_old(value: Any) -> str:
-        number = _whole(value)
+        number = _whole_in(range(len(names)), value)
         if number is None:
             raise InputError(
-                f"{what} must be a whole number from 0 to {len(names) - 1}, got {value!r}"
-                + (f"; {value!r} is {places[value]}" if isinstance(value, str) and value in places else "")
-            )
-        if not 0 <= number < len(names):
-            raise InputError(
-                f"{what} must be a whole number from 0 to {len(names) - 1} ({', '.join(names)}), got {number}"
+                f"{what} must be a whole number from 0 to {len(names) - 1} ({', '.join(names)}), got {value!r}"
             )
         return names[number]
 
-    return Converted(space, from_old, to_old)
+    return Converted(Enum(names, str(old.default)), from_old, to_old)
 
 
 def _multi(old: Any, what: str) -> Converted:
@@ -264,12 +224,10 @@ def _multi(old: Any, what: str) -> Converted:
 
 
 def _text(old: Any, what: str) -> Converted:
-    shape = getattr(old, "shape", None)
-    if shape not in (None, 1, (), (1,)):
+    if getattr(old, "shape", None) not in (None, 1, (), (1,)):
         raise InputError(f"{what} is {old!r}, several texts at once; only a single one has a counterpart in Gymnasium")
     longest = int(getattr(old, "max_length", getattr(old, "MAX_STR_LEN", 4096)))
     printable = "".join(map(chr, range(32, 127))) + "\n\t"
-    space = spaces.Text(max_length=longest, min_length=0, charset=printable)
 
     def from_old(value: Any) -> str:
         text = str(value.item() if isinstance(value, np.ndarray) else value)[:longest]
@@ -280,27 +238,22 @@ def _text(old: Any, what: str) -> Converted:
             raise InputError(f"{what} must be a text of at most {longest} characters of ASCII, got {value!r}")
         return value
 
-    return Converted(space, from_old, to_old)
+    return Converted(spaces.Text(max_length=longest, min_length=0, charset=printable), from_old, to_old)
 
 
 def _dict(old: Any, what: str) -> Converted:
     inner = {str(key): convert_space(space, f"{what}[{key!r}]") for key, space in old.spaces.items()}
-    readers = [(key, each.from_old) for key, each in inner.items()]
-    writers = [(key, each.to_old) for key, each in inner.items()]
 
     def from_old(value: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            return {key: read(value[key]) for key, read in readers}
-        except KeyError as error:
-            raise InputError(
-                f"{what} lacks the entry {error}, which its space declares; it has {sorted(value)}"
-            ) from None
+        if missing := [key for key in inner if key not in value]:
+            raise InputError(f"{what} lacks the entries {missing}, which its space declares; it has {sorted(value)}")
+        return {key: each.from_old(value[key]) for key, each in inner.items()}
 
     def to_old(value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping) or value.keys() != inner.keys():
             got = sorted(map(str, value)) if isinstance(value, Mapping) else repr(value)
             raise InputError(f"{what} must be a dictionary with exactly the entries {sorted(inner)}, got {got}")
-        return {key: write(value[key]) for key, write in writers}
+        return {key: each.to_old(value[key]) for key, each in inner.items()}
 
     return Converted(spaces.Dict({key: each.space for key, each in inner.items()}), from_old, to_old)
 

@@ -1,41 +1,42 @@
-"""Environments by name, with their pixels as they are; free of torch, so that worker processes start quickly."""
+"""Environments by name, with their pixels unchanged or resized; free of torch, so that workers start quickly."""
 
 import contextlib
 import difflib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
-from latent_obs.envs.faults import LastRealFrame
+from latent_obs.envs.faults import LastRealFrame, RestartOnFault
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError, LatentObsError, require
 from latent_obs.wrappers.features import FeatureObservation, needs_features
 from latent_obs.wrappers.pixel_reader import ContractObservation
 
 
-def make_pixel_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Make a registered environment as it is, pixels and all.
+def make_pixel_env(env_id: str | EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
+    """Make a registered environment, with its observations unchanged.
 
     ViZDoom's environments are registered first, and get `LastRealFrame`: their engine has no picture left at the end of
-    an episode and gives a black one, and they report a time-out as a termination as well.
-
-    MineRL's are registered on the way too, with actions that Stable-Baselines3 takes; `make_minerl` has their
-    arguments.
+    an episode and gives a black one, and they report a time-out as a termination as well. MineRL's are registered too,
+    with actions that Stable-Baselines3 takes; `make_minerl` has their arguments.
 
     Raises:
         InputError: No environment of this name is registered, or it does not take these arguments.
         MissingExtraError: ViZDoom or MineRL was asked for and is not installed.
     """
-    is_vizdoom = env_id.startswith("Vizdoom")
+    name = env_id.id if isinstance(env_id, EnvSpec) else env_id
+    is_vizdoom = name.startswith("Vizdoom")
     if is_vizdoom:
-        require("vizdoom.gymnasium_wrapper", extra="vizdoom", purpose=f"make {env_id}")
-    elif is_minerl_id(env_id):
+        require("vizdoom.gymnasium_wrapper", extra="vizdoom", purpose=f"make {name}")
+    elif is_minerl_id(name):
         from latent_obs.minerl.registration import register_minerl
 
         register_minerl()
@@ -44,19 +45,15 @@ def make_pixel_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
     except LatentObsError:
         raise
     except gym.error.UnregisteredEnv as error:  # an unknown name, namespace or version
-        near = difflib.get_close_matches(env_id, list(gym.registry), n=4, cutoff=0.5)
-        hint = (
-            f"Did you mean {', '.join(near)}?"
-            if near
-            else "Gymnasium lists what there is with gymnasium.pprint_registry()"
-        )
-        raise InputError(f"no environment {env_id!r} is registered ({error}). {hint}") from None
+        near = difflib.get_close_matches(name, list(gym.registry), n=4, cutoff=0.5)
+        hint = f"Did you mean {', '.join(near)}?" if near else "gymnasium.pprint_registry() lists those there are"
+        raise InputError(f"no environment {name!r} is registered ({error}). {hint}") from None
     except (gym.error.Error, ImportError) as error:  # a malformed or outdated name, or a package that it needs
-        raise InputError(f"{env_id!r} could not be made: {error}") from error
+        raise InputError(f"{name!r} could not be made: {error}") from error
     except TypeError as error:
-        raise InputError(f"{env_id} does not take the arguments {kwargs}: {error}") from None
+        raise InputError(f"{name} does not take the arguments {kwargs}: {error}") from None
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"{env_id} could not be made with the arguments {kwargs}: {error}") from error
+        raise InputError(f"{name} could not be made with the arguments {kwargs}: {error}") from error
     if is_vizdoom:
         # The engine writes its settings into the current folder, several games over each other; they are not needed.
         env.get_wrapper_attr("game").set_doom_config_path(os.devnull)
@@ -83,15 +80,13 @@ class _GameOfItsOwn(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
         # quicker.
         with contextlib.suppress(OSError):
             Path("_vizdoom").mkdir(exist_ok=True)
-        with _without_ctrl_c():
+        with _ctrl_c_ignored():
             return self.env.reset(**kwargs)
 
 
 @contextlib.contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Start a process that Ctrl-C, which reaches every process of a terminal, does not end before this one has
-    saved.
-    """
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C, which reaches every process of a terminal, in processes that are started meanwhile."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -102,35 +97,47 @@ def _without_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
+def env_maker(env_id: str, **kwargs: Any) -> Callable[[], gym.Env[Any, Any]]:
+    """Return what makes an environment here or in a worker, where a fault of it costs an episode and not the run.
+
+    The environment is a `make_pixel_env` in `RestartOnFault`. The worker need not know the name: what this process has
+    registered under it comes along.
+
+    Args:
+        env_id: A registered id.
+        **kwargs: For the environment.
+    """
+    if is_minerl_id(env_id):
+        return partial(make_pixel_env, env_id, **kwargs)  # restarts by itself
+    spec = None if env_id.startswith("Vizdoom") else gym.registry.get(env_id)
+    return partial(_make_with_restarts, partial(make_pixel_env, spec or env_id, **kwargs))
+
+
+def _make_with_restarts(make: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
+    return RestartOnFault(make(), remake=make, most_in_a_row=3)
+
+
 def make_small_frames(
-    env_id: str,
+    make: Callable[[], gym.Env[Any, Any]],
     contract: PixelContract | None,
     *,
-    number: int = 0,
     pixel_key: str | None = None,
     latent_only: bool = False,
     flatten: bool = False,
-    env_kwargs: dict[str, Any] | None = None,
 ) -> gym.Env[Any, Any]:
-    """Make one of several environments of a kind.
+    """Make an environment whose frames are resized for an encoder in another process.
 
     Args:
-        env_id: A registered id; see `make_pixel_env`.
+        make: Makes the environment.
         contract: What frames are resized to; None leaves them as they are.
-        number: Which one it is: MineRL games that run already are shared out by it, and get the port ``port + number``.
         pixel_key: Entry of a Dict observation that holds the pixels; found by itself when only one fits.
         latent_only: Drop every other entry.
         flatten: The other entries will be joined to the latent, as one vector.
-        env_kwargs: For the environment.
 
     Raises:
-        InputError: The environment is unknown, does not take the arguments, or has no pixels that the contract can
-            read.
+        InputError: The environment has no pixels that the contract can read.
     """
-    arguments = dict(env_kwargs or {})
-    if is_minerl_id(env_id) and isinstance(arguments.get("port"), int):
-        arguments["port"] += number
-    env = make_pixel_env(env_id, **arguments)
+    env = make()
     try:
         seen = as_small_frames(env, contract, pixel_key=pixel_key, latent_only=latent_only, flatten=flatten)
         if isinstance(seen, ContractObservation):
@@ -144,7 +151,7 @@ def make_small_frames(
 def as_small_frames(
     env: gym.Env[Any, Any], contract: PixelContract | None, *, pixel_key: str | None, latent_only: bool, flatten: bool
 ) -> gym.Env[Any, Any]:
-    """The same for an environment in hand."""
+    """Resize the frames of an environment; arguments as in `make_small_frames`."""
     if not latent_only and (flatten or needs_features(env.observation_space)):
         env = FeatureObservation(env, pixel_key=pixel_key, grouped=flatten)
         space = env.observation_space

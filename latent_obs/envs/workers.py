@@ -1,163 +1,293 @@
-"""Stable-Baselines3's environments in processes, for games: workers may start processes, and none is ever left behind.
+"""Environments in worker processes: Gymnasium's `AsyncVectorEnv` with clear errors and no process left behind.
 
-Needs stable-baselines3 (`latent-obs[agents]`); the workers themselves do without, see `latent_obs.envs.env_worker`.
+Worker processes import this module, so it imports neither torch nor Stable-Baselines3.
 """
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper, VecEnvIndices
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.async_vector_env import _async_worker  # pyright: ignore[reportPrivateUsage]
 
-from latent_obs.envs.env_worker import class_name
-from latent_obs.envs.main_script import Maker
-from latent_obs.envs.worker_remote import Remote, Restarts, WorkerError, Workers, end
 from latent_obs.util import errors
 
-errors.require("stable_baselines3", extra="agents", purpose="run Stable-Baselines3's environments in processes")
+
+class WorkerError(errors.LatentObsError, RuntimeError):
+    """A worker process ended although nobody asked it to."""
 
 
-__all__ = ["ProcessVecEnv", "WorkerError"]
+def default_start_method() -> str:
+    """Return "forkserver" where there is one, else "spawn".
+
+    This process is never forked itself, because it may have started CUDA and threads. The server that is forked
+    imports once what every worker needs.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    modules = ["latent_obs.envs.workers", "latent_obs.envs.pixel_envs"]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
+    return "forkserver"
 
 
-class ProcessVecEnv(SubprocVecEnv):
-    """`SubprocVecEnv` whose environments may start processes themselves, and whose errors are those of the
-    environments.
+class ProcessVectorEnv(AsyncVectorEnv):
+    """`gymnasium.vector.AsyncVectorEnv` for games: its workers may start processes, and none is ever left behind.
 
-    Stable-Baselines3's workers are daemonic, and a daemonic process may not start others through `multiprocessing`, as
-    some games do. These are not, and still none outlives its parent: each closes its environment and ends when the
-    vector environment is closed or garbage-collected, when the parent leaves without closing it, and when the parent is
-    killed.
+    What an environment raises is raised here, as the nearest class of Python, Gymnasium or `latent_obs.util.errors`. A
+    worker that dies (killed when memory runs out, or by a crash of the game's engine) raises `WorkerError`. After any
+    error all workers are ended, and the vector can no longer be used.
 
-    What an environment raises is raised here: a `LatentObsError` as the same class, anything else as a `WorkerError`.
-    The other environments stay in step, so one may `reset` and go on, unless a worker died.
-
-    A worker that dies in a step (killed when memory runs out, or by a crash of the game's engine) is replaced where
-    `restarts` allows it. Its episode ends as a truncation with no reward and the last observation that it sent, as
-    `RestartOnFault` ends
-    that of a lost game: ``info["fault"]`` says what happened, ``info["faults"]`` how often so far in this environment.
-    The observation returned is the first one of the new worker: it was made by the same function, has the attributes
-    that `set_attr` gave, and is reset with the options of the last `reset` and a seed drawn from the last one that it
-    had. One that dies in a reset is replaced as well, and reset in the same way. What `env_method` did to it is lost;
-    and where a worker dies in a method or is asked for an attribute, that is an error, and the next step or reset
-    replaces it. A worker that hangs is waited for, unless there is an `answer_timeout_s`. What a game keeps outside of
-    processes, such as files, is its own affair.
-
-    Workers import what their environments need, and neither torch nor Stable-Baselines3: they are ready sooner, and
-    hold less memory. With "forkserver" and "spawn" they import the main script only if they need something of it, such
-    as an environment that it registers; with "fork" they have all that this process has.
-
-    Workers ignore Ctrl-C, which reaches every process of a terminal: the parent decides when they stop.
+    Workers import what their environments need, but not the script that started them. They ignore Ctrl-C, which
+    reaches every process of a terminal: the parent decides when they stop. Each closes its environment and ends when
+    the vector is closed or garbage-collected, when the parent leaves without closing it, and when the parent is killed.
 
     Args:
-        env_fns: Functions that make one environment each, in its own process.
-        start_method: "forkserver" (by default, where there is one), "spawn" or "fork".
-        close_grace_s: Seconds that `close` gives the workers to finish their step and close their environments. One
-            that does not is terminated (which still closes its environment), and after as long again killed.
-        restarts: Number of workers that may be replaced, in all environments together. Two in a row that die in the
-            same environment before they have finished a step are an error in any case: a game that cannot start.
-        answer_timeout_s: Seconds that a step (with the reset at an episode's end) or a reset may take; a worker that
-            takes longer counts as dead, and is ended. None: for ever.
-        on_restart: Told in one line of each worker that is replaced; None: `warnings.warn`.
+        env_fns: Functions that make one environment each, sent to the workers by cloudpickle.
+        start_method: "forkserver" or "spawn"; None takes the first where it exists.
+        close_grace_s: Seconds that `close` gives the workers to finish their step and close their environments. Then it
+            terminates them (which still closes the environment), and after as long again kills them.
+        autoreset_mode: When the next episode starts.
 
     Raises:
-        InputError: `restarts` or `answer_timeout_s` is out of range.
-        LatentObsError: An environment could not be made, for a reason that is the user's to mend.
-        WorkerError: An environment could not be made.
-
-    Example:
-        >>> from functools import partial
-        >>> venv = ProcessVecEnv([partial(gym.make, "CartPole-v1")] * 2)
-        >>> venv.reset().shape
-        (2, 4)
-        >>> venv.close()
+        InputError: `start_method` is "fork".
+        WorkerError: A worker died while it made its environment.
     """
 
     def __init__(
         self,
-        env_fns: list[Callable[[], gym.Env[Any, Any]]],
+        env_fns: Sequence[Callable[[], gym.Env[Any, Any]]],
         start_method: str | None = None,
         *,
         close_grace_s: float = 10.0,
-        restarts: int = 0,
-        answer_timeout_s: float | None = None,
-        on_restart: Callable[[str], object] | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ) -> None:
-        if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 0:
-            raise errors.InputError(f"restarts must be a number of workers, 0 or more, got {restarts!r}")
-        if answer_timeout_s is not None and not answer_timeout_s > 0:
-            raise errors.InputError(f"answer_timeout_s must be seconds, more than 0, or None, got {answer_timeout_s!r}")
-        self.waiting = self.closed = False
-        if start_method is None:
-            start_method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        makers: Sequence[Callable[[], Any]] = list(env_fns)
-        if start_method != "fork":
-            makers = [Maker(CloudpickleWrapper(env_fn).__getstate__()) for env_fn in env_fns]
-        workers = Workers(start_method, makers, close_grace_s)
-        self.processes: list[BaseProcess] = workers.processes
-        self._restarts = Restarts(restarts, on_restart, answer_timeout_s)
-        # At exit, multiprocessing waits for processes that are not daemonic, for ever; but runs its finalizers before
-        # that.
-        self._finalizer = Finalize(
-            self, _stop, (workers.connections, workers.processes, close_grace_s), exitpriority=10
-        )
+        if start_method == "fork":
+            raise errors.InputError(
+                "start_method must be 'forkserver' or 'spawn', got 'fork': a forked worker cannot see that its parent "
+                "was killed"
+            )
+        self.close_grace_s = close_grace_s
+        self.parent_pipes, self.processes = [], []
         try:
-            for index in range(len(makers)):
-                workers.launch(index)
-            self.remotes: Sequence[Any] = [Remote(index, workers, self._restarts) for index in range(len(makers))]
-            self.remotes[0].send(("get_spaces", None))
-            VecEnv.__init__(self, len(env_fns), *self.remotes[0].recv())
+            with _main_script_hidden():
+                super().__init__(
+                    env_fns,
+                    context=start_method or default_start_method(),
+                    daemon=False,  # a daemonic process may not start processes
+                    worker=partial(_work, close_grace_s),
+                    autoreset_mode=autoreset_mode,
+                )
         except BaseException:
-            self.close()
+            _stop(self.parent_pipes, self.processes, close_grace_s)
             raise
 
-    @property
-    def replaced(self) -> int:
-        """Number of workers replaced so far."""
-        return self._restarts.done
+    def _check_spaces(self) -> None:
+        """Watch the workers, which have all been started, before they are asked for the first time."""
+        # At exit, multiprocessing waits for processes that are not daemonic for ever, but runs its finalizers first.
+        arguments = (self.parent_pipes, self.processes, self.close_grace_s)
+        self._finalizer = Finalize(self, _stop, arguments, exitpriority=10)
+        self._why_ended: list[str] = []
+        shared = self.error_queue, self._finalizer, self._why_ended
+        pipes: list[Any] = [
+            _Pipe(index, pipe, self.processes[index], *shared) for index, pipe in enumerate(self.parent_pipes)
+        ]
+        self.parent_pipes = pipes
+        super()._check_spaces()
 
-    def env_is_wrapped(
-        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
-    ) -> list[bool]:
-        """Whether each environment has a wrapper of this class, or of one that derives from it."""
-        remotes = self._get_target_remotes(indices)
-        for remote in remotes:
-            remote.send(("is_wrapped", class_name(wrapper_class)))
-        return [remote.recv() for remote in remotes]
+    def _assert_is_running(self) -> None:
+        if self._why_ended:
+            raise _ended(self._why_ended[0])
+        super()._assert_is_running()
 
-    def close(self) -> None:
-        """Close the environments and end their processes, however they fare."""
-        self.closed = True
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        """End the workers, whatever they are doing, within `close_grace_s` seconds, at worst twice that."""
         self._finalizer()
 
 
-def _stop(connections: Sequence[Connection], processes: Sequence[BaseProcess], grace: float) -> None:
-    """Let workers end by themselves, then terminate and at last kill those that do not."""
+class _Pipe:
+    """This process' end of a worker's pipe, as `AsyncVectorEnv` uses it. It raises what went wrong in the worker."""
 
-    def wait() -> None:
+    def __init__(
+        self,
+        index: int,
+        pipe: Connection,
+        process: BaseProcess,
+        failures: Any,
+        stop: Callable[[], object],
+        why_ended: list[str],
+    ) -> None:
+        self.index, self.pipe, self.process, self.failures = index, pipe, process, failures
+        self.stop, self.why_ended = stop, why_ended  # the same ones for all workers of a vector
+
+    def send(self, message: tuple[str, Any]) -> None:
+        try:
+            self.pipe.send(message)
+        except OSError:
+            raise self._died() from None
+
+    def recv(self) -> tuple[Any, bool]:
+        try:
+            # Not by the pipe alone: a game that the worker has started may hold it open.
+            if self.pipe not in wait((self.pipe, self.process.sentinel)):
+                raise EOFError
+            answer, succeeded = self.pipe.recv()
+        except (EOFError, OSError):
+            raise self._died() from None
+        except BaseException:  # Ctrl-C: some answers are read, and others are not
+            self._end("it was interrupted while it waited for its workers")
+            raise
+        if not succeeded:
+            raise self._failed()
+        return answer, True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pipe, name)
+
+    def _end(self, why: str) -> None:
+        if not self.why_ended:
+            self.why_ended.append(why)
+        self.stop()
+
+    def _died(self) -> WorkerError:
+        if not self.why_ended:
+            self.process.join(5.0)  # the pipe breaks a moment before the process has ended
+            code = self.process.exitcode
+            how = "closed its pipe" if code is None else f"died with exit code {code}"
+            if code is not None and code < 0:
+                how += (
+                    f" ({signal.Signals(-code).name}{', as when memory runs out' if code == -signal.SIGKILL else ''})"
+                )
+            self._end(f"worker {self.index} (pid {self.process.pid}) {how}")
+        return _ended(self.why_ended[0])
+
+    def _failed(self) -> Exception:
+        index, kind, message, trace = self.failures.get(timeout=10)  # perhaps that of another one in the same step
+        raised = f"environment {index} raised {kind.__name__}: {message}"
+        self._end(raised)
+        try:
+            error = kind(f"environment {index}: {message}")
+        except TypeError:  # a class that takes more than a text
+            error = RuntimeError(raised)
+        error.__cause__ = WorkerError(f"in worker {index}:\n{trace}")
+        return error
+
+
+def _ended(why: str) -> WorkerError:
+    return WorkerError(
+        f"all environments of this vector have ended, because {why}. Make new ones; a training run goes on from its "
+        "last checkpoint with --resume"
+    )
+
+
+def _stop(pipes: Sequence[Any], processes: Sequence[BaseProcess], grace: float) -> None:
+    """Let workers end by themselves, then terminate and at last kill those that do not."""
+    started = [process for process in processes if process.pid is not None]
+
+    def join() -> None:
         deadline = time.monotonic() + grace
-        for process in processes:
+        for process in started:
             process.join(max(0.0, deadline - time.monotonic()))
 
     try:
-        for connection in connections:
-            with contextlib.suppress(OSError):
-                connection.send(("close", None))  # in words too, as a process forked meanwhile may keep the pipe open
-            connection.close()  # answers that nobody read are lost, and cannot hold the worker up
-        wait()
-        for process in processes:
+        for pipe in pipes:
+            with contextlib.suppress(OSError, errors.LatentObsError):
+                pipe.send(("close", None))
+            pipe.close()  # answers that nobody read are lost, and cannot hold the worker up
+        join()
+        for process in started:
             if process.is_alive():
                 process.terminate()
-        wait()
-    finally:  # also when somebody loses patience and presses Ctrl-C once more
-        for process in processes:
-            if process.is_alive() or process.exitcode not in (0, 128 + signal.SIGTERM):
-                end(process)
+        join()
+    finally:  # also when somebody presses Ctrl-C once more
+        for process in started:
+            if process.is_alive():
+                process.kill()
+                process.join(10)  # not for ever: a driver may hold on to it
+            if process.exitcode not in (0, 128 + signal.SIGTERM) and process.pid and hasattr(os, "killpg"):
+                with contextlib.suppress(OSError):
+                    os.killpg(process.pid, signal.SIGKILL)  # the games that it has left
+
+
+def _work(
+    grace: float, index: int, env_fn: Callable[[], Any], pipe: Connection, parent_pipe: Connection, *rest: Any
+) -> None:
+    """Serve one environment until the parent closes its end of the pipe, or is gone; the main function of a worker."""
+
+    def on_sigterm(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)  # interrupts a step, and closes the environment
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, on_sigterm)
+    parent_pipe.close()
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # so that the games of a worker that is killed can be found, and ended
+        os.set_inheritable(pipe.fileno(), False)
+    threading.Thread(target=_end_with_parent, args=(grace,), daemon=True).start()
+    shared_memory, error_queue, *modes = rest
+    failures = _Failures(error_queue)
+    try:
+        env = env_fn()
+    except Exception as error:
+        failures.put((index, type(error), error, traceback.format_exc()))
+        pipe.send((None, False))
+        return
+    try:
+        _async_worker(index, lambda: env, pipe, parent_pipe, shared_memory, failures, *modes)  # pyright: ignore
+    except ConnectionError:
+        pass  # the parent has closed its end
+    except Exception as error:  # the parent no longer listens
+        print(f"environment {index}: close() raised {type(error).__name__}: {error}", file=sys.stderr)
+
+
+class _Failures:
+    """The queue of a worker's exceptions, changed such that the parent can unpickle and raise each of them."""
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+
+    def put(self, failure: tuple[int, type[BaseException], BaseException, str]) -> None:
+        index, kind, error, trace = failure
+        known = ("builtins", "gymnasium.error", errors.__name__)
+        self.queue.put((index, next(cls for cls in kind.__mro__ if cls.__module__ in known), str(error), trace))
+
+
+def _end_with_parent(grace: float) -> None:
+    """End a worker whose parent was killed, even in a step that never comes back; runs in a thread of the worker."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    time.sleep(grace)  # a worker between two steps ends by itself, as its pipe has closed
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace)
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _main_script_hidden() -> Iterator[None]:
+    """Start processes that do not import the main script.
+
+    Scripts import torch, which takes seconds and memory in each worker, and those without ``if __name__ ==
+    "__main__"`` would start workers themselves. What makes an environment comes along whole, by cloudpickle.
+    """
+    main = vars(sys.modules["__main__"])
+    kept = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    main["__spec__"] = None  # by these two multiprocessing finds the script
+    main.pop("__file__", None)
+    try:
+        yield
+    finally:
+        main.update(kept)

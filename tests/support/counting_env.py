@@ -1,5 +1,4 @@
-"""Environments that count and say so, vectors of them, and how the stories of two are compared, for the tests of the
-bridge."""
+"""Environments that count, vectors of them, and how two vectors are compared, for the tests of the bridge."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,7 +14,7 @@ pytest.importorskip("stable_baselines3")
 
 from stable_baselines3.common.vec_env import VecEnv
 
-MODES = list(AutoresetMode)
+MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]
 Kind = Literal["box", "dict", "tuple", "discrete"]
 #: Length of an episode and how it ends: (terminated, truncated).
 Episode = tuple[int, tuple[bool, bool]]
@@ -24,8 +23,7 @@ SCRIPTS: list[list[Episode]] = [[(1, OUT), (3, OVER)], [(2, BOTH)], [(4, OVER), 
 
 
 class Counting(gym.Env[Any, Any]):
-    """Says its number, episode, step and last action; rewards are made of them. Episodes follow a script, over and
-    over.
+    """Shows its number, episode, step and last action, and makes rewards of them; its episodes repeat a script.
 
     What it hands out, it writes over at the next step.
     """
@@ -92,9 +90,6 @@ class Counting(gym.Env[Any, Any]):
     def add(self, a: int, *, b: int = 0) -> int:
         return self.number + a + b
 
-    def explode(self) -> None:
-        raise LookupError("boom")
-
 
 def makers(scripts: Sequence[Sequence[Episode]] = SCRIPTS, kind: Kind = "box") -> list[Callable[[], gym.Env[Any, Any]]]:
     return [partial(Counting, i, script, kind) for i, script in enumerate(scripts)]
@@ -149,7 +144,7 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
 
 
 def assert_same_story(one: VecEnv, other: VecEnv, steps: int = 14) -> int:
-    """Both tell the same; how many episodes ended."""
+    """Both give the same; returns how many episodes ended."""
     assert one.observation_space == other.observation_space
     assert one.action_space == other.action_space
     assert (one.num_envs, one.render_mode) == (other.num_envs, other.render_mode)

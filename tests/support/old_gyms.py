@@ -1,4 +1,4 @@
-"""Small environments that speak the dialects of the old Gym API; they need no gym."""
+"""Small environments with the versions of the old Gym API; they need no gym."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from tests.support.tiny import picture
 
 
 class Old:
-    """Speaks gym 0.17: it is told its seed beforehand, gives four values, and its frames are read-only flipped views.
+    """Has the API of gym 0.17: it is seeded beforehand, gives four values, and its frames are read-only flipped views.
 
-    As MineRL does, it forgets its seed after one episode. Pictures tell the seed and the step.
+    As MineRL does, it forgets its seed after one episode. Pictures show the seed and the step.
     """
 
-    observation_space: Any = spaces.Box(
-        0, 255, (20, 28, 3), np.uint8
-    )  # known by their classes' names, as gym's own are
+    # Spaces are recognized by the names of their classes, as gym's own are.
+    observation_space: Any = spaces.Box(0, 255, (20, 28, 3), np.uint8)
     action_space: Any = spaces.Discrete(2)
     reward_range = (-np.inf, np.inf)
     metadata: dict[str, Any] = {  # noqa: RUF012

@@ -1,8 +1,4 @@
-"""An environment that does what it is told to, so that worker processes can be seen to cope; it imports as little as it
-can.
-
-Worker processes import this module to find it.
-"""
+"""An environment that fails as its actions say, for the tests of worker processes, which import this module."""
 
 import multiprocessing
 import os
@@ -10,18 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import FlattenObservation, TimeLimit
 from numpy.typing import NDArray
 
+from latent_obs.envs.faults import RestartOnFault
 from latent_obs.util.errors import GameLostError, InputError
 
-GO, VALUE, INPUT, OWN, EOF, EXIT, KILLED, GONE, SLOW, HANG, HANG_HARD, STRANGE = range(12)
+Act = IntEnum("Act", "VALUE INPUT OWN ATTRIBUTES EOF EXIT KILLED CRASHED GONE SLOW HANG HANG_HARD STRANGE")
+GO = 0
 
 
 class OwnInputError(InputError):
@@ -54,12 +54,12 @@ class Scripted(gym.Env[Any, Any]):
     Args:
         folder: Where the file is.
         number: Its own.
-        fault: "make", "reset" or "close": where it fails; "hang", for a constructor that does not return.
+        fault: "make", "reset" or "close": where it fails; "hang" or "die": its constructor does, but for the first one.
         size: Side of the picture.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
-    action_space = spaces.Discrete(12)
+    action_space = spaces.Discrete(1 + len(Act))
 
     def __init__(self, folder: str | Path, number: int = 0, fault: str = "", size: int = 8) -> None:
         self.folder, self.number, self.fault, self.size = Path(folder), number, fault, size
@@ -71,6 +71,8 @@ class Scripted(gym.Env[Any, Any]):
             raise InputError("no such world")
         if fault == "hang":
             time.sleep(600)
+        if fault == "die":
+            os._exit(4)
 
     def _observe(self) -> dict[str, NDArray[Any]]:
         picture = self.np_random.integers(0, 256, (self.size, self.size, 3), np.uint8)
@@ -85,35 +87,40 @@ class Scripted(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
+        info: dict[str, Any] = {"number": self.number, "kind": self.number if self.steps % 2 else f"{self.number}"}
         match int(action):
-            case 1:
+            case Act.VALUE:
                 raise ValueError("a bad value")
-            case 2:
+            case Act.INPUT:
                 raise InputError("a bad input")
-            case 3:
+            case Act.OWN:
                 raise OwnInputError(7)
-            case 4:
+            case Act.ATTRIBUTES:
+                raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad byte")
+            case Act.EOF:
                 raise EOFError("the game closed the connection")
-            case 5:
+            case Act.EXIT:
                 sys.exit("enough")
-            case 6:
+            case Act.KILLED:
                 os.kill(os.getpid(), signal.SIGKILL)
-            case 7:
+            case Act.CRASHED:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case Act.GONE:
                 os._exit(3)
-            case 8:
+            case Act.SLOW:
                 time.sleep(0.5)
-            case 9:
+            case Act.HANG:
                 (self.folder / f"hangs-{self.number}").touch()
                 time.sleep(600)
-            case 10:
+            case Act.HANG_HARD:
                 while True:
                     try:
                         time.sleep(600)
                     except SystemExit:
                         (self.folder / f"terminated-{self.number}").touch()
-            case 11:
-                return self._observe(), 0.0, False, False, {"strange": lambda: 0}
-        return self._observe(), self.steps / 2, self.steps == 5, False, {"number": self.number}
+            case Act.STRANGE:
+                info["strange"] = lambda: 0
+        return self._observe(), self.steps / 2, self.steps == 5, False, info
 
     def render(self) -> Any:
         return np.full((4, 4, 3), self.number, np.uint8)
@@ -145,12 +152,33 @@ class Scripted(gym.Env[Any, Any]):
         process.join(30)
         return process.exitcode, subprocess.run(["echo", "hello"], capture_output=True, text=True, check=True).stdout
 
+    def start_game(self) -> int:
+        """Start a process that would outlive this one; its id."""
+        return subprocess.Popen(["sleep", "600"]).pid
+
     def value_error(self) -> None:
         raise ValueError("a bad call")
 
 
 def limited(folder: Path, number: int) -> gym.Env[Any, Any]:
     return TimeLimit(Scripted(folder, number), 3 + 4 * number)  # the first one times out, the others terminate
+
+
+class Faulty(Scripted):
+    """Raises in the tenth step of each object, so that only another one goes on."""
+
+    calls = 0
+
+    def step(self, action: Any) -> Any:
+        self.calls += 1
+        if self.calls == 10:
+            raise RuntimeError("the engine is gone")
+        return super().step(GO)
+
+
+def faulty(folder: Path, number: int) -> gym.Env[Any, Any]:
+    make = partial(Faulty, folder, number)
+    return FlattenObservation(RestartOnFault(make(), remake=make, first_pause_s=0))
 
 
 gym.register("Scripted-v0", entry_point=f"{__name__}:Scripted", disable_env_checker=True)

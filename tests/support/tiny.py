@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from latent_obs.encoder.architecture import Architecture
-    from latent_obs.envs.workers import ProcessVecEnv
+    from latent_obs.envs.sb3_bridge import ProcessVecEnv
     from vae_training.model.cvae import CVAE
 
 LATENT_DIM = 6

