@@ -24,7 +24,7 @@ def plot_vae(run: Path, target: Path) -> Path:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    made, (left, right) = figure(10.4, 3.4, panels=2, extra="plots")
+    made, (left, right) = figure(10.4, 3.4, columns=2, extra="plots")
     rows = read_log(run)
     trained, held = ([r for r in rows if name in r] for name in ("loss/total", "held_out/reconstruction"))
     steps, held_steps = ([r["step"] for r in some] for some in (trained, held))
@@ -144,11 +144,10 @@ def _curves(tasks: dict[str, Any], colors: dict[str, str]) -> Any:
     """Learning curves at equal steps and at equal time: side by side for one task, else a column for each task."""
     alone = len(tasks) == 1
     if alone:
-        made, panels = figure(11, 4.4, nrows=1, ncols=2, sharey=True, squeeze=False)
-        pairs = panels
+        made, panels = figure(11, 4.4, columns=2, sharey=True, squeeze=False)
     else:
-        made, panels = figure(max(8.0, 3.1 * len(tasks)), 5.4, nrows=2, ncols=len(tasks), squeeze=False, sharey="col")
-        pairs = panels.T
+        made, panels = figure(max(8.0, 3.1 * len(tasks)), 5.4, rows=2, columns=len(tasks), sharey="col", squeeze=False)
+    pairs = panels if alone else panels.T
     for (by_steps, by_time), (name, task) in zip(pairs, tasks.items(), strict=True):
         _panel(by_steps, task, "over_steps", colors)
         _panel(by_time, task, "over_time", colors)
@@ -188,7 +187,7 @@ def _panel(axes: Any, task: dict[str, Any], over: str, colors: dict[str, str]) -
 def _intervals(over: dict[str, Any], colors: dict[str, str]) -> Any:
     """Scores of all tasks on one scale: an interval for each arm and measure."""
     arms: dict[str, Any] = over["arms"]
-    made, panels = figure(11, 1.3 + 0.42 * len(arms), panels=4, sharey=True)
+    made, panels = figure(11, 1.3 + 0.42 * len(arms), columns=4, sharey=True)
     measures = {
         "iqm": ("interquartile mean", 1.0),
         "mean": ("mean", 1.0),

@@ -49,7 +49,11 @@ def test_all_is_text_and_media_are_carried_by_the_page(tmp_path: Path):
         title=nasty,
         lead=nasty,
         results={nasty: nasty},
-        sections=[Section(nasty, nasty, tmp_path / "a.png"), Section("B", "", tmp_path / "b.mp4"), Section("C", "text")],
+        sections=[
+            Section(nasty, nasty, tmp_path / "a.png"),
+            Section("B", "", tmp_path / "b.mp4"),
+            Section("C", "text"),
+        ],
         commands=["one", nasty],
     )
     assert [file.name for file in target.parent.iterdir()] == ["page.html"]

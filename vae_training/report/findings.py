@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from vae_training.report.metrics.latents import COLLAPSED_NATS, Latents
+from vae_training.report.metrics.latents import Latents
 from vae_training.report.metrics.reconstruction import Reconstruction
 from vae_training.report.metrics.stability import Stability
 from vae_training.report.probes.table import CLEAR, KEPT, METRIC_NAMES, ProbeTable
@@ -18,6 +18,7 @@ Level = Literal["bad", "warning", "good"]
 _LEVELS: tuple[Level, ...] = ("bad", "warning", "good")
 _BETTER = 0.05  # above chance, from 0 to 1: by less, a baseline is not called better
 _NAMED = 6  # targets in a sentence
+_OVERFIT = 2.0  # held-out error over training error
 
 
 @dataclass(frozen=True)
@@ -81,184 +82,142 @@ class _Facts(dict[str, float]):
 class Rule(NamedTuple):
     """When to say what; `say` and `advice` are format strings of numbers and texts."""
 
-    key: str
     when: Callable[[_Facts], bool]
     say: str
     advice: str = ""
 
 
-#: Of all rules on one topic the first that applies counts.
-RULES: dict[Level, tuple[Rule, ...]] = {
-    "bad": (
-        Rule(
-            "collapse.collapsed",
-            lambda n: n["collapsed_below_nats"] > 0,
-            "The latents have collapsed: {kl_nats:.3g} nats, {active_units} of {latent_dim} dimensions active. All frames "
-            "get (almost) the same latent, so an agent on it is blind.",
+_PCA = "The squared error is {ratio_to_pca:.2f} times that of PCA of the same size"
+_SHIFT = "A shift by one pixel moves the latent {shift:.0%} of the way to an unrelated frame"
+_NEAR = "Neighboring frames are {neighbours:.0%} as far apart as random ones (their pixels {neighbors_pixels:.0%})"
+
+#: Rules by level and key, which is "topic.name". Of all rules on one topic the first that applies counts.
+RULES: dict[Level, dict[str, Rule]] = {
+    "bad": {
+        "collapse.collapsed": Rule(
+            lambda n: n["collapsed"] > 0,
+            "The latents have collapsed: {kl_nats:.3g} nats, {active_units} of {latent_dim} dimensions active. All "
+            "frames get (almost) the same latent, so an agent on it is blind.",
             "train again with {smaller_beta}; more epochs at beta 0 first (--batch-freeze); and check that the frames "
             "differ at all (latent-obs frames stats)",
         ),
-        Rule(
-            "reconstruction.mean_image",
+        "reconstruction.mean_image": Rule(
             lambda n: n["ratio_to_mean_image"] > 0.9,
-            "Reconstructions are hardly closer to the frames than one mean image for all of them: "
-            "{ratio_to_mean_image:.0%} of its squared error is left.",
+            "Reconstructions have {ratio_to_mean_image:.0%} of the squared error of one mean image for all frames.",
             "{remedy}",
         ),
-        Rule(
-            "reconstruction.worse_than_pca",
+        "reconstruction.worse_than_pca": Rule(
             lambda n: n["ratio_to_pca"] > 1.05 and not n["probed"],
-            "The squared error is {ratio_to_pca:.2f} times that of PCA of the same size: a linear map does better.",
+            f"{_PCA}: a linear map does better.",
             "{remedy}",
         ),
-    ),
-    "warning": (
-        Rule(
-            "information.few_nats",
+    },
+    "warning": {
+        "information.few_nats": Rule(
             lambda n: n["information"] < 10,
-            "A latent carries at most {kl_nats:.3g} nats: enough to distinguish some {pictures} pictures. What is small in "
-            "the picture is the first to be left out.",
+            "A latent carries at most {kl_nats:.3g} nats, which distinguish some {pictures} pictures. What is small in "
+            "the picture is left out first.",
             "{smaller_beta}, or train longer",
         ),
-        Rule(
-            "dimensions.dead",
+        "dimensions.dead": Rule(
             lambda n: n["active_share"] < 0.5,
-            "{active_units} of {latent_dim} dimensions are active. The others are the same for every frame: an agent learns "
-            "nothing from them.",
+            "{active_units} of {latent_dim} dimensions are active. The others are the same for every frame.",
             "{smaller_beta} puts them to use{fewer_latents}",
         ),
-        Rule(
-            "correlation.high",
+        "correlation.high": Rule(
             lambda n: n["mean_abs_correlation"] > 0.3,
-            "Active dimensions repeat each other: their absolute correlation is {mean_abs_correlation:.2f} on average, and "
-            "the variance lies in about {effective_dimensions:.0f} direction(s) of {latent_dim}.",
+            "Active dimensions repeat each other: their absolute correlation is {mean_abs_correlation:.2f} on average, "
+            "and the variance lies in about {effective_dimensions:.0f} direction(s) of {latent_dim}.",
             "more varied recordings, or a smaller --latent-dim",
         ),
-        Rule(
-            "scale.far_from_prior",
-            lambda n: n["largest_abs_mean"] > 2 or n["largest_std"] > 3,
-            "Some latents are far from the prior's mean 0 and standard deviation 1 (largest mean {largest_abs_mean:.1f}, "
+        "scale.far_from_prior": Rule(
+            lambda n: n["largest_mean"] > 2 or n["largest_std"] > 3,
+            "Some latents are far from the prior's mean 0 and standard deviation 1 (largest mean {largest_mean:.1f}, "
             "largest standard deviation {largest_std:.1f}).",
-            "normalize the observations for the agent (VecNormalize), or use a larger --beta; samples from the prior will "
-            "not look like frames",
+            "normalize the observations for the agent (VecNormalize), or use a larger --beta",
         ),
-        Rule(
-            "shifts.sensitive",
+        "shifts.sensitive": Rule(
             lambda n: n["shift"] > 0.4 and n["shift"] > n["shift_pixels"],
-            "A shift by one pixel moves the latent {shift:.0%} of the way to an unrelated frame, more than it changes the "
-            "pixels ({shift_pixels:.0%}).",
+            f"{_SHIFT}, more than it changes the pixels ({{shift_pixels:.0%}}).",
             "longer training on more frames; a larger --beta gives smoother latents",
         ),
-        Rule(
-            "brightness.sensitive",
+        "brightness.sensitive": Rule(
             lambda n: n["brightness"] > max(0.2, n["brightness_pixels"]),
-            "A change of brightness by 8 of 255 moves the latent {brightness:.0%} of the way to an unrelated frame, more "
-            "than it changes the pixels ({brightness_pixels:.0%}).",
+            "A change of brightness by 8 of 255 moves the latent {brightness:.0%} of the way to an unrelated frame, "
+            "more than it changes the pixels ({brightness_pixels:.0%}).",
             "record at more hours of the day or with more kinds of light, so that brightness alone says little",
         ),
-        Rule(
-            "smoothness.jumpy",
+        "smoothness.jumpy": Rule(
             lambda n: n["neighbours"] > 0.9 and n["neighbours"] > 1.2 * n["neighbors_pixels"],
-            "Neighboring frames are {neighbours:.0%} as far apart as random ones (their pixels {neighbors_pixels:.0%}): the "
-            "latents jump where the picture does not.",
+            f"{_NEAR}: the latents jump where the picture does not.",
             "a larger --beta, or more frames",
         ),
-        Rule(
-            "reconstruction.worse_than_pca_but_probed",  # squared error is not what an agent needs: probes judge that
+        "reconstruction.worse_than_pca_but_probed": Rule(  # squared error is not what an agent needs: probes judge that
             lambda n: n["ratio_to_pca"] > 1.05,
-            "The squared error is {ratio_to_pca:.2f} times that of PCA of the same size: a linear map does better.",
+            f"{_PCA}: a linear map does better.",
             "{remedy}",
         ),
-        Rule(
-            "reconstruction.like_pca",
+        "reconstruction.like_pca": Rule(
             lambda n: n["ratio_to_pca"] > 0.8,
-            "The squared error is {ratio_to_pca:.2f} times that of PCA of the same size: about as good as a linear map.",
+            f"{_PCA}: about as good as a linear map.",
             "{remedy}",
         ),
-        Rule(
-            "beta.costs_detail",
+        "beta.costs_detail": Rule(
             lambda n: n["ratio_to_autoencoder"] > 1.5,
-            "The squared error is {ratio_to_autoencoder:.1f} times that of a plain autoencoder (beta 0) of the same layers, "
-            "{autoencoder}: beta costs detail.",
+            "The squared error is {ratio_to_autoencoder:.1f} times that of an autoencoder (beta 0) of the same layers: "
+            "beta costs detail.",
             "{smaller_beta}",
         ),
-        Rule(
-            "overfitting.overfits",
-            lambda n: n["ratio_to_training"] > 2,
-            "The squared error on held-out recordings is {ratio_to_training:.1f} times that on the training recordings: the "
-            "encoder knows those by heart.",
+        "overfitting.overfits": Rule(
+            lambda n: n["ratio_to_training"] > _OVERFIT,
+            "The squared error on held-out recordings is {ratio_to_training:.1f} times that on training recordings.",
             "{remedy}",
         ),
-        Rule(
-            "outliers.worst_frame",
+        "outliers.worst_frame": Rule(
             lambda n: n["worst_to_median"] > 10,
             "Some frames come back far worse than most: the worst has {worst_to_median:.0f} times the median error.",
             "look at the worst frames below, and record more like them",
         ),
-        Rule(
-            "held out.unknown",
+        "held out.unknown": Rule(
             lambda n: not n["unseen"],
-            "It is not known which recordings the encoder was trained on: it may have seen the frames measured here, and "
-            "then all of this looks better than it is.",
+            "It is not known which recordings the encoder was trained on. If it has seen the frames measured here, all "
+            "of this looks better than it is.",
             "name recordings made since, with --frames",
         ),
-    ),
-    "good": (
-        Rule(
-            "information.enough",
-            lambda n: n["information"] >= 10,
-            "A latent carries up to {kl_nats:.3g} nats of its frame.",
-        ),
-        Rule(
-            "dimensions.active",
+    },
+    "good": {
+        "information.enough": Rule(lambda n: n["information"] >= 10, "A latent carries up to {kl_nats:.3g} nats."),
+        "dimensions.active": Rule(
             lambda n: n["active_share"] >= 0.9,
             "{active_units} of {latent_dim} dimensions are active.",
         ),
-        Rule(
-            "shifts.steady",
-            lambda n: n["shift"] <= 0.15,
-            "A shift by one pixel moves the latent {shift:.0%} of the way to an unrelated frame: steady.",
-        ),
-        Rule(
-            "smoothness.smooth",
-            lambda n: n["neighbours"] <= 0.5,
-            "Neighboring frames are {neighbours:.0%} as far apart as random ones (their pixels {neighbors_pixels:.0%}): "
-            "latents follow the recording smoothly.",
-        ),
-        Rule(
-            "reconstruction.better_than_pca",
-            lambda n: n["ratio_to_pca"] <= 0.8,
-            "The squared error is {ratio_to_pca:.2f} times that of PCA of the same size.",
-        ),
-    ),
+        "shifts.steady": Rule(lambda n: n["shift"] <= 0.15, f"{_SHIFT}: steady."),
+        "smoothness.smooth": Rule(lambda n: n["neighbours"] <= 0.5, f"{_NEAR}: latents follow the recording smoothly."),
+        "reconstruction.better_than_pca": Rule(lambda n: n["ratio_to_pca"] <= 0.8, f"{_PCA}."),
+    },
 }
 
 _MORE = "{spatial}a larger --latent-dim, {smaller_beta}, or longer training"
-_BRACKETS = "In brackets: what a linear probe reads from the latents, of the best that anything reads."
-#: What is said of each group of probed values; "lost" is bad where it is most of them.
+#: Level, sentence and advice of each group of probed values; "lost" is bad where it is most of them.
 PROBE_RULES: dict[str, tuple[Level, str, str]] = {
-    "lost": (
-        "warning",
-        f"cannot be read from the latents although the frames show them: {{listed}}. {_BRACKETS}",
-        _MORE,
-    ),
+    "lost": ("warning", "cannot be read from the latents although the frames show them", _MORE),
     "faint": (
         "warning",
-        f"cannot be read from the latents, and only faintly from a frame itself: {{listed}}. {_BRACKETS}",
+        "cannot be read from the latents, and only faintly from a frame itself",
         "for what takes time to see, such as a speed, show the agent the last latents (history=4 in the wrappers)",
     ),
-    "partly": ("warning", f"can be read from the latents only in part: {{listed}}. {_BRACKETS}", _MORE),
+    "partly": ("warning", "can be read from the latents only in part", _MORE),
     "tangled": (
         "warning",
-        "can be read by a small network and not by a linear probe, so they are there but tangled: {listed}.",
+        "can be read by a small network and not by a linear probe: they are there, but tangled",
         "nothing, if the agent's network has hidden layers; else longer training",
     ),
     "unsure": (
         "warning",
-        "may be kept or lost, as too little is held out and the intervals overlap: {listed}.",
+        "may be kept or lost: too little is held out, and the intervals overlap",
         "more held-out recordings",
     ),
-    "kept": ("good", "can be read by a linear probe about as well as from anything: {listed}.", ""),
+    "kept": ("good", "can be read by a linear probe about as well as from anything", ""),
 }
 
 
@@ -272,12 +231,12 @@ def verdict(numbers: Numbers) -> list[Finding]:
     texts = _texts(numbers, facts)
     findings: dict[str, Finding] = {}
     for level, rules in RULES.items():
-        for rule in rules:
-            topic = rule.key.split(".")[0]
+        for key, rule in rules.items():
+            topic = key.split(".")[0]
             if topic not in findings and rule.when(facts):
-                named = [name for _, name, _, _ in string.Formatter().parse(rule.say) if name in facts]
+                named = [name for _, name, _, _ in string.Formatter().parse(rule.say) if name and name in facts]
                 say, advice = (text.format(**{**facts, **texts}) for text in (rule.say, rule.advice))
-                findings[topic] = Finding(rule.key, level, say, {name: facts[name] for name in named}, advice)
+                findings[topic] = Finding(key, level, say, {name: facts[name] for name in named}, advice)
     probed = [] if numbers.probes is None else _probes(numbers.probes, _MORE.format(**texts))
     return sorted([*findings.values(), *probed], key=lambda finding: _LEVELS.index(finding.level))
 
@@ -307,30 +266,22 @@ def headline(findings: Sequence[Finding], missing: Sequence[str] = ()) -> str:
 
 def _facts(numbers: Numbers) -> _Facts:
     latents, r, s = numbers.latents, numbers.reconstruction, numbers.stability
-    facts = _Facts(
-        kl_nats=latents.kl_nats,
-        active_units=latents.active_units,
-        latent_dim=latents.latent_dim,
-        unseen=numbers.unseen,
-        probed=numbers.probes is not None,
-    )
-    if latents.collapsed:  # of latents that carry nothing, nothing else is worth a word
-        facts["collapsed_below_nats"] = COLLAPSED_NATS
-    else:
+    facts = _Facts(unseen=numbers.unseen, probed=numbers.probes is not None, collapsed=latents.collapsed)
+    facts |= {"kl_nats": latents.kl_nats, "active_units": latents.active_units, "latent_dim": latents.latent_dim}
+    if not latents.collapsed:  # of latents that carry nothing, nothing else is worth a word
         facts |= {
             "information": latents.kl_nats,
             "active_share": latents.active_units / latents.latent_dim,
             "mean_abs_correlation": latents.mean_abs_correlation,
             "effective_dimensions": latents.effective_dimensions,
-            "largest_abs_mean": max(map(abs, latents.aggregate_mean)),
+            "largest_mean": max(map(abs, latents.aggregate_mean)),
             "largest_std": max(latents.aggregate_std),
         }
         if s is not None and s.spread > 0:
-            names = ("shift", "shift_pixels", "brightness", "brightness_pixels", "neighbours", "neighbors_pixels")
-            facts |= {name: value for name in names if (value := getattr(s, name)) is not None}
+            facts |= {name: value for name, value in vars(s).items() if isinstance(value, float)}
     if r is not None:
         own = r.scores["encoder"]
-        ratios = {name: r.ratio(name) for name in r.scores if name != "encoder"}
+        ratios = {name: r.ratio(name) for name in r.scores}
         facts |= {f"ratio_to_{name.replace(' ', '_')}": ratio for name, ratio in ratios.items() if ratio is not None}
         facts["worst_to_median"] = own.mse_worst / max(own.mse_median, 1e-5)
         if numbers.training_mse:
@@ -340,22 +291,20 @@ def _facts(numbers: Numbers) -> _Facts:
 
 def _texts(numbers: Numbers, facts: _Facts) -> dict[str, str]:
     """Words that depend on the numbers."""
-    beta, active, spatial = numbers.beta, numbers.latents.active_units, numbers.bottleneck == "spatial"
+    beta, nats, spatial = numbers.beta, numbers.latents.kl_nats, numbers.bottleneck == "spatial"
     smaller_beta = f"a smaller --beta ({beta / 5:.2g} instead of {beta:g})" if beta else "a smaller --beta"
-    fitting = max(2, 2 ** math.ceil(math.log2(max(1, active))))
-    digits = max(0, math.floor(numbers.latents.kl_nats / math.log(10)) - 1)  # two of them say something
+    fitting = max(2, 2 ** math.ceil(math.log2(max(1, numbers.latents.active_units))))
+    fewer = "" if spatial or fitting >= numbers.latents.latent_dim else f"; --latent-dim {fitting} would hold as much"
+    # Where it knows the training recordings by heart, more of the same training or less of a penalty makes it worse.
+    remedy = f"train longer, on more recordings; {smaller_beta}; more latents"
+    if facts["ratio_to_training"] > _OVERFIT:
+        remedy = "more and more varied recordings; fewer epochs; a larger --beta"
     return {
         "smaller_beta": smaller_beta,
         "spatial": "" if spatial else "a spatial bottleneck (--bottleneck spatial --latent-dim 256), ",
-        "fewer_latents": ""
-        if spatial or fitting >= numbers.latents.latent_dim
-        else f"; --latent-dim {fitting} would hold as much",
-        "pictures": f"{round(math.exp(min(numbers.latents.kl_nats, 30)) / 10**digits) * 10**digits:,}",
-        # Where it knows the training recordings by heart, more of the same training or less of a penalty makes it worse.
-        "remedy": "more and more varied recordings; fewer epochs; a larger --beta"
-        if facts["ratio_to_training"] > 2
-        else f"train longer, on more recordings; {smaller_beta}; more latents",
-        "autoencoder": "" if numbers.reconstruction is None else numbers.reconstruction.notes.get("autoencoder", ""),
+        "fewer_latents": fewer,
+        "pictures": f"{float(f'{math.exp(min(nats, 30)):.1e}'):,.0f}",  # two digits of it say something
+        "remedy": remedy,
     }
 
 
@@ -371,34 +320,33 @@ def _probes(table: ProbeTable, more: str) -> Iterator[Finding]:
         if not targets:
             continue
         kept = sorted((table.keeps(target) for target in targets), key=lambda k: k.share or 0.0)  # the worst first
-        metrics = {target: table.best(target).main.metric for target in targets}
-        listed = [
-            f"{k.target} ({METRIC_NAMES.get(metrics[k.target], metrics[k.target])} {k.score:.2f} of {k.reference:.2f})"
-            for k in kept
-        ]
+        names = {target: METRIC_NAMES[table.best(target).main.metric] for target in targets}
+        listed = _some([f"{k.target} ({names[k.target]} {k.score:.2f} of {k.reference:.2f})" for k in kept])
         yield Finding(
             f"probes.{group}",
             # Which of them an agent needs is not known here; an encoder that loses most of what can be read is useless.
             "bad" if group == "lost" and 2 * len(targets) > readable else level,
-            f"{len(targets)} of {len(table.targets)} known value(s) {say.format(listed=_some(listed))}",
+            f"{len(targets)} of {len(table.targets)} known value(s) {say}: {listed}. In brackets: the score of a "
+            "linear probe on the latents, of the best of all probes.",
             {k.target: k.score for k in kept} | {f"{k.target}, best": k.reference for k in kept},
             more if advice == _MORE else advice,
             tuple(targets) if group == "lost" else (),
         )
-    own, *baselines = table.representations
-    for name in baselines:
-        better: dict[str, tuple[float, float]] = {}
-        for target in table.targets:
-            lines = {r.representation: r for r in table.results if r.target == target and r.head == "linear"}
-            if (line := lines.get(name)) and line.interval[0] > lines[own].interval[1]:
-                if line.above_chance - lines[own].above_chance > _BETTER:
-                    better[target] = (line.main.value, lines[own].main.value)
+    own, *others = table.representations
+    linear = {(r.representation, r.target): r for r in table.results if r.head == "linear"}
+    for name in others:
+        pairs = {t: (linear[name, t], linear[own, t]) for t in table.targets if (name, t) in linear}
+        better = {
+            target: (theirs.main.value, ours.main.value)
+            for target, (theirs, ours) in pairs.items()
+            if theirs.interval[0] > ours.interval[1] and theirs.above_chance - ours.above_chance > _BETTER
+        }
         if better:
-            listed = [f"{target} ({theirs:.2f} against {ours:.2f})" for target, (theirs, ours) in better.items()]
+            listed = _some([f"{target} ({theirs:.2f} against {ours:.2f})" for target, (theirs, ours) in better.items()])
             yield Finding(
                 "probes.baseline_reads_more",
                 "warning",
-                f"A linear probe reads more from {name} than from the latents: {_some(listed)}.",
+                f"A linear probe reads more from {name} than from the latents: {listed}.",
                 {f"{target}, {name}": theirs for target, (theirs, _) in better.items()}
                 | {target: ours for target, (_, ours) in better.items()},
                 more,

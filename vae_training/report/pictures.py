@@ -24,13 +24,16 @@ _MOST_TARGETS = 40
 _MOST_NAMED = 40  # dimensions, with a number each beside a plot
 
 
-def figure(width: float, height: float, panels: int = 1, *, extra: str = "report", **options: Any) -> tuple[Any, Any]:
+def figure(
+    width: float, height: float, *, rows: int = 1, columns: int = 1, extra: str = "report", **options: Any
+) -> tuple[Any, Any]:
     """A matplotlib figure without a display or global state.
 
     Args:
         width: In inches.
         height: In inches.
-        panels: Number of plots side by side.
+        rows: Number of rows of plots.
+        columns: Number of plots side by side.
         extra: The extra that brings matplotlib, for the error where it is missing.
         options: For `Figure.subplots`.
 
@@ -41,7 +44,7 @@ def figure(width: float, height: float, panels: int = 1, *, extra: str = "report
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    axes = made.subplots(**{"ncols": panels} | options)
+    axes = made.subplots(rows, columns, **options)
     for panel in np.ravel(axes):
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
@@ -118,7 +121,7 @@ def draw_pictures(
 
 
 def probe_scores(table: ProbeTable) -> dict[str, dict[str, ProbeResult]]:
-    """Results of a table by column and target; columns are titled "latent, linear", "latent, network", "pixels (CNN)"."""
+    """Results by column and target; columns are titled "latent, linear", "latent, network", "pixels (CNN)"."""
     columns: dict[str, dict[str, ProbeResult]] = {}
     for representation in table.representations:
         for head, title in (("linear", ", linear"), ("mlp", ", network"), ("cnn", "")):

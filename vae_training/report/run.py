@@ -49,8 +49,8 @@ _FORMAT, _FORMAT_VERSION = "latent-obs-report", 1
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 _MOST_FRAMES = 20_000  # that PCA and probes are fitted on
 _NOTHING_KNOWN = (
-    "nothing is known of the state beside these frames (frames record keeps it where the environment reports it; or give "
-    "--targets FILE)"
+    "nothing is known of the state beside these frames (frames record keeps it where the environment reports it; or "
+    "give --targets FILE)"
 )
 
 

@@ -1,8 +1,7 @@
-"""Which frames a report is about, and what is known of them: held-out recordings to measure on, training ones to fit
-baselines and probes on.
+"""Which frames a report is about, and what is known of them.
 
-The encoder folder lists what the encoder was trained on, file by file with checksums; a frame that was trained on is
-never measured.
+Held-out recordings are measured; baselines and probes are fitted on training recordings. The encoder folder lists what
+it was trained on, file by file with checksums: a frame that was trained on is never measured.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,15 +72,13 @@ def find_recordings(provenance: Mapping[str, Any], frames: Path | None = None) -
     if trained and home is not None and home.is_dir() and home.resolve() != folder.resolve():
         own = _trained_parts(get_datasets(home), trained)
         if own and own[0].shape[1:] == datasets[0].shape[1:]:
-            how = (
-                f"The encoder never saw any of {folder}; baselines are fitted on the recordings that it was trained on."
-            )
+            how = f"The encoder never saw any of {folder}; baselines are fitted on the recordings of its training."
             return Recordings(own, datasets, how, certain=True)
     training, held_out = split_held_out(datasets)
     how = "The encoder folder does not say which recordings it was trained on, so it may have seen some of these."
     if trained:
         how = (
-            f"The encoder never saw any of {folder}, and its training frames are not available: baselines are fitted on "
+            f"The encoder never saw any of {folder}, and its training frames are not there: baselines are fitted on "
             f"{len(training)} of these recordings, which gives them an advantage, and the others are measured."
         )
     return Recordings(training, held_out, how, certain=bool(trained))
@@ -235,7 +232,7 @@ class Known:
         return Known({n: self.recordings[n] for n in names}, {n: self.targets[n] for n in names}, names), None
 
     def converted(self, contract: PixelContract, most: int) -> "Known":
-        """With frames of the encoder's size; where they have to be converted in memory, every k-th of more than `most`."""
+        """The same with frames of the encoder's size; converted in memory, of more than `most` only every k-th."""
         if all(dataset.shape[1:] == contract.shape for dataset in self.recordings.values()):
             return self
         step = max(1, -(-sum(map(len, self.recordings.values())) // most))

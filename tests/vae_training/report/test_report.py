@@ -143,8 +143,8 @@ def test_own_targets_change_nothing_else(made: Any, trained: Path, tmp_path: Pat
     frames = trained.parent / "frames"
     steps = [np.load(frames / f"{i}.rows.npz")["state$STEP"] for i in range(4)]
     np.savez(tmp_path / "own.npz", twice=2 * np.concatenate(steps))
-    own = {"targets": tmp_path / "own.npz", "out": tmp_path / "out"}
-    result = quietly(ReportConfig(trained, quick=True, autoencoder_steps=3, **own))
+    own, out = tmp_path / "own.npz", tmp_path / "out"
+    result = quietly(ReportConfig(trained, out=out, targets=own, quick=True, autoencoder_steps=3))
     assert result.probes is not None
     assert result.probes.targets == ["state$STEP", "twice"]
     one, other = (result.probes.result(name, "latent").main.value for name in result.probes.targets)

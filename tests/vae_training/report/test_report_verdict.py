@@ -40,7 +40,7 @@ def stability(**changes: Any) -> Stability:
 
 
 def probes(*targets: dict[str, float], width: float = 0.02, metric: str = "r2") -> ProbeTable:
-    """A table of one or more targets, t0, t1 …: scores by a linear head on "latent" and others, by "mlp" and "pixels"."""
+    """A table of targets t0, t1 …: scores by a linear head on "latent" and others, by "mlp" and "pixels"."""
     results: list[ProbeResult] = []
     for i, values in enumerate(targets):
         for name, value in values.items():
@@ -114,7 +114,7 @@ def test_nothing_is_said_of_what_was_not_measured():
 )
 def test_each_rule_applies_where_its_number_says_so(changes: dict[str, Any], key: str):
     found = finding_of(key, **changes)
-    level = next(level for level, rules in RULES.items() if key in {rule.key for rule in rules})
+    level = next(level for level, rules in RULES.items() if key in rules)
     assert found.level == level
     assert found.suggestion
     topic = key.split(".")[0]
@@ -194,7 +194,10 @@ def test_what_a_probe_says(target: dict[str, float], options: Any, key: str, lev
 def test_one_value_lost_among_many_is_named_and_no_verdict_on_the_whole():
     lost, kept = {"latent": 0.1, "pixels": 0.9}, {"latent": 0.9}
     findings = verdict(numbers(probes=probes(lost, kept, kept)))
-    assert {f.key: f.level for f in findings if f.topic == "probes"} == {"probes.lost": "warning", "probes.kept": "good"}
+    assert {f.key: f.level for f in findings if f.topic == "probes"} == {
+        "probes.lost": "warning",
+        "probes.kept": "good",
+    }
     assert "t0" in headline(findings)
     most = verdict(numbers(probes=probes(lost, lost, kept)))
     assert (most[0].key, most[0].level, most[0].lost) == ("probes.lost", "bad", ("t0", "t1"))
