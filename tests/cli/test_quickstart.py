@@ -58,7 +58,7 @@ def test_the_page_shows_everything_and_needs_nothing_else(walked: Walked):
     assert len(pictures) == 4
     assert all(data.startswith(b"\x89PNG") and len(data) > 1_000 for data in pictures)
     (video,) = [base64.b64decode(data) for kind, data in media if kind == "video/mp4"]
-    with av.open(io.BytesIO(video)) as container:
+    with av.open(io.BytesIO(video), mode="r") as container:
         assert sum(1 for _ in container.decode(video=0)) > 20
     assert str(walked.result.agent) in page
     assert str(walked.result.chance) in page
