@@ -41,7 +41,7 @@ from vae_training.report.sample import (
     check_enough,
     find_recordings,
     load_known,
-    neighbours,
+    neighbors,
     take,
 )
 
@@ -151,7 +151,7 @@ def report(
         means, logvar = model.encode(sample.frames)
         latents = describe(means, logvar)
     with work.step("stability", "shifts, brightness, neighboring frames"):
-        pairs = neighbours(recordings.held_out, config.held_out_frames, model.contract)
+        pairs = neighbors(recordings.held_out, config.held_out_frames, model.contract)
         stability = measure_stability(model.means, sample.frames, pairs, seed=config.seed)
     with work.step("PCA", "the linear baseline"):
         pca = _fit_pca(work)

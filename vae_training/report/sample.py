@@ -164,7 +164,7 @@ def read(
     return contract.convert(out, layout, "the frames")
 
 
-def neighbours(datasets: Sequence[Dataset], count: int, contract: PixelContract) -> tuple[Frames, Frames] | None:
+def neighbors(datasets: Sequence[Dataset], count: int, contract: PixelContract) -> tuple[Frames, Frames] | None:
     """Frames with the next one of the same recording and episode, spread evenly; None where there are none.
 
     Args:

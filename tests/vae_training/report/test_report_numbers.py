@@ -182,7 +182,9 @@ def test_a_collapsed_encoder_raises_the_alarm():
     same = describe(np.full((200, 8), 2.0), np.full((200, 8), -3.0))  # far from the prior, and the same for every frame
     assert same.kl_nats > 20
     assert same.collapsed
-    assert describe(rng.normal(0, 0.2, (200, 8)), np.zeros((200, 8))).collapsed  # all vary a little, and tell 0.16 nats
+    assert describe(
+        rng.normal(0, 0.2, (200, 8)), np.zeros((200, 8))
+    ).collapsed  # all vary a little, and carry 0.16 nats
     working = describe(rng.normal(0, 1, (200, 8)), np.full((200, 8), -4.0))
     assert not working.collapsed
     assert working.active_units == 8

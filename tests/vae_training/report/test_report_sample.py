@@ -11,7 +11,7 @@ from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
 from tests.support.tiny import picture
 from vae_training.data.frames import describe_datasets, get_datasets, split_held_out
-from vae_training.report.sample import Sample, check_enough, find_recordings, neighbours, rows_of, take
+from vae_training.report.sample import Sample, check_enough, find_recordings, neighbors, rows_of, take
 
 CONTRACT = PixelContract(16, 16, 3)
 
@@ -122,16 +122,16 @@ def test_neighbours_are_of_one_recording_and_one_episode(tmp_path: Path):
     first = np.zeros(6, bool)
     first[[0, 2]] = True
     np.savez(folder / "0.rows.npz", first=first)
-    pairs = neighbours(get_datasets(folder), 100, CONTRACT)
+    pairs = neighbors(get_datasets(folder), 100, CONTRACT)
     assert pairs is not None
     one, other = (side[:, 0, :2, 0].tolist() for side in pairs)
     assert one == [[0, 0], [0, 2], [0, 3], [0, 4], [1, 0], [1, 1]]
     assert other == [[file, row + 1] for file, row in one]
-    few = neighbours(get_datasets(folder), 2, CONTRACT)
+    few = neighbors(get_datasets(folder), 2, CONTRACT)
     assert few is not None
     assert len(few[0]) == 2
     lonely = folder_of(tmp_path / "b", 1, 1)
-    assert neighbours(get_datasets(lonely), 5, CONTRACT) is None
+    assert neighbors(get_datasets(lonely), 5, CONTRACT) is None
 
 
 def test_rows_of_a_part_of_a_recording(tmp_path: Path):
