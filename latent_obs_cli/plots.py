@@ -1,11 +1,10 @@
-"""Plots of a run: losses and beta over the steps, and the agent's learning curve beside the random policy."""
+"""Plots of runs: losses and beta, an agent's learning curve, and the curves and intervals of a comparison."""
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from agents import Evaluation, read_evaluations
@@ -13,8 +12,10 @@ from agents.compare.study import BASELINE, folder_name
 from latent_obs.util.atomic import written_aside
 from latent_obs.util.errors import require
 from vae_training import read_log
+from vae_training.report.pictures import BLUE, GREEN, GREY, ORANGE, figure, save_figure
 
-_BLUE, _ORANGE, _GREEN, _GREY = "#2563eb", "#ea580c", "#15803d", "#6b7280"
+_ARMS = {"pixels": ORANGE, "latent": BLUE, "random-latent": GREY, "pca-latent": GREEN}
+_MORE = ("#9333ea", "#0891b2", "#be123c", "#a16207", "#4338ca", "#0f766e")
 
 
 def plot_vae(run: Path, target: Path) -> Path:
@@ -23,29 +24,23 @@ def plot_vae(run: Path, target: Path) -> Path:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure, (left, right) = _figure(2)
+    made, (left, right) = figure(10.4, 3.4, columns=2, extra="plots")
     rows = read_log(run)
-    steps = [r["step"] for r in rows if "loss/total" in r]
-    held = [r for r in rows if "held_out/reconstruction" in r]
-    left.plot(steps, [r["loss/reconstruction"] for r in rows if "loss/total" in r], color=_BLUE, lw=1, label="training")
-    left.plot(
-        [r["step"] for r in held],
-        [r["held_out/reconstruction"] for r in held],
-        "o-",
-        color=_ORANGE,
-        ms=4,
-        label="held-out recordings",
-    )
+    trained, held = ([r for r in rows if name in r] for name in ("loss/total", "held_out/reconstruction"))
+    steps, held_steps = ([r["step"] for r in some] for some in (trained, held))
+    left.plot(steps, [r["loss/reconstruction"] for r in trained], color=BLUE, lw=1, label="training")
+    errors = [r["held_out/reconstruction"] for r in held]
+    left.plot(held_steps, errors, "o-", color=ORANGE, ms=4, label="held-out recordings")
     left.set(yscale="log", xlabel="gradient step", ylabel="squared error per image", title="Reconstruction")
     left.legend(frameon=False)
-    right.plot(steps, [r["loss/kl_nats"] for r in rows if "loss/total" in r], color=_GREEN, lw=1)
+    right.plot(steps, [r["loss/kl_nats"] for r in trained], color=GREEN, lw=1)
     right.set(yscale="log", xlabel="gradient step", title="KL and the schedule of beta")
-    right.set_ylabel("KL [nats]", color=_GREEN)
+    right.set_ylabel("KL [nats]", color=GREEN)
     beta = right.twinx()
-    beta.plot(steps, [r["schedule/beta"] for r in rows if "loss/total" in r], color=_GREY, lw=1.5)
-    beta.set_ylabel("beta", color=_GREY)
+    beta.plot(steps, [r["schedule/beta"] for r in trained], color=GREY, lw=1.5)
+    beta.set_ylabel("beta", color=GREY)
     beta.set_ylim(bottom=0)
-    return _save(figure, target)
+    return save_figure(made, target)
 
 
 def plot_agent(run: Path, target: Path, *, chance: Evaluation | None = None, final: Evaluation | None = None) -> Path:
@@ -55,60 +50,35 @@ def plot_agent(run: Path, target: Path, *, chance: Evaluation | None = None, fin
         run: The folder of `train-agent`.
         target: The picture.
         chance: A random policy's evaluation, drawn as a band.
-        final: The final evaluation, drawn as the last point.
+        final: The final evaluation, drawn as a line.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure, (axes,) = _figure(1, width=9.0)
-    steps, returns = _training_returns(run)
-    axes.plot(steps, returns, color=_BLUE, lw=1, alpha=0.6, label="training episodes (running mean)")
+    made, axes = figure(9.0, 3.4, extra="plots")
+    axes.plot(*training_returns(run), color=BLUE, lw=1, alpha=0.6, label="training episodes (running mean)")
     rows = read_evaluations(run)
     axes.errorbar(
-        [r["step"] for r in rows],
-        [r["mean_return"] for r in rows],
-        yerr=[r["standard_error"] for r in rows],
+        *([r[name] for r in rows] for name in ("step", "mean_return", "standard_error")),
         fmt="o-",
-        color=_ORANGE,
+        color=ORANGE,
         ms=4,
         capsize=3,
         label="evaluation ± standard error",
     )
     if chance is not None:
         low, high = chance.mean - chance.standard_error, chance.mean + chance.standard_error
-        axes.axhspan(low, high, color=_GREY, alpha=0.3, lw=0)
-        axes.axhline(chance.mean, color=_GREY, lw=1.5, label=f"random policy: {chance.mean:.0f}")
+        axes.axhspan(low, high, color=GREY, alpha=0.3, lw=0)
+        axes.axhline(chance.mean, color=GREY, lw=1.5, label=f"random policy: {chance.mean:.0f}")
     if final is not None:
-        axes.axhline(final.mean, color=_GREEN, lw=1.5, ls="--", label=f"best agent, new episodes: {final.mean:.0f}")
+        axes.axhline(final.mean, color=GREEN, lw=1.5, ls="--", label=f"best agent, new episodes: {final.mean:.0f}")
     axes.set(xlabel="environment steps", ylabel="return of an episode", title="PPO on latents")
     axes.legend(frameon=False)
-    return _save(figure, target)
+    return save_figure(made, target)
 
 
-def overview(pictures: Sequence[Path], target: Path) -> Path:
-    """Stack pictures into one, each scaled to the width of the widest; for a README or a message.
-
-    Args:
-        pictures: PNG files, from top to bottom.
-        target: The PNG to write.
-    """
-    images = [Image.open(picture).convert("RGB") for picture in pictures]
-    width = max(image.width for image in images)
-    scaled = [
-        image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS) for image in images
-    ]
-    sheet = Image.new("RGB", (width, sum(image.height for image in scaled)), "white")
-    top = 0
-    for image in scaled:
-        sheet.paste(image, (0, top))
-        top += image.height
-    with written_aside(target) as aside:
-        sheet.save(aside, optimize=True)
-    return target
-
-
-def _training_returns(run: Path) -> tuple[list[float], list[float]]:
-    """Running mean of the returns of training episodes, from Stable-Baselines3's log."""
+def training_returns(run: Path) -> tuple[list[float], list[float]]:
+    """Steps, and running means of the returns of training episodes, from Stable-Baselines3's logs of a run."""
     steps: list[float] = []
     returns: list[float] = []
     for file in sorted(run.glob("logs/*/progress.csv")):
@@ -120,41 +90,28 @@ def _training_returns(run: Path) -> tuple[list[float], list[float]]:
     return steps, returns
 
 
-def _figure(panels: int, width: float = 5.2) -> tuple[Any, Any]:
-    require("matplotlib", extra="plots", purpose="draw plots")
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state, usable from a notebook and a thread
+def overview(pictures: Sequence[Path], target: Path) -> Path:
+    """Stack pictures into one, each scaled to the width of the widest; for a README or a message.
 
-    figure = Figure(figsize=(width * panels, 3.4), dpi=110, layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    for a in np.atleast_1d(axes):
-        a.spines[["top", "right"]].set_visible(False)
-        a.grid(alpha=0.25)
-    return figure, axes
-
-
-def _save(figure: Any, target: Path) -> Path:
+    Args:
+        pictures: PNG files, from top to bottom.
+        target: The PNG to write.
+    """
+    images = [Image.open(picture).convert("RGB") for picture in pictures]
+    width = max(image.width for image in images)
+    heights = [round(image.height * width / image.width) for image in images]
+    sheet = Image.new("RGB", (width, sum(heights)), "white")
+    top = 0
+    for image, height in zip(images, heights, strict=True):
+        sheet.paste(image.resize((width, height), Image.Resampling.LANCZOS), (0, top))
+        top += height
     with written_aside(target) as aside:
-        figure.savefig(aside, format="png")
+        sheet.save(aside, optimize=True)
     return target
 
 
-_KNOWN = {"pixels": "#ea580c", "latent": "#2563eb", "random-latent": "#6b7280", "pca-latent": "#15803d"}
-_MORE = ("#9333ea", "#0891b2", "#be123c", "#a16207", "#4338ca", "#0f766e")
-
-
-def colours(arms: list[str]) -> dict[str, str]:
-    """A colour for each arm: always the same for the usual ones.
-
-    Example:
-        >>> colours(["pixels", "mine"])
-        {'pixels': '#ea580c', 'mine': '#9333ea'}
-    """
-    own = [arm for arm in arms if arm not in _KNOWN]
-    return {arm: _KNOWN.get(arm) or _MORE[own.index(arm) % len(_MORE)] for arm in arms}
-
-
 def draw(summary: dict[str, Any], folder: Path) -> dict[str, Path]:
-    """Draw all pictures of a summary, as PNG files.
+    """Draw all pictures of a comparison, as PNG files.
 
     Args:
         summary: From `agents.compare.summarize`.
@@ -169,135 +126,87 @@ def draw(summary: dict[str, Any], folder: Path) -> dict[str, Path]:
     """
     require("matplotlib", extra="compare", purpose="draw learning curves")
     tasks: dict[str, Any] = summary["tasks"]
-    palette = colours(list(dict.fromkeys(arm for task in tasks.values() for arm in task["arms"])))
+    arms = list(dict.fromkeys(arm for task in tasks.values() for arm in task["arms"]))
+    own = [arm for arm in arms if arm not in _ARMS]
+    colors = _ARMS | {arm: _MORE[i % len(_MORE)] for i, arm in enumerate(own)}
+    shown = {name: task for name, task in tasks.items() if any(arm["over_steps"] for arm in task["arms"].values())}
     drawn: dict[str, Path] = {}
-    for name, task in tasks.items():
-        if any(arm["over_steps"] for arm in task["arms"].values()):
-            drawn[name] = _save_of_compare_plots(_curves(name, task, palette), folder / f"{folder_name(name)}.png")
-    shown = {name: tasks[name] for name in drawn}
+    for name, task in shown.items():
+        drawn[name] = save_figure(_curves({name: task}, colors), folder / f"{folder_name(name)}.png")
     if len(shown) > 1:
-        _save_of_compare_plots(_overview(shown, palette), folder / "overview.png")
+        save_figure(_curves(shown, colors), folder / "overview.png")
     if summary["over_tasks"]["arms"]:
-        drawn[""] = _save_of_compare_plots(_across(summary["over_tasks"], palette), folder / "over-tasks.png")
+        drawn[""] = save_figure(_intervals(summary["over_tasks"], colors), folder / "over-tasks.png")
     return drawn
 
 
-def _curves(name: str, task: dict[str, Any], palette: dict[str, str]) -> Any:
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
-
-    figure = Figure(figsize=(11, 4.4), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    _panel(left, task, "over_steps", palette)
-    _panel(right, task, "over_time", palette)
-    left.set(xlabel="environment steps", ylabel="return of an episode")
-    left.set_title("at equal steps", fontsize=11)
-    right.set(xlabel="minutes of training")
-    right.set_title("at equal time", fontsize=11)
-    _legend(figure, left)
-    figure.suptitle(f"{name} ({task['env']})" if name != task["env"] else name, fontsize=12)
-    return figure
-
-
-def _overview(tasks: dict[str, Any], palette: dict[str, str]) -> Any:
-    """All tasks side by side: at equal steps above, at equal time below."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(8.0, 3.1 * len(tasks)), 5.4), dpi=110, layout="constrained")
-    panels = figure.subplots(2, len(tasks), squeeze=False, sharey="col")
-    for (above, below), (name, task) in zip(panels.T, tasks.items(), strict=True):
-        _panel(above, task, "over_steps", palette)
-        _panel(below, task, "over_time", palette)
-        above.set_title(name, fontsize=10)
-        above.set_xlabel("environment steps", fontsize=8)
-        below.set_xlabel("minutes of training", fontsize=8)
-        for axes in (above, below):
-            axes.tick_params(labelsize=8)
+def _curves(tasks: dict[str, Any], colors: dict[str, str]) -> Any:
+    """Learning curves at equal steps and at equal time: side by side for one task, else a column for each task."""
+    alone = len(tasks) == 1
+    if alone:
+        made, panels = figure(11, 4.4, columns=2, sharey=True, squeeze=False)
+    else:
+        made, panels = figure(max(8.0, 3.1 * len(tasks)), 5.4, rows=2, columns=len(tasks), sharey="col", squeeze=False)
+    pairs = panels if alone else panels.T
+    for (by_steps, by_time), (name, task) in zip(pairs, tasks.items(), strict=True):
+        _panel(by_steps, task, "over_steps", colors)
+        _panel(by_time, task, "over_time", colors)
+        by_steps.set_title("at equal steps" if alone else name, fontsize=10)
+        if alone:
+            by_time.set_title("at equal time", fontsize=10)
+            made.suptitle(f"{name} ({task['env']})" if name != task["env"] else name, fontsize=12)
     for axes in panels[:, 0]:
-        axes.set_ylabel("return of an episode", fontsize=9)
-    _legend(figure, panels[0, 0])
-    return figure
+        axes.set_ylabel("return of an episode")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
+    return made
 
 
-def _panel(axes: Any, task: dict[str, Any], over: str, palette: dict[str, str]) -> None:
-    """The curves of one task, over steps or over time, with what they are to be seen beside."""
-    from matplotlib.ticker import FuncFormatter
-
+def _panel(axes: Any, task: dict[str, Any], over: str, colors: dict[str, str]) -> None:
+    """The curves of one task, over steps or over time."""
+    by_time = over == "over_time"
     for arm, numbers in task["arms"].items():
-        curve = numbers[over]
-        if curve is None:
-            continue
-        at = curve["at"] if over == "over_steps" else [s / 60 for s in curve["at"]]
-        axes.plot(
-            at, curve["iqm"], color=palette[arm], lw=1.8, marker="o" if over == "over_steps" else None, ms=3, label=arm
-        )
-        axes.fill_between(at, curve["low"], curve["high"], color=palette[arm], alpha=0.14, lw=0)
+        if (curve := numbers[over]) is not None:
+            at = [s / 60 for s in curve["at"]] if by_time else curve["at"]
+            axes.plot(at, curve["iqm"], color=colors[arm], lw=1.8, marker=None if by_time else "o", ms=3, label=arm)
+            axes.fill_between(at, curve["low"], curve["high"], color=colors[arm], alpha=0.14, lw=0)
     if task["random"] is not None:
         axes.axhline(task["random"]["mean"], color="black", lw=1, ls=":", label="random policy")
     if task["reference"] is not None:
         axes.axhline(task["reference"], color="black", lw=1, ls="--", label="reference")
-    if over == "over_steps":
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
-    pixels = task["arms"].get(BASELINE)
-    if over == "over_time" and pixels is not None:
-        axes.axvline(pixels["training_seconds"] / 60, color=palette[BASELINE], lw=1, ls=(0, (4, 4)))
-        axes.annotate(
-            " pixels end",
-            (pixels["training_seconds"] / 60, 0.01),
-            xycoords=("data", "axes fraction"),
-            fontsize=8,
-            color=palette[BASELINE],
-            va="bottom",
-            ha="right",
-            rotation=90,
-        )
-    _tidy(axes)
+    axes.set_xlabel("minutes of training" if by_time else "environment steps")
+    if not by_time:
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
+    elif BASELINE in task["arms"]:
+        end, color = task["arms"][BASELINE]["training_seconds"] / 60, colors[BASELINE]
+        axes.axvline(end, color=color, lw=1, ls=(0, (4, 4)))
+        where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "va": "bottom", "ha": "right", "rotation": 90}
+        axes.annotate(f" {BASELINE} end", (end, 0.01), fontsize=8, color=color, **where)
 
 
-def _legend(figure: Any, axes: Any) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
-
-
-def _across(over: dict[str, Any], palette: dict[str, str]) -> Any:
-    from matplotlib.figure import Figure
-
-    arms = list(over["arms"])
-    compared = [arm for arm in arms if arm != BASELINE and "probability_of_improvement" in over["arms"][arm]]
-    figure = Figure(figsize=(11, 1.3 + 0.42 * len(arms)), dpi=120, layout="constrained")
-    panels = figure.subplots(1, 4, sharey=True)
-    titles = ("interquartile mean", "mean", "optimality gap (less is better)", f"P(better than {BASELINE})")
-    for axes, measure, title in zip(
-        panels, ("iqm", "mean", "optimality_gap", "probability_of_improvement"), titles, strict=True
-    ):
-        for place, arm in enumerate(arms):
-            if measure == "probability_of_improvement" and arm not in compared:
-                continue
-            estimate = over["arms"][arm][measure]
-            low, high = estimate["low"], estimate["high"]
-            axes.barh(place, high - low, left=low, height=0.55, color=palette[arm], alpha=0.45)
-            axes.plot([estimate["value"]] * 2, [place - 0.275, place + 0.275], color="black", lw=1.6)
-        axes.use_sticky_edges = False  # bars need no room to an edge, others do
+def _intervals(over: dict[str, Any], colors: dict[str, str]) -> Any:
+    """Scores of all tasks on one scale: an interval for each arm and measure."""
+    arms: dict[str, Any] = over["arms"]
+    made, panels = figure(11, 1.3 + 0.42 * len(arms), columns=4, sharey=True)
+    measures = {
+        "iqm": ("interquartile mean", 1.0),
+        "mean": ("mean", 1.0),
+        "optimality_gap": ("optimality gap (less is better)", None),
+        "probability_of_improvement": (f"P(better than {BASELINE})", 0.5),
+    }
+    for axes, (measure, (title, line)) in zip(panels, measures.items(), strict=True):
+        for place, (arm, numbers) in enumerate(arms.items()):
+            if measure in numbers and (measure != "probability_of_improvement" or arm != BASELINE):
+                value, low, high = (numbers[measure][name] for name in ("value", "low", "high"))
+                axes.barh(place, high - low, left=low, height=0.55, color=colors[arm], alpha=0.45)
+                axes.plot([value] * 2, [place - 0.275, place + 0.275], color="black", lw=1.6)
+        axes.use_sticky_edges = False  # a margin beside the bars
         axes.margins(x=0.08)
-        if measure in ("iqm", "mean"):
-            axes.axvline(1.0, color="black", lw=0.8, ls=":")
-        if measure == "probability_of_improvement":
-            axes.axvline(0.5, color="black", lw=0.8, ls=":")
-            axes.set_xlim(-0.03, 1.03)
+        if line is not None:
+            axes.axvline(line, color="black", lw=0.8, ls=":")
         axes.set_title(title, fontsize=10)
         axes.locator_params(axis="x", nbins=4)
-        _tidy(axes)
-    panels[0].set_yticks(range(len(arms)), arms)
+    panels[3].set_xlim(-0.03, 1.03)
+    panels[0].set_yticks(range(len(arms)), list(arms))
     panels[0].invert_yaxis()
-    return figure
-
-
-def _tidy(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
-
-
-def _save_of_compare_plots(figure: Any, target: Path) -> Path:
-    with written_aside(target) as aside:
-        figure.savefig(aside, format="png")
-    return target
+    return made

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import io
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,40 +54,15 @@ def test_the_page_shows_everything_and_needs_nothing_else(walked: Walked):
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", page), "nothing from elsewhere"
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
     media = re.findall(r'src="data:(image/png|video/mp4);base64,([A-Za-z0-9+/=]+)"', page)
-    assert [kind for kind, _ in media].count("video/mp4") == 1
-    pictures = [base64.b64decode(data) for kind, data in media if kind == "image/png"]
+    pictures = {base64.b64decode(data) for kind, data in media if kind == "image/png"}
     assert len(pictures) == 4
     assert all(data.startswith(b"\x89PNG") and len(data) > 1_000 for data in pictures)
-    assert len(set(pictures)) == 4
-    for text in (
-        "Trained agent",
-        "Random policy",
-        "standard errors",
-        "Learning curve",
-        "Reconstructions",
-        "Latent traversal",
-    ):
-        assert text in page
-
-
-def test_the_video_plays(walked: Walked):
-    page = walked.result.page.read_text(encoding="utf-8")
-    (data,) = re.findall(r'src="data:video/mp4;base64,([A-Za-z0-9+/=]+)"', page)
-    video = walked.config.out / "from_page.mp4"
-    video.write_bytes(base64.b64decode(data))
-    try:
-        with av.open(str(video)) as container:
-            assert sum(1 for _ in container.decode(video=0)) > 20
-    finally:
-        video.unlink()
-
-
-def test_numbers_on_the_page_are_those_of_the_result(walked: Walked):
-    page = walked.result.page.read_text(encoding="utf-8")
+    (video,) = [base64.b64decode(data) for kind, data in media if kind == "video/mp4"]
+    with av.open(io.BytesIO(video), mode="r") as container:
+        assert sum(1 for _ in container.decode(video=0)) > 20
     assert str(walked.result.agent) in page
     assert str(walked.result.chance) in page
     assert len(walked.result.agent.returns) == len(walked.result.chance.returns) == 2
-    assert set(walked.result.seconds) >= {"Record frames", "Train the CVAE", "Train PPO on the latents", "Evaluate"}
 
 
 def test_it_names_three_commands_to_go_on_with(walked: Walked):

@@ -7,8 +7,9 @@ from .metrics.baselines import MeanImage as MeanImage
 from .metrics.baselines import Pca as Pca
 from .metrics.baselines import Representation as Representation
 from .metrics.baselines import random_encoder as random_encoder
-from .metrics.disentanglement import DisentanglementScores as DisentanglementScores
-from .metrics.disentanglement import score as score
+from .metrics.disentanglement import Dci as Dci
+from .metrics.disentanglement import dci as dci
+from .metrics.disentanglement import mig as mig
 from .metrics.latents import Latents as Latents
 from .metrics.latents import describe as describe
 from .metrics.reconstruction import Reconstruction as Reconstruction

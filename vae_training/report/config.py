@@ -1,4 +1,4 @@
-"""What a report is made of and how, as one frozen dataclass; the command line is made from it."""
+"""Settings of a report, as one frozen dataclass; the command line is made from it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from latent_obs.util.errors import InputError
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What to report on, and how.
+    """Settings of a report.
 
     Example:
         >>> ReportConfig(Path("runs/doom"), quick=True).held_out_frames
@@ -44,7 +44,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         if self.sample is not None and self.sample < 16:
-            raise InputError(f"sample must be 16 frames or more, got {self.sample}; fewer tell nothing")
+            raise InputError(f"sample must be 16 frames or more, got {self.sample}; fewer say nothing")
         for name in ("autoencoder_steps", "seed"):
             value = getattr(self, name)
             if value is not None and value < 0:

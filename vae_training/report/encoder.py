@@ -32,21 +32,19 @@ class ReportModel:
         folder: The folder, as it was read.
         frozen: The encoder that an agent gets.
         cvae: Encoder and decoder in one; the decoder has random weights where the folder has none.
-        has_decoder: Whether the folder holds a decoder.
 
     Args:
         encoder: The encoder folder, or the run folder that it is in, or a Hugging Face repository id.
         device: As for `FrozenEncoder.load`.
 
     Raises:
-        EncoderFolderError: As `FrozenEncoder.load` raises it.
+        EncoderFolderError: The folder is missing or damaged.
         DeviceError: The device is not there.
     """
 
     def __init__(self, encoder: str | os.PathLike[str], device: str | torch.device = "auto") -> None:
         self.frozen = FrozenEncoder.load(encoder, device)  # checks the folder as an agent would
         self.folder: EncoderFolder = read_encoder_folder(encoder)
-        self.has_decoder = self.folder.has_decoder
         with torch.random.fork_rng(devices=[]):
             self.cvae = CVAE.from_architecture(self.folder.architecture)
         self.cvae.encoder.load_state_dict(self.folder.encoder)
@@ -56,6 +54,11 @@ class ReportModel:
             except RuntimeError as error:
                 raise EncoderFolderError(f"{self.folder.path}: the decoder does not fit config.json: {error}") from None
         self.cvae.to(resolve_device(device)).eval().requires_grad_(False)
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the folder holds a decoder."""
+        return self.folder.has_decoder
 
     @property
     def architecture(self) -> Architecture:
@@ -72,17 +75,12 @@ class ReportModel:
         """Where the weights come from."""
         return self.folder.provenance
 
+    @torch.inference_mode()
     def encode(self, frames: Frames) -> tuple[Floats, Floats]:
-        """Means and log-variances of q(z|x).
-
-        Args:
-            frames: uint8 (N, H, W, C) of the contract's size.
-
-        Returns:
-            Two float32 (N, latent_dim).
-        """
-        parts = [self._encode(frames[i : i + _BATCH]) for i in range(0, len(frames), _BATCH)]
-        return np.concatenate([mean for mean, _ in parts]), np.concatenate([logvar for _, logvar in parts])
+        """Means and log-variances of q(z|x), two float32 (N, latent_dim), of frames uint8 (N, H, W, C)."""
+        parts = [self.cvae.encode(to_batch(frames[i : i + _BATCH], self.cvae)) for i in range(0, len(frames), _BATCH)]
+        mean, logvar = (torch.cat(side).float().cpu().numpy() for side in zip(*parts, strict=True))
+        return mean, logvar
 
     def means(self, frames: Frames) -> Floats:
         """Mean latents, float32 (N, latent_dim)."""
@@ -102,11 +100,6 @@ class ReportModel:
         """Frames decoded from their mean latents, float32 (N, H, W, C)."""
         return self.decode(self.means(frames))
 
-    @torch.inference_mode()
-    def _encode(self, frames: Frames) -> tuple[Floats, Floats]:
-        mean, logvar = self.cvae.encode(to_batch(frames, self.cvae))
-        return mean.float().cpu().numpy(), logvar.float().cpu().numpy()
-
 
 def to_batch(frames: Frames, model: torch.nn.Module) -> torch.Tensor:
     """Frames as a batch on the device of a model, float32 (N, C, H, W) in [0, 1]."""
@@ -117,20 +110,13 @@ def to_batch(frames: Frames, model: torch.nn.Module) -> torch.Tensor:
 @torch.inference_mode()
 def decoded_by(cvae: CVAE, latents: NDArray[Any]) -> Floats:
     """Images of latents, float32 (N, H, W, C), not clamped."""
-    device = next(cvae.parameters()).device
-    parts = [
-        cvae.decode(torch.from_numpy(np.require(latents[i : i + _BATCH], np.float32, ("C", "W"))).to(device))
-        .permute(0, 2, 3, 1)
-        .float()
-        .cpu()
-        .numpy()
-        for i in range(0, len(latents), _BATCH)
-    ]
-    return np.ascontiguousarray(np.concatenate(parts))
+    z = torch.from_numpy(np.require(latents, np.float32, ("C", "W"))).to(next(cvae.parameters()).device)
+    images = torch.cat([cvae.decode(part).float().cpu() for part in z.split(_BATCH)])
+    return images.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def to_uint8(images: NDArray[Any]) -> Frames:
-    """Float images in [0, 1] as one would show them.
+    """Float images in [0, 1], as uint8.
 
     Example:
         >>> to_uint8(np.array([-0.1, 0.5, 1.2])).tolist()
@@ -139,5 +125,5 @@ def to_uint8(images: NDArray[Any]) -> Frames:
     return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
-#: Frames as a method gives them back: uint8 (N, H, W, C) to float32 of the same shape in about [0, 1].
+#: How a method gives frames back: uint8 (N, H, W, C) to float32 of the same shape in about [0, 1].
 Reconstruct = Callable[[Frames], Floats]

@@ -7,237 +7,51 @@ report/
 """
 
 import json
+import math
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from latent_obs.encoder.folder import package_versions
+from latent_obs.util.atomic import written_aside
 from latent_obs.util.errors import InputError, require
-from vae_training.data.frames import describe_datasets, get_datasets
 from vae_training.report.config import ReportConfig
-from vae_training.report.encoder import ReportModel
-from vae_training.report.findings import Finding, Numbers, Probe, ScoreOf, headline, verdict
-from vae_training.report.json_file import write_compact_json
-from vae_training.report.metrics.baselines import MeanImage, Pca
+from vae_training.report.encoder import Floats, Reconstruct, ReportModel
+from vae_training.report.findings import Finding, Numbers, headline, verdict
+from vae_training.report.metrics.baselines import EncoderMeans, MeanImage, Pca, random_encoder
+from vae_training.report.metrics.disentanglement import FEWEST_SAMPLES, dci, mig_by_factor
 from vae_training.report.metrics.latents import Latents, describe
 from vae_training.report.metrics.reconstruction import Measured, Reconstruction, compare, measure, train_autoencoder
 from vae_training.report.metrics.stability import Stability, measure_stability
-from vae_training.report.probes.table import ProbeTable
+from vae_training.report.page import write_html
+from vae_training.report.pictures import draw_pictures, probe_scores
+from vae_training.report.probes.probes import probe
+from vae_training.report.probes.table import METRIC_NAMES, ProbeTable
 from vae_training.report.sample import (
     Dataset,
+    Known,
     Recordings,
     Sample,
     check_enough,
     find_recordings,
-    neighbours,
-    read,
-    rows_of,
+    load_known,
+    neighbors,
     take,
 )
 
-PIXELS = "pixels (CNN)"
-NOTHING_KNOWN = (
-    "nothing is known of the state beside these frames (frames record keeps it for environments that tell; or give "
-    "--targets FILE)"
-)
-_MEASURES = {"r2": "R²", "auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
-_MOST_FRAMES = 20_000
-Targets = dict[str, dict[str, NDArray[Any]]]
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of the recordings of a report.
-
-    Attributes:
-        recordings: By name.
-        held_out: Names of those that are measured.
-        targets: For each recording what is known of it, by name.
-    """
-
-    recordings: dict[str, Dataset]
-    held_out: list[str]
-    targets: Targets
-
-
-def load_known(work: "Work") -> Known:
-    """Read what is known of the state, before anything takes long.
-
-    Raises:
-        InputError: The rows beside a file of frames, or the user's targets, cannot be read or do not fit the frames.
-    """
-    if not work.config.probes:
-        return Known({}, [], {})
-    named, held_out = _named(work)
-    return Known(named, held_out, _targets(work, named))
-
-
-def probe_encoder(work: "Work", known: Known) -> "ProbeTable | None":
-    """How well known state is read from the latents and from the baselines; None where there is none to read.
-
-    Args:
-        work: What is being reported on; what cannot be measured is noted there.
-        known: From `load_known`.
-    """
-    config = work.config
-    if not config.probes:
-        work.not_measured["probes"] = "left out (--no-probes)"
-        return None
-    named, held_out, targets = known.recordings, known.held_out, known.targets
-    if not any(targets[name] for name in held_out):
-        work.not_measured["probes"] = NOTHING_KNOWN
-        return None
-    learning = [name for name in named if name not in held_out]
-    shared = set().union(*(targets[name] for name in learning)) & set().union(*(targets[name] for name in held_out))
-    scored: list[str] | None = held_out
-    if not shared:  # nothing is known of the training recordings: probes learn from some that the encoder never saw
-        named, scored = {name: named[name] for name in held_out}, None
-        targets = {name: targets[name] for name in named}
-    from vae_training.report.metrics.baselines import EncoderMeans, random_encoder
-    from vae_training.report.probes.probes import probe
-
-    frames, targets = _converted(work, named, targets)
-    others = [work.pca] if work.pca is not None and work.pca.frame_shape == work.model.contract.shape else []
-    with work.part("probes", "what can be read from the latents, from PCA, from a random encoder, from the pixels"):
-        try:
-            # Another seed than training's: its own would be the very weights that training began with.
-            untrained = random_encoder(work.model.frozen, seed=config.seed + 1_000_003)
-            table = probe(
-                [EncoderMeans(work.model.frozen), *others, untrained],
-                frames,
-                targets,
-                held_out=scored,
-                seed=config.seed,
-                mlp=not config.quick,
-                cnn=not config.quick,
-                most_frames=config.training_frames if config.quick else _MOST_FRAMES,
-                device=str(work.model.frozen.device),
-                log=work.say,
-            )
-        except InputError as error:  # the frames were fine for everything else: the report goes on without probes
-            work.not_measured["probes"] = str(error)
-            return None
-    if not table.results:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(table.left_out.items())[:5])
-        work.not_measured["probes"] = f"no target could be probed ({reasons})"
-        return None
-    if config.quick:
-        work.not_measured["probes on the pixels"] = "left out with --quick, and so are those by small networks"
-    return table
-
-
-def _named(work: "Work") -> tuple[dict[str, Dataset], list[str]]:
-    """Recordings by name, and the names of the held-out ones."""
-    named: dict[str, Dataset] = {}
-    held_out: list[str] = []
-    for part, datasets in (("training", work.recordings.training), ("held out", work.recordings.held_out)):
-        for dataset in datasets:
-            stem = Path(str(getattr(dataset, "filename", None) or "frames")).stem
-            name = stem if stem not in named else f"{stem} ({part})"
-            named[name] = dataset
-            if part == "held out":
-                held_out.append(name)
-    return named, held_out
-
-
-def _targets(work: "Work", named: dict[str, Dataset]) -> Targets:
-    """What is known of each recording, from the rows beside it and from the user's file."""
-    from vae_training.data.rows import targets_of
-    from vae_training.report.probes.probes import load_targets
-
-    targets: Targets = {name: dict(targets_of(rows_of(dataset))) for name, dataset in named.items()}
-    if work.config.targets is None:
-        return targets
-    # The file goes along whole files, while a recording here may be a part of one.
-    folder = Path(str(getattr(work.recordings.held_out[0], "filename", ""))).parent
-    own = load_targets(work.config.targets, {Path(str(d.filename)).stem: d for d in get_datasets(folder)})
-    for name, dataset in named.items():
-        file = Path(str(getattr(dataset, "filename", "")))
-        if file.parent == folder:
-            first = describe_datasets([dataset])[0]["first_frame"]
-            targets[name] |= {key: values[first : first + len(dataset)] for key, values in own[file.stem].items()}
-    return targets
-
-
-def _converted(work: "Work", named: dict[str, Dataset], targets: Targets) -> tuple[dict[str, Dataset], Targets]:
-    """Recordings of another frame size as the encoder eats them; of many frames every k-th, as they then lie in
-    memory.
-    """
-    contract = work.model.contract
-    if all(dataset.shape[1:] == contract.shape for dataset in named.values()):
-        return named, targets
-    step = max(1, -(-sum(map(len, named.values())) // _MOST_FRAMES))
-    frames = {
-        name: read([dataset], np.zeros(len(rows), np.int64), rows, contract)
-        for name, dataset in named.items()
-        if len(rows := np.arange(0, len(dataset), step))
-    }
-    return frames, {name: {key: v[::step] for key, v in targets[name].items()} for name in frames}
-
-
-def scores_for_verdict(table: "ProbeTable") -> list[Probe]:
-    """The table as the verdict takes it: linear heads against linear heads."""
-    own = table.representations[0]
-    found: list[Probe] = []
-    for target in table.targets:
-        lines = [result for result in table.results if result.target == target]
-        linear = {line.representation: _score(line.main) for line in lines if line.head == "linear"}
-        mlp = [_score(line.main) for line in lines if line.head == "mlp" and line.representation == own]
-        cnn = [_score(line.main) for line in lines if line.head == "cnn"]
-        found.append(
-            Probe(
-                target,
-                _MEASURES.get(lines[0].main.metric, lines[0].main.metric),
-                linear.pop(own),
-                linear,
-                mlp[0] if mlp else None,
-                cnn[0] if cnn else None,
-                lines[0].chance,
-            )
-        )
-    return found
-
-
-def _score(score: Any) -> ScoreOf:
-    return ScoreOf(
-        score.value, score.value if score.low is None else score.low, score.value if score.high is None else score.high
-    )
-
-
-def disentanglement_of(work: "Work", datasets: Sequence[Dataset]) -> dict[str, Any] | None:
-    """Disentanglement scores, where the frames are scenes whose factors are known (`FactorScenes.write` made them).
-
-    Args:
-        work: What is being reported on.
-        datasets: The recordings measured.
-
-    Raises:
-        InputError: `scenes.json` beside the frames cannot be read.
-    """
-    file = Path(str(getattr(datasets[0], "filename", "") or "")).parent / "scenes.json"
-    if not file.is_file():
-        return None  # not worth a word on the page: hardly any recordings have factors
-    from benchmarks.factor_scenes import FactorScenes
-    from vae_training.report.metrics.disentanglement import score
-
-    try:
-        scenes = FactorScenes(**json.loads(file.read_text())["arguments"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} cannot be read as the description of factor scenes: {error}") from None
-    sizes = {"samples": 2_000, "dci_samples": 1_000, "votes": 150, "batch": 32} if work.config.quick else {}
-    with work.part("disentanglement", f"{len(scenes.factors)} factors, on new scenes"):
-        return score(work.model.frozen, scenes, seed=work.config.seed, **sizes).to_json()
-
-
 _FORMAT, _FORMAT_VERSION = "latent-obs-report", 1
-_PCA_FRAMES = 20_000
-NO_DECODER = "the encoder folder has no decoder"
+_TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
+_MOST_FRAMES = 20_000  # that PCA and probes are fitted on
+_NOTHING_KNOWN = (
+    "nothing is known of the state beside these frames (frames record keeps it where the environment reports it; or "
+    "give --targets FILE)"
+)
 
 
 @dataclass(frozen=True)
@@ -253,7 +67,7 @@ class ReportResult:
         stability: Steadiness of the latents.
         reconstruction: None where the folder has no decoder.
         probes: Scores by target and representation; None where nothing is known of the state.
-        disentanglement: Scores, as in the JSON; None where no factors are known.
+        disentanglement: DCI and MIG on the probed values, as in the JSON; None where none were probed.
         not_measured: What is missing, and why.
     """
 
@@ -270,48 +84,31 @@ class ReportResult:
 
 
 @dataclass
-class Work:
-    """What the parts of a report share while it is made.
-
-    Attributes:
-        config: Settings.
-        model: The encoder folder, opened.
-        recordings: Which recordings are measured, and which fit baselines.
-        sample: Held-out frames.
-        training: Frames that baselines are fitted on.
-        say: Where messages go.
-        progress_bar: As for `report`.
-        pca: The linear baseline, once it is fitted.
-        methods: How each method reconstructs; the encoder's is among them where there is a decoder.
-        measured: What each method did to each held-out frame.
-        not_measured: What is left out, and why.
-        seconds: What each part took.
-    """
+class _Work:
+    """What the steps of a report share."""
 
     config: ReportConfig
     model: ReportModel
     recordings: Recordings
-    sample: Sample
-    training: Sample
+    sample: Sample  # held-out frames
+    training: Sample  # frames that baselines are fitted on
     say: Callable[[str], object]
-    progress_bar: bool | None = None
-    pca: Pca | None = None
-    methods: dict[str, Any] = field(default_factory=dict)
-    measured: dict[str, Measured] = field(default_factory=dict)
+    progress_bar: bool | None
+    methods: dict[str, Reconstruct] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)  # what each method did to each held-out frame
+    training_mse: float | None = None
     not_measured: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
-    def fitting(self) -> list[Any]:
-        """What baselines are fitted on, as the encoder eats it: whole recordings, or a sample where they have another
-        size.
-        """
+    def fitting(self) -> list[Dataset]:
+        """Frames for baselines: whole recordings, or a converted sample where they have another size."""
         fits = self.recordings.training[0].shape[1:] == self.model.contract.shape
         return self.recordings.training if fits else [self.training.frames]
 
     @contextmanager
-    def part(self, name: str, text: str) -> Iterator[None]:
-        """A part of the work: announced, and its time kept."""
+    def step(self, name: str, text: str) -> Iterator[None]:
+        """A step of the work: announced, and timed."""
         self.say(f"{name}: {text}")
         began = time.perf_counter()
         yield
@@ -330,7 +127,7 @@ def report(
 
     Raises:
         EncoderFolderError: The encoder folder is missing or damaged.
-        InputError: There are no frames to measure on, or they do not fit the encoder.
+        InputError: There are no frames to measure on, or they or the targets do not fit.
         DeviceError: The device asked for is not there.
         MissingExtraError: A package of the extra "report" is not installed.
     """
@@ -339,36 +136,38 @@ def report(
     model = ReportModel(config.encoder, config.device)
     out = config.out or (model.folder.path.parent / "report")
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; name a folder with --out")
+        raise InputError(f"--out {out} is a file; name a folder")
     recordings = find_recordings(model.provenance, config.frames)
     sample = take(recordings.held_out, config.held_out_frames, model.contract)
     check_enough(sample)
     training = take(recordings.training, config.training_frames, model.contract)
-    work = Work(config, model, recordings, sample, training, say, progress_bar)
+    known = load_known(recordings, config.targets) if config.probes else None
+    work = _Work(config, model, recordings, sample, training, say, progress_bar)
     say(
         f"{len(sample.frames):,} frames of {len(recordings.held_out)} held-out recording(s), out of "
         f"{sum(map(len, recordings.held_out)):,}. {recordings.how}"
     )
-    known = load_known(work)
-    with work.part("latents", "information, active dimensions, correlations"):
-        latents = describe(*model.encode(sample.frames))
-    with work.part("stability", "shifts, brightness, neighbouring frames"):
-        pairs = neighbours(recordings.held_out, config.held_out_frames, model.contract)
+    with work.step("latents", "information, active dimensions, correlations"):
+        means, logvar = model.encode(sample.frames)
+        latents = describe(means, logvar)
+    with work.step("stability", "shifts, brightness, neighboring frames"):
+        pairs = neighbors(recordings.held_out, config.held_out_frames, model.contract)
         stability = measure_stability(model.means, sample.frames, pairs, seed=config.seed)
-    work.pca = _pca(work)
-    reconstruction, training_mse = _reconstruction(work)
-    table = probe_encoder(work, known)
-    disentanglement = disentanglement_of(work, recordings.held_out)
+    with work.step("PCA", "the linear baseline"):
+        pca = _fit_pca(work)
+    reconstruction = _reconstruct(work, pca)
+    probes = _probe(work, known, pca)
+    disentanglement = None if known is None or probes is None else _disentanglement(work, known, probes, means)
     findings = verdict(
         Numbers(
             latents,
             reconstruction,
             stability,
-            probes=scores_for_verdict(table) if table else (),
-            bottleneck=model.architecture.bottleneck,
-            beta=(model.provenance.get("settings") or {}).get("beta"),
-            unseen=recordings.certain,
-            training_mse=training_mse,
+            probes,
+            model.architecture.bottleneck,
+            (model.provenance.get("settings") or {}).get("beta"),
+            recordings.certain,
+            work.training_mse,
         )
     )
     result = ReportResult(
@@ -379,15 +178,13 @@ def report(
         latents,
         stability,
         reconstruction,
-        table,
+        probes,
         disentanglement,
         work.not_measured,
     )
-    from vae_training.report.page import lay_out  # matplotlib comes with it
-
-    with work.part("page", "pictures, and the page"):
-        lay_out(work, result, training_mse)
-    write_compact_json(result.json, _to_json(work, result, training_mse))
+    with work.step("page", "pictures, and the page"):
+        _write_page(work, result)
+    write_compact_json(result.json, _to_json(work, result))
     say(f"\n{result.headline}")
     for finding in findings:
         if finding.level != "good":
@@ -396,75 +193,182 @@ def report(
     return result
 
 
-def _pca(work: Work) -> Pca:
+def _fit_pca(work: _Work) -> Pca:
     """PCA of as many dimensions as the latent, or as the training frames allow."""
-    config, shape = work.config, work.model.contract.shape
-    with work.part("PCA", "the linear baseline"):
-        fitting = work.fitting
-        most = config.training_frames if config.quick else _PCA_FRAMES
-        dim = min(work.model.architecture.latent_dim, most // 2, sum(map(len, fitting)), int(np.prod(shape)))
-        return Pca.fit(fitting, dim, most_frames=most)
+    most = work.config.training_frames if work.config.quick else _MOST_FRAMES
+    shape, frames = work.model.contract.shape, sum(map(len, work.fitting))
+    dim = min(work.model.architecture.latent_dim, most // 2, frames, math.prod(shape))
+    return Pca.fit(work.fitting, dim, most_frames=most)
 
 
-def _reconstruction(work: Work) -> tuple[Reconstruction | None, float | None]:
+def _reconstruct(work: _Work, pca: Pca) -> Reconstruction | None:
     """How frames come back, by the encoder and by what it is compared with."""
-    model, config, frames, pca = work.model, work.config, work.sample.frames, work.pca
-    if not model.has_decoder or pca is None:
-        work.not_measured["reconstruction"] = NO_DECODER
-        return None, None
-    notes: dict[str, str] = {"pca": f"{pca.dim} components, fitted on {pca.fitted_on:,} training frames"}
-    with work.part("reconstruction", "beside PCA and a mean image"):
+    model, config, frames, training = work.model, work.config, work.sample.frames, work.training.frames
+    if not model.has_decoder:
+        work.not_measured["reconstruction"] = "the encoder folder has no decoder"
+        return None
+    notes = {"pca": f"{pca.dim} components, fitted on {pca.fitted_on:,} training frames"}
+    with work.step("reconstruction", "beside PCA and a mean image"):
         image = MeanImage.fit(work.fitting)
         work.methods |= {"encoder": model.reconstruct, "pca": pca.reconstruct, "mean image": image.reconstruct}
-        for name, method in work.methods.items():
-            work.measured[name] = measure(frames, method, progress_bar=work.progress_bar, name=name)
-        few = work.training.frames[:: max(1, len(work.training.frames) // len(frames))]
-        training_mse = (
-            measure(few, model.reconstruct, with_ssim=False).scores().mse if work.recordings.certain else None
-        )
+        if work.recordings.certain:
+            few = training[:: max(1, len(training) // len(frames))]
+            work.training_mse = measure(few, model.reconstruct, with_ssim=False).scores().mse
     if config.steps:
-        with work.part(
-            "autoencoder", f"beta 0, the same layers, {config.steps} steps on {len(work.training.frames):,} frames"
-        ):
-            method, seconds = train_autoencoder(
+        fitted = f"{config.steps} steps on {len(training):,} frames"
+        with work.step("autoencoder", f"beta 0, the same layers, {fitted}"):
+            work.methods["autoencoder"], seconds = train_autoencoder(
                 model.architecture,
-                work.training.frames,
+                training,
                 steps=config.steps,
                 seed=config.seed,
                 device=next(model.cvae.parameters()).device,
                 progress_bar=work.progress_bar,
             )
-            notes["autoencoder"] = (
-                f"trained here for {config.steps} steps, {seconds:.0f} s, on {len(work.training.frames):,} frames"
-            )
-            work.methods["autoencoder"] = method
-            work.measured["autoencoder"] = measure(frames, method, progress_bar=work.progress_bar, name="autoencoder")
+        notes["autoencoder"] = f"trained here for {fitted}, {seconds:.0f} s"
     else:
         work.not_measured["autoencoder"] = "left out (--autoencoder-steps 300 trains one to compare with)"
-    return compare(work.measured, notes=notes), training_mse
+    for name, method in work.methods.items():
+        work.measured[name] = measure(frames, method, progress_bar=work.progress_bar, name=name)
+    return compare(work.measured, notes=notes)
 
 
-def _to_json(work: Work, result: ReportResult, training_mse: float | None) -> dict[str, Any]:
-    """Everything, as plain values."""
+def _probe(work: _Work, known: Known | None, pca: Pca) -> ProbeTable | None:
+    """How well known state is read from the latents and from the baselines; None where there is none to read."""
+    config, frozen = work.config, work.model.frozen
+    if known is None:
+        work.not_measured["probes"] = "left out (--no-probes)"
+        return None
+    if not any(known.targets[name] for name in known.held_out):
+        work.not_measured["probes"] = _NOTHING_KNOWN
+        return None
+    probed, scored = known.to_probe()
+    fitting = probed.converted(work.model.contract, _MOST_FRAMES)
+    # Another seed than training's: its own would be the very weights that training began with.
+    baselines = [pca, random_encoder(frozen, seed=config.seed + 1_000_003)]
+    with work.step("probes", "what can be read from the latents, from PCA, from a random encoder, from the pixels"):
+        try:
+            table = probe(
+                [EncoderMeans(frozen), *baselines],
+                fitting.recordings,
+                fitting.targets,
+                held_out=scored,
+                seed=config.seed,
+                mlp=not config.quick,
+                cnn=not config.quick,
+                most_frames=config.training_frames if config.quick else _MOST_FRAMES,
+                device=str(frozen.device),
+                log=work.say,
+            )
+        except InputError as error:  # the frames were fine for everything else: the report goes on without probes
+            work.not_measured["probes"] = str(error)
+            return None
+    if not table.results:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(table.left_out.items())[:5])
+        work.not_measured["probes"] = f"no target could be probed ({reasons})"
+        return None
+    if config.quick:
+        work.not_measured["probes on the pixels"] = "left out with --quick, and so are those by small networks"
+    return table
+
+
+def _disentanglement(work: _Work, known: Known, table: ProbeTable, means: Floats) -> dict[str, Any] | None:
+    """DCI and MIG of the latents on the probed values, over the held-out sample."""
+    values = np.stack([known.column(target, work.sample) for target in table.targets], 1)
+    enough = [i for i in range(values.shape[1]) if np.isfinite(values[:, i]).sum() >= FEWEST_SAMPLES]
+    names, values = [table.targets[i] for i in enough], values[:, enough]
+    if not names or not np.nanstd(values, axis=0).any():
+        return None
+    kinds = {result.target: result.kind for result in table.results}
+    with work.step("disentanglement", f"of {len(names)} known value(s)"):
+        scores = dci(means, values, categorical=[kinds[n] != "continuous" for n in names], seed=work.config.seed)
+        gaps = mig_by_factor(means, values)
+    return {
+        "factors": names,
+        "samples": len(means),
+        "mig": float(np.nanmean(gaps)),
+        "dci_disentanglement": scores.disentanglement,
+        "dci_completeness": scores.completeness,
+        "dci_informativeness": scores.informativeness,
+        "mig_per_factor": dict(zip(names, gaps.tolist(), strict=True)),
+        "informativeness_per_factor": dict(zip(names, scores.by_factor.tolist(), strict=True)),
+    }
+
+
+def _write_page(work: _Work, result: ReportResult) -> None:
     model = work.model
-    reconstruction = None if result.reconstruction is None else asdict(result.reconstruction)
-    if reconstruction is not None and result.reconstruction is not None:
-        reconstruction["ratio_to"] = {name: result.reconstruction.ratio(name) for name in result.reconstruction.scores}
-        reconstruction["training_mse"] = training_mse
-        for which in ("best", "worst"):
-            reconstruction[which] = [_frame(work, i) for i in reconstruction[which]]
+    pictures = draw_pictures(
+        result.page.parent / "pictures",
+        model,
+        work.sample.frames,
+        latents=result.latents,
+        reconstruction=result.reconstruction,
+        methods=work.methods,
+        errors=work.measured.get("encoder"),
+        probes=result.probes,
+        seed=work.config.seed,
+    )
+    settings = model.provenance.get("settings") or {}
+    trained = [f"{name} {settings[name]}" for name in ("beta", "epochs", "seed") if name in settings]
+    if seconds := model.provenance.get("training_seconds"):
+        trained.append(f"{seconds:,.0f} s")
+    values = {
+        "result": result,
+        "recordings": work.recordings,
+        "training_mse": work.training_mse,
+        "pictures": pictures,
+        "probe_table": None if result.probes is None else _probe_rows(result.probes),
+        "facts": {
+            "folder": str(model.folder.path),
+            "input": "x".join(map(str, model.architecture.img_shape)),
+            "latent": f"{model.architecture.latent_dim} values, {model.architecture.bottleneck} bottleneck",
+            "trained": ", ".join(trained) or "unknown: not in the folder",
+            "measured on": f"{len(work.sample.frames):,} frames of {_files(work.recordings.held_out)}",
+            "baselines fitted on": f"{len(work.training.frames):,} frames of {_files(work.recordings.training)}",
+        },
+        "seconds": sum(work.seconds.values()),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    write_html(result.page, _TEMPLATE, values)
+
+
+def _probe_rows(table: ProbeTable) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the probes' table."""
+    columns = probe_scores(table)
+    rows: list[list[str]] = []
+    for target in table.targets:
+        metric = table.best(target).main.metric
+        scores = [f"{found[target].main.value:.2f}" if target in found else "" for found in columns.values()]
+        rows.append([target, METRIC_NAMES[metric], *scores, table.keeps(target).verdict])
+    return ["known value", "score", *columns, "the latents"], rows
+
+
+def _files(datasets: list[Dataset]) -> str:
+    names = [_recording(dataset)["file"] or "an array" for dataset in datasets]
+    return ", ".join(names) if len(names) <= 5 else f"{', '.join(names[:4])} and {len(names) - 4} more"
+
+
+def _to_json(work: _Work, result: ReportResult) -> dict[str, Any]:
+    """Everything, as plain values."""
+    model, found = work.model, result.reconstruction
+    reconstruction = None
+    if found is not None:
+        reconstruction = asdict(found) | {
+            "ratio_to": {name: found.ratio(name) for name in found.scores},
+            "training_mse": work.training_mse,
+            "best": [_frame(work, i) for i in found.best],
+            "worst": [_frame(work, i) for i in found.worst],
+        }
     return {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
         "headline": result.headline,
-        "findings": [asdict(finding) for finding in result.findings],
+        "findings": [{**asdict(finding), "topic": finding.topic} for finding in result.findings],
         "not_measured": result.not_measured,
         "encoder": {
             "folder": str(model.folder.path),
             "architecture": model.architecture.to_json(),
-            "settings": model.provenance.get("settings"),
-            "step": model.provenance.get("step"),
-            "training_seconds": model.provenance.get("training_seconds"),
+            **{name: model.provenance.get(name) for name in ("settings", "step", "training_seconds")},
         },
         "frames": {
             "how": work.recordings.how,
@@ -485,16 +389,41 @@ def _to_json(work: Work, result: ReportResult, training_mse: float | None) -> di
     }
 
 
-def _recording(dataset: Any) -> dict[str, Any]:
+def _recording(dataset: Dataset) -> dict[str, Any]:
     filename = getattr(dataset, "filename", None)
     return {"file": Path(filename).name if filename else None, "frames": len(dataset)}
 
 
-def _frame(work: Work, number: int) -> dict[str, Any]:
+def _frame(work: _Work, number: int) -> dict[str, Any]:
     """Where a frame of the sample comes from, and its error."""
-    dataset = work.recordings.held_out[int(work.sample.recording[number])]
-    return {
-        **_recording(dataset),
-        "row": int(work.sample.row[number]),
-        "mse": float(work.measured["encoder"].mse[number]),
-    }
+    place = {"row": int(work.sample.row[number]), "mse": float(work.measured["encoder"].mse[number])}
+    return _recording(work.recordings.held_out[int(work.sample.recording[number])]) | place
+
+
+_NUMBERS = re.compile(r"\[\s+((?:-?[\d.eE+-]+|true|false|null)(?:,\s+(?:-?[\d.eE+-]+|true|false|null))*)\s+\]")
+
+
+def write_compact_json(path: Path, values: Any) -> Path:
+    """Write values as indented JSON with lists of numbers on one line; the file appears whole or not at all.
+
+    Args:
+        path: The file.
+        values: Plain values; floats are kept to six digits, and those that are not finite become null.
+    """
+    text = json.dumps(_plain(values), indent=2, allow_nan=False, ensure_ascii=False)
+    text = _NUMBERS.sub(lambda match: "[" + re.sub(r"\s+", " ", match.group(1)) + "]", text)
+    with written_aside(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value

@@ -1,8 +1,6 @@
 """What a report measures, on constructed cases: reconstruction scores, statistics of latents, stability."""
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.tiny import picture, random_frames, tiny_architecture
-from vae_training.report.json_file import write_compact_json
 from vae_training.report.metrics.latents import correlations, describe, effective_dimensions, mixture_moments
 from vae_training.report.metrics.reconstruction import (
     ROUNDING_MSE,
@@ -185,7 +182,9 @@ def test_a_collapsed_encoder_raises_the_alarm():
     same = describe(np.full((200, 8), 2.0), np.full((200, 8), -3.0))  # far from the prior, and the same for every frame
     assert same.kl_nats > 20
     assert same.collapsed
-    assert describe(rng.normal(0, 0.2, (200, 8)), np.zeros((200, 8))).collapsed  # all vary a little, and tell 0.16 nats
+    assert describe(
+        rng.normal(0, 0.2, (200, 8)), np.zeros((200, 8))
+    ).collapsed  # all vary a little, and carry 0.16 nats
     working = describe(rng.normal(0, 1, (200, 8)), np.full((200, 8), -4.0))
     assert not working.collapsed
     assert working.active_units == 8
@@ -251,26 +250,3 @@ def test_an_encoder_of_one_column_moves_with_shifts_to_the_side_only():
 def test_an_encoder_that_says_nothing_has_no_spread():
     found = measure_stability(lambda x: np.zeros((len(x), 3)), random_frames(20), None)
     assert (found.spread, found.shift, found.brightness) == (0, 0, 0)
-
-
-def test_json_is_plain_and_readable(tmp_path: Path):
-    values = {
-        "a": [1.0, float("nan"), np.float32(0.5)],
-        "b": {"c": (np.int64(3), True, None)},
-        "p": Path("x"),
-        "s": "[1, 2]",
-        "rows": [[1, 2], [3, 4]],
-        "text": ["b", "c"],
-    }
-    text = write_compact_json(tmp_path / "a.json", values).read_text()
-    assert json.loads(text) == {
-        "a": [1.0, None, 0.5],
-        "b": {"c": [3, True, None]},
-        "p": "x",
-        "s": "[1, 2]",
-        "rows": [[1, 2], [3, 4]],
-        "text": ["b", "c"],
-    }
-    assert '"a": [1.0, null, 0.5]' in text
-    assert "[1, 2]," in text
-    assert [f.name for f in tmp_path.iterdir()] == ["a.json"]

@@ -10,9 +10,12 @@ from vae_training.report.probes.targets import Kind
 Head = Literal["linear", "mlp", "cnn"]
 Verdict = Literal["kept", "partly kept", "lost", "not readable"]
 PIXELS = "pixels (CNN)"
+METRIC_NAMES = {"r2": "R²", "auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
 
-_KEPT, _PARTLY = 0.9, 0.5  # shares of the reference's score
-_READABLE = 0.1  # above guessing, on the scale from 0 (guessing) to 1 (perfect)
+KEPT, PARTLY = 0.9, 0.5  # shares of the reference's score
+# On the scale from 0 (guessing) to 1 (perfect): below the first, nothing reads the target from a single frame; below the
+# second, a frame shows it only faintly (a speed, say).
+READABLE, CLEAR = 0.1, 0.5
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,12 @@ class ProbeResult:
             0.8
         """
         return max(0.0, (self.main.value - self.chance) / (1 - self.chance))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Ends of the main score's interval; the score itself where it has none."""
+        value, low, high = self.main.value, self.main.low, self.main.high
+        return (value if low is None else low), (value if high is None else high)
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,12 @@ class ProbeTable:
             )
         return max(found, key=lambda r: r.main.value)
 
+    def best(self, target: str) -> ProbeResult:
+        """The line with the best score of a target, whoever got it: so much can be read from a frame, at least."""
+        # Not always the CNN: it is but a network that was trained for a minute.
+        lines = [result for result in self.results if result.target == target]
+        return max(lines, key=lambda r: (r.main.value, r.head == "cnn"))
+
     def keeps(self, target: str, representation: str | None = None) -> Kept:
         """How much of a target a linear probe reads from a representation, as a share of what can be read at all.
 
@@ -150,18 +165,15 @@ class ProbeTable:
             InputError: It was not probed.
         """
         linear = self.result(target, representation or self.representations[0], "linear")
-        candidates = [r for r in self.results if r.target == target]
-        # The CNN is but a network that was trained for a minute: where a probe reads more, that much is there to be
-        # read.
-        best = max(candidates, key=lambda r: (r.main.value, r.head == "cnn"))
-        share = linear.above_chance / best.above_chance if best.above_chance >= _READABLE else None
+        best = self.best(target)
+        share = linear.above_chance / best.above_chance if best.above_chance >= READABLE else None
         said: Verdict = (
             "not readable"
             if share is None
             else "kept"
-            if share >= _KEPT
+            if share >= KEPT
             else "partly kept"
-            if share >= _PARTLY
+            if share >= PARTLY
             else "lost"
         )
         source = best.representation if best.head == "cnn" else f"{best.representation}, {best.head}"

@@ -1,0 +1,214 @@
+"""The pictures of a report: plots of its numbers, and sheets of frames with what the decoder makes of them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latent_obs.util.atomic import written_aside
+from latent_obs.util.errors import require
+from vae_training.report.encoder import Frames, Reconstruct, ReportModel, to_uint8
+from vae_training.report.metrics.latents import Latents
+from vae_training.report.metrics.reconstruction import Measured, Reconstruction
+from vae_training.report.probes.table import ProbeResult, ProbeTable
+from vae_training.training.logs import grid, save_picture, traversal_sheet
+
+BLUE, ORANGE, GREEN, GREY, LIGHT = "#2563eb", "#ea580c", "#15803d", "#6b7280", "#cbd5e1"
+_COLORS = (BLUE, ORANGE, GREEN, GREY, "#9333ea", "#0891b2")
+_SHEET = 1_100  # pixels, about the width of a sheet
+_INTERPOLATIONS, _STEPS = 4, 9
+_PRIOR_SAMPLES = 20
+_MOST_TARGETS = 40
+_MOST_NAMED = 40  # dimensions, with a number each beside a plot
+
+
+def figure(
+    width: float, height: float, *, rows: int = 1, columns: int = 1, extra: str = "report", **options: Any
+) -> tuple[Any, Any]:
+    """A matplotlib figure without a display or global state.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        rows: Number of rows of plots.
+        columns: Number of plots side by side.
+        extra: The extra that brings matplotlib, for the error where it is missing.
+        options: For `Figure.subplots`.
+
+    Returns:
+        The figure, and its only axes or an array of them.
+    """
+    require("matplotlib", extra=extra, purpose="draw plots")
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    axes = made.subplots(rows, columns, **options)
+    for panel in np.ravel(axes):
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25)
+        panel.set_axisbelow(True)
+    return made, axes
+
+
+def save_figure(made: Any, target: Path) -> Path:
+    """Write a figure as a PNG, whole or not at all."""
+    with written_aside(target) as aside:
+        made.savefig(aside, format="png")
+    return target
+
+
+def draw_pictures(
+    folder: Path,
+    model: ReportModel,
+    frames: Frames,
+    *,
+    latents: Latents,
+    reconstruction: Reconstruction | None,
+    methods: Mapping[str, Reconstruct],
+    errors: Measured | None,
+    probes: ProbeTable | None,
+    seed: int,
+) -> dict[str, Path]:
+    """Draw everything that was measured.
+
+    Args:
+        folder: Where the PNG files go.
+        model: Encoder and decoder.
+        frames: The held-out frames, uint8 (N, H, W, C).
+        latents: Their statistics.
+        reconstruction: Scores; None without a decoder.
+        methods: How each method reconstructs; those but the mean image are shown.
+        errors: Errors of the encoder by frame; None without a decoder.
+        probes: Scores of the probes; None where there are none.
+        seed: Of the frames that are interpolated between, and of the samples from the prior.
+
+    Returns:
+        The file of each picture, by its name.
+    """
+    drawn: dict[str, Path] = {}
+
+    def plot(name: str, made: Any) -> None:
+        drawn[name] = save_figure(made, folder / f"{name}.png")
+
+    def sheet(name: str, rows: Sequence[Frames]) -> None:
+        scale = round(_SHEET / (max(map(len, rows)) * rows[0].shape[2]))
+        save_picture(folder / f"{name}.png", grid(rows, scale=max(1, min(8, scale))))
+        drawn[name] = folder / f"{name}.png"
+
+    if probes is not None:
+        plot("probes", _probe_bars(probes))
+    if reconstruction is not None and errors is not None:
+        shown = [method for name, method in methods.items() if name != "mean image"]
+        for name, chosen in (("worst", reconstruction.worst), ("best", reconstruction.best)):
+            sheet(name, [frames[chosen], *(to_uint8(method(frames[chosen])) for method in shown)])
+        plot("error_map", _error_map(errors.error_map))
+    plot("kl", _kl_bars(latents))
+    plot("aggregate", _aggregate_posterior(latents))
+    plot("correlation", _correlations(latents))
+    if errors is not None:
+        rng = np.random.default_rng(seed)
+        dim = model.architecture.latent_dim
+        middle = frames[int(np.argsort(errors.mse)[len(frames) // 2])]
+        drawn["traversals"] = folder / "traversals.png"
+        save_picture(drawn["traversals"], traversal_sheet(model.cvae, middle, sample=frames[:512], latents=min(8, dim)))
+        pairs = frames[rng.permutation(len(frames))[: 2 * min(_INTERPOLATIONS, len(frames) // 2)]]
+        sheet("interpolations", [_interpolation(model, pair) for pair in pairs.reshape(-1, 2, *frames.shape[1:])])
+        prior = to_uint8(model.decode(rng.standard_normal((_PRIOR_SAMPLES, dim))))
+        sheet("prior", np.split(prior, 2))
+    return drawn
+
+
+def probe_scores(table: ProbeTable) -> dict[str, dict[str, ProbeResult]]:
+    """Results by column and target; columns are titled "latent, linear", "latent, network", "pixels (CNN)"."""
+    columns: dict[str, dict[str, ProbeResult]] = {}
+    for representation in table.representations:
+        for head, title in (("linear", ", linear"), ("mlp", ", network"), ("cnn", "")):
+            found = {r.target: r for r in table.results if (r.representation, r.head) == (representation, head)}
+            if found:
+                columns[f"{representation}{title}"] = found
+    return columns
+
+
+def _interpolation(model: ReportModel, pair: Frames) -> Frames:
+    """From one frame to another through the latent space, with the frames themselves at both ends."""
+    one, other = model.means(pair)
+    share = np.linspace(0, 1, _STEPS, dtype=np.float32)[:, None]
+    return np.concatenate([pair[:1], to_uint8(model.decode((1 - share) * one + share * other)), pair[1:]])
+
+
+def _error_map(errors: NDArray[np.float64]) -> Any:
+    made, axes = figure(5.0, 3.8)
+    shown = axes.imshow(errors, cmap="magma", vmin=0)
+    axes.set(xticks=[], yticks=[], title="Mean squared error by place")
+    axes.grid(visible=False)
+    made.colorbar(shown, ax=axes, shrink=0.85)
+    return made
+
+
+def _kl_bars(latents: Latents) -> Any:
+    order = latents.by_information
+    made, axes = figure(8.0, 3.2)
+    colors = [BLUE if latents.active[i] else LIGHT for i in order]
+    axes.bar(np.arange(len(order)), np.array(latents.kl_nats_by_dimension)[order], color=colors, width=0.85)
+    axes.set(xlabel="dimension, the most informative first", ylabel="KL [nats]", xlim=(-0.7, len(order) - 0.3))
+    axes.set_title(f"{latents.kl_nats:.1f} nats; {latents.active_units} of {len(order)} dimensions active (blue)")
+    if len(order) <= _MOST_NAMED:
+        axes.set_xticks(np.arange(len(order)), [str(i) for i in order], fontsize=7)
+    return made
+
+
+def _aggregate_posterior(latents: Latents) -> Any:
+    made, axes = figure(8.0, 3.0)
+    axes.axhspan(-1, 1, color=LIGHT, alpha=0.4, lw=0, label="the prior, mean ± standard deviation")
+    axes.errorbar(
+        np.arange(latents.latent_dim),
+        latents.aggregate_mean,
+        yerr=latents.aggregate_std,
+        fmt="o",
+        color=BLUE,
+        ms=3,
+        lw=1,
+        label="the latents, mean ± standard deviation",
+    )
+    axes.set(xlabel="dimension", xlim=(-0.7, latents.latent_dim - 0.3))
+    made.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    return made
+
+
+def _correlations(latents: Latents) -> Any:
+    """Correlations of the means, the most informative dimensions first; at most 64 of them."""
+    order = latents.by_information[:64]
+    made, axes = figure(5.2, 4.4)
+    matrix = np.array(latents.correlation)[np.ix_(order, order)]
+    shown = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    axes.grid(visible=False)
+    if len(order) <= _MOST_NAMED:
+        axes.set_xticks(np.arange(len(order)), [str(i) for i in order], fontsize=6, rotation=90)
+        axes.set_yticks(np.arange(len(order)), [str(i) for i in order], fontsize=6)
+    axes.set_title("Correlation of the means")
+    made.colorbar(shown, ax=axes, shrink=0.85)
+    return made
+
+
+def _probe_bars(table: ProbeTable) -> Any:
+    """Scores of linear heads and of the CNN, with intervals, for each target."""
+    targets = table.targets[:_MOST_TARGETS]
+    columns = {title: found for title, found in probe_scores(table).items() if not title.endswith("network")}
+    made, axes = figure(8.0, 1.3 + 0.24 * len(targets) * (len(columns) + 1))
+    height = 0.8 / len(columns)
+    for k, (title, found) in enumerate(columns.items()):
+        there = [i for i, target in enumerate(targets) if target in found]
+        places = [i + (k - (len(columns) - 1) / 2) * height for i in there]
+        results = [found[targets[i]] for i in there]
+        values = np.array([result.main.value for result in results]).clip(0)  # 0 or less is drawn as 0
+        low, high = np.array([result.interval for result in results]).clip(0).T
+        axes.barh(places, values, height=0.9 * height, color=_COLORS[k % len(_COLORS)], label=title)
+        ends = np.abs([values - low, high - values])
+        axes.errorbar(values, places, xerr=ends, fmt="none", ecolor="black", lw=0.8, capsize=1.5)
+    axes.set_yticks(range(len(targets)), targets, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.02), xlabel="score (0 or less is drawn as 0)")
+    made.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return made
