@@ -1,7 +1,7 @@
 """`latent-obs doctor`: what is installed, what is missing, the command that installs it, and what can be done now.
 
 The packages and versions that are needed come from the metadata of latent-obs itself. As installations may be broken,
-only the standard library is imported at the top.
+nothing heavy is imported at the top.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latent_obs.minerl import installation
-from latent_obs.util.device import cores
 from latent_obs.util.errors import LatentObsError, MissingExtraError
 
 Status = Literal["ok", "optional", "missing", "wrong"]
@@ -182,7 +182,7 @@ def _machine() -> Iterable[Finding]:
     step = "$ uv venv --clear --python 3.11\n$ uv sync"
     yield _judged("Python", sys.version_info >= (3, 11), found, "wrong", f"It must be 3.11 or newer.\n{step}")
     tested = "" if sys.platform == "linux" else "; tested on Linux only"
-    yield Finding("system", "ok", f"{platform.platform()}, {cores()} CPU cores for this process{tested}")
+    yield Finding("system", "ok", f"{platform.platform()}, {os.cpu_count()} CPU cores{tested}")
     free = shutil.disk_usage(".").free
     step = "Free some space, or work on another disk: a quickstart writes 0.2 GB"
     yield _judged("free disk", free > 1e9, f"{free / 1e9:.1f} GB in {Path.cwd()}", "missing", step)
@@ -293,6 +293,7 @@ def _packages() -> Iterable[Finding]:
 
 def _minerl() -> Iterable[Finding]:
     version = installation.minerl_version()
+    needed: Status = "missing" if version else "optional"
     recipe = f"Without uv sync, follow {installation.RECIPE}."
     try:
         installation.check_client()
@@ -305,18 +306,15 @@ def _minerl() -> Iterable[Finding]:
     except LatentObsError as error:
         status: Status = "optional" if isinstance(error, MissingExtraError) else "wrong"
         yield Finding("minerl", status, str(error), f"$ uv sync --extra minerl\n{recipe}")
-    kinds = [f"opencv-{kind}" for kind in ("python", "contrib-python", "python-headless", "contrib-python-headless")]
-    found = {kind: version for kind in kinds if (version := installation.version_of(kind))}
-    text = ", ".join(f"{kind} {version}" for kind, version in found.items())
-    if len(found) > 1:
-        keep, *others = found
-        again = f"{_pip('install')} --force-reinstall --no-deps {keep}=={found[keep]}"
-        text += ": they overwrite each other's files, only one may be installed"
-        yield Finding("opencv", "wrong", text, f"$ {_pip('uninstall')} {' '.join(others)}\n$ {again}")
+    opencvs = [f"opencv-{kind}" for kind in ("python", "contrib-python", "python-headless", "contrib-python-headless")]
+    versions = {name: installation.version_of(name) for name in opencvs if installation.version_of(name)}
+    text = ", ".join(f"{name} {version}" for name, version in versions.items()) or "not installed"
+    if len(versions) > 1:
+        keep, *others = versions
+        step = f"$ {_pip('uninstall')} {' '.join(others)}\n$ {_pip('install --force-reinstall')} --no-deps {keep}"
+        yield Finding("opencv", "wrong", f"{text}: they overwrite each other's files, only one may be installed", step)
     else:
-        status = "missing" if version else "optional"
-        yield _judged("opencv", bool(found), text or "not installed", status, f"$ {_pip('install')} opencv-python")
-    needed: Status = "missing" if version else "optional"
+        yield _judged("opencv", bool(versions), text, needed, f"$ {_pip('install')} opencv-python")
     java, jar, screen = installation.find_java(), installation.game_jar(), installation.display()
     fits = java is not None and java.major == installation.JAVA
     yield _judged("Java 8", fits, str(java or "no java on the PATH"), needed, installation.how_to_get_java(java))
