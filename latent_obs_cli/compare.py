@@ -158,18 +158,13 @@ def prepare(study: Study, out: Path, say: Callable[[str], object] = print) -> St
     """
     tasks: dict[str, Task] = {}
     for name, task in study.tasks.items():
-        lacking = {"latent": False, "pca-latent": False}
-        for arm in study.arms:
-            kind, own = study.observation(arm), study.own_settings(name, arm)
-            if kind == "latent":
-                lacking[kind] |= task.encoder is None and own.get("encoder") is None
-            elif kind == "pca-latent":
-                lacking[kind] |= task.pca is None and own.get("pca") is None
+        own = [(study.observation(arm), study.own_settings(name, arm)) for arm in study.arms]
+        encoder = task.encoder is None and any(seen == "latent" and not has.get("encoder") for seen, has in own)
+        pca = task.pca is None and any(seen == "pca-latent" and not has.get("pca") for seen, has in own)
         tasks[name] = task
-        if any(lacking.values()):
+        if encoder or pca:
             with only_one(out):
-                folder = out / "prepared" / folder_name(name)
-                tasks[name] = _prepared(study, name, folder, lacking["latent"], lacking["pca-latent"], say)
+                tasks[name] = _prepared(study, name, out / "prepared" / folder_name(name), encoder, pca, say)
     return dataclasses.replace(study, tasks=tasks)
 
 

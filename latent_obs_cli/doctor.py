@@ -107,7 +107,6 @@ def healthy(findings: Sequence[Finding]) -> bool:
 def as_text(findings: Sequence[Finding], *, width: int = 100) -> str:
     """The findings for a terminal. Commands are never wrapped, so that they can be copied."""
     lines: list[str] = []
-    margin = " " * 6
     column = max((len(finding.name) for finding in findings), default=0)
     group = ""
     for finding in findings:
@@ -117,8 +116,8 @@ def as_text(findings: Sequence[Finding], *, width: int = 100) -> str:
         head = f"  {MARKS[finding.status]}  {finding.name:<{column}}  "
         lines += textwrap.wrap(finding.found, width, initial_indent=head, subsequent_indent=" " * len(head))
         for step in finding.next_step.splitlines():
-            indents = {"initial_indent": margin, "subsequent_indent": margin}
-            lines += [margin + step] if step.startswith("$ ") else textwrap.wrap(step, width, **indents)
+            wrapped = [step] if step.startswith("$ ") else textwrap.wrap(step, width - 6)
+            lines += [f"      {line}" for line in wrapped]
     lines += ["", "What this installation can do"]
     for what, lacks in abilities(findings).items():
         lines.append(f"  {what}: {'no, because of ' + ', '.join(lacks) if lacks else 'yes'}")

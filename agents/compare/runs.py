@@ -21,9 +21,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,10 +180,6 @@ def run_all(
     for run in runs:
         check_same(run)
     waiting = [run for run in runs if not run.is_finished]
-    forecast = _Forecast(jobs)
-    for run in runs:
-        if run.is_finished:
-            forecast.add(run, float((read_json(run.file(".json")) or {}).get("wall_seconds", 0)))
     say(
         f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before; {jobs} at once, "
         f"{threads} thread{'s' if threads > 1 else ''} of torch each."
@@ -193,30 +188,29 @@ def run_all(
     failures: dict[str, str] = {}
     stopping = threading.Event()
 
-    def make(run: Planned) -> tuple[str | None, float]:
+    def make(run: Planned) -> str | None:
         if stopping.is_set():
-            return None, 0.0
+            return None
         say(f"{places[run.name]} begins: {run.name}")
-        began = time.perf_counter()
         process = _start(run, jobs, threads)
         while process.poll() is None:
             if stopping.is_set():
                 _end(process)
-                return None, 0.0
+                return None
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_PAUSE_S)
-        return _failure(run, process), time.perf_counter() - began
+        return _failure(run, process)
 
     with GracefulStop() as stop, ThreadPoolExecutor(jobs) as pool:
-        left: dict[Future[tuple[str | None, float]], Planned] = {pool.submit(make, run): run for run in waiting}
+        left: dict[Future[str | None], Planned] = {pool.submit(make, run): run for run in waiting}
         try:
             while left and not stop.requested:
                 for future in wait(left, _PAUSE_S, FIRST_COMPLETED).done:
                     run = left.pop(future)
-                    reason, seconds = future.result()
-                    forecast.add(run, seconds)
+                    reason = future.result()
                     if reason is None:
-                        say(f"{places[run.name]} ended:  {run.name}: {_outcome(run)}. {forecast.of(left.values())}")
+                        remaining = _remaining(runs, list(left.values()), jobs)
+                        say(f"{places[run.name]} ended:  {run.name}: {_outcome(run)}. {remaining}")
                     else:
                         failures[run.name] = reason
                         say(f"{places[run.name]} FAILED: {run.name}: {reason} (all it said: {run.file('.log')})")
@@ -361,25 +355,18 @@ def _outcome(run: Planned) -> str:
     return text + (f", {numbers['steps_per_second']:.0f} steps/s" if "steps_per_second" in numbers else "")
 
 
-class _Forecast:
-    """Guesses how long the runs that are left will take, from finished ones of the same arm, or of any."""
-
-    def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
-        self._rates: dict[str, list[float]] = defaultdict(list)  # seconds per step, by arm
-
-    def add(self, run: Planned, seconds: float) -> None:
-        if run.kind == "train":
-            self._rates[run.arm].append(seconds / run.config.steps)
-
-    def of(self, left: Iterable[Planned]) -> str:
-        training = [run for run in left if run.kind == "train"]
-        known = [rate for rates in self._rates.values() for rate in rates]
-        if not training or not known:
-            return f"{len(training)} training runs left."
-        rates = {run.arm: self._rates.get(run.arm) or known for run in training}
-        seconds = sum(run.config.steps * sum(rates[run.arm]) / len(rates[run.arm]) for run in training)
-        return f"{len(training)} training runs left, about {duration(seconds / self._jobs)}."
+def _remaining(runs: Sequence[Planned], left: Sequence[Planned], jobs: int) -> str:
+    """How many runs are left, and how long they will take, judged by finished ones of the same arm, or of any."""
+    rates: dict[str, list[float]] = defaultdict(list)  # seconds per step, by arm
+    for run in runs:
+        if run.kind == "train" and (numbers := read_json(run.file(".json"))):
+            rates[run.arm].append(numbers["wall_seconds"] / run.config.steps)
+    known = [rate for of_arm in rates.values() for rate in of_arm]
+    if not left or not known:
+        return f"{len(left)} runs left."
+    training = [(run.config.steps, rates.get(run.arm, known)) for run in left if run.kind == "train"]
+    seconds = sum(steps * sum(of_arm) / len(of_arm) for steps, of_arm in training)
+    return f"{len(left)} runs left, about {duration(seconds / jobs)}."
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ The more specific setting wins: [settings], then [tasks.T.settings], then [arm_s
 
 import dataclasses
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -211,7 +212,7 @@ class Study:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values with absolute paths; `study_from` reads them back."""
-        return _plain(dataclasses.asdict(self))
+        return json.loads(json.dumps(dataclasses.asdict(self), default=lambda path: str(path.absolute())))
 
 
 def load_study(file: str | Path) -> Study:
@@ -312,11 +313,3 @@ def _check_names(names: Mapping[str, Any] | list[str], kind: type[Any], where: s
             near = difflib.get_close_matches(name, known, n=2)
             hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}"
             raise InputError(f"{where}: {name!r} is unknown; {hint}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return str(value.absolute()) if isinstance(value, Path) else value

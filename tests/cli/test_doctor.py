@@ -128,7 +128,10 @@ def test_everything_is_there(machine: Machine, capsys: pytest.CaptureFixture[str
 
 
 def without(*names: str) -> Callable[[Machine], None]:
-    return lambda machine: [machine.versions.pop(name) for name in names] and None
+    def change(machine: Machine) -> None:
+        machine.versions = {name: version for name, version in machine.versions.items() if name not in names}
+
+    return change
 
 
 def version(**versions: str) -> Callable[[Machine], None]:
@@ -247,7 +250,9 @@ def in_a_process(*options: str, path: Path = ROOT) -> subprocess.CompletedProces
 
 
 def test_where_next_to_nothing_is_installed(tmp_path: Path):
-    (tmp_path / "lazy_loader").symlink_to(Path(lazy_loader.__file__).parent)  # without it nothing of the project starts
+    (tmp_path / "lazy_loader").symlink_to(
+        Path(str(lazy_loader.__file__)).parent
+    )  # without it nothing of the project starts
     done = in_a_process("-S", "-W", "error", path=tmp_path)  # no site-packages
     assert (done.returncode, done.stderr) == (1, "")
     report = json.loads(done.stdout)

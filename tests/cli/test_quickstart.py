@@ -137,7 +137,7 @@ def test_damaged_settings_are_one_clear_error(tmp_path: Path, text: str):
 @pytest.mark.parametrize(("name", "value"), [("frames", 0), ("vae_epochs", 0), ("steps", 0), ("episodes", 1)])
 def test_settings_are_checked_by_name(name: str, value: int):
     with pytest.raises(InputError, match=name):
-        QuickstartConfig(**{name: value})
+        dataclasses.replace(TINY, **{name: value})
 
 
 class ReachedTheAgent(Exception):
