@@ -215,9 +215,9 @@ def run_all(
                         failures[run.name] = reason
                         say(f"{places[run.name]} FAILED: {run.name}: {reason} (all it said: {run.file('.log')})")
         finally:
+            stopping.set()
             if left:
                 say("Stopping; runs that have begun save first …")
-            stopping.set()
         if stop.requested:
             raise KeyboardInterrupt
     return failures
