@@ -74,7 +74,7 @@ def test_what_is_missing_is_made_once_and_timed(tmp_path: Path):
         ("pixels", "latent", "pca-latent"),
         settings={"env_kwargs": {"length": 5}},
         record={"frames": 60, "frames_per_file": 20, "size": 16},
-        vae={"tensorboard": False, "device": "cpu", **sizes},
+        vae={"device": "cpu", **sizes},
     )
     said: list[str] = []
     made = prepare(study, tmp_path, say=said.append).tasks["a b"]

@@ -113,9 +113,10 @@ def test_a_study_is_written_and_read(whole: Study, tmp_path: Path):
     assert again == whole
 
 
-def test_settings_of_an_earlier_version_are_read(tmp_path: Path):
-    study = study_from({"settings": {"standardise": True}, "tasks": {"t": {"env": "Side-v0"}}}, tmp_path)
-    assert config_of(study, "t", "pixels").standardize
+def test_a_setting_of_an_earlier_version_is_read_by_its_new_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(AgentConfig, "RENAMED", {"discount": "gamma"})
+    study = study_from({"settings": {"discount": 0.7}, "tasks": {"t": {"env": "Side-v0"}}}, tmp_path)
+    assert config_of(study, "t", "pixels").gamma == 0.7
 
 
 def test_runs_go_seed_by_seed(whole: Study, tmp_path: Path):
@@ -196,16 +197,29 @@ def test_a_run_that_is_there_with_other_settings_is_refused(encoder_folder: Path
     with pytest.raises(InputError, match="history was 2, is now 1"):
         check_same(planned())
     before = run.signature()
-    del before["standardize"], before["gamma"]
-    write_json(run.file(".json"), {"settings": before | {"standardise": False}})
-    check_same(run)  # a setting that came later was at its default, and one was renamed
+    del before["precision"], before["gamma"]  # a setting that came later was at its default
     write_json(run.file(".json"), {"settings": before | {"encoder": "0" * 64}})
     with pytest.raises(InputError, match=r"encoder was 0000000000…, is now [0-9a-f]{10}…\. ") as caught:
         check_same(run)
-    assert "standardize" not in str(caught.value)
+    assert "precision" not in str(caught.value)
     run.file(".json").write_text("{")
     with pytest.raises(InputError, match=r"seed_0\.json is damaged"):
         check_same(run)
+
+
+def test_runs_of_an_earlier_version_are_compared_by_todays_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (run,) = plan_runs(Study({"t": Task("Side-v0")}, ("random-latent",), (0,), 64), tmp_path)[1:]
+    settings = run.signature()
+    monkeypatch.setattr(AgentConfig, "RENAMED", {"discount": "gamma"})
+    monkeypatch.setattr(AgentConfig, "REMOVED", {"glasses": (0, "leave it out")})
+    before = settings | {"discount": settings["gamma"], "glasses": 0}
+    del before["gamma"]
+    write_json(run.file(".json"), {"settings": before})
+    check_same(run)
+    for changed in ({"glasses": 1}, {"discount": 0.1}):
+        write_json(run.file(".json"), {"settings": before | changed})
+        with pytest.raises(InputError, match=r"glasses|gamma"):
+            check_same(run)
 
 
 def test_settings_left_to_the_algorithm_are_compared_by_their_values(encoder_folder: Path, tmp_path: Path):
