@@ -1,6 +1,8 @@
 """`latent-obs compare`: the study of its options, what it makes by itself, and its page."""
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError
 from latent_obs_cli.compare import CompareConfig, prepare, study_of
 from latent_obs_cli.main import main
+from latent_obs_cli.pages import write_comparison
 from tests.support import ROOT
 from tests.support.compare_cases import results_of
 from tests.support.side_env import SIDE
@@ -47,6 +50,27 @@ def test_a_page_of_what_is_finished(
     numbers = json.loads((out / "compare.json").read_text())
     assert numbers["summary"]["tasks"]["t"]["arms"]["pixels"]["seeds"] == [0, 1, 2]
     assert numbers["results"]["missing"] == {failed.name: "failed: out of <memory>"}
+
+
+def test_the_page_carries_everything_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
+    arms = {"pixels": [10, 11], "latent": [20, 21], "latent, <b>4</b>": [3, 4]}
+    results = results_of({"won": arms, "lost & <u>": arms})
+    results.missing["won, pixels, seed 4"] = "not finished"
+    results.runs["won"]["pixels"][0]["final"]["successes"] = [True, False]
+    target, summary = write_comparison(results, tmp_path)
+    raw = target.read_text()
+    assert not re.search("<u>|<b>4", raw)
+    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", raw)
+    assert raw.count("data:image/png;base64,") == 3
+    page = html.unescape(raw)
+    for text in (*summary["verdict"]["sentences"], "won, pixels, seed 4", "an abacus", "beads 1.0", "frame_skip"):
+        assert text in page, text
+    assert "Memory: weighed" in page
+    pictures = sorted(file.name for file in (tmp_path / "plots").iterdir())
+    assert pictures == ["lost-u.png", "over-tasks.png", "overview.png", "won.png"]
+    saved = json.loads((tmp_path / "compare.json").read_text())["results"]["runs"]["won"]["latent"][0]
+    assert saved["evaluations"][0] == {"step": 250, "mean_return": 5.0, "seconds": 2.5}
 
 
 def test_the_study_of_one_environment():
