@@ -1,1 +1,1 @@
-"""The front door: the console command `latent-obs`, and the quickstart that walks through all three rooms."""
+"""The command `latent-obs`, and the quickstart that runs the whole path."""

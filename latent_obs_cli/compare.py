@@ -1,135 +1,124 @@
-"""`latent-obs compare`: whether latents are worth it, for a study file or for one environment."""
+"""`latent-obs compare`: are latents worth it, in one environment or in a study of several tasks."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from agents import AgentConfig
 from agents.compare import Study, Task, collect, compare, load_study, saved_study
 from agents.compare.runs import duration, only_one, read_json
-from agents.compare.statistics import check_installed
 from agents.compare.study import OBSERVATIONS, folder_name
 from agents.envs import contract_of
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.pca import fit_pca_of_folder, save_pca
-from latent_obs.pixels import PixelContract
 from latent_obs.util.atomic import write_json
-from latent_obs.util.errors import InputError, MissingExtraError
+from latent_obs.util.errors import InputError, require
 from vae_training import RecordConfig, TrainConfig, get_datasets, record, train
 
-_DEFAULT_OUT = Path("runs/compare")
-_OF_THE_STUDY = ("env", "encoder", "pca", "out", "steps", "observation", "seed")
+_COMPONENTS = 256  # of a PCA where no encoder gives the number of latents
+_OF_FRAMES = ("frame_skip", "env_kwargs", "pixel_key")  # settings of a run that decide what its frames look like
+_ALSO_WITH_STUDY = ("study", "out", "jobs", "threads", "page_only")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Options of `latent-obs compare`. Every other setting is one of the study file."""
+
+    study: Path | None = None
+    """A TOML file of tasks, arms and settings, in place of the options for one environment. For its format see
+    agents/compare/study.py; benchmarks/study.toml is an example."""
+    env: str = "VizdoomBasic-v1"
+    """A registered Gymnasium environment with pixels."""
+    encoder: Path | None = None
+    """Encoder folder, or the run folder of train-vae. If it is not given, an encoder is trained first."""
+    frames: Path | None = None
+    """Frames of the environment to train that encoder on. If they are not given, they are recorded first."""
+    arms: tuple[str, ...] = OBSERVATIONS
+    """What the agents see; one group of runs each."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One run each, for each arm."""
+    steps: int = 150_000
+    """Environment steps of each run."""
+    episodes: int = 50
+    """New episodes on which each final agent, and the random policy, is evaluated."""
+    frame_skip: int | None = None
+    """Game frames per agent step. 4 is usual for ViZDoom."""
+    latent_only: bool = False
+    """Drop every other entry of a Dict observation (inventory, game variables), so that pixels are all there is."""
+    out: Path = Path("runs/compare")
+    """Folder of all results. The same command with the same folder goes on."""
+    jobs: int | None = None
+    """Runs at once; half the cores by default."""
+    threads: int | None = None
+    """Threads that torch computes with in each run; cores / jobs by default."""
+    page_only: bool = False
+    """Train nothing: write the page of the runs in --out that are finished, also while others are under way."""
 
 
 def run_compare(words: Sequence[str]) -> None:
-    """Parse `latent-obs compare`, train and judge."""
+    """Parse `latent-obs compare`, train, evaluate, and write the page."""
 
-    def run(
-        config: OmitArgPrefixes[AgentConfig] = AgentConfig(out=_DEFAULT_OUT),  # noqa: B008  (it is frozen)
-        study: Path | None = None,
-        frames: Path | None = None,
-        arms: tuple[str, ...] = OBSERVATIONS,
-        seeds: tuple[int, ...] = (0, 1, 2),
-        episodes: int = 50,
-        jobs: int | None = None,
-        threads: int | None = None,
-        page_only: bool = False,
-    ) -> None:
-        """Train agents on pixels, on latents and on baselines, and tell whether latents were worth it.
+    def run(config: OmitArgPrefixes[CompareConfig]) -> None:
+        """Train agents on pixels, on latents and on baselines, and report whether latents were worth it.
 
-        For one environment, with its options and any setting of train-agent; or for a study of several tasks and
-        variants in a TOML file (see agents/compare/study.py). Where there is no encoder it is made first: frames
-        recorded, a CVAE trained, principal components fitted. Writes compare.html, one page with a verdict, learning
-        curves and intervals, and compare.json with every number. Ctrl-C stops all runs, and the same command goes on.
-        Exit status 1 where runs failed.
-
-        Args:
-            config: Settings of all runs.
-            study: The TOML file; then the options of train-agent, but for --out, are in there.
-            frames: Frames of the environment to make an encoder of, in place of recording some.
-            arms: What the agents see.
-            seeds: One run each, for each arm.
-            episodes: New episodes that each final agent, and the random policy, is judged on.
-            jobs: Runs at once; half the cores by default.
-            threads: Threads that torch computes with in each; cores / jobs by default.
-            page_only: Train nothing; write the page of what is finished in --out, also while runs are under way
-                elsewhere.
+        Compares one environment, given by options, or the tasks of a study file. If there is no encoder, it is made
+        first: frames are recorded, a CVAE is trained, principal components are fitted. Writes compare.html, a page with
+        a verdict, learning curves and intervals, and compare.json with every number. Ctrl-C stops all runs, and the
+        same command goes on. Exit status 1 if runs failed.
         """
-        if page_only:
-            if study is not None:
-                raise InputError(
-                    f"--page-only writes the page of the study in {config.out}, and reads no --study {study}: leave one out"
-                )
+        given = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
+        if config.page_only:
+            if config.study is not None:
+                raise InputError(f"--page-only reads the study that is saved in {config.out}: leave out --study")
             finish(saved_study(config.out), config.out)
             return
-        if study is not None:
-            given = _settings(config) | {k: v for k, v in (("frames", frames),) if v is not None}
-            if given or (arms, seeds, episodes) != (OBSERVATIONS, (0, 1, 2), 50):
-                raise InputError(
-                    f"with --study these are set in {study}: leave out {', '.join(given) or '--arms, --seeds'}"
-                )
-        wanted = load_study(study) if study is not None else study_of(config, frames, arms, seeds, episodes)
-        run_study(wanted, config.out, jobs=jobs, threads=threads)
+        others = [f"--{name.replace('_', '-')}" for name in given if name not in _ALSO_WITH_STUDY]
+        if config.study is not None and others:
+            raise InputError(f"with --study, {', '.join(others)} must be set in {config.study}")
+        study = load_study(config.study) if config.study is not None else study_of(config)
+        run_study(study, config.out, jobs=config.jobs, threads=config.threads)
 
     tyro.cli(run, prog="latent-obs compare", args=list(words), config=(tyro.conf.CascadeSubcommandArgs,))
 
 
-def study_of(
-    config: AgentConfig, frames: Path | None, arms: Sequence[str], seeds: Sequence[int], episodes: int
-) -> Study:
+def study_of(config: CompareConfig) -> Study:
     """The study of one environment.
 
-    Args:
-        config: Settings of all runs: those that are not at their defaults.
-        frames: Frames to make an encoder of; None records some.
-        arms: What the agents see.
-        seeds: One run each.
-        episodes: Of each final evaluation.
-
-    Raises:
-        InputError: A setting was given that a comparison decides itself.
-
     Example:
-        >>> study = study_of(AgentConfig(steps=2_000, frame_skip=4), None, ["pixels"], [0], 10)
+        >>> study = study_of(CompareConfig(steps=2_000, frame_skip=4, arms=("pixels",)))
         >>> study.steps, study.settings, list(study.tasks)
         (2000, {'frame_skip': 4}, ['VizdoomBasic-v1'])
     """
-    given = _settings(config)
-    for name, instead in (("observation", "--arms"), ("seed", "--seeds")):
-        if name in given:
-            raise InputError(f"--{name} is for one run; a comparison takes {instead}")
-    name = config.env.rsplit(":")[-1]
-    task = Task(config.env, encoder=config.encoder, pca=config.pca, frames=frames)
-    settings = {k: v for k, v in given.items() if k not in _OF_THE_STUDY}
-    return Study({name: task}, tuple(arms), tuple(seeds), config.steps, episodes, settings=settings)
+    settings: dict[str, Any] = {} if config.frame_skip is None else {"frame_skip": config.frame_skip}
+    if config.latent_only:
+        settings["latent_only"] = True
+    task = Task(config.env, encoder=config.encoder, frames=config.frames)
+    name = config.env.rpartition(":")[2]
+    return Study({name: task}, config.arms, config.seeds, config.steps, config.episodes, settings=settings)
 
 
 def run_study(study: Study, out: Path, *, jobs: int | None = None, threads: int | None = None) -> None:
-    """Make what is missing, train, and write the page.
+    """Make the encoders that are missing, train, and write the page.
 
     Raises:
-        InputError: A setting will not do, or runs in the folder were made with other settings.
-        SystemExit: With status 1: some runs failed; the page says which.
-        KeyboardInterrupt: It was stopped; the same call goes on.
+        InputError: A setting is not allowed, or runs in the folder were made with other settings.
+        MissingExtraError: A package of the extra "compare" is not installed.
+        SystemExit: With status 1: some runs failed; the page names them.
+        KeyboardInterrupt: It was interrupted; the same call goes on.
     """
-    try:
-        check_installed()
-    except MissingExtraError as error:  # runs are worth having all the same
-        print(f"{error}\nUntil then runs can be made, and no page; it is written with --page-only afterwards.")
-    from latent_obs_cli.compare import prepare
-
+    for module in ("psutil", "scipy", "matplotlib"):  # before hours of training
+        require(module, extra="compare", purpose="compare agents")
     study = prepare(study, out)
     try:
         results = compare(study, out, jobs=jobs, threads=threads)
     except KeyboardInterrupt:
-        print(
-            "Stopped. The same command goes on; a page of what is finished: latent-obs compare --page-only --out", out
-        )
+        print("Stopped. The same command goes on; the page so far: latent-obs compare --page-only --out", out)
         raise
     finish(study, out)
     if results.missing:
@@ -137,7 +126,7 @@ def run_study(study: Study, out: Path, *, jobs: int | None = None, threads: int 
 
 
 def finish(study: Study, out: Path) -> None:
-    """Write the page of all runs that are finished, and say what it says."""
+    """Write the page of all runs that are finished, and print its verdict."""
     from latent_obs_cli.pages import write_comparison
 
     target, summary = write_comparison(collect(study, out), out)
@@ -146,151 +135,109 @@ def finish(study: Study, out: Path) -> None:
     for text in dict.fromkeys((verdict["headline"], *verdict["sentences"], *verdict["warnings"], summary["seeds"])):
         print(text)
     if summary["missing"]:
-        print(f"{len(summary['missing'])} run(s) have no numbers; the page says which.")
+        print(f"{len(summary['missing'])} run(s) have no numbers; the page lists them.")
     print(f"\nPage:    {target}\nNumbers: {out / 'compare.json'}")
 
 
-def _settings(config: AgentConfig) -> dict[str, Any]:
-    """What was given: settings that are not at their defaults."""
-    default = AgentConfig(out=config.out)
-    names = [f.name for f in dataclasses.fields(AgentConfig)]
-    return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(default, name)}
-
-
-_COMPONENTS = 256  # where there is no encoder to have as many latents as
-_PASSED_ON = ("frame_skip", "env_kwargs", "pixel_key")  # settings of a run that decide what its frames look like
-
-
 def prepare(study: Study, out: Path, say: Callable[[str], object] = print) -> Study:
-    """Make the encoder and the principal components of each task that needs them and names none.
+    """Make the encoder and the principal components of each task whose arms need them and that names none.
 
-    Everything lies in out/prepared/<task>/, and what is there is not made again.
+    They are written to out/prepared/TASK/. What is there already is not made again.
 
     Args:
         study: What is to be compared.
         out: Its folder.
-        say: Where messages go.
+        say: Receives the messages.
 
     Returns:
         The study with the paths, and with the seconds that encoders took.
 
     Raises:
-        InputError: There are no frames, or they will not do.
-        KeyboardInterrupt: It was stopped; the same call goes on.
+        InputError: A setting of [record] or [vae] is not allowed, or the frames are not usable.
+        KeyboardInterrupt: It was interrupted; the same call goes on.
     """
     tasks: dict[str, Task] = {}
     for name, task in study.tasks.items():
-        encoder, pca = _needed(study, name)
+        own = [(study.observation(arm), study.own_settings(name, arm)) for arm in study.arms]
+        encoder = task.encoder is None and any(seen == "latent" and not has.get("encoder") for seen, has in own)
+        pca = task.pca is None and any(seen == "pca-latent" and not has.get("pca") for seen, has in own)
+        tasks[name] = task
         if encoder or pca:
             with only_one(out):
-                task = _prepared(study, name, out / "prepared" / folder_name(name), encoder, pca, say)
-        tasks[name] = task
+                tasks[name] = _prepared(study, name, out / "prepared" / folder_name(name), encoder, pca, say)
     return dataclasses.replace(study, tasks=tasks)
 
 
-def _needed(study: Study, name: str) -> tuple[bool, bool]:
-    """Whether an encoder, and whether principal components have to be made."""
-    task, encoder, pca = study.tasks[name], False, False
-    for arm in study.arms:
-        own, seen = study.own_settings(name, arm), study.observation(arm)
-        encoder |= seen == "latent" and task.encoder is None and own.get("encoder") is None
-        pca |= seen == "pca-latent" and task.pca is None and own.get("pca") is None
-    return encoder, pca
-
-
 def _prepared(study: Study, name: str, folder: Path, encoder: bool, pca: bool, say: Callable[[str], object]) -> Task:
-    """A task with what it lacks; what has been made before is taken as it is."""
-    task = study.tasks[name]
-    took = _Took(folder / "seconds.json")
-    frames = task.frames or _recorded(study, name, folder / "frames", took, say)
+    """A task with its encoder and principal components, made where they are asked for."""
+    task, noted = study.tasks[name], folder / "seconds.json"
+    frames = task.frames or folder / "frames"
+    if task.frames is None:
+        settings = {**study.settings, **task.settings}
+        settings = {key: settings[key] for key in _OF_FRAMES if key in settings} | study.record
+        decided = {"env": task.env, "out": frames, "state": False}
+        recording = _stage_config(lambda values: RecordConfig(**values), "record", settings, decided)
+        if not _is_finished(noted, "frames"):
+            say(f"{name}: records {recording.frames:,} frames …")
+            with _timed(noted, "frames"):
+                record(recording, say=_quiet)
+                if sum(len(d) for d in get_datasets(frames)) < recording.frames:
+                    raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
     if encoder:
-        vae = _of(TrainConfig, study.vae, "vae", frames=frames, out=folder / "vae")
-        if "encoder" not in took.seconds:
+        vae = _stage_config(TrainConfig.from_json, "vae", study.vae, {"frames": frames, "out": folder / "vae"})
+        if not _is_finished(noted, "encoder"):
             say(f"{name}: trains an encoder on {frames}, {vae.epochs} epochs …")
-            with took.noted("encoder"):
+            with _timed(noted, "encoder"):
                 resume = (vae.out / "checkpoints" / "latest.safetensors").exists()
                 if train(vae, resume=resume, say=_quiet).interrupted:
                     raise KeyboardInterrupt
-        seconds = took.seconds.get("frames", 0.0) + took.seconds["encoder"]
-        say(f"{name}: the encoder took {duration(seconds)}, frames included.")
+        stages = read_json(noted)
+        seconds = sum(stages[stage]["seconds"] for stage in ("frames", "encoder") if stage in stages)
+        say(f"{name}: the encoder took {duration(seconds)}, recording included.")
         task = dataclasses.replace(task, encoder=vae.out / "encoder", encoder_seconds=seconds)
     if pca:
         components = folder / "pca.safetensors"
         if not components.exists():
             say(f"{name}: fits principal components to {frames} …")
-            with took.noted("pca"):
-                save_pca(components, fit_pca_of_folder(frames, *_shape(task.encoder)))
+            with _timed(noted, "pca"):
+                count, contract = _COMPONENTS, contract_of(None)
+                if task.encoder is not None:  # as many components as latents, of the same frames
+                    read = read_encoder_folder(task.encoder)
+                    count, contract = read.architecture.latent_dim, read.contract
+                save_pca(components, fit_pca_of_folder(frames, count, contract))
         task = dataclasses.replace(task, pca=components)
     return task
 
 
-def _recorded(study: Study, name: str, frames: Path, took: "_Took", say: Callable[[str], object]) -> Path:
-    """Frames of a task's environment."""
-    task = study.tasks[name]
-    settings = {k: v for k, v in {**study.settings, **task.settings}.items() if k in _PASSED_ON}
-    config = _of(RecordConfig, {**settings, **study.record}, "record", env=task.env, out=frames, state=False)
-    if "frames" not in took.seconds:
-        say(f"{name}: records {config.frames:,} frames …")
-        with took.noted("frames"):
-            record(config, say=_quiet)
-            if sum(len(d) for d in get_datasets(frames)) < config.frames:
-                raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
-    return frames
+def _stage_config(
+    make: Callable[[dict[str, Any]], Any], table: str, given: dict[str, Any], decided: dict[str, Any]
+) -> Any:
+    """Settings of a stage from a table of the study, with those that the study decides itself."""
+    try:
+        if fixed := sorted(given.keys() & decided.keys()):
+            raise InputError(f"{fixed} cannot be set here; the study decides it")
+        return make({**given, **decided})
+    except (InputError, TypeError) as error:
+        raise InputError(f"[{table}] of the study: {error}") from None
 
 
-def _of(kind: type[Any], given: dict[str, Any], table: str, **decided: Any) -> Any:
-    """Settings of a stage, with what the study decides itself."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    for name in given:
-        if name not in names or name in decided:
-            whose = "is decided by the study" if name in decided else "there is none of that name"
-            raise InputError(
-                f"the study's [{table}] has {name!r}: {whose}. It may have {', '.join(sorted(names - set(decided)))}"
-            )
-    return kind(**{**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}, **decided})
+def _is_finished(noted: Path, stage: str) -> bool:
+    return bool((read_json(noted) or {}).get(stage, {}).get("finished"))
 
 
-def _shape(encoder: Path | None) -> tuple[int, PixelContract]:
-    """How many components to keep, and of which frames: as the encoder has them."""
-    if encoder is None:
-        return _COMPONENTS, contract_of(None)
-    read = read_encoder_folder(encoder)
-    return read.architecture.latent_dim, read.contract
-
-
-class _Took:
-    """Seconds of each stage, kept in a file: a stage that has them is finished."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._noted: dict[str, Any] = read_json(file) or {}
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Of each finished stage, interrupted attempts included."""
-        return {name: value["seconds"] for name, value in self._noted.items() if value["finished"]}
-
-    def noted(self, stage: str) -> "_Stage":
-        """A block that is a stage; what it took is noted however it ends."""
-        return _Stage(self, stage)
-
-    def add(self, stage: str, seconds: float, *, finished: bool) -> None:
-        """Add the time of an attempt."""
-        before = self._noted.get(stage, {"seconds": 0.0})["seconds"]
-        self._noted[stage] = {"seconds": before + seconds, "finished": finished}
-        write_json(self._file, self._noted)
-
-
-class _Stage:
-    def __init__(self, took: _Took, name: str) -> None:
-        self._took, self._name, self._began = took, name, 0.0
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._took.add(self._name, time.perf_counter() - self._began, finished=kind is None)
+@contextlib.contextmanager
+def _timed(noted: Path, stage: str) -> Iterator[None]:
+    """Add the seconds of a block to those of its stage, also where it is interrupted; at its end it is finished."""
+    began, finished = time.perf_counter(), False
+    try:
+        yield
+        finished = True
+    finally:
+        stages = read_json(noted) or {}
+        before = stages.get(stage, {"seconds": 0.0})["seconds"]
+        stages[stage] = {"seconds": before + time.perf_counter() - began, "finished": finished}
+        write_json(noted, stages)
 
 
 def _quiet(text: str) -> None:
-    """Where messages go that speak of verbs that are not needed here."""
+    """Drop messages of a stage, which name verbs that are not needed here."""

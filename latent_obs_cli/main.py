@@ -2,73 +2,55 @@
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from latent_obs.util.errors import LatentObsError
+from latent_obs.util.errors import InputError, LatentObsError
 from latent_obs_cli.removed import REMOVED_VERBS, check_removed_options
 
-# Verb: (module and function that runs it, one line of help). Imported only when called for, so that --help is quick.
+# Verb: (module and function that runs it, one line of help). Imported only when it is called, so that --help is quick.
 VERBS = {
-    "quickstart": (
-        "latent_obs_cli.verbs:quickstart",
-        "The whole path in minutes: frames, CVAE, encoder, PPO, a page to look at",
-    ),
-    "frames record": ("latent_obs_cli.verbs:frames_record", "Record frames of an environment to .npy files"),
-    "frames extract": ("latent_obs_cli.verbs:frames_extract", "Make .npy files of videos, demonstrations and pictures"),
-    "frames stats": (
-        "latent_obs_cli.verbs:frames_stats",
-        "What a folder of frames holds, what looks wrong, sheets to look at",
-    ),
-    "train-vae": ("latent_obs_cli.verbs:train_vae", "Train the CVAE on a folder of frames; writes an encoder folder"),
-    "report": (
-        "latent_obs_cli.verbs:report",
-        "Whether an encoder's latents keep what an agent needs: a page, a JSON, a verdict",
-    ),
-    "train-agent": (
-        "latent_obs_cli.verbs:train_agent",
-        "Train an agent on an environment's latents (or on a baseline)",
-    ),
-    "actions fit": (
-        "latent_obs_cli.verbs:actions_fit",
-        "Centroids of demonstrated actions, for obfuscated MineRL tasks",
-    ),
-    "evaluate": ("latent_obs_cli.verbs:evaluate", "Play a trained agent: returns and success with intervals, a video"),
-    "watch": ("latent_obs_cli.verbs:watch", "Watch a trained agent play, live in a window"),
-    "compare": (
-        "latent_obs_cli.compare:run_compare",
-        "Latents against pixels and baselines: curves, intervals, a verdict",
-    ),
-    "doctor": ("latent_obs_cli.doctor:run_doctor", "What is installed, what is missing, and the command that mends it"),
+    "quickstart": ("verbs:quickstart", "The whole path in minutes: frames, CVAE, encoder, PPO, and a page of results"),
+    "frames record": ("verbs:frames_record", "Record frames of an environment to .npy files"),
+    "frames extract": ("verbs:frames_extract", "Convert videos, demonstrations and pictures to .npy files"),
+    "frames stats": ("verbs:frames_stats", "Check a folder of frames: contents, warnings, contact sheets"),
+    "train-vae": ("verbs:train_vae", "Train the CVAE on a folder of frames; writes an encoder folder"),
+    "report": ("verbs:report", "Check whether an encoder's latents keep what an agent needs: page, JSON, verdict"),
+    "train-agent": ("verbs:train_agent", "Train an agent on an environment's latents (or on a baseline)"),
+    "actions fit": ("verbs:actions_fit", "Fit centroids to demonstrated actions, for obfuscated MineRL tasks"),
+    "evaluate": ("verbs:evaluate", "Play a trained agent: returns and success with intervals, a video"),
+    "watch": ("verbs:watch", "Watch a trained agent play, live in a window"),
+    "compare": ("compare:run_compare", "Compare latents with pixels and baselines: curves, intervals, a verdict"),
+    "doctor": ("doctor:run_doctor", "Check the installation: what is missing, and the command that installs it"),
 }
+
+_USAGE = """\
+usage: latent-obs VERB [OPTIONS]
+
+Learn a compact description of the pixels first, then let the agent learn on that.
+
+{verbs}
+
+The stages by hand, in order:
+  latent-obs frames record --env VizdoomBasic-v1 --frame-skip 4 --out frames/doom
+  latent-obs train-vae     --frames frames/doom --out runs/doom
+  latent-obs report        runs/doom
+  latent-obs train-agent   --env VizdoomBasic-v1 --frame-skip 4 --latent-only --encoder runs/doom --out runs/a
+  latent-obs evaluate      --run runs/a
+
+Was it worth it? Pixels, latents and baselines over several seeds, with intervals:
+  latent-obs compare       --env VizdoomBasic-v1 --frame-skip 4 --latent-only --encoder runs/doom --out runs/b
+
+latent-obs VERB --help shows the options of a verb."""
 
 
 def usage() -> str:
     """The overview that `latent-obs --help` prints."""
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: latent-obs VERB [OPTIONS]",
-            "",
-            "Learn a compact description of the pixels first, then let the agent learn on that.",
-            "",
-            *lines,
-            "",
-            "The stages by hand, in order:",
-            "  latent-obs frames record --env VizdoomBasic-v1 --frame-skip 4 --out frames/doom",
-            "  latent-obs train-vae     --frames frames/doom --out runs/doom",
-            "  latent-obs report        runs/doom",
-            "  latent-obs train-agent   --env VizdoomBasic-v1 --frame-skip 4 --latent-only --encoder runs/doom --out runs/a",
-            "  latent-obs evaluate      --run runs/a",
-            "",
-            "Was it worth it? Pixels, latents and baselines over several seeds, with intervals:",
-            "  latent-obs compare       --env VizdoomBasic-v1 --frame-skip 4 --latent-only --encoder runs/doom --out runs/b",
-            "",
-            "latent-obs VERB --help tells the options of a verb.",
-        ]
-    )
+    return _USAGE.format(verbs="\n".join(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after `latent-obs`; the process's own by default.
 
     Returns:
-        The exit status: 0, or 2 for a mistake that the message tells how to mend, or 130 after Ctrl-C.
+        The exit status: 0, or 2 for a mistake of the user, or 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -101,12 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     module, _, function = VERBS[verb][0].partition(":")
     try:
+        check_own_packages()
         check_removed_options(verb, words[length:])
-        getattr(importlib.import_module(module), function)(words[length:])
+        getattr(importlib.import_module(f"latent_obs_cli.{module}"), function)(words[length:])
     except LatentObsError as error:
         print(f"latent-obs {verb}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has seen enough, as head does
+    except BrokenPipeError:  # the reader of our output has ended, as head does
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -119,6 +102,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nlatent-obs {verb}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def check_own_packages() -> None:
+    """Check that no package of another project, named like one of this, comes first on the path.
+
+    Raises:
+        InputError: One does; the message names both places.
+    """
+    home = Path(__file__).resolve().parents[1]
+    for name in ("vae_training", "agents"):
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin is not None and Path(spec.origin).resolve().parent != home / name:
+            raise InputError(
+                f"{name}: Python finds {Path(spec.origin).parent} before {home / name}. Rename the first, or take its "
+                "parent folder off the path (PYTHONPATH, or the working directory with python -m)"
+            )
 
 
 def entry() -> None:

@@ -1,8 +1,9 @@
-"""`latent-obs quickstart`: frames, CVAE, frozen encoder, PPO on latents, and a page that shows all of it."""
+"""`latent-obs quickstart`: frames, CVAE, frozen encoder, PPO on latents, and a page of results."""
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from agents import AgentConfig, Evaluation, evaluate_agent, evaluate_random, film, train_agent
-from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError, require
 from latent_obs_cli.pages import Section, write_page
@@ -29,8 +30,8 @@ from vae_training import (
 from vae_training.training.checkpoint import load_checkpoint
 from vae_training.training.logs import save_picture
 
-_HOW_TO_GO_ON = "Go on with (where the environment is not active, with ./uvw run or uv run in front)"
-_SIGMAS = 3.0  # standard errors by which the agent must beat chance for the quickstart to call it learnt
+_HOW_TO_GO_ON = "Go on with (with ./uvw run or uv run in front, if the environment is not active)"
+_SIGMAS = 3.0  # standard errors above the random policy from which the agent counts as trained
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,17 @@ class QuickstartConfig:
     """Settings of `latent-obs quickstart`, chosen by experiment so that PPO learns within minutes on two CPU cores."""
 
     out: Path = Path("runs/quickstart")
-    """Folder to make. Run again with the same folder, it goes on where it stopped."""
+    """Folder to make. The same command with the same folder goes on where it stopped."""
     env: str = "VizdoomBasic-v1"
     """A ViZDoom scenario."""
     frames: int = 10_000
-    """Frames to record and learn to see from."""
+    """Frames to record, and to train the CVAE on."""
     vae_epochs: int = 13
-    """Super-batches of all training frames for the CVAE."""
+    """Epochs of the CVAE, each over all training frames."""
     steps: int = 100_000
     """Environment steps for PPO."""
     episodes: int = 100
-    """Episodes of the final evaluation, of agent and random policy alike."""
+    """Episodes of the final evaluation, for agent and random policy each."""
     seed: int = 0
     """Reproduces the frames, the CVAE and the agent's start."""
     device: str = "auto"
@@ -76,9 +77,7 @@ class QuickstartConfig:
 
     @property
     def vae(self) -> TrainConfig:
-        """Settings of stage 2: a small network, small batches (many steps in little time), and a beta that keeps
-        detail.
-        """
+        """Settings of stage 2: a small network, small batches (many steps in little time), a beta that keeps detail."""
         return TrainConfig(
             frames=self.out / "frames",
             out=self.out / "vae",
@@ -95,7 +94,7 @@ class QuickstartConfig:
 
     @property
     def agent(self) -> AgentConfig:
-        """Settings of stage 4."""
+        """Settings of stage 3."""
         return AgentConfig(
             env=self.env,
             encoder=self.out / "vae" / "encoder",
@@ -114,7 +113,7 @@ class QuickstartResult:
     """What a quickstart leaves.
 
     Attributes:
-        page: The one-page summary, HTML.
+        page: The page of results, HTML.
         agent: Evaluation of the trained agent.
         chance: Evaluation of the random policy.
         seconds: Seconds of each stage of this call.
@@ -127,114 +126,97 @@ class QuickstartResult:
 
 
 def quickstart(config: QuickstartConfig | None = None, *, say: Callable[[str], object] = print) -> QuickstartResult:
-    """Walk the whole path on a real 3D game; every stage is also a public function and a verb of its own.
+    """Run the whole path on a real 3D game; every stage is also a public function and a verb of its own.
 
     Args:
         config: Settings.
-        say: Where messages go.
+        say: Receives the messages.
 
     Raises:
-        InputError: The folder holds a quickstart of other settings.
-        MissingExtraError: A package of the path is not installed.
+        InputError: The folder holds a quickstart with other settings.
+        MissingExtraError: A package is not installed.
         KeyboardInterrupt: A stage was interrupted; what it had is kept, and the same call goes on from there.
     """
     config = config or QuickstartConfig()
-    for module, extra, purpose in (
-        ("vizdoom", "vizdoom", "play the game"),
-        ("matplotlib", "plots", "draw the learning curve"),
-        ("av", "video", "film the agent"),
-    ):
-        require(module, extra=extra, purpose=purpose)
+    require("vizdoom", extra="vizdoom", purpose="play the game")
+    require("matplotlib", extra="plots", purpose="draw the learning curve")
+    require("av", extra="video", purpose="film the agent")
     _claim(config)
-    clock = _Clock(say, stages=5)
+    vae, agent = config.vae, config.agent
+    seconds: dict[str, float] = {}
 
-    clock.begin("Record frames", f"{config.frames:,} frames of {config.env}, random actions")
-    record(config.recording, say=lambda text: None if text.startswith("next:") else say(text))
-    if sum(len(d) for d in get_datasets(config.recording.out)) < config.frames:
-        raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
+    with _stage(seconds, say, 1, "Record frames", f"{config.frames:,} frames of {config.env}, random actions"):
+        record(config.recording, say=lambda text: None if text.startswith("next:") else say(text))
+        if sum(len(d) for d in get_datasets(config.recording.out)) < config.frames:
+            raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
 
-    clock.begin("Train the CVAE", "learns to describe a frame by 256 numbers, an 8x8 map of 4")
-    vae = config.vae
-    latest = vae.out / "checkpoints" / "latest.safetensors"
-    if train(vae, resume=latest.exists(), say=say).interrupted:
-        raise KeyboardInterrupt
+    with _stage(seconds, say, 2, "Train the CVAE", "learns to describe a frame by 256 numbers, an 8x8 map of 4"):
+        resume = (vae.out / "checkpoints" / "latest.safetensors").exists()
+        if train(vae, resume=resume, say=say).interrupted:
+            raise KeyboardInterrupt
 
-    clock.begin("Train PPO on the latents", "the encoder is frozen; the agent never sees a pixel")
-    agent = config.agent
-    if train_agent(agent, resume=(agent.out / "last.zip").exists(), say=say).interrupted:
-        raise KeyboardInterrupt
+    with _stage(seconds, say, 3, "Train PPO on the latents", "the encoder is frozen; the agent never sees a pixel"):
+        if train_agent(agent, resume=(agent.out / "last.zip").exists(), say=say).interrupted:
+            raise KeyboardInterrupt
 
-    clock.begin("Evaluate", f"{config.episodes} new episodes each, agent and random policy")
-    trained = evaluate_agent(agent.out, episodes=config.episodes, device=config.device)
-    chance = evaluate_random(agent, episodes=config.episodes)
-    video, _ = film(agent.out, device=config.device)
+    with _stage(seconds, say, 4, "Evaluate", f"{config.episodes} new episodes each, agent and random policy"):
+        trained = evaluate_agent(agent.out, episodes=config.episodes, device=config.device)
+        chance = evaluate_random(agent, episodes=config.episodes)
+        video, _ = film(agent.out, device=config.device)
 
-    clock.begin("Write the page", "pictures, curves and the video in one file")
-    page = _page(config, trained, chance, video, clock)
-    clock.end()
+    with _stage(seconds, say, 5, "Write the page", "pictures, curves and the video in one file"):
+        page = _page(config, trained, chance, video, dict(seconds))
+
     sigmas = trained.sigmas_above(chance)
+    success = f"The agent is {sigmas:.1f} standard errors above chance."
+    failure = f"The agent is only {sigmas:.1f} standard errors above chance. Try --steps {2 * config.steps}."
     say(f"\nTrained agent:  mean return {trained}\nRandom policy:  mean return {chance}")
-    say(
-        f"The agent is {sigmas:.1f} standard errors above chance."
-        if sigmas > _SIGMAS
-        else f"The agent is only {sigmas:.1f} standard errors above chance. Try --steps {2 * config.steps}."
-    )
-    say(f"\nSummary: {page}\n{_HOW_TO_GO_ON}:\n" + "\n".join(f"  {c}" for c in _commands(config)))
-    return QuickstartResult(page, trained, chance, clock.seconds)
+    say(success if sigmas > _SIGMAS else failure)
+    say(f"\nSummary: {page}\n{_HOW_TO_GO_ON}:\n" + "\n".join(f"  {command}" for command in _commands(config)))
+    return QuickstartResult(page, trained, chance, seconds)
 
 
-class _Clock:
-    """Headings with numbers, and how long each stage took."""
-
-    def __init__(self, say: Callable[[str], object], stages: int) -> None:
-        self.seconds: dict[str, float] = {}
-        self._say, self._stages = say, stages
-        self._name, self._began = "", 0.0
-
-    def begin(self, name: str, text: str) -> None:
-        self.end()
-        self._name, self._began = name, time.perf_counter()
-        self._say(f"\n[{len(self.seconds) + 1}/{self._stages}] {name}: {text}")
-
-    def end(self) -> None:
-        if self._name:
-            self.seconds[self._name] = time.perf_counter() - self._began
-            self._say(f"      {self.seconds[self._name]:.0f} s")
-        self._name = ""
+@contextlib.contextmanager
+def _stage(
+    seconds: dict[str, float], say: Callable[[str], object], number: int, name: str, text: str
+) -> Iterator[None]:
+    """Announce a stage, and note its seconds at the end."""
+    say(f"\n[{number}/5] {name}: {text}")
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
+    say(f"      {seconds[name]:.0f} s")
 
 
 def _claim(config: QuickstartConfig) -> None:
-    """Note the settings in the folder, or refuse one that was begun with others."""
+    """Write the settings to the folder, or refuse a folder with other settings or other files."""
     file = config.out / "quickstart.json"
-    settings: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items()}
-    del settings["out"]
+    settings: dict[str, Any] = {name: value for name, value in vars(config).items() if name != "out"}
     if file.exists():
         try:
             before = dict(json.loads(file.read_text()))
         except (ValueError, TypeError) as error:
-            raise InputError(f"{file} is damaged ({error}); choose another --out") from None
-        if before != settings:
-            changed = sorted(k for k in settings if before.get(k) != settings[k])
+            raise InputError(f"out: {file} is damaged ({error}); choose another --out") from None
+        changed = sorted(name for name in settings if before.get(name) != settings[name])
+        if changed:
             raise InputError(
-                f"{config.out} holds a quickstart with other settings ({', '.join(changed)}); choose another --out"
+                f"out: {config.out} holds a quickstart with other settings ({', '.join(changed)}); choose another --out"
             )
     elif config.out.exists() and any(config.out.iterdir()):
-        raise InputError(f"{config.out} is not empty and holds no quickstart; choose another --out")
+        raise InputError(f"out: {config.out} is not empty and holds no quickstart; choose another --out")
     write_json(file, settings)
 
 
-def _page(config: QuickstartConfig, trained: Evaluation, chance: Evaluation, video: Path, clock: _Clock) -> Path:
+def _page(
+    config: QuickstartConfig, trained: Evaluation, chance: Evaluation, video: Path, seconds: dict[str, float]
+) -> Path:
     """Draw the pictures, and write the page."""
-    pictures = config.out / "pictures"
-    vae = config.vae
+    pictures, vae = config.out / "pictures", config.vae
     _, held_out = split_held_out(get_datasets(vae.frames))
     frames = np.array(held_out[0][:: max(1, len(held_out[0]) // 200)])
-    architecture = FrozenEncoder.load(vae.out, device="cpu").architecture
-    assert architecture is not None  # every folder has one
-    model = CVAE.from_architecture(architecture, vae.beta)
-    checkpoints = vae.out / "checkpoints"
-    best = checkpoints / "best.safetensors"
-    load_checkpoint(best if best.exists() else checkpoints / "latest.safetensors", model)
+    model = CVAE.from_architecture(read_encoder_folder(vae.out).architecture, vae.beta)
+    best, latest = (vae.out / "checkpoints" / f"{name}.safetensors" for name in ("best", "latest"))
+    load_checkpoint(best if best.exists() else latest, model)
     save_picture(pictures / "reconstructions.png", reconstruction_sheet(model, frames[:: max(1, len(frames) // 9)][:9]))
     save_picture(pictures / "traversal.png", traversal_sheet(model, frames[0], sample=frames))
     plot_vae(vae.out, pictures / "vae.png")
@@ -248,19 +230,19 @@ def _page(config: QuickstartConfig, trained: Evaluation, chance: Evaluation, vid
             "Trained agent, mean return": str(trained),
             "Random policy, mean return": str(chance),
             "Difference": f"{trained.sigmas_above(chance):.1f} standard errors",
-            **{f"Time: {name}": f"{seconds:.0f} s" for name, seconds in clock.seconds.items()},
+            **{f"Time: {name}": f"{time:.0f} s" for name, time in seconds.items()},
         },
         sections=[
             Section(
                 "The agent at play",
-                "Left, the game. Right, the latent vector that the agent acts on, decoded. What is faint there is faint in the "
-                "latent too, though a small network may still find it there.",
+                "Left, the game. Right, the latent vector that the agent acts on, decoded. What is faint there is "
+                "faint in the latent too, though a small network may still find it.",
                 video,
             ),
             Section(
                 "Learning curve",
-                "Return of whole episodes over training. The grey line is the random policy, with its standard error; the "
-                "dashed line is the best agent on episodes that neither training nor its selection saw.",
+                "Return of whole episodes over training. The grey line is the random policy, with its standard error; "
+                "the dashed line is the best agent on episodes that neither training nor its selection saw.",
                 pictures / "agent.png",
             ),
             Section(
@@ -270,12 +252,12 @@ def _page(config: QuickstartConfig, trained: Evaluation, chance: Evaluation, vid
             ),
             Section(
                 "Latent traversal",
-                "Each row moves one latent over its range and leaves the others: the six that carry most information.",
+                "Each row changes one latent over its range and keeps the others: the six that carry most information.",
                 pictures / "traversal.png",
             ),
             Section(
                 "Losses and the schedule of beta",
-                "Beta rises from 0 in cycles (Fu et al. 2019); the KL is squeezed as it does.",
+                "Beta rises from 0 in cycles (Fu et al. 2019); the KL falls as it does.",
                 pictures / "vae.png",
             ),
         ],
@@ -285,10 +267,9 @@ def _page(config: QuickstartConfig, trained: Evaluation, chance: Evaluation, vid
 
 def _commands(config: QuickstartConfig) -> list[str]:
     """Three commands to go on with."""
-    encoder = config.vae.out / "encoder"
     return [
         f"latent-obs evaluate --run {config.agent.out}",
         f"latent-obs train-agent --out {config.agent.out} --resume --steps {2 * config.steps}",
-        f"latent-obs train-agent --env {config.env} --frame-skip 4 --encoder {encoder} --observation random-latent "
-        f"--latent-only --out {config.out / 'agent-random-encoder'}",
+        f"latent-obs train-agent --env {config.env} --frame-skip 4 --encoder {config.vae.out / 'encoder'} "
+        f"--observation random-latent --latent-only --out {config.out / 'agent-random-encoder'}",
     ]

@@ -9,7 +9,22 @@ REMOVED_VERBS = {
     "`latent-obs train-agent` one after the other, as in docs/agents.md",
 }
 
-_NO_EFFECT = "it was not measured to help; leave it out"
+#: Settings of train-agent that were options of compare, separated by blanks.
+_IN_STUDY = """
+workers envs env-kwargs pixel-key flatten history standardize standardise precision backend watch-drift algorithm
+learning-rate learning-rate-schedule gamma net-arch batch-size normalize-reward normalize-observation latent-deviation
+n-steps n-epochs gae-lambda ent-coef clip-range clip-range-schedule lstm-size buffer-size learning-starts train-freq
+gradient-steps tau target-update-interval exploration-fraction exploration-final-eps n-quantiles checkpoint-every
+exact-resume keep-checkpoints eval-every eval-episodes deterministic device
+"""
+
+
+def _in_study(option: str) -> str:
+    name = option.replace("-", "_").replace("standardise", "standardize")
+    return (
+        f"set {name} under [settings] in a TOML file, and name that with --study (its format: agents/compare/study.py)"
+    )
+
 
 #: By verb and option: what to do instead. Options are written with hyphens, without the leading two.
 REMOVED_OPTIONS: dict[str, dict[str, str]] = {
@@ -25,7 +40,12 @@ REMOVED_OPTIONS: dict[str, dict[str, str]] = {
         "standardise": "it is spelled --standardize",
     },
     "train-agent": {"standardise": "it is spelled --standardize"},
-    "compare": {"standardise": "it is spelled --standardize"},
+    "compare": {option: _in_study(option) for option in _IN_STUDY.split()}
+    | {
+        "pca": "set pca under [tasks.NAME] in a TOML file, and name that with --study",
+        "observation": "an agent for each of several observations is trained; name them with --arms",
+        "seed": "a run for each of several seeds is made; name them with --seeds",
+    },
 }
 
 

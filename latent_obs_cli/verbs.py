@@ -1,4 +1,4 @@
-"""The verbs of `latent-obs`: each turns its words into a configuration dataclass, and calls one public function."""
+"""The verbs of `latent-obs`: each parses its words into a configuration dataclass, and calls one public function."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from latent_obs.util.errors import require
+from latent_obs.util.errors import InputError, require
+
+Which = Annotated[str, tyro.conf.arg(metavar="{best,last,STEP}")]
 
 
 def _parse(function: Callable[..., Any], verb: str, words: Sequence[str]) -> None:
@@ -20,17 +22,17 @@ def frames_record(words: Sequence[str]) -> None:
 
     def run(
         config: OmitArgPrefixes[RecordConfig],
-        which: Annotated[str, tyro.conf.arg(metavar="{best,last,STEP}")] = "best",
+        which: Which = "best",
         device: str = "auto",
     ) -> None:
-        """Record frames of a Gymnasium environment to .npy files that train-vae eats.
+        """Record frames of a Gymnasium environment to .npy files for train-vae.
 
-        Safe to interrupt: what was recorded stays valid, and the same command goes on with it.
+        Safe to interrupt: what was recorded stays valid, and the same command goes on.
 
         Args:
             config: Settings.
-            which: Of a run folder of train-agent: the best agent (by the evaluations during training), the last, or a
-                kept checkpoint by its step.
+            which: Which agent of a run folder: best (by the evaluations during training), last, or a checkpoint that
+                was kept, by its step.
             device: Where an agent on latents encodes: auto, cpu, cuda, cuda:N, mps.
         """
         policy = None
@@ -48,7 +50,7 @@ def frames_extract(words: Sequence[str]) -> None:
     from vae_training import ExtractConfig, extract
 
     def run(config: OmitArgPrefixes[ExtractConfig]) -> None:
-        """Make .npy files that train-vae eats of recordings: MineRL and VPT datasets, videos, pictures, arrays.
+        """Convert recordings to .npy files for train-vae: MineRL and VPT datasets, videos, pictures, arrays.
 
         Safe to interrupt: finished recordings are kept, and the same command goes on with the others.
         """
@@ -64,15 +66,15 @@ def frames_stats(words: Sequence[str]) -> None:
     from vae_training import find_warnings, frame_stats, stats_table, write_contact_sheet, write_mean_sheet
 
     def run(folder: Positional[Path], out: Path | None = None, json: bool = False, sample: int | None = None) -> None:
-        """Tell what a folder of frames holds and what looks wrong, and draw sheets to look at.
+        """Measure a folder of frames, warn of what looks wrong, and draw contact sheets.
 
-        Exit status 1 where training would refuse a file; the others are measured all the same.
+        Exit status 1 if training would refuse a file; the other files are measured all the same.
 
         Args:
             folder: The folder of .npy files.
             out: Where contact_sheet.png and mean_images.png go; beside the folder by default, as FOLDER_stats.
             json: Print JSON instead of a table.
-            sample: Measure about so many frames instead of all, for a quick look at a huge dataset.
+            sample: Measure about this many frames instead of all, for a quick look at a huge dataset.
         """
         stats = frame_stats(folder, sample)
         pictures: list[Path] = []
@@ -90,8 +92,8 @@ def frames_stats(words: Sequence[str]) -> None:
             if pictures:
                 print("\nPictures to look at (a blue face or an orange sky means that red and blue are swapped):")
                 print("\n".join(f"  {picture}" for picture in pictures))
-            mend = "mend the refused files or move them elsewhere, then: latent-obs frames stats"
-            print(f"next: {mend if stats.refused else 'latent-obs train-vae --frames'} {folder}")
+            repair = "repair the refused files or move them elsewhere, then: latent-obs frames stats"
+            print(f"next: {repair if stats.refused else 'latent-obs train-vae --frames'} {folder}")
         if stats.refused:
             raise SystemExit(1)
 
@@ -122,12 +124,12 @@ def report(words: Sequence[str]) -> None:
     from vae_training.report import report as measure
 
     def run(config: OmitArgPrefixes[ReportConfig]) -> None:
-        """Tell whether an encoder's latents are worth freezing, before an agent trains on them for days.
+        """Check whether an encoder's latents are worth freezing, before an agent trains on them for days.
 
-        Measures on recordings that training never saw: what the latents tell, what comes back of the frames beside PCA,
-        how steady they are, and how well known state (game variables, positions of objects, your own values) can be
-        read from them. Writes report.html, one page with the verdict and what to try next, and report.json with every
-        number.
+        Measured on recordings that training never saw: the information in the latents, reconstructions beside those of
+        PCA, how stable latents are, and how well known state (game variables, positions of objects, your own values)
+        can be predicted from them. Writes report.html, one page with a verdict and what to try next, and report.json
+        with every number.
         """
         measure(config)
 
@@ -157,7 +159,6 @@ def train_agent(words: Sequence[str]) -> None:
 def actions_fit(words: Sequence[str]) -> None:
     """Parse `latent-obs actions fit`, and fit."""
     from latent_obs.actions import fit_centroids
-    from latent_obs.util.errors import InputError
 
     def run(
         demonstrations: tuple[Path, ...],
@@ -168,22 +169,21 @@ def actions_fit(words: Sequence[str]) -> None:
     ) -> None:
         """Fit k-means centroids to the actions of demonstrations: a table of actions that PPO and DQN can choose from.
 
-        For tasks whose action is a vector of numbers, as the obfuscated MineRL tasks (…VectorObf-v0) have it.
+        For tasks whose action is a vector of numbers, such as the obfuscated MineRL tasks (…VectorObf-v0).
 
         Args:
             demonstrations: .npz or .npy files, or a folder that is searched for .npz files (MineRL's rendered.npz).
-            out: The file to write; one that is there already is not overwritten.
+            out: The file to write; an existing file is not overwritten.
             clusters: How many actions to make; the no-op is one more.
             key: Entry of an .npz that holds the actions, one row each.
             seed: The same seed gives the same centroids.
         """
         if out.exists():
-            raise InputError(f"{out} is there already; name another file with --out, or remove it")
-        if not demonstrations:
-            raise InputError("name the demonstrations: --demonstrations FOLDER, or .npz and .npy files")
+            raise InputError(f"out: {out} exists; name another file with --out, or remove it")
         missing = [str(path) for path in demonstrations if not path.exists()]
-        if missing:
-            raise InputError(f"there is no {', '.join(missing)}")
+        if missing or not demonstrations:
+            found = f"there is no {', '.join(missing)}" if missing else "none are named"
+            raise InputError(f"demonstrations: {found}; name a folder, or .npz and .npy files")
         centroids = fit_centroids(demonstrations, k=clusters, seed=seed, key=key)
         file = centroids.save(out)
         print(f"{len(centroids.vectors)} centroids of {int(centroids.counts.sum()):,} actions: {file}")
@@ -285,9 +285,7 @@ def quickstart(words: Sequence[str]) -> None:
     from latent_obs_cli.quickstart import quickstart as walk
 
     def run(config: OmitArgPrefixes[QuickstartConfig]) -> None:
-        """Record a 3D game, train a CVAE on the frames, freeze its encoder, train PPO on the latents, and show it
-        all.
-        """
+        """Record a 3D game, train a CVAE, freeze its encoder, train PPO on the latents, and write a page of results."""
         walk(config)
 
     _parse(run, "quickstart", words)
@@ -300,7 +298,7 @@ def watch(words: Sequence[str]) -> None:
 
     def run(
         run: Path,
-        which: Annotated[str, tyro.conf.arg(metavar="{best,last,STEP}")] = "best",
+        which: Which = "best",
         speed: float = 1.0,
         seed: int = 3_000_017,
         episodes: int | None = None,
@@ -319,7 +317,7 @@ def watch(words: Sequence[str]) -> None:
             which: best (by the evaluations during training), last, or a kept checkpoint by its step.
             speed: 1 for the game's own speed.
             seed: Seed of the environment.
-            episodes: End after so many; without it, it goes on until q.
+            episodes: End after this many; without it, it goes on until q.
             deterministic: True for the most likely action, False for a sample; by default as the run's settings say.
             success_return: An episode is a success if its return reaches this, in place of what is known of the task.
             paused: Begin with a pause.
@@ -338,8 +336,8 @@ def watch(words: Sequence[str]) -> None:
         )
         if ended:
             judged = [end.success for end in ended]
-            successes = None if all(word is None for word in judged) else tuple(map(bool, judged))
+            successes = None if all(success is None for success in judged) else tuple(map(bool, judged))
             played = Evaluation(tuple(end.total for end in ended), tuple(end.length for end in ended), successes)
             print(f"{len(ended)} whole episodes: mean return {played}")
 
-    tyro.cli(run, prog="latent-obs watch", args=list(words), config=(tyro.conf.CascadeSubcommandArgs,))
+    _parse(run, "watch", words)

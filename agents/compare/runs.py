@@ -1,4 +1,16 @@
-"""Starts the runs of a study, each in a process of its own, a few at a time; safe to interrupt and to start again."""
+"""Plan the runs of a study, and make each in a process of its own, a few at a time.
+
+A study can be interrupted at any moment; the same call goes on. Its folder:
+
+    study.json                              the study that was last begun
+    runs/TASK/random_policy.json            returns of the random policy
+    runs/TASK/ARM/seed_0/                   the run folder of train-agent
+    runs/TASK/ARM/seed_0.job.json           what the process was asked to do
+    runs/TASK/ARM/seed_0.log                what it printed
+    runs/TASK/ARM/seed_0.usage.json         what each attempt cost
+    runs/TASK/ARM/seed_0.failed.json        why it failed
+    runs/TASK/ARM/seed_0.json               its numbers, written last: a run with this file is finished
+"""
 
 import contextlib
 import fcntl
@@ -8,8 +20,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +35,17 @@ from latent_obs.util.atomic import write_json
 from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError
 from latent_obs.util.interrupt import GracefulStop
+from latent_obs.util.run_config import ANY
 
-_NOT_COMPARED = ("out", "device", "encoder", "pca", "env", "seed", "keep_checkpoints")
+RANDOM_POLICY = "random policy"
 #: Exit statuses of a run's process.
 FINISHED, CRASHED, MISTAKE, STOPPED = 0, 1, 2, 3
-RANDOM_POLICY = "random policy"
+#: How a run's process is started. With -P a folder `agents` in the working directory does not hide this package.
+WORKER = ("-P", "-m", "agents.compare.worker")
+_PAUSE_S = 0.2
+_GRACE_S = 15.0  # after SIGTERM, to finish a step and to save
+_LAST_LINES = 3  # of its log, shown where a process died without a reason
+_NOT_COMPARED = ("out", "device", "encoder", "pca", "env", "seed", "keep_checkpoints")
 
 
 @dataclass(frozen=True)
@@ -50,7 +70,7 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Task, arm and seed, for messages."""
         return f"{self.task}, {self.arm}" + (f", seed {self.seed}" if self.kind == "train" else "")
 
     def file(self, ending: str) -> Path:
@@ -63,142 +83,71 @@ class Planned:
         return self.file(".json").exists()
 
     def signature(self) -> dict[str, Any]:
-        """What the run's numbers depend on: settings, and the checksums of the files that its agent sees through.
+        """What the run's numbers depend on: all settings, and checksums of the encoder and PCA files.
 
-        Settings that are left to the algorithm are here with its defaults, so that a version with others is noticed.
+        Settings that were not given are at the algorithm's defaults here, so that a version with others is noticed.
         """
         values = {k: v for k, v in self.config.settled().to_json().items() if k not in _NOT_COMPARED}
         values |= {"env": self.config.env, "episodes": self.episodes}
         if self.kind == "random":
-            names = ("env", "episodes", "frame_skip", "env_kwargs")
-            return json.loads(json.dumps({k: values[k] for k in names}))
-        if self.config.encoder is not None:
-            folder = read_encoder_folder(self.config.encoder).path
-            values["encoder"] = _checksum(folder / "encoder.safetensors")
-        if self.config.pca is not None:
+            values = {name: values[name] for name in ("env", "episodes", "frame_skip", "env_kwargs")}
+        elif self.config.encoder is not None:
+            values["encoder"] = _checksum(read_encoder_folder(self.config.encoder).path / "encoder.safetensors")
+        if self.kind == "train" and self.config.pca is not None:
             values["pca"] = _checksum(self.config.pca)
         return json.loads(json.dumps(values))
 
 
 def plan_runs(study: Study, out: Path) -> list[Planned]:
-    """All runs of a study, in the order in which they start.
+    """All runs of a study, in the order in which they start: seed by seed, and the arms of a task one after the other.
 
-    Seed by seed and the arms of a task one after the other, so that what a slow hour costs is shared among them.
+    In this order a slow hour of the machine is shared by all arms.
 
     Raises:
-        InputError: A setting will not do, or an arm lacks its encoder.
+        InputError: A setting is not allowed, or an arm lacks its encoder.
     """
-    return [*_random_policies(study, out), *_training(study, out)]
-
-
-def _random_policies(study: Study, out: Path) -> Iterator[Planned]:
+    runs: list[Planned] = []
     for task in study.tasks:
-        # Any arm will do: it looks at nothing.
-        arm = study.arms[0]
-        config = study.config(task, arm, 0, out / "runs" / folder_name(task) / "random_policy")
-        yield Planned("random", task, RANDOM_POLICY, 0, config, study.episodes)
-
-
-def _training(study: Study, out: Path) -> Iterator[Planned]:
+        # The settings of any arm do: the random policy sees nothing.
+        config = study.config(task, study.arms[0], 0, out / "runs" / folder_name(task) / "random_policy")
+        runs.append(Planned("random", task, RANDOM_POLICY, 0, config, study.episodes))
     for seed in study.seeds:
         for task in study.tasks:
             for arm in study.arms:
                 folder = out / "runs" / folder_name(task) / folder_name(arm) / f"seed_{seed}"
-                yield Planned("train", task, arm, seed, study.config(task, arm, seed, folder), study.episodes)
+                config = study.config(task, arm, seed, folder)
+                runs.append(Planned("train", task, arm, seed, config, study.episodes))
+    return runs
 
 
 def check_same(run: Planned) -> None:
-    """Refuse to take, or to go on with, a run that was begun with other settings.
+    """Check that a run that is finished or begun has the settings that are planned for it.
 
     Raises:
-        InputError: It was; the message names what differs.
+        InputError: It has others; the message names what differs.
     """
-    for file in (run.file(".json"), run.file(".job.json")):
-        if not file.exists():
-            continue
-        try:
-            before = dict(json.loads(file.read_text())["settings"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is damaged ({error!r}); remove it, and the run is made again") from None
-        now = run.signature()
-        # A setting that did not exist then was at its default.
-        plain = AgentConfig(algorithm=run.config.algorithm, observation=run.config.observation).settled().to_json()
-        before = json.loads(json.dumps({k: v for k, v in plain.items() if k in now})) | before
-        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-        if changed:
-            what = "; ".join(
-                f"{name} was {_short(before.get(name))}, is now {_short(now.get(name))}" for name in changed
-            )
-            raise InputError(
-                f"{run.name}: {file} is of a run with other settings: {what}. Take them back, name the new ones as another "
-                "arm, choose another --out, or remove the run's files to have it made again"
-            )
+    file = next((file for file in (run.file(".json"), run.file(".job.json")) if file.exists()), None)
+    if file is None:
         return
-
-
-def _short(value: Any) -> str:
-    return f"{value[:10]}…" if isinstance(value, str) and len(value) == 64 else repr(value)
-
-
-def _checksum(file: Path) -> str:
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from None
-
-
-def read_json(file: Path) -> Any:
-    """What a JSON file holds; None where there is none, or where it cannot be read.
-
-    Example:
-        >>> read_json(Path("no such file")) is None
-        True
-    """
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def end_session(leader: int, *, but: int | None = None) -> None:
-    """Kill all processes of a session: of one that was started with ``start_new_session=True``, and of its descendants.
-
-    Environments are processes in groups of their own, which a signal to the leader's group does not reach; they do not
-    leave its session. Without Linux's /proc it is the group alone.
-
-    Args:
-        leader: Number of the session's first process, which may have ended.
-        but: One that is left alive, or killed by its own hand.
-    """
-    for pid in _members(leader):
-        if pid != but:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-    if but is None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(leader, signal.SIGKILL)
-
-
-def _members(session: int) -> list[int]:
-    found: list[int] = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended
-            if os.getsid(int(entry.name)) == session:
-                found.append(int(entry.name))
-    return found
-
-
-WORKER = ("-m", "agents.compare.worker")
-_PAUSE_S = 0.2
-_GRACE_S = 15.0  # for a step under way, and for saving
-_LAST_WORDS = 3  # lines of its log that tell why a run died without a word
-
-
-@dataclass
-class _Running:
-    run: Planned
-    process: "subprocess.Popen[bytes]"
-    began: float
+        before = dict(json.loads(file.read_text())["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged ({error!r}); remove it, and the run is made again") from None
+    for name, (default, _) in AgentConfig.REMOVED.items():
+        if default is ANY or before.get(name, default) == default:
+            before.pop(name, None)
+    now = run.signature()
+    # A setting that the earlier version did not have was at its default.
+    plain = AgentConfig(algorithm=run.config.algorithm, observation=run.config.observation).settled().to_json()
+    old = json.loads(json.dumps({name: value for name, value in plain.items() if name in now}))
+    old |= {AgentConfig.RENAMED.get(name, name): value for name, value in before.items()}
+    changed = [name for name in sorted({*old, *now}) if old.get(name) != now.get(name)]
+    if changed:
+        what = "; ".join(f"{name} was {_short(old.get(name))}, is now {_short(now.get(name))}" for name in changed)
+        raise InputError(
+            f"{run.name}: {file} is of a run with other settings: {what}. Take them back, give the new ones to another "
+            "arm, choose another --out, or remove the run's files to make it again"
+        )
 
 
 def run_all(
@@ -214,14 +163,14 @@ def run_all(
         runs: From `plan_runs`, in the order to start them.
         jobs: How many at once; half the cores by default, at least 1.
         threads: Threads that torch computes with in each; cores / jobs by default.
-        say: Where messages go: a line when a run begins, and one when it ends.
+        say: Receives the messages: a line when a run begins, and one when it ends.
 
     Returns:
-        Name and reason of those that failed.
+        Name and reason of each run that failed.
 
     Raises:
         InputError: A run that is there already has other settings; before anything starts.
-        KeyboardInterrupt: It was stopped; no process is left, and the same call goes on.
+        KeyboardInterrupt: It was interrupted. No process is left, and the same call goes on.
     """
     for name, count in (("jobs", jobs), ("threads", threads)):
         if count is not None and count < 1:
@@ -231,35 +180,44 @@ def run_all(
     for run in runs:
         check_same(run)
     waiting = [run for run in runs if not run.is_finished]
-    clock = _Clock(runs, waiting, jobs)
     say(
         f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before; {jobs} at once, "
         f"{threads} thread{'s' if threads > 1 else ''} of torch each."
     )
+    places = {run.name: f"[{i}/{len(runs)}]" for i, run in enumerate(runs, 1)}
     failures: dict[str, str] = {}
-    running: list[_Running] = []
-    with GracefulStop() as stop:
+    stopping = threading.Event()
+
+    def make(run: Planned) -> str | None:
+        if stopping.is_set():
+            return None
+        say(f"{places[run.name]} begins: {run.name}")
+        process = _start(run, jobs, threads)
+        while process.poll() is None:
+            if stopping.is_set():
+                _end(process)
+                return None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_PAUSE_S)
+        return _failure(run, process)
+
+    with GracefulStop() as stop, ThreadPoolExecutor(jobs) as pool:
+        left: dict[Future[str | None], Planned] = {pool.submit(make, run): run for run in waiting}
         try:
-            while (waiting or running) and not stop.requested:
-                while waiting and len(running) < jobs:
-                    run = waiting.pop(0)
-                    running.append(_start(run, jobs, threads))
-                    say(f"{clock.place(run)} begins: {run.name}")
-                for one in [r for r in running if r.process.poll() is not None]:
-                    running.remove(one)
-                    reason = _ended(one)
-                    clock.took(one.run, time.perf_counter() - one.began)
-                    place = clock.place(one.run)
+            while left and not stop.requested:
+                for future in wait(left, _PAUSE_S, FIRST_COMPLETED).done:
+                    run = left.pop(future)
+                    reason = future.result()
                     if reason is None:
-                        say(f"{place} ended:  {one.run.name}: {_outcome(one.run)}. {clock.left(waiting, running)}")
+                        remaining = _remaining(runs, list(left.values()), jobs)
+                        say(f"{places[run.name]} ended:  {run.name}: {_outcome(run)}. {remaining}")
                     else:
-                        failures[one.run.name] = reason
-                        say(f"{place} FAILED: {one.run.name}: {reason} (all it said: {one.run.file('.log')})")
-                time.sleep(_PAUSE_S)
+                        failures[run.name] = reason
+                        say(f"{places[run.name]} FAILED: {run.name}: {reason} (all it said: {run.file('.log')})")
         finally:
-            if running:
-                say(f"Stopping {len(running)} run(s); they save first …")
-                _stop_all([one.process for one in running])
+            stopping.set()
+            if left:
+                say("Stopping; runs that have begun save first …")
         if stop.requested:
             raise KeyboardInterrupt
     return failures
@@ -278,13 +236,63 @@ def only_one(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(
-                f"another comparison is at work in {out}. Wait for it, or look at what it has so far with --page-only"
+                f"out: another comparison is at work in {out}. Wait for it, or see its results so far with --page-only"
             ) from None
         yield
 
 
-def _start(run: Planned, jobs: int, threads: int) -> _Running:
-    """Write down what the process is to do, and start it, in a session of its own: Ctrl-C reaches this process only."""
+def end_session(leader: int, *, but: int | None = None) -> None:
+    """Kill all processes of a session, which `subprocess` begins with ``start_new_session=True``.
+
+    Environments are in process groups of their own, but in the session of the run that started them. On systems without
+    /proc only the leader's group is killed.
+
+    Args:
+        leader: Number of the session's first process, which may have ended.
+        but: One that is left alive.
+    """
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended, or belongs to somebody else
+            if os.getsid(int(entry.name)) == leader and int(entry.name) != but:
+                os.kill(int(entry.name), signal.SIGKILL)
+    if but is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader, signal.SIGKILL)
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds; None if there is none, or if it cannot be read."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def duration(seconds: float) -> str:
+    """A time in words.
+
+    Example:
+        >>> duration(42), duration(600), duration(9_000)
+        ('42 s', '10 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6_000 else f"{seconds / 3600:.1f} h"
+
+
+def _short(value: Any) -> str:
+    return f"{value[:10]}…" if isinstance(value, str) and len(value) == 64 else repr(value)
+
+
+def _checksum(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _start(run: Planned, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
+    """Start a run's process in a session of its own, so that Ctrl-C in a terminal reaches this process only."""
     run.file(".failed.json").unlink(missing_ok=True)
     job: dict[str, Any] = {
         "kind": run.kind,
@@ -302,10 +310,10 @@ def _start(run: Planned, jobs: int, threads: int) -> _Running:
         "parent": os.getpid(),
     }
     write_json(run.file(".job.json"), job)
-    paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)  # a user's own environments are found there
+    paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)  # to find the user's own environments
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
     with run.file(".log").open("ab") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, *WORKER, str(run.file(".job.json"))],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -313,23 +321,30 @@ def _start(run: Planned, jobs: int, threads: int) -> _Running:
             start_new_session=True,
             env=environment,
         )
-    return _Running(run, process, time.perf_counter())
 
 
-def _ended(one: _Running) -> str | None:
-    """Why a process that ended has failed; None where it has not."""
-    status = one.process.returncode
-    if status == FINISHED and one.run.is_finished:
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ask a process to stop, wait a while, then kill what is left of its session."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_GRACE_S)
+    end_session(process.pid)
+    process.wait()
+
+
+def _failure(run: Planned, process: "subprocess.Popen[bytes]") -> str | None:
+    """Why a process that ended has failed; None if it has not."""
+    status = process.returncode
+    if status == FINISHED and run.is_finished:
         return None
-    end_session(one.process.pid)  # a process that crashed may have left its environments behind
-    noted = read_json(one.run.file(".failed.json"))
-    if noted:
+    end_session(process.pid)  # a process that crashed may have left its environments behind
+    if noted := read_json(run.file(".failed.json")):
         return str(noted.get("reason"))
-    last = one.run.file(".log").read_text(errors="replace").strip().splitlines()[-_LAST_WORDS:]
+    last = run.file(".log").read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
     how = f"it was ended by signal {-status}" if status < 0 else f"exit status {status}"
-    how = "it was stopped from outside" if status == STOPPED else how
-    reason = f"{how}; its last words: {' / '.join(last) or 'none'}"
-    write_json(one.run.file(".failed.json"), {"reason": reason})
+    reason = f"{'it was stopped from outside' if status == STOPPED else how}; last lines: {' / '.join(last) or 'none'}"
+    write_json(run.file(".failed.json"), {"reason": reason})
     return reason
 
 
@@ -340,69 +355,18 @@ def _outcome(run: Planned) -> str:
     return text + (f", {numbers['steps_per_second']:.0f} steps/s" if "steps_per_second" in numbers else "")
 
 
-def _stop_all(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
-    """Ask kindly, wait, then end those that are left with all that they started."""
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + _GRACE_S
-    for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, deadline - time.monotonic()))
-        end_session(process.pid)
-        process.wait()
-
-
-class _Clock:
-    """Numbers the runs, and guesses how long those that are left will take."""
-
-    def __init__(self, runs: Sequence[Planned], waiting: Sequence[Planned], jobs: int) -> None:
-        self._numbers = {run.name: i for i, run in enumerate(runs, 1)}
-        self._jobs = jobs
-        self._rates: dict[tuple[str, str], list[float]] = {}  # seconds per step, by task and arm
-        for run in runs:
-            if run not in waiting:
-                self.took(run, float((read_json(run.file(".json")) or {}).get("wall_seconds", 0)))
-
-    def place(self, run: Planned) -> str:
-        return f"[{self._numbers[run.name]}/{len(self._numbers)}]"
-
-    def took(self, run: Planned, seconds: float) -> None:
-        if run.kind == "train":
-            self._rates.setdefault((run.task, run.arm), []).append(seconds / run.config.steps)
-
-    def left(self, waiting: Sequence[Planned], running: Sequence[_Running]) -> str:
-        """When all will be done, from how long runs of the same task and arm, or of the same arm, or any, have
-        taken.
-        """
-        if not (waiting or running):
-            return "That was the last."
-        if not self._rates:
-            return f"{len(waiting) + len(running)} runs left."
-        now = time.perf_counter()
-        seconds = sum(self._guess(run) for run in waiting)
-        seconds += sum(max(0.0, self._guess(one.run) - (now - one.began)) for one in running)
-        return f"{len(waiting) + len(running)} runs left, about {duration(seconds / self._jobs)}."
-
-    def _guess(self, run: Planned) -> float:
-        if run.kind == "random":
-            return 0.0
-        same_arm = [rate for (_, arm), rates in self._rates.items() if arm == run.arm for rate in rates]
-        any_run = [rate for rates in self._rates.values() for rate in rates]
-        known = self._rates.get((run.task, run.arm)) or same_arm or any_run
-        return run.config.steps * sum(known) / len(known)
-
-
-def duration(seconds: float) -> str:
-    """A time in words.
-
-    Example:
-        >>> duration(42), duration(600), duration(9_000)
-        ('42 s', '10 min', '2.5 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6_000 else f"{seconds / 3600:.1f} h"
+def _remaining(runs: Sequence[Planned], left: Sequence[Planned], jobs: int) -> str:
+    """How many runs are left, and how long they will take, judged by finished ones of the same arm, or of any."""
+    rates: dict[str, list[float]] = defaultdict(list)  # seconds per step, by arm
+    for run in runs:
+        if run.kind == "train" and (numbers := read_json(run.file(".json"))):
+            rates[run.arm].append(numbers["wall_seconds"] / run.config.steps)
+    known = [rate for of_arm in rates.values() for rate in of_arm]
+    if not left or not known:
+        return f"{len(left)} runs left."
+    training = [(run.config.steps, rates.get(run.arm, known)) for run in left if run.kind == "train"]
+    seconds = sum(steps * sum(of_arm) / len(of_arm) for steps, of_arm in training)
+    return f"{len(left)} runs left, about {duration(seconds / jobs)}."
 
 
 @dataclass(frozen=True)
@@ -430,28 +394,20 @@ class Results:
 def collect(study: Study, out: Path) -> Results:
     """Read the numbers of all finished runs of a study.
 
-    Args:
-        study: What is compared.
-        out: Its folder.
-
     Raises:
-        InputError: A setting of the study will not do.
+        InputError: A setting of the study is not allowed.
     """
     results = Results(study, {task: {arm: [] for arm in study.arms} for task in study.tasks})
     for run in plan_runs(study, out):
         numbers = read_json(run.file(".json"))
         if numbers is None:
-            results.missing[run.name] = _why(run)
+            failed = read_json(run.file(".failed.json"))
+            results.missing[run.name] = f"failed: {failed.get('reason')}" if failed else "not finished"
         elif run.kind == "random":
             results.random[run.task] = numbers["final"]["returns"]
         else:
             results.runs[run.task][run.arm].append(numbers)
     return results
-
-
-def _why(run: Planned) -> str:
-    failed = read_json(run.file(".failed.json"))
-    return f"failed: {failed.get('reason')}" if failed else "not finished"
 
 
 def compare(
@@ -462,20 +418,20 @@ def compare(
     threads: int | None = None,
     say: Callable[[str], object] = print,
 ) -> Results:
-    """Train and judge every arm of every task with every seed.
+    """Train and evaluate every arm of every task with every seed.
 
-    Finished runs are taken as they are, unfinished ones go on, and what a study has more than before is added.
+    Finished runs are kept, interrupted ones go on, and tasks, arms and seeds that are new in the study are added.
 
     Args:
         study: What to compare.
         out: The folder of all results.
         jobs: Runs at once; half the cores by default, at least 1.
         threads: Threads that torch computes with in each; cores / jobs by default.
-        say: Where messages go.
+        say: Receives the messages.
 
     Raises:
-        InputError: A setting will not do, or runs in the folder were made with other settings; before training starts.
-        KeyboardInterrupt: It was stopped; the same call goes on.
+        InputError: A setting is not allowed, or runs in the folder have other settings; before training starts.
+        KeyboardInterrupt: It was interrupted; the same call goes on.
     """
     out = Path(out)
     runs = plan_runs(study, out)
@@ -493,5 +449,5 @@ def saved_study(out: str | Path) -> Study:
     """
     values = read_json(Path(out) / "study.json")
     if not isinstance(values, dict):
-        raise InputError(f"{out} holds no comparison (no study.json); latent-obs compare makes one")
+        raise InputError(f"out: {out} holds no comparison (no study.json); latent-obs compare makes one")
     return study_from(values, Path(out))

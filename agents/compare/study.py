@@ -19,7 +19,7 @@
 
     [tasks.basic]
     env = "VizdoomBasic-v1"
-    encoder = "runs/doom/encoder"          # paths count from the folder of this file
+    encoder = "runs/doom/encoder"          # paths are relative to the folder of this file
     pca = "runs/doom/pca.safetensors"
 
     [tasks.basic.settings]                 # for all runs of this task
@@ -28,11 +28,12 @@
     [tasks.basic.arms.pixels]              # for one arm in this task: its own fair tuning
     ent_coef = 0.02
 
-What is more particular counts: [settings], then [tasks.T.settings], then [arm_settings.A], then [tasks.T.arms.A].
+The more specific setting wins: [settings], then [tasks.T.settings], then [arm_settings.A], then [tasks.T.arms.A].
 """
 
 import dataclasses
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -48,28 +49,27 @@ from latent_obs.util.errors import InputError
 Settings = dict[str, Any]
 
 BASELINE = "pixels"
-"""The arm that all others are measured against."""
+"""The arm that all others are compared with."""
 OBSERVATIONS: tuple[str, ...] = get_args(Observation)
-_DECIDED_ELSEWHERE = ("env", "out", "seed", "steps")
-_SMALLEST_CNN = 36  # what `train_agent` asks of frames
-_DECIDED_BY_ARMS = ("observation", "encoder", "pca")
+_SMALLEST_CNN = 36  # the smallest frame that `train_agent` gives to a CNN
+_SET_BY_STUDY = ("env", "out", "seed", "steps")
+_SET_BY_ARM = ("observation", "encoder", "pca")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One environment, and what is particular to it.
+    """One environment, and the settings that belong to it.
 
     Attributes:
         env: A registered environment with pixels.
-        encoder: Encoder folder, trained on frames of it; the random encoder takes its layers from it.
+        encoder: Encoder folder, trained on frames of it; the random encoder has the same layers.
         pca: File of `latent_obs.encoder.pca.save_pca`, for the arm "pca-latent".
-        frames: Folder of frames to make encoder and pca of, where they are not given (`latent-obs compare` does that).
+        frames: Folder of frames from which `latent-obs compare` makes a missing encoder or PCA file.
         steps: Environment steps of each run; None is the study's number.
-        reference: A known score that stands for 1 when scores of several tasks are put on one scale. None: the pixel
-            agent's.
-        encoder_seconds: What recording frames and training the encoder took, to be stated beside the curves.
-        settings: Of all runs of this task.
-        arms: Of one arm in this task, by its name.
+        reference: A known score that counts as 1 when scores of several tasks are normalized. None: the pixel agent's.
+        encoder_seconds: Seconds that recording frames and training the encoder took, shown beside the curves.
+        settings: Settings of all runs of this task.
+        arms: Settings of one arm in this task, by its name.
     """
 
     env: str
@@ -90,18 +90,17 @@ class Study:
     Attributes:
         tasks: By name.
         arms: What the agents see: "pixels", "latent", "random-latent", "pca-latent", or names in `arm_settings`.
-        seeds: One run each, for each arm of each task.
-        steps: Environment steps of each run, where a task says nothing else.
-        episodes: New episodes that each final agent, and the random policy, is judged on.
-        evaluations: Points of a learning curve, where the setting eval_every does not say it.
+        seeds: One run for each seed, arm and task.
+        steps: Environment steps of each run of a task that does not have its own.
+        episodes: New episodes on which each final agent, and the random policy, is evaluated.
+        evaluations: Points of a learning curve, unless the setting eval_every is given.
         settings: Settings of train-agent for all runs.
-        arm_settings: Settings of an arm in all tasks; a name of one's own needs `observation` in it.
-        record: Settings of `frames record` for the frames of encoders that are made; by default as the tasks' settings
-            are.
+        arm_settings: Settings of an arm in all tasks; an arm with a new name needs `observation` here.
+        record: Settings of `frames record` for the frames of encoders that are made.
         vae: Settings of train-vae for encoders that are made.
 
     Raises:
-        InputError: There is nothing to compare, or a name or number that will not do.
+        InputError: There is nothing to compare, or a name or number is not allowed.
 
     Example:
         >>> study = Study({"basic": Task("VizdoomBasic-v1")}, arms=("pixels",), steps=2_000, settings={"frame_skip": 4})
@@ -123,53 +122,49 @@ class Study:
 
     def __post_init__(self) -> None:
         for name in ("tasks", "arms", "seeds"):
-            if not getattr(self, name):
-                raise InputError(f"a study needs {name}, and there are none")
-        for name in ("arms", "seeds"):
             values = getattr(self, name)
-            if len(set(values)) != len(values):
-                raise InputError(f"{name} must differ from each other, got {list(values)}")
-        for name in ("steps", "episodes", "evaluations"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise InputError(f"{name} of a study must be 1 or more, got {getattr(self, name)!r}")
+            if not values or len(set(values)) != len(values):
+                raise InputError(f"{name} must be one or more, and none twice, got {list(values)}")
+        counts = {name: getattr(self, name) for name in ("steps", "episodes", "evaluations")}
+        counts |= {f"tasks.{name}.steps": task.steps for name, task in self.tasks.items() if task.steps is not None}
+        for name, count in counts.items():
+            if not isinstance(count, int) or count < 1:
+                raise InputError(f"{name} must be 1 or more, got {count!r}")
         if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
             raise InputError(f"seeds must be whole numbers, 0 or more, got {list(self.seeds)}")
         for what, names in (("tasks", list(self.tasks)), ("arms", list(self.arms))):
             folders = [folder_name(name) for name in names]
             if len(set(folders)) != len(folders) or not all(folders):
-                raise InputError(f"the names of {what} become folders, and {names} become {folders}; choose others")
+                raise InputError(f"{what} need names that differ as folders: {names} would become {folders}")
         for arm in self.arms:
             self.observation(arm)
-        unused = [arm for arm in self.arm_settings if arm not in self.arms]
-        if unused:
-            raise InputError(f"arm_settings of {unused}, which are not among the arms {list(self.arms)}")
-        for name, task in self.tasks.items():
-            unused = [arm for arm in task.arms if arm not in self.arms]
-            if unused:
-                raise InputError(f"tasks.{name}.arms has {unused}, which are not among the arms {list(self.arms)}")
+        named = {"arm_settings": self.arm_settings}
+        named |= {f"tasks.{name}.arms": task.arms for name, task in self.tasks.items()}
+        for where, arms in named.items():
+            if unused := [arm for arm in arms if arm not in self.arms]:
+                raise InputError(f"{where} has {unused}, which are not among the arms {list(self.arms)}")
 
     def observation(self, arm: str) -> str:
-        """What an arm's agents see.
+        """What the agents of an arm see: one of train-agent's observations.
 
         Raises:
-            InputError: It is neither one of train-agent's observations nor a variant that names one.
+            InputError: The arm is neither an observation nor a variant that names one.
         """
         seen = self.arm_settings.get(arm, {}).get("observation", arm)
         if seen not in OBSERVATIONS:
+            got = "" if seen == arm else f", got observation = {seen!r}"
             raise InputError(
-                f"arm {arm!r}: expected one of {', '.join(OBSERVATIONS)}, or a variant with a table "
-                f'[arm_settings."{arm}"] that has observation = one of them'
-                + ("" if seen == arm else f"; its observation is {seen!r}")
+                f"arms: {arm!r} must be one of {', '.join(OBSERVATIONS)}, or a variant with a table "
+                f'[arm_settings."{arm}"] that has observation = one of them{got}'
             )
         return seen
 
     def steps_of(self, task: str) -> int:
         """Environment steps of each run of a task."""
-        own = self.tasks[task].steps
-        return self.steps if own is None else own
+        return self.tasks[task].steps or self.steps
 
     def own_settings(self, task: str, arm: str) -> Settings:
-        """What the study says of an arm in a task, the more particular over the general; without paths and seeds."""
+        """The settings that the study gives to an arm in a task, the more specific over the general."""
         of_task = self.tasks[task]
         return {**self.settings, **of_task.settings, **self.arm_settings.get(arm, {}), **of_task.arms.get(arm, {})}
 
@@ -193,82 +188,66 @@ class Study:
         where = f"task {task!r}, arm {arm!r}"
         if values["observation"] == "pca-latent":
             if values.setdefault("pca", of_task.pca) is None:
-                raise InputError(f"{where}: there is no pca; name the file that latent_obs.encoder.pca.save_pca wrote")
-            values["encoder"] = None  # components know their frames themselves
+                raise InputError(f"{where}: pca is missing; name the file that latent_obs.encoder.pca.save_pca wrote")
+            values["encoder"] = None  # the file holds the preprocessing of its frames
         if values["observation"] == "latent" and values["encoder"] is None:
-            raise InputError(f"{where}: there is no encoder; name the folder that train-vae made")
+            raise InputError(f"{where}: encoder is missing; name the folder that train-vae made")
         try:
             config = AgentConfig.from_json(values)
         except (InputError, TypeError, AttributeError) as error:
-            raise InputError(f"{where}: {_with_hint(str(error), values)}") from None
+            texts = {k: v for k, v in values.items() if isinstance(v, str) and k not in ("env", "observation")}
+            hint = "" if isinstance(error, InputError) else f"; is one of these a number: {texts}?"
+            raise InputError(f"{where}: {error}{hint}") from None
         if not config.eval_every:
-            raise InputError(f"{where}: eval_every is 0, and learning curves are made of evaluations")
+            raise InputError(
+                f"{where}: eval_every must be 1 or more, as learning curves are made of evaluations, got 0"
+            )
         if config.observation == "pixels" and config.encoder is not None:
-            # It would only tell the size of a frame. Left out where that says nothing else than usual, or is too small
-            # for a CNN: these runs need not be made again for another encoder.
+            # Of a pixel agent the encoder decides only the size of frames. It is left out where that is the usual size,
+            # or too small for a CNN, so that another encoder does not make these runs again.
             contract = read_encoder_folder(config.encoder).contract
             if contract == contract_of(None) or min(contract.shape[:2]) < _SMALLEST_CNN:
                 config = dataclasses.replace(config, encoder=None)
         return config
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, paths absolute; `study_from` reads them back."""
-        return _plain(dataclasses.asdict(self))
+        """Plain values with absolute paths; `study_from` reads them back."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=lambda path: str(path.absolute())))
 
 
 def load_study(file: str | Path) -> Study:
     """Read a study from a TOML file.
 
     Raises:
-        InputError: There is no such file, it is no TOML, or something in it is unknown or will not do.
+        InputError: There is no such file, it is not TOML, or something in it is unknown or not allowed.
     """
     file = Path(file)
     if not file.is_file():
-        raise InputError(f"there is no study {file}; `latent-obs compare --help` tells what it holds")
+        raise InputError(f"study: there is no file {file}; agents/compare/study.py shows what it holds")
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        return study_from(tomllib.loads(file.read_text(encoding="utf-8")), file.resolve().parent)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is no TOML file: {error}") from None
-    try:
-        return study_from(values, file.resolve().parent)
+        raise InputError(f"{file} is not a TOML file: {error}") from None
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 
 
 def study_from(values: Mapping[str, Any], folder: Path) -> Study:
-    """A study of plain values.
+    """Make a study of plain values.
 
     Args:
         values: As in the TOML file.
-        folder: What its paths count from.
+        folder: Paths are relative to it.
 
     Raises:
-        InputError: Something in it is unknown or will not do.
+        InputError: Something in it is unknown or not allowed.
     """
-    given = dict(values)
-    _known(given, Study, "a study")
-    tasks: dict[str, Task] = {}
-    for name, table in _table(given, "tasks").items():
-        where = f"tasks.{name}"
-        if not isinstance(table, dict) or "env" not in table:
-            raise InputError(f"{where} needs env, the name of an environment")
-        own = dict(table)
-        _known(own, Task, where)
-        own["settings"] = _settings(_table(own, "settings", where), f"{where}.settings", folder, _DECIDED_BY_ARMS)
-        arms = _table(own, "arms", where)
-        own["arms"] = {arm: _settings(s, f"{where}.arms.{arm}", folder, ("observation",)) for arm, s in arms.items()}
-        for path in ("encoder", "pca", "frames"):
-            if own.get(path) is not None:
-                own[path] = folder / own[path]
-        steps = own.get("steps")
-        if steps is not None and (not isinstance(steps, int) or steps < 1):
-            raise InputError(f"{where}.steps must be 1 or more, got {steps!r}")
-        tasks[str(name)] = Task(**own)
-    given["tasks"] = tasks
-    given["settings"] = _settings(_table(given, "settings"), "settings", folder, _DECIDED_BY_ARMS)
-    given |= {name: dict(_table(given, name)) for name in ("record", "vae")}
-    variants = _table(given, "arm_settings")
-    given["arm_settings"] = {arm: _settings(s, f"arm_settings.{arm}", folder, ()) for arm, s in variants.items()}
+    _check_names(values, Study, "study")
+    given = {**values, **{name: dict(_table(values, name)) for name in ("record", "vae")}}
+    given["settings"] = _settings(values, "settings", "", folder, _SET_BY_ARM)
+    variants = _table(values, "arm_settings")
+    given["arm_settings"] = {arm: _settings(variants, arm, "arm_settings.", folder) for arm in variants}
+    given["tasks"] = {name: _task(values["tasks"], name, folder) for name in _table(values, "tasks")}
     for name in ("arms", "seeds"):
         if name in given:
             if not isinstance(given[name], list | tuple):
@@ -278,7 +257,7 @@ def study_from(values: Mapping[str, Any], folder: Path) -> Study:
 
 
 def folder_name(name: str) -> str:
-    """A name as a part of a path.
+    """Make a name usable as a folder.
 
     Example:
         >>> folder_name("latent, 4 frames")
@@ -287,52 +266,50 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^\w.]+", "-", name).strip("-.")
 
 
-def _table(values: Mapping[str, Any], name: str, where: str = "") -> dict[str, Any]:
+def _task(tasks: Mapping[str, Any], name: str, folder: Path) -> Task:
+    where = f"tasks.{name}"
+    table = _table(tasks, name, "tasks.")
+    _check_names(table, Task, where)
+    if "env" not in table:
+        raise InputError(f"{where} needs env, the name of an environment")
+    arms = _table(table, "arms", f"{where}.")
+    paths = {key: folder / table[key] for key in ("encoder", "pca", "frames") if table.get(key) is not None}
+    own = {
+        "settings": _settings(table, "settings", f"{where}.", folder, _SET_BY_ARM),
+        "arms": {arm: _settings(arms, arm, f"{where}.arms.", folder, ("observation",)) for arm in arms},
+    }
+    return Task(**{**table, **paths, **own})
+
+
+def _table(values: Mapping[str, Any], name: str, within: str = "") -> dict[str, Any]:
     table = values.get(name, {})
     if not isinstance(table, dict):
-        raise InputError(f"{where}{'.' if where else ''}{name} must be a table, got {table!r}")
+        raise InputError(f"{within}{name} must be a table, got {table!r}")
     return table
 
 
-def _known(values: Mapping[str, Any], kind: type[Any], where: str) -> None:
-    names = [f.name for f in dataclasses.fields(kind)]
-    for name in values:
-        if name not in names:
-            raise InputError(f"{where}: unknown {name!r}{_near(name, names)}. It may have {', '.join(names)}")
-
-
-def _settings(values: Any, where: str, folder: Path, forbidden: tuple[str, ...]) -> Settings:
-    """Settings of train-agent with their paths made absolute."""
-    if not isinstance(values, dict):
-        raise InputError(f"{where} must be a table of settings, got {values!r}")
+def _settings(
+    values: Mapping[str, Any], name: str, within: str, folder: Path, forbidden: tuple[str, ...] = ()
+) -> Settings:
+    """A table of settings of train-agent, with absolute paths."""
+    where = f"{within}{name}"
     kinds = {f.name: f.type for f in dataclasses.fields(AgentConfig)}
     settings: Settings = {}
-    for name, value in values.items():
-        if name in (*_DECIDED_ELSEWHERE, *forbidden):
-            raise InputError(f"{where}: {name} cannot be set here; the study decides it")
-        if name not in kinds:
-            raise InputError(f"{where}: train-agent has no setting {name!r}{_near(name, list(kinds))}")
-        is_path = kinds[name] is Path or Path in get_args(kinds[name])
-        settings[name] = folder / value if is_path and value is not None else value
+    for given, value in _table(values, name, within).items():
+        key = AgentConfig.RENAMED.get(given, given)
+        if key in (*_SET_BY_STUDY, *forbidden):
+            raise InputError(f"{where}: {key} cannot be set here; the study decides it")
+        if key not in AgentConfig.REMOVED:  # which `AgentConfig.from_json` explains
+            _check_names([key], AgentConfig, where)
+        is_path = key in kinds and Path in (kinds[key], *get_args(kinds[key]))
+        settings[key] = folder / value if is_path and value is not None else value
     return settings
 
 
-def _near(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=2)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
-
-
-def _with_hint(text: str, values: Settings) -> str:
-    """An error of a comparison between text and number names neither; the texts among the settings are shown."""
-    if "not supported between" not in text:
-        return text
-    words = {k: v for k, v in values.items() if isinstance(v, str) and k not in ("env", "observation")}
-    return f"a setting is of the wrong kind ({text}); given as text: {words}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return str(value.absolute()) if isinstance(value, Path) else value
+def _check_names(names: Mapping[str, Any] | list[str], kind: type[Any], where: str) -> None:
+    known = [f.name for f in dataclasses.fields(kind)]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}"
+            raise InputError(f"{where}: {name!r} is unknown; {hint}")

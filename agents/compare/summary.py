@@ -1,5 +1,6 @@
 """`summarize()`: the numbers of a study's runs turned into estimates, comparisons and a verdict."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -8,68 +9,206 @@ import numpy as np
 
 from agents.compare.runs import Results
 from agents.compare.statistics import (
+    Array,
     Estimate,
+    Run,
     aggregates,
     at_seconds,
-    few_seeds,
     first_reach,
     iqm,
     mean_curve,
     mean_reach,
     number,
-    over_tasks,
     t_interval,
     versus,
 )
 from agents.compare.study import BASELINE
 
-RANDOM_ENCODER = "random-latent"
 ONE_SEED = "one seed"
-_OTHER_SIDE = {"latent": ("random-latent", "pca-latent")}
+#: What an arm on trained latents is compared with besides pixels, and how that is called.
+_CONTROLS = {"random-latent": "a random encoder", "pca-latent": "PCA"}
 
 
-def verdict(summary: dict[str, Any]) -> dict[str, Any]:
-    """What a study says about each arm that is not the pixel agent.
+def summarize(results: Results) -> dict[str, Any]:
+    """Summarize the finished runs in plain numbers, texts and lists, as JSON holds them.
 
-    "Above" and "below" are said where the 95% intervals of the two interquartile means do not touch, "level" otherwise.
-    "Sooner" is said where an arm's curve reaches the pixel agent's final return in less training time than the pixel
-    agent's. Of a single seed none of this is said.
+    Every score is the mean return of a run's last agent over new episodes; every interval is over seeds.
 
     Args:
-        summary: "tasks" and "over_tasks" of `agents.compare.summarize`.
+        results: From `compare` or `collect`; runs may be missing.
 
     Returns:
-        "headline": a sentence on the first arm on trained latents; "sentences": one or more for each arm, and warnings;
+        "tasks": by task, its random policy and arms, each with estimates ("mean", "iqm": value, low, high), costs,
+        learning curves and, beside the pixel agent, "against_pixels". "over_tasks": normalized scores of all tasks.
+        "seeds": how much so many seeds show, in words. "verdict": from `verdict`. "missing": runs without numbers.
+
+    Raises:
+        MissingExtraError: scipy is not installed.
+    """
+    tasks = {task: _task(results, task) for task in results.study.tasks}
+    counts = [len(arm["seeds"]) for task in tasks.values() for arm in task["arms"].values()]
+    uneven = "Some arms have fewer seeds than others. " if len(set(counts)) > 1 else ""
+    return {
+        "verdict": verdict(tasks),
+        "tasks": tasks,
+        "over_tasks": over_tasks(list(results.study.arms), tasks),
+        "seeds": uneven + few_seeds(min(counts, default=0)),
+        "missing": results.missing,
+    }
+
+
+def _task(results: Results, task: str) -> dict[str, Any]:
+    of_task, runs, returns = results.study.tasks[task], results.runs[task], results.random.get(task)
+    arms = {arm: _arm(results.study.observation(arm), mine) for arm, mine in runs.items() if mine}
+    if pixels := runs.get(BASELINE):
+        for arm in arms:
+            arms[arm]["against_pixels"] = _against(runs[arm], pixels)
+    return {
+        "env": of_task.env,
+        "steps": results.study.steps_of(task),
+        "reference": of_task.reference,
+        "encoder_seconds": of_task.encoder_seconds,
+        "random": {"mean": float(np.mean(returns)), "episodes": len(returns)} if returns else None,
+        "arms": arms,
+    }
+
+
+def _arm(observation: str, runs: Sequence[Run]) -> dict[str, Any]:
+    scores = _scores(runs)
+    estimates = aggregates(scores)
+    curves = {name: mean_curve(runs, over) for name, over in (("over_steps", "step"), ("over_time", "seconds"))}
+    costs = ("training_seconds", "wall_seconds", "cpu_seconds", "steps_per_second", "peak_memory_mb")
+    solved = [run["final"]["successes"] for run in runs if run["final"].get("successes")]
+    return {
+        "observation": observation,
+        "seeds": [run["seed"] for run in runs],
+        "scores": scores.ravel().tolist(),
+        "mean": asdict(estimates["mean"]),
+        "iqm": asdict(estimates["iqm"]),
+        "t_interval": t_interval(scores.ravel().tolist()),
+        **{name: None if curve is None else asdict(curve) for name, curve in curves.items()},
+        **{name: float(np.mean([run[name] for run in runs])) for name in costs},
+        "memory_how": runs[0]["memory_how"],
+        "success_share": float(np.mean([np.mean(one) for one in solved])) if len(solved) == len(runs) else None,
+        "settings": runs[0]["settings"],
+    }
+
+
+def _against(runs: Sequence[Run], pixels: Sequence[Run]) -> dict[str, Any]:
+    """An arm beside the pixel agent: at equal steps, at equal time, and how soon it is as good."""
+    ended, curve = float(np.mean([run["training_seconds"] for run in pixels])), mean_curve(pixels, "step")
+    # The end of the pixel agent's curve, not its score: curves are compared, and new episodes may be easier.
+    target = float(iqm(_scores(pixels).ravel())) if curve is None else curve.iqm[-1]
+    then = [value for value in (at_seconds(run, ended) for run in runs) if value is not None]
+    rates = [float(np.mean([run["steps_per_second"] for run in some])) for some in (runs, pixels)]
+    return {
+        **{name: asdict(estimate) for name, estimate in versus(_scores(runs), _scores(pixels)).items()},
+        "pixels_ended_seconds": ended,
+        "at_that_time": asdict(aggregates(np.array(then)[:, None])["iqm"]) if len(then) == len(runs) else None,
+        "target": target,
+        "reached_by_seed": [first_reach(run, target) for run in runs],
+        "reached": mean_reach(runs, target),
+        "speed": rates[0] / rates[1],
+    }
+
+
+def _scores(runs: Sequence[Run]) -> Array:
+    """(seeds, 1): mean returns of the last agents over new episodes."""
+    return np.array([[run["final"]["mean"]] for run in runs], np.float64)
+
+
+def over_tasks(names: Sequence[str], tasks: dict[str, Any]) -> dict[str, Any]:
+    """Normalize the scores of all tasks, the random policy to 0 and the reference or pixel agent to 1, and aggregate.
+
+    A task counts only if the random policy and every arm have scores there, and its 1 is above its 0. If seeds are
+    missing, an arm counts with as many as it has on every task.
+
+    Args:
+        names: The arms of the study.
+        tasks: The summaries of its tasks.
+
+    Returns:
+        "tasks": those that count; "left_out": the others, each with the reason; "scale": the scores that become 0 and 1
+        on each; and "arms": by arm "seeds", "mean", "iqm", "optimality_gap" and "probability_of_improvement".
+    """
+    scale: dict[str, tuple[float, float]] = {}
+    left_out: dict[str, str] = {}
+    for name, task in tasks.items():
+        missing = [arm for arm in names if arm not in task["arms"]]
+        pixels = task["arms"].get(BASELINE)
+        one = task["reference"] if task["reference"] is not None else pixels and pixels["mean"]["value"]
+        if missing:
+            left_out[name] = f"no finished runs of {', '.join(missing)}"
+        elif task["random"] is None:
+            left_out[name] = "no score of the random policy"
+        elif one is None:
+            left_out[name] = f"neither an arm {BASELINE!r} nor a reference in the task, which would count as 1"
+        elif one <= task["random"]["mean"]:
+            what = "the pixel agent" if task["reference"] is None else "the reference"
+            left_out[name] = f"{what} ({one:.1f}) is not above the random policy ({task['random']['mean']:.1f})"
+        else:
+            scale[name] = (task["random"]["mean"], one)
+    scores: dict[str, Array] = {}
+    for arm in names if scale else ():
+        seeds = min(len(tasks[task]["arms"][arm]["scores"]) for task in scale)
+        columns = [
+            [normalize(score, *ends) for score in tasks[task]["arms"][arm]["scores"][:seeds]]
+            for task, ends in scale.items()
+        ]
+        scores[arm] = np.array(columns, np.float64).T
+    arms: dict[str, Any] = {}
+    for arm, mine in scores.items():
+        arms[arm] = {name: asdict(estimate) for name, estimate in aggregates(mine).items()} | {"seeds": len(mine)}
+        if BASELINE in scores:
+            better = versus(mine, scores[BASELINE])["probability_of_improvement"]
+            arms[arm]["probability_of_improvement"] = asdict(better)
+    return {"tasks": list(scale), "left_out": left_out, "scale": scale, "arms": arms}
+
+
+def normalize(score: float, zero: float, one: float) -> float:
+    """A score on a scale where `zero` is 0 and `one` is 1.
+
+    Example:
+        >>> normalize(5.0, zero=-5.0, one=15.0)
+        0.5
+    """
+    return (score - zero) / (one - zero)
+
+
+def verdict(tasks: dict[str, Any]) -> dict[str, Any]:
+    """Turn the summaries of all tasks into text. Losses are reported like wins.
+
+    An arm is "above" or "below" another if the 95% intervals of the two interquartile means do not overlap, else
+    "level". It is "sooner" if its curve reaches the final return of the pixel agent in less training time than the
+    pixel agent's curve. A single seed gives no verdict.
+
+    Args:
+        tasks: By name, as in `summarize`.
+
+    Returns:
+        "headline": a sentence on the first arm on trained latents; "sentences": one or more for each arm; "warnings";
         "counts": by arm and task, "above", "level" or "below" the pixel agent, and so on.
     """
-    tasks: dict[str, Any] = summary["tasks"]
-    arms = list(dict.fromkeys(arm for task in tasks.values() for arm in task["arms"]))
-    if not arms:
-        return {"headline": "No run is finished yet.", "sentences": [], "counts": {}, "warnings": []}
-    others = [arm for arm in arms if arm != BASELINE]
-    counts = {arm: _count(tasks, arm) for arm in others}
+    seen = {arm: one["observation"] for task in tasks.values() for arm, one in task["arms"].items()}
+    others = [arm for arm in seen if arm != BASELINE]
+    counts = {arm: {name: _count(task, arm) for name, task in tasks.items() if arm in task["arms"]} for arm in others}
     sentences = {arm: _sentences(tasks, arm, counts[arm]) for arm in others}
-    trained = [arm for arm in others if _observation(tasks, arm) == "latent"]
-    first = (trained or others or arms)[0]
-    headline = (
-        sentences[first][0]
-        if first in sentences
-        else "Only the pixel agent has finished runs: nothing to compare with."
-    )
+    if not seen:
+        headline = "No run is finished yet."
+    elif not others:
+        headline = "Only the pixel agent has finished runs: nothing to compare with."
+    else:
+        headline = sentences[next((arm for arm in others if seen[arm] == "latent"), others[0])][0]
     return {
         "headline": headline,
         "sentences": [text for arm in others for text in sentences[arm]],
         "counts": counts,
-        "warnings": _warnings(tasks),
+        "warnings": [text for name, task in tasks.items() for text in _warnings(name, task)],
     }
 
 
 def beside(mine: dict[str, Any], other: dict[str, Any]) -> str:
-    """Where an arm's IQM lies beside another's: "above", "level" (the intervals touch), "below", or "one seed".
-
-    Args:
-        mine: An arm of a task's summary, with "iqm" and "seeds".
-        other: The other arm.
+    """Where an arm's IQM lies beside another's: "above", "level" (the intervals overlap), "below", or "one seed".
 
     Example:
         >>> low = {"iqm": {"value": 1, "low": 0, "high": 2}, "seeds": [0, 1]}
@@ -83,92 +222,95 @@ def beside(mine: dict[str, Any], other: dict[str, Any]) -> str:
     return "above" if a.above(b) else "below" if b.above(a) else "level"
 
 
-def _count(tasks: dict[str, Any], arm: str) -> dict[str, dict[str, Any]]:
-    """By task: beside the pixel agent, how soon, beside the random encoder, the PCA and the random policy."""
-    counted: dict[str, dict[str, Any]] = {}
-    for name, task in tasks.items():
-        if arm not in task["arms"]:
-            continue
-        mine, row = task["arms"][arm], {}
-        for other in (BASELINE, *_OTHER_SIDE.get(mine["observation"], ())):
-            if other in task["arms"]:
-                row[other] = beside(mine, task["arms"][other])
-        if task["random"] is not None:
-            chance = task["random"]["mean"]
-            row["learnt"] = mine["iqm"]["low"] > chance
-        if row.get(BASELINE, ONE_SEED) != ONE_SEED:
-            row["sooner"] = _sooner(mine["against_pixels"], task["arms"][BASELINE]["against_pixels"])
-        counted[name] = row
-    return counted
+def _count(task: dict[str, Any], arm: str) -> dict[str, Any]:
+    """How an arm stands in one task: beside the other arms, the random policy, and in time."""
+    mine, pixels = task["arms"][arm], task["arms"].get(BASELINE)
+    others = (BASELINE, *(_CONTROLS if mine["observation"] == "latent" else ()))
+    count: dict[str, Any] = {other: beside(mine, task["arms"][other]) for other in others if other in task["arms"]}
+    if task["random"] is not None:
+        count["learnt"] = mine["iqm"]["low"] > task["random"]["mean"]
+    if count.get(BASELINE, ONE_SEED) != ONE_SEED:
+        times = [one["against_pixels"]["reached"] for one in (mine, pixels)]
+        count["sooner"] = None not in times and times[0]["seconds"] < times[1]["seconds"]
+    return count
 
 
-def _sooner(mine: dict[str, Any], pixels: dict[str, Any]) -> bool:
-    """Whether the pixel agent's final return was reached in less time than the pixel agent took for it."""
-    if mine["reached"] is None or pixels["reached"] is None:
-        return False
-    return mine["reached"]["seconds"] < pixels["reached"]["seconds"]
+def _sentences(tasks: dict[str, Any], arm: str, counts: dict[str, dict[str, Any]]) -> list[str]:
+    def on(which: str, where: str) -> list[str]:
+        """The tasks on which the arm lies so beside another."""
+        return [name for name, count in counts.items() if count.get(which) == where]
 
+    def scored(names: Sequence[str]) -> str:
+        values = {n: [number(tasks[n]["arms"][a]["iqm"]["value"]) for a in (arm, BASELINE)] for n in names}
+        return _list([f"{name} ({mine} against {pixels})" for name, (mine, pixels) in values.items()])
 
-def _sentences(tasks: dict[str, Any], arm: str, counted: dict[str, dict[str, Any]]) -> list[str]:
-    against = {name: row[BASELINE] for name, row in counted.items() if BASELINE in row}
-    if not against:
+    alone = on(BASELINE, ONE_SEED)
+    above, level, below = (on(BASELINE, where) for where in ("above", "level", "below"))
+    total = len(above) + len(level) + len(below)
+    if not total and not alone:
         return [f"{arm}: there is no pixel agent to compare it with."]
-    alone = [name for name, where in against.items() if where == ONE_SEED]
-    told = _list([_beside_pixels(tasks, arm, name) for name in alone]) if alone else ""
-    against = {name: where for name, where in against.items() if where != ONE_SEED}
-    total = len(against)
     if not total:
-        return [f"{arm}: no verdict, as one seed says nothing of another: {told}."]
-    below = [name for name, where in against.items() if where == "below"]
+        return [f"{arm}: no verdict, as one seed says nothing of another: {scored(alone)}."]
     parts = [f"{arm}: at equal steps not below pixels on {_of(total - len(below), total)}"]
-    above = sum(where == "above" for where in against.values())
-    if above:
-        parts[0] += f" (above on {above})"
-    sooner = [name for name in against if counted[name].get("sooner")]
+    parts[0] += f" (above on {len(above)})" if above else ""
+    sooner = [name for name, count in counts.items() if count.get("sooner")]
     parts.append(f"reached the pixel agent's final return in less time on {_of(len(sooner), total)}")
-    for other, words in ((RANDOM_ENCODER, "a random encoder"), ("pca-latent", "PCA")):
-        beside_it = [row[other] for row in counted.values() if row.get(other, ONE_SEED) != ONE_SEED]
-        if beside_it:
-            parts.append(f"above {words} on {_of(sum(where == 'above' for where in beside_it), len(beside_it))}")
+    for other, called in _CONTROLS.items():
+        if judged := [name for where in ("above", "level", "below") for name in on(other, where)]:
+            parts.append(f"above {called} on {_of(len(on(other, 'above')), len(judged))}")
     texts = ["; ".join(parts) + "."]
     if below:
-        losses = [_beside_pixels(tasks, arm, name) for name in below]
-        texts.append(f"{arm} loses to pixels on {_list(losses)}.")
+        texts.append(f"{arm} loses to pixels on {scored(below)}.")
     if alone:
-        texts.append(f"{arm}: no verdict, with one seed, on {told}.")
-    for other, words in ((RANDOM_ENCODER, "the random encoder"), ("pca-latent", "PCA")):
-        lost = [name for name, row in counted.items() if row.get(other) == "below"]
-        if lost:
-            texts.append(f"{arm} is below {words} on {_list(lost)}.")
+        texts.append(f"{arm}: no verdict, with one seed, on {scored(alone)}.")
+    for other, called in _CONTROLS.items():
+        if lost := on(other, "below"):
+            texts.append(f"{arm} is below {called} on {_list(lost)}.")
     return texts
 
 
-def _beside_pixels(tasks: dict[str, Any], arm: str, name: str) -> str:
-    mine, theirs = (tasks[name]["arms"][which]["iqm"]["value"] for which in (arm, BASELINE))
-    return f"{name} ({number(mine)} against {number(theirs)})"
-
-
-def _warnings(tasks: dict[str, Any]) -> list[str]:
-    """What puts the comparison itself in doubt."""
+def _warnings(name: str, task: dict[str, Any]) -> list[str]:
+    """What makes the comparison itself doubtful."""
     texts: list[str] = []
-    for name, task in tasks.items():
-        chance, pixels = task["random"], task["arms"].get(BASELINE)
-        if chance is not None and pixels is not None and pixels["iqm"]["low"] <= chance["mean"]:
-            texts.append(
-                f"On {name} the pixel agent ({number(pixels['iqm']['value'])}) is not above the random policy "
-                f"({number(chance['mean'])}): it has learnt nothing there, and being level with it is no merit. If the task "
-                "can be learnt, it needs more steps or other settings."
-            )
-        skips = {arm: numbers["settings"].get("frame_skip") for arm, numbers in task["arms"].items()}
-        if len(set(skips.values())) > 1:
-            texts.append(
-                f"On {name} the arms skip different numbers of frames ({skips}): a step is not the same for all of them."
-            )
+    chance, pixels = task["random"], task["arms"].get(BASELINE)
+    if chance is not None and pixels is not None and pixels["iqm"]["low"] <= chance["mean"]:
+        texts.append(
+            f"On {name} the pixel agent ({number(pixels['iqm']['value'])}) is not above the random policy "
+            f"({number(chance['mean'])}): it has learnt nothing there, and being level with it is no merit. If the "
+            "task can be learnt, it needs more steps or other settings."
+        )
+    skips = {arm: one["settings"].get("frame_skip") for arm, one in task["arms"].items()}
+    if len(set(skips.values())) > 1:
+        texts.append(f"On {name} the arms skip different numbers of frames ({skips}): their steps are not the same.")
     return texts
 
 
-def _observation(tasks: dict[str, Any], arm: str) -> str:
-    return next(task["arms"][arm]["observation"] for task in tasks.values() if arm in task["arms"])
+def few_seeds(seeds: int) -> str:
+    """How much so many seeds can show, in words.
+
+    All `n` draws of a resample of `n` values are the smallest one with probability n^-n. Up to three seeds that is more
+    than 2.5%, so the 95% interval is the range of the seeds. The range of `n` values contains the median of the
+    distribution with probability 1 - 2^(1 - n).
+
+    Args:
+        seeds: The smallest number of seeds of an arm.
+    """
+    if seeds <= 1:
+        return "One seed does not show how much another would differ: there are no intervals here, and no verdict."
+    if seeds <= 3:
+        return (
+            f"{seeds} seeds show little. With so few, a 95% bootstrap interval is just the range from the worst seed "
+            f"to the best, which contains the true median {100 * (1 - 2 ** (1 - seeds)):.0f} times in 100, not 95. "
+            f"However far apart two arms are, {seeds} seeds against {seeds} cannot show it at the usual 5% (the "
+            f"smallest two-sided p-value of a rank test is {2 / math.comb(2 * seeds, seeds):.2g}). Small gaps between "
+            "intervals may be luck; use 5 to 10 seeds to be sure."
+        )
+    if seeds < 10:
+        return (
+            f"{seeds} seeds are few: percentile bootstrap intervals of so few values are somewhat too narrow. Small "
+            "gaps between intervals may be luck."
+        )
+    return f"{seeds} seeds: enough for the bootstrap intervals to be about right."
 
 
 def _of(count: int, total: int) -> str:
@@ -177,106 +319,3 @@ def _of(count: int, total: int) -> str:
 
 def _list(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-Run = dict[str, Any]
-
-
-def summarize(results: Results) -> dict[str, Any]:
-    """What the finished runs tell; of plain numbers, texts and lists, as JSON holds them.
-
-    Every score is the mean return of a run's last agent over new episodes; every interval is over seeds.
-
-    Args:
-        results: From `compare` or `collect`; runs may be missing.
-
-    Returns:
-        "tasks": by task, its random policy and arms, each with estimates ("mean", "iqm": value, low, high), costs,
-        learning curves and, beside the pixel agent, "against_pixels". "over_tasks": scores on one scale. "seeds": what
-        so many seeds can tell, in words. "verdict": "headline", "sentences" and "counts".
-
-    Raises:
-        MissingExtraError: rliable is not installed.
-    """
-    tasks = {task: _task(results, task) for task in results.study.tasks}
-    counts = [len(arm["seeds"]) for task in tasks.values() for arm in task["arms"].values()]
-    summary: dict[str, Any] = {
-        "tasks": tasks,
-        "over_tasks": over_tasks(results, tasks),
-        "seeds": ("" if len(set(counts)) < 2 else "Some arms have fewer seeds than others. ")
-        + few_seeds(min(counts, default=0)),
-        "missing": results.missing,
-    }
-    return {"verdict": verdict(summary), **summary}
-
-
-def scores_of(runs: Sequence[Run]) -> list[float]:
-    """A run's score: the mean return of its last agent over new episodes."""
-    return [float(run["final"]["mean"]) for run in runs]
-
-
-def _task(results: Results, task: str) -> dict[str, Any]:
-    of_task, runs = results.study.tasks[task], results.runs[task]
-    arms = {arm: _arm(results, arm, mine) for arm, mine in runs.items() if mine}
-    pixels = runs.get(BASELINE, [])
-    if pixels:
-        for arm in arms:
-            arms[arm]["against_pixels"] = _against(runs[arm], pixels)
-    returns = results.random.get(task)
-    return {
-        "env": of_task.env,
-        "steps": results.study.steps_of(task),
-        "reference": of_task.reference,
-        "encoder_seconds": of_task.encoder_seconds,
-        "random": None if not returns else {"mean": float(np.mean(returns)), "episodes": len(returns)},
-        "arms": arms,
-    }
-
-
-def _arm(results: Results, arm: str, runs: Sequence[Run]) -> dict[str, Any]:
-    scores = scores_of(runs)
-    estimates = aggregates(np.array(scores)[:, None])
-    curves = {name: mean_curve(runs, over) for name, over in (("over_steps", "step"), ("over_time", "seconds"))}
-    costs = ("training_seconds", "wall_seconds", "cpu_seconds", "steps_per_second", "peak_memory_mb")
-    return {
-        "observation": results.study.observation(arm),
-        "seeds": [run["seed"] for run in runs],
-        "scores": scores,
-        "mean": asdict(estimates["mean"]),
-        "iqm": asdict(estimates["iqm"]),
-        "t_interval": t_interval(scores),
-        **{name: None if curve is None else asdict(curve) for name, curve in curves.items()},
-        **{name: float(np.mean([run[name] for run in runs])) for name in costs},
-        "memory_how": runs[0]["memory_how"],
-        "success_share": _success(runs),
-        "settings": runs[0]["settings"],
-    }
-
-
-def _against(runs: Sequence[Run], pixels: Sequence[Run]) -> dict[str, Any]:
-    """An arm beside the pixel agent: at equal steps, at equal time, and how soon it is as good."""
-    scores, theirs = np.array(scores_of(runs))[:, None], np.array(scores_of(pixels))[:, None]
-    ended = float(np.mean([run["training_seconds"] for run in pixels]))
-    # Of the curve, as what is compared with it is: new episodes are others, and their returns may never be met on it.
-    curve = mean_curve(pixels, "step")
-    target = float(iqm(theirs)) if curve is None else curve.iqm[-1]
-    then = [value for value in (at_seconds(run, ended) for run in runs) if value is not None]
-    reached = [first_reach(run, target) for run in runs]
-    return {
-        **{name: asdict(estimate) for name, estimate in versus(scores, theirs).items()},
-        "pixels_ended_seconds": ended,
-        "at_that_time": asdict(aggregates(np.array(then)[:, None])["iqm"]) if len(then) == len(runs) else None,
-        "target": target,
-        "reached_by_seed": reached,
-        "reached": mean_reach(runs, target),
-        "speed": float(
-            np.mean([run["steps_per_second"] for run in runs]) / np.mean([run["steps_per_second"] for run in pixels])
-        ),
-    }
-
-
-def _success(runs: Sequence[Run]) -> float | None:
-    """Share of new episodes that the last agents solved; None where the task does not say."""
-    shares = [run["final"].get("successes") for run in runs]
-    values = [float(np.mean(np.asarray(share, np.float64))) for share in shares if share is not None and np.size(share)]
-    return float(np.mean(values)) if len(values) == len(runs) else None

@@ -1,10 +1,9 @@
 """One run in a process of its own: ``python -m agents.compare.worker job.json``.
 
-The numbers are written last, so that their file marks a finished run. Exit status: 0 finished, 2 a mistake that the
-message tells how to mend, 3 stopped half-way, 1 anything else.
+The numbers are written last, so that their file marks a finished run. Exit status: 0 finished, 2 a mistake of the user,
+3 stopped before the end, 1 anything else.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -25,9 +24,11 @@ from latent_obs.util.atomic import write_json
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import LatentObsError
 
+_GRACE_S = 15.0
+
 
 def run_job(job: dict[str, Any]) -> int:
-    """Do what a job asks for, and write its numbers.
+    """Make one run, and write its numbers.
 
     Args:
         job: As `agents.compare.runs` writes it.
@@ -37,26 +38,25 @@ def run_job(job: dict[str, Any]) -> int:
     """
     config = AgentConfig.from_json(job["config"])
     with torch_threads(job["threads"]):
-        results = _random(config, job) if job["kind"] == "random" else _train(config, job)
-    if results is None:
+        if job["kind"] == "random":
+            numbers = {"final": _evaluated(evaluate_random(config, episodes=job["episodes"]))}
+        else:
+            numbers = _train(config, job["episodes"], Path(job["usage"]))
+    if numbers is None:
         return STOPPED
-    common = {k: job[k] for k in ("kind", "task", "arm", "seed", "settings", "threads", "jobs")}
-    common |= {"env": config.env, "observation": config.observation}
-    ended = {"machine": machine_line(), "versions": versions(), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
-    write_json(Path(job["result"]), {**common, **results, **ended})
+    values = {k: job[k] for k in ("kind", "task", "arm", "seed", "settings", "threads", "jobs")}
+    values |= {"env": config.env, "observation": config.observation, **numbers}
+    values |= {"machine": machine_line(), "versions": versions(), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
+    write_json(Path(job["result"]), values)
     return FINISHED
 
 
-def _random(config: AgentConfig, job: dict[str, Any]) -> dict[str, Any]:
-    return {"final": _evaluation(evaluate_random(config, episodes=job["episodes"]))}
-
-
-def _train(config: AgentConfig, job: dict[str, Any]) -> dict[str, Any] | None:
-    usage = Path(job["usage"])
+def _train(config: AgentConfig, episodes: int, usage: Path) -> dict[str, Any] | None:
+    """Train, or go on with training, and evaluate; None if it was stopped."""
     attempts: list[dict[str, Any]] = json.loads(usage.read_text()) if usage.exists() else []
     resume = (config.out / "last.zip").exists()
     if not resume and config.out.exists():
-        shutil.rmtree(config.out)  # stopped before it had anything to go on with
+        shutil.rmtree(config.out)  # it was stopped before its first checkpoint
         attempts = []
     with Meter(usage, attempts) as meter:
         result = train_agent(config, resume=resume, progress_bar=False)
@@ -65,10 +65,9 @@ def _train(config: AgentConfig, job: dict[str, Any]) -> dict[str, Any] | None:
     attempts = [*attempts, meter.entry]
     rows = read_evaluations(config.out)
     seconds = rows[-1]["seconds"]
-    final = evaluate_agent(config.out, episodes=job["episodes"], which="last", device=config.device)
     return {
         "evaluations": rows,
-        "final": _evaluation(final),
+        "final": _evaluated(evaluate_agent(config.out, episodes=episodes, which="last", device=config.device)),
         "steps": result.steps,
         "training_seconds": seconds,
         "steps_per_second": result.steps / seconds,
@@ -80,20 +79,25 @@ def _train(config: AgentConfig, job: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(evaluation).items()}
-    return {"mean": evaluation.mean, "standard_error": evaluation.standard_error, **values}
+def _evaluated(played: Evaluation) -> dict[str, Any]:
+    return {
+        "mean": played.mean,
+        "standard_error": played.standard_error,
+        "returns": list(played.returns),
+        "lengths": list(played.lengths),
+        "successes": None if played.successes is None else list(played.successes),
+    }
 
 
 def stop_with_parent(parent: int) -> None:
-    """Stop when the process that started this one is gone: kindly, and after a while with all that it started."""
+    """Stop when the process that started this one has ended: by SIGTERM, and by SIGKILL where that is not enough."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(15)
-        if os.getsid(0) == os.getpid():  # a session of its own, as the engine starts it
+        time.sleep(_GRACE_S)
+        if os.getsid(0) == os.getpid():  # a session of its own, as `run_all` starts it
             end_session(os.getpid(), but=os.getpid())
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -101,7 +105,7 @@ def stop_with_parent(parent: int) -> None:
 
 
 def main() -> int:
-    """Run the job that the command line names."""
+    """Make the run of the job file that the command line names."""
     job = json.loads(Path(sys.argv[1]).read_text())
     stop_with_parent(job["parent"])
     try:

@@ -1,153 +1,155 @@
-"""`latent-obs compare`: its options, what it makes by itself, and how it ends."""
+"""`latent-obs compare`: the study of its options, what it makes by itself, and its page."""
 
 import html
 import json
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("stable_baselines3")
-pytest.importorskip("rliable.metrics")
+pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
 
-from agents.compare import Study, Task
-from agents.compare import statistics as intervals
+from agents.compare import Study, Task, load_study, statistics
 from agents.compare.runs import plan_runs
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.pca import read_pca
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError
-from latent_obs_cli.compare import prepare
+from latent_obs_cli.compare import CompareConfig, prepare, study_of
 from latent_obs_cli.main import main
+from latent_obs_cli.pages import write_comparison
+from tests.support import ROOT
 from tests.support.compare_cases import results_of
 from tests.support.side_env import SIDE
 
-Call = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]) -> Call:
-    """Run `latent-obs compare`; its exit status, and what it wrote."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        try:
-            code = main(["compare", *words])
-        except SystemExit as error:
-            code = int(error.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
-def finished(tmp_path: Path) -> Path:
-    """A folder with the numbers of a study whose last run is missing."""
+def test_a_page_of_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
     results = results_of({"t": {"pixels": [1, 2, 3], "random-latent": [5, 6, 7]}})
     out = tmp_path / "out"
-    for run in plan_runs(results.study, out)[:-1]:
+    *finished, failed = plan_runs(results.study, out)
+    for run in finished:
         values = {"final": {"returns": [0.0, 0.0]}} if run.kind == "random" else results.runs["t"][run.arm][run.seed]
         write_json(run.file(".json"), values | {"settings": run.signature()})
+    write_json(failed.file(".failed.json"), {"reason": "out of <memory>"})
     write_json(out / "study.json", results.study.to_json())
-    return out
+    assert main(["compare", "--page-only", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "random-latent: at equal steps not below pixels on 1 of 1 task (above on 1)" in said
+    assert str(out / "compare.html") in said
+    page = (out / "compare.html").read_text()
+    assert failed.name in page
+    assert "out of &lt;memory&gt;" in page
+    assert "<memory>" not in page
+    assert page.count("data:image/png;base64,") >= 1
+    numbers = json.loads((out / "compare.json").read_text())
+    assert numbers["summary"]["tasks"]["t"]["arms"]["pixels"]["seeds"] == [0, 1, 2]
+    assert numbers["results"]["missing"] == {failed.name: "failed: out of <memory>"}
 
 
-def test_a_page_of_what_is_finished(call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(intervals, "RESAMPLES", 100)
-    code, out, err = call("--page-only", "--out", str(finished))
-    assert (code, err) == (0, "")
-    summary = json.loads((finished / "compare.json").read_text())["summary"]
-    page = html.unescape((finished / "compare.html").read_text())
-    for text in (summary["verdict"]["headline"], *summary["verdict"]["sentences"], *summary["verdict"]["warnings"]):
-        assert text in out
-        assert text in page
-    assert list(summary["missing"]) == ["t, random-latent, seed 2"]
-    assert "t, random-latent, seed 2" in page
-    assert summary["tasks"]["t"]["arms"]["pixels"]["seeds"] == [0, 1, 2]
+def test_the_page_carries_everything_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
+    arms = {"pixels": [10, 11], "latent": [20, 21], "latent, <b>4</b>": [3, 4]}
+    results = results_of({"won": arms, "lost & <u>": arms})
+    results.missing["won, pixels, seed 4"] = "not finished"
+    results.runs["won"]["pixels"][0]["final"]["successes"] = [True, False]
+    target, summary = write_comparison(results, tmp_path)
+    raw = target.read_text()
+    assert not re.search("<u>|<b>4", raw)
+    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", raw)
+    assert raw.count("data:image/png;base64,") == 3
+    page = html.unescape(raw)
+    for text in (*summary["verdict"]["sentences"], "won, pixels, seed 4", "an abacus", "beads 1.0", "frame_skip"):
+        assert text in page, text
+    assert "Memory: weighed" in page
+    pictures = sorted(file.name for file in (tmp_path / "plots").iterdir())
+    assert pictures == ["lost-u.png", "over-tasks.png", "overview.png", "won.png"]
+    saved = json.loads((tmp_path / "compare.json").read_text())["results"]["runs"]["won"]["latent"][0]
+    assert saved["evaluations"][0] == {"step": 250, "mean_return": 5.0, "seconds": 2.5}
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["--page-only"], "holds no comparison"),
-        (["--page-only", "--study", "s.toml"], "reads no --study s.toml: leave one out"),
-        (["--seed", "3"], "--seeds"),
-        (["--observation", "pixels"], "--arms"),
-        (["--study", "no.toml"], "there is no study no.toml"),
-        (["--study", "no.toml", "--frame-skip", "4"], "leave out frame_skip"),
-        (["--study", "no.toml", "--seeds", "3"], "leave out --arms, --seeds"),
-        (["--arms", "pixel"], "arm 'pixel': expected one of"),
-        (["--arms", "pixels", "--jobs", "0"], "jobs must be 1 or more"),
-        (["--arms", "pixels", "--gamma", "7"], "gamma must be"),
-    ],
-)
-def test_mistakes_are_one_line(call: Call, tmp_path: Path, words: list[str], says: str):
-    code, _, err = call("--out", str(tmp_path / "out"), *words)
-    assert code not in (0, 1)
-    assert says in err
-    assert "Traceback" not in err
+def test_the_study_of_one_environment():
+    config = CompareConfig(
+        env="here:Side-v0", encoder=Path("e"), frames=Path("f"), arms=("pixels", "latent"), seeds=(4,)
+    )
+    study = study_of(config)
+    assert study.tasks == {"Side-v0": Task("here:Side-v0", encoder=Path("e"), frames=Path("f"))}
+    assert (study.arms, study.seeds, study.steps, study.settings) == (("pixels", "latent"), (4,), 150_000, {})
+    study = study_of(CompareConfig(steps=10, episodes=9, frame_skip=4, latent_only=True))
+    assert (study.steps, study.episodes, study.settings) == (10, 9, {"frame_skip": 4, "latent_only": True})
 
 
-def test_help_tells_of_the_study_file(call: Call):
-    code, out, _ = call("--help")
-    assert code == 0
-    for word in ("--study", "--seeds", "--arms", "--jobs", "--page-only", "--frame-skip"):
-        assert word in out
+def test_the_study_of_the_benchmarks_is_valid(encoder_folder: Path):
+    study = load_study(ROOT / "benchmarks" / "study.toml")
+    config = study.config("basic", "pixels", 0, Path("out"))
+    assert (len(study.tasks), config.net_arch, config.frame_skip, config.steps) == (4, (64, 64), 4, 50_000)
 
 
-def test_what_is_missing_is_made_once_and_noted(tmp_path: Path):
-    """Frames, encoder and principal components of a task that names none, by the study's own settings of these
-    stages."""
-    small: dict[str, Any] = {
-        "widths": [4, 8],
-        "latent_dim": 16,
-        "epochs": 2,
-        "batch_size": 8,
-        "tensorboard": False,
-        "device": "cpu",
-    }
+def test_what_is_missing_is_made_once_and_timed(tmp_path: Path):
+    """Frames, encoder and principal components of a task that names none, by the study's settings of these stages."""
+    sizes: dict[str, Any] = {"widths": [4, 8], "latent_dim": 16, "epochs": 1, "batch_size": 8}
     study = Study(
         {"a b": Task(SIDE)},
         ("pixels", "latent", "pca-latent"),
         settings={"env_kwargs": {"length": 5}},
         record={"frames": 60, "frames_per_file": 20, "size": 16},
-        vae=small,
+        vae={"device": "cpu", **sizes},
     )
     said: list[str] = []
     made = prepare(study, tmp_path, say=said.append).tasks["a b"]
     assert made.encoder is not None
     assert made.pca is not None
-    assert made.encoder.is_relative_to(tmp_path / "prepared" / "a-b")
+    folder = tmp_path / "prepared" / "a-b"
+    assert made.encoder.is_relative_to(folder)
     read = read_encoder_folder(made.encoder)
     assert (read.contract.shape, read_pca(made.pca).contract) == ((16, 16, 3), read.contract)
     assert read_pca(made.pca).latent_dim <= 16
-    assert json.loads((tmp_path / "prepared" / "a-b" / "frames" / "recording.json").read_text())
-    stages = json.loads((tmp_path / "prepared" / "a-b" / "seconds.json").read_text())
+    assert json.loads((folder / "frames" / "recording.json").read_text())
+    stages = json.loads((folder / "seconds.json").read_text())
     assert made.encoder_seconds == pytest.approx(stages["frames"]["seconds"] + stages["encoder"]["seconds"])
     assert stages["encoder"]["seconds"] > 0
-    assert len(said) == 4
 
     changed = {file: file.stat().st_mtime_ns for file in (made.encoder / "encoder.safetensors", made.pca)}
     assert prepare(study, tmp_path, say=said.append).tasks["a b"] == made
     assert {file: file.stat().st_mtime_ns for file in changed} == changed
-    assert len(said) == 5, "only how long the encoder took"
+
+
+def test_a_stage_that_was_interrupted_goes_on_and_its_time_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study = Study({"a": Task(SIDE)}, ("latent",), record={"frames": 60, "frames_per_file": 20}, vae={"epochs": 1})
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("latent_obs_cli.compare.record", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(study, tmp_path, say=lambda text: None)
+    noted = tmp_path / "prepared" / "a" / "seconds.json"
+    before = json.loads(noted.read_text())["frames"]
+    assert not before["finished"]
+    assert prepare(study, tmp_path, say=lambda text: None).tasks["a"].encoder is not None
+    after = json.loads(noted.read_text())["frames"]
+    assert after["finished"]
+    assert after["seconds"] > before["seconds"] > 0
 
 
 @pytest.mark.parametrize(
-    ("tables", "message"),
+    ("tables", "named"),
     [
-        ({"vae": {"epoch": 3}}, r"\[vae\] has 'epoch': there is none of that name.*epochs"),
-        ({"vae": {"out": "x"}}, r"\[vae\] has 'out': is decided by the study"),
-        ({"record": {"frame": 3}}, r"\[record\] has 'frame'"),
+        ({"vae": {"epoch": 3}}, "vae.*epoch"),
+        ({"vae": {"out": "x"}}, "vae.*out"),
+        ({"record": {"frame": 3}}, "record.*frame"),
     ],
 )
-def test_settings_of_a_stage_that_there_are_not(tmp_path: Path, tables: dict[str, Any], message: str):
-    with pytest.raises(InputError, match=message):
-        prepare(
-            Study({"a": Task(SIDE, frames=tmp_path if "vae" in tables else None)}, ("pixels", "latent"), **tables),
-            tmp_path / "o",
-        )
+def test_settings_of_a_stage_are_checked(tmp_path: Path, tables: dict[str, Any], named: str):
+    task = Task(SIDE, frames=tmp_path if "vae" in tables else None)
+    with pytest.raises(InputError, match=named):
+        prepare(Study({"a": task}, ("pixels", "latent"), **tables), tmp_path / "o")
 
 
 def test_nothing_is_made_that_nothing_needs(tmp_path: Path, encoder_folder: Path):

@@ -1,56 +1,141 @@
-"""`latent-obs doctor`: each thing that may be missing or broken is found, named, and answered with a command that mends
-it."""
+"""`latent-obs doctor`: what is missing or broken is found and named, with a command that repairs it."""
 
-# ruff: noqa: F401, F811  # fixtures are imported, and arguments have their names
-
+import json
+import subprocess
 import sys
+import types
+import warnings
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+import lazy_loader
 import pytest
 
 from latent_obs.minerl import installation
-from latent_obs.minerl.installation import Display
-from latent_obs_cli import doctor as room
-from latent_obs_cli.doctor import ABILITIES, abilities, doctor, healthy
-from tests.support.doctored_machine import (
-    DOOM,
-    GAME,
-    NEW_JAVA,
-    PORT,
-    TRAIN,
-    Machine,
-    by_name,
-    lacking,
-    machine,
-    printed,
-    words_of,
+from latent_obs.minerl.installation import Display, JavaVersion
+from latent_obs_cli import doctor as module
+from latent_obs_cli.doctor import (
+    ABILITIES,
+    Finding,
+    abilities,
+    as_json,
+    as_text,
+    doctor,
+    healthy,
+    requirements,
+    run_doctor,
 )
+from tests.support import ROOT
+
+CORE = {"gymnasium": ">=1.1", "numpy": ">=1.26", "tyro": ">=0.9.20"}
+EXTRAS = {
+    "agents": {"stable-baselines3": ">=2.6", "tensorboard": ">=2.21"},
+    "plots": {"matplotlib": ">=3.8"},
+    "video": {"av": ">=14"},
+    "vizdoom": {"vizdoom": ">=1.3"},
+    "all": {},
+    "minerl": {},
+}
+VERSIONS = {
+    "latent-obs": "0.1.0",
+    "torch": "2.13.0+cpu",
+    "gymnasium": "1.4.0",
+    "numpy": "2.4.6",
+    "tyro": "1.0.17",
+    "stable-baselines3": "2.9.2",
+    "tensorboard": "2.21.0",
+    "matplotlib": "3.11.2",
+    "av": "18.1.0",
+    "vizdoom": "1.3.2",
+    "cloudpickle": "3.1.2",
+    "opencv-python": "5.0.0.93",
+    "minerl": "0.4.4",
+    "gym": "0.17.3",
+}
+NEW_JAVA = JavaVersion(Path("/usr/bin/java"), "17.0.15", 17)
+TRAIN, DOOM, QUICKSTART, PORT, GAME = ABILITIES
+
+
+class Machine:
+    """A machine on which everything is installed, to take things away from."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.versions = dict(VERSIONS)
+        self.java: JavaVersion | None = JavaVersion(Path("/jdk8/bin/java"), "1.8.0_392", 8)
+        self.jar: Path | None = folder / "game.jar"
+        self.jar.touch()
+        self.screen = Display(True, "DISPLAY=:0")
+        self.import_errors: dict[str, str] = {}
+        self.driver = False
+        self.cuda: str | None = None
+        self.gpus: list[str] = []
+        self.gpu_warning: str | None = None
+        pip = types.ModuleType("pip")
+        pip.__spec__ = ModuleSpec("pip", None)
+        monkeypatch.setitem(sys.modules, "pip", pip)
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(module, "requirements", lambda: {"": CORE, **EXTRAS})
+        monkeypatch.setattr(module, "_import_error", lambda name: self.import_errors.get(name))
+        monkeypatch.setattr(module, "_has_nvidia_driver", lambda: self.driver)
+        monkeypatch.setattr(module, "_gpus", self._gpus)
+        monkeypatch.setattr(module.importlib, "import_module", self._torch)
+        monkeypatch.setattr(installation, "version_of", lambda name, path=None: self.versions.get(name))
+        monkeypatch.setattr(installation, "find_java", lambda: self.java)
+        monkeypatch.setattr(installation, "game_jar", lambda: self.jar)
+        monkeypatch.setattr(installation, "display", lambda: self.screen)
+
+    def _torch(self, name: str) -> Any:
+        if name in self.import_errors:
+            raise ImportError(self.import_errors[name])
+        return types.SimpleNamespace(version=types.SimpleNamespace(cuda=self.cuda, hip=None))
+
+    def _gpus(self, torch: Any) -> list[str]:
+        if self.gpu_warning is not None:
+            warnings.warn(self.gpu_warning, stacklevel=2)
+        return self.gpus
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    return Machine(monkeypatch, tmp_path)
+
+
+def found() -> dict[str, Finding]:
+    findings = doctor()
+    assert len({finding.name for finding in findings}) == len(findings), "each name once"
+    return {finding.name: finding for finding in findings}
+
+
+def exit_status(words: list[str]) -> int:
+    try:
+        run_doctor(words)
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
 
 
 def test_everything_is_there(machine: Machine, capsys: pytest.CaptureFixture[str]):
-    machine.gpus = ["NVIDIA H200"]
-    machine.torch.version.cuda = "12.8"
-    findings = doctor()
-    assert {finding.name: finding.status for finding in findings if finding.status != "ok"} == {}
-    assert not any(finding.next_step for finding in findings)
-    assert by_name(findings)["GPU"].found == "cuda:0 NVIDIA H200, 139 GiB"
-    assert not any(abilities(findings).values())
-    code, out = printed([], capsys)
-    assert code == 0
-    for what in ABILITIES:
-        assert f"  {what}: yes\n" in out
+    machine.gpus, machine.cuda = ["cuda:0 NVIDIA H200, 139 GiB"], "12.8"
+    findings = found()
+    assert {finding.status for finding in findings.values()} == {"ok"}
+    assert not any(finding.next_step for finding in findings.values())
+    assert set().union(*ABILITIES.values()) <= findings.keys()
+    assert not any(abilities(list(findings.values())).values())
+    assert exit_status([]) == 0
+    assert capsys.readouterr().out.count(": yes\n") == len(ABILITIES)
 
 
-def test_every_ability_needs_things_that_are_looked_at(machine: Machine):
-    looked_at = set(by_name(doctor()))
-    for what, needs in ABILITIES.items():
-        assert set(needs) <= looked_at, what
+def without(*names: str) -> Callable[[Machine], None]:
+    def change(machine: Machine) -> None:
+        machine.versions = {name: version for name, version in machine.versions.items() if name not in names}
+
+    return change
 
 
-def with_version(name: str, version: str) -> Callable[[Machine], None]:
-    return lambda machine: machine.versions.update({name: version})
+def version(**versions: str) -> Callable[[Machine], None]:
+    return lambda machine: machine.versions.update({name.replace("_", "-"): v for name, v in versions.items()})
 
 
 def with_(**values: Any) -> Callable[[Machine], None]:
@@ -58,81 +143,32 @@ def with_(**values: Any) -> Callable[[Machine], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "name", "status", "said", "step", "lost"),
+    ("change", "name", "status", "said", "step", "prevented"),
     [
-        (lacking("torch"), "torch", "wrong", "not installed: torch", "$ uv sync\n", TRAIN),
-        (with_version("torch", "2.3.1"), "torch", "wrong", "torch 2.3.1 (needs 2.4 or newer)", "$ uv sync\n", TRAIN),
-        (
-            lacking("tyro"),
-            "core packages",
-            "wrong",
-            "not installed: tyro",
-            "$ pip install -c constraints.txt . ",
-            TRAIN,
-        ),
-        (with_version("numpy", "1.21"), "core packages", "wrong", "numpy 1.21 (needs 1.26", "$ uv sync\n", TRAIN),
-        (lacking("stable-baselines3"), "agents", "optional", "not installed: stable", "$ uv sync --extra agents", DOOM),
-        (lacking("tensorboard"), "agents", "missing", "not installed: tensorboard", "$ uv sync --extra agents", DOOM),
-        (lacking("vizdoom"), "vizdoom", "optional", "vizdoom", "$ pip install -c constraints.txt '.[vizdoom]'", DOOM),
-        (
-            with_(import_errors={"vizdoom.gymnasium_wrapper": "libX"}),
-            "vizdoom",
-            "wrong",
-            "it does not start: libX",
-            "$ pip install --force-reinstall --no-deps vizdoom==1.3.2",
-            DOOM,
-        ),
-        (lacking("av"), "video", "optional", "av (to film", "$ uv sync --extra video", "run the quickstart"),
-        (
-            with_version("av", "12"),
-            "video",
-            "missing",
-            "av 12 (needs 14",
-            "$ uv sync --extra video",
-            "run the quickstart",
-        ),
-        (lacking("matplotlib"), "plots", "optional", "matplotlib", "$ uv sync --extra plots", "run the quickstart"),
-        (lacking("huggingface-hub"), "hub", "optional", "huggingface-hub", "$ uv sync --extra hub", None),
-        (
-            with_version("opencv-python-headless", "4.11"),
-            "opencv",
-            "wrong",
-            "opencv-python 5.0.0.93, opencv-python-headless 4.11: they overwrite",
-            "$ pip uninstall -y opencv-python-headless\n$ pip install --force-reinstall --no-deps opencv-python==5.0.0.93",
-            PORT,
-        ),
-        (lacking("opencv-python"), "opencv", "missing", "not installed", "$ pip install opencv-python", PORT),
-        (
-            with_version("cloudpickle", "1.6.0"),
-            "cloudpickle",
-            "wrong",
-            "1.6.0",
-            "$ pip install 'cloudpickle>=2.2'",
-            PORT,
-        ),
-        (with_version("cloudpickle", "1.6.0"), "cloudpickle", "wrong", "Python 3.11", "'cloudpickle>=2.2'", DOOM),
-        (lacking("minerl"), "minerl", "optional", "not installed", "$ uv sync --extra minerl\n", PORT),
-        (
-            with_version("minerl", "1.0.2"),
-            "minerl",
-            "wrong",
-            "1.0.2, expected 0.4.4",
-            "$ uv sync --extra minerl\n",
-            PORT,
-        ),
-        (
-            with_version("gym", "0.26.2"),
-            "gym",
-            "wrong",
-            "0.26.2, expected 0.17.3",
-            "$ pip install --no-deps gym==0.17.3",
-            PORT,
-        ),
-        (lacking("gym"), "gym", "wrong", "not installed, expected 0.17.3", "$ uv sync --extra minerl\n", PORT),
-        (with_(java=None), "Java 8", "missing", "no java on the PATH", "openjdk", GAME),
-        (with_(java=NEW_JAVA), "Java 8", "missing", "Java 17.0.15 (/usr/bin/java)", "first on the PATH", GAME),
+        (without("torch"), "torch", "wrong", "not installed", "$ uv sync\n", TRAIN),
+        (with_(import_errors={"torch": "libX"}), "torch", "wrong", "libX", "--reinstall-package torch", TRAIN),
+        (without("tyro"), "core packages", "wrong", "tyro", "-c constraints.txt . ", TRAIN),
+        (version(numpy="1.21"), "core packages", "wrong", "numpy 1.21 (needs >=1.26)", "$ uv sync\n", TRAIN),
+        (without("stable-baselines3", "tensorboard"), "agents", "optional", "stable-b", "uv sync --extra agents", DOOM),
+        (without("tensorboard"), "agents", "missing", "tensorboard", "$ uv sync --extra agents", DOOM),
+        (without("vizdoom"), "vizdoom", "optional", "vizdoom", "'.[vizdoom]'", DOOM),
+        (with_(import_errors={"vizdoom.gymnasium_wrapper": "libX"}), "vizdoom", "wrong", "libX", "vizdoom", DOOM),
+        (version(av="12"), "video", "optional", "av 12 (needs >=14)", "$ uv sync --extra video", QUICKSTART),
+        (version(cloudpickle="1.6.0"), "cloudpickle", "wrong", "1.6.0", "'cloudpickle>=2.2'", DOOM),
+        (version(opencv_python_headless="4.11"), "opencv", "wrong", "4.11", "uninstall opencv-python-headless\n", PORT),
+        (without("opencv-python"), "opencv", "missing", "not installed", "install opencv-python", PORT),
+        (without("minerl"), "minerl", "optional", "minerl", "$ uv sync --extra minerl\n", PORT),
+        (version(minerl="1.0.2"), "minerl", "wrong", "1.0.2", "$ uv sync --extra minerl\n", PORT),
+        (version(gym="0.26.2"), "minerl", "wrong", "0.26.2", "$ uv sync --extra minerl\n", PORT),
+        (with_(import_errors={"minerl": "libGL.so.1: no such file"}), "minerl", "wrong", "libGL", "apt install", PORT),
+        (with_(import_errors={"minerl": "No module 'lxml'"}), "minerl", "wrong", "lxml", "--reinstall-package", PORT),
+        (with_(java=None), "Java 8", "missing", "java", "openjdk", GAME),
+        (with_(java=NEW_JAVA), "Java 8", "missing", "17.0.15", "PATH", GAME),
         (with_(jar=Path("/none.jar")), "built game", "missing", "not built", "docs/minerl.md", GAME),
         (with_(screen=Display(False, "none here")), "display", "missing", "none here", "MINERL_HEADLESS=1", GAME),
+        (with_(driver=True), "GPU", "missing", "NVIDIA", "--reinstall-package torch", None),
+        (with_(driver=True, cuda="13.0", gpu_warning="too old\nx"), "GPU", "wrong", "too old", "nvidia-smi", None),
+        (with_(cuda="13.0", gpu_warning="No driver"), "GPU", "optional", "CPU", "", None),
     ],
 )
 def test_what_is_missing_is_named_with_its_remedy(
@@ -142,125 +178,109 @@ def test_what_is_missing_is_named_with_its_remedy(
     status: str,
     said: str,
     step: str,
-    lost: str | None,
-    monkeypatch: pytest.MonkeyPatch,
+    prevented: str | None,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(sys, "platform", "linux")
     change(machine)
-    findings = doctor()
-    finding = by_name(findings)[name]
+    findings = found()
+    finding = findings[name]
     assert finding.status == status
     assert said in finding.found
     assert step in finding.next_step
-    also = {"report", "compare"} if name == "plots" else set()  # they draw, too
-    assert {f.name for f in findings if f.status != "ok"} - {"GPU"} == {name} | also
-    assert healthy(findings) == (status != "wrong")
-    assert [what for what, lacks in abilities(findings).items() if name in lacks] == [
-        what for what, needs in ABILITIES.items() if name in needs
-    ]
-    assert lost is None or abilities(findings)[lost] == [name]
-    code, out = printed([], capsys)
-    assert code == (1 if status == "wrong" else 0)
-    assert lost is None or f"{lost}: no, because of {name}" in words_of(out)
+    assert "\n" not in finding.found
+    others = {other.name for other in findings.values() if other.status != "ok"} - {name, "GPU"}
+    assert others <= ({"opencv", "Java 8", "built game", "display"} if name == "minerl" else set())
+    assert healthy(list(findings.values())) == (status != "wrong")
+    assert prevented is None or name in abilities(list(findings.values()))[prevented]
+    assert exit_status([]) == (1 if status == "wrong" else 0)
+    out = capsys.readouterr().out
+    assert prevented is None or f"{prevented}: no, because of" in out
+    for line in finding.next_step.splitlines():
+        assert not line.startswith("$ ") or f"{line}\n" in out, "commands stay in one line"
 
 
 def test_without_minerl_its_game_is_optional(machine: Machine):
-    lacking("minerl", "gym", "opencv-python")(machine)
+    without("minerl", "gym", "opencv-python")(machine)
     machine.java, machine.jar, machine.screen = NEW_JAVA, None, Display(False, "none")
-    findings = by_name(doctor())
-    assert {"gym", "built game", "opencv"} & set(findings) == set()
-    assert {findings[name].status for name in ("minerl", "Java 8", "display")} == {"optional"}
-    assert abilities(list(findings.values()))[GAME] == ["minerl", "Java 8", "display"]
+    findings = found()
+    needed = ("minerl", "opencv", "Java 8", "built game", "display")
+    assert {findings[name].status for name in needed} == {"optional"}
+    assert set(abilities(list(findings.values()))[GAME]) == set(needed)
     assert healthy(list(findings.values()))
 
 
-@pytest.mark.parametrize(
-    ("error", "step"),
-    [
-        ("ImportError: libGL.so.1: cannot open shared object file", "$ sudo apt install libgl1 libglib2.0-0"),
-        ("ModuleNotFoundError: No module named 'lxml'", "$ uv sync --extra minerl --reinstall-package minerl"),
-    ],
-)
-def test_a_minerl_that_cannot_be_imported(machine: Machine, error: str, step: str):
-    machine.import_errors["minerl"] = error
-    finding = by_name(doctor())["minerl"]
-    assert finding.status == "wrong"
-    assert finding.found == f"0.4.4, but it cannot be imported: {error}"
-    assert finding.next_step.splitlines()[0] == step
-
-
-REINSTALL = "$ uv pip install --torch-backend auto --reinstall-package torch torch"
-
-
-@pytest.mark.parametrize(
-    ("change", "status", "said", "step"),
-    [
-        (with_(), "optional", "none seen; everything runs on the CPU", ""),
-        (with_(driver="NVIDIA H200"), "missing", "NVIDIA H200, but this torch is built for the CPU only", REINSTALL),
-        (
-            with_(driver="an NVIDIA driver", cuda="13.0", gpu_warning="The NVIDIA driver is too old\nmore"),
-            "wrong",
-            "an NVIDIA driver, but torch cannot use it: The NVIDIA driver is too old",
-            REINSTALL,
-        ),
-        (with_(driver="an NVIDIA driver", cuda="13.0"), "wrong", "torch does not say why", REINSTALL),
-        (with_(cuda="13.0", gpu_warning="No NVIDIA driver"), "optional", "none seen", ""),
-        (with_(cuda="12.8", gpus=["A", "B"]), "ok", "cuda:0 A, 139 GiB; cuda:1 B, 139 GiB", ""),
-        (
-            with_(cuda="11.8", gpus=["A"], gpu_error=RuntimeError("CUDA error: no kernel image\nCompile with …")),
-            "wrong",
-            "cannot be used: CUDA error: no kernel image",
-            REINSTALL,
-        ),
-    ],
-)
-def test_gpus(machine: Machine, change: Callable[[Machine], None], status: str, said: str, step: str):
-    change(machine)
-    machine.torch.version.cuda = getattr(machine, "cuda", None)
-    findings = by_name(doctor())
-    assert findings["GPU"].status == status
-    assert said in findings["GPU"].found
-    assert step in findings["GPU"].next_step
-    assert "\n" not in findings["GPU"].found
-    build = f"CUDA {machine.torch.version.cuda}" if machine.torch.version.cuda else "the CPU only"
-    assert findings["torch"].found == f"torch 2.13.0+cpu, built for {build}"
-
-
-@pytest.mark.parametrize(
-    "error", [ImportError("libcudart.so.12: cannot open"), OSError("broken"), RuntimeError("numpy")]
-)
-def test_a_torch_that_cannot_be_imported(machine: Machine, monkeypatch: pytest.MonkeyPatch, error: Exception):
-    def fails(name: str) -> None:
-        raise error
-
-    monkeypatch.setattr(room.importlib, "import_module", fails)
-    findings = by_name(doctor())
-    assert "GPU" not in findings
-    assert findings["torch"].status == "wrong"
-    assert f"but it cannot be imported: {type(error).__name__}: {error}" in findings["torch"].found
-    assert findings["torch"].next_step == REINSTALL
-
-
-@pytest.mark.parametrize(
-    "name", ["find_java", "game_jar", "display", "minerl_version", "version_of", "how_to_get_display"]
-)
-def test_a_check_that_crashes_is_a_finding(
-    machine: Machine, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    def crash(*arguments: object, **options: object) -> None:
+@pytest.mark.parametrize("name", ["find_java", "check_client", "version_of"])
+def test_a_check_that_fails_is_a_finding(machine: Machine, name: str, monkeypatch: pytest.MonkeyPatch):
+    def crash(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    if name != "version_of":
-        monkeypatch.setattr(installation, name, crash)
-    else:
-        monkeypatch.setattr(room, "_fit", crash)
-    findings = doctor()
-    crashed = [f for f in findings if f.found == "could not be looked at: ZeroDivisionError: a bug"]
-    assert crashed
-    assert {f.status for f in crashed} == {"wrong"}
-    assert all("$ latent-obs doctor --json" in f.next_step for f in crashed)
-    assert not healthy(findings)
-    assert {f.name for f in findings if f not in crashed} >= {"Python", "system"}
-    code, _ = printed([], capsys)
-    assert code == 1
+    monkeypatch.setattr(installation, name, crash)
+    failed = [finding for finding in doctor() if "ZeroDivisionError: a bug" in finding.found]
+    assert failed
+    assert {finding.status for finding in failed} == {"wrong"}
+    assert found()["Python"].status == "ok"
+
+
+def test_json_holds_the_findings(machine: Machine, capsys: pytest.CaptureFixture[str]):
+    without("vizdoom", "tyro")(machine)
+    assert exit_status(["--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads(json.dumps(as_json(doctor())))
+    assert (report["latent_obs"], report["healthy"]) == ("0.1.0", False)
+    findings = [Finding(**finding) for finding in report["findings"]]
+    assert findings == doctor()
+    assert report["abilities"][DOOM] == {"can": False, "lacks": ["core packages", "vizdoom"]}
+    text = " ".join(as_text(findings).split())
+    assert all(" ".join(finding.found.split()) in text for finding in findings)
+
+
+def test_what_is_asked_for_comes_from_the_metadata(monkeypatch: pytest.MonkeyPatch):
+    lines = ["numpy>=1.26", "torch>=2.4", 'av>=14; extra == "video"', 'latent-obs[video]; extra == "all"']
+    lines.append('sb3-contrib>=2.6; python_version < "3" and extra == "video"')
+    monkeypatch.setattr(module.metadata, "requires", lambda name: lines)
+    extras = types.SimpleNamespace(get_all=lambda name: ["all", "video"])
+    monkeypatch.setattr(module.metadata, "metadata", lambda name: extras)
+    assert requirements() == {"": {"numpy": ">=1.26"}, "all": {}, "video": {"av": ">=14"}}
+
+
+def in_a_process(*options: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    code = f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(path)!r}]\nfrom latent_obs_cli.doctor import run_doctor\n"
+    code += "assert 'torch' not in sys.modules\nrun_doctor(['--json'])\n"
+    return subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_where_next_to_nothing_is_installed(tmp_path: Path):
+    (tmp_path / "lazy_loader").symlink_to(
+        Path(str(lazy_loader.__file__)).parent
+    )  # without it nothing of the project starts
+    done = in_a_process("-S", "-W", "error", path=tmp_path)  # no site-packages
+    assert (done.returncode, done.stderr) == (1, "")
+    report = json.loads(done.stdout)
+    status = {finding["name"]: finding["status"] for finding in report["findings"]}
+    assert (status["Python"], status["torch"], status["minerl"]) == ("ok", "wrong", "optional")
+    assert not any(ability["can"] for ability in report["abilities"].values())
+
+
+@pytest.mark.integration
+def test_this_machine():
+    done = in_a_process()
+    assert done.stderr == ""
+    report = json.loads(done.stdout)
+    findings = {finding["name"]: Finding(**finding) for finding in report["findings"]}
+    assert not [f.found for f in findings.values() if "could not be checked" in f.found]
+    assert findings["torch"].status == "ok"
+    assert all(finding.next_step for finding in findings.values() if finding.status in ("missing", "wrong"))
+
+
+def test_imports_are_tried_in_a_process_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_one.py").write_text("import no_such_module_here\n")
+    (tmp_path / "dying_one.py").write_text("import os; os._exit(7)\n")
+    assert module._import_error("json") is None
+    assert "no_such_module_here" in (module._import_error("broken_one") or "")
+    assert "7" in (module._import_error("dying_one") or "")
+
+
+def test_words_that_are_not_understood(capsys: pytest.CaptureFixture[str]):
+    assert exit_status(["--jason"]) == 2
+    assert "--jason" in capsys.readouterr().err

@@ -1,5 +1,4 @@
-"""Stands in for a run's process: what it does is told by the arm's name in its job. Starts in no time: it imports
-little."""
+"""Stands in for a run's process: what it does depends on the name of the arm. It imports little, to start fast."""
 
 import json
 import os
@@ -33,7 +32,7 @@ def main() -> None:
         sys.exit(2)
     elif kind == "slow":  # saves when it is asked to stop; goes on when it is started again
         # In a group of its own, as environments are.
-        child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"], process_group=0)
+        child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], process_group=0)
         if note.exists():
             finish()
             child.kill()
@@ -45,11 +44,11 @@ def main() -> None:
 
         signal.signal(signal.SIGTERM, stop)
         print("ready", flush=True)
-        time.sleep(60)
+        time.sleep(600)
     elif kind == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         note.write_text(json.dumps({"pids": [os.getpid()]}))
-        time.sleep(60)
+        time.sleep(600)
 
 
 if __name__ == "__main__":

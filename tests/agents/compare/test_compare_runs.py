@@ -54,17 +54,18 @@ def numbers(run: Planned) -> dict[str, Any]:
     return json.loads(run.file(".json").read_text())
 
 
+def happens(condition: Callable[[], bool]) -> bool:
+    """Wait until something is so; False if it does not happen."""
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
 @contextlib.contextmanager
 def stopped_when(ready: Callable[[], bool]) -> Iterator[None]:
     """Send this process what Ctrl-C sends, once something is so."""
-
-    def wait() -> None:
-        deadline = time.monotonic() + 20
-        while not ready() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=wait)
+    thread = threading.Thread(target=lambda: (happens(ready), os.kill(os.getpid(), signal.SIGINT)))
     thread.start()
     try:
         yield
@@ -73,61 +74,52 @@ def stopped_when(ready: Callable[[], bool]) -> Iterator[None]:
 
 
 def gone(pids: list[int]) -> bool:
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        alive = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
-        if not alive:
+    """Whether these processes end."""
+
+    def ended(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
             return True
-        time.sleep(0.05)
-    return False
+
+    return happens(lambda: all(map(ended, pids)))
 
 
-def test_runs_share_the_cores_and_are_told_of(stand_in: Runs):
+def test_runs_share_the_cores(stand_in: Runs):
     runs, said = stand_in("good", "good of another", seeds=(0, 1)), []
     assert run_all(runs, jobs=2, threads=3, say=said.append) == {}
     moments = [(numbers(run)["began"], 1) for run in runs] + [(numbers(run)["ended"], -1) for run in runs]
-    at_once, most = 0, 0
-    for _, change in sorted(moments):
-        at_once += change
-        most = max(most, at_once)
-    assert most <= 2
+    at_once = [sum(change for _, change in sorted(moments)[: i + 1]) for i in range(len(moments))]
+    assert max(at_once) <= 2
     assert {numbers(run)["threads"] for run in runs} == {"3"}
-    told = [line.split("] ", 1)[1] for line in said[1:]]
-    running = [sum(1 if line.startswith("begins") else -1 for line in told[: i + 1]) for i in range(len(told))]
-    assert max(running) == 2
-    assert [line for line in told if line.startswith("begins")] == [f"begins: {run.name}" for run in runs], (
-        "in their order"
-    )
-    assert said[0] == "5 runs, 0 of them finished before; 2 at once, 3 threads of torch each."
-    assert sum("begins" in line for line in said) == sum("ended" in line for line in said) == 5
-    assert said[-1].endswith("That was the last.")
+    for run in runs:
+        assert sum(run.name in line for line in said) == 2, "when it begins, and when it ends"
     assert any(" left, about " in line for line in said)
 
 
 def test_finished_runs_are_not_made_again_and_more_are_added(stand_in: Runs):
     run_all(stand_in("good"), jobs=2, say=quiet)
     before = {run.name: numbers(run)["began"] for run in stand_in("good")}
-    said: list[str] = []
     more = stand_in("good", "good of another", seeds=(0, 1))
-    run_all(more, jobs=2, say=said.append)
-    assert said[0].startswith("5 runs, 2 of them finished before")
+    run_all(more, jobs=2, say=quiet)
     assert {run.name: numbers(run)["began"] for run in more if run.name in before} == before
     assert all(run.is_finished for run in more)
 
 
-def test_a_run_that_fails_is_told_with_its_reason_and_the_others_go_on(stand_in: Runs, tmp_path: Path):
+def test_a_run_that_fails_is_reported_with_its_reason_and_the_others_go_on(stand_in: Runs, tmp_path: Path):
     runs, said = stand_in("crash", "good", "mistake"), []
     failures = run_all(runs, jobs=1, say=said.append)
     assert set(failures) == {"t, crash, seed 0", "t, mistake, seed 0"}
     assert failures["t, mistake, seed 0"] == "no such game"
-    assert failures["t, crash, seed 0"] == "exit status 1; its last words: something / that it said last"
+    assert "exit status 1" in failures["t, crash, seed 0"]
+    assert "something / that it said last" in failures["t, crash, seed 0"]
     assert [run.arm for run in runs if run.is_finished] == ["random policy", "good"]
     assert sum("FAILED" in line and "seed_0.log" in line for line in said) == 2
     variants = {arm: {"observation": "random-latent"} for arm in ("crash", "good", "mistake")}
     study = Study({"t": Task("Side-v0")}, tuple(variants), (0,), 64, arm_settings=variants)
     missing = collect(study, tmp_path).missing
+    assert missing.keys() == failures.keys()
     assert missing["t, mistake, seed 0"] == "failed: no such game"
-    assert len(missing) == 2
 
 
 def test_other_settings_are_refused_before_anything_starts(stand_in: Runs):
@@ -136,11 +128,12 @@ def test_other_settings_are_refused_before_anything_starts(stand_in: Runs):
     with pytest.raises(InputError, match="history was 1, is now 2"):
         run_all(runs, jobs=1, say=quiet)
     assert not runs[1].file(".log").exists()
-    for wrong in ({"jobs": 0}, {"threads": 0}):
-        with pytest.raises(InputError, match="must be 1 or more, got 0"):
-            run_all(runs, say=quiet, **wrong)
+    for name in ("jobs", "threads"):
+        with pytest.raises(InputError, match=name):
+            run_all(runs, say=quiet, **{name: 0})
 
 
+@pytest.mark.integration
 def test_ctrl_c_stops_all_and_the_same_call_goes_on(stand_in: Runs):
     runs = stand_in("slow", "slow of another")
 
@@ -152,14 +145,15 @@ def test_ctrl_c_stops_all_and_the_same_call_goes_on(stand_in: Runs):
         run_all(runs, jobs=2, say=quiet)
     pids = [pid for run in runs[1:] for pid in json.loads(run.file(".note").read_text())["pids"]]
     assert len(pids) == 4
-    assert gone(pids), "neither they nor what they started"
+    assert gone(pids), "they, and what they started"
     assert not any(run.is_finished for run in runs[1:])
     assert not any(run.file(".failed.json").exists() for run in runs)
     assert run_all(runs, jobs=2, say=quiet) == {}
     assert all(run.is_finished for run in runs)
 
 
-def test_a_run_that_does_not_stop_is_ended(stand_in: Runs, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.integration
+def test_a_run_that_does_not_stop_is_killed(stand_in: Runs, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engine, "_GRACE_S", 0.3)
     run = stand_in("stubborn")[1]
     with stopped_when(run.file(".note").exists), pytest.raises(KeyboardInterrupt):
@@ -168,46 +162,40 @@ def test_a_run_that_does_not_stop_is_ended(stand_in: Runs, monkeypatch: pytest.M
 
 
 def test_a_folder_is_worked_in_by_one_at_a_time(tmp_path: Path):
-    with (
-        only_one(tmp_path / "out"),
-        pytest.raises(InputError, match="another comparison is at work"),
-        only_one(tmp_path / "out"),
-    ):
+    with only_one(tmp_path / "out"), pytest.raises(InputError, match="out"), only_one(tmp_path / "out"):
         pass
     with only_one(tmp_path / "out"):
         pass
 
 
+@pytest.mark.integration
 def test_a_run_whose_starter_is_gone_stops(tmp_path: Path):
-    told = tmp_path / "told"
+    noted = tmp_path / "noted"
     starter = os.fork()
     if starter == 0:
         run = os.fork()
         if run == 0:
             with contextlib.suppress(BaseException):
-                signal.signal(signal.SIGTERM, lambda *_: (told.write_text("stopped"), os._exit(0)))
+                signal.signal(signal.SIGTERM, lambda *_: (noted.write_text("stopped"), os._exit(0)))
                 stop_with_parent(os.getppid())
-                time.sleep(10)
+                time.sleep(60)
         time.sleep(0.3)
         os._exit(0)
     os.waitpid(starter, 0)
-    deadline = time.monotonic() + 6
-    while not told.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert told.exists()
+    assert happens(noted.exists)
 
 
-def test_costs_are_those_of_all_processes_together(tmp_path: Path):
+def test_costs_are_those_of_all_processes_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "usage.json"
-    work = "import time; b = bytearray(120_000_000); end = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+    work = "import time; b = b'x' * 120_000_000\nwhile time.process_time() < 0.6: pass"
+    monkeypatch.setattr("agents.compare.meter._LONGEST_PAUSE_S", 0.1)
     with Meter(file, [{"wall_seconds": 7.0}]) as meter:
-        time.sleep(0.6)
         own = getattr(psutil.Process().memory_full_info(), "pss", 0) / 1e6 or psutil.Process().memory_info().rss / 1e6
         psutil.Popen([sys.executable, "-S", "-c", work]).wait()
     earlier, entry = json.loads(file.read_text())
     assert earlier == {"wall_seconds": 7.0}
-    assert 0.5 <= entry["cpu_seconds"] <= entry["wall_seconds"] + 0.5
-    assert 1.0 < entry["wall_seconds"] < 10
+    assert entry["cpu_seconds"] >= 0.5
+    assert entry["wall_seconds"] > 0.6
     assert own + 90 < entry["peak_memory_mb"] < own + 300
     assert "environments" in meter.how
 
@@ -259,25 +247,15 @@ def test_a_run_that_had_not_begun_starts_anew(job: dict[str, Any], tmp_path: Pat
     assert not (tmp_path / "seed_0" / "half.part").exists()
 
 
-def test_a_study_from_end_to_end(encoder_folder: Path, tmp_path: Path):
-    settings = {
-        "workers": "serial",
-        "envs": 2,
-        "n_steps": 16,
-        "batch_size": 32,
-        "n_epochs": 1,
-        "eval_episodes": 2,
-        "device": "cpu",
-    }
-    study = Study(
-        {"side": Task(SIDE, encoder=encoder_folder)},
-        ("latent",),
-        (0,),
-        64,
-        episodes=4,
-        evaluations=2,
-        settings=settings,
-    )
+@pytest.mark.integration
+def test_a_study_from_end_to_end(encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "__init__.py").write_text("raise ImportError('a folder of the user hides the package')")
+    monkeypatch.chdir(tmp_path)
+    sizes = {"envs": 2, "n_steps": 16, "batch_size": 32, "n_epochs": 1, "eval_episodes": 2}
+    settings = {"workers": "serial", "device": "cpu", **sizes}
+    task = Task(SIDE, encoder=encoder_folder)
+    study = Study({"side": task}, ("latent",), (0,), 64, episodes=4, evaluations=2, settings=settings)
     results = compare(study, tmp_path / "out", jobs=2, say=quiet)
     assert results.missing == {}
     (run,) = results.runs["side"]["latent"]
@@ -285,5 +263,5 @@ def test_a_study_from_end_to_end(encoder_folder: Path, tmp_path: Path):
     assert len(results.random["side"]) == len(run["final"]["returns"]) == 4
     assert saved_study(tmp_path / "out") == study
     assert collect(saved_study(tmp_path / "out"), tmp_path / "out").to_json() == results.to_json()
-    with pytest.raises(InputError, match="holds no comparison"):
+    with pytest.raises(InputError, match=r"study\.json"):
         saved_study(tmp_path)
