@@ -29,7 +29,7 @@ def test_ridge_is_the_best_of_its_strengths_fitted_anew(rng: np.random.Generator
     def solved(learn: NDArray[np.intp], test: NDArray[np.intp], strength: float) -> NDArray[np.float64]:
         mean, std = x[learn].mean(0, dtype=float), x[learn].std(0, dtype=float)
         a, b = (x[learn] - mean) / std, (x[test] - mean) / std
-        gram = a.T @ a + strength * len(learn) * np.eye(30)
+        gram = a.T @ a + strength * len(fit) * np.eye(30)
         return b @ np.linalg.solve(gram, a.T @ (y[learn] - y[learn].mean())) + y[learn].mean()
 
     strengths = np.logspace(-6, 1, 15)

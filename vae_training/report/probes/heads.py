@@ -1,11 +1,11 @@
 """The heads that predict targets: linear ones, small networks on a representation, and a network on the pixels.
 
-All see the rows that a target names, and no others: `fit` to learn, `validation` to choose how much to shrink the
-weights or when to stop, `held_out` to predict.
+Each uses only the rows that a target names: `fit` to learn, `validation` to choose the strength of the penalty or when
+to stop, `held_out` to predict.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,107 +20,67 @@ from vae_training.report.probes.targets import Target
 
 Floats = NDArray[np.float64]
 _RIDGE = np.logspace(-6, 1, 15)  # times the number of frames; inputs have variance 1
-_LOGISTIC = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C: the larger, the freer the weights
-
-_MLP_WIDTH, _MLP_BATCH = 128, 256
-_MLP_STEPS, _MLP_CHECK, _MLP_PATIENCE = 1500, 50, 6  # gradient steps; how many between looks; looks without gain
-_MLP_RATE, _MLP_DECAY = 2e-3, 1e-2
+_LOGISTIC = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C, the inverse strength
+_HIDDEN, _MLP_BATCH, _CNN_BATCH = 128, 256, 128
+_MLP_STEPS, _CHUNK = 1500, 512
+_RATE, _DECAY = 2e-3, 1e-2
 
 
 def predict_linear(inputs: NDArray[np.float32], targets: Sequence[Target]) -> list[Floats]:
     """Ridge regression for amounts, logistic regression with balanced classes for classes.
 
-    Inputs are standardized over the frames learnt from. The strength of the penalty is the one that does best on the
-    validation frames; then the probe is fitted to both parts with it.
+    Inputs are standardized. The strength of the penalty is the best one on the validation frames; then the probe is
+    fitted to both parts with it.
 
     Args:
         inputs: float32 (N, D).
         targets: What to predict.
 
     Returns:
-        For each target its predictions over `held_out`: (n,) in its own units, or (n, classes) log-probabilities.
+        For each target its predictions over `held_out`: (n,) in its own units, or (n, classes) scores.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
-    linear_model = require("sklearn.linear_model", extra="report", purpose="fit linear probes")
+    require("sklearn", extra="report", purpose="fit linear probes")
     wide = inputs.astype(np.float64)
-    predictions: dict[str, Floats] = {}
-    groups: dict[tuple[bytes, ...], list[Target]] = {}
-    for target in targets:
-        if target.classes:
-            predictions[target.name] = _logistic(linear_model, wide, target)
-        else:  # amounts known in the same frames are solved for together
-            groups.setdefault(
-                tuple(rows.tobytes() for rows in (target.fit, target.validation, target.held_out)), []
-            ).append(target)
-    for group in groups.values():
-        for target, predicted in zip(group, _ridge(linear_model, wide, group).T, strict=True):
-            predictions[target.name] = predicted
-    return [predictions[target.name] for target in targets]
+    return [_linear(wide, target) for target in targets]
 
 
-def _ridge(linear_model: Any, inputs: Floats, group: Sequence[Target]) -> Floats:
-    """Predictions (n, targets) over the held-out rows that the group shares; a strength for each target."""
-    ridge = linear_model.Ridge
-    fit, validation, held_out = group[0].fit, group[0].validation, group[0].held_out
-    y = np.stack([target.values for target in group], 1)  # (N, targets)
-    x, tune = _standardized(inputs, fit, fit, validation)
-    errors: list[Floats] = []
-    for strength in _RIDGE:
-        fitted = ridge(alpha=strength * len(fit), solver="cholesky").fit(x, y[fit])
-        errors.append(np.square(fitted.predict(tune).reshape(-1, len(group)) - y[validation]).mean(0))
-    chosen = _RIDGE[np.argmin(errors, axis=0)]  # (targets,)
-    learn = np.concatenate([fit, validation])
-    x, test = _standardized(inputs, learn, learn, held_out)
-    return ridge(alpha=chosen * len(learn), solver="cholesky").fit(x, y[learn]).predict(test).reshape(-1, len(group))
+def _linear(inputs: Floats, target: Target) -> Floats:
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.metrics import log_loss
+    from sklearn.model_selection import GridSearchCV, PredefinedSplit
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.utils.class_weight import compute_sample_weight
 
+    def balanced_log_likelihood(model: Any, x: Floats, y: NDArray[Any]) -> float:
+        weights = compute_sample_weight("balanced", y)
+        return -float(log_loss(y, model.predict_proba(x), sample_weight=weights, labels=model.classes_))
 
-def _logistic(linear_model: Any, inputs: Floats, target: Target) -> Floats:
-    """Log-probabilities (n, classes) over the held-out rows."""
-
-    def fitted(x: Floats, labels: NDArray[np.intp], strength: float) -> Any:
-        model = linear_model.LogisticRegression(C=strength, class_weight="balanced", max_iter=300, tol=1e-3)
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # not converged to the last digit: no matter, the validation frames judge it
-            return model.fit(x, labels)
-
-    x, tune = _standardized(inputs, target.fit, target.fit, target.validation)
-    truth = target.labels(target.validation)
-    weights = _balance(truth, len(target.classes))[truth]
-    losses: list[float] = []
-    for strength in _LOGISTIC:
-        chances = _log_chances(fitted(x, target.labels(target.fit), strength), tune)
-        losses.append(-float(np.average(chances[np.arange(len(truth)), truth], weights=weights)))
+    if target.classes:
+        head: Any = LogisticRegression(class_weight="balanced", max_iter=300, tol=1e-3)
+        grid: dict[str, Any] = {"logisticregression__C": _LOGISTIC}
+        scoring: Any = balanced_log_likelihood
+    else:
+        head, scoring = Ridge(solver="cholesky"), "neg_mean_squared_error"
+        grid = {"ridge__alpha": _RIDGE * len(target.fit)}
     learn = np.concatenate([target.fit, target.validation])
-    x, test = _standardized(inputs, learn, learn, target.held_out)
-    return _log_chances(fitted(x, target.labels(learn), _LOGISTIC[int(np.argmin(losses))]), test)
-
-
-def _log_chances(model: Any, x: Floats) -> Floats:
-    """Log of the probability of each class, (n, classes); finite also where scikit-learn's own rounds to log 0."""
-    odds = model.decision_function(x)
-    odds = np.stack([np.zeros_like(odds), odds], 1) if odds.ndim == 1 else odds
-    odds = odds - odds.max(1, keepdims=True)
-    return odds - np.log(np.exp(odds).sum(1, keepdims=True))
-
-
-def _standardized(inputs: NDArray[np.floating], over: NDArray[np.intp], *rows: NDArray[np.intp]) -> list[Floats]:
-    """Rows of the inputs with mean 0 and variance 1 `over` some of them; an input that is constant there becomes 0."""
-    mean, std = inputs[over].mean(0), inputs[over].std(0)
-    scale = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-6), std, np.inf)
-    return [(inputs[chosen] - mean) / scale for chosen in rows]
-
-
-def _balance(labels: NDArray[np.intp], classes: int) -> Floats:
-    """Weight of each class, so that all weigh the same together."""
-    return len(labels) / (classes * np.maximum(np.bincount(labels, minlength=classes), 1.0))
+    folds = PredefinedSplit(np.repeat([-1, 0], [len(target.fit), len(target.validation)]))
+    search = GridSearchCV(make_pipeline(StandardScaler(), head), grid, cv=folds, scoring=scoring)
+    y = target.labels(learn) if target.classes else target.values[learn]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # not converged to the last digit: the validation frames judge it
+        search.fit(inputs[learn], y)
+    if not target.classes:
+        return search.predict(inputs[target.held_out])
+    scores = search.decision_function(inputs[target.held_out])
+    return np.stack([np.zeros_like(scores), scores], 1) if scores.ndim == 1 else scores
 
 
 def predict_mlp(inputs: NDArray[np.float32], targets: Sequence[Target], *, seed: int = 0) -> list[Floats]:
-    """A small network per target (two hidden layers of 128 ReLUs), stopped where it does best on the validation frames.
+    """A small network per target (two hidden layers of 128 ReLUs), stopped early by its validation frames.
 
     Args:
         inputs: float32 (N, D).
@@ -130,132 +90,24 @@ def predict_mlp(inputs: NDArray[np.float32], targets: Sequence[Target], *, seed:
     Returns:
         As `predict_linear`.
     """
-    return [_mlp(inputs, target, seed) for target in targets]
+    predictions: list[Floats] = []
+    for target in targets:
+        mean, std = inputs[target.fit].mean(0), inputs[target.fit].std(0)
+        scale = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-6), std, np.inf)  # a constant input becomes 0
+        x = torch.from_numpy(((inputs - mean) / scale).astype(np.float32))
 
+        def network(outputs: int) -> nn.Module:
+            hidden = nn.Linear(inputs.shape[1], _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.ReLU()
+            return nn.Sequential(*hidden, nn.Linear(_HIDDEN, outputs))
 
-def _mlp(inputs: NDArray[np.float32], target: Target, seed: int) -> Floats:
-    code, rng = Code(target), np.random.default_rng(seed)
-    rows = (target.fit, target.validation, target.held_out)
-    x, tune, test = (torch.from_numpy(part.astype(np.float32)) for part in _standardized(inputs, target.fit, *rows))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = nn.Sequential(
-            nn.Linear(inputs.shape[1], _MLP_WIDTH),
-            nn.ReLU(),
-            nn.Linear(_MLP_WIDTH, _MLP_WIDTH),
-            nn.ReLU(),
-            nn.Linear(_MLP_WIDTH, target.outputs),
+        def rows_of(rows: NDArray[np.intp], x: Tensor = x) -> Tensor:
+            return x[torch.from_numpy(rows)]
+
+        device = torch.device("cpu")
+        predictions += _train(
+            network, rows_of, [target], seed, device, _MLP_STEPS, _MLP_BATCH, checks=30, patience=6, one_cycle=False
         )
-    guess_the_mean(network[-1])
-    optimizer = torch.optim.AdamW(network.parameters(), _MLP_RATE, weight_decay=_MLP_DECAY, fused=True)
-    best, best_state, since = np.inf, network.state_dict(), 0
-    for step in range(_MLP_STEPS + 1):
-        if step % _MLP_CHECK == 0:
-            since += 1
-            with torch.inference_mode():
-                loss = float(code.loss(network(tune), target.validation))
-            if loss < best * 0.999:
-                best, since = loss, 0
-                best_state = {name: value.clone() for name, value in network.state_dict().items()}
-            if since >= _MLP_PATIENCE:
-                break
-        chosen = code.draw(rng, _MLP_BATCH)
-        loss = code.loss(network(x[torch.from_numpy(chosen)]), target.fit[chosen], balanced=True)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    network.load_state_dict(best_state)
-    with torch.inference_mode():
-        return code.decode(network(test))
-
-
-def guess_the_mean(layer: nn.Module) -> None:
-    """Let a network begin with zeros: the mean of an amount, and no opinion about classes."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-
-
-class Code:
-    """A target as a network learns it: amounts standardized, classes balanced.
-
-    Args:
-        target: The target.
-        device: Where outputs are.
-
-    Attributes:
-        target: The target.
-    """
-
-    def __init__(self, target: Target, device: torch.device | str = "cpu") -> None:
-        self.target = target
-        learnt = target.values[target.fit]
-        self._mean, self._std = (0.0, 1.0) if target.classes else (float(learnt.mean()), float(learnt.std()) or 1.0)
-        kind = torch.long if target.classes else torch.float32
-        with np.errstate(invalid="ignore"):
-            values = np.nan_to_num((target.values - self._mean) / self._std)
-        self._values = torch.from_numpy(values).to(device, kind)
-        self._weights: Tensor | None = None
-        self._chances: Floats | None = None
-        if target.classes:
-            balance = _balance(target.labels(target.fit), len(target.classes))
-            self._weights = torch.from_numpy(balance).to(device, torch.float32)
-            chances = balance[target.labels(target.fit)].cumsum()
-            self._chances = chances / chances[-1]
-
-    def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.intp]:
-        """Places in `target.fit` for a batch, each class as often as the others."""
-        if self._chances is None:
-            return rng.integers(len(self.target.fit), size=count)
-        return np.searchsorted(self._chances, rng.random(count), side="right").clip(0, len(self.target.fit) - 1)
-
-    def loss(self, outputs: Tensor, rows: NDArray[np.intp], *, balanced: bool = False) -> Tensor:
-        """Mean loss over rows: squared error in standard deviations, or cross-entropy with the classes balanced.
-
-        Args:
-            outputs: (n, K), K at least `target.outputs`; others are not looked at.
-            rows: (n,).
-            balanced: The rows are from `draw`, so that no class has to be weighed any more.
-        """
-        truth = self._values[torch.from_numpy(rows).to(self._values.device)]
-        if self._weights is None:
-            return functional.mse_loss(outputs[:, 0], truth)
-        return functional.cross_entropy(
-            outputs[:, : len(self.target.classes)], truth, None if balanced else self._weights
-        )
-
-    def decode(self, outputs: Tensor) -> Floats:
-        """Outputs as predictions: (n,) in the target's units, or (n, classes)."""
-        values = outputs.double().cpu().numpy()
-        return values[:, : len(self.target.classes)] if self.target.classes else values[:, 0] * self._std + self._mean
-
-
-_WIDTHS = (16, 32, 64, 64)
-_LARGEST_MAP = 10  # halved until a side is no longer than this, so 8x8 of 64x64: what is where stays readable
-_HIDDEN = 256
-_BATCH, _CHECKS, _PATIENCE = 128, 25, 8  # frames; looks at the validation frames; how many of them without gain
-_RATE, _DECAY = 2e-3, 1e-2
-_CHUNK = 512
-
-
-class _Cnn(nn.Module):
-    """Strided convolutions, one hidden layer on the flattened map, and an output for each target."""
-
-    def __init__(self, shape: tuple[int, int, int], outputs: int) -> None:
-        super().__init__()
-        height, width, channels = shape
-        layers: list[nn.Module] = []
-        stage = 0
-        while stage == 0 or max(height, width) > _LARGEST_MAP:
-            out = _WIDTHS[min(stage, len(_WIDTHS) - 1)]
-            layers += [nn.Conv2d(channels, out, 4, 2, 1), nn.ReLU(inplace=True)]
-            height, width, channels, stage = max(1, height // 2), max(1, width // 2), out, stage + 1
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(_HIDDEN), nn.ReLU(inplace=True))
-        self.head = nn.Linear(_HIDDEN, outputs)
-        guess_the_mean(self.head)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Float (n, C, H, W) to (n, outputs)."""
-        return self.head(self.body(x))
+    return predictions
 
 
 def predict_cnn(
@@ -266,11 +118,9 @@ def predict_cnn(
     device: str | torch.device = "auto",
     steps: int = 1000,
 ) -> list[Floats]:
-    """One network for all targets, trained on the frames where each is known.
+    """One network on the pixels for all targets, trained on the frames where each is known.
 
-    For each target the weights count that did best on its validation frames. Its scores are a lower bound of what a
-    frame
-    tells: a larger network, or more recordings, may read more.
+    Its scores are a lower bound of what a frame shows: a larger network, or more recordings, may read more.
 
     Args:
         frames: uint8 (N, H, W, C).
@@ -280,31 +130,98 @@ def predict_cnn(
         steps: Gradient steps of 128 frames, at most.
 
     Returns:
-        For each target its predictions over `held_out`: (n,) in its own units, or (n, classes) scores.
+        As `predict_linear`.
     """
-    place, rng = resolve_device(device), np.random.default_rng(seed)
-    codes = [Code(target, place) for target in targets]
-    rows = np.unique(np.concatenate([target.fit for target in targets]))
-    member = [np.isin(np.arange(len(frames)), target.fit) for target in targets]
+    place = resolve_device(device)
+    learned = np.unique(np.concatenate([target.fit for target in targets]))
+    # Pixels minus the mean image, over their spread: what never changes must not hide the rest.
+    chunks = [learned[i : i + _CHUNK] for i in range(0, len(learned), _CHUNK)]
+    mean = sum(frames[rows].sum(0, dtype=np.int64) for rows in chunks) / len(learned)
+    squares = sum(float(np.square(frames[rows] - mean).sum()) for rows in chunks)
+    center = torch.from_numpy(mean).to(place, torch.float32).permute(2, 0, 1)  # (C, H, W)
+    scale = max(squares / len(learned) / mean.size, 1.0) ** -0.5
+
+    def rows_of(rows: NDArray[np.intp]) -> Tensor:
+        batch = torch.from_numpy(frames[rows]).to(place)
+        return (batch.permute(0, 3, 1, 2).float() - center) * scale  # channels last in memory
+
+    height, width, channels = frames.shape[1:]
+    return _train(
+        lambda outputs: _cnn((height, width, channels), outputs),
+        rows_of,
+        targets,
+        seed,
+        place,
+        steps,
+        _CNN_BATCH,
+        checks=25,
+        patience=8,
+        one_cycle=True,
+    )
+
+
+def _cnn(shape: tuple[int, int, int], outputs: int) -> nn.Module:
+    """Strided convolutions down to a map of at most 10x10, one hidden layer, and the outputs."""
+    height, width, channels = shape
+    layers: list[nn.Module] = []
+    for out in (16, 32, *[64] * 12):
+        layers += [nn.Conv2d(channels, out, 4, 2, 1), nn.ReLU(inplace=True)]
+        height, width, channels = max(1, height // 2), max(1, width // 2), out
+        if max(height, width) <= 10:
+            break
+    layers += [nn.Flatten(), nn.LazyLinear(256), nn.ReLU(inplace=True), nn.Linear(256, outputs)]
+    network = nn.Sequential(*layers)
+    network(torch.zeros(1, shape[2], *shape[:2]))  # gives the lazy layer its size
+    return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _train(
+    make_network: Callable[[int], nn.Module],
+    inputs: Callable[[NDArray[np.intp]], Tensor],
+    targets: Sequence[Target],
+    seed: int,
+    device: torch.device,
+    steps: int,
+    batch: int,
+    *,
+    checks: int,
+    patience: int,
+    one_cycle: bool,
+) -> list[Floats]:
+    """Train one network with a group of outputs per target; predict each with its best weights on `validation`.
+
+    Args:
+        make_network: From the number of outputs to the network, which begins with random weights.
+        inputs: From rows to the network's input.
+        targets: What to predict.
+        seed: Of weights and batches.
+        device: Where to compute.
+        steps: Gradient steps, at most.
+        batch: Rows per step.
+        checks: How often the validation rows are scored within all steps.
+        patience: Stop after so many checks in which no target got better.
+        one_cycle: Whether the learning rate follows one cycle (Smith & Topin 2017); it is constant otherwise.
+    """
+    rng, codes = np.random.default_rng(seed), [_Code(target, device) for target in targets]
     columns = np.cumsum([0, *(target.outputs for target in targets)])
-    look = _Look(frames, rows, place)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        height, width, channels = frames.shape[1:]
-        network = _Cnn((height, width, channels), int(columns[-1]))
-        network(torch.zeros(1, channels, height, width))  # tells the lazy layer its size
-    network.to(place, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        network = make_network(int(columns[-1]))
+    for parameter in list(network.parameters())[-2:]:  # begin with the mean of amounts, and all classes alike
+        nn.init.zeros_(parameter)
+    network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1, pct_start=0.1)
 
-    def outputs_of(chosen: NDArray[np.intp]) -> Tensor:
+    def outputs_of(rows: NDArray[np.intp]) -> Tensor:
         with torch.inference_mode():
-            return torch.cat([network(look(chosen[i : i + _CHUNK])) for i in range(0, len(chosen), _CHUNK)])
+            return torch.cat([network(inputs(rows[i : i + _CHUNK])) for i in range(0, len(rows), _CHUNK)])
 
+    learn = np.unique(np.concatenate([target.fit for target in targets]))
     tune = np.unique(np.concatenate([target.validation for target in targets]))
-    best, best_at, since = [np.inf] * len(targets), [0] * len(targets), 0
+    best, best_step, since = [np.inf] * len(targets), [0] * len(targets), 0
     states: dict[int, dict[str, Tensor]] = {}
-    every = max(1, steps // _CHECKS)
+    every = max(1, steps // checks)
     for step in range(steps + 1):
         if step % every == 0 or step == steps:
             outputs, since = outputs_of(tune), since + 1
@@ -312,54 +229,55 @@ def predict_cnn(
                 at = np.searchsorted(tune, code.target.validation)
                 loss = float(code.loss(outputs[at, columns[i] : columns[i + 1]], code.target.validation))
                 if loss < best[i] * 0.999:
-                    best[i], best_at[i], since = loss, step, 0
+                    best[i], best_step[i], since = loss, step, 0
             if since == 0:
                 states[step] = {name: value.detach().clone() for name, value in network.state_dict().items()}
-            states = {at: state for at, state in states.items() if at in best_at}
-            if since >= _PATIENCE:
+            states = {at: state for at, state in states.items() if at in best_step}
+            if since >= patience:
                 break
-        batch = rows[rng.integers(len(rows), size=_BATCH)]
-        outputs = network(look(batch))
+        rows = learn[rng.integers(len(learn), size=batch)]
+        outputs = network(inputs(rows))
         losses: list[Tensor] = []
         for i, code in enumerate(codes):
-            at = np.flatnonzero(member[i][batch])
+            at = np.flatnonzero(code.is_fit[rows])
             if len(at):
-                losses.append(code.loss(outputs[at, columns[i] : columns[i + 1]], batch[at]))
+                losses.append(code.loss(outputs[at, columns[i] : columns[i + 1]], rows[at]))
         optimizer.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()
         optimizer.step()
-        schedule.step()
-    predictions: dict[int, Floats] = {}
-    for at, state in states.items():
-        network.load_state_dict(state)
-        theirs = [i for i, step in enumerate(best_at) if step == at]
-        union = np.unique(np.concatenate([targets[i].held_out for i in theirs]))
-        outputs = outputs_of(union)
-        for i in theirs:
-            chosen = np.searchsorted(union, targets[i].held_out)
-            predictions[i] = codes[i].decode(outputs[chosen, columns[i] : columns[i + 1]])
-    return [predictions[i] for i in range(len(targets))]
+        if one_cycle:
+            schedule.step()
+    predictions: list[Floats] = []
+    for i, code in enumerate(codes):
+        network.load_state_dict(states[best_step[i]])
+        predictions.append(code.decode(outputs_of(code.target.held_out)[:, columns[i] : columns[i + 1]]))
+    return predictions
 
 
-class _Look:
-    """Frames by number as the network sees them: less the mean image, so that what stays the same does not drown the
-    rest.
-    """
+class _Code:
+    """A target as a network learns it: amounts standardized, classes weighted so that each counts the same."""
 
-    def __init__(self, frames: NDArray[np.uint8], rows: NDArray[np.intp], device: torch.device) -> None:
-        self._frames, self._device = frames, device
-        total = np.zeros(frames.shape[1:], np.int64)
-        squares = 0.0
-        for i in range(0, len(rows), _CHUNK):
-            chunk = frames[rows[i : i + _CHUNK]]
-            total += chunk.sum(0, dtype=np.int64)
-            squares += float(np.square(chunk.astype(np.float32)).sum(dtype=np.float64))
-        mean = total / len(rows)
-        variance = squares / len(rows) / mean.size - float(np.square(mean).mean())
-        self._mean = torch.from_numpy(mean).to(device, torch.float32).permute(2, 0, 1)  # (C, H, W)
-        self._scale = max(variance, 1.0) ** -0.5
+    def __init__(self, target: Target, device: torch.device) -> None:
+        self.target = target
+        self.is_fit = np.isin(np.arange(len(target.values)), target.fit)
+        learned = target.values[target.fit]
+        self._mean, self._std = (0.0, 1.0) if target.classes else (float(learned.mean()), float(learned.std()) or 1.0)
+        with np.errstate(invalid="ignore"):
+            values = np.nan_to_num((target.values - self._mean) / self._std)
+        self._values = torch.from_numpy(values).to(device, torch.long if target.classes else torch.float32)
+        self._weights: Tensor | None = None
+        if target.classes:
+            counts = np.maximum(np.bincount(target.labels(target.fit), minlength=len(target.classes)), 1.0)
+            self._weights = torch.from_numpy(1 / counts).to(device, torch.float32)
 
-    def __call__(self, rows: NDArray[np.intp]) -> Tensor:
-        """float32 (n, C, H, W), channels last in memory."""
-        batch = torch.from_numpy(self._frames[rows]).to(self._device)
-        return (batch.permute(0, 3, 1, 2).float() - self._mean) * self._scale
+    def loss(self, outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
+        """Mean loss over rows: squared error in standard deviations, or cross-entropy with the classes balanced."""
+        truth = self._values[torch.from_numpy(rows).to(self._values.device)]
+        if self._weights is None:
+            return functional.mse_loss(outputs[:, 0], truth)
+        return functional.cross_entropy(outputs, truth, self._weights)
+
+    def decode(self, outputs: Tensor) -> Floats:
+        """Outputs as predictions: (n,) in the target's units, or (n, classes)."""
+        values = outputs.double().cpu().numpy()
+        return values if self.target.classes else values[:, 0] * self._std + self._mean
