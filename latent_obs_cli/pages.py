@@ -11,7 +11,7 @@ from agents.compare import Results, summarize
 from agents.compare.runs import duration
 from agents.compare.statistics import Estimate, number
 from agents.compare.study import BASELINE
-from latent_obs.util.atomic import write_json, written_aside
+from latent_obs.util.atomic import atomic_write, write_json
 from latent_obs_cli import pages as tables
 from latent_obs_cli.plots import draw
 from vae_training.report.page import document, embedded
@@ -55,7 +55,7 @@ def write_page(
         f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p><table class="numbers">{rows}</table>'
         f"{body}<h2>Go on</h2><pre>{html.escape(chr(10).join(commands))}</pre>",
     )
-    with written_aside(target) as aside:
+    with atomic_write(target) as aside:
         aside.write_text(page, encoding="utf-8")
     return target
 
@@ -104,7 +104,7 @@ def write_comparison(results: Results, out: Path) -> tuple[Path, dict[str, Any]]
     write_json(out / "compare.json", {"summary": summary, "results": results.to_json()})
     pictures = draw(summary, out / "plots")
     target = out / "compare.html"
-    with written_aside(target) as aside:
+    with atomic_write(target) as aside:
         aside.write_text(page(results, summary, pictures), encoding="utf-8")
     return target, summary
 

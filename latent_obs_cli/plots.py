@@ -10,7 +10,7 @@ from PIL import Image
 
 from agents import Evaluation, read_evaluations
 from agents.compare.study import BASELINE, folder_name
-from latent_obs.util.atomic import written_aside
+from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import require
 from vae_training import read_log
 
@@ -102,7 +102,7 @@ def overview(pictures: Sequence[Path], target: Path) -> Path:
     for image in scaled:
         sheet.paste(image, (0, top))
         top += image.height
-    with written_aside(target) as aside:
+    with atomic_write(target) as aside:
         sheet.save(aside, optimize=True)
     return target
 
@@ -133,7 +133,7 @@ def _figure(panels: int, width: float = 5.2) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, target: Path) -> Path:
-    with written_aside(target) as aside:
+    with atomic_write(target) as aside:
         figure.savefig(aside, format="png")
     return target
 
@@ -298,6 +298,6 @@ def _tidy(axes: Any) -> None:
 
 
 def _save_of_compare_plots(figure: Any, target: Path) -> Path:
-    with written_aside(target) as aside:
+    with atomic_write(target) as aside:
         figure.savefig(aside, format="png")
     return target

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.pixels import PixelContract
-from latent_obs.util.atomic import written_aside
+from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import EncoderFolderError, InputError
 
 #: Components in whose direction frames spread less than by one step of one pixel are rounding, not pictures. Anything
@@ -262,7 +262,7 @@ def save_pca(path: str | os.PathLike[str], pca: PCA) -> Path:
         "explained_variance": f"{pca.explained_variance:.6f}",
         "provenance": json.dumps(pca.provenance, sort_keys=True),
     }
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         save_file(tensors, str(aside), {**described, "sha256": _checksum(tensors, described)})
     return path
 

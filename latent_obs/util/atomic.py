@@ -9,7 +9,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well, and is removed when it does not.
 
     Args:
@@ -21,7 +21,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     Example:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "a.txt"
-        >>> with written_aside(file) as aside:
+        >>> with atomic_write(file) as aside:
         ...     _ = aside.write_text("whole")
         >>> file.read_text()
         'whole'
@@ -41,5 +41,5 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, values: Any) -> None:
     """Write JSON aside and rename it into place."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(values, indent=2) + "\n")

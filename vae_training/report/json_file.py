@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from latent_obs.util.atomic import written_aside
+from latent_obs.util.atomic import atomic_write
 
 _NUMBERS = re.compile(r"\[\s+((?:-?[\d.eE+-]+|true|false|null)(?:,\s+(?:-?[\d.eE+-]+|true|false|null))*)\s+\]")
 
@@ -20,7 +20,7 @@ def write_compact_json(path: Path, values: Any) -> Path:
     """
     text = json.dumps(plain(values), indent=2, allow_nan=False, ensure_ascii=False)
     text = _NUMBERS.sub(lambda match: "[" + re.sub(r"\s+", " ", match.group(1)) + "]", text)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
     return path
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_obs.util.atomic import written_aside
+from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import require
 from vae_training.report import page as pictures
 from vae_training.report.encoder import Frames, Reconstruct, ReportModel, to_uint8
@@ -185,7 +185,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, target: Path) -> Path:
-    with written_aside(target) as aside:
+    with atomic_write(target) as aside:
         figure.savefig(aside, format="png")
     return target
 
@@ -317,7 +317,7 @@ def write_report_page(
         f'<h2>The encoder</h2><div class="scroll"><table>{rows}</table></div>'
         f'{"".join(map(_part, parts))}<p class="fine">{html.escape(footer)}</p>'
     )
-    with written_aside(target) as aside:
+    with atomic_write(target) as aside:
         aside.write_text(document(title, body, _STYLE), encoding="utf-8")
     return target
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from latent_obs.envs.pixel_envs import make_pixel_env
-from latent_obs.util.atomic import write_json, written_aside
+from latent_obs.util.atomic import atomic_write, write_json
 from latent_obs.util.interrupt import GracefulStop
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -108,7 +108,7 @@ def test_ctrl_c_does_not_end_the_game_under_an_agent():
 
 def test_a_file_takes_its_place_at_the_end_only(tmp_path: Path):
     file = tmp_path / "deep" / "a.txt"
-    with written_aside(file) as aside:
+    with atomic_write(file) as aside:
         assert aside.parent == file.parent
         assert aside.suffix == file.suffix
         aside.write_text("whole")
@@ -125,7 +125,7 @@ def test_a_file_that_failed_leaves_what_was_there(tmp_path: Path, there: bool, e
         file.write_text("before")
 
     def write() -> None:
-        with written_aside(file) as aside:
+        with atomic_write(file) as aside:
             aside.write_text("half")
             raise error("in the middle")
 
