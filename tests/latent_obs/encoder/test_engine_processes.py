@@ -12,8 +12,7 @@ import psutil
 import pytest
 
 from latent_obs.encoder.architecture import Architecture
-from latent_obs.encoder.engines import Backend, Precision
-from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.encoder.frozen import Backend, FrozenEncoder, Precision
 from tests.support import ROOT
 from tests.support.tiny import random_frames, tiny_architecture
 

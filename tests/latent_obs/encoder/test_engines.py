@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import encode_flops
-from latent_obs.encoder import fast_cpu as packed
+
 from latent_obs.encoder.architecture import Architecture, Bottleneck
-from latent_obs.encoder.engines import Backend, Precision
-from latent_obs.encoder.fast_cpu import FoldedEncoder, PackedConvolution, PackedLinear
-from latent_obs.encoder.frozen import BFLOAT16_TOLERANCE, FrozenEncoder
+from latent_obs.encoder.fast_cpu import FoldedEncoder, PackedLayer, pack_layers
+from latent_obs.encoder.frozen import BFLOAT16_TOLERANCE, Backend, FrozenEncoder, Precision
 from latent_obs.encoder.networks import Encoder
 from latent_obs.encoder.openvino import MOST_SIZES, OpenVinoEngine, PreparedSizes, rounded_up
 from latent_obs.pixels import Frames
@@ -297,10 +296,9 @@ def test_warmed_up_or_not_the_latents_are_the_same(backend: Backend, precision: 
 
 
 def packed_layers(encoder: FrozenEncoder) -> list[bool]:
-    engine: Any = encoder._engine
-    network = engine._network
+    network: Any = encoder._compute
     layers = [*network.convolutions, network.mean_head]
-    return [isinstance(layer, PackedConvolution | PackedLinear) for layer in layers]
+    return [isinstance(layer, PackedLayer) for layer in layers]
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -321,7 +319,7 @@ def test_where_packing_fails_the_layers_stay_plain(monkeypatch: pytest.MonkeyPat
     if fault == "is missing":
         monkeypatch.setattr(torch.ops, "mkldnn", object())
     else:
-        monkeypatch.setattr(PackedConvolution, "forward", forward)
+        monkeypatch.setattr(PackedLayer, "forward", forward)
     encoder = FrozenEncoder.random(tiny_architecture(), device="cpu")
     assert not any(packed_layers(encoder))
     np.testing.assert_allclose(encoder.encode(frames), expected, atol=1e-5)
@@ -331,6 +329,6 @@ def test_packing_leaves_the_network_as_it_was():
     architecture = Architecture((16, 16, 3), 6, (4, 8), (2, 2), linear_path=True)
     folded = FoldedEncoder(Encoder(architecture).requires_grad_(False))
     modules = dict(folded.named_modules())
-    result = packed(folded, (16, 16, 3))
+    result = pack_layers(folded, (16, 16, 3))
     assert dict(folded.named_modules()) == modules
-    assert isinstance(result.linear, PackedLinear)
+    assert isinstance(result.linear, PackedLayer)
