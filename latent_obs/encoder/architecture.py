@@ -173,4 +173,5 @@ class Architecture:
         known = set(cls.__dataclass_fields__)
         if set(values) != known:
             raise InputError(f"architecture has fields {sorted(values)}, expected {sorted(known)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)

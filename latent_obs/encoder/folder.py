@@ -14,10 +14,12 @@ No pickle. Written to a temporary folder and renamed, so that a reader never see
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -192,24 +194,18 @@ def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
     sums = _read_sums(folder)
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        found, version = config["format"], config["format_version"]
+        found, number = config["format"], config["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise EncoderFolderError(f"{folder}/config.json is damaged, or not of an encoder folder: {error!r}") from None
     if found != FORMAT:
         raise EncoderFolderError(f"{folder}/config.json has format {found!r}, expected {FORMAT!r}")
     # Before the checksums: a newer format may have other files, and the error should name the version.
-    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+    if not isinstance(number, int) or not 1 <= number <= FORMAT_VERSION:
         raise EncoderFolderError(
-            f"{folder} has format version {version}, this latent-obs reads up to {FORMAT_VERSION}. Update latent-obs"
+            f"{folder} has format version {number}, this latent-obs reads up to {FORMAT_VERSION}. Update latent-obs"
         )
-    contents = {name: _read_checked(folder, name, sums) for name in sums}
-    if (folder / _STATISTICS).exists():  # without a checksum it is rejected as well
-        contents[_STATISTICS] = _read_checked(folder, _STATISTICS, sums)
-    tensors = {
-        name: _tensors(folder / name, data)
-        for name, data in contents.items()
-        if name in ("encoder.safetensors", "selfcheck.safetensors", _STATISTICS)
-    }
+    names = [*sums, _STATISTICS] if (folder / _STATISTICS).exists() else list(sums)  # without a checksum it is rejected
+    contents = {name: _read_checked(folder, name, sums) for name in names}
     try:
         architecture = Architecture.from_json(config["architecture"])
         contract = PixelContract.from_json(config["pixels"])
@@ -220,16 +216,17 @@ def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
             f"{folder}/config.json: pixels {contract.shape} and network {architecture.img_shape} differ"
         )
     statistics = None
-    if _STATISTICS in tensors:
-        name = str(folder / _STATISTICS)
-        statistics = LatentStatistics.from_tensors(tensors[_STATISTICS], architecture.latent_dim, name)
+    if _STATISTICS in contents:
+        file = folder / _STATISTICS
+        tensors = _tensors(file, contents[_STATISTICS])
+        statistics = LatentStatistics.from_tensors(tensors, architecture.latent_dim, str(file))
     return EncoderFolder(
         path=folder,
         architecture=architecture,
         contract=contract,
         provenance=config.get("provenance", {}),
-        encoder=tensors["encoder.safetensors"],
-        selfcheck=tensors["selfcheck.safetensors"],
+        encoder=_tensors(folder / "encoder.safetensors", contents["encoder.safetensors"]),
+        selfcheck=_tensors(folder / "selfcheck.safetensors", contents["selfcheck.safetensors"]),
         statistics=statistics,
     )
 
@@ -303,15 +300,7 @@ def _sha256(data: bytes) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what made an encoder, for its provenance.
-
-    Example:
-        >>> sorted(package_versions())
-        ['latent-obs', 'numpy', 'pillow', 'python', 'torch']
-    """
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
+    """Versions of Python and of the packages that make an encoder, by name, for its provenance."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("latent-obs", "numpy", "pillow"):
         try:
@@ -362,16 +351,10 @@ def make_selfcheck(encoder: Encoder, contract: PixelContract, sample_frames: Fra
 def verify_selfcheck(
     check: Mapping[str, Tensor], encode: Callable[[Frames], NDArray[np.float32]], contract: PixelContract, name: str
 ) -> None:
-    """Encode the sample frames and compare with the latents promised.
-
-    Args:
-        check: What `make_selfcheck` gave.
-        encode: uint8 (n, h, w, c) frames to float32 (n, latent_dim) latents, as the agent will get them.
-        contract: The pixel contract, which converts the raw frames.
-        name: Name of the encoder for the error message.
+    """Encode the sample frames of `make_selfcheck` and compare with the latents promised.
 
     Raises:
-        EncoderFolderError: A latent differs by more than `RELATIVE_TOLERANCE`.
+        EncoderFolderError: A latent differs by more than `RELATIVE_TOLERANCE`; it calls the encoder `name`.
     """
     for frames_key, latents_key, hint in (
         ("frames", "latents", "the weights or this device's arithmetic are off"),

@@ -21,6 +21,7 @@ class ForeignNetwork(nn.Module):
         channels: Number of channels C.
         mean: Subtracted from pixels in [0, 1], per channel; None for nothing.
         std: What they are divided by then; None for nothing.
+        dtype: What autocast computes in.
 
     Raises:
         InputError: The module cannot be copied, or `mean` or `std` has another length or a zero.
@@ -30,7 +31,12 @@ class ForeignNetwork(nn.Module):
     shift: Tensor
 
     def __init__(
-        self, module: nn.Module, channels: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+        self,
+        module: nn.Module,
+        channels: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         if not isinstance(module, nn.Module):
@@ -50,8 +56,9 @@ class ForeignNetwork(nn.Module):
             raise InputError(f"std must be positive, got {spread}")
         self.register_buffer("scale", torch.from_numpy(1 / (255 * spread)).float(), persistent=False)
         self.register_buffer("shift", torch.from_numpy(-centre / spread).float(), persistent=False)
-        self.dtype = torch.float32
+        self.dtype = dtype
         self.channels_last = True
+        self.latent_dim = 0  # until `measure`
         self.float()
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -69,8 +76,8 @@ class ForeignNetwork(nn.Module):
             return self.module(x)
 
     @torch.inference_mode()
-    def measure(self, contract: PixelContract, latent_dim: int | None) -> int:
-        """The number of outputs per frame, from a dry run on the module's device.
+    def measure(self, contract: PixelContract, latent_dim: int | None) -> None:
+        """Set `latent_dim` by a dry run on the module's device.
 
         Raises:
             InputError: The module cannot be an encoder; the message says why.
@@ -102,7 +109,7 @@ class ForeignNetwork(nn.Module):
             alone = torch.cat([self(frames[i : i + 1]) for i in range(len(frames))])
         found = together.shape[1]
         if found == 0 or latent_dim not in (None, found):
-            raise InputError(f"{name} gives {found} numbers a frame, expected latent_dim={latent_dim or 'at least one'}")
+            raise InputError(f"{name} gives {found} numbers a frame, expected latent_dim={latent_dim or '1 or more'}")
         if not bool(torch.isfinite(together).all()):
             raise InputError(f"{name} gives numbers that are not finite for frames of noise: check its weights")
         if not bool((alone - together).abs().max() <= _ALLOWED * together.abs().max()):
@@ -110,4 +117,4 @@ class ForeignNetwork(nn.Module):
                 f"{name} gives other numbers for a frame alone than in a batch: it draws random numbers, or mixes the "
                 "frames of a batch, also in eval mode. An encoder must always give a frame the same latent"
             )
-        return found
+        self.latent_dim = found

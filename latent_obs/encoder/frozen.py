@@ -1,6 +1,7 @@
 """The frozen encoder: an encoder folder, loaded once, that turns frames into mean latent vectors."""
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ class FrozenEncoder:
         backend: What computes.
         precision: The numbers that it computes in.
         provenance: Where it came from.
+        latent_dim: Number of values in a latent.
 
     Raises:
         InputError: Backend or precision are unknown, or do not go with the device.
@@ -73,6 +75,10 @@ class FrozenEncoder:
         (8,)
     """
 
+    architecture: Architecture | None = None
+    _folder: EncoderFolder | None = None
+    _decoder: Decoder | None = None
+
     def __init__(
         self,
         architecture: Architecture,
@@ -84,23 +90,21 @@ class FrozenEncoder:
         backend: Backend = "torch",
         precision: Precision = "float32",
     ) -> None:
-        self.architecture: Architecture | None = architecture
+        self.architecture, self._folder = architecture, folder
         self.contract = contract or PixelContract(*architecture.img_shape)
+        self.latent_dim = architecture.latent_dim
         self.provenance: dict[str, Any] = dict(folder.provenance) if folder else {}
         self.device = _device_for(device, backend, precision)
-        self.backend, self.precision = backend, precision
-        self._folder = folder
-        self._latent_dim = architecture.latent_dim
-        self._decoder: Decoder | None = None
-        network = _freeze(_build(Encoder, architecture, weights), self.device)
-        self._network: Any = network  # the definition; what computes is `_compute`, in another form
-        dtype = _DTYPES[precision]
+        self.backend: Backend = backend
+        self.precision: Precision = precision
         self._process = os.getpid()
-        self._compute: Callable[[Tensor], Tensor]  # frames uint8 (N, h, w, c) to latents float32 (N, latent_dim)
+        network = _freeze(_build(Encoder, architecture, weights), self.device)
+        self._network: Any = network  # the definition
+        self._compute: Callable[[Tensor], Tensor]  # the same, faster: uint8 (N, h, w, c) to float32 (N, latent_dim)
         if backend == "openvino":
-            self._compute = OpenVinoNetwork(FoldedEncoder(network), self.contract.shape, dtype)
+            self._compute = OpenVinoNetwork(FoldedEncoder(network), self.contract.shape, _DTYPES[precision])
         else:
-            folded = FoldedEncoder(network, dtype)
+            folded = FoldedEncoder(network, _DTYPES[precision])
             self._compute = pack_layers(folded, self.contract.shape) if self.device.type == "cpu" else folded
 
     @classmethod
@@ -202,39 +206,32 @@ class FrozenEncoder:
             DeviceError: The device does not exist.
 
         Example:
-            >>> pooled = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1))
-            >>> FrozenEncoder.from_module(pooled, PixelContract(64, 64, 3), mean=[0.5] * 3, std=[0.25] * 3, device="cpu")
+            >>> pooled, contract = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1)), PixelContract(64, 64, 3)
+            >>> FrozenEncoder.from_module(pooled, contract, mean=[0.5] * 3, std=[0.25] * 3, device="cpu")
             FrozenEncoder(Sequential, (64, 64, 3) -> 5, device='cpu')
         """
         if not isinstance(contract, PixelContract):
             raise InputError(f"contract must be a PixelContract, such as PixelContract(224, 224, 3), got {contract!r}")
         resolved = _device_for(device, "torch", precision)
-        network = ForeignNetwork(module, contract.channels, mean, std)
-        dim = _freeze(network, resolved).measure(contract, latent_dim)
-        encoder = cls.__new__(cls)
-        encoder._start_module(network, contract, dim, resolved, precision, {"module": name or type(module).__name__})
-        return encoder
+        network = ForeignNetwork(module, contract.channels, mean, std, _DTYPES[precision])
+        _freeze(network, resolved).measure(contract, latent_dim)
+        return cls._of_network(network, contract, resolved, precision, {"module": name or type(module).__name__})
 
-    def _start_module(
-        self,
+    @classmethod
+    def _of_network(
+        cls,
         network: ForeignNetwork,
         contract: PixelContract,
-        latent_dim: int,
-        device: torch.device,
+        device: str | torch.device,
         precision: Precision,
         provenance: dict[str, Any],
-    ) -> None:
-        self.architecture, self._folder, self._decoder = None, None, None
-        self.contract, self.provenance, self._latent_dim = contract, provenance, latent_dim
-        self.device, self.backend, self.precision = device, "torch", precision
-        network.dtype = _DTYPES[precision]
-        self._network = self._compute = _freeze(network, device)
-        self._process = os.getpid()
-
-    @property
-    def latent_dim(self) -> int:
-        """Number of values in a latent."""
-        return self._latent_dim
+    ) -> "FrozenEncoder":
+        encoder = cls.__new__(cls)
+        encoder.contract, encoder.latent_dim, encoder.provenance = contract, network.latent_dim, provenance
+        encoder.device, encoder.backend, encoder.precision = resolve_device(device), "torch", precision
+        encoder._network = encoder._compute = _freeze(network, encoder.device)
+        encoder._process = os.getpid()
+        return encoder
 
     @property
     def path(self) -> Path | None:
@@ -268,8 +265,8 @@ class FrozenEncoder:
         forked = self._process != os.getpid()
         if forked and self.device.type == "cuda":
             raise DeviceError(
-                f"this encoder computes on {self.device}, which a forked process cannot use: CUDA was initialized in "
-                "its parent. Start workers by 'spawn' or 'forkserver', or encode in the parent, as the vector wrappers do"
+                f"device {self.device} cannot be used in a forked process: CUDA was initialized in its parent. Start "
+                "workers by 'spawn' or 'forkserver', or encode in the parent, as the vector wrappers do"
             )
         # In a forked child the parent's threads do not exist, and OpenMP would wait for them for ever.
         with torch_threads(1 if forked and torch.get_num_threads() > 1 else None), torch.inference_mode():
@@ -341,7 +338,7 @@ class FrozenEncoder:
         z = np.require(latents, np.float32, ("C", "W"))
         if z.ndim not in (1, 2) or z.shape[-1] != self.latent_dim:
             raise InputError(
-                f"latents must be those of this encoder, ({self.latent_dim},) or (N, {self.latent_dim}), got {z.shape}. "
+                f"latents must be ({self.latent_dim},) or (N, {self.latent_dim}) for this encoder, got {z.shape}. "
                 "Give the latent alone if observations hold more than it, and not standardized"
             )
         if z.ndim == 1:
@@ -355,21 +352,14 @@ class FrozenEncoder:
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenEncoder":
         return self  # it never changes, so a copy would protect nothing
 
-    def __getstate__(self) -> dict[str, Any]:
-        common = {"contract": self.contract, "device": str(self.device), "precision": self.precision}
+    def __reduce__(self) -> tuple[Any, ...]:
+        device = str(self.device)
         if self.architecture is None:
             network = copy.deepcopy(self._network).cpu()
-            return {**common, "network": network, "latent_dim": self.latent_dim, "provenance": self.provenance}
+            return FrozenEncoder._of_network, (network, self.contract, device, self.precision, self.provenance)
         weights = {name: tensor.cpu().numpy() for name, tensor in self._network.state_dict().items()}
-        own = {"architecture": self.architecture, "weights": weights, "folder": self._folder, "backend": self.backend}
-        return {**common, **own}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "network" in state:
-            self._start_module(**{**state, "device": resolve_device(state["device"])})
-        else:
-            weights = {name: torch.from_numpy(array) for name, array in state["weights"].items()}
-            self.__init__(**{**state, "weights": weights})
+        settings = {"device": device, "folder": self._folder, "backend": self.backend, "precision": self.precision}
+        return functools.partial(FrozenEncoder, **settings), (self.architecture, weights, self.contract)
 
     def __repr__(self) -> str:
         source = self.path or self.provenance.get("module", "random weights")
@@ -399,12 +389,12 @@ def _device_for(device: str | torch.device, backend: str, precision: str) -> tor
     return resolved
 
 
-def _build(kind: Callable[[Architecture], Network], architecture: Architecture, weights: Mapping[str, Tensor]) -> Network:
-    """An `Encoder` or `Decoder` with these weights."""
+def _build(kind: Callable[..., Network], architecture: Architecture, weights: Mapping[str, Any]) -> Network:
+    """An `Encoder` or `Decoder` with these weights, tensors or arrays."""
     # Random first weights are drawn only to be replaced: the agent's own random numbers stay as they were seeded.
     with torch.random.fork_rng(devices=[]):
         network = kind(architecture).float()  # whatever torch's default dtype is
-    network.load_state_dict(dict(weights), strict=True)
+    network.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()}, strict=True)
     return network
 
 

@@ -28,9 +28,6 @@ class OpenVinoNetwork:
         folded: The network, in float32 whatever `dtype` is.
         shape: (h, w, c) of a frame.
         dtype: In which OpenVINO computes: float32 or bfloat16.
-
-    Raises:
-        MissingExtraError: OpenVINO is not installed.
     """
 
     def __init__(self, folded: FoldedEncoder, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> None:

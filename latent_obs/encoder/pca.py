@@ -153,9 +153,6 @@ def fit_pca(
         contract: What a frame must look like.
         provenance: Where the frames came from; kept with the components.
 
-    Raises:
-        InputError: There are no frames, they are of another kind or size, or all of them are alike.
-
     Example:
         >>> rng = np.random.default_rng(0)
         >>> frames = rng.integers(0, 256, (200, 8, 8, 3), np.uint8)
@@ -193,16 +190,7 @@ def fit_pca(
 
 
 def fit_pca_of_folder(folder: str | os.PathLike[str], latent_dim: int, contract: PixelContract) -> PCA:
-    """`fit_pca` on the `.npy` files of a frames folder, which are memory-mapped.
-
-    Args:
-        folder: A folder of uint8 (N, height, width, channels) files, as `latent-obs frames` writes it.
-        latent_dim: How many components to keep.
-        contract: What a frame must look like.
-
-    Raises:
-        InputError: The folder has no frame files, or one of them is damaged; or as for `fit_pca`.
-    """
+    """`fit_pca` on the `.npy` files of a folder of frames, as `latent-obs frames` writes it; they are memory-mapped."""
     files = sorted(file for file in Path(folder).glob("*.npy") if not file.name.startswith("."))
     if not files:
         raise InputError(f"there are no .npy files of frames in {str(folder)!r} (current folder: {Path.cwd()})")
@@ -258,11 +246,7 @@ def save_pca(path: str | os.PathLike[str], pca: PCA) -> Path:
 
 
 def read_pca(path: str | os.PathLike[str]) -> PCA:
-    """Read the components of a file, and check them.
-
-    Raises:
-        EncoderFolderError: There is no such file, or it is damaged, of another format, or of a newer one.
-    """
+    """Read the components of a file; an `EncoderFolderError` if it is damaged, of another format, or of a newer one."""
     path = Path(path)
     if not path.is_file():
         raise EncoderFolderError(f"there is no file {str(path)!r} of a PCA (current folder: {Path.cwd()})")
@@ -289,15 +273,7 @@ def read_pca(path: str | os.PathLike[str]) -> PCA:
 
 
 def load_pca(path: str | os.PathLike[str], *, device: str | torch.device = "auto") -> FrozenEncoder:
-    """The encoder of a file that `save_pca` wrote.
-
-    Args:
-        path: The file.
-        device: As for `FrozenEncoder`.
-
-    Raises:
-        EncoderFolderError: As for `read_pca`.
-        DeviceError: The device does not exist.
+    """The encoder of a file that `save_pca` wrote; `device` as for `FrozenEncoder`, errors as for `read_pca`.
 
     Example:
         >>> import tempfile

@@ -46,9 +46,6 @@ class LatentStatistics:
             squared, over held-out frames or training frames, whichever is larger; None without a decoder.
         reconstruction_quantiles: float32 (levels,), of the same error per frame.
 
-    Raises:
-        InputError: Shapes disagree, a number is not finite, or quantiles fall.
-
     Example:
         >>> latents = np.random.default_rng(0).normal(3.0, 2.0, (5000, 4)).astype(np.float32)
         >>> statistics = LatentStatistics.from_latents(latents[:4000], latents[4000:])
@@ -187,28 +184,14 @@ class LatentStatistics:
         return (low + high) / 2, np.maximum((high - low) / 2, self._floor)
 
     def standardize(self, latents: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Subtract the mean from latents, and divide them by `scale`.
-
-        Args:
-            latents: Float (..., latent_dim).
-
-        Returns:
-            float32 of the same shape, in memory of its own.
-        """
+        """Latents (..., latent_dim) minus their mean, divided by `scale`: float32, in memory of its own."""
         self._check(latents)
         out = np.subtract(latents, self.mean, dtype=np.float32)
         out /= self.scale
         return out
 
     def distances(self, latents: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """How unlike training frames the frames of these latents are; from 0 to 2.
-
-        Args:
-            latents: Float (N, latent_dim).
-
-        Returns:
-            float32 (N,).
-        """
+        """How unlike training frames are: float32 (N,), from 0 to 2, for their latents (N, latent_dim)."""
         self._check(latents)
         middle, half_width = self._band
         u = np.subtract(latents, middle, dtype=np.float32)
@@ -232,16 +215,7 @@ class LatentStatistics:
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], latent_dim: int, name: str = "statistics"
     ) -> "LatentStatistics":
-        """Read what `to_tensors` gave.
-
-        Args:
-            tensors: By name.
-            latent_dim: Number of values in a latent of the encoder.
-            name: Name of the file, for the error message.
-
-        Raises:
-            EncoderFolderError: A tensor is missing or invalid.
-        """
+        """Read what `to_tensors` gave; an `EncoderFolderError` if a tensor of the file `name` is missing or invalid."""
         known = {field.name for field in fields(cls)}
         try:
             values: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items() if key in known}
@@ -271,14 +245,9 @@ class LatentStatistics:
 
 
 def reconstruction_errors(frames: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean squared error of each frame's reconstruction, in [0, 1] pixel units squared.
+    """Mean squared error of each frame's reconstruction, in [0, 1] pixel units squared: float64 (N,).
 
-    Args:
-        frames: uint8 (N, H, W, C).
-        decoded: uint8 of the same shape, as `FrozenEncoder.decode` gives them.
-
-    Returns:
-        float64 (N,).
+    Both arrays are uint8 (N, H, W, C); `decoded` as `FrozenEncoder.decode` gives them.
     """
     if frames.shape != decoded.shape:
         raise InputError(f"frames {frames.shape} and decoded {decoded.shape} must have one shape")
