@@ -20,7 +20,7 @@ from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.encoder.statistics import BAND, LEVELS, LatentStatistics, reconstruction_errors
 from latent_obs.util.errors import EncoderFolderError, InputError
-from tests.latent_obs.encoder.test_encoder_folder import seal
+from tests.latent_obs.encoder.test_folder import seal
 from tests.support.tiny import LATENT_DIM, picture, random_frames, tiny_cvae
 from tests.support.training_runs import config_for, module_frames, run, same_tensors  # noqa: F401  (module_frames is a fixture)
 from vae_training.data.frames import get_datasets, split_held_out
