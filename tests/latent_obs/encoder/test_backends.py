@@ -97,16 +97,6 @@ def test_every_architecture_gives_what_the_network_gives(
 
 
 @each_kind
-def test_edges_are_padded_as_in_the_network(backend: Backend, precision: Precision):
-    # Padding is a black frame's pixels without `standardize`, and the mean picture's with it: never the other.
-    architecture = Architecture((16, 16, 3), 64, (4, 8), (2, 1), "spatial", standardize=True)
-    frames = np.full((2, 16, 16, 3), 200, np.uint8)
-    frames[1] = 100
-    encoder = measured_encoder(architecture, frames, backend, precision)
-    assert_close(encoder.encode(frames), in_float64(encoder, frames), precision)
-
-
-@each_kind
 def test_the_same_alone_and_in_any_batch(backend: Backend, precision: Precision):
     encoder = tiny_encoder(backend, precision)
     frames = random_frames(1025)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import latent_obs.encoder.folder
 from latent_obs.encoder.folder import make_selfcheck, read_encoder_folder, write_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.encoder.statistics import LatentStatistics
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import EncoderFolderError, InputError
 from tests.support.tiny import random_frames, tiny_architecture, tiny_cvae
@@ -79,17 +80,25 @@ def test_a_run_folder_is_understood(folder: Path, tmp_path: Path, with_settings:
 # Damage
 
 
+@pytest.fixture(scope="module")
+def full_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With statistics as well."""
+    statistics = LatentStatistics.from_latents(random_frames(6).reshape(-1, 6))
+    folder = tmp_path_factory.mktemp("full") / "encoder"
+    return export_encoder(folder, tiny_cvae(), random_frames(4), statistics=statistics)
+
+
 @given(
-    name=st.sampled_from(FILES),
+    name=st.sampled_from([*FILES, "statistics.safetensors"]),
     where=st.floats(0, 1, exclude_max=True),
     flip=st.one_of(st.none(), st.integers(1, 255)),
 )
 @example(name="SHA256SUMS", where=1 - 1e-9, flip=ord("\n") ^ ord("\r"))
 @example(name="config.json", where=0.0, flip=1)
 @settings(max_examples=150, deadline=None)
-def test_any_damaged_byte_and_any_cut_is_found(encoder_folder: Path, name: str, where: float, flip: int | None):
-    folder = encoder_folder.parent / "damaged"
-    shutil.copytree(encoder_folder, folder, dirs_exist_ok=True)
+def test_any_damaged_byte_and_any_cut_is_found(full_folder: Path, name: str, where: float, flip: int | None):
+    folder = full_folder.parent / "damaged"
+    shutil.copytree(full_folder, folder, dirs_exist_ok=True)
     data = bytearray((folder / name).read_bytes())
     if flip is None:
         del data[int(where * (len(data) - 1)) :]
@@ -99,6 +108,18 @@ def test_any_damaged_byte_and_any_cut_is_found(encoder_folder: Path, name: str, 
     with pytest.raises(EncoderFolderError) as error:
         load(folder)
     assert str(folder) in str(error.value)
+
+
+def test_statistics_that_went_missing_or_that_no_checksum_covers(full_folder: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(full_folder, tmp_path / "copy"))
+    (folder / "statistics.safetensors").rename(tmp_path / "aside")
+    with pytest.raises(EncoderFolderError, match=r"statistics\.safetensors"):
+        load(folder)
+    seal(folder)
+    assert load(folder).statistics is None  # as in the first folders
+    (tmp_path / "aside").rename(folder / "statistics.safetensors")
+    with pytest.raises(EncoderFolderError, match=r"statistics\.safetensors"):
+        load(folder)
 
 
 @pytest.mark.parametrize("name", FILES)
