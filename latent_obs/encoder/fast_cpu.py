@@ -73,6 +73,7 @@ class FoldedEncoder(nn.Module):
                 bias = bias + weight @ _exact(encoder.standard.mean).flatten()
             self.linear = _linear(weight / 255.0, bias, (channels, height, width)).to(device)
 
+    @torch.inference_mode()
     def forward(self, frames: Tensor) -> Tensor:
         """Mean latents, float32 (N, latent_dim), of frames, uint8 (N, h, w, c)."""
         x = frames.float() if self.centre is None else frames - self.centre

@@ -61,11 +61,14 @@ class ForeignNetwork(nn.Module):
         self.latent_dim = 0  # until `measure`
         self.float()
 
+    @torch.inference_mode()
     def forward(self, frames: Tensor) -> Tensor:
         """Outputs, flattened to float32 (N, d) in memory of their own, of frames uint8 (N, h, w, c)."""
         output = self._module_output(frames)
         assert isinstance(output, Tensor)  # `measure` has checked it
-        return output.flatten(1).float().clone()  # a module may return memory that it keeps
+        return (
+            output.flatten(1).float().clone(memory_format=torch.contiguous_format)
+        )  # a module may return memory that it keeps
 
     def _module_output(self, frames: Tensor) -> object:
         x = torch.addcmul(self.shift, frames.float(), self.scale).permute(0, 3, 1, 2)

@@ -268,18 +268,16 @@ class FrozenEncoder:
                 f"device {self.device} cannot be used in a forked process: CUDA was initialized in its parent. Start "
                 "workers by 'spawn' or 'forkserver', or encode in the parent, as the vector wrappers do"
             )
-        # In a forked child the parent's threads do not exist, and OpenMP would wait for them for ever.
-        with torch_threads(1 if forked and torch.get_num_threads() > 1 else None), torch.inference_mode():
-            chunks = [
-                self._compute(torch.from_numpy(frames[start : start + _CHUNK]).to(self.device))
-                for start in range(0, len(frames), _CHUNK)
-            ]
-            if len(chunks) == 1:
-                latents = chunks[0].contiguous()
-            else:
-                empty = torch.zeros(0, self.latent_dim, dtype=torch.float32, device=self.device)
-                latents = torch.cat([empty, *chunks])
-        # The copy is outside of inference mode: an ordinary tensor, which autograd takes as an input.
+        if forked and torch.get_num_threads() > 1:
+            with torch_threads(1):  # the parent's threads do not exist here, and OpenMP would wait for them for ever
+                return self.encode(frames, as_tensor=as_tensor)
+        if 0 < len(frames) <= _CHUNK:
+            latents = self._compute(torch.from_numpy(frames).to(self.device))
+        else:
+            parts = [torch.from_numpy(frames[i : i + _CHUNK]) for i in range(0, len(frames), _CHUNK)]
+            empty = torch.zeros(0, self.latent_dim, dtype=torch.float32, device=self.device)
+            latents = torch.cat([empty, *(self._compute(part.to(self.device)) for part in parts)])
+        # A copy of a tensor of inference mode is an ordinary one, which autograd takes as an input.
         return latents.clone() if as_tensor else latents.cpu().numpy()
 
     def warm_up(self, batch_sizes: Iterable[int]) -> None:

@@ -39,10 +39,10 @@ class OpenVinoNetwork:
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Mean latents, float32 (N, latent_dim) in memory of their own, of frames, uint8 (N, h, w, c)."""
-        count = len(frames)
+        count, threads = len(frames), torch.get_num_threads()
         with self._lock:  # the buffers of a compiled network are shared
-            exact = (count, torch.get_num_threads()) in self._compiled
-            compiled = self._compiled_for(count if exact else rounded_up(count))
+            exact = (count, threads) in self._compiled
+            compiled = self._compiled_for(count if exact else rounded_up(count), threads)
             np.copyto(compiled.frames[:count], frames.numpy())
             compiled.request.infer()
             return torch.from_numpy(compiled.latents[:count].copy())
@@ -50,15 +50,15 @@ class OpenVinoNetwork:
     def prepare(self, size: int) -> None:
         """Compile for exactly this batch size."""
         with self._lock:
-            self._compiled_for(size)
+            self._compiled_for(size, torch.get_num_threads())
 
-    def _compiled_for(self, size: int) -> "_Compiled":
-        key = (size, torch.get_num_threads())
+    def _compiled_for(self, size: int, threads: int) -> "_Compiled":
+        key = (size, threads)
         compiled = self._compiled.pop(key, None)
         if compiled is None:
             while len(self._compiled) >= MOST_COMPILED:
                 del self._compiled[next(iter(self._compiled))]
-            compiled = self._compile(*key)
+            compiled = self._compile(size, threads)
         self._compiled[key] = compiled
         return compiled
 
