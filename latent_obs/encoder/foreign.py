@@ -66,9 +66,8 @@ class ForeignNetwork(nn.Module):
         """Outputs, flattened to float32 (N, d) in memory of their own, of frames uint8 (N, h, w, c)."""
         output = self._module_output(frames)
         assert isinstance(output, Tensor)  # `measure` has checked it
-        return (
-            output.flatten(1).float().clone(memory_format=torch.contiguous_format)
-        )  # a module may return memory that it keeps
+        # A copy, as a module may return memory that it keeps.
+        return output.flatten(1).float().clone(memory_format=torch.contiguous_format)
 
     def _module_output(self, frames: Tensor) -> object:
         x = torch.addcmul(self.shift, frames.float(), self.scale).permute(0, 3, 1, 2)
