@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents.config import AgentConfig
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.util.atomic import written_aside
+from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import InputError
 
 REPLAY_FOLDER = "replay/"
@@ -117,7 +117,7 @@ def save_agent(
         **_statistics(normalize),
         **(notes or {}),
     }
-    with written_aside(run / f"{name}.zip") as aside:
+    with atomic_write(run / f"{name}.zip") as aside:
         model.save(aside)
         with zipfile.ZipFile(aside, "a") as archive:
             archive.writestr(_STATE, json.dumps(state))
@@ -177,7 +177,7 @@ def keep_checkpoint(run: Path, step: int, keep: int) -> None:
 
 
 def _copy_archive(source: Path, target: Path, wanted: Callable[[str], bool]) -> None:
-    with written_aside(target) as aside, zipfile.ZipFile(source) as old, zipfile.ZipFile(aside, "w") as new:
+    with atomic_write(target) as aside, zipfile.ZipFile(source) as old, zipfile.ZipFile(aside, "w") as new:
         for item in filter(lambda item: wanted(item.filename), old.infolist()):
             with old.open(item) as reader, new.open(item.filename, "w", force_zip64=True) as writer:
                 shutil.copyfileobj(reader, writer)

@@ -38,7 +38,7 @@ from agents.store import (
     save_agent,
 )
 from latent_obs.encoder.folder import read_encoder_folder
-from latent_obs.util.atomic import write_json, written_aside
+from latent_obs.util.atomic import atomic_write, write_json
 from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.errors import InputError, MissingExtraError, require
 from latent_obs.util.interrupt import GracefulStop
@@ -266,7 +266,7 @@ def _rows_until(run: Path, step: int) -> list[dict[str, Any]]:
     rows = read_evaluations(run)
     kept = [row for row in rows if row["step"] <= step]
     if len(kept) < len(rows):
-        with written_aside(run / "evaluations.jsonl") as aside:
+        with atomic_write(run / "evaluations.jsonl") as aside:
             aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
     return kept
 

@@ -1,44 +1,38 @@
-"""The pixel contract: one definition of what the encoder eats, used by training, recording and wrapping alike.
+"""The pixel contract: one definition of the frames that the encoder takes, used in training, recording and wrapping.
 
-It fixes channel order, layout, dtype, crop and resize rule. What it cannot convert it refuses, naming what it got.
+It fixes channel order, layout, dtype, crop and resize rule. What it cannot convert is rejected, with what was found.
 Needs numpy and Pillow only, so that a worker process can import it without torch.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 from PIL import Image
 
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_choice, check_count
 
 Frames = NDArray[np.uint8]
 Layout = Literal["HWC", "CHW"]
 Crop = Literal["none", "center-square"]
 Filter = Literal["bilinear", "box", "bicubic", "lanczos"]
 
-_FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "box": Image.Resampling.BOX,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-_PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBX"}  # RGBX, not RGBA: Pillow would weigh the colours by the fourth channel
-
+# RGBX, not RGBA: Pillow would weight the colors by an alpha channel.
+_PILLOW_MODES = {3: "RGB", 4: "RGBX"}
 _MOST_ENLARGED = 1.5  # 60x80 to 64x64 is a resize like any other; 64 to 128 is a blur that no training frame had
 
 
 @dataclass(frozen=True)
 class PixelContract:
-    """What a frame must look like for the encoder, and how any frame is made to look so.
+    """What a frame must look like for the encoder, and how any frame is converted.
 
     Attributes:
-        height: Rows of the frame that the encoder eats.
+        height: Rows of the encoder's frames.
         width: Columns.
-        channels: Values per pixel: 3 is RGB in this order, 1 is grey, any other number is passed as it is.
+        channels: Values per pixel: 3 is RGB in this order, 1 is grey, any other number is passed on unchanged.
         resize_filter: Pillow's filter; its support is scaled with the reduction, so that it antialiases.
         crop: "none" squeezes another aspect ratio into the frame (nothing is lost); "center-square" cuts the longer
             side.
@@ -56,12 +50,10 @@ class PixelContract:
     crop: Crop = "none"
 
     def __post_init__(self) -> None:
-        if min(self.height, self.width, self.channels) < 1:
-            raise InputError(f"a pixel contract needs a positive height, width and channels, got {self.shape}")
-        if self.resize_filter not in _FILTERS:
-            raise InputError(f"resize_filter must be one of {sorted(_FILTERS)}, got {self.resize_filter!r}")
-        if self.crop not in ("none", "center-square"):
-            raise InputError(f"crop must be 'none' or 'center-square', got {self.crop!r}")
+        for name in ("height", "width", "channels"):
+            check_count(name, getattr(self, name))
+        check_choice("resize_filter", self.resize_filter, get_args(Filter))
+        check_choice("crop", self.crop, get_args(Crop))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -69,36 +61,23 @@ class PixelContract:
         return self.height, self.width, self.channels
 
     def layout_of(self, shape: tuple[int, ...], what: str) -> Layout:
-        """Whether frames of this shape are HWC or CHW.
+        """Whether frames of this shape are HWC or CHW; (H, W) counts as (H, W, 1).
 
-        The axis with as many entries as the contract has channels is the channel axis, the last one first; where
-        neither has, it is refused.
-
-        Args:
-            shape: Shape of one frame; (H, W) counts as (H, W, 1).
-            what: What has this shape, for the error message.
-
-        Raises:
-            InputError: No axis has as many entries as the encoder has channels.
+        The channel axis is the last one if it has as many entries as the contract has channels, else the first; if
+        neither has, an `InputError` says so and calls the frames `what`.
         """
-        if len(shape) == 2 and self.channels == 1:
-            return "HWC"
-        if len(shape) == 3 and shape[2] == self.channels:
+        if (len(shape) == 2 and self.channels == 1) or (len(shape) == 3 and shape[2] == self.channels):
             return "HWC"
         if len(shape) == 3 and shape[0] == self.channels:
             return "CHW"
         raise InputError(
-            f"{what} has shape {tuple(shape)}, and this encoder eats frames of {self.channels} channel(s): expected "
+            f"{what} has shape {tuple(shape)}, and this encoder takes frames of {self.channels} channel(s): expected "
             f"(height, width, {self.channels}) or ({self.channels}, height, width). Convert the frames "
             "(RGB to grey or back), or train an encoder on frames of this kind"
         )
 
     def check_space(self, space: spaces.Space[Any], what: str = "observation space") -> Layout:
-        """The layout of a pixel space, or the reason why its frames cannot be encoded.
-
-        Raises:
-            InputError: It is no uint8 Box of a shape that the contract can read.
-        """
+        """The layout of a pixel space; an `InputError` if it is no uint8 Box of a shape that the contract can read."""
         if not isinstance(space, spaces.Box):
             raise InputError(f"{what} must be a Box of pixels, got {space}")
         if space.dtype != np.uint8:
@@ -109,15 +88,15 @@ class PixelContract:
         return self.layout_of(space.shape, what)
 
     def convert(self, frames: NDArray[Any], layout: Layout | None = None, what: str = "frames") -> Frames:
-        """Frames as the encoder eats them.
+        """Crop and resize frames to the contract's size.
 
         Args:
             frames: uint8 (N, H, W, C), (N, C, H, W), or (N, H, W) for grey; any strides, read-only or not.
-            layout: "HWC" or "CHW"; found from the shape when not given.
+            layout: "HWC" or "CHW"; found from the shape if not given.
             what: What the frames are, for the error message.
 
         Returns:
-            uint8 (N, height, width, channels): C-contiguous and writable, the array given where it is already so.
+            uint8 (N, height, width, channels), C-contiguous and writable: `frames` itself if they are that already.
 
         Raises:
             InputError: The frames have another dtype, number of axes or channel count.
@@ -145,10 +124,10 @@ class PixelContract:
         return out
 
     def _resize(self, frame: Frames, out: Frames) -> None:
-        """Resize one (H, W, C) frame into `out`, through Pillow."""
-        size, resample = (self.width, self.height), _FILTERS[self.resize_filter]
+        """Resize one (H, W, C) frame into `out`."""
+        size, resample = (self.width, self.height), Image.Resampling[self.resize_filter.upper()]
         mode = _PILLOW_MODES.get(self.channels)
-        if mode in ("RGB", "RGBX"):
+        if mode:
             frame = np.ascontiguousarray(frame)
             image = Image.frombuffer(mode, (frame.shape[1], frame.shape[0]), frame, "raw", mode, 0, 1)
             out[:] = np.asarray(image.resize(size, resample))
@@ -158,30 +137,25 @@ class PixelContract:
             out[..., channel] = np.asarray(image.resize(size, resample))
 
     def refuse_blur(self, shape: tuple[int, ...], layout: Layout, what: str) -> None:
-        """Refuse frames so small that, enlarged to the contract's size, they look like none that an encoder was trained
-        on.
+        """Reject frames so small that, enlarged, they look unlike all that an encoder was trained on.
 
         Args:
-            shape: Shape of a frame.
+            shape: Shape of a frame; an `InputError` is raised if a side is below two thirds of the contract's.
             layout: Its layout.
             what: What has this shape, for the error message.
-
-        Raises:
-            InputError: A side has less than two thirds of the pixels that the contract asks for.
         """
         height, width = shape[:2] if layout == "HWC" else shape[1:]
         if height * _MOST_ENLARGED < self.height or width * _MOST_ENLARGED < self.width:
             raise InputError(
-                f"{what} has frames of {height}x{width}, far smaller than the {self.height}x{self.width} that this encoder was "
-                "trained on; enlarged ones would look unlike those. Train an encoder on frames of this size, or make the "
-                "environment with a higher resolution"
+                f"{what} has frames of {height}x{width}, far smaller than the {self.height}x{self.width} that this "
+                "encoder was trained on; enlarged ones would look unlike those. Train an encoder on frames of this "
+                "size, or make the environment with a higher resolution"
             )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `config.json`, with the fixed parts of the contract spelled out."""
-        colour = {1: "grey", 3: "RGB"}.get(self.channels, "as recorded")
         fixed = {
-            "colour": colour,
+            "colour": {1: "grey", 3: "RGB"}.get(self.channels, "as recorded"),
             "layout": "HWC",
             "dtype": "uint8",
             "scale": "1/255 on the device",
@@ -191,11 +165,7 @@ class PixelContract:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "PixelContract":
-        """The contract that `to_json` described.
-
-        Raises:
-            InputError: A part of it is something that this version cannot do.
-        """
+        """The contract that `to_json` described; an `InputError` if this version cannot keep a part of it."""
         if values.get("crop") == "centre-square":  # as older folders spell it
             values = {**values, "crop": "center-square"}
         try:
@@ -203,9 +173,7 @@ class PixelContract:
         except KeyError as error:
             raise InputError(f"pixel contract lacks {error}, got fields {sorted(values)}") from None
         if contract.to_json() != dict(values):
-            raise InputError(
-                f"pixel contract {dict(values)} is not one that this version can keep, {contract.to_json()}"
-            )
+            raise InputError(f"pixel contract must be {contract.to_json()} in this version, got {dict(values)}")
         return contract
 
 
@@ -214,8 +182,8 @@ def find_pixel_key(space: spaces.Dict, contract: PixelContract, key: str | None 
 
     Args:
         space: A Dict space.
-        contract: What the encoder eats; entries that it cannot read do not count as pixels.
-        key: The entry to use; needed only where there are several.
+        contract: The encoder's; entries that it cannot read do not count as pixels.
+        key: The entry to use; needed only if there are several.
 
     Raises:
         InputError: No entry, or more than one, fits.
@@ -237,14 +205,12 @@ def find_pixel_key(space: spaces.Dict, contract: PixelContract, key: str | None 
         return fitting[0]
     if fitting:
         raise InputError(
-            f"the observation has several images that the encoder could eat: {sorted(fitting)}. "
-            f"Say which one, such as pixel_key={fitting[0]!r}"
+            f"the observation has several images that the encoder could take: {sorted(fitting)}. "
+            f"Choose one, such as pixel_key={fitting[0]!r}"
         )
     listed = ", ".join(f"{k}: {_brief(s)}" for k, s in space.spaces.items())
     if images:
-        raise InputError(
-            f"no image of {contract.channels} channel(s), as this encoder eats, in the observation ({listed})"
-        )
+        raise InputError(f"the observation has no image of {contract.channels} channel(s) for this encoder ({listed})")
     raise InputError(
         f"no pixels in the observation: no entry is a uint8 Box of shape (height, width, channels) ({listed}). "
         "Wrap the environment so that it gives its picture (Gymnasium's AddRenderObservation does)"

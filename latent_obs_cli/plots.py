@@ -9,7 +9,7 @@ from PIL import Image
 
 from agents import Evaluation, read_evaluations
 from agents.compare.study import BASELINE, folder_name
-from latent_obs.util.atomic import written_aside
+from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import require
 from vae_training import read_log
 from vae_training.report.pictures import BLUE, GREEN, GREY, ORANGE, figure, save_figure
@@ -105,7 +105,7 @@ def overview(pictures: Sequence[Path], target: Path) -> Path:
     for image, height in zip(images, heights, strict=True):
         sheet.paste(image.resize((width, height), Image.Resampling.LANCZOS), (0, top))
         top += height
-    with written_aside(target) as aside:
+    with atomic_write(target) as aside:
         sheet.save(aside, optimize=True)
     return target
 

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from latent_obs.encoder.architecture import Architecture, Bottleneck
-from latent_obs.encoder.engines import Precision
 from latent_obs.encoder.folder import RELATIVE_TOLERANCE
-from latent_obs.encoder.frozen import BFLOAT16_TOLERANCE, FrozenEncoder
+from latent_obs.encoder.frozen import BFLOAT16_TOLERANCE, FrozenEncoder, Precision
 from latent_obs.pixels import Frames, PixelContract
 from latent_obs.util.device import resolve_device
 from latent_obs.util.errors import DeviceError, TrainingDivergedError

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from agents.play.show import Picture, Show
-from latent_obs.util.atomic import written_aside
+from latent_obs.util.atomic import atomic_write
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, require
 
@@ -84,7 +84,7 @@ def write_video(path: Path, frames: Iterable[Picture], *, frames_per_second: flo
         MissingExtraError: PyAV is not installed.
     """
     av = require("av", extra="video", purpose="write a video")
-    with written_aside(path) as aside, av.open(str(aside), "w") as container:
+    with atomic_write(path) as aside, av.open(str(aside), "w") as container:
         stream = None
         for frame in frames:
             if stream is None:

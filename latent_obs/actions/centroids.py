@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from latent_obs.util.atomic import written_aside
+from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import InputError, require
 
 FORMAT = "latent-obs-centroids"
@@ -91,7 +91,7 @@ class Centroids:
             "source": self.source,
             "sha256": _digest(self.vectors, self.counts),
         }
-        with written_aside(file) as aside:
+        with atomic_write(file) as aside:
             save_file(
                 {"vectors": self.vectors.copy(), "counts": self.counts.copy()}, aside, {FORMAT: json.dumps(about)}
             )

@@ -1,8 +1,7 @@
-"""The encoder's own network made shorter: frames in as bytes, and all scaling inside the first layer.
+"""A faster form of the encoder network: uint8 frames in, all scaling inside of the first layer, packed CPU layers.
 
-Numbers that are the same for every frame are multiplied out once, in float64: the division by 255 and the spread of
-`Standard` go into the weights of the first convolution. `networks.Encoder` stays the definition; tests hold the two
-together.
+Constants are multiplied into the weights once, in float64: the division by 255 and the spread of `Standard` go into the
+first convolution. `networks.Encoder` stays the definition; tests compare the two.
 """
 
 import copy
@@ -13,15 +12,18 @@ from torch import Tensor, nn
 
 from latent_obs.encoder.networks import Encoder
 
+_BATCH = 8  # batch size that the packed weights are made for; others work as well
+_ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # difference to plain layers, of the largest latent
+
 
 class FoldedEncoder(nn.Module):
-    """What `Encoder.mean` gives, from bytes.
+    """`Encoder.mean` for uint8 frames.
 
-    Pixels 0 to 255 are exact in bfloat16, where 0 to 1 are not; and with `standardize`, the mean picture is subtracted
-    in float32 before anything is rounded. So bfloat16 costs what its weights and activations lose, and nothing more.
+    Pixels from 0 to 255 are exact in bfloat16, while 0 to 1 are not; and with `standardize`, the mean picture is
+    subtracted in float32 before anything is rounded. So bfloat16 only rounds weights and activations.
 
     Args:
-        encoder: The network; it is left as it is, and layers that need no change are shared with it.
+        encoder: The network. It is not changed; layers that need no other weights are shared with it.
         dtype: In which the convolutions are computed; the layers that give the latents stay in float32.
 
     Attributes:
@@ -62,15 +64,16 @@ class FoldedEncoder(nn.Module):
         if self.dense:
             last = encoder.architecture.stages[-1]
             head = cast(nn.Linear, encoder.mean_head)
-            self.mean_head = _linear(_channels_last(head.weight, (last.channels_out, *last.size_out)), head.bias)
+            self.mean_head = _linear(head.weight, head.bias, (last.channels_out, *last.size_out))
         self.linear: nn.Module | None = None
         if encoder.linear is not None:
             height, width, channels = encoder.architecture.img_shape
             weight, bias = _exact(encoder.linear.weight), _exact(encoder.linear.bias)
             if encoder.standard is not None:  # W x + b = W (x - m) + (W m + b)
                 bias = bias + weight @ _exact(encoder.standard.mean).flatten()
-            self.linear = _linear(_channels_last(weight, (channels, height, width)) / 255.0, bias).to(device)
+            self.linear = _linear(weight / 255.0, bias, (channels, height, width)).to(device)
 
+    @torch.inference_mode()
     def forward(self, frames: Tensor) -> Tensor:
         """Mean latents, float32 (N, latent_dim), of frames, uint8 (N, h, w, c)."""
         x = frames.float() if self.centre is None else frames - self.centre
@@ -80,106 +83,75 @@ class FoldedEncoder(nn.Module):
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    """In float64, on the CPU: some GPUs have none."""
+    """In float64 on the CPU: some GPUs have no float64."""
     return tensor.detach().cpu().double()
 
 
-def _channels_last(weight: Tensor, order: tuple[int, int, int]) -> Tensor:
-    """Weights (d, c * h * w) of a linear layer, for inputs in the order row, column, channel: that in which they
-    lie.
-    """
-    return weight.unflatten(1, order).permute(0, 2, 3, 1).flatten(1)
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A frozen linear layer in float32."""
+def _linear(weight: Tensor, bias: Tensor, order: tuple[int, int, int]) -> nn.Linear:
+    """A frozen float32 layer of weights (d, c * h * w), for inputs in their order in memory: row, column, channel."""
+    weight = weight.unflatten(1, order).permute(0, 2, 3, 1).flatten(1)
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    layer.weight = nn.Parameter(weight.float().contiguous(), requires_grad=False)
-    layer.bias = nn.Parameter(bias.float().clone(), requires_grad=False)
+    layer.weight = nn.Parameter(weight.detach().float().contiguous(), requires_grad=False)
+    layer.bias = nn.Parameter(bias.detach().float().clone(), requires_grad=False)
     return layer
 
 
-_FRAMES = 8  # batch size that the order is chosen for; others work as well
-_ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # difference to plain layers, of the largest latent
-
-
-class PackedConvolution(nn.Module):
-    """A convolution of the CPU, with or without the ReLU after it.
+class PackedLayer(nn.Module):
+    """A layer of oneDNN whose weights are in the order that this processor computes fastest in.
 
     Args:
-        layer: The convolution.
+        layer: A convolution or a linear layer on the CPU.
         relu: Whether a ReLU follows.
-        shape: Of the input, (N, c, h, w).
+        shape: Shape of the input.
     """
 
-    def __init__(self, layer: nn.Conv2d, relu: bool, shape: torch.Size) -> None:
+    def __init__(self, layer: nn.Module, relu: bool, shape: torch.Size) -> None:
         super().__init__()
         mkldnn: Any = torch.ops.mkldnn
-        geometry = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
-        weight = mkldnn._reorder_convolution_weight(layer.weight.detach(), *geometry, list(shape))
-        self._arguments = (weight, layer.bias, *geometry, "relu" if relu else "none", [], "")
-        self._operator = mkldnn._convolution_pointwise.default
+        after = ("relu" if relu else "none", [], "")
+        if isinstance(layer, nn.Conv2d):
+            geometry = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
+            weight = mkldnn._reorder_convolution_weight(layer.weight.detach(), *geometry, list(shape))
+            self._arguments = (weight, layer.bias, *geometry, *after)
+            self._operator = mkldnn._convolution_pointwise.default
+        else:
+            layer = cast(nn.Linear, layer)
+            self._arguments = (mkldnn._reorder_linear_weight(layer.weight.detach(), shape[0]), layer.bias, *after)
+            self._operator = mkldnn._linear_pointwise.default
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the convolution's, then as the ReLU's."""
+        """The layer's output, after its ReLU."""
         return self._operator(x, *self._arguments)
 
 
-class PackedLinear(nn.Module):
-    """A linear layer of the CPU."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        mkldnn: Any = torch.ops.mkldnn
-        weight = mkldnn._reorder_linear_weight(layer.weight.detach(), _FRAMES)
-        self._arguments = (weight, layer.bias, "none", [], "")
-        self._operator = mkldnn._linear_pointwise.default
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As the linear layer's."""
-        return self._operator(x, *self._arguments)
-
-
-def packed(folded: FoldedEncoder, shape: tuple[int, int, int]) -> FoldedEncoder:
-    """The same network with packed layers, where this torch and this processor can.
+def pack_layers(folded: FoldedEncoder, shape: tuple[int, int, int]) -> FoldedEncoder:
+    """The same network with packed layers, if this torch and this processor can compute them.
 
     Args:
-        folded: The network, on the CPU.
+        folded: The network, on the CPU; it is not changed.
         shape: (h, w, c) of a frame.
 
     Returns:
-        A network that can be neither copied nor saved, or the one given.
+        A network that can be neither copied nor saved, or `folded` itself.
     """
-    frames = torch.randint(0, 256, (_FRAMES, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    result = copy.copy(folded)
-    result._modules = dict(folded._modules)
+    frames = torch.randint(0, 256, (_BATCH, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    packed = copy.copy(folded)
+    packed._modules = dict(folded._modules)
     with torch.inference_mode():
         expected = folded(frames)
         try:
             x = frames.to(folded.dtype).permute(0, 3, 1, 2)
-            result.convolutions, x = _packed_convolutions(folded.convolutions, x)
-            if isinstance(folded.mean_head, nn.Conv2d):
-                result.mean_head = PackedConvolution(folded.mean_head, False, x.shape)
-            elif isinstance(folded.mean_head, nn.Linear):
-                result.mean_head = PackedLinear(folded.mean_head)
-            if isinstance(folded.linear, nn.Linear):
-                result.linear = PackedLinear(folded.linear)
-            got = result(frames)
-        except (
-            AttributeError,
-            RuntimeError,
-            TypeError,
-        ):  # no such operator, other arguments, no oneDNN, no bfloat16 in it
+            layers, convolutions = list(folded.convolutions), nn.Sequential()
+            for layer, following in zip(layers, [*layers[1:], None], strict=True):
+                if isinstance(layer, nn.Conv2d):
+                    convolutions.append(PackedLayer(layer, isinstance(following, nn.ReLU), x.shape))
+                    x = convolutions[-1](x)
+            packed.convolutions = convolutions
+            packed.mean_head = PackedLayer(folded.mean_head, False, x.shape)
+            if folded.linear is not None:
+                packed.linear = PackedLayer(folded.linear, False, x.shape)
+            found = packed(frames)
+        except (AttributeError, RuntimeError, TypeError):  # no oneDNN, no bfloat16 in it, or a changed operator
             return folded
-    same = bool((got - expected).abs().max() <= _ALLOWED[folded.dtype] * expected.abs().max())
-    return result if same else folded
-
-
-def _packed_convolutions(layers: nn.Sequential, x: Tensor) -> tuple[nn.Sequential, Tensor]:
-    """The layers packed, and what they make of `x`."""
-    done: list[nn.Module] = []
-    for layer, following in zip(layers, [*list(layers)[1:], None], strict=True):
-        if isinstance(layer, nn.Conv2d):
-            done.append(PackedConvolution(layer, isinstance(following, nn.ReLU), x.shape))
-            x = done[-1](x)
-    return nn.Sequential(*done), x
+    same = bool((found - expected).abs().max() <= _ALLOWED[folded.dtype] * expected.abs().max())
+    return packed if same else folded

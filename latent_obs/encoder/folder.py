@@ -5,19 +5,21 @@
     ├── encoder.safetensors     weights of the encoder
     ├── decoder.safetensors     weights of the decoder (optional, for pictures)
     ├── selfcheck.safetensors   sample frames and the latents that they must give
-    ├── statistics.safetensors  what latents are like over the training frames (optional, for standardizing and drift)
+    ├── statistics.safetensors  statistics of latents over the training frames (optional, to standardize and for drift)
     └── SHA256SUMS              one line per file, as `sha256sum --check` reads it
 
-No pickle. Written beside its place and renamed, so that a reader never sees half of one.
+No pickle. Written to a temporary folder and renamed, so that a reader never sees half of one.
 """
 
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,14 @@ from latent_obs.util.errors import EncoderFolderError, InputError, require
 
 FORMAT = "latent-obs-encoder"
 FORMAT_VERSION = 1
+#: Largest difference allowed between a latent here and the one promised, relative to the largest latent of the check.
+#: TF32 (10 bits of mantissa, the default of cuDNN) through some eight layers stays below it; swapped colors or another
+#: resize filter do not.
+RELATIVE_TOLERANCE = 5e-3
 _REQUIRED = ("config.json", "encoder.safetensors", "selfcheck.safetensors", "SHA256SUMS")
 _DECODER = "decoder.safetensors"
 _STATISTICS = "statistics.safetensors"
+_CHECKED_FRAMES = 4  # in a self-check, at most
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,8 @@ class EncoderFolder:
         contract: What a frame must look like.
         provenance: Where it came from: frame files, schedule, steps, losses, package versions.
         encoder: Weights of the encoder, on the CPU.
-        selfcheck: "frames", "raw_frames", "latents", "raw_latents"; see `latent_obs.encoder.folder`.
-        statistics: What its latents are like over the training frames; None in folders that were written without.
+        selfcheck: What `make_selfcheck` gave.
+        statistics: Statistics of its latents over the training frames; None if the folder has none.
     """
 
     path: Path
@@ -70,7 +77,7 @@ class EncoderFolder:
         return (self.path / _DECODER).exists()
 
     def decoder(self) -> dict[str, Tensor]:
-        """Weights of the decoder, read now and not before.
+        """Read the weights of the decoder.
 
         Raises:
             EncoderFolderError: The folder has none, or it is damaged.
@@ -79,7 +86,7 @@ class EncoderFolder:
             raise EncoderFolderError(
                 f"{self.path} has no {_DECODER}, which pictures need. Export it again with its decoder"
             )
-        return _read_tensors(self.path / _DECODER, _read_checked(self.path, _DECODER, _read_sums(self.path)))
+        return _tensors(self.path / _DECODER, _read_checked(self.path, _DECODER, _read_sums(self.path)))
 
 
 def write_encoder_folder(
@@ -94,24 +101,21 @@ def write_encoder_folder(
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write an encoder folder aside and rename it into place.
+    """Write an encoder folder atomically, and return its path.
 
     Args:
         path: The folder to make.
         architecture: Layers of the encoder and decoder.
         contract: What a frame must look like.
         encoder: State dict of an `Encoder`.
-        selfcheck: Sample frames with their latents, from `latent_obs.encoder.folder.make_selfcheck`.
+        selfcheck: Sample frames with their latents, from `make_selfcheck`.
         decoder: State dict of a `Decoder`, or None to leave it out.
-        statistics: What its latents are like over the training frames, or None to leave them out.
+        statistics: Statistics of its latents over the training frames, or None to leave them out.
         provenance: Where it came from; anything that JSON can hold.
-        overwrite: Whether a folder that is there may be replaced.
-
-    Returns:
-        The folder.
+        overwrite: Whether an existing encoder folder may be replaced.
 
     Raises:
-        InputError: It exists already, and `overwrite` is False; or something else is in its place.
+        InputError: The folder exists and `overwrite` is False, or it is no encoder folder.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -125,41 +129,50 @@ def write_encoder_folder(
         "pixels": contract.to_json(),
         "provenance": dict(provenance or {}),
     }
+    files = {
+        "encoder.safetensors": encoder,
+        _DECODER: decoder,
+        "selfcheck.safetensors": selfcheck,
+        _STATISTICS: statistics.to_tensors() if statistics else None,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder as the target: a rename across file systems would be a copy.
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    # Beside the target: a rename across file systems would be a copy.
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        aside.chmod(0o755)  # mkdtemp makes it private; a colleague should be able to read an encoder
-        _save(encoder, aside / "encoder.safetensors")
-        if decoder is not None:
-            _save(decoder, aside / _DECODER)
-        _save(selfcheck, aside / "selfcheck.safetensors")
-        if statistics is not None:
-            _save(statistics.to_tensors(), aside / _STATISTICS)
-        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        sums = [f"{_sha256(f.read_bytes())}  {f.name}\n" for f in sorted(aside.iterdir())]
-        (aside / "SHA256SUMS").write_text("".join(sums))
-        for file in aside.iterdir():
+        temporary.chmod(0o755)  # mkdtemp makes it private; a colleague should be able to read an encoder
+        for name, tensors in files.items():
+            if tensors is not None:
+                tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+                save_file(tensors, str(temporary / name))
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        sums = [f"{_sha256(file.read_bytes())}  {file.name}\n" for file in sorted(temporary.iterdir())]
+        (temporary / "SHA256SUMS").write_text("".join(sums))
+        for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors writes private files
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-            try:
-                path.rename(old / path.name)
-                try:
-                    aside.rename(path)
-                except BaseException:
-                    (old / path.name).rename(path)
-                    raise
-            finally:
-                if path.exists():  # else the old one could not be put back, and must not be lost
-                    shutil.rmtree(old)
-        else:
-            aside.rename(path)
+        _replace_folder(temporary, path)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Rename a folder to `path`. One that is there moves out of the way, and back if the rename fails."""
+    if not path.exists():
+        new.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+    try:
+        path.rename(old / path.name)
+        try:
+            new.rename(path)
+        except BaseException:
+            (old / path.name).rename(path)
+            raise
+    finally:
+        if path.exists():  # else the old one could not be moved back, and must not be lost
+            shutil.rmtree(old)
 
 
 def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
@@ -181,23 +194,18 @@ def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
     sums = _read_sums(folder)
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        version = config["format_version"]
-        if config["format"] != FORMAT:
-            raise EncoderFolderError(f"{folder}/config.json has format {config['format']!r}, expected {FORMAT!r}")
+        found, number = config["format"], config["format_version"]
     except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, EncoderFolderError):
-            raise
+        raise EncoderFolderError(f"{folder}/config.json is damaged, or not of an encoder folder: {error!r}") from None
+    if found != FORMAT:
+        raise EncoderFolderError(f"{folder}/config.json has format {found!r}, expected {FORMAT!r}")
+    # Before the checksums: a newer format may have other files, and the error should name the version.
+    if not isinstance(number, int) or not 1 <= number <= FORMAT_VERSION:
         raise EncoderFolderError(
-            f"{folder}/config.json is damaged or not one of an encoder folder: {error!r}"
-        ) from None
-    # Before the checksums: a newer format may well have other files, and should be named as what it is.
-    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-        raise EncoderFolderError(
-            f"{folder} has format version {version}, and this latent-obs reads up to {FORMAT_VERSION}. Update latent-obs"
+            f"{folder} has format version {number}, this latent-obs reads up to {FORMAT_VERSION}. Update latent-obs"
         )
-    _read_checked(folder, "config.json", sums)
-    for name in sums:
-        _read_checked(folder, name, sums)
+    names = [*sums, _STATISTICS] if (folder / _STATISTICS).exists() else list(sums)  # without a checksum it is rejected
+    contents = {name: _read_checked(folder, name, sums) for name in names}
     try:
         architecture = Architecture.from_json(config["architecture"])
         contract = PixelContract.from_json(config["pixels"])
@@ -207,58 +215,47 @@ def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
         raise EncoderFolderError(
             f"{folder}/config.json: pixels {contract.shape} and network {architecture.img_shape} differ"
         )
+    statistics = None
+    if _STATISTICS in contents:
+        file = folder / _STATISTICS
+        tensors = _tensors(file, contents[_STATISTICS])
+        statistics = LatentStatistics.from_tensors(tensors, architecture.latent_dim, str(file))
     return EncoderFolder(
         path=folder,
         architecture=architecture,
         contract=contract,
         provenance=config.get("provenance", {}),
-        encoder=_read_tensors(folder / "encoder.safetensors"),
-        selfcheck=_read_tensors(folder / "selfcheck.safetensors"),
-        statistics=_read_statistics(folder, sums, architecture.latent_dim),
-    )
-
-
-def _read_statistics(folder: Path, sums: Mapping[str, str], latent_dim: int) -> LatentStatistics | None:
-    """What the folder tells of its latents; None in one from before there were statistics."""
-    file = folder / _STATISTICS
-    if not file.exists():
-        return None
-    return LatentStatistics.from_tensors(
-        _read_tensors(file, _read_checked(folder, _STATISTICS, sums)), latent_dim, str(file)
+        encoder=_tensors(folder / "encoder.safetensors", contents["encoder.safetensors"]),
+        selfcheck=_tensors(folder / "selfcheck.safetensors", contents["selfcheck.safetensors"]),
+        statistics=statistics,
     )
 
 
 def _locate(path: str | os.PathLike[str]) -> Path:
     """A local folder, or the local copy of a Hugging Face repository."""
-    folder = Path(path)
+    folder, text = Path(path), str(path)
     if folder.is_dir():
-        inner = folder / "encoder"
-        # A run folder was given in place of the encoder folder inside it: what was meant is plain.
+        inner = folder / "encoder"  # of a run folder
         return inner if not _is_encoder_folder(folder) and _is_encoder_folder(inner) else folder
-    text = str(path)
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text.split("/")[0]).exists():
-        try:
-            hub = require("huggingface_hub", extra="hub", purpose=f"load the encoder {text!r} from Hugging Face")
-        except ImportError as error:
-            raise EncoderFolderError(
-                f"there is no folder {text!r} here. If it is a Hugging Face repository: {error}"
-            ) from None
-        try:
-            return Path(hub.snapshot_download(text))
-        except Exception as error:  # the hub client raises errors of several libraries
-            raise EncoderFolderError(
-                f"there is no folder {text!r} here, and Hugging Face gave no repository of this name: {error}"
-            ) from error
-    raise EncoderFolderError(f"there is no encoder folder {text!r} (current folder: {Path.cwd()})")
+    if text.count("/") != 1 or text.startswith((".", "/", "~")) or Path(text.split("/")[0]).exists():
+        raise EncoderFolderError(f"there is no encoder folder {text!r} (current folder: {Path.cwd()})")
+    try:
+        hub = require("huggingface_hub", extra="hub", purpose=f"load the encoder {text!r} from Hugging Face")
+    except ImportError as error:
+        raise EncoderFolderError(
+            f"there is no folder {text!r} here. If it is a Hugging Face repository: {error}"
+        ) from None
+    try:
+        return Path(hub.snapshot_download(text))
+    except Exception as error:  # the hub client raises errors of several libraries
+        raise EncoderFolderError(
+            f"there is no folder {text!r} here, and Hugging Face gave no repository of this name: {error}"
+        ) from error
 
 
 def _is_encoder_folder(path: Path) -> bool:
     """Whether this looks like an encoder folder, whole or damaged; a training run has a config.json as well."""
     return (path / "config.json").is_file() and any((path / name).is_file() for name in _REQUIRED[1:])
-
-
-def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(file))
 
 
 def _read_sums(folder: Path) -> dict[str, str]:
@@ -267,14 +264,12 @@ def _read_sums(folder: Path) -> dict[str, str]:
     for line in (folder / "SHA256SUMS").read_bytes().decode("utf-8", errors="replace").removesuffix("\n").split("\n"):
         digest, _, name = line.partition("  ")
         if len(digest) != 64 or not name or Path(name).name != name:
-            raise EncoderFolderError(
-                f"{folder}/SHA256SUMS is damaged: cannot read the line {line!r}. Copy the folder again"
-            )
+            raise EncoderFolderError(f"{folder}/SHA256SUMS is damaged: cannot read {line!r}. Copy the folder again")
         sums[name] = digest
-    lacking = [n for n in _REQUIRED if n != "SHA256SUMS" and n not in sums]
-    if lacking:
+    missing = sorted(set(_REQUIRED) - set(sums) - {"SHA256SUMS"})
+    if missing:
         raise EncoderFolderError(
-            f"{folder}/SHA256SUMS is damaged: no line for {', '.join(lacking)}. Copy the folder again"
+            f"{folder}/SHA256SUMS is damaged: no line for {', '.join(missing)}. Copy the folder again"
         )
     return sums
 
@@ -283,9 +278,7 @@ def _read_checked(folder: Path, name: str, sums: Mapping[str, str]) -> bytes:
     """The bytes of a file whose checksum agrees."""
     file = folder / name
     if not file.is_file():
-        raise EncoderFolderError(
-            f"{folder} is not a complete encoder folder: {name} missing. Copy the whole folder again"
-        )
+        raise EncoderFolderError(f"{folder} is not a complete encoder folder: {name} missing. Copy it again")
     data = file.read_bytes()
     if _sha256(data) != sums.get(name):
         raise EncoderFolderError(
@@ -295,9 +288,9 @@ def _read_checked(folder: Path, name: str, sums: Mapping[str, str]) -> bytes:
     return data
 
 
-def _read_tensors(file: Path, data: bytes | None = None) -> dict[str, Tensor]:
+def _tensors(file: Path, data: bytes) -> dict[str, Tensor]:
     try:
-        return load_safetensors(data if data is not None else file.read_bytes())
+        return load_safetensors(data)
     except SafetensorError as error:
         raise EncoderFolderError(f"{file} is not a safetensors file: {error}") from None
 
@@ -307,15 +300,7 @@ def _sha256(data: bytes) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what made an encoder, for its provenance.
-
-    Example:
-        >>> sorted(package_versions())
-        ['latent-obs', 'numpy', 'pillow', 'python', 'torch']
-    """
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
+    """Versions of Python and of the packages that make an encoder, by name, for its provenance."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("latent-obs", "numpy", "pillow"):
         try:
@@ -325,72 +310,52 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-#: Largest difference allowed between a latent here and the one promised, relative to the largest latent of the check.
-#: TF32 (10 bits of mantissa, the default of cuDNN) through some eight layers stays below it; a swapped colour or
-#: another resize filter does not.
-RELATIVE_TOLERANCE = 5e-3
-_MOST_FRAMES = 4
-
-EncodeFrames = Callable[[Frames], NDArray[np.float32]]
-
-
 def make_selfcheck(encoder: Encoder, contract: PixelContract, sample_frames: Frames) -> dict[str, Tensor]:
-    """Choose a few frames and note the latents that they give.
+    """Choose a few frames and store the latents that they give.
 
     Args:
-        encoder: The encoder, on any device; it is used in eval mode and left as it was.
+        encoder: The encoder, on any device; it is used in eval mode, and keeps its mode.
         contract: Its pixel contract.
-        sample_frames: uint8 (N, height, width, channels) with N ≥ 1, frames as the encoder eats them.
+        sample_frames: uint8 (N, height, width, channels) with N ≥ 1.
 
     Returns:
         "frames" uint8 (n, h, w, c) and "latents" float32 (n, latent_dim); "raw_frames" uint8 of another size, which go
         through the contract's crop and resize, and their "raw_latents".
     """
-    frames = contract.convert(sample_frames, what="sample frames")
+    frames = contract.convert(sample_frames, what="sample_frames")
     if len(frames) == 0:
-        raise InputError("a self-check needs one sample frame or more, got none")
-    frames = frames[np.linspace(0, len(frames) - 1, min(_MOST_FRAMES, len(frames))).astype(int)]
+        raise InputError("sample_frames must hold one frame or more, got none")
+    frames = frames[np.linspace(0, len(frames) - 1, min(_CHECKED_FRAMES, len(frames))).astype(int)]
     # Larger and of another aspect ratio, with noise: flat areas would hide which filter resized them.
-    rows = np.arange(contract.height * 3 // 2 + 5) * contract.height // (contract.height * 3 // 2 + 5)
-    columns = np.arange(contract.width * 2 + 3) * contract.width // (contract.width * 2 + 3)
+    height, width = contract.height * 3 // 2 + 5, contract.width * 2 + 3
+    rows, columns = np.arange(height) * contract.height // height, np.arange(width) * contract.width // width
     raw = frames[:2, rows][:, :, columns].astype(np.int16)
     raw += np.random.default_rng(0).integers(-40, 41, raw.shape, dtype=np.int16)
     raw_frames = raw.clip(0, 255).astype(np.uint8)
-    return {
-        "frames": torch.from_numpy(frames.copy()),
-        "latents": torch.from_numpy(_latents(encoder, frames)),
-        "raw_frames": torch.from_numpy(raw_frames),
-        "raw_latents": torch.from_numpy(_latents(encoder, contract.convert(raw_frames))),
-    }
-
-
-def _latents(encoder: Encoder, frames: Frames) -> NDArray[np.float32]:
-    """Mean latents in float32, without touching the encoder's mode."""
     training, device = encoder.training, next(encoder.parameters()).device
     encoder.eval()
     with torch.inference_mode():
-        x = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float().div(255)
-        z = encoder.mean(x).float().cpu().numpy()
+        latents, raw_latents = (
+            encoder.mean(torch.from_numpy(part).to(device).permute(0, 3, 1, 2).float().div(255)).float().cpu()
+            for part in (frames, contract.convert(raw_frames))
+        )
     encoder.train(training)
-    return z.copy()
+    return {
+        "frames": torch.from_numpy(frames),
+        "latents": latents,
+        "raw_frames": torch.from_numpy(raw_frames),
+        "raw_latents": raw_latents,
+    }
 
 
-def verify_selfcheck(check: Mapping[str, Tensor], encode: EncodeFrames, contract: PixelContract, name: str) -> float:
-    """Encode the sample frames and compare with the latents promised.
-
-    Args:
-        check: What `make_selfcheck` gave.
-        encode: uint8 (n, h, w, c) frames to float32 (n, latent_dim) latents, as the agent will get them.
-        contract: The pixel contract, which converts the raw frames.
-        name: What to call the encoder in the error.
-
-    Returns:
-        The largest relative difference.
+def verify_selfcheck(
+    check: Mapping[str, Tensor], encode: Callable[[Frames], NDArray[np.float32]], contract: PixelContract, name: str
+) -> None:
+    """Encode the sample frames of `make_selfcheck` and compare with the latents promised.
 
     Raises:
-        EncoderFolderError: A latent differs by more than `RELATIVE_TOLERANCE`.
+        EncoderFolderError: A latent differs by more than `RELATIVE_TOLERANCE`; it calls the encoder `name`.
     """
-    worst = 0.0
     for frames_key, latents_key, hint in (
         ("frames", "latents", "the weights or this device's arithmetic are off"),
         ("raw_frames", "raw_latents", "frames are cropped or resized in another way here (see Pillow's version)"),
@@ -401,10 +366,8 @@ def verify_selfcheck(check: Mapping[str, Tensor], encode: EncodeFrames, contract
         got = encode(contract.convert(check[frames_key].numpy()))
         scale = max(float(np.abs(wanted).max()), 1e-6)
         difference = float(np.abs(got - wanted).max()) / scale if got.shape == wanted.shape else float("inf")
-        if not difference <= RELATIVE_TOLERANCE:  # also when it is NaN
+        if not difference <= RELATIVE_TOLERANCE:  # also if it is NaN
             raise EncoderFolderError(
-                f"{name}: the self-check failed: latents of its sample frames differ by {difference:.1e} of their range, "
-                f"{RELATIVE_TOLERANCE:.0e} is allowed; {hint}"
+                f"{name}: the self-check failed: latents of its sample frames differ by {difference:.1e} of their "
+                f"range, {RELATIVE_TOLERANCE:.0e} is allowed; {hint}"
             )
-        worst = max(worst, difference)
-    return worst

@@ -14,13 +14,14 @@ _ALLOWED = 1e-2  # of the largest output: far above rounding, far below what dro
 
 
 class ForeignNetwork(nn.Module):
-    """A copy of a module, frozen, with the scaling of its pixels before it.
+    """A frozen copy of a module, with the scaling of its pixels before it.
 
     Args:
-        module: Takes float32 (N, C, H, W), gives (N, ...). It is copied, and left as it is.
+        module: Takes float32 (N, C, H, W), gives (N, ...). It is copied, and not changed.
         channels: Number of channels C.
-        mean: What is subtracted from pixels in [0, 1], per channel; None for nothing.
+        mean: Subtracted from pixels in [0, 1], per channel; None for nothing.
         std: What they are divided by then; None for nothing.
+        dtype: What autocast computes in.
 
     Raises:
         InputError: The module cannot be copied, or `mean` or `std` has another length or a zero.
@@ -30,32 +31,45 @@ class ForeignNetwork(nn.Module):
     shift: Tensor
 
     def __init__(
-        self, module: nn.Module, channels: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+        self,
+        module: nn.Module,
+        channels: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         if not isinstance(module, nn.Module):
-            raise InputError(
-                f"from_module takes a torch.nn.Module, got {type(module).__module__}.{type(module).__name__}"
-            )
+            raise InputError(f"module must be a torch.nn.Module, got {type(module).__module__}.{type(module).__name__}")
         try:
             self.module = copy.deepcopy(module)
         except Exception as error:  # whatever a part of it raises
             raise InputError(
-                f"the module {type(module).__name__} cannot be copied, so it cannot be frozen: {error}"
+                f"module {type(module).__name__} cannot be copied, so it cannot be frozen: {error}"
             ) from error
-        centre, spread = (_per_channel(values, name, channels) for values, name in ((mean, "mean"), (std, "std")))
-        centre = torch.zeros(channels, dtype=torch.float64) if centre is None else centre
-        spread = torch.ones(channels, dtype=torch.float64) if spread is None else spread
-        if not bool((spread > 0).all()):
-            raise InputError(f"std must be positive, got {tuple(std or ())}")
-        self.register_buffer("scale", (1 / (255 * spread)).float(), persistent=False)
-        self.register_buffer("shift", (-centre / spread).float(), persistent=False)
-        self.dtype = torch.float32
+        centre = np.array([0.0] * channels if mean is None else mean, np.float64)
+        spread = np.array([1.0] * channels if std is None else std, np.float64)
+        for name, values in (("mean", centre), ("std", spread)):
+            if values.shape != (channels,) or not np.isfinite(values).all():
+                raise InputError(f"{name} must have a number for each of the {channels} channel(s), got {values}")
+        if not (spread > 0).all():
+            raise InputError(f"std must be positive, got {spread}")
+        self.register_buffer("scale", torch.from_numpy(1 / (255 * spread)).float(), persistent=False)
+        self.register_buffer("shift", torch.from_numpy(-centre / spread).float(), persistent=False)
+        self.dtype = dtype
         self.channels_last = True
+        self.latent_dim = 0  # until `measure`
         self.float()
 
-    def features(self, frames: Tensor) -> object:
-        """What the module itself gives for frames uint8 (N, h, w, c)."""
+    @torch.inference_mode()
+    def forward(self, frames: Tensor) -> Tensor:
+        """Outputs, flattened to float32 (N, d) in memory of their own, of frames uint8 (N, h, w, c)."""
+        output = self._module_output(frames)
+        assert isinstance(output, Tensor)  # `measure` has checked it
+        # A copy, as a module may return memory that it keeps.
+        return output.flatten(1).float().clone(memory_format=torch.contiguous_format)
+
+    def _module_output(self, frames: Tensor) -> object:
         x = torch.addcmul(self.shift, frames.float(), self.scale).permute(0, 3, 1, 2)
         if not self.channels_last:
             x = x.contiguous()
@@ -63,70 +77,46 @@ class ForeignNetwork(nn.Module):
         with torch.autocast(frames.device.type, self.dtype, enabled=half, cache_enabled=False):
             return self.module(x)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """Outputs, flattened to float32 (N, d), of frames uint8 (N, h, w, c)."""
-        output = self.features(frames)
-        assert isinstance(output, Tensor)  # `measure` has seen to that
-        return output.flatten(1).float().clone()
-
     @torch.inference_mode()
-    def measure(self, contract: PixelContract, latent_dim: int | None) -> int:
-        """The number of outputs per frame, from a dry run on the module's device.
+    def measure(self, contract: PixelContract, latent_dim: int | None) -> None:
+        """Set `latent_dim` by a dry run on the module's device.
 
         Raises:
-            InputError: The module cannot be an encoder, for the reason given.
+            InputError: The module cannot be an encoder; the message says why.
         """
-        with torch.random.fork_rng(devices=[]):  # some modules draw numbers, and are refused for it
-            return self._measure(contract, latent_dim)
-
-    def _measure(self, contract: PixelContract, latent_dim: int | None) -> int:
-        name = type(self.module).__name__
+        name = f"module {type(self.module).__name__}"
         noise = np.random.default_rng(0).integers(0, 256, (3, *contract.shape), np.uint8)
         frames = torch.from_numpy(noise).to(self.scale.device)
-        shape = (len(noise), contract.channels, contract.height, contract.width)
-        try:
+        with torch.random.fork_rng(devices=[]):  # a module that draws random numbers is rejected below
             try:
-                output = self.features(frames)
-            except RuntimeError:  # a .view() of what lies in memory with channels last, perhaps
-                self.channels_last = False
-                self.module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-                output = self.features(frames)
-        except Exception as error:  # whatever the module raises
-            raise InputError(
-                f"the module {name} cannot take float32 {shape}, pixels of its contract: {error}. Give the PixelContract of "
-                "the frames that it takes, or wrap it in a module that takes these"
-            ) from error
-        wanted = "Wrap it in a module whose forward returns one float tensor (N, ...), such as its pooled features"
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            got = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            raise InputError(f"the module {name} returns {got} and no tensor of floats. {wanted}")
-        if output.dim() < 2 or len(output) != len(noise):
-            raise InputError(f"the module {name} returns {tuple(output.shape)} for {len(noise)} frames. {wanted}")
-        found = output.flatten(1).shape[1]
-        if found == 0 or (latent_dim is not None and latent_dim != found):
-            expected = "at least one" if latent_dim is None else f"latent_dim={latent_dim}"
-            raise InputError(
-                f"the module {name} gives {found} numbers a frame ({tuple(output.shape)}), expected {expected}"
-            )
-        together = output.float().clone()  # a module may hand out memory that it keeps
+                try:
+                    output = self._module_output(frames)
+                except RuntimeError:  # perhaps a .view() of a map with channels last in memory
+                    self.channels_last = False
+                    self.module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+                    output = self._module_output(frames)
+            except Exception as error:  # whatever the module raises
+                shape = (len(noise), contract.channels, contract.height, contract.width)
+                raise InputError(
+                    f"{name} cannot take float32 {shape}, pixels of its contract: {error}. Give the PixelContract of "
+                    "the frames that it takes, or wrap it in a module that takes these"
+                ) from error
+            wanted = "Wrap it in a module whose forward returns one float tensor (N, ...), such as its pooled features"
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                got = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+                raise InputError(f"{name} returns {got} and no tensor of floats. {wanted}")
+            if output.dim() < 2 or len(output) != len(noise):
+                raise InputError(f"{name} returns {tuple(output.shape)} for {len(noise)} frames. {wanted}")
+            together = output.flatten(1).float().clone()
+            alone = torch.cat([self(frames[i : i + 1]) for i in range(len(frames))])
+        found = together.shape[1]
+        if found == 0 or latent_dim not in (None, found):
+            raise InputError(f"{name} gives {found} numbers a frame, expected latent_dim={latent_dim or '1 or more'}")
         if not bool(torch.isfinite(together).all()):
+            raise InputError(f"{name} gives numbers that are not finite for frames of noise: check its weights")
+        if not bool((alone - together).abs().max() <= _ALLOWED * together.abs().max()):
             raise InputError(
-                f"the module {name} gives numbers that are not finite for frames of noise: check its weights"
+                f"{name} gives other numbers for a frame alone than in a batch: it draws random numbers, or mixes the "
+                "frames of a batch, also in eval mode. An encoder must always give a frame the same latent"
             )
-        alone = torch.cat([ForeignNetwork.forward(self, frames[i : i + 1]) for i in range(len(frames))])
-        if not bool((alone - together.flatten(1)).abs().max() <= _ALLOWED * together.abs().max()):
-            raise InputError(
-                f"the module {name} gives other numbers for a frame alone than in a batch: it draws random numbers, or mixes "
-                "the frames of a batch, also in eval mode. An encoder must give a frame the same latent always"
-            )
-        return found
-
-
-def _per_channel(values: Sequence[float] | None, name: str, channels: int) -> Tensor | None:
-    """One float64 per channel."""
-    if values is None:
-        return None
-    tensor = torch.tensor([float(value) for value in values], dtype=torch.float64)
-    if tensor.shape != (channels,) or not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{name} must have a number for each of the {channels} channel(s), got {tuple(values)}")
-    return tensor
+        self.latent_dim = found

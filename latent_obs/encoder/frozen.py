@@ -1,10 +1,11 @@
 """The frozen encoder: an encoder folder, loaded once, that turns frames into mean latent vectors."""
 
 import copy
+import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import numpy as np
 import torch
@@ -12,45 +13,57 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from latent_obs.encoder.architecture import Architecture
-from latent_obs.encoder.engines import Backend, Precision, built, make_engine, placed, resolve_engine_device
+from latent_obs.encoder.fast_cpu import FoldedEncoder, pack_layers
 from latent_obs.encoder.folder import EncoderFolder, read_encoder_folder, verify_selfcheck
 from latent_obs.encoder.foreign import ForeignNetwork
 from latent_obs.encoder.networks import Decoder, Encoder
+from latent_obs.encoder.openvino import OpenVinoNetwork
 from latent_obs.encoder.statistics import LatentStatistics
 from latent_obs.pixels import Frames, PixelContract
-from latent_obs.util.device import resolve_device
-from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError
+from latent_obs.util.device import resolve_device, torch_threads
+from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError, check_choice, check_count
 
 Latents = NDArray[np.float32]
+Backend = Literal["torch", "openvino"]
+Precision = Literal["float32", "bfloat16"]
+Network = TypeVar("Network", bound=nn.Module)
+
 #: Largest difference allowed between bfloat16 latents and float32 ones at loading, relative to the largest latent.
-#: Eight bits of mantissa through some eight layers stay well below it (9e-3 is the most that was seen).
+#: Eight bits of mantissa through some eight layers stay well below it.
 BFLOAT16_TOLERANCE = 2e-2
 _CHUNK = 1024  # frames in one forward pass: bounds the memory of the activations, far beyond where speed levels off
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class FrozenEncoder:
     """Frames in, mean latent vectors out; nothing that an agent does can change it.
 
-    Not a `torch.nn.Module`: so no `.train()`, `.to()` or optimizer of an agent that holds it can reach its weights. A
-    deepcopy is the encoder itself; a pickle carries the weights and finds its device again where it is loaded.
+    It is not a `torch.nn.Module`, so that no `.train()`, `.to()` or optimizer of an agent that holds it can reach its
+    weights. A deepcopy is the encoder itself. A pickle carries the weights, and finds its device again on loading.
 
     Args:
         architecture: Layers of the encoder.
         weights: State dict of an `Encoder`.
-        contract: As below; by default of the architecture's size, and resized by the usual rule.
-        device: "auto" (CUDA, else Apple's MPS, else the CPU), or the name of a device that must be there.
+        contract: Which frames it takes; by default those of the architecture's size, others resized by the usual rule.
+        device: "auto" (CUDA, else Apple's MPS, else the CPU), or the name of a device that must exist.
         folder: The folder that all of this was read from.
         backend: "torch" on any device; or "openvino", which is faster on some CPUs (`latent-obs[openvino]`).
-        precision: "float32"; or "bfloat16", for processors and GPUs that compute faster in it: a latent is then off by
+        precision: "float32"; or "bfloat16", for processors and GPUs that compute faster in it: a latent then differs by
             up to `BFLOAT16_TOLERANCE` of the largest one.
 
     Attributes:
-        architecture: Layers of the encoder; None where it is another module (`from_module`).
-        contract: What a frame must look like, and how any frame is made to look so.
+        architecture: Layers of the encoder; None for a module from elsewhere (`from_module`).
+        contract: What a frame must look like, and how any frame is converted.
         device: Where it computes.
         backend: What computes.
-        precision: In which numbers.
+        precision: The numbers that it computes in.
         provenance: Where it came from.
+        latent_dim: Number of values in a latent.
+
+    Raises:
+        InputError: Backend or precision are unknown, or do not go with the device.
+        DeviceError: The device does not exist, or cannot compute in this precision.
+        MissingExtraError: The backend is not installed.
 
     Example:
         >>> encoder = FrozenEncoder.random(Architecture((32, 32, 3), latent_dim=8), device="cpu")
@@ -61,6 +74,10 @@ class FrozenEncoder:
         >>> encoder(frames[0]).shape
         (8,)
     """
+
+    architecture: Architecture | None = None
+    _folder: EncoderFolder | None = None
+    _decoder: Decoder | None = None
 
     def __init__(
         self,
@@ -73,22 +90,22 @@ class FrozenEncoder:
         backend: Backend = "torch",
         precision: Precision = "float32",
     ) -> None:
-        resolved = resolve_engine_device(device, backend, precision)
-        self.architecture: Architecture | None = architecture
+        self.architecture, self._folder = architecture, folder
         self.contract = contract or PixelContract(*architecture.img_shape)
+        self.latent_dim = architecture.latent_dim
         self.provenance: dict[str, Any] = dict(folder.provenance) if folder else {}
-        self._folder = folder
-        self._start(built(Encoder, architecture, weights), architecture.latent_dim, resolved, backend, precision)
-
-    def _start(
-        self, network: nn.Module, latent_dim: int, device: torch.device, backend: Backend, precision: Precision
-    ) -> None:
-        """Take a network over, and make the engine that computes it."""
-        self.device, self.backend, self.precision = device, backend, precision
-        self._latent_dim = latent_dim
-        self._decoder: Decoder | None = None
-        self._network: Any = placed(network, device)
-        self._engine = make_engine(self._network, self.contract.shape, device, backend, precision)
+        self.device = _device_for(device, backend, precision)
+        self.backend: Backend = backend
+        self.precision: Precision = precision
+        self._process = os.getpid()
+        network = _freeze(_build(Encoder, architecture, weights), self.device)
+        self._network: Any = network  # the definition
+        self._compute: Callable[[Tensor], Tensor]  # the same, faster: uint8 (N, h, w, c) to float32 (N, latent_dim)
+        if backend == "openvino":
+            self._compute = OpenVinoNetwork(FoldedEncoder(network), self.contract.shape, _DTYPES[precision])
+        else:
+            folded = FoldedEncoder(network, _DTYPES[precision])
+            self._compute = pack_layers(folded, self.contract.shape) if self.device.type == "cpu" else folded
 
     @classmethod
     def load(
@@ -104,18 +121,16 @@ class FrozenEncoder:
         Args:
             folder: The folder that training wrote (or a run folder that has it as `encoder/`), or a Hugging Face
                 repository id.
-            device: "auto" (CUDA, else Apple's MPS, else the CPU), or the name of a device that must be there.
-            backend: What computes; see the class.
-            precision: In which numbers; see the class.
+            device: As for the class, like the next two.
+            backend: What computes.
+            precision: The numbers that it computes in.
 
         Raises:
             EncoderFolderError: The folder is missing, incomplete, damaged, from a newer format, or fails its
                 self-check.
-            DeviceError: The device asked for is not there, or is too far off in bfloat16.
-            InputError: Backend or precision are unknown, or do not go with the device.
-            MissingExtraError: The backend is not installed.
+            DeviceError: As for the class; or latents in bfloat16 differ too much.
         """
-        resolved = resolve_engine_device(device, backend, precision)
+        resolved = _device_for(device, backend, precision)
         read = read_encoder_folder(folder)
         try:
             encoder = cls(
@@ -127,12 +142,20 @@ class FrozenEncoder:
                 backend=backend,
                 precision=precision,
             )
-        except RuntimeError as error:  # what load_state_dict raises when names or shapes differ
+        except RuntimeError as error:  # what load_state_dict raises if names or shapes differ
             raise EncoderFolderError(f"{read.path}: the weights do not fit config.json: {error}") from None
-        in_float32 = encoder.encode if precision == "float32" else encoder._encode_plainly
-        verify_selfcheck(read.selfcheck, in_float32, read.contract, str(read.path))
-        if precision != "float32":
-            encoder._check_precision(read.selfcheck["frames"].numpy())
+        if precision == "float32":
+            verify_selfcheck(read.selfcheck, encoder.encode, read.contract, str(read.path))
+            return encoder
+        verify_selfcheck(read.selfcheck, encoder._encode_by_definition, read.contract, str(read.path))
+        frames = read.selfcheck["frames"].numpy()
+        wanted = encoder._encode_by_definition(frames)
+        difference = float(np.abs(encoder.encode(frames) - wanted).max()) / max(float(np.abs(wanted).max()), 1e-6)
+        if not difference <= BFLOAT16_TOLERANCE:  # also if it is NaN
+            raise DeviceError(
+                f"latents in {precision} differ from those in float32 by {difference:.1e} of their range, "
+                f"{BFLOAT16_TOLERANCE:.0e} is allowed: use precision='float32' with this encoder"
+            )
         return encoder
 
     @classmethod
@@ -145,7 +168,7 @@ class FrozenEncoder:
         backend: Backend = "torch",
         precision: Precision = "float32",
     ) -> "FrozenEncoder":
-        """An encoder with random weights that never trained: the baseline that a trained one has to beat."""
+        """An encoder with random weights that never trained: a baseline for a trained one."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             weights = Encoder(architecture).float().state_dict()
@@ -166,59 +189,49 @@ class FrozenEncoder:
     ) -> "FrozenEncoder":
         """Any torch module as a frozen encoder: a network of your own, a torchvision or timm backbone.
 
-        It is copied, put into eval mode and frozen; your own is left as it was. A pickle carries the whole module.
+        The module is copied; the copy is put into eval mode and frozen. A pickle carries the whole module.
 
         Args:
             module: Takes float32 (N, C, H, W) and gives one tensor (N, ...), which is flattened to (N, latent_dim).
             contract: The frames that it takes: (height, width, channels), and how others are resized.
             mean: Per channel, subtracted from pixels in [0, 1]; None for nothing. timm and torchvision state theirs.
             std: Per channel, by which they are divided then; None for nothing.
-            latent_dim: Number of values in a latent, where it should be checked; a dry run finds it.
+            latent_dim: Number of values in a latent, to check; a dry run finds it.
             device: As for the class.
             precision: "float32", or "bfloat16" by autocast.
             name: What to call it; the module's class by default.
 
         Raises:
-            InputError: The module cannot be an encoder: what it takes or gives is something else.
-            DeviceError: The device asked for is not there.
+            InputError: The module cannot be an encoder: it takes or gives something else.
+            DeviceError: The device does not exist.
 
         Example:
-            >>> pooled = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1))
-            >>> FrozenEncoder.from_module(pooled, PixelContract(64, 64, 3), mean=[0.5] * 3, std=[0.25] * 3, device="cpu")
+            >>> pooled, contract = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1)), PixelContract(64, 64, 3)
+            >>> FrozenEncoder.from_module(pooled, contract, mean=[0.5] * 3, std=[0.25] * 3, device="cpu")
             FrozenEncoder(Sequential, (64, 64, 3) -> 5, device='cpu')
         """
         if not isinstance(contract, PixelContract):
             raise InputError(f"contract must be a PixelContract, such as PixelContract(224, 224, 3), got {contract!r}")
-        resolved = resolve_engine_device(device, "torch", precision)
-        network = placed(ForeignNetwork(module, contract.channels, mean, std), resolved)
-        self = cls.__new__(cls)
-        self._start_module(
-            network,
-            contract,
-            network.measure(contract, latent_dim),
-            resolved,
-            precision,
-            {"module": name or type(module).__name__},
-        )
-        return self
+        resolved = _device_for(device, "torch", precision)
+        network = ForeignNetwork(module, contract.channels, mean, std, _DTYPES[precision])
+        _freeze(network, resolved).measure(contract, latent_dim)
+        return cls._of_network(network, contract, resolved, precision, {"module": name or type(module).__name__})
 
-    def _start_module(
-        self,
+    @classmethod
+    def _of_network(
+        cls,
         network: ForeignNetwork,
         contract: PixelContract,
-        latent_dim: int,
-        device: torch.device,
+        device: str | torch.device,
         precision: Precision,
         provenance: dict[str, Any],
-    ) -> None:
-        self.architecture, self._folder = None, None
-        self.contract, self.provenance = contract, provenance
-        self._start(network, latent_dim, device, "torch", precision)
-
-    @property
-    def latent_dim(self) -> int:
-        """Number of values in a latent."""
-        return self._latent_dim
+    ) -> "FrozenEncoder":
+        encoder = cls.__new__(cls)
+        encoder.contract, encoder.latent_dim, encoder.provenance = contract, network.latent_dim, provenance
+        encoder.device, encoder.backend, encoder.precision = resolve_device(device), "torch", precision
+        encoder._network = encoder._compute = _freeze(network, encoder.device)
+        encoder._process = os.getpid()
+        return encoder
 
     @property
     def path(self) -> Path | None:
@@ -227,7 +240,7 @@ class FrozenEncoder:
 
     @property
     def statistics(self) -> LatentStatistics | None:
-        """What its latents are like over the training frames; None where its folder has none, or there is none."""
+        """Statistics of its latents over the training frames; None if it has no folder, or its folder has none."""
         return self._folder.statistics if self._folder else None
 
     @overload
@@ -235,7 +248,7 @@ class FrozenEncoder:
     @overload
     def encode(self, frames: Frames, *, as_tensor: Literal[True]) -> Tensor: ...
     def encode(self, frames: Frames, *, as_tensor: bool = False) -> Latents | Tensor:
-        """Mean latents of frames that are already as the contract wants them.
+        """Mean latents of frames that the contract has converted already.
 
         Args:
             frames: uint8 (N, height, width, channels), C-contiguous and writable, of the contract's size.
@@ -246,46 +259,45 @@ class FrozenEncoder:
         """
         if frames.dtype != np.uint8 or frames.shape[1:] != self.contract.shape:
             raise InputError(
-                f"encode eats uint8 (N, {', '.join(map(str, self.contract.shape))}), got {frames.dtype} {frames.shape}. "
-                "Call the encoder itself, encoder(frames), to have them converted"
+                f"frames must be uint8 (N, {', '.join(map(str, self.contract.shape))}), got {frames.dtype} "
+                f"{frames.shape}. Call the encoder itself, encoder(frames), to have them converted"
             )
-        if len(frames) > _CHUNK:
-            chunks = [frames[i : i + _CHUNK] for i in range(0, len(frames), _CHUNK)]
-            if as_tensor:
-                return torch.cat([self._engine.tensor(chunk) for chunk in chunks])
-            return np.concatenate([self._engine.latents(chunk) for chunk in chunks])
-        if len(frames) == 0:
-            nothing = torch.zeros(0, self.latent_dim, dtype=torch.float32, device=self.device)
-            return nothing if as_tensor else nothing.cpu().numpy()
-        return self._engine.tensor(frames) if as_tensor else self._engine.latents(frames)
+        forked = self._process != os.getpid()
+        if forked and self.device.type == "cuda":
+            raise DeviceError(
+                f"device {self.device} cannot be used in a forked process: CUDA was initialized in its parent. Start "
+                "workers by 'spawn' or 'forkserver', or encode in the parent, as the vector wrappers do"
+            )
+        if forked and torch.get_num_threads() > 1:
+            with torch_threads(1):  # the parent's threads do not exist here, and OpenMP would wait for them for ever
+                return self.encode(frames, as_tensor=as_tensor)
+        if 0 < len(frames) <= _CHUNK:
+            latents = self._compute(torch.from_numpy(frames).to(self.device))
+        else:
+            parts = [torch.from_numpy(frames[i : i + _CHUNK]) for i in range(0, len(frames), _CHUNK)]
+            empty = torch.zeros(0, self.latent_dim, dtype=torch.float32, device=self.device)
+            latents = torch.cat([empty, *(self._compute(part.to(self.device)) for part in parts)])
+        # A copy of a tensor of inference mode is an ordinary one, which autograd takes as an input.
+        return latents.clone() if as_tensor else latents.cpu().numpy()
 
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
         """Prepare for batches of these sizes, so that no step in the middle of a run takes longer.
 
-        OpenVINO compiles a network for each; other sizes are rounded up to a few, when they first come up.
+        OpenVINO compiles a network for each; other sizes are rounded up to a few when they first occur.
 
         Args:
-            batch_sizes: Numbers of frames: of environments, mostly.
+            batch_sizes: Numbers of frames, mostly numbers of environments.
         """
-        sizes = list(batch_sizes)
-        if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
-            raise InputError(f"batch_sizes must be numbers of frames, 1 or more, got {sizes}")
-        self._engine.warm_up(sorted({min(size, _CHUNK) for size in sizes}))
+        for size in sorted({min(check_count("batch_sizes", size), _CHUNK) for size in batch_sizes}):
+            if isinstance(self._compute, OpenVinoNetwork):
+                self._compute.prepare(size)
+            self.encode(np.zeros((size, *self.contract.shape), np.uint8))
 
-    def _encode_plainly(self, frames: Frames) -> Latents:
-        """Latents by the network's own definition, in float32."""
+    def _encode_by_definition(self, frames: Frames) -> Latents:
+        """Latents of the network as `networks.Encoder` defines it, in float32."""
         with torch.inference_mode():
             x = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)  # (N, C, H, W), channels last in memory
             return self._network.mean(x.float().div_(255)).cpu().numpy()
-
-    def _check_precision(self, frames: Frames) -> None:
-        wanted = self._encode_plainly(frames)
-        difference = float(np.abs(self.encode(frames) - wanted).max()) / max(float(np.abs(wanted).max()), 1e-6)
-        if not difference <= BFLOAT16_TOLERANCE:  # also when it is NaN
-            raise DeviceError(
-                f"latents in {self.precision} differ from those in float32 by {difference:.1e} of their range, "
-                f"{BFLOAT16_TOLERANCE:.0e} is allowed: use precision='float32' with this encoder"
-            )
 
     def __call__(self, frames: ArrayLike) -> Latents:
         """Mean latents of frames of any size that the contract can read.
@@ -318,65 +330,76 @@ class FrozenEncoder:
             InputError: The latents have another shape.
         """
         if self._decoder is None:
-            self._decoder = self._read_decoder()
+            if self.architecture is None or self._folder is None:
+                raise EncoderFolderError("this encoder was not loaded from an encoder folder, so it has no decoder")
+            self._decoder = _freeze(_build(Decoder, self.architecture, self._folder.decoder()), self.device)
         z = np.require(latents, np.float32, ("C", "W"))
         if z.ndim not in (1, 2) or z.shape[-1] != self.latent_dim:
             raise InputError(
-                f"decode takes latents of this encoder, ({self.latent_dim},) or (N, {self.latent_dim}), got {z.shape}. "
-                "Give the latent alone where observations hold more than it, and not standardized"
+                f"latents must be ({self.latent_dim},) or (N, {self.latent_dim}) for this encoder, got {z.shape}. "
+                "Give the latent alone if observations hold more than it, and not standardized"
             )
         if z.ndim == 1:
             return self.decode(z[None])[0]
         if len(z) > _CHUNK:
             return np.concatenate([self.decode(z[i : i + _CHUNK]) for i in range(0, len(z), _CHUNK)])
         with torch.inference_mode():
-            x: Tensor = self._decoder(torch.from_numpy(z).to(self.device))
+            x = self._decoder(torch.from_numpy(z).to(self.device))
             return x.mul_(255).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
-    def _read_decoder(self) -> Decoder:
-        if self.architecture is None:
-            raise EncoderFolderError("this encoder is a module of your own (from_module), which has no decoder")
-        if self._folder is None:
-            raise EncoderFolderError("this encoder was not loaded from a folder, so it has no decoder")
-        return placed(built(Decoder, self.architecture, self._folder.decoder()), self.device)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenEncoder":
-        return self  # it never changes, so there is nothing to protect by a copy
+        return self  # it never changes, so a copy would protect nothing
 
-    def __getstate__(self) -> dict[str, Any]:
-        common = {"contract": self.contract, "device": str(self.device), "precision": self.precision}
+    def __reduce__(self) -> tuple[Any, ...]:
+        device = str(self.device)
         if self.architecture is None:
             network = copy.deepcopy(self._network).cpu()
-            return {**common, "module": network, "latent_dim": self.latent_dim, "provenance": self.provenance}
+            return FrozenEncoder._of_network, (network, self.contract, device, self.precision, self.provenance)
         weights = {name: tensor.cpu().numpy() for name, tensor in self._network.state_dict().items()}
-        return {
-            **common,
-            "architecture": self.architecture,
-            "weights": weights,
-            "folder": self._folder,
-            "backend": self.backend,
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "module" in state:
-            device = resolve_device(state["device"])
-            self._start_module(
-                state["module"], state["contract"], state["latent_dim"], device, state["precision"], state["provenance"]
-            )
-            return
-        weights = {name: torch.from_numpy(array) for name, array in state["weights"].items()}
-        self.__init__(
-            state["architecture"],
-            weights,
-            state["contract"],
-            device=state["device"],
-            folder=state["folder"],
-            backend=state["backend"],
-            precision=state["precision"],
-        )
+        settings = {"device": device, "folder": self._folder, "backend": self.backend, "precision": self.precision}
+        return functools.partial(FrozenEncoder, **settings), (self.architecture, weights, self.contract)
 
     def __repr__(self) -> str:
         source = self.path or self.provenance.get("module", "random weights")
         special = [name for name in (self.backend, self.precision) if name not in ("torch", "float32")]
         how = "".join(f", {name}" for name in special)
         return f"FrozenEncoder({source}, {self.contract.shape} -> {self.latent_dim}, device={str(self.device)!r}{how})"
+
+
+def _device_for(device: str | torch.device, backend: str, precision: str) -> torch.device:
+    """The device, where backend and precision can compute on it; "auto" is the CPU for OpenVINO."""
+    check_choice("backend", backend, get_args(Backend))
+    check_choice("precision", precision, _DTYPES)
+    if backend == "openvino":
+        if str(device) == "auto":
+            device = "cpu"
+        if torch.device(device).type != "cpu":
+            raise InputError(
+                f"backend 'openvino' computes on the CPU, got device {str(device)!r}: use backend='torch' there"
+            )
+    resolved = resolve_device(device)
+    if precision == "bfloat16" and resolved.type != "cpu":
+        one = torch.ones(1, 1, device=resolved)
+        try:
+            one.bfloat16().mm(one.bfloat16())
+        except (RuntimeError, TypeError) as error:
+            raise DeviceError(f"{resolved} cannot compute in bfloat16 ({error}): use precision='float32'") from None
+    return resolved
+
+
+def _build(kind: Callable[..., Network], architecture: Architecture, weights: Mapping[str, Any]) -> Network:
+    """An `Encoder` or `Decoder` with these weights, tensors or arrays."""
+    # Random first weights are drawn only to be replaced: the agent's own random numbers stay as they were seeded.
+    with torch.random.fork_rng(devices=[]):
+        network = kind(architecture).float()  # whatever torch's default dtype is
+    network.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()}, strict=True)
+    return network
+
+
+def _freeze(network: Network, device: torch.device) -> Network:
+    """Put a network into eval mode, without gradients, on its device."""
+    network.eval().requires_grad_(False)
+    # Frames arrive with channels last in memory, and stay so: no transposition, and faster convolutions.
+    as_frames = getattr(network, "channels_last", True)  # a `ForeignNetwork` has found out what it can take
+    memory_format = torch.channels_last if as_frames else torch.contiguous_format
+    return network.to(device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]

@@ -1,7 +1,7 @@
 """The encoder and the decoder of the CVAE, as plain `torch.nn` modules built from an `Architecture`.
 
-Both live here and not in `vae_training` because the encoder runs beside every agent; `FrozenEncoder` never builds the
-decoder unless a picture is asked for.
+Both live here and not in `vae_training` because the encoder runs beside every agent; `FrozenEncoder` builds the decoder
+only when a picture is asked for.
 """
 
 import math
@@ -13,7 +13,7 @@ from latent_obs.encoder.architecture import Architecture
 
 
 class Standard(nn.Module):
-    """Pixels in units of their spread over the training frames, from the mean picture on; nothing here is trained.
+    """Standardize pixels: subtract the training frames' mean picture, and divide by their spread. Nothing is trained.
 
     Example:
         >>> import torch
@@ -35,7 +35,7 @@ class Standard(nn.Module):
 
     @torch.no_grad()
     def measure(self, images: Tensor) -> None:
-        """Take the mean picture and the spread around it, one for all pixels, from images float32 (N, C, H, W)."""
+        """Set the mean picture and the spread around it, one for all pixels, from images float32 (N, C, H, W)."""
         self.mean.copy_(images.mean(0))
         self.spread.copy_((images - self.mean).square().mean().sqrt().clamp(min=1e-3))
 
@@ -44,7 +44,7 @@ class Standard(nn.Module):
         return (x - self.mean) / self.spread
 
     def undo(self, x: Tensor) -> Tensor:
-        """The other way."""
+        """The inverse of `forward`."""
         return x * self.spread + self.mean
 
 
@@ -65,43 +65,41 @@ class Encoder(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.standard = Standard(architecture) if architecture.standardize else None
-        layers: list[nn.Module] = []
+        self.convolutions = nn.Sequential()
         for i, stage in enumerate(architecture.stages):
-            layers.append(
+            self.convolutions.append(
                 nn.Conv2d(stage.channels_in, stage.channels_out, stage.kernel, stage.stride, padding=stage.padding)
             )
             if i > 0 or architecture.first_activation:
-                layers.append(nn.ReLU(inplace=True))
-        self.convolutions = nn.Sequential(*layers)
-        last = architecture.stages[-1]
+                self.convolutions.append(nn.ReLU(inplace=True))
         # Two heads rather than one of twice the width: the agent needs the mean alone, so the other is never computed.
-        if architecture.bottleneck == "dense":
-            features = last.channels_out * last.size_out[0] * last.size_out[1]
-            self.mean_head: nn.Module = nn.Linear(features, architecture.latent_dim)
-            self.logvar_head: nn.Module = nn.Linear(features, architecture.latent_dim)
-        else:
-            channels = architecture.latent_map[0]
-            self.mean_head = nn.Conv2d(last.channels_out, channels, kernel_size=1)
-            self.logvar_head = nn.Conv2d(last.channels_out, channels, kernel_size=1)
+        self.mean_head, self.logvar_head = _head(architecture), _head(architecture)
         pixels = math.prod(architecture.img_shape)
         self.linear = nn.Linear(pixels, architecture.latent_dim) if architecture.linear_path else None
-
-    def _features(self, x: Tensor) -> Tensor:
-        h = self.convolutions(x if self.standard is None else self.standard(x))  # (N, C', H', W')
-        return h.flatten(1) if self.architecture.bottleneck == "dense" else h
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, each (N, latent_dim)."""
         h = self._features(x)
         return self._mean(x, h), self.logvar_head(h).flatten(1)
 
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean alone, (N, latent_dim): what an agent sees."""
+        return self._mean(x, self._features(x))
+
+    def _features(self, x: Tensor) -> Tensor:
+        h = self.convolutions(x if self.standard is None else self.standard(x))  # (N, C', H', W')
+        return h.flatten(1) if self.architecture.bottleneck == "dense" else h
+
     def _mean(self, x: Tensor, h: Tensor) -> Tensor:
         mean = self.mean_head(h).flatten(1)
         return mean if self.linear is None else mean + self.linear(x.flatten(1))
 
-    def mean(self, x: Tensor) -> Tensor:
-        """The mean alone, (N, latent_dim): what an agent sees."""
-        return self._mean(x, self._features(x))
+
+def _head(architecture: Architecture) -> nn.Module:
+    last = architecture.stages[-1]
+    if architecture.bottleneck == "dense":
+        return nn.Linear(last.channels_out * math.prod(last.size_out), architecture.latent_dim)
+    return nn.Conv2d(last.channels_out, architecture.latent_map[0], kernel_size=1)
 
 
 class Decoder(nn.Module):
@@ -124,14 +122,13 @@ class Decoder(nn.Module):
         last = architecture.stages[-1]
         self.map_shape = (last.channels_out, *last.size_out)
         if architecture.bottleneck == "dense":
-            features = last.channels_out * last.size_out[0] * last.size_out[1]
-            self.stem: nn.Module = nn.Linear(architecture.latent_dim, features)
+            self.stem: nn.Module = nn.Linear(architecture.latent_dim, math.prod(self.map_shape))
         else:
             self.stem = nn.Conv2d(architecture.latent_map[0], last.channels_out, kernel_size=3, padding=1)
-        layers: list[nn.Module] = []
+        self.convolutions = nn.Sequential()
         for stage in reversed(architecture.stages):
-            layers.append(nn.ReLU(inplace=True))
-            layers.append(
+            self.convolutions.append(nn.ReLU(inplace=True))
+            self.convolutions.append(
                 nn.ConvTranspose2d(
                     stage.channels_out,
                     stage.channels_in,
@@ -141,18 +138,17 @@ class Decoder(nn.Module):
                     output_padding=stage.output_padding,
                 )
             )
-        self.convolutions = nn.Sequential(*layers)
         pixels = math.prod(architecture.img_shape)
         self.linear = nn.Linear(architecture.latent_dim, pixels) if architecture.linear_path else None
 
     def forward(self, z: Tensor) -> Tensor:
         """Image of each latent, (N, C, H, W)."""
-        straight = None if self.linear is None else self.linear(z)
+        linear = None if self.linear is None else self.linear(z)
         if self.architecture.bottleneck == "spatial":
             z = z.unflatten(1, self.architecture.latent_map)  # (N, latent_dim) -> (N, c, h, w)
         h = self.stem(z)
         x = self.convolutions(h.unflatten(1, self.map_shape) if h.dim() == 2 else h)
         if self.standard is not None:
-            # A linear path has the mean picture itself.
-            x = self.standard.undo(x) if straight is None else x * self.standard.spread
-        return x if straight is None else x + straight.view(x.shape)
+            # The linear path contains the mean picture.
+            x = self.standard.undo(x) if linear is None else x * self.standard.spread
+        return x if linear is None else x + linear.view(x.shape)

@@ -1,10 +1,9 @@
-"""Principal components as an encoder: the baseline that a trained one has to beat, and that takes seconds to fit.
+"""Principal components of frames: the encoder to compare a trained one with, and one that takes seconds to fit.
 
-A latent holds the coordinates of a frame, its mean subtracted, along the directions in which frames vary most (Pearson
+A latent holds the coordinates of a frame, minus the mean frame, along the directions in which frames vary most (Pearson
 1901, Hotelling 1933). They are not whitened: each has the spread that the frames have in its direction.
 
-A file holds one: safetensors with "centre", "components", "spread" and "explained", and metadata with the format, the
-pixel contract and a checksum of all of it.
+A safetensors file holds the tensors of `PCA`, and metadata with the format, the pixel contract and a checksum of all.
 """
 
 import hashlib
@@ -24,13 +23,20 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.pixels import PixelContract
-from latent_obs.util.atomic import written_aside
-from latent_obs.util.errors import EncoderFolderError, InputError
+from latent_obs.pixels import Frames, PixelContract
+from latent_obs.util.atomic import atomic_write
+from latent_obs.util.errors import EncoderFolderError, InputError, check_count
 
-#: Components in whose direction frames spread less than by one step of one pixel are rounding, not pictures. Anything
-#: divided by their spread would explode on a frame that does differ there.
+FORMAT = "latent-obs-pca"
+FORMAT_VERSION = 1
+#: Frames spread less than one step of one pixel along some directions: that is rounding, not content. Anything divided
+#: by such a spread would explode on a frame that does differ there.
 LEAST_SPREAD = 1 / 255
+#: Most frames that are fitted on, evenly spread over all that are given.
+MOST_FRAMES = 10_000
+_MOST_VALUES = 2**28  # of the sample, 1 GiB in float32: fewer frames if they are large
+_TENSORS = ("centre", "components", "spread", "explained")
+_ORTHONORMAL = 1e-4  # how far the products of two components may be off, in float32
 
 
 @torch.no_grad()
@@ -38,7 +44,7 @@ def principal_components(flat: Tensor, count: int) -> tuple[Tensor, Tensor, Tens
     """Centre, spreads and directions of the largest principal components.
 
     A sketch of some more columns and a few power iterations is exact enough (Halko et al. 2011, "Finding structure with
-    randomness", section 4.4). The sketch is always the same, and the random state of training is left alone.
+    randomness", section 4.4). The sketch is always the same, and the global random state is not changed.
 
     Args:
         flat: float32 (N, D), N ≥ 1 frames in [0, 1], flattened.
@@ -46,7 +52,7 @@ def principal_components(flat: Tensor, count: int) -> tuple[Tensor, Tensor, Tens
 
     Returns:
         The mean (D,), standard deviations along the components (k,), falling, and the components (D, k), orthonormal. k
-        is below `count` where the frames have no more than k: see `LEAST_SPREAD`.
+        is below `count` if frames vary in fewer directions by more than `LEAST_SPREAD`.
 
     Example:
         >>> flat = torch.tensor([[0.0, 0.5], [0.6, 0.5], [0.0, 0.5], [0.6, 0.5]])
@@ -61,15 +67,6 @@ def principal_components(flat: Tensor, count: int) -> tuple[Tensor, Tensor, Tens
     spread = sizes[:count] / len(flat) ** 0.5
     kept = int((spread > LEAST_SPREAD).sum())
     return centre, spread[:kept], components[:, :kept]
-
-
-FORMAT = "latent-obs-pca"
-FORMAT_VERSION = 1
-#: Frames that are looked at, at most, evenly spread over all that are given.
-MOST_FRAMES = 10_000
-_TENSORS = ("centre", "components", "spread", "explained")
-_MOST_VALUES = 2**28  # of the sample, 1 GiB in float32: fewer frames where they are large
-_ORTHONORMAL = 1e-4  # how far the products of two components may be off, in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +91,14 @@ class PCA:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in _TENSORS:
-            if not np.isfinite(getattr(self, name)).all():
-                raise InputError(f"principal components: {name} is not finite")
+        size, rows = int(np.prod(self.contract.shape)), self.components
+        shapes = {"centre": (size,), "components": (len(rows), size), "spread": (len(rows),), "explained": (len(rows),)}
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            if value.shape != shape or not np.isfinite(value).all():
+                raise InputError(f"{name} must be finite numbers of shape {shape}, got {value.shape}")
+        if not np.allclose(rows @ rows.T, np.eye(len(rows)), atol=_ORTHONORMAL):
+            raise InputError("components must be orthonormal")
 
     @property
     def latent_dim(self) -> int:
@@ -109,14 +111,8 @@ class PCA:
         return float(self.explained.sum(dtype=np.float64))
 
     def encoder(self, *, device: str | torch.device = "auto") -> FrozenEncoder:
-        """The encoder: frames in, coordinates along the components out.
-
-        Args:
-            device: As for `FrozenEncoder`.
-        """
-        encoder = FrozenEncoder.from_module(
-            _Projection(self), self.contract, latent_dim=self.latent_dim, device=device, name="PCA"
-        )
+        """The encoder from frames to coordinates along the components; `device` as for `FrozenEncoder`."""
+        encoder = FrozenEncoder.from_module(_Projection(self), self.contract, device=device, name="PCA")
         encoder.provenance.update(self.provenance, explained_variance=self.explained_variance)
         return encoder
 
@@ -125,7 +121,7 @@ class PCA:
 
 
 class _Projection(nn.Module):
-    """One linear layer on pixels in the order in which frames lie in memory, which copies none of them."""
+    """One linear layer on pixels in the order in which frames lie in memory, so that none are copied."""
 
     def __init__(self, pca: PCA) -> None:
         super().__init__()
@@ -139,7 +135,7 @@ class _Projection(nn.Module):
 
 
 def fit_pca(
-    frames: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
+    frames: Frames | Sequence[Frames],
     latent_dim: int,
     contract: PixelContract,
     *,
@@ -147,19 +143,15 @@ def fit_pca(
 ) -> PCA:
     """The largest principal components of frames.
 
-    At most `MOST_FRAMES` of them are looked at, evenly spread over all, so that memory maps of any size will do.
-    Directions in which they vary by less than one step of one pixel are rounding, and left out
-    (`principal_components`): where they leave fewer than `latent_dim`, the latents are as many as there are, and a
-    warning says so.
+    At most `MOST_FRAMES` of them are read, evenly spread over all, so that memory maps of any size will do. Directions
+    in which they vary by less than one step of one pixel are left out; if fewer than `latent_dim` remain, a warning
+    says so, and the latents have as many values as there are.
 
     Args:
         frames: uint8 (N, height, width, channels) of the contract's size, or several such arrays.
         latent_dim: How many components to keep.
         contract: What a frame must look like.
         provenance: Where the frames came from; kept with the components.
-
-    Raises:
-        InputError: There are no frames, they are of another kind or size, or all of them are alike.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -171,166 +163,58 @@ def fit_pca(
         >>> pca.encoder(device="cpu")(frames).shape
         (200, 4)
     """
-    if isinstance(latent_dim, bool) or not isinstance(latent_dim, int) or latent_dim < 1:
-        raise InputError(f"latent_dim must be 1 or more components, got {latent_dim!r}")
+    check_count("latent_dim", latent_dim)
     parts = [frames] if isinstance(frames, np.ndarray) else list(frames)
     for number, part in enumerate(parts):
-        if not isinstance(part, np.ndarray) or part.dtype != np.uint8 or part.shape[1:] != contract.shape:
-            got = f"{part.dtype} {part.shape}" if isinstance(part, np.ndarray) else f"a {type(part).__name__}"
-            where = f" in array {number} of {len(parts)}" if len(parts) > 1 else ""
-            raise InputError(
-                f"PCA of frames for this encoder takes uint8 (N, {', '.join(map(str, contract.shape))}), got {got}{where}. "
-                "PixelContract.convert resizes frames of another size"
-            )
+        _check_frames(part, contract, f"frames[{number}]" if len(parts) > 1 else "frames")
     total = sum(len(part) for part in parts)
     if total == 0:
-        raise InputError("PCA needs frames, got none")
+        raise InputError("frames must hold at least one frame, got none")
     sample = _sample(parts, min(total, MOST_FRAMES, max(1, _MOST_VALUES // int(np.prod(contract.shape)))))
-    centre, spread, components = principal_components(torch.from_numpy(sample), latent_dim)
+    centre, spread, components = (part.numpy() for part in principal_components(torch.from_numpy(sample), latent_dim))
     if len(spread) == 0:
-        raise InputError(
-            f"all {total:,} frames are alike, so that there is nothing to tell apart by: PCA needs frames that vary"
-        )
+        raise InputError(f"frames must differ, and all {total:,} are alike")
     if len(spread) < latent_dim:
         warnings.warn(
-            f"these {total:,} frames vary in {len(spread)} directions only (by more than one step of one pixel), so that PCA's "
-            f"latents have {len(spread)} values in place of the {latent_dim} asked for",
+            f"these {total:,} frames vary in {len(spread)} directions only (by more than one step of one pixel), so "
+            f"PCA's latents have {len(spread)} values instead of {latent_dim}",
             stacklevel=2,
         )
-    sample -= centre.numpy()
+    sample -= centre
     variance = float(np.square(sample).sum(1, dtype=np.float64).mean())
-    rows = components.T.contiguous().numpy()
+    rows = np.ascontiguousarray(components.T)
     rows *= np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(1)])[:, None]
-    widths = spread.numpy()
-    return PCA(
-        contract,
-        centre.numpy(),
-        rows,
-        widths,
-        np.minimum(widths**2 / variance, 1).astype(np.float32),
-        {"frames": total, "sampled": len(sample), **(provenance or {})},
-    )
+    explained = np.minimum(spread**2 / variance, 1).astype(np.float32)
+    described = {"frames": total, "sampled": len(sample), **(provenance or {})}
+    return PCA(contract, centre, rows, spread, explained, described)
 
 
 def fit_pca_of_folder(folder: str | os.PathLike[str], latent_dim: int, contract: PixelContract) -> PCA:
-    """`fit_pca` on the `.npy` files of a frames folder, which stay on disk.
-
-    Args:
-        folder: A folder of uint8 (N, height, width, channels) files, as `latent-obs frames` writes it.
-        latent_dim: How many components to keep.
-        contract: What a frame must look like.
-
-    Raises:
-        InputError: The folder has no frame files, or one of them is damaged; or as `fit_pca` says.
-    """
+    """`fit_pca` on the `.npy` files of a folder of frames, as `latent-obs frames` writes it; they are memory-mapped."""
     files = sorted(file for file in Path(folder).glob("*.npy") if not file.name.startswith("."))
     if not files:
         raise InputError(f"there are no .npy files of frames in {str(folder)!r} (current folder: {Path.cwd()})")
-    frames: list[NDArray[np.uint8]] = []
+    frames: list[Frames] = []
     for file in files:
         try:
             frames.append(np.load(file, mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be read as a .npy file: {error}") from None
-        if frames[-1].dtype != np.uint8 or frames[-1].shape[1:] != contract.shape:
-            raise InputError(
-                f"{file} has {frames[-1].dtype} {frames[-1].shape}, and PCA for this encoder takes uint8 "
-                f"(N, {', '.join(map(str, contract.shape))})"
-            )
-    return fit_pca(
-        frames, latent_dim, contract, provenance={"folder": str(folder), "files": [file.name for file in files]}
-    )
+        _check_frames(frames[-1], contract, str(file))
+    names = [file.name for file in files]
+    return fit_pca(frames, latent_dim, contract, provenance={"folder": str(folder), "files": names})
 
 
-def save_pca(path: str | os.PathLike[str], pca: PCA) -> Path:
-    """Write components to a file, aside and renamed into place.
-
-    Args:
-        path: The file to write or replace; "….safetensors" by custom.
-        pca: The components.
-
-    Returns:
-        The file.
-    """
-    path = Path(path)
-    tensors = {name: np.ascontiguousarray(getattr(pca, name), np.float32) for name in _TENSORS}
-    described = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "pixels": json.dumps(pca.contract.to_json(), sort_keys=True),
-        "latent_dim": str(pca.latent_dim),
-        "explained_variance": f"{pca.explained_variance:.6f}",
-        "provenance": json.dumps(pca.provenance, sort_keys=True),
-    }
-    with written_aside(path) as aside:
-        save_file(tensors, str(aside), {**described, "sha256": _checksum(tensors, described)})
-    return path
-
-
-def read_pca(path: str | os.PathLike[str]) -> PCA:
-    """The components of a file, checked.
-
-    Raises:
-        EncoderFolderError: There is no such file, or it is damaged, of another format, or of a newer one.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise EncoderFolderError(
-            f"there is no file {str(path)!r} with principal components (current folder: {Path.cwd()})"
+def _check_frames(part: object, contract: PixelContract, name: str) -> None:
+    if not isinstance(part, np.ndarray) or part.dtype != np.uint8 or part.shape[1:] != contract.shape:
+        got = f"{part.dtype} {part.shape}" if isinstance(part, np.ndarray) else f"a {type(part).__name__}"
+        raise InputError(
+            f"{name} must be uint8 (N, {', '.join(map(str, contract.shape))}) for PCA with this contract, got {got}. "
+            "PixelContract.convert resizes frames of another size"
         )
-    try:
-        with safe_open(str(path), "np") as file:
-            described = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-    except (SafetensorError, OSError) as error:
-        raise EncoderFolderError(f"{path} is damaged, or not a safetensors file: {error}. Make it again") from None
-    if described.get("format") != FORMAT:
-        raise EncoderFolderError(
-            f"{path} has format {described.get('format')!r}, expected {FORMAT!r}: a file that latent_obs.encoder.pca.save_pca wrote"
-        )
-    version = described.get("format_version", "")
-    if not version.isdigit() or not 1 <= int(version) <= FORMAT_VERSION:
-        raise EncoderFolderError(
-            f"{path} has format version {version!r}, and this latent-obs reads up to {FORMAT_VERSION}. Update latent-obs"
-        )
-    if set(tensors) != set(_TENSORS) or described.pop("sha256", None) != _checksum(tensors, described):
-        raise EncoderFolderError(f"{path} is damaged: its content is not what its checksum was made of. Make it again")
-    try:
-        contract = PixelContract.from_json(json.loads(described["pixels"]))
-        pca = PCA(contract, **tensors, provenance=json.loads(described["provenance"]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise EncoderFolderError(f"{path} cannot be used: {error}") from None
-    size, rows = int(np.prod(contract.shape)), pca.components
-    fits = rows.ndim == 2 and rows.shape[1:] == pca.centre.shape == (size,) and rows.shape[:1] == pca.spread.shape
-    if not fits or not np.allclose(rows @ rows.T, np.eye(len(rows)), atol=_ORTHONORMAL):
-        raise EncoderFolderError(
-            f"{path} cannot be used: its components are no orthonormal ones of {contract.shape} frames"
-        )
-    return pca
 
 
-def load_pca(path: str | os.PathLike[str], *, device: str | torch.device = "auto") -> FrozenEncoder:
-    """The encoder of a file that `save_pca` wrote.
-
-    Args:
-        path: The file.
-        device: As for `FrozenEncoder`.
-
-    Raises:
-        EncoderFolderError: There is no such file, or it is damaged, of another format, or of a newer one.
-        DeviceError: The device asked for is not there.
-
-    Example:
-        >>> import tempfile
-        >>> frames = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
-        >>> file = save_pca(Path(tempfile.mkdtemp()) / "pca.safetensors", fit_pca(frames, 4, PixelContract(8, 8, 3)))
-        >>> load_pca(file, device="cpu")
-        FrozenEncoder(PCA, (8, 8, 3) -> 4, device='cpu')
-    """
-    return read_pca(path).encoder(device=device)
-
-
-def _sample(parts: Sequence[NDArray[np.uint8]], count: int) -> NDArray[np.float32]:
+def _sample(parts: Sequence[Frames], count: int) -> NDArray[np.float32]:
     """`count` frames in [0, 1], flattened, evenly spread over all of the arrays."""
     total = sum(len(part) for part in parts)
     wanted = np.arange(count, dtype=np.int64) * total // count
@@ -344,12 +228,68 @@ def _sample(parts: Sequence[NDArray[np.uint8]], count: int) -> NDArray[np.float3
     return out
 
 
+def save_pca(path: str | os.PathLike[str], pca: PCA) -> Path:
+    """Write components to a file ("….safetensors" by custom) atomically, and return its path."""
+    path = Path(path)
+    tensors = {name: np.ascontiguousarray(getattr(pca, name), np.float32) for name in _TENSORS}
+    described = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "pixels": json.dumps(pca.contract.to_json(), sort_keys=True),
+        "latent_dim": str(pca.latent_dim),
+        "explained_variance": f"{pca.explained_variance:.6f}",
+        "provenance": json.dumps(pca.provenance, sort_keys=True),
+    }
+    with atomic_write(path) as temporary:
+        save_file(tensors, str(temporary), {**described, "sha256": _checksum(tensors, described)})
+    return path
+
+
+def read_pca(path: str | os.PathLike[str]) -> PCA:
+    """Read the components of a file; an `EncoderFolderError` if it is damaged, of another format, or of a newer one."""
+    path = Path(path)
+    if not path.is_file():
+        raise EncoderFolderError(f"there is no file {str(path)!r} of a PCA (current folder: {Path.cwd()})")
+    try:
+        with safe_open(str(path), "np") as file:
+            described = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+    except (SafetensorError, OSError) as error:
+        raise EncoderFolderError(f"{path} is damaged, or not a safetensors file: {error}. Make it again") from None
+    if described.get("format") != FORMAT:
+        raise EncoderFolderError(f"{path} has format {described.get('format')!r}, expected {FORMAT!r} (from save_pca)")
+    version = described.get("format_version", "")
+    if not version.isdigit() or not 1 <= int(version) <= FORMAT_VERSION:
+        raise EncoderFolderError(
+            f"{path} has format version {version!r}, this latent-obs reads up to {FORMAT_VERSION}. Update latent-obs"
+        )
+    if set(tensors) != set(_TENSORS) or described.pop("sha256", None) != _checksum(tensors, described):
+        raise EncoderFolderError(f"{path} is damaged: its content does not fit its checksum. Make it again")
+    try:
+        contract = PixelContract.from_json(json.loads(described["pixels"]))
+        return PCA(contract, **tensors, provenance=json.loads(described["provenance"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise EncoderFolderError(f"{path} cannot be used: {error}") from None
+
+
+def load_pca(path: str | os.PathLike[str], *, device: str | torch.device = "auto") -> FrozenEncoder:
+    """The encoder of a file that `save_pca` wrote; `device` as for `FrozenEncoder`, errors as for `read_pca`.
+
+    Example:
+        >>> import tempfile
+        >>> frames = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
+        >>> file = save_pca(Path(tempfile.mkdtemp()) / "pca.safetensors", fit_pca(frames, 4, PixelContract(8, 8, 3)))
+        >>> load_pca(file, device="cpu")
+        FrozenEncoder(PCA, (8, 8, 3) -> 4, device='cpu')
+    """
+    return read_pca(path).encoder(device=device)
+
+
 def _checksum(tensors: dict[str, NDArray[Any]], described: dict[str, str]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        array = tensors[name]
+    for name, array in sorted(tensors.items()):
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-    for name in sorted(described):
-        digest.update(f"{name}={described[name]}\n".encode())
+    for name, value in sorted(described.items()):
+        digest.update(f"{name}={value}\n".encode())
     return digest.hexdigest()

@@ -1,6 +1,6 @@
-"""What latents are like over the training frames: by this they are standardized, and drift is told."""
+"""Statistics of the latents of training frames: used to standardize latents and to detect distribution shift."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -16,13 +16,12 @@ from latent_obs.util.errors import EncoderFolderError, InputError
 LEVELS = (0.001, 0.005, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.995, 0.999)
 #: Each value of a latent lies in this band for 99% of the training frames.
 BAND = (0.005, 0.995)
-#: A frame whose distance is above this quantile is unlike those of training; 1% of them are.
+#: A frame whose distance is above this quantile counts as unlike the training frames; 1% of those are.
 BEYOND = 0.99
-#: Values that vary less than this share of the one that varies most carry nothing, and are not blown up. Where that one
-#: has the prior's deviation of 1, it is where a unit stops being active (Burda et al. 2016, "Importance Weighted
-#: Autoencoders", section 5: a variance of 0.01).
+#: Smallest deviation to divide by, as a share of the largest one. If that is the prior's 1, this is where a unit stops
+#: being active (Burda et al. 2016, "Importance Weighted Autoencoders", section 5: a variance of 0.01).
 SMALLEST_SHARE = 0.1
-#: What lies outside its band counts at most as if it were this many half-widths from the middle.
+#: A value outside of its band counts at most as if it were this many half-widths from the middle.
 _FARTHEST = 2.0
 
 
@@ -30,11 +29,10 @@ _FARTHEST = 2.0
 class LatentStatistics:
     """Statistics of mean latents over training frames, checked and read-only.
 
-    The distance of a frame is, over the values of its latent, the mean of ``u where u > 1 else 0``: u is how far a
-    value lies from the middle of its band, in half-widths, and counts as 2 at most. So the values inside of their bands
-    do not count, and no single one decides. A squared Mahalanobis distance takes rare training frames that are far off
-    (a flash, a menu) as the measure of all, and then misses other scenes, and a covariance of a few thousand
-    neighbouring frames does not hold for the next recording.
+    The distance of a frame is the mean, over the values of its latent, of ``u if u > 1 else 0``: u is how far a value
+    lies from the middle of its band, in half-widths, and counts as 2 at most. So values inside of their bands do not
+    count, and no single value decides. (A squared Mahalanobis distance is dominated by rare training frames that are
+    far off, such as a flash or a menu, and its covariance does not hold for the next recording.)
 
     Attributes:
         mean: float32 (latent_dim,), over training frames.
@@ -47,9 +45,6 @@ class LatentStatistics:
         reconstruction_mean: Mean squared error of the picture decoded from the mean latent, in [0, 1] pixel units
             squared, over held-out frames or training frames, whichever is larger; None without a decoder.
         reconstruction_quantiles: float32 (levels,), of the same error per frame.
-
-    Raises:
-        InputError: Shapes disagree, a number is not finite, or quantiles fall.
 
     Example:
         >>> latents = np.random.default_rng(0).normal(3.0, 2.0, (5000, 4)).astype(np.float32)
@@ -70,44 +65,35 @@ class LatentStatistics:
     reconstruction_quantiles: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "frames" or value is None:
-                continue
-            array = np.array(value, np.float32)  # a copy: nobody else can change it
-            if not np.isfinite(array).all():
-                raise InputError(f"statistics of latents: {field.name} is not finite")
-            array.setflags(write=False)
-            object.__setattr__(self, field.name, float(value) if field.name == "reconstruction_mean" else array)
-        dim, count = self.mean.size, self.levels.size
-        wanted = {
+        dim, count = np.size(self.mean), np.size(self.levels)
+        shapes = {
             "mean": (dim,),
             "std": (dim,),
             "levels": (count,),
             "quantiles": (count, dim),
             "distance_quantiles": (count,),
+            "reconstruction_mean": (),
             "reconstruction_quantiles": (count,),
         }
-        for name, shape in wanted.items():
+        for name, shape in shapes.items():
             value = getattr(self, name)
-            if value is not None and value.shape != shape:
-                raise InputError(f"statistics of latents: {name} is {value.shape}, expected {shape}")
-        if dim == 0 or count == 0 or (self.std < 0).any() or (self.reconstruction_mean or 0.0) < 0:
-            raise InputError("statistics of latents: empty, or a deviation or an error below 0")
-        if not (self.levels[0] > 0 and self.levels[-1] < 1 and (np.diff(self.levels) > 0).all()):
-            raise InputError(f"statistics of latents: levels must rise within (0, 1), got {self.levels.tolist()}")
-        for name in ("quantiles", "distance_quantiles", "reconstruction_quantiles"):
-            value = getattr(self, name)
-            if value is not None and (np.diff(value, axis=0) < 0).any():
-                raise InputError(f"statistics of latents: {name} fall where levels rise")
+            if value is None:
+                continue
+            array = np.array(value, np.float32)  # a copy: nobody else can change it
+            if array.shape != shape or not np.isfinite(array).all():
+                raise InputError(f"{name} must be finite numbers of shape {shape}, got {value!r}")
+            if "quantiles" in name and (np.diff(array, axis=0) < 0).any():
+                raise InputError(f"{name} must not fall from one level to the next, got {value!r}")
+            array.setflags(write=False)
+            object.__setattr__(self, name, float(array) if name == "reconstruction_mean" else array)
+        if dim == 0 or (self.std < 0).any() or (self.reconstruction_mean or 0.0) < 0:
+            raise InputError("statistics of latents: mean is empty, or a deviation or an error is below 0")
+        if (np.diff(self.levels) <= 0).any():
+            raise InputError(f"levels must rise, got {self.levels.tolist()}")
         if len(self.frames) != 2 or self.frames[0] < 1 or self.frames[1] < 0:
-            raise InputError(
-                f"statistics of latents: frames must be two counts, the first 1 or more, got {self.frames}"
-            )
+            raise InputError(f"frames must be two counts, the first 1 or more, got {self.frames}")
         if (self.reconstruction_mean is None) != (self.reconstruction_quantiles is None):
-            raise InputError(
-                "statistics of latents: the mean of the reconstruction error and its quantiles belong together"
-            )
+            raise InputError("reconstruction_mean and reconstruction_quantiles belong together, got one of them")
         for level in (*BAND, BEYOND):
             self._row(level)
 
@@ -122,42 +108,44 @@ class LatentStatistics:
     ) -> "LatentStatistics":
         """Measure latents.
 
-        Distances and errors of held-out frames are what new frames of the same kind have. Where only a few are held
-        out, all from one scene perhaps, they may be smaller than those of the training frames; the larger of the two is
-        kept, so that frames as they were in training never count as unlike them.
+        Distances and errors of held-out frames show what new frames of the same kind have. A few held-out frames, all
+        from one scene perhaps, may have smaller ones than the training frames; the larger of the two is kept, so that
+        training frames never count as unlike themselves.
 
         Args:
             training: Float (N, latent_dim), N ≥ 1: mean latents of training frames, from all over the recordings.
-            held_out: Float (M, latent_dim), of frames not trained on; None or M = 0 where there are none.
+            held_out: Float (M, latent_dim), of frames not trained on; None or M = 0 if there are none.
             training_errors: From `reconstruction_errors`, for some of the training frames.
             held_out_errors: The same for held-out frames.
 
         Raises:
             InputError: Other shapes, or a value is not finite.
         """
-        z = _latents(training, "training latents")
-        other = z[:0] if held_out is None else _latents(held_out, "held-out latents")
+        z = np.asarray(training, np.float64)
+        other = z[:0] if held_out is None else np.asarray(held_out, np.float64)
+        for name, array in (("training", z), ("held_out", other)):
+            if array.ndim != 2 or array.shape[1] == 0 or not np.isfinite(array).all():
+                raise InputError(f"{name} must be finite latents (frames, latent_dim), got an array {array.shape}")
         if len(z) == 0 or other.shape[1] != z.shape[1]:
             raise InputError(
-                f"statistics need latents of training frames, and of held-out ones alike: {z.shape}, {other.shape}"
+                f"training must hold latents, and held_out latents of the same size, got {z.shape} and {other.shape}"
             )
-        levels = np.array(LEVELS)
         basis: dict[str, Any] = {
             "mean": z.mean(axis=0),
             "std": z.std(axis=0),
-            "levels": levels,
-            "quantiles": np.quantile(z, levels, axis=0),
+            "levels": np.array(LEVELS),
+            "quantiles": np.quantile(z, LEVELS, axis=0),
             "frames": (len(z), len(other)),
         }
-        bands = cls(**basis, distance_quantiles=np.zeros(len(levels), np.float32))
+        bands = cls(**basis, distance_quantiles=np.zeros(len(LEVELS), np.float32))
         distances = [bands.distances(part) for part in (z, other) if len(part)]
         errors = [np.asarray(part, np.float64) for part in (training_errors, held_out_errors) if part is not None]
         errors = [part for part in errors if len(part)]
         return cls(
             **basis,
-            distance_quantiles=_larger_quantiles(distances, levels),
+            distance_quantiles=_larger_quantiles(distances),
             reconstruction_mean=max(float(part.mean()) for part in errors) if errors else None,
-            reconstruction_quantiles=_larger_quantiles(errors, levels) if errors else None,
+            reconstruction_quantiles=_larger_quantiles(errors) if errors else None,
         )
 
     @property
@@ -167,7 +155,7 @@ class LatentStatistics:
 
     @property
     def expected_share(self) -> float:
-        """Which share of frames as they were in training has a distance above `distance_limit`, at most."""
+        """Largest share of frames like the training frames that have a distance above `distance_limit`."""
         return 1 - BEYOND
 
     @property
@@ -180,7 +168,7 @@ class LatentStatistics:
         """What standardizing divides by, float32 (latent_dim,): `std`, but not below a tenth of the largest one.
 
         A value that hardly varies (a collapsed unit of the VAE) would be divided by next to nothing, and its noise
-        would be as loud to an agent as what the others tell.
+        would have the same weight for an agent as the informative values.
         """
         return np.maximum(self.std, self._floor)
 
@@ -196,28 +184,14 @@ class LatentStatistics:
         return (low + high) / 2, np.maximum((high - low) / 2, self._floor)
 
     def standardize(self, latents: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Latents in units of their deviation, from their mean on.
-
-        Args:
-            latents: Float (..., latent_dim).
-
-        Returns:
-            float32 of the same shape, in memory of its own.
-        """
+        """Latents (..., latent_dim) minus their mean, divided by `scale`: float32, in memory of its own."""
         self._check(latents)
         out = np.subtract(latents, self.mean, dtype=np.float32)
         out /= self.scale
         return out
 
     def distances(self, latents: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """How unlike those of training frames are; from 0 to 2.
-
-        Args:
-            latents: Float (N, latent_dim).
-
-        Returns:
-            float32 (N,).
-        """
+        """How unlike training frames are: float32 (N,), from 0 to 2, for their latents (N, latent_dim)."""
         self._check(latents)
         middle, half_width = self._band
         u = np.subtract(latents, middle, dtype=np.float32)
@@ -228,30 +202,20 @@ class LatentStatistics:
         return u.mean(axis=1)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """As safetensors keeps them."""
-        tensors = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("frames", "reconstruction_mean")
+        """Tensors by name, for safetensors; `from_tensors` reads them back."""
+        dtypes = {"frames": torch.int64, "reconstruction_mean": torch.float64}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: torch.tensor(value, dtype=dtypes.get(name, torch.float32))
+            for name, value in values.items()
+            if value is not None
         }
-        out = {name: torch.from_numpy(array.copy()) for name, array in tensors.items() if array is not None}
-        out["frames"] = torch.tensor(self.frames, dtype=torch.int64)
-        if self.reconstruction_mean is not None:
-            out["reconstruction_mean"] = torch.tensor(self.reconstruction_mean, dtype=torch.float64)
-        return out
 
     @classmethod
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], latent_dim: int, name: str = "statistics"
     ) -> "LatentStatistics":
-        """Read what `to_tensors` gave.
-
-        Args:
-            tensors: By name.
-            latent_dim: What the encoder has.
-            name: What to call them in an error.
-
-        Raises:
-            EncoderFolderError: A tensor is missing, or cannot be right.
-        """
+        """Read what `to_tensors` gave; an `EncoderFolderError` if a tensor of the file `name` is missing or invalid."""
         known = {field.name for field in fields(cls)}
         try:
             values: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items() if key in known}
@@ -270,7 +234,7 @@ class LatentStatistics:
     def _row(self, level: float) -> int:
         row = int(np.abs(self.levels - level).argmin())
         if abs(float(self.levels[row]) - level) > 1e-6:
-            raise InputError(f"statistics of latents: no quantile at {level}, only at {self.levels.tolist()}")
+            raise InputError(f"levels must contain {level}, got {self.levels.tolist()}")
         return row
 
     def _check(self, latents: NDArray[Any]) -> None:
@@ -281,32 +245,16 @@ class LatentStatistics:
 
 
 def reconstruction_errors(frames: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean squared error of each frame's reconstruction, in [0, 1] pixel units squared.
+    """Mean squared error of each frame's reconstruction, in [0, 1] pixel units squared: float64 (N,).
 
-    Args:
-        frames: uint8 (N, H, W, C).
-        decoded: The same, as `FrozenEncoder.decode` gives them.
-
-    Returns:
-        float64 (N,).
-
-    Example:
-        >>> reconstruction_errors(np.full((1, 2, 2, 3), 51, np.uint8), np.zeros((1, 2, 2, 3), np.uint8)).round(4)
-        array([0.04])
+    Both arrays are uint8 (N, H, W, C); `decoded` as `FrozenEncoder.decode` gives them.
     """
     if frames.shape != decoded.shape:
-        raise InputError(f"frames {frames.shape} and their reconstructions {decoded.shape} must have one shape")
+        raise InputError(f"frames {frames.shape} and decoded {decoded.shape} must have one shape")
     difference = np.subtract(frames, decoded, dtype=np.float32).reshape(len(frames), -1)
     return np.square(difference, out=difference).mean(axis=1, dtype=np.float64) / 255**2
 
 
-def _latents(value: ArrayLike, what: str) -> NDArray[np.float64]:
-    array = np.asarray(value, np.float64)
-    if array.ndim != 2 or array.shape[1] == 0 or not np.isfinite(array).all():
-        raise InputError(f"{what} must be finite numbers (frames, latent_dim), got an array {array.shape}")
-    return array
-
-
-def _larger_quantiles(parts: list[Any], levels: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Quantiles of each, and at each level the largest of them."""
-    return np.max([np.quantile(part, levels) for part in parts], axis=0).astype(np.float32)
+def _larger_quantiles(parts: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    """Quantiles of each part, and at each level the largest of them."""
+    return np.max([np.quantile(part, LEVELS) for part in parts], axis=0).astype(np.float32)

@@ -1,1 +1,1 @@
-"""What every part shares: errors, atomic writes, devices and threads, Ctrl-C, and the settings of runs."""
+"""Shared by all packages: errors, atomic writes, devices and threads, Ctrl-C, and the settings of runs."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written aside, then renamed."""
+"""Atomic writes: a file appears whole or not at all."""
 
 import contextlib
 import json
@@ -9,37 +9,37 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well, and is removed when it does not.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Write to a temporary file that replaces `path` if the block ends without an error, and is removed otherwise.
 
     Args:
-        path: The file to write or replace.
+        path: The file to write or replace; its folder is made if needed.
 
     Yields:
-        The file to write to; it keeps the ending of `path`.
+        The temporary file. It is in the same folder and keeps the suffix of `path`.
 
     Example:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "a.txt"
-        >>> with written_aside(file) as aside:
-        ...     _ = aside.write_text("whole")
+        >>> with atomic_write(file) as temporary:
+        ...     _ = temporary.write_text("whole")
         >>> file.read_text()
         'whole'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Always the same name: what a killed process left is used again, and does not pile up.
-    aside = path.with_name(f".{path.stem}.part{path.suffix}")
+    # Always the same name: what a killed process left is overwritten, and does not pile up.
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        yield aside
-        aside.chmod(0o644)  # safetensors makes private files
-        with aside.open("rb") as written:
+        yield temporary
+        temporary.chmod(0o644)  # safetensors makes private files
+        with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write JSON aside and rename it into place."""
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(values, indent=2) + "\n")
+    """Write a JSON file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,14 +1,16 @@
-"""Errors that are the user's to mend; the command line prints them without a traceback.
+"""Errors that the user can fix, and the checks that raise them; the command line prints them without a traceback.
 
-Each also derives from the built-in that one would expect, so that a notebook can catch either.
+Each also derives from the built-in class that one would expect, so that a notebook can catch either.
 """
 
 import importlib
+import operator
+from collections.abc import Collection
 from types import ModuleType
 
 
 class LatentObsError(Exception):
-    """Base of every error whose message tells the user what to change."""
+    """Base of every error whose message says what the user can change."""
 
 
 class InputError(LatentObsError, ValueError):
@@ -28,7 +30,7 @@ class MissingExtraError(LatentObsError, ImportError):
 
 
 class GameFaultError(LatentObsError, RuntimeError):
-    """A game was lost in mid-play: it died, hung, or sent what cannot be read. A restart may mend it."""
+    """A game was lost in mid-play: it died, hung, or sent what cannot be read. A restart may help."""
 
 
 class GameLostError(LatentObsError, RuntimeError):
@@ -39,19 +41,53 @@ class TrainingDivergedError(LatentObsError, ArithmeticError):
     """A loss is no longer finite."""
 
 
+def check_count(name: str, value: object, at_least: int = 1) -> int:
+    """Check that an argument is an integer of `at_least` or more, and return it as an int.
+
+    Args:
+        name: Name of the argument, for the error message.
+        value: Any value. Integers of numpy pass; booleans and floats do not.
+        at_least: Smallest number allowed.
+
+    Raises:
+        InputError: It is not such an integer.
+
+    Example:
+        >>> check_count("envs", 8)
+        8
+        >>> check_count("envs", 0)
+        Traceback (most recent call last):
+        latent_obs.util.errors.InputError: envs must be an integer of 1 or more, got 0
+    """
+    try:
+        count = None if isinstance(value, bool) else operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        count = None
+    if count is None or count < at_least:
+        raise InputError(f"{name} must be an integer of {at_least} or more, got {value!r}")
+    return count
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Check that an argument is one of a few values.
+
+    Raises:
+        InputError: It is not; the message lists the choices.
+    """
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import an optional module, or say which extra brings it.
+    """Import an optional module.
 
     Args:
         module: Name of the module, as in an import statement.
         extra: The extra of ``latent-obs`` that installs it.
         purpose: What it is needed for, to finish the sentence "… is needed to …".
 
-    Returns:
-        The module.
-
     Raises:
-        MissingExtraError: It is not installed.
+        MissingExtraError: It is not installed; the message names the extra to install.
 
     Example:
         >>> require("json", extra="none", purpose="read JSON").loads("[1]")
@@ -60,9 +96,10 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+        package = module.split(".")[0]
+        if error.name is None or error.name.split(".")[0] != package:
             raise
         raise MissingExtraError(
-            f"{module.split('.')[0]!r} is needed to {purpose}, and is not installed. "
+            f"{package!r} is needed to {purpose}, and is not installed. "
             f"Install it with: uv sync --extra {extra}    (or: pip install 'latent-obs[{extra}]')"
         ) from None

@@ -1,18 +1,18 @@
-"""Ctrl-C that lets the step under way finish, so that what is on disk is whole."""
+"""Ctrl-C that lets the current step finish, so that the files on disk are complete."""
 
 import signal
 import threading
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
+from typing import Any, Self
 
 
 class GracefulStop:
-    """Turn the first SIGINT or SIGTERM into a flag to look at between steps; a second SIGINT interrupts at once.
+    """Turn the first SIGINT or SIGTERM into a flag to check between steps; a second SIGINT interrupts at once.
 
     Outside the main thread it does nothing, as Python delivers signals to the main thread only.
 
     Attributes:
-        requested: Whether a signal has come.
+        requested: Whether a signal has arrived.
 
     Example:
         >>> with GracefulStop() as stop:
@@ -22,7 +22,7 @@ class GracefulStop:
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -35,8 +35,6 @@ class GracefulStop:
             raise KeyboardInterrupt
         self.requested = True
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What the settings of every run share: JSON beside the results, and which of them a resumed run may change."""
+"""Settings of a run: saved as JSON beside its results, and checked when the run is resumed."""
 
 import dataclasses
 import json
@@ -7,21 +7,20 @@ from typing import Any, ClassVar, Self, get_args
 
 from latent_obs.util.errors import InputError
 
-#: As the default of a removed field: whatever its value was, it is ignored.
+#: As the default of a removed field: any value is accepted and ignored.
 ANY = object()
 
 
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Base of the frozen dataclasses that hold a run's settings; each has a field `out`, the run folder.
 
     Attributes:
-        CHANGEABLE_ON_RESUME: Fields that a resumed run may change; all others have decided what the weights have
-            become.
+        CHANGEABLE_ON_RESUME: Fields that a resumed run may change.
         KIND: What the run folder holds, for error messages.
         WHERE_FROM: The command that makes it, for error messages.
-        RENAMED: Fields of earlier versions that have another name now.
-        REMOVED: Fields of earlier versions: the default that each had, and what to do where a run has another value.
-            With `ANY` as the default, every value is accepted: the field never decided what was learned.
+        RENAMED: Fields of earlier versions and their present names.
+        REMOVED: Fields of earlier versions: their default (or `ANY`), and what to do if a run has another value.
     """
 
     CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = ("out",)
@@ -32,27 +31,24 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` reads them back."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}  # pyright: ignore[reportArgumentType]
+        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The settings that `to_json` described. A field in `REMOVED` is ignored where it has the default that it had.
+        """Read the settings that `to_json` gave. Fields that are missing have their defaults.
 
         Raises:
-            InputError: A field is unknown, a value is out of range, or a removed field has another value than its
-                default.
+            InputError: A field is unknown, a value is out of range, or a removed field does not have its default.
         """
         for name, (default, advice) in cls.REMOVED.items():
             if default is not ANY and values.get(name, default) != default:
                 raise InputError(f"{name} is {values[name]!r}, and this version has no such setting; {advice}")
         values = {cls.RENAMED.get(name, name): value for name, value in values.items() if name not in cls.REMOVED}
-        fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
-        unknown = set(values) - set(fields)
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields))
         if unknown:
-            raise InputError(f"unknown settings {sorted(unknown)}; were they written by a newer latent-obs?")
-        if (
-            "out" not in values
-        ):  # every version writes it; a field that came later may be lacking, and is at its default
+            raise InputError(f"unknown settings {unknown}; were they written by a newer latent-obs?")
+        if "out" not in values:  # every version writes it
             raise InputError(f"not the settings of {cls.WHERE_FROM}: found {sorted(values)}")
         given: dict[str, Any] = {}
         for name, value in values.items():
@@ -64,7 +60,7 @@ class RunConfig:
 
     @classmethod
     def load(cls, run: Path) -> Self:
-        """The settings of a run folder, with its present place as `out`.
+        """Read the settings of a run folder; `out` is the folder's present place.
 
         Raises:
             InputError: The folder holds no such run.
@@ -73,27 +69,28 @@ class RunConfig:
         if not file.exists():
             raise InputError(f"{run} holds no {cls.KIND} (no config.json); {cls.WHERE_FROM} makes one")
         try:
-            return dataclasses.replace(cls.from_json(json.loads(file.read_text())), out=run)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            saved = cls.from_json(json.loads(file.read_text()))
+            return dataclasses.replace(saved, out=run)  # pyright: ignore[reportCallIssue]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} cannot be read as the settings of {cls.WHERE_FROM}: {error}") from None
 
     def resumed_from(self, saved: Self) -> Self:
-        """The settings to resume a run with: the saved ones, with what was given anew in `CHANGEABLE_ON_RESUME`.
+        """The saved settings, with the fields of `CHANGEABLE_ON_RESUME` that were given anew.
 
-        A setting left at its default counts as not given.
+        A field at its default counts as not given.
 
         Raises:
             InputError: A setting was given that differs from the saved run and cannot change.
         """
         default, changes = type(self)(), {}
-        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+        for field in dataclasses.fields(self):
             given, before = getattr(self, field.name), getattr(saved, field.name)
             if given in (getattr(default, field.name), before):
                 continue
             if field.name not in self.CHANGEABLE_ON_RESUME:
                 raise InputError(
-                    f"{field.name} is {before!r} in the run to resume, and cannot become {given!r} half-way. Leave it out, "
-                    "or start another run with another --out"
+                    f"{field.name} is {before!r} in the run to resume, and cannot become {given!r} half-way. Leave it "
+                    "out, or start another run with another --out"
                 )
             changes[field.name] = given
-        return dataclasses.replace(saved, **changes)  # pyright: ignore[reportArgumentType]
+        return dataclasses.replace(saved, **changes)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_obs.util.atomic import written_aside
+from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import InputError
 from vae_training.extraction.readers.arrays import npy_header_of, npz_headers, read_npz
 from vae_training.extraction.readers.base import DamagedRecordingError
@@ -103,7 +103,7 @@ def save_rows(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
         path: The file to write or replace; `rows_file_of` tells its name.
         columns: Arrays of numbers or text, by name.
     """
-    with written_aside(path) as aside, zipfile.ZipFile(aside, "w") as archive:
+    with atomic_write(path) as aside, zipfile.ZipFile(aside, "w") as archive:
         for key, column in columns.items():
             with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:  # no clock time in it
                 np.lib.format.write_array(member, column, allow_pickle=False)

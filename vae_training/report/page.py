@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from latent_obs.util.atomic import written_aside
+from latent_obs.util.atomic import atomic_write
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MEDIA = {".png": "image/png", ".mp4": "video/mp4"}
@@ -22,7 +22,7 @@ def write_html(target: Path, template: Path, values: dict[str, Any]) -> Path:
         values: What the template shows, and functions that it calls.
     """
     text = render_html(template, values)
-    with written_aside(target) as aside:
+    with atomic_write(target) as aside:
         aside.write_text(text, encoding="utf-8")
     return target
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_obs.util.atomic import written_aside
+from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import require
 from vae_training.report.encoder import Frames, Reconstruct, ReportModel, to_uint8
 from vae_training.report.metrics.latents import Latents
@@ -54,7 +54,7 @@ def figure(
 
 def save_figure(made: Any, target: Path) -> Path:
     """Write a figure as a PNG, whole or not at all."""
-    with written_aside(target) as aside:
+    with atomic_write(target) as aside:
         made.savefig(aside, format="png")
     return target
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from latent_obs.encoder.folder import package_versions
-from latent_obs.util.atomic import written_aside
+from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import InputError, require
 from vae_training.report.config import ReportConfig
 from vae_training.report.encoder import Floats, Reconstruct, ReportModel
@@ -412,7 +412,7 @@ def write_compact_json(path: Path, values: Any) -> Path:
     """
     text = json.dumps(_plain(values), indent=2, allow_nan=False, ensure_ascii=False)
     text = _NUMBERS.sub(lambda match: "[" + re.sub(r"\s+", " ", match.group(1)) + "]", text)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
     return path
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from latent_obs.util.atomic import written_aside
+from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import MissingExtraError, require
 from vae_training.model.cvae import CVAE, gaussian_kl_nats, images_to_tensor
 
@@ -46,7 +46,7 @@ class RunLog:
         self._path = run / "log.jsonl"
         if self._path.exists():
             kept = [row for row in read_log(run) if row["step"] <= from_step]
-            with written_aside(self._path) as aside:
+            with atomic_write(self._path) as aside:
                 aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._file = self._path.open("a", buffering=1)  # line by line: what a killed run logged is there
         self._writer: Any = None
@@ -136,7 +136,7 @@ def _to_rgb(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def save_picture(path: Path, picture: Picture) -> None:
     """Write a PNG, whole or not at all."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         Image.fromarray(picture).save(aside)
 
 

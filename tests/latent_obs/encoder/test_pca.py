@@ -1,4 +1,4 @@
-"""PCA latents: numpy's principal components up to sign, the same from a file, and a bad file or bad frames refused."""
+"""PCA latents: numpy's principal components up to sign, the same from a file, and a bad file or bad frames rejected."""
 
 import json
 import pickle
@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from latent_obs.encoder import pca as module
-from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.encoder.pca import PCA, fit_pca, fit_pca_of_folder, load_pca, read_pca, save_pca
+from latent_obs.encoder.pca import fit_pca, fit_pca_of_folder, load_pca, read_pca, save_pca
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError
 from tests.support.tiny import random_frames
@@ -25,38 +25,32 @@ from tests.support.tiny import random_frames
 CONTRACT = PixelContract(6, 10, 3)
 
 
-def scenes(count: int, directions: int = 5, seed: int = 0, contract: PixelContract = CONTRACT) -> NDArray[np.uint8]:
+def scenes(count: int, directions: int = 5, seed: int = 0) -> NDArray[np.uint8]:
     """Frames that vary along some directions, by less and less, and a little noise."""
     rng = np.random.default_rng(seed)
-    size = int(np.prod(contract.shape))
+    size = int(np.prod(CONTRACT.shape))
     basis, _ = np.linalg.qr(np.random.default_rng(99).normal(size=(size, directions)))
     coordinates = rng.normal(size=(count, directions)) * 400 / 1.7 ** np.arange(directions)
     frames = 127 + coordinates @ basis.T + rng.normal(size=(count, size))
-    return frames.clip(0, 255).round().astype(np.uint8).reshape(count, *contract.shape)
-
-
-def by_numpy(frames: NDArray[np.uint8], count: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Coordinates (N, count), components (count, D) and variance shares, in double precision."""
-    flat = frames.reshape(len(frames), -1) / 255.0
-    flat -= flat.mean(0)
-    _, sizes, rows = np.linalg.svd(flat, full_matrices=False)
-    return flat @ rows[:count].T, rows[:count], (sizes**2 / np.square(sizes).sum())[:count]
+    return frames.clip(0, 255).round().astype(np.uint8).reshape(count, *CONTRACT.shape)
 
 
 @settings(deadline=None, max_examples=8)
 @given(count=st.integers(30, 200), wanted=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_the_latents_are_numpys_up_to_sign(count: int, wanted: int, seed: int):
     frames = scenes(count, seed=seed)
+    flat = frames.reshape(count, -1) / 255.0
+    flat -= flat.mean(0)
+    _, sizes, rows = np.linalg.svd(flat, full_matrices=False)
+    coordinates = flat @ rows[:wanted].T
     pca = fit_pca(frames, wanted, CONTRACT)
-    coordinates, rows, shares = by_numpy(frames, wanted)
     latents = pca.encoder(device="cpu")(frames)
     assert latents.shape == (count, wanted)
-    assert latents.dtype == np.float32
-    signs = np.sign((pca.components * rows).sum(1))
-    # Which of two directions of almost one spread comes first is nobody's affair: distances are, whatever the basis.
+    sign = np.sign(pca.components[0] @ rows[0])
+    # Two directions of almost one spread may come in either order: lengths are the same in any basis.
     np.testing.assert_allclose(np.square(latents).sum(1), np.square(coordinates).sum(1), rtol=2e-2, atol=2e-3)
-    np.testing.assert_allclose(latents[:, 0], signs[0] * coordinates[:, 0], atol=2e-2)
-    np.testing.assert_allclose(pca.explained, shares, rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(latents[:, 0], sign * coordinates[:, 0], atol=2e-2)
+    np.testing.assert_allclose(pca.explained, (sizes**2 / np.square(sizes).sum())[:wanted], rtol=1e-2, atol=1e-4)
     np.testing.assert_allclose(latents.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(latents.std(0), pca.spread, rtol=1e-3)
     assert (np.diff(pca.spread) <= 0).all()
@@ -64,26 +58,11 @@ def test_the_latents_are_numpys_up_to_sign(count: int, wanted: int, seed: int):
     assert 0 < pca.explained_variance <= 1 + 1e-6
 
 
-def test_latents_agree_with_scikit_learn():
-    decomposition = pytest.importorskip("sklearn.decomposition")
-    frames = scenes(300)
-    pca, oracle = fit_pca(frames, 4, CONTRACT), decomposition.PCA(4, svd_solver="full")
-    wanted = oracle.fit_transform(frames.reshape(300, -1) / 255.0)
-    latents = pca.encoder(device="cpu")(frames)
-    np.testing.assert_allclose(latents * np.sign((latents * wanted).sum(0)), wanted, atol=1e-3)
-    np.testing.assert_allclose(pca.explained, oracle.explained_variance_ratio_, rtol=1e-3)
-    other = scenes(40, seed=7)  # that it was not fitted on
-    wanted = oracle.transform(other.reshape(40, -1) / 255.0)
-    latents = pca.encoder(device="cpu")(other)
-    np.testing.assert_allclose(latents * np.sign((latents * wanted).sum(0)), wanted, atol=1e-3)
-
-
 def test_a_direction_that_is_known():
     frames = np.full((100, *CONTRACT.shape), 60, np.uint8)
     frames[:, 2, 3, 1] = np.where(np.arange(100) % 2, 51, 204)  # one pixel's green: 0.2 and 0.8
-    with pytest.warns(UserWarning, match=r"these 100 frames vary in 1 directions only .* 1 values in place of the 16"):
+    with pytest.warns(UserWarning, match="1 directions"):
         pca = fit_pca(frames, 16, CONTRACT)
-    assert pca.latent_dim == 1
     expected = np.zeros(CONTRACT.shape)
     expected[2, 3, 1] = 1  # and not -1
     np.testing.assert_allclose(pca.components[0].reshape(CONTRACT.shape), expected, atol=1e-6)
@@ -92,48 +71,42 @@ def test_a_direction_that_is_known():
     assert pca.explained_variance == pytest.approx(1)
 
 
-def test_many_arrays_are_one_and_no_more_than_so_many_are_looked_at(monkeypatch: pytest.MonkeyPatch):
+def test_fewer_frames_than_components():
+    with pytest.warns(UserWarning, match="4 directions"):
+        assert fit_pca(scenes(5), 10, CONTRACT).latent_dim == 4  # five points span four directions
+
+
+def test_many_arrays_are_one_and_frames_are_spread_evenly(monkeypatch: pytest.MonkeyPatch):
     frames = scenes(600)
-    frames[300:] //= 2  # so that a part for the whole would be found out
+    frames[300:] //= 2  # so that a fit on a part of them would differ
     whole = fit_pca(frames, 3, CONTRACT)
     parts = fit_pca([frames[:100], frames[100:100], frames[100:450], frames[450:]], 3, CONTRACT)
     np.testing.assert_array_equal(whole.components, parts.components)
     assert parts.provenance == {"frames": 600, "sampled": 600}
     monkeypatch.setattr(module, "MOST_FRAMES", 7)
-    np.testing.assert_allclose(
-        module._sample([frames[:100], frames[100:]], 7),
-        frames[[0, 85, 171, 257, 342, 428, 514]].reshape(7, -1) / 255,
-        rtol=1e-6,
-    )
     few = fit_pca([frames[:100], frames[100:]], 3, CONTRACT)
     assert few.provenance == {"frames": 600, "sampled": 7}
-    np.testing.assert_allclose(
-        few.centre, frames[[0, 85, 171, 257, 342, 428, 514]].reshape(7, -1).mean(0) / 255, rtol=1e-5
-    )
+    alone = fit_pca(frames[[0, 85, 171, 257, 342, 428, 514]], 3, CONTRACT)
+    np.testing.assert_array_equal(few.components, alone.components)
     monkeypatch.setattr(module, "_MOST_VALUES", 5 * 180)
     assert fit_pca(frames, 3, CONTRACT).provenance["sampled"] == 5
 
 
 def test_it_is_the_same_each_time_and_leaves_the_random_state_alone():
     frames = scenes(80)
-    state = torch.random.get_rng_state()
     first = fit_pca(frames, 4, CONTRACT)
     torch.manual_seed(5)
+    state = torch.random.get_rng_state()
     np.testing.assert_array_equal(first.components, fit_pca(frames, 4, CONTRACT).components)
-    torch.random.set_rng_state(state)
-    fit_pca(frames, 4, CONTRACT)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_an_encoder_as_any_other(tmp_path: Path):
-    file = save_pca(
-        tmp_path / "new" / "pca.safetensors", fit_pca(scenes(80), 4, CONTRACT, provenance={"env": "Toy-v0"})
-    )
-    encoder = load_pca(file, device="cpu")
-    assert isinstance(encoder, FrozenEncoder)
+    pca = fit_pca(scenes(80), 4, CONTRACT, provenance={"env": "Toy-v0"})
+    encoder = load_pca(save_pca(tmp_path / "new" / "pca.safetensors", pca), device="cpu")
     assert repr(encoder) == "FrozenEncoder(PCA, (6, 10, 3) -> 4, device='cpu')"
     assert encoder.provenance["env"] == "Toy-v0"
-    assert encoder.provenance["explained_variance"] == pytest.approx(read_pca(file).explained_variance)
+    assert encoder.provenance["explained_variance"] == pytest.approx(pca.explained_variance)
     frames = random_frames(9, CONTRACT.shape)
     latents = encoder(frames)
     np.testing.assert_allclose(np.concatenate([encoder(frames[i : i + 1]) for i in range(9)]), latents, atol=1e-5)
@@ -141,6 +114,9 @@ def test_an_encoder_as_any_other(tmp_path: Path):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(encoder))(frames), latents)
     large = random_frames(2, (30, 50, 3))
     np.testing.assert_array_equal(encoder(large), encoder(CONTRACT.convert(large)))
+
+
+# Files
 
 
 @settings(deadline=None, max_examples=6)
@@ -165,62 +141,48 @@ def file(tmp_path: Path) -> Path:
     return save_pca(tmp_path / "pca.safetensors", fit_pca(scenes(40), 3, CONTRACT))
 
 
-def test_any_flipped_byte_is_found(file: Path):
+def test_any_flipped_byte_and_any_cut_is_found(file: Path):
     whole = file.read_bytes()
-    for position in range(0, len(whole), 37):
-        file.write_bytes(whole[:position] + bytes([whole[position] ^ 0x10]) + whole[position + 1 :])
+    flipped = [whole[:i] + bytes([whole[i] ^ 0x10]) + whole[i + 1 :] for i in range(0, len(whole), 37)]
+    for content in (*flipped, *(whole[:length] for length in (0, 5, 300, -1))):
+        file.write_bytes(content)
         with pytest.raises(EncoderFolderError, match=r"pca\.safetensors"):
             load_pca(file, device="cpu")
 
 
-@pytest.mark.parametrize("length", [0, 5, 300, -1])
-def test_a_file_cut_short(file: Path, length: int):
-    file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(EncoderFolderError, match=r"pca\.safetensors is damaged, or not a safetensors file"):
-        load_pca(file)
-
-
-def rewritten(
-    file: Path, tensors: dict[str, NDArray[Any]] | None = None, *, sound: bool = True, **metadata: str
-) -> None:
-    """Another content, with a checksum that is right."""
-    from safetensors import safe_open
-
-    with safe_open(str(file), "np") as opened:
-        described = {**opened.metadata(), **metadata}
-    described.pop("sha256")
-    tensors = {**load_file(file), **(tensors or {})}
-    save_file(tensors, file, {**described, "sha256": module._checksum(tensors, described) if sound else "0" * 64})
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
-        ({"sound": False}, "damaged: its content is not what its checksum was made of"),
-        ({"format": "latent-obs-encoder"}, "format 'latent-obs-encoder', expected 'latent-obs-pca'"),
-        ({"format_version": "2"}, "format version '2', and this latent-obs reads up to 1. Update"),
+        ({"sound": False}, "damaged"),
+        ({"format": "latent-obs-encoder"}, "format"),
+        ({"format_version": "2"}, "format version '2'"),
         ({"format_version": "new"}, "format version 'new'"),
-        ({"pixels": "{}"}, "cannot be used: pixel contract lacks 'height'"),
-        ({"pixels": json.dumps(PixelContract(6, 5, 3).to_json())}, r"no orthonormal ones of \(6, 5, 3\) frames"),
-        ({"tensors": {"components": np.zeros((3, 180), np.float32)}}, "no orthonormal ones"),
-        ({"tensors": {"centre": np.full(180, np.nan, np.float32)}}, "not finite"),
-        ({"tensors": {"spread": np.ones(2, np.float32)}}, "no orthonormal ones"),
+        ({"pixels": "{}"}, "height"),
+        ({"pixels": json.dumps(PixelContract(6, 5, 3).to_json())}, "centre"),
+        ({"tensors": {"components": np.zeros((3, 180), np.float32)}}, "components"),
+        ({"tensors": {"components": np.zeros(180, np.float32)}}, "components"),
+        ({"tensors": {"centre": np.full(180, np.nan, np.float32)}}, "centre"),
+        ({"tensors": {"spread": np.ones(2, np.float32)}}, "spread"),
         ({"tensors": {"more": np.ones(2, np.float32)}}, "damaged"),
     ],
 )
-def test_a_file_of_another_kind(file: Path, change: dict[str, Any], message: str):
-    rewritten(file, **change)
-    with pytest.raises(EncoderFolderError, match=message):
+def test_a_file_of_another_kind(file: Path, change: dict[str, Any], named: str):
+    tensors = {**load_file(file), **change.get("tensors", {})}
+    with safe_open(str(file), "np") as opened:
+        described = {**opened.metadata(), **{k: v for k, v in change.items() if k not in ("sound", "tensors")}}
+    described.pop("sha256")
+    sound = change.get("sound", True)
+    save_file(tensors, file, {**described, "sha256": module._checksum(tensors, described) if sound else "0" * 64})
+    with pytest.raises(EncoderFolderError, match=named):
         load_pca(file, device="cpu")
 
 
 def test_files_that_are_not_there_or_not_ours(tmp_path: Path, file: Path):
-    with pytest.raises(EncoderFolderError, match="there is no file"):
-        load_pca(tmp_path / "none.safetensors")
-    with pytest.raises(EncoderFolderError, match="there is no file"):
-        load_pca(tmp_path)
+    for nothing in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(EncoderFolderError, match="no file"):
+            load_pca(nothing)
     save_file({"a": np.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(EncoderFolderError, match="format None, expected 'latent-obs-pca'"):
+    with pytest.raises(EncoderFolderError, match="format"):
         load_pca(tmp_path / "other.safetensors")
     with pytest.raises(DeviceError):
         load_pca(file, device="cuda:99")
@@ -240,31 +202,28 @@ def test_a_disk_that_fills_leaves_the_old_file(file: Path, monkeypatch: pytest.M
     assert list(file.parent.iterdir()) == [file]
 
 
+# Bad input
+
+
 @pytest.mark.parametrize(
-    ("frames", "wanted", "message"),
+    ("frames", "wanted", "named"),
     [
-        (np.zeros((0, 6, 10, 3), np.uint8), 2, "needs frames, got none"),
-        ([], 2, "needs frames, got none"),
-        (np.full((9, 6, 10, 3), 7, np.uint8), 2, "all 9 frames are alike"),
-        (scenes(9)[:1], 2, "all 1 frames are alike"),
-        (scenes(9).astype(np.float32) / 255, 2, r"takes uint8 \(N, 6, 10, 3\), got float32 \(9, 6, 10, 3\)"),
-        (scenes(9).transpose(0, 2, 1, 3), 2, r"got uint8 \(9, 10, 6, 3\)"),
-        ([scenes(9), scenes(9)[0]], 2, r"got uint8 \(6, 10, 3\) in array 1 of 2"),
-        (["a.npy"], 2, "got a str"),
-        (scenes(9), 0, "latent_dim must be 1 or more components, got 0"),
-        (scenes(9), True, "latent_dim must be 1 or more"),
-        (scenes(9), 2.0, "latent_dim must be 1 or more"),
+        (np.zeros((0, 6, 10, 3), np.uint8), 2, "frames"),
+        ([], 2, "frames"),
+        (np.full((9, 6, 10, 3), 7, np.uint8), 2, "frames"),
+        (scenes(9)[:1], 2, "frames"),
+        (scenes(9).astype(np.float32) / 255, 2, "frames.*float32"),
+        (scenes(9).transpose(0, 2, 1, 3), 2, r"frames.*\(9, 10, 6, 3\)"),
+        ([scenes(9), scenes(9)[0]], 2, r"frames\[1\]"),
+        (["a.npy"], 2, "frames.*str"),
+        (scenes(9), 0, "latent_dim"),
+        (scenes(9), True, "latent_dim"),
+        (scenes(9), 2.0, "latent_dim"),
     ],
 )
-def test_bad_input(frames: Any, wanted: Any, message: str):
-    with pytest.raises(InputError, match=message):
+def test_bad_input(frames: Any, wanted: Any, named: str):
+    with pytest.raises(InputError, match=named):
         fit_pca(frames, wanted, CONTRACT)
-
-
-def test_fewer_frames_than_components():
-    with pytest.warns(UserWarning, match="vary in 4 directions only"):
-        pca = fit_pca(scenes(5), 10, CONTRACT)
-    assert pca.latent_dim == 4  # five points span four directions
 
 
 def test_a_folder_of_frames(tmp_path: Path):
@@ -276,18 +235,19 @@ def test_a_folder_of_frames(tmp_path: Path):
     pca = fit_pca_of_folder(tmp_path, 3, CONTRACT)
     np.testing.assert_array_equal(pca.components, fit_pca(frames, 3, CONTRACT).components)
     assert pca.provenance == {"frames": 90, "sampled": 90, "folder": str(tmp_path), "files": ["a.npy", "b.npy"]}
-    with pytest.raises(InputError, match=r"a\.npy has uint8 \(50, 6, 10, 3\).*\(N, 8, 8, 3\)"):
+    with pytest.raises(InputError, match=r"a\.npy"):
         fit_pca_of_folder(tmp_path, 3, PixelContract(8, 8, 3))
     (tmp_path / "d.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(InputError, match=r"d\.npy cannot be read"):
+    with pytest.raises(InputError, match=r"d\.npy"):
         fit_pca_of_folder(tmp_path, 3, CONTRACT)
     shutil.rmtree(tmp_path)
-    with pytest.raises(InputError, match=r"no \.npy files"):
+    with pytest.raises(InputError, match=r"\.npy"):
         fit_pca_of_folder(tmp_path, 3, CONTRACT)
 
 
-def test_components_cannot_be_made_of_nonsense():
+def test_components_are_checked():
     pca = fit_pca(scenes(40), 3, CONTRACT)
-    with pytest.raises(InputError, match="centre is not finite"):
+    with pytest.raises(InputError, match="centre"):
         replace(pca, centre=np.full(180, np.inf, np.float32))
-    assert isinstance(replace(pca, provenance={}), PCA)
+    with pytest.raises(InputError, match="orthonormal"):
+        replace(pca, components=2 * pca.components)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import vae_training.training.checkpoint
-from latent_obs.util.atomic import write_json, written_aside
+from latent_obs.util.atomic import atomic_write, write_json
 from latent_obs.util.errors import InputError
 from tests.support.tiny import tiny_cvae
 from vae_training.model.cvae import CVAE
@@ -164,11 +164,11 @@ def test_others_may_read_it(whole_checkpoint: Path):
     assert whole_checkpoint.stat().st_mode & 0o777 == 0o644
 
 
-def test_files_written_aside(tmp_path: Path):
+def test_files_are_written_atomically(tmp_path: Path):
     path = tmp_path / "a" / "b.json"
     write_json(path, {"x": 1})
     assert path.read_text() == '{\n  "x": 1\n}\n'
-    with pytest.raises(KeyError), written_aside(path) as aside:  # noqa: PT012
+    with pytest.raises(KeyError), atomic_write(path) as aside:  # noqa: PT012
         aside.write_text("half")
         assert path.read_text() != "half"
         raise KeyError

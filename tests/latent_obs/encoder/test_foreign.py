@@ -1,11 +1,9 @@
-"""Other torch modules as frozen encoders: copied, scaled as they want it, and refused with the reason where they are
-none."""
+"""Other torch modules as frozen encoders: copied, scaled as they want it, and rejected if they are no encoder."""
 
 import copy
 import pickle
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -37,7 +35,7 @@ class Backbone(nn.Module):
 
 
 class Viewed(nn.Module):
-    """Flattens by `view`, which maps that lie with channels last refuse."""
+    """Flattens by `view`, which fails for maps that lie in memory with channels last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +59,7 @@ class Returning(nn.Module):
 
 @pytest.fixture
 def backbone() -> Backbone:
-    """In training mode, with running statistics that are not those of its first day."""
+    """In training mode, with running statistics other than the first ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = Backbone()
@@ -76,6 +74,10 @@ def backbone() -> Backbone:
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def assert_unchanged(module: nn.Module, before: dict[str, Tensor]) -> None:
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
 def expected_latents(module: nn.Module, frames: Any, mean: Any = MEAN, std: Any = STD) -> Any:
@@ -93,22 +95,24 @@ def test_latents_are_the_modules_features(backbone: Backbone, count: int):
     frames = random_frames(count, CONTRACT.shape)
     wanted = expected_latents(backbone, frames)
     latents = encoder.encode(frames)
-    assert encoder.latent_dim == 10
-    assert latents.shape == (count, 10)
+    assert latents.shape == (count, encoder.latent_dim) == (count, 10)
     assert latents.dtype == np.float32
     np.testing.assert_allclose(latents, wanted, atol=1e-5 * np.abs(wanted).max())
     np.testing.assert_array_equal(encoder.encode(frames, as_tensor=True).numpy(), latents)
 
 
-def test_pixels_are_in_zero_to_one_where_nothing_else_is_said():
-    encoder = FrozenEncoder.from_module(Returning(lambda x: x.mean((2, 3))), CONTRACT, device="cpu")
+def test_pixels_are_from_0_to_1_unless_mean_and_std_are_given():
     frames = np.zeros((3, *CONTRACT.shape), np.uint8)
     frames[1], frames[2, ..., 1] = 255, 51
-    np.testing.assert_allclose(encoder.encode(frames), [[0, 0, 0], [1, 1, 1], [0, 0.2, 0]], atol=1e-6)
-    with_mean = FrozenEncoder.from_module(Returning(lambda x: x.mean((2, 3))), CONTRACT, mean=(0.5, 0, 0), device="cpu")
-    np.testing.assert_allclose(with_mean.encode(frames)[1], [0.5, 1, 1], atol=1e-6)
-    with_std = FrozenEncoder.from_module(Returning(lambda x: x.mean((2, 3))), CONTRACT, std=(0.5, 1, 2), device="cpu")
-    np.testing.assert_allclose(with_std.encode(frames)[1], [2, 1, 0.5], atol=1e-6)
+    pooled = Returning(lambda x: x.mean((2, 3)))
+    cases: list[tuple[dict[str, Any], list[list[float]]]] = [
+        ({}, [[0, 0, 0], [1, 1, 1], [0, 0.2, 0]]),
+        ({"mean": (0.5, 0, 0)}, [[-0.5, 0, 0], [0.5, 1, 1], [-0.5, 0.2, 0]]),
+        ({"std": (0.5, 1, 2)}, [[0, 0, 0], [2, 1, 0.5], [0, 0.2, 0]]),
+    ]
+    for scaling, wanted in cases:
+        encoder = FrozenEncoder.from_module(pooled, CONTRACT, device="cpu", **scaling)
+        np.testing.assert_allclose(encoder.encode(frames), wanted, atol=1e-6)
 
 
 def test_frames_of_other_sizes_go_through_the_contract(backbone: Backbone):
@@ -118,29 +122,22 @@ def test_frames_of_other_sizes_go_through_the_contract(backbone: Backbone):
     assert LatentObservation(PixelEnv(size=(48, 60)), encoder).reset()[0].shape == (10,)
 
 
-def test_the_callers_module_is_left_as_it_was(backbone: Backbone):
-    before = state_of(backbone)
+def test_neither_module_changes(backbone: Backbone):
+    before, frames = state_of(backbone), random_frames(3, CONTRACT.shape)
     encoder = FrozenEncoder.from_module(backbone, CONTRACT, device="cpu")
-    frames = random_frames(3, CONTRACT.shape)
+    own = state_of(encoder._network)
     latents = encoder.encode(frames)
     assert all(module.training for module in backbone.modules())
     assert all(parameter.requires_grad for parameter in backbone.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert_unchanged(backbone, before)
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.zero_()
+    torch.manual_seed(5)
     np.testing.assert_array_equal(encoder.encode(frames), latents)
+    assert_unchanged(encoder._network, own)
     assert not any(parameter.requires_grad for parameter in encoder._network.parameters())
     assert not any(module.training for module in encoder._network.modules())
-
-
-def test_neither_statistics_nor_dropout_move(backbone: Backbone):
-    encoder = FrozenEncoder.from_module(backbone, CONTRACT, device="cpu")
-    before, frames = state_of(encoder._network), random_frames(4, CONTRACT.shape)
-    first = encoder.encode(frames)
-    torch.manual_seed(5)
-    np.testing.assert_array_equal(encoder.encode(frames), first)
-    assert all(torch.equal(value, before[name]) for name, value in encoder._network.state_dict().items())
 
 
 def test_a_module_in_half_precision_is_computed_in_float32(backbone: Backbone):
@@ -158,9 +155,8 @@ def test_bfloat16_is_near(backbone: Backbone):
 
 
 def test_a_view_of_the_map_works():
-    module = Viewed()
+    module, frames = Viewed(), random_frames(3, CONTRACT.shape)
     encoder = FrozenEncoder.from_module(module, CONTRACT, device="cpu")
-    frames = random_frames(3, CONTRACT.shape)
     np.testing.assert_allclose(encoder.encode(frames), expected_latents(module, frames, 0.0, 1.0), atol=1e-5)
 
 
@@ -181,34 +177,21 @@ def test_memory_that_the_module_keeps_is_not_handed_out():
     np.testing.assert_allclose(tensor, 1, atol=1e-6)
 
 
-def test_what_it_says_of_itself(backbone: Backbone):
-    encoder = FrozenEncoder.from_module(backbone, CONTRACT, device="cpu", name="resnet")
-    assert encoder.architecture is None
-    assert encoder.path is None
-    assert encoder.statistics is None
-    assert encoder.provenance == {"module": "resnet"}
-    assert repr(encoder) == "FrozenEncoder(resnet, (24, 20, 3) -> 10, device='cpu')"
-    with pytest.raises(EncoderFolderError, match=r"from_module.*no decoder"):
-        encoder.decode(np.zeros(10))
-
-
-def test_pickled_and_copied(backbone: Backbone):
+def test_what_an_encoder_of_a_module_has_and_its_pickle(backbone: Backbone):
     encoder = FrozenEncoder.from_module(
         backbone, CONTRACT, mean=MEAN, std=STD, device="cpu", name="resnet", latent_dim=10
     )
     again: FrozenEncoder = pickle.loads(pickle.dumps(encoder))
     frames = random_frames(3, CONTRACT.shape)
     np.testing.assert_array_equal(again.encode(frames), encoder.encode(frames))
-    assert (again.architecture, again.contract, again.latent_dim, again.provenance, again.device, again.precision) == (
-        None,
-        CONTRACT,
-        10,
-        {"module": "resnet"},
-        encoder.device,
-        "float32",
-    )
-    assert repr(again) == repr(encoder)
     assert copy.deepcopy(encoder) is encoder
+    for one in (encoder, again):
+        assert (one.architecture, one.path, one.statistics) == (None, None, None)
+        assert (one.contract, one.latent_dim, one.provenance) == (CONTRACT, 10, {"module": "resnet"})
+        assert (one.device, one.backend, one.precision) == (torch.device("cpu"), "torch", "float32")
+        assert repr(one) == "FrozenEncoder(resnet, (24, 20, 3) -> 10, device='cpu')"
+        with pytest.raises(EncoderFolderError, match="decoder"):
+            one.decode(np.zeros(10))
 
 
 def test_the_global_random_state_is_left_alone(backbone: Backbone):
@@ -223,24 +206,24 @@ def test_the_global_random_state_is_left_alone(backbone: Backbone):
 @pytest.mark.parametrize(
     ("function", "named"),
     [
-        (lambda x: (x, x), "returns a tuple.*one float tensor"),
-        (lambda x: {"features": x}, "returns a dict.*one float tensor"),
-        (lambda x: x.numpy(), "returns a ndarray"),
-        (lambda x: x.argmax(1), r"a tensor of torch\.int64"),
-        (lambda x: x.mean(), r"returns \(\)"),
-        (lambda x: x.mean((1, 2, 3)), r"returns \(3,\) for 3 frames"),
-        (lambda x: x.mean(0, keepdim=True), r"returns \(1, 3, 24, 20\) for 3 frames"),
-        (lambda x: x[:, :0], "gives 0 numbers"),
-        (lambda x: x / 0, "not finite"),
-        (lambda x: x.mean((2, 3)) * float("nan"), "not finite"),
-        (lambda x: torch.rand_like(x), "draws random numbers"),
-        (lambda x: nn.functional.dropout(x.mean((2, 3)), 0.5, training=True), "draws random numbers"),
-        (lambda x: nn.functional.batch_norm(x, None, None, training=True), "mixes the frames of a batch"),
-        (lambda x: nn.functional.conv2d(x, torch.zeros(1, 4, 3, 3)), r"\(3, 3, 24, 20\).*Give the PixelContract"),
+        (lambda x: (x, x), "tuple"),
+        (lambda x: {"features": x}, "dict"),
+        (lambda x: x.numpy(), "ndarray"),
+        (lambda x: x.argmax(1), "int64"),
+        (lambda x: x.mean(), r"\(\)"),
+        (lambda x: x.mean((1, 2, 3)), r"\(3,\)"),
+        (lambda x: x.mean(0, keepdim=True), r"\(1, 3, 24, 20\)"),
+        (lambda x: x[:, :0], "latent_dim"),
+        (lambda x: x / 0, "finite"),
+        (lambda x: x.mean((2, 3)) * float("nan"), "finite"),
+        (lambda x: torch.rand_like(x), "random"),
+        (lambda x: nn.functional.dropout(x.mean((2, 3)), 0.5, training=True), "random"),
+        (lambda x: nn.functional.batch_norm(x, None, None, training=True), "batch"),
+        (lambda x: nn.functional.conv2d(x, torch.zeros(1, 4, 3, 3)), r"\(3, 3, 24, 20\)"),
     ],
 )
-def test_what_is_no_encoder_is_refused(function: Any, named: str):
-    with pytest.raises(InputError, match=named):
+def test_a_module_that_is_no_encoder_is_rejected(function: Any, named: str):
+    with pytest.raises(InputError, match=f"module Returning.*{named}"):
         FrozenEncoder.from_module(Returning(function), CONTRACT, device="cpu")
 
 
@@ -252,32 +235,18 @@ class Uncopyable(nn.Module):
 @pytest.mark.parametrize(
     ("module", "arguments", "error", "named"),
     [
-        (lambda x: x, {}, InputError, "torch.nn.Module, got builtins.function"),
-        (nn.Flatten, {}, InputError, "torch.nn.Module, got builtins.type"),
-        (Uncopyable(), {}, InputError, "Uncopyable cannot be copied.*holds a file"),
-        (nn.Flatten(), {"contract": (24, 20, 3)}, InputError, "must be a PixelContract"),
-        (nn.Flatten(), {"mean": (0.5,)}, InputError, "mean must have a number for each of the 3"),
-        (nn.Flatten(), {"std": (0.5, 0.5, float("nan"))}, InputError, "std must have a number"),
-        (nn.Flatten(), {"std": (0.5, 0, 0.5)}, InputError, "std must be positive"),
-        (nn.Flatten(), {"latent_dim": 100}, InputError, "gives 1440 numbers.*latent_dim=100"),
-        (nn.Flatten(), {"precision": "float16"}, InputError, "precision must be one of"),
+        (lambda x: x, {}, InputError, "module"),
+        (nn.Flatten, {}, InputError, "module"),
+        (Uncopyable(), {}, InputError, "module Uncopyable"),
+        (nn.Flatten(), {"contract": (24, 20, 3)}, InputError, "contract"),
+        (nn.Flatten(), {"mean": (0.5,)}, InputError, "mean"),
+        (nn.Flatten(), {"std": (0.5, 0.5, float("nan"))}, InputError, "std"),
+        (nn.Flatten(), {"std": (0.5, 0, 0.5)}, InputError, "std"),
+        (nn.Flatten(), {"latent_dim": 100}, InputError, "latent_dim"),
+        (nn.Flatten(), {"precision": "float16"}, InputError, "precision"),
         (nn.Flatten(), {"device": "warp"}, DeviceError, "warp"),
     ],
 )
-def test_other_arguments_are_refused(module: Any, arguments: dict[str, Any], error: type[Exception], named: str):
+def test_other_arguments_are_rejected(module: Any, arguments: dict[str, Any], error: type[Exception], named: str):
     with pytest.raises(error, match=named):
         FrozenEncoder.from_module(module, **{"contract": CONTRACT, "device": "cpu", **arguments})
-
-
-def test_two_encoders_of_one_environment(backbone: Backbone):
-    encoder = FrozenEncoder.from_module(backbone, CONTRACT, device="cpu")
-    envs = [LatentObservation(PixelEnv(first_episode=number, size=(24, 20)), encoder) for number in (0, 7)]
-    alone: list[Any] = []
-    for number in (0, 7):
-        env: gym.Env[Any, Any] = LatentObservation(PixelEnv(first_episode=number, size=(24, 20)), encoder)
-        alone.append([env.reset()[0], *(env.step(0)[0] for _ in range(3))])
-    together = [[env.reset()[0]] for env in envs]
-    for _ in range(3):
-        for env, seen in zip(envs, together, strict=True):
-            seen.append(env.step(0)[0])
-    np.testing.assert_array_equal(together, alone)

@@ -1,5 +1,6 @@
 """The encoder folder: round trip, damage of any kind, interrupted writing, and a self-check that finds other pixels."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -18,13 +19,14 @@ from safetensors.torch import load_file, save_file
 import latent_obs.encoder.folder
 from latent_obs.encoder.folder import make_selfcheck, read_encoder_folder, write_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.encoder.statistics import LatentStatistics
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import EncoderFolderError, InputError
 from tests.support.tiny import random_frames, tiny_architecture, tiny_cvae
 from vae_training.training.export import export_encoder
 
 FILES = ["SHA256SUMS", "config.json", "decoder.safetensors", "encoder.safetensors", "selfcheck.safetensors"]
-DAMAGED = settings(max_examples=150, deadline=None)
+CONTRACT = PixelContract(16, 16, 3)
 
 
 def load(folder: Path) -> FrozenEncoder:
@@ -34,8 +36,12 @@ def load(folder: Path) -> FrozenEncoder:
 def seal(folder: Path) -> None:
     """Write SHA256SUMS anew, as someone would who edits a folder by hand."""
     files = sorted(f for f in folder.iterdir() if f.name != "SHA256SUMS")
-    lines = [f"{latent_obs.encoder.folder._sha256(f.read_bytes())}  {f.name}\n" for f in files]
+    lines = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in files]
     (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 @pytest.fixture
@@ -44,33 +50,25 @@ def folder(encoder_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(encoder_folder, tmp_path / "copy"))
 
 
-def test_round_trip(encoder_folder: Path):
+def test_round_trip(encoder_folder: Path, folder: Path):
     assert sorted(f.name for f in encoder_folder.iterdir()) == FILES
+    seal(folder)
+    assert everything_in(folder) == everything_in(encoder_folder)
+    assert encoder_folder.stat().st_mode & 0o777 == 0o755  # others may read it
+    assert all(f.stat().st_mode & 0o777 == 0o644 for f in encoder_folder.iterdir())
     read, model = read_encoder_folder(encoder_folder), tiny_cvae()
     assert read.architecture == model.architecture
-    assert read.contract == PixelContract(16, 16, 3)
+    assert read.contract == CONTRACT
     assert read.provenance["made_by"] == "the tests"
     assert read.provenance["packages"]["torch"] == torch.__version__
     assert read.has_decoder
     for saved, original in ((read.encoder, model.encoder), (read.decoder(), model.decoder)):
         assert set(saved) == set(original.state_dict())
         assert all(torch.equal(saved[name], value) for name, value in original.state_dict().items())
-    frames = random_frames(5)
-    with torch.inference_mode():
-        expected = model.encoder(torch.from_numpy(frames).permute(0, 3, 1, 2) / 255)[0].numpy()
-    np.testing.assert_allclose(load(encoder_folder)(frames), expected, atol=1e-6)
-
-
-def test_sums_are_what_sha256sum_reads(encoder_folder: Path):
-    import hashlib
-
-    for line in (encoder_folder / "SHA256SUMS").read_text().splitlines():
-        digest, name = line.split("  ")
-        assert hashlib.sha256((encoder_folder / name).read_bytes()).hexdigest() == digest
 
 
 @pytest.mark.parametrize("with_settings", [False, True])
-def test_a_run_folder_in_its_place_is_understood(folder: Path, tmp_path: Path, with_settings: bool):
+def test_a_run_folder_is_understood(folder: Path, tmp_path: Path, with_settings: bool):
     run = tmp_path / "run"
     run.mkdir()
     folder.rename(run / "encoder")
@@ -79,29 +77,48 @@ def test_a_run_folder_in_its_place_is_understood(folder: Path, tmp_path: Path, w
     assert load(run).path == run / "encoder"
 
 
-@given(name=st.sampled_from(FILES), where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+# Damage
+
+
+@pytest.fixture(scope="module")
+def full_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With statistics as well."""
+    statistics = LatentStatistics.from_latents(random_frames(6).reshape(-1, 6))
+    folder = tmp_path_factory.mktemp("full") / "encoder"
+    return export_encoder(folder, tiny_cvae(), random_frames(4), statistics=statistics)
+
+
+@given(
+    name=st.sampled_from([*FILES, "statistics.safetensors"]),
+    where=st.floats(0, 1, exclude_max=True),
+    flip=st.one_of(st.none(), st.integers(1, 255)),
+)
 @example(name="SHA256SUMS", where=1 - 1e-9, flip=ord("\n") ^ ord("\r"))
 @example(name="config.json", where=0.0, flip=1)
-@DAMAGED
-def test_any_damaged_byte_is_found(encoder_folder: Path, name: str, where: float, flip: int):
-    folder = encoder_folder.parent / "damaged"
-    shutil.copytree(encoder_folder, folder, dirs_exist_ok=True)
+@settings(max_examples=150, deadline=None)
+def test_any_damaged_byte_and_any_cut_is_found(full_folder: Path, name: str, where: float, flip: int | None):
+    folder = full_folder.parent / "damaged"
+    shutil.copytree(full_folder, folder, dirs_exist_ok=True)
     data = bytearray((folder / name).read_bytes())
-    data[int(where * len(data))] ^= flip
+    if flip is None:
+        del data[int(where * (len(data) - 1)) :]
+    else:
+        data[int(where * len(data))] ^= flip
     (folder / name).write_bytes(data)
-    with pytest.raises(EncoderFolderError) as refusal:
+    with pytest.raises(EncoderFolderError) as error:
         load(folder)
-    assert str(folder) in str(refusal.value)
+    assert str(folder) in str(error.value)
 
 
-@given(name=st.sampled_from(FILES), where=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=40, deadline=None)
-def test_any_cut_is_found(encoder_folder: Path, name: str, where: float):
-    folder = encoder_folder.parent / "cut"
-    shutil.copytree(encoder_folder, folder, dirs_exist_ok=True)
-    data = (folder / name).read_bytes()
-    (folder / name).write_bytes(data[: int(where * (len(data) - 1))])
-    with pytest.raises(EncoderFolderError):
+def test_statistics_that_went_missing_or_that_no_checksum_covers(full_folder: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(full_folder, tmp_path / "copy"))
+    (folder / "statistics.safetensors").rename(tmp_path / "aside")
+    with pytest.raises(EncoderFolderError, match=r"statistics\.safetensors"):
+        load(folder)
+    seal(folder)
+    assert load(folder).statistics is None  # as in the first folders
+    (tmp_path / "aside").rename(folder / "statistics.safetensors")
+    with pytest.raises(EncoderFolderError, match=r"statistics\.safetensors"):
         load(folder)
 
 
@@ -116,7 +133,7 @@ def test_a_decoder_is_optional(tmp_path: Path):
     folder = export_encoder(tmp_path / "encoder", tiny_cvae(), random_frames(2), with_decoder=False)
     encoder = load(folder)
     assert not read_encoder_folder(folder).has_decoder
-    with pytest.raises(EncoderFolderError, match=r"no decoder\.safetensors"):
+    with pytest.raises(EncoderFolderError, match=r"decoder\.safetensors"):
         encoder.decode(np.zeros((1, 6), np.float32))
 
 
@@ -130,21 +147,22 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda c: c.update(format_version=2), "version 2.*Update latent-obs"),
+        (lambda c: c.update(format_version=2), "version 2"),
         (lambda c: c.update(format_version="1"), "version 1"),
-        (lambda c: c.update(format="another-encoder"), "'another-encoder'.*'latent-obs-encoder'"),
+        (lambda c: c.update(format="another-encoder"), "another-encoder"),
         (lambda c: c.pop("format"), "format"),
         (lambda c: c.pop("architecture"), "architecture"),
         (lambda c: c["architecture"].update(depth=3), "depth"),
-        (lambda c: c["architecture"].update(latent_dim=7), "do not fit"),
-        (lambda c: c["architecture"].update(widths=[4, 9]), "do not fit"),
-        (lambda c: c["architecture"].update(widths=[4, 8, 8], strides=[2, 2, 2]), "do not fit"),
-        (lambda c: c["pixels"].update(height=32), "differ"),
+        (lambda c: c["architecture"].update(latent_dim=7), "weights"),
+        (lambda c: c["architecture"].update(widths=[4, 9]), "weights"),
+        (lambda c: c["architecture"].update(widths=[4, 8, 8], strides=[2, 2, 2]), "weights"),
+        (lambda c: c["architecture"].update(widths=4), r"config\.json"),
+        (lambda c: c["pixels"].update(height=32), "pixels"),
         (lambda c: c["pixels"].update(colour="BGR"), "BGR"),
         (lambda c: c["pixels"].pop("crop"), "crop"),
     ],
 )
-def test_a_config_of_another_kind_is_refused(folder: Path, change: Callable[[dict[str, Any]], object], named: str):
+def test_a_config_of_another_kind_is_rejected(folder: Path, change: Callable[[dict[str, Any]], object], named: str):
     change_config(folder, change)
     with pytest.raises(EncoderFolderError, match=named):
         load(folder)
@@ -166,19 +184,10 @@ def test_a_config_that_is_none(folder: Path, text: str):
 
 
 def test_no_folder_there(tmp_path: Path):
-    with pytest.raises(EncoderFolderError, match=r"no encoder folder.*nowhere"):
+    with pytest.raises(EncoderFolderError, match="nowhere"):
         load(tmp_path / "nowhere")
     with pytest.raises(EncoderFolderError, match=r"config\.json"):
         load(tmp_path)
-
-
-def test_weights_that_are_not_finite_fail_the_self_check(folder: Path):
-    weights = load_file(folder / "encoder.safetensors")
-    weights["mean_head.bias"][0] = float("nan")
-    save_file(weights, folder / "encoder.safetensors")
-    seal(folder)
-    with pytest.raises(EncoderFolderError, match="self-check failed"):
-        load(folder)
 
 
 @pytest.mark.parametrize(
@@ -190,62 +199,8 @@ def test_a_missing_tensor_is_found(folder: Path, missing: str):
     del tensors[name]
     save_file(tensors, folder / f"{file}.safetensors")
     seal(folder)
-    with pytest.raises(EncoderFolderError, match=name.replace(".", r"\.")):
+    with pytest.raises(EncoderFolderError, match=name):
         load(folder)
-
-
-def write_with_check(path: Path, contract: PixelContract, check: dict[str, torch.Tensor]) -> Path:
-    return write_encoder_folder(
-        path,
-        architecture=tiny_architecture(),
-        contract=contract,
-        encoder=tiny_cvae().encoder.state_dict(),
-        selfcheck=check,
-    )
-
-
-def selfcheck_of(contract: PixelContract) -> dict[str, torch.Tensor]:
-    frames = random_frames(6).astype(np.int16) // 2 + 60  # noise of less contrast, as pictures have
-    return make_selfcheck(tiny_cvae().encoder, contract, frames.astype(np.uint8))
-
-
-def test_the_self_check_passes_where_all_is_well(tmp_path: Path):
-    contract = PixelContract(16, 16, 3)
-    assert load(write_with_check(tmp_path / "good", contract, selfcheck_of(contract))).latent_dim == 6
-
-
-@pytest.mark.parametrize("made_with", ["box", "bicubic", "lanczos"])
-def test_the_self_check_finds_another_resize_filter(tmp_path: Path, made_with: Any):
-    check = selfcheck_of(PixelContract(16, 16, 3, made_with))
-    with pytest.raises(EncoderFolderError, match=r"self-check failed.*resized in another way"):
-        load(write_with_check(tmp_path / "filter", PixelContract(16, 16, 3), check))
-
-
-def test_the_self_check_finds_another_crop(tmp_path: Path):
-    check = selfcheck_of(PixelContract(16, 16, 3, crop="center-square"))
-    with pytest.raises(EncoderFolderError, match=r"self-check failed.*cropped"):
-        load(write_with_check(tmp_path / "crop", PixelContract(16, 16, 3), check))
-
-
-@pytest.mark.parametrize("grey", [False, True])
-def test_the_self_check_finds_swapped_colours(tmp_path: Path, grey: bool):
-    contract = PixelContract(16, 16, 3)
-    frames = random_frames(4)
-    if grey:  # in grey pictures no colours can be swapped: the noise on the raw frames has to show it
-        frames[:] = frames.mean(axis=-1, keepdims=True).astype(np.uint8)
-    check = make_selfcheck(tiny_cvae().encoder, contract, frames)
-    for name in ("frames", "raw_frames"):
-        check[name] = check[name].flip(-1).contiguous()
-    with pytest.raises(EncoderFolderError, match="self-check failed"):
-        load(write_with_check(tmp_path / "swapped", contract, check))
-
-
-def test_making_a_self_check_leaves_the_encoder_in_its_mode():
-    encoder = tiny_cvae().encoder.train()
-    make_selfcheck(encoder, PixelContract(16, 16, 3), random_frames(1))
-    assert encoder.training
-    with pytest.raises(InputError, match="one sample frame"):
-        make_selfcheck(encoder, PixelContract(16, 16, 3), random_frames(0))
 
 
 class Bomb:
@@ -265,13 +220,67 @@ def test_pickled_content_is_never_loaded(folder: Path, tmp_path: Path, name: str
     else:
         torch.save({"mean_head.bias": bomb}, folder / name)
     seal(folder)
-    with pytest.raises(EncoderFolderError, match="not a safetensors file"):
+    with pytest.raises(EncoderFolderError, match=name):
         load(folder).decode(np.zeros((1, 6), np.float32))
     assert not bomb.mark.exists()
 
 
-def everything_in(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+# The self-check
+
+
+def folder_with_check(path: Path, check: dict[str, torch.Tensor]) -> Path:
+    weights = tiny_cvae().encoder.state_dict()
+    return write_encoder_folder(
+        path, architecture=tiny_architecture(), contract=CONTRACT, encoder=weights, selfcheck=check
+    )
+
+
+def test_weights_that_are_not_finite_fail_the_self_check(folder: Path):
+    weights = load_file(folder / "encoder.safetensors")
+    weights["mean_head.bias"][0] = float("nan")
+    save_file(weights, folder / "encoder.safetensors")
+    seal(folder)
+    with pytest.raises(EncoderFolderError, match="self-check"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "made_with", [{}, *({"resize_filter": f} for f in ("box", "bicubic", "lanczos")), {"crop": "center-square"}]
+)
+def test_the_self_check_finds_another_resize_filter_or_crop(tmp_path: Path, made_with: dict[str, Any]):
+    frames = (random_frames(6).astype(np.int16) // 2 + 60).astype(
+        np.uint8
+    )  # less contrast than noise, as pictures have
+    check = make_selfcheck(tiny_cvae().encoder, PixelContract(16, 16, 3, **made_with), frames)
+    folder = folder_with_check(tmp_path / "encoder", check)
+    if made_with:
+        with pytest.raises(EncoderFolderError, match="self-check"):
+            load(folder)
+    else:
+        assert load(folder).latent_dim == 6
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_the_self_check_finds_swapped_colors(tmp_path: Path, grey: bool):
+    frames = random_frames(4)
+    if grey:  # in grey pictures no colors can be swapped: the noise on the raw frames has to show it
+        frames[:] = frames.mean(axis=-1, keepdims=True).astype(np.uint8)
+    check = make_selfcheck(tiny_cvae().encoder, CONTRACT, frames)
+    for name in ("frames", "raw_frames"):
+        check[name] = check[name].flip(-1).contiguous()
+    with pytest.raises(EncoderFolderError, match="self-check"):
+        load(folder_with_check(tmp_path / "swapped", check))
+
+
+def test_making_a_self_check_leaves_the_encoder_in_its_mode():
+    encoder = tiny_cvae().encoder.train()
+    make_selfcheck(encoder, CONTRACT, random_frames(1))
+    assert encoder.training
+    with pytest.raises(InputError, match="sample_frames"):
+        make_selfcheck(encoder, CONTRACT, random_frames(0))
+
+
+# Writing
 
 
 def fail_at_call(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
@@ -289,7 +298,6 @@ def fail_at_call(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: i
 
 WRITES = [
     (latent_obs.encoder.folder, "save_file", 1),
-    (latent_obs.encoder.folder, "save_file", 2),
     (latent_obs.encoder.folder, "save_file", 3),
     (Path, "write_text", 1),
     (Path, "write_text", 2),
@@ -324,7 +332,7 @@ def test_nothing_is_half_written(
 
 def test_overwriting_has_to_be_asked_for(folder: Path):
     before = everything_in(folder)
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="overwrite"):
         export_encoder(folder, tiny_cvae(seed=3), random_frames(2))
     assert everything_in(folder) == before
     export_encoder(folder, tiny_cvae(seed=3), random_frames(2), overwrite=True, with_decoder=False)
@@ -349,11 +357,6 @@ def test_what_is_no_encoder_folder_is_never_overwritten(tmp_path: Path, what: st
     if what == "another model":
         (target / "config.json").write_text(json.dumps({"model_type": "bert"}))
     before = everything_in(tmp_path)
-    with pytest.raises(InputError, match="not an encoder folder"):
+    with pytest.raises(InputError, match="target"):
         export_encoder(target, tiny_cvae(), random_frames(2), overwrite=True)
     assert everything_in(tmp_path) == before
-
-
-def test_others_may_read_it(folder: Path, encoder_folder: Path):
-    assert encoder_folder.stat().st_mode & 0o777 == 0o755
-    assert all(f.stat().st_mode & 0o044 for f in folder.iterdir())
