@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from latent_obs.envs.old_spaces import Enum
 from latent_obs.util.errors import InputError
-from latent_obs.wrappers.features import FeatureLayout, Part, rule_for
+from latent_obs.wrappers.features import FeatureLayout
 
 INFINITY = math.inf
 LOG = spaces.Box(0, 2304, (), np.int32)
@@ -202,13 +202,3 @@ def test_values_out_of_bounds_stay_in_the_declared_space(space: spaces.Box, valu
         assert out in layout.space
 
 
-def test_a_rule_names_its_numbers():
-    held = rule_for(HELD, "held")
-    assert held is not None
-    assert (held.names, held.width) == (("=none", "=log", "=torch"), 3)
-    angle = rule_for(spaces.Box(0.0, 360.0, (2,), np.float32), "angle")
-    assert angle is not None
-    assert angle.parts == (Part(" (sin)", 2, "sine of the angle"), Part(" (cos)", 2, "cosine of the angle"))
-    assert rule_for(spaces.Text(3), "chat") is None
-    with pytest.raises(InputError, match="chat/0 is a Sequence"):
-        rule_for(spaces.Sequence(LOG), "chat/0")

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from latent_obs.encoder.architecture import Architecture
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError
-from latent_obs.wrappers.observation import LatentHistory, LatentView
+from latent_obs.wrappers.observation import ObservationEncoder, ObservationOptions
 from latent_obs.wrappers.sb3 import VecLatentObservation
 from latent_obs.wrappers.single import LatentObservation
 from tests.support.tiny import PixelEnv, PixelKind, limited, pass_checkers, picture, tiny_architecture
@@ -149,38 +149,6 @@ def test_cameras_that_share_an_encoder_are_one_call(monkeypatch: pytest.MonkeyPa
     assert sizes == [4, 6]  # two cameras of two environments; and of one that ended the last frames
 
 
-def test_a_partial_reset_leaves_the_others_history(encoder: FrozenEncoder):
-    view = LatentView(IMAGE, encoder, history=2)
-    batch = view.batch(2)
-    frames = np.stack([picture(0, step) for step in range(4)])
-    batch.reset(frames[:2])
-    batch.step(frames[1:3])
-    seen = batch.reset(np.stack([frames[3], frames[2]]), np.array([True, False]))
-    z = encoder(frames)
-    np.testing.assert_allclose(seen[0], np.concatenate([z[3], z[3]]), atol=1e-5)
-    np.testing.assert_allclose(seen[1], np.concatenate([z[1], z[2]]), atol=1e-5)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    length=st.integers(1, 4), story=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=8)
-)
-def test_history_is_a_queue_per_environment(length: int, story: list[list[bool]]):
-    history, value = LatentHistory(length, dims=(1,), count=3), 0.0
-    queues: list[list[float]] = [[], [], []]
-    for restarts in story:
-        history.restart(np.array(restarts))
-        new = np.array([[value + i] for i in range(3)], np.float32)
-        [shown] = history.push([new])
-        for i, queue in enumerate(queues):
-            if restarts[i] or not queue:
-                queue[:] = [value + i] * length
-            else:
-                queue[:] = [*queue, value + i][-length:]
-            assert shown[i].tolist() == queue
-        value += 10.0
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -203,7 +171,7 @@ def test_bad_options(options: dict[str, Any], message: str):
 def test_a_name_that_is_taken_is_refused():
     space = spaces.Dict(pov=IMAGE, pov_latent=spaces.Box(0, 1, (2,)))
     with pytest.raises(InputError, match="'pov_latent', and the observation has an entry of this name"):
-        LatentView(space, OTHER, keep_pixels=True)
+        ObservationEncoder(space, OTHER, ObservationOptions(keep_pixels=True))
 
 
 def test_the_wrong_kind_of_environment_is_told_which_wrapper_it_wants(encoder: FrozenEncoder):
