@@ -23,7 +23,7 @@ Needs no torch.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -229,13 +229,17 @@ class FeatureLayout:
         #: The whole observation is an image, and unchanged.
         self._is_image = alone and bool(images)
 
-        #: Which numbers each entry holds.
+        #: Which numbers each entry holds; and for each leaf its path, the place of its numbers, and what gives them.
         self._entries: dict[str, slice] = {}
+        self._reads: list[tuple[tuple[Any, ...], int | slice, Callable[[Any], Any]]] = []
         slots: list[Slot] = []
         counts, sines, cosines = [], [], []
         start = 0
         for leaf in self._leaves:
             self._entries[leaf.name] = slice(start, start + leaf.width)
+            # One number: `float` is quick, and checks that it is one.
+            is_single = leaf.shape == () and isinstance(leaf.space, spaces.Box) and leaf.formula != "angle"
+            self._reads.append((leaf.path, start, float) if is_single else (leaf.path, self._entries[leaf.name], leaf.flatten))
             places = np.arange(start, start + leaf.width)
             if leaf.formula == "count":
                 counts.append(places)
@@ -277,8 +281,10 @@ class FeatureLayout:
         """
         if self._is_image:
             return observation
+        numbers = np.empty(len(self._divisors))
         try:
-            numbers = _joined([leaf.flatten(_at(observation, leaf.path)) for leaf in self._leaves])
+            for path, place, numbers_of in self._reads:
+                numbers[place] = numbers_of(_at(observation, path))
             entries = {name: _at(observation, path) for name, path in self._images.items()}
         except InputError:
             raise
@@ -286,10 +292,10 @@ class FeatureLayout:
             what = f"{type(error).__name__}: {error}"
             raise InputError(f"the observation is not what its space declares ({what})") from error
         self._scale(numbers)
-        for places, function in ((self._sines, np.sin), (self._cosines, np.cos)):
-            if places.size:
-                angles = numbers[places]
-                numbers[places] = function(np.radians(np.where(np.abs(angles) < BOUNDLESS, angles, np.nan)))
+        if self._sines.size:
+            angles = numbers[self._sines]
+            angles = np.radians(np.where(np.abs(angles) < BOUNDLESS, angles, np.nan))
+            numbers[self._sines], numbers[self._cosines] = np.sin(angles), np.cos(angles)
         vector = _float32(np.minimum(np.maximum(numbers, self._low), self._high))
         if self._is_vector:
             return vector
