@@ -104,7 +104,11 @@ class DriftMonitor:
                 f"encoder has no statistics of the training frames to detect drift with: {encoder!r}. Resume its "
                 "training with this version (latent-obs train-vae … --resume), or train a new one"
             )
-        settings = (("window", window, 1), ("least_frames", least_frames, 0), ("reconstruct_every", reconstruct_every, 0))
+        settings = (
+            ("window", window, 1),
+            ("least_frames", least_frames, 0),
+            ("reconstruct_every", reconstruct_every, 0),
+        )
         for name, value, least in settings:
             if not isinstance(value, int) or value < least:
                 raise InputError(f"{name} must be an integer, {least} or more, got {value!r}")

@@ -208,7 +208,9 @@ class FeatureLayout:
             # Without dots, which torch refuses in the names of modules.
             name = "/".join(map(str, path)).replace(".", "_") or "observation"
             if name in named:
-                raise InputError(f"two entries of the observation, {named[name][0]} and {path}, are both named {name!r}")
+                raise InputError(
+                    f"two entries of the observation, {named[name][0]} and {path}, are both named {name!r}"
+                )
             named[name] = path, inner
         if pixel_key is not None and (alone or pixel_key not in named):
             found = "is no Dict" if alone else f"has the entries {sorted(named)}"
@@ -239,7 +241,9 @@ class FeatureLayout:
             self._entries[leaf.name] = slice(start, start + leaf.width)
             # One number: `float` is quick, and checks that it is one.
             is_single = leaf.shape == () and isinstance(leaf.space, spaces.Box) and leaf.formula != "angle"
-            self._reads.append((leaf.path, start, float) if is_single else (leaf.path, self._entries[leaf.name], leaf.flatten))
+            self._reads.append(
+                (leaf.path, start, float) if is_single else (leaf.path, self._entries[leaf.name], leaf.flatten)
+            )
             places = np.arange(start, start + leaf.width)
             if leaf.formula == "count":
                 counts.append(places)

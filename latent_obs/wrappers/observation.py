@@ -359,4 +359,6 @@ def _vector(space: spaces.Space[Any], key: str) -> spaces.Box:
         advice = "drop it (Gymnasium's FilterObservation does), or leave flatten out"
     else:
         advice = "put FeatureObservation(env) around the environment first, or leave flatten out"
-    raise InputError(f"flatten joins vectors of floats to the latent, but observation[{key!r}] is {described}: {advice}")
+    raise InputError(
+        f"flatten joins vectors of floats to the latent, but observation[{key!r}] is {described}: {advice}"
+    )

@@ -1,5 +1,4 @@
-"""VecLatentObservation: the same as wrapping each environment, last frames included; what training on it leaves
-unchanged."""
+"""VecLatentObservation: the same as wrapping each environment, last frames included; what training leaves unchanged."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,7 @@ from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.pixel_reader import ContractObservation
 from latent_obs.wrappers.single import LatentObservation
+from tests.support.latent_cases import assert_same_vec_envs, assert_shows, featured, index_of
 from tests.support.tiny import LATENT_DIM, PixelEnv, PixelKind, limited, picture, tiny_architecture
 
 pytest.importorskip("stable_baselines3")
@@ -31,40 +31,8 @@ def makers(count: int, kind: PixelKind = "box") -> list[Callable[[], gym.Env[Any
     return [partial(limited, kind, 100 * i, LIMIT + i) for i in range(count)]
 
 
-def wrapped(make: Callable[[], gym.Env[Any, Any]], encoder: FrozenEncoder, latent_only: bool) -> gym.Env[Any, Any]:
-    return LatentObservation(make(), encoder, latent_only=latent_only)
-
-
-def assert_close(one: Any, other: Any) -> None:
-    if isinstance(one, dict):
-        assert set(one) == set(other)
-        for name in one:
-            assert_close(one[name], other[name])
-        return
-    assert one.shape == other.shape
-    assert one.dtype == other.dtype
-    np.testing.assert_allclose(one, other, atol=1e-5)
-
-
-def assert_same_story(one: VecEnv, other: VecEnv, steps: int = 9) -> int:
-    """Both vector environments tell the same; how many episodes ended."""
-    assert one.observation_space == other.observation_space
-    assert_close(one.reset(), other.reset())
-    ended = 0
-    for step in range(steps):
-        actions = np.full(one.num_envs, step % 2)
-        (a, a_rewards, a_dones, a_infos), (b, b_rewards, b_dones, b_infos) = one.step(actions), other.step(actions)
-        assert_close(a, b)
-        np.testing.assert_array_equal(a_rewards, b_rewards)
-        np.testing.assert_array_equal(a_dones, b_dones)
-        for a_info, b_info, done in zip(a_infos, b_infos, a_dones, strict=True):
-            assert set(a_info) == set(b_info)
-            assert a_info.get("TimeLimit.truncated") == b_info.get("TimeLimit.truncated")
-            assert ("terminal_observation" in a_info) is bool(done)
-            if done:
-                ended += 1
-                assert_close(a_info["terminal_observation"], b_info["terminal_observation"])
-    return ended
+def wrapped(make: Callable[[], gym.Env[Any, Any]], encoder: FrozenEncoder, **options: Any) -> gym.Env[Any, Any]:
+    return LatentObservation(make(), encoder, **options)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -73,33 +41,48 @@ def assert_same_story(one: VecEnv, other: VecEnv, steps: int = 9) -> int:
 def test_wrapping_then_vectorizing_is_vectorizing_then_wrapping(
     encoder: FrozenEncoder, count: int, kind: PixelKind, latent_only: bool
 ):
-    one = DummyVecEnv([partial(wrapped, make, encoder, latent_only) for make in makers(count, kind)])
+    one = DummyVecEnv([partial(wrapped, make, encoder, latent_only=latent_only) for make in makers(count, kind)])
     other = VecLatentObservation(DummyVecEnv(makers(count, kind)), encoder, latent_only=latent_only)
-    assert assert_same_story(one, other) >= 2 * count
+    assert assert_same_vec_envs(one, other) >= 2 * count
 
 
-def test_worker_processes_tell_the_same(encoder: FrozenEncoder):
-    one = DummyVecEnv([partial(wrapped, make, encoder, False) for make in makers(2, "dict")])
-    other = VecLatentObservation(SubprocVecEnv(makers(2, "dict")), encoder)
+@pytest.mark.integration
+@pytest.mark.parametrize("has_index", [False, True])
+def test_worker_processes_show_the_same_and_say_what_it_is(encoder: FrozenEncoder, has_index: bool):
+    # Workers without an index do not survive the question for it.
+    made: list[Any] = [partial(featured, True, 100 * i) for i in range(2)] if has_index else makers(1, "dict")
+    one = DummyVecEnv([partial(wrapped, make, encoder, flatten=True) for make in made])
+    other = VecLatentObservation(SubprocVecEnv(made), encoder, flatten=True)
     try:
-        assert assert_same_story(one, other) >= 4
+        assert other.index == one.get_attr("index")[0]
+        assert len(other.index) == (7 if has_index else 2)
+        assert assert_same_vec_envs(one, other) >= 2 * len(made)
     finally:
         other.close()
 
 
-def test_pixels_transposed_by_sb3_give_the_same(encoder: FrozenEncoder):
+def test_a_vector_that_answers_no_questions_has_an_index_all_the_same(encoder: FrozenEncoder):
+    class Silent(DummyVecEnv):
+        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+            if attr_name == "index":
+                raise NotImplementedError
+            return super().get_attr(attr_name, indices)
+
+    venv = VecLatentObservation(Silent([featured]), encoder, flatten=True)
+    assert index_of(venv) == [("latent", 0, 6), ("features", 6, 13)]
+
+
+def test_pixels_transposed_or_resized_beneath_give_the_same(encoder: FrozenEncoder):
     one = VecLatentObservation(DummyVecEnv(makers(2)), encoder)
     other = VecLatentObservation(VecTransposeImage(DummyVecEnv(makers(2))), encoder)
-    assert assert_same_story(one, other) >= 4
+    assert assert_same_vec_envs(one, other) >= 4
 
-
-def test_pixels_resized_in_the_workers_give_the_same(encoder: FrozenEncoder):
     def resized(make: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
         return ContractObservation(make(), encoder.contract)
 
     one = VecLatentObservation(DummyVecEnv(makers(2, "dict")), encoder)
     other = VecLatentObservation(DummyVecEnv([partial(resized, make) for make in makers(2, "dict")]), encoder)
-    assert assert_same_story(one, other) >= 4
+    assert assert_same_vec_envs(one, other) >= 4
 
 
 @pytest.mark.parametrize("kind", ["box", "dict"])
@@ -114,11 +97,10 @@ def test_terminal_observations_are_the_true_last_frames(encoder: FrozenEncoder, 
             last = infos[i]["terminal_observation"]
             last = last["pov"] if isinstance(last, dict) else last
             now = observation["pov"][i] if isinstance(observation, dict) else observation[i]
-            limit = LIMIT + i
             assert infos[i]["TimeLimit.truncated"] is True
-            np.testing.assert_allclose(last, encoder(picture(episodes[i], limit)), atol=1e-5)
+            assert_shows(encoder, last, (episodes[i], LIMIT + i))
             episodes[i] += 1
-            np.testing.assert_allclose(now, encoder(picture(episodes[i], 0)), atol=1e-5)
+            assert_shows(encoder, now, (episodes[i], 0))
             seen += 1
     assert seen == 4 + 3 + 2
 
@@ -128,30 +110,21 @@ def test_one_forward_pass_a_step(encoder: FrozenEncoder, monkeypatch: pytest.Mon
     counts: list[int] = []
     encode = encoder.encode
     monkeypatch.setattr(encoder, "encode", lambda frames: counts.append(len(frames)) or encode(frames))
-    venv.reset()
-    venv.step(np.zeros(3, int))
-    venv.step(np.zeros(3, int))  # all end: three first frames and three last ones
-    assert counts == [3, 3, 6]
-
-
-def test_outputs_do_not_alias_each_other(encoder: FrozenEncoder):
-    venv = VecLatentObservation(DummyVecEnv(makers(2)), encoder)
-    first = venv.reset()
-    assert isinstance(first, np.ndarray)
-    kept = first.copy()
-    observations = [venv.step(np.zeros(2, int))[0] for _ in range(3)]
-    np.testing.assert_array_equal(first, kept)
-    for other in observations:
-        assert isinstance(other, np.ndarray)
-        assert not np.shares_memory(first, other)
-        assert other.flags.writeable
+    first: Any = venv.reset()
+    others: list[Any] = [venv.step(np.zeros(3, int))[0] for _ in range(2)]
+    assert counts == [3, 3, 6]  # all end: three first frames and three last ones
+    assert not any(np.shares_memory(first, other) for other in others)
+    assert all(other.flags.writeable for other in others)
 
 
 def test_spaces_without_fitting_pixels_are_refused(encoder: FrozenEncoder):
     with pytest.raises(InputError, match="3 channel"):
         VecLatentObservation(DummyVecEnv(makers(1, "grey")), encoder)
-    with pytest.raises(InputError, match="several images"):
+    with pytest.raises(InputError, match="pixel_key"):
         VecLatentObservation(DummyVecEnv(makers(1, "two-images")), encoder)
+    vector: Any = gym.vector.SyncVectorEnv([partial(limited, "box")])
+    with pytest.raises(InputError, match="venv.*VectorLatentObservation"):
+        VecLatentObservation(vector, encoder)
     venv = VecLatentObservation(DummyVecEnv(makers(1, "two-images")), encoder, pixel_key="map")
     observation = venv.reset()
     assert isinstance(observation, dict)
@@ -168,7 +141,7 @@ class TurnsRound(PixelEnv):
 
 def test_an_array_that_differs_from_its_space_is_refused(encoder: FrozenEncoder):
     class Raw(DummyVecEnv):
-        """Hands the arrays on as they are, as vector environments written in C++ do."""
+        """Passes the arrays on without a buffer, as vector environments written in C++ do."""
 
         def reset(self) -> Any:
             return np.stack([env.reset()[0] for env in self.envs])
@@ -181,17 +154,11 @@ def tiny_ppo(venv: VecEnv, policy: str = "MlpPolicy") -> PPO:
     return PPO(policy, venv, n_steps=8, batch_size=8, n_epochs=2, seed=0, device="cpu", gamma=0.5)
 
 
-@pytest.mark.parametrize("kind", ["box", "dict"])
+@pytest.mark.parametrize(("kind", "policy"), [("box", "MlpPolicy"), ("dict", "MultiInputPolicy")])
 def test_ppo_bootstraps_from_the_latent_of_the_true_last_frame(
-    encoder: FrozenEncoder, kind: PixelKind, monkeypatch: pytest.MonkeyPatch
+    encoder: FrozenEncoder, kind: PixelKind, policy: str, monkeypatch: pytest.MonkeyPatch
 ):
-    model = tiny_ppo(
-        VecLatentObservation(DummyVecEnv([partial(limited, kind, 0, LIMIT)]), encoder),
-        {
-            "box": "MlpPolicy",
-            "dict": "MultiInputPolicy",
-        }[kind],
-    )
+    model = tiny_ppo(VecLatentObservation(DummyVecEnv([partial(limited, kind, 0, LIMIT)]), encoder), policy)
     asked: list[Any] = []
     predict_values = model.policy.predict_values
 
@@ -207,7 +174,7 @@ def test_ppo_bootstraps_from_the_latent_of_the_true_last_frame(
         latent = observation["pov"] if kind == "dict" else observation
         assert latent.shape == (1, LATENT_DIM)
         # SB3 seeds the environment once, which starts the story at its first episode.
-        np.testing.assert_allclose(latent[0].numpy(), encoder(picture(episode, LIMIT)), atol=1e-5)
+        assert_shows(encoder, latent[0].numpy(), (episode, LIMIT))
 
 
 @pytest.mark.parametrize("outside", [False, True])
@@ -215,9 +182,9 @@ def test_training_an_agent_leaves_the_encoder_bit_identical(outside: bool):
     encoder = FrozenEncoder.random(tiny_architecture(), device="cpu")
     before = {name: value.clone() for name, value in encoder._network.state_dict().items()}
     if outside:
-        venv: VecEnv = VecLatentObservation(DummyVecEnv(makers(2)), encoder)
+        venv: VecEnv = VecLatentObservation(DummyVecEnv([featured, featured]), encoder, flatten=True)
     else:
-        venv = DummyVecEnv([partial(wrapped, make, encoder, False) for make in makers(2)])
+        venv = DummyVecEnv([partial(wrapped, make, encoder) for make in makers(2)])
     model = tiny_ppo(venv)
     weights = [p.clone() for p in model.policy.parameters()]
     model.learn(48)
