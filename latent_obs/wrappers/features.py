@@ -23,7 +23,7 @@ Needs no torch.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -36,7 +36,6 @@ from latent_obs.envs.old_spaces import Enum
 from latent_obs.pixels import is_image
 from latent_obs.util.errors import InputError
 
-Features = NDArray[np.float32]
 Numbers = NDArray[np.float64]
 
 STACK = 64  # items: Minecraft's full stack, at which a count becomes 1
@@ -177,167 +176,6 @@ class _Leaf:
         return one_hot
 
 
-class FeatureLayout:
-    """What `FeatureObservation` does, for one observation space and without an environment.
-
-    Args:
-        space: The observation space.
-        pixel_key: An entry of the Dict observation to treat as pixels although its shape is not that of an image.
-        grouped: All numbers in one vector.
-
-    Attributes:
-        space: The space of what `convert` returns.
-        index: Where each number is, in the vector of all of them: the grouped one, or that of the entries in order.
-        left_out: Names of values that cannot be numbers.
-
-    Raises:
-        InputError: The space has something of which no numbers can be made, or two entries would get one name.
-
-    Example:
-        >>> layout = FeatureLayout(spaces.Dict(compass=spaces.Dict(angle=spaces.Box(-180, 180, ()))), grouped=True)
-        >>> [slot.name for slot in layout.index]
-        ['compass/angle (sin)', 'compass/angle (cos)']
-        >>> layout.convert({"compass": {"angle": 90.0}}).round(3).tolist()
-        [1.0, 0.0]
-    """
-
-    def __init__(self, space: spaces.Space[Any], pixel_key: str | None = None, grouped: bool = False) -> None:
-        alone = not isinstance(space, spaces.Dict | spaces.Tuple)
-        named: dict[str, tuple[tuple[Any, ...], spaces.Space[Any]]] = {}
-        for path, inner in _leaves(space):
-            # Without dots, which torch refuses in the names of modules.
-            name = "/".join(map(str, path)).replace(".", "_") or "observation"
-            if name in named:
-                raise InputError(
-                    f"two entries of the observation, {named[name][0]} and {path}, are both named {name!r}"
-                )
-            named[name] = path, inner
-        if pixel_key is not None and (alone or pixel_key not in named):
-            found = "is no Dict" if alone else f"has the entries {sorted(named)}"
-            raise InputError(f"pixel_key is {pixel_key!r}, but the observation {found}")
-        images = {name: inner for name, (_, inner) in named.items() if name == pixel_key or _is_pixels(inner, alone)}
-        if pixel_key is not None and images[pixel_key].dtype != np.uint8:
-            raise InputError(f"pixel_key {pixel_key!r} must name a uint8 Box, got {images[pixel_key]}")
-        others = [(name, *named[name]) for name in sorted(named.keys() - images.keys())]
-        self.left_out = tuple(name for name, _, inner in others if isinstance(inner, spaces.Text))
-        self._leaves = [_Leaf(*other) for other in others if other[0] not in self.left_out]
-        if not images and not self._leaves:
-            raise InputError(f"the observation holds neither pixels nor numbers: {space}")
-        grouped = (grouped or alone) and bool(self._leaves)
-        if grouped and GROUP in images:
-            raise InputError(f"an image of the observation is named {GROUP!r}, as the vector of all numbers would be")
-        self._images = {name: named[name][0] for name in images}
-        self._is_vector = grouped and not images
-        #: The whole observation is an image, and unchanged.
-        self._is_image = alone and bool(images)
-
-        #: Which numbers each entry holds; and for each leaf its path, the place of its numbers, and what gives them.
-        self._entries: dict[str, slice] = {}
-        self._reads: list[tuple[tuple[Any, ...], int | slice, Callable[[Any], Any]]] = []
-        slots: list[Slot] = []
-        counts, sines, cosines = [], [], []
-        start = 0
-        for leaf in self._leaves:
-            self._entries[leaf.name] = slice(start, start + leaf.width)
-            # One number: `float` is quick, and checks that it is one.
-            is_single = leaf.shape == () and isinstance(leaf.space, spaces.Box) and leaf.formula != "angle"
-            self._reads.append(
-                (leaf.path, start, float) if is_single else (leaf.path, self._entries[leaf.name], leaf.flatten)
-            )
-            places = np.arange(start, start + leaf.width)
-            if leaf.formula == "count":
-                counts.append(places)
-            elif leaf.formula == "angle":
-                sines.append(places[: leaf.width // 2])
-                cosines.append(places[leaf.width // 2 :])
-            entry = "" if self._is_vector else GROUP if grouped else leaf.name
-            for suffix, width, meaning in leaf.parts:
-                slots.append(Slot(leaf.name + suffix, start, start + width, meaning, entry))
-                start += width
-        if grouped:
-            self._entries = {GROUP: slice(0, start)}
-        self.index = tuple(slots)
-        self._counts, self._sines, self._cosines = (_joined(places).astype(int) for places in (counts, sines, cosines))
-        self._divisors = _joined([np.broadcast_to(leaf.divisor, leaf.width) for leaf in self._leaves])
-        self._low, self._high = (_joined([getattr(leaf, side) for leaf in self._leaves]) for side in ("low", "high"))
-        for bound in (self._low, self._high):
-            self._scale(bound)
-
-        low, high = _float32(self._low), _float32(self._high)
-        boxes = {name: spaces.Box(low[of], high[of], dtype=np.float32) for name, of in self._entries.items()}
-        self.space: spaces.Space[Any] = spaces.Dict({**images, **boxes})
-        if self._is_image:
-            self.space = space
-        elif self._is_vector:
-            self.space = boxes[GROUP]
-
-    def _scale(self, numbers: Numbers) -> None:
-        """Divide, and take logarithms of counts, in place."""
-        numbers /= self._divisors
-        # The first item counts for more than the fortieth.
-        numbers[self._counts] = np.log1p(np.maximum(numbers[self._counts], 0.0)) / math.log1p(STACK)
-
-    def convert(self, observation: Any) -> Any:
-        """Turn an observation into numbers; all arrays are new except for the pixels, which are passed on.
-
-        Raises:
-            InputError: It is not what the space declares.
-        """
-        if self._is_image:
-            return observation
-        numbers = np.empty(len(self._divisors))
-        try:
-            for path, place, numbers_of in self._reads:
-                numbers[place] = numbers_of(_at(observation, path))
-            entries = {name: _at(observation, path) for name, path in self._images.items()}
-        except InputError:
-            raise
-        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-            what = f"{type(error).__name__}: {error}"
-            raise InputError(f"the observation is not what its space declares ({what})") from error
-        self._scale(numbers)
-        if self._sines.size:
-            angles = numbers[self._sines]
-            angles = np.radians(np.where(np.abs(angles) < BOUNDLESS, angles, np.nan))
-            numbers[self._sines], numbers[self._cosines] = np.sin(angles), np.cos(angles)
-        vector = _float32(np.minimum(np.maximum(numbers, self._low), self._high))
-        if self._is_vector:
-            return vector
-        entries.update((name, vector[of]) for name, of in self._entries.items())
-        return entries
-
-
-def _leaves(space: spaces.Space[Any], path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The parts that are no Dict or Tuple, with the keys that lead to each."""
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        for key, inner in space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
-            yield from _leaves(inner, (*path, key))
-    else:
-        yield path, space
-
-
-def _at(observation: Any, path: tuple[Any, ...]) -> Any:
-    for key in path:
-        observation = observation[key]
-    return observation
-
-
-def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    return np.concatenate(parts) if parts else np.zeros(0)
-
-
-def _float32(numbers: Numbers) -> Features:
-    with np.errstate(over="ignore"):  # a float64 beyond the reach of float32 becomes infinite
-        return numbers.astype(np.float32)
-
-
-def _is_pixels(space: spaces.Space[Any], alone: bool) -> bool:
-    """Whether a space is an image; if it is the whole observation, it may be grey and have no channel axis."""
-    if not isinstance(space, spaces.Box):
-        return False
-    return is_image(space) or (alone and space.dtype == np.uint8 and len(space.shape) == 2 and min(space.shape) >= 8)
-
-
 class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Turn all of an observation but its pixels into float32 numbers under flat names; the module's table says how.
 
@@ -351,7 +189,7 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
             to send from a worker process. Otherwise one vector per entry, such as "inventory/log" (1,).
 
     Attributes:
-        index: Where each number is, in the vector of all of them.
+        index: Where each number is, in the vector of all of them: the grouped one, or that of the entries in order.
         left_out: Names of values that cannot be numbers.
 
     Raises:
@@ -375,14 +213,139 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
                 f"env: FeatureObservation wraps a gymnasium.Env, got {type(env).__module__}.{type(env).__name__}"
             )
         gym.ObservationWrapper.__init__(self, env)
-        self._layout = FeatureLayout(env.observation_space, pixel_key, grouped)
-        self.observation_space = self._layout.space
-        self.index, self.left_out = self._layout.index, self._layout.left_out
+        space = env.observation_space
+        alone = not isinstance(space, spaces.Dict | spaces.Tuple)
+        named = _by_name(space)
+        if pixel_key is not None and (alone or pixel_key not in named):
+            found = "is no Dict" if alone else f"has the entries {sorted(named)}"
+            raise InputError(f"pixel_key is {pixel_key!r}, but the observation {found}")
+        images = {name: inner for name, (_, inner) in named.items() if name == pixel_key or _is_pixels(inner, alone)}
+        if pixel_key is not None and images[pixel_key].dtype != np.uint8:
+            raise InputError(f"pixel_key {pixel_key!r} must name a uint8 Box, got {images[pixel_key]}")
+        others = [(name, *named[name]) for name in sorted(named.keys() - images.keys())]
+        self.left_out = tuple(name for name, _, inner in others if isinstance(inner, spaces.Text))
+        leaves = [_Leaf(*other) for other in others if other[0] not in self.left_out]
+        if not images and not leaves:
+            raise InputError(f"the observation holds neither pixels nor numbers: {space}")
+        grouped = (grouped or alone) and bool(leaves)
+        if grouped and GROUP in images:
+            raise InputError(f"an image of the observation is named {GROUP!r}, as the vector of all numbers would be")
+        self._images = {name: named[name][0] for name in images}
+        self._is_vector = grouped and not images
+        #: The whole observation is an image, and unchanged.
+        self._is_image = alone and bool(images)
+
+        slots: list[Slot] = []
+        for leaf in leaves:
+            entry = "" if self._is_vector else GROUP if grouped else leaf.name
+            for suffix, width, meaning in leaf.parts:
+                start = slots[-1].stop if slots else 0
+                slots.append(Slot(leaf.name + suffix, start, start + width, meaning, entry))
+        self.index = tuple(slots)
+        self._prepare(leaves)
+        if grouped:
+            self._entries = {GROUP: slice(0, len(self._divisors))}
+        low, high = _float32(self._low), _float32(self._high)
+        boxes = {name: spaces.Box(low[of], high[of], dtype=np.float32) for name, of in self._entries.items()}
+        self.observation_space = spaces.Dict({**images, **boxes})
+        if self._is_image:
+            self.observation_space = space
+        elif self._is_vector:
+            self.observation_space = boxes[GROUP]
+
+    def _prepare(self, leaves: Sequence[_Leaf]) -> None:
+        """Gather the formulas of all leaves, so that a few array operations apply them to a whole observation."""
+        #: Which numbers each entry holds; and for each leaf its path, the place of its numbers, and what gives them.
+        self._entries: dict[str, slice] = {}
+        self._reads: list[tuple[tuple[Any, ...], int | slice, Callable[[Any], Any]]] = []
+        places: dict[str, list[NDArray[Any]]] = {"scale": [], "count": [], "angle": []}
+        start = 0
+        for leaf in leaves:
+            self._entries[leaf.name] = of = slice(start, start + leaf.width)
+            # One number: `float` is quick, and checks that it is one.
+            is_single = leaf.shape == () and isinstance(leaf.space, spaces.Box) and leaf.formula != "angle"
+            self._reads.append((leaf.path, start, float) if is_single else (leaf.path, of, leaf.flatten))
+            places[leaf.formula].append(np.arange(of.start, of.stop).reshape(2 if leaf.formula == "angle" else 1, -1))
+            start = of.stop
+        self._counts = _joined([numbers[0] for numbers in places["count"]]).astype(int)
+        self._sines, self._cosines = (_joined([numbers[i] for numbers in places["angle"]]).astype(int) for i in (0, 1))
+        self._divisors = _joined([np.broadcast_to(leaf.divisor, leaf.width) for leaf in leaves])
+        self._low, self._high = _joined([leaf.low for leaf in leaves]), _joined([leaf.high for leaf in leaves])
+        for bound in (self._low, self._high):
+            self._scale(bound)
+
+    def _scale(self, numbers: Numbers) -> None:
+        """Divide, and take logarithms of counts, in place."""
+        numbers /= self._divisors
+        # The first item counts for more than the fortieth.
+        numbers[self._counts] = np.log1p(np.maximum(numbers[self._counts], 0.0)) / math.log1p(STACK)
 
     def observation(self, observation: Any) -> Any:
-        """The observation as numbers, float32, and pixels."""
-        return self._layout.convert(observation)
+        """The observation as numbers, in new float32 arrays, and its pixels, which are passed on."""
+        if self._is_image:
+            return observation
+        numbers = np.empty(len(self._divisors))
+        try:
+            for path, place, numbers_of in self._reads:
+                numbers[place] = numbers_of(_at(observation, path))
+            entries = {name: _at(observation, path) for name, path in self._images.items()}
+        except InputError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise InputError(f"the observation is not what its space declares ({what})") from error
+        self._scale(numbers)
+        if self._sines.size:
+            angles = numbers[self._sines]
+            angles = np.radians(np.where(np.abs(angles) < BOUNDLESS, angles, np.nan))
+            numbers[self._sines], numbers[self._cosines] = np.sin(angles), np.cos(angles)
+        vector = _float32(np.minimum(np.maximum(numbers, self._low), self._high))
+        if self._is_vector:
+            return vector
+        entries.update((name, vector[of]) for name, of in self._entries.items())
+        return entries
 
     def describe(self) -> str:
         """The index as a table to read, one line per slot."""
         return describe(self.index, self.left_out)
+
+
+def _by_name(space: spaces.Space[Any]) -> dict[str, tuple[tuple[Any, ...], Any]]:
+    """The parts that are no Dict or Tuple by their flat names, each with the keys that lead to it."""
+    found: dict[str, tuple[tuple[Any, ...], Any]] = {}
+
+    def collect(part: spaces.Space[Any], path: tuple[Any, ...]) -> None:
+        if isinstance(part, spaces.Dict | spaces.Tuple):
+            for key, inner in part.spaces.items() if isinstance(part, spaces.Dict) else enumerate(part.spaces):
+                collect(inner, (*path, key))
+            return
+        # Without dots, which torch refuses in the names of modules.
+        name = "/".join(map(str, path)).replace(".", "_") or "observation"
+        if name in found:
+            raise InputError(f"two entries of the observation, {found[name][0]} and {path}, are both named {name!r}")
+        found[name] = path, part
+
+    collect(space, ())
+    return found
+
+
+def _at(observation: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        observation = observation[key]
+    return observation
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _float32(numbers: Numbers) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # a float64 beyond the reach of float32 becomes infinite
+        return numbers.astype(np.float32)
+
+
+def _is_pixels(space: spaces.Space[Any], alone: bool) -> bool:
+    """Whether a space is an image; if it is the whole observation, it may be grey and have no channel axis."""
+    if not isinstance(space, spaces.Box):
+        return False
+    return is_image(space) or (alone and space.dtype == np.uint8 and len(space.shape) == 2 and min(space.shape) >= 8)

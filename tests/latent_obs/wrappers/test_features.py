@@ -17,11 +17,16 @@ from hypothesis import strategies as st
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.envs.old_spaces import Enum, convert_space
 from latent_obs.util.errors import InputError
-from latent_obs.wrappers.features import FeatureLayout, FeatureObservation, Slot, describe, needs_features
+from latent_obs.wrappers.features import FeatureObservation, Slot, describe, needs_features
 from tests.support.latent_cases import HELD, IMAGE, LOG, Samples
 from tests.support.tiny import picture
 
 INFINITY = math.inf
+
+
+def features(space: spaces.Space[Any], **kwargs: Any) -> Any:
+    """What a `FeatureObservation` makes of observations of this space."""
+    return FeatureObservation(Samples(space), **kwargs)
 
 
 def is_image(space: spaces.Space[Any]) -> bool:
@@ -69,13 +74,14 @@ def expected(space: spaces.Space[Any], value: Any, name: str = "") -> dict[str, 
 
 def numbers_of(space: spaces.Space[Any], value: Any) -> list[float]:
     """What a value becomes that is the whole observation."""
-    layout = FeatureLayout(space)
-    out = layout.convert(value)
-    assert out in layout.space
+    layout = features(space)
+    out = layout.observation(value)
+    assert out in layout.observation_space
     assert out.dtype == np.float32
     return out.tolist()
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(-10, 5000), st.sampled_from([np.int32, np.int64, np.uint16]))
 def test_counts_are_logarithms_of_stacks(count: int, dtype: Any):
     space = spaces.Box(0, 2304, (), dtype)
@@ -88,6 +94,7 @@ def test_counts_are_logarithms_of_stacks(count: int, dtype: Any):
     assert numbers_of(LOG, np.array(64, np.int32)) == [1.0]
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.floats(-400, 400, width=32), st.sampled_from([(-180.0, 180.0), (0.0, 360.0)]))
 def test_degrees_are_sine_and_cosine(angle: float, bounds: tuple[float, float]):
     turn = np.exp(1j * np.deg2rad(angle))
@@ -99,7 +106,7 @@ def test_degrees_are_sine_and_cosine(angle: float, bounds: tuple[float, float]):
 
 @pytest.mark.parametrize("box", [(-180, 180, (), np.int32), (-180.0, 181.0, (), np.float32), (0, 360, (), np.int32)])
 def test_only_floats_of_a_full_turn_are_degrees(box: Any):
-    assert [slot.name for slot in FeatureLayout(spaces.Box(*box)).index] == ["observation"]
+    assert [slot.name for slot in features(spaces.Box(*box)).index] == ["observation"]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +149,7 @@ def test_every_other_kind_of_number(space: spaces.Space[Any], value: Any, number
 @pytest.mark.parametrize(("wide", "value"), [(1, np.nan), (180, np.nan), (INFINITY, np.nan), (180, -np.inf)])
 def test_not_a_number_is_passed_on_and_an_endless_angle_is_none(shape: tuple[int, ...], wide: float, value: float):
     space = spaces.Box(-wide, wide, shape, np.float32)
-    assert np.isnan(FeatureLayout(space).convert(np.full(space.shape, value, np.float32))).all()
+    assert np.isnan(features(space).observation(np.full(space.shape, value, np.float32))).all()
 
 
 def boxes(kind: str, shape: tuple[int, ...], bounds: tuple[float, float]) -> spaces.Box:
@@ -170,13 +177,13 @@ NUMBERS = st.sampled_from([0.0, -1.0, 1.0, 2304.0, 1e9, -1e30, INFINITY, -INFINI
 @settings(deadline=None)
 @given(BOXES, st.one_of(NUMBERS, st.floats(allow_nan=False)))
 def test_values_out_of_bounds_stay_in_the_declared_space(space: spaces.Box, value: float):
-    layout = FeatureLayout(space)
-    out = layout.convert(np.full(space.shape, value))
+    layout = features(space)
+    out = layout.observation(np.full(space.shape, value))
     if np.isnan(out).any():  # an endless angle has no sine
         assert [slot.name for slot in layout.index] == ["observation (sin)", "observation (cos)"]
         assert abs(value) >= 1e9
     else:
-        assert out in layout.space
+        assert out in layout.observation_space
 
 
 # Whole observations
@@ -197,7 +204,7 @@ def nested() -> spaces.Dict:
 
 
 def test_names_say_what_each_number_is():
-    layout = FeatureLayout(nested(), grouped=True)
+    layout = features(nested(), grouped=True)
     assert [(slot.name, slot.start, slot.stop) for slot in layout.index] == [
         ("compass/angle (sin)", 0, 1),
         ("compass/angle (cos)", 1, 2),
@@ -250,21 +257,21 @@ def leaves_of(space: spaces.Space[Any], path: tuple[Any, ...] = ()) -> dict[tupl
     return {path: space}
 
 
-def layouts(space: spaces.Space[Any]) -> tuple[FeatureLayout, FeatureLayout] | None:
+def layouts(space: spaces.Space[Any]) -> tuple[Any, Any] | None:
     """Grouped and apart; None if nothing is left of the space."""
     if not expected(space, space.sample()) and not any(map(is_image, leaves_of(space).values())):
         with pytest.raises(InputError):
-            FeatureLayout(space)
+            features(space)
         return None
-    return FeatureLayout(space, grouped=True), FeatureLayout(space)
+    return features(space, grouped=True), features(space)
 
 
-def vector_of(layout: FeatureLayout, out: Any) -> Any:
+def vector_of(layout: Any, out: Any) -> Any:
     """All the numbers of a grouped observation."""
-    return out if isinstance(layout.space, spaces.Box) else out.get("features", np.zeros(0, np.float32))
+    return out if isinstance(layout.observation_space, spaces.Box) else out.get("features", np.zeros(0, np.float32))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=80)
 @given(NESTED, st.integers(0, 2**31))
 def test_any_nesting_gives_the_numbers_that_its_names_say(space: spaces.Space[Any], seed: int):
     space.seed(seed)
@@ -274,7 +281,7 @@ def test_any_nesting_gives_the_numbers_that_its_names_say(space: spaces.Space[An
     grouped, apart = both
     value = space.sample()
     known = expected(space, value)
-    one, many = grouped.convert(value), apart.convert(value)
+    one, many = grouped.observation(value), apart.observation(value)
     vector = vector_of(grouped, one)
     # the slots are the whole vector, without a gap, each under a name of its own that says what is in it
     places = [place for slot in grouped.index for place in range(slot.start, slot.stop)]
@@ -285,15 +292,19 @@ def test_any_nesting_gives_the_numbers_that_its_names_say(space: spaces.Space[An
         np.testing.assert_allclose(vector[slot.start : slot.stop], known[slot.name], rtol=1e-5, atol=1e-6)
     # apart, the same numbers in the same order
     assert apart.index == grouped.index
-    assert isinstance(apart.space, spaces.Dict)
-    keys = [key for key in apart.space if many[key].dtype == np.float32]
+    assert isinstance(apart.observation_space, spaces.Dict)
+    keys = [key for key in apart.observation_space if many[key].dtype == np.float32]
     assert list(dict.fromkeys(slot.entry for slot in apart.index)) == [key for key in keys if many[key].size]
     np.testing.assert_array_equal(np.concatenate([many[key] for key in keys] or [vector]), vector)
     # flat, and of the declared kind
     for layout, out in ((grouped, one), (apart, many)):
-        assert out in layout.space
-        assert not needs_features(layout.space)
-        entries = layout.space.spaces.values() if isinstance(layout.space, spaces.Dict) else [layout.space]
+        assert out in layout.observation_space
+        assert not needs_features(layout.observation_space)
+        entries = (
+            layout.observation_space.spaces.values()
+            if isinstance(layout.observation_space, spaces.Dict)
+            else [layout.observation_space]
+        )
         for entry in entries:
             assert isinstance(entry, spaces.Box)
             assert (entry.dtype == np.float32 and len(entry.shape) == 1) or entry == IMAGE
@@ -305,7 +316,7 @@ def follow(path: tuple[Any, ...], value: Any) -> Any:
     return value
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(NESTED, st.data())
 def test_one_value_changes_its_own_numbers_only(space: spaces.Space[Any], data: st.DataObject):
     both = layouts(space)
@@ -315,7 +326,7 @@ def test_one_value_changes_its_own_numbers_only(space: spaces.Space[Any], data: 
     layout, path, before = both[0], data.draw(st.sampled_from(paths)), space.sample()
     part, after = follow(path, space), copy.deepcopy(before)
     follow(path[:-1], after)[path[-1]] = part.sample()
-    vectors = [vector_of(layout, layout.convert(value)) for value in (before, after)]
+    vectors = [vector_of(layout, layout.observation(value)) for value in (before, after)]
     changed = np.flatnonzero(vectors[0] != vectors[1])
     owners = {slot.name for slot in layout.index for place in changed if slot.start <= place < slot.stop}
     assert owners <= set(expected(part, follow(path, before), "/".join(map(str, path))))
@@ -326,34 +337,34 @@ def test_pixels_are_unchanged():
     small = spaces.Box(0, 255, (3, 3, 3), np.uint8)
     space = spaces.Dict({"agent.1": spaces.Dict(pov=IMAGE), "map": small, "log": LOG})
     value = {"agent.1": {"pov": image}, "map": np.zeros((3, 3, 3), np.uint8), "log": np.int32(1)}
-    layout = FeatureLayout(space)
-    out = layout.convert(value)
+    layout = features(space)
+    out = layout.observation(value)
     assert out["agent_1/pov"] is image  # no dots: torch refuses them
-    assert isinstance(layout.space, spaces.Dict)
-    assert list(out) == list(layout.space) == ["agent_1/pov", "log", "map"]
-    assert layout.space["map"].shape == (27,)  # too small for a picture: counts
-    kept = FeatureLayout(space, pixel_key="map", grouped=True)
-    assert kept.convert(value)["map"] is value["map"]
+    assert isinstance(layout.observation_space, spaces.Dict)
+    assert list(out) == list(layout.observation_space) == ["agent_1/pov", "log", "map"]
+    assert layout.observation_space["map"].shape == (27,)  # too small for a picture: counts
+    kept = features(space, pixel_key="map", grouped=True)
+    assert kept.observation(value)["map"] is value["map"]
     assert [slot.name for slot in kept.index] == ["log"]
 
 
 @pytest.mark.parametrize("space", [IMAGE, spaces.Box(0, 255, (20, 28), np.uint8)], ids=str)
 @pytest.mark.parametrize("grouped", [False, True])
 def test_an_observation_of_pixels_only_is_unchanged(space: spaces.Space[Any], grouped: bool):
-    layout, value = FeatureLayout(space, grouped=grouped), space.sample()
-    assert layout.convert(value) is value
-    assert layout.space is space
+    layout, value = features(space, grouped=grouped), space.sample()
+    assert layout.observation(value) is value
+    assert layout.observation_space is space
     assert layout.index == layout.left_out == ()
 
 
 def test_an_observation_without_pixels():
     space = spaces.Dict(log=LOG, held=HELD)
     value = {"log": np.int32(64), "held": np.int64(2)}
-    grouped = FeatureLayout(space, grouped=True)
-    assert isinstance(grouped.space, spaces.Box)
-    assert grouped.convert(value).tolist() == [0, 0, 1, 1]
+    grouped = features(space, grouped=True)
+    assert isinstance(grouped.observation_space, spaces.Box)
+    assert grouped.observation(value).tolist() == [0, 0, 1, 1]
     assert {slot.entry for slot in grouped.index} == {""}
-    apart = FeatureLayout(space).convert(value)
+    apart = features(space).observation(value)
     assert {key: part.tolist() for key, part in apart.items()} == {"held": [0, 0, 1], "log": [1]}
 
 
@@ -374,7 +385,7 @@ def test_an_observation_without_pixels():
 )
 def test_spaces_of_which_no_numbers_can_be_made(space: spaces.Space[Any], kwargs: dict[str, Any], named: str):
     with pytest.raises(InputError, match=named):
-        FeatureLayout(space, **kwargs)
+        features(space, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +408,7 @@ def test_spaces_of_which_no_numbers_can_be_made(space: spaces.Space[Any], kwargs
 )
 def test_an_observation_that_differs_from_its_space(space: spaces.Space[Any], value: Any, named: str):
     with pytest.raises(InputError, match=named):
-        FeatureLayout(space).convert(value)
+        features(space).observation(value)
 
 
 @pytest.mark.parametrize(
@@ -474,12 +485,12 @@ def minerl_spaces() -> dict[str, spaces.Dict]:
 def test_all_of_minerls_observations_become_numbers():
     assert len(minerl_spaces()) >= 30
     for name, space in minerl_spaces().items():
-        grouped, apart = FeatureLayout(space, grouped=True), FeatureLayout(space)
+        grouped, apart = features(space, grouped=True), features(space)
         assert needs_features(space) is any(isinstance(part, spaces.Dict) for part in space.values()), name
         value = space.sample()
-        one, many, known = grouped.convert(value), apart.convert(value), expected(space, value)
-        assert one in grouped.space, name
-        assert many in apart.space, name
+        one, many, known = grouped.observation(value), apart.observation(value), expected(space, value)
+        assert one in grouped.observation_space, name
+        assert many in apart.observation_space, name
         assert set(one) == ({"pov", "features"} if known else {"pov"})
         assert one["pov"] is many["pov"] is value["pov"]
         assert grouped.left_out == ()
