@@ -171,9 +171,7 @@ class ObservationEncoder:
 
     @property
     def latent_sizes(self) -> dict[str | None, int]:
-        """How many numbers of an observation are latents, the whole history included: by entry of a Dict; under None
-        if the observation is a vector, whose first numbers they are.
-        """
+        """How many numbers are latents, history included: by entry of a Dict, or under None the first of a vector."""
         sizes = {self._latent_name(key): size * self.options.history for key, size in self._sizes.items()}
         return {None: sum(sizes.values())} if self._is_vector else {**sizes}
 

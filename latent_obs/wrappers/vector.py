@@ -150,10 +150,10 @@ def _autoreset_mode(venv: VectorEnv[Any, Any, Any]) -> AutoresetMode:
             return mode
     # A guess would silently mix the latents of two episodes, or leave final observations as pixels.
     raise InputError(
-        f"autoreset_mode in the metadata of {venv} must say when finished environments are reset, got {found!r}. Set it "
-        "before wrapping: venv.metadata = {**venv.metadata, 'autoreset_mode': gymnasium.vector.AutoresetMode.SAME_STEP}"
-        " if the last step of an episode returns the first observation of the next one, NEXT_STEP if the step after it "
-        "does, DISABLED if none does"
+        f"autoreset_mode in the metadata of {venv} must say when finished environments are reset, got {found!r}. Set "
+        "it before wrapping: venv.metadata = {**venv.metadata, 'autoreset_mode': "
+        "gymnasium.vector.AutoresetMode.SAME_STEP} if the last step of an episode returns the first observation of the "
+        "next one, NEXT_STEP if the step after it does, DISABLED if none does"
     )
 
 

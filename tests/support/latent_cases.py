@@ -66,7 +66,7 @@ def assert_same(one: Any, other: Any) -> None:
         assert set(one) == set(other)
         for name in one:
             assert_same(one[name], other[name])
-    elif isinstance(one, list | tuple) or getattr(one, "dtype", None) == object:
+    elif isinstance(one, list | tuple) or (isinstance(one, np.ndarray) and one.dtype.kind == "O"):
         for a, b in zip(one, other, strict=True):
             assert_same(a, b)
     elif isinstance(one, np.ndarray):

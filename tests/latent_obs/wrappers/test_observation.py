@@ -54,7 +54,8 @@ OPTIONS: dict[str, tuple[PixelKind, dict[str, Any]]] = {
 
 
 def wrap(make: Any, encoder: Any, options: dict[str, Any]) -> LatentObservation:
-    return LatentObservation(make(), **{"encoder": encoder, **options})
+    wrapper: Any = LatentObservation
+    return wrapper(make(), **{"encoder": encoder, **options})
 
 
 def test_the_options_are_the_same_in_both_forms(encoder: FrozenEncoder):
@@ -76,7 +77,8 @@ def test_many_environments_see_what_each_alone_sees(encoder: FrozenEncoder, name
     kind, options = OPTIONS[name]
     makers = [partial(limited, kind, 10 * i, length) for i, length in enumerate(lengths)]
     one = DummyVecEnv([partial(wrap, make, encoder, options) for make in makers])
-    other = VecLatentObservation(DummyVecEnv(makers), **{"encoder": encoder, **options})
+    wrapper: Any = VecLatentObservation
+    other = wrapper(DummyVecEnv(makers), **{"encoder": encoder, **options})
     assert_same_vec_envs(one, other, steps=7)
 
 
@@ -267,7 +269,7 @@ def test_bad_options(options: dict[str, Any], named: str):
 
 def test_a_name_that_is_taken_is_refused():
     space = spaces.Dict(pov=IMAGE, pov_latent=spaces.Box(0, 1, (2,)))
-    with pytest.raises(InputError, match="keep_pixels.*'pov_latent'"):
+    with pytest.raises(InputError, match=r"keep_pixels.*'pov_latent'"):
         ObservationEncoder(space, OTHER, ObservationOptions(keep_pixels=True))
 
 

@@ -134,7 +134,7 @@ def test_a_space_without_fitting_pixels_is_refused(encoder: FrozenEncoder, space
 
 
 def test_what_is_no_environment_is_named(encoder: FrozenEncoder):
-    with pytest.raises(InputError, match="env.*list"):
+    with pytest.raises(InputError, match=r"env: .*list"):
         LatentObservation(cast(Any, []), encoder)
     with pytest.raises(InputError, match="VectorLatentObservation"):
         LatentObservation(cast(Any, gym.vector.SyncVectorEnv([PixelEnv])), encoder)
