@@ -218,7 +218,7 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
         named = _by_name(space)
         if pixel_key is not None and (alone or pixel_key not in named):
             found = "is no Dict" if alone else f"has the entries {sorted(named)}"
-            raise InputError(f"pixel_key is {pixel_key!r}, but the observation {found}")
+            raise InputError(f"pixel_key {pixel_key!r} is not in the observation, which {found}")
         images = {name: inner for name, (_, inner) in named.items() if name == pixel_key or _is_pixels(inner, alone)}
         if pixel_key is not None and images[pixel_key].dtype != np.uint8:
             raise InputError(f"pixel_key {pixel_key!r} must name a uint8 Box, got {images[pixel_key]}")

@@ -130,15 +130,13 @@ class ObservationEncoder:
         self._readers = [PixelReader(space, one.contract, key) for key, one in pairs]
         for reader in self._readers:
             reader.refuse_blur()
-        #: For each image, and for each encoder, the numbers of their readers.
+        #: The numbers of the readers of each image, and those of each encoder, which is called once for all of them.
         self._images: dict[str | None, list[int]] = {}
-        self._calls: list[tuple[FrozenEncoder, list[int]]] = []
+        calls: dict[int, tuple[FrozenEncoder, list[int]]] = {}
         for number, (reader, one) in enumerate(zip(self._readers, self.encoders, strict=True)):
             self._images.setdefault(reader.key, []).append(number)
-            of_one = next((numbers for known, numbers in self._calls if known is one), None)
-            if of_one is None:
-                self._calls.append((one, of_one := []))
-            of_one.append(number)
+            calls.setdefault(id(one), (one, []))[1].append(number)
+        self._calls = list(calls.values())
         self._sizes = {key: sum(self.encoders[n].latent_dim for n in numbers) for key, numbers in self._images.items()}
         self._from_dict = isinstance(space, spaces.Dict)
         self._is_vector = not options.keep_pixels and (
@@ -149,7 +147,7 @@ class ObservationEncoder:
             others = {key: entry for key, entry in space.spaces.items() if key not in self._images}
             self._joined = {key: _vector(entry, key) for key, entry in others.items()}
         self.space = self._new_space(space)
-        self.index = self._new_index(inner_index) if self._is_vector else ()
+        self.index: tuple[Slot, ...] = self._new_index(inner_index) if self._is_vector else ()
 
         count = num_envs or 1
         self._past = {key: np.zeros((count, options.history, size), np.float32) for key, size in self._sizes.items()}

@@ -112,12 +112,7 @@ def test_only_floats_of_a_full_turn_are_degrees(box: Any):
 @pytest.mark.parametrize(
     ("space", "value", "numbers"),
     [
-        (spaces.Box(-1.2, 1.2, (3,), np.float32), [-1.2, 0.3, 9.0], [-1.2, 0.3, 1.2]),
-        (spaces.Box(-10.0, 10.0, (), np.float64), 7.5, [7.5]),
-        (spaces.Box(-30.0, 20.0, (), np.float32), -15.0, [-0.5]),
         (spaces.Box(-1, 1562, (), np.int64), 781, [0.5]),
-        (spaces.Box(-1, 1562, (), np.int64), -1, [-1 / 1562]),
-        (spaces.Box(-2, 2, (), np.int64), 1, [0.5]),
         (spaces.Box(0, 1, (2,), np.int8), [1, 0], [1.0, 0.0]),
         (
             spaces.Box(np.array([-1.0, -50, 0]), np.array([1, 100, INFINITY]), dtype=np.float64),
@@ -134,13 +129,11 @@ def test_only_floats_of_a_full_turn_are_degrees(box: Any):
         (spaces.Box(0.0, 0.0, (2,), np.float32), [0.0, 0.0], [0.0, 0.0]),
         (spaces.MultiBinary([2, 2]), [[1, 0], [0, 1]], [1.0, 0.0, 0.0, 1.0]),
         (spaces.Discrete(3, start=-1), 1, [0.0, 0.0, 1.0]),
-        (HELD, 1, [0.0, 1.0, 0.0]),
         (spaces.MultiDiscrete([2, 3], start=[0, 5]), [1, 5], [0.0, 1.0, 1.0, 0.0, 0.0]),
-        (spaces.MultiDiscrete(np.array([[2], [2]])), [[1], [0]], [0.0, 1.0, 1.0, 0.0]),
     ],
     ids=str,
 )
-def test_every_other_kind_of_number(space: spaces.Space[Any], value: Any, numbers: list[float]):
+def test_numbers_at_their_limits(space: spaces.Space[Any], value: Any, numbers: list[float]):
     given = value if isinstance(space, spaces.Discrete) else np.array(value, space.dtype)
     np.testing.assert_allclose(numbers_of(space, given), numbers, rtol=1e-6)
 

@@ -11,10 +11,9 @@ import torch
 
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError
-from latent_obs.wrappers.pixel_reader import ContractObservation
 from latent_obs.wrappers.single import LatentObservation
 from tests.support.latent_cases import assert_same_vec_envs, assert_shows, featured, index_of
-from tests.support.tiny import LATENT_DIM, PixelKind, limited, picture, tiny_architecture
+from tests.support.tiny import LATENT_DIM, PixelKind, limited, tiny_architecture
 
 pytest.importorskip("stable_baselines3")
 
@@ -71,16 +70,9 @@ def test_a_vector_that_answers_no_questions_has_an_index_all_the_same(encoder: F
     assert index_of(venv) == [("latent", 0, 6), ("features", 6, 13)]
 
 
-def test_pixels_transposed_or_resized_beneath_give_the_same(encoder: FrozenEncoder):
+def test_pixels_transposed_by_sb3_give_the_same(encoder: FrozenEncoder):
     one = VecLatentObservation(DummyVecEnv(makers(2)), encoder)
     other = VecLatentObservation(VecTransposeImage(DummyVecEnv(makers(2))), encoder)
-    assert assert_same_vec_envs(one, other) >= 4
-
-    def resized(make: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
-        return ContractObservation(make(), encoder.contract)
-
-    one = VecLatentObservation(DummyVecEnv(makers(2, "dict")), encoder)
-    other = VecLatentObservation(DummyVecEnv([partial(resized, make) for make in makers(2, "dict")]), encoder)
     assert assert_same_vec_envs(one, other) >= 4
 
 
@@ -116,18 +108,10 @@ def test_one_forward_pass_a_step(encoder: FrozenEncoder, monkeypatch: pytest.Mon
     assert all(other.flags.writeable for other in others)
 
 
-def test_spaces_without_fitting_pixels_are_refused(encoder: FrozenEncoder):
-    with pytest.raises(InputError, match="3 channel"):
-        VecLatentObservation(DummyVecEnv(makers(1, "grey")), encoder)
-    with pytest.raises(InputError, match="pixel_key"):
-        VecLatentObservation(DummyVecEnv(makers(1, "two-images")), encoder)
+def test_what_is_no_vec_env_is_named(encoder: FrozenEncoder):
     vector: Any = gym.vector.SyncVectorEnv([partial(limited, "box")])
     with pytest.raises(InputError, match=r"venv: .*VectorLatentObservation"):
         VecLatentObservation(vector, encoder)
-    venv = VecLatentObservation(DummyVecEnv(makers(1, "two-images")), encoder, pixel_key="map")
-    observation = venv.reset()
-    assert isinstance(observation, dict)
-    np.testing.assert_allclose(observation["map"][0], encoder(picture(0, 0)[::-1]), atol=1e-5)
 
 
 def tiny_ppo(venv: VecEnv, policy: str = "MlpPolicy") -> PPO:
@@ -174,8 +158,3 @@ def test_training_an_agent_leaves_the_encoder_bit_identical(outside: bool):
         assert torch.equal(value, before[name]), name
     held = {id(p) for p in model.policy.parameters()}
     assert not held & {id(p) for p in encoder._network.parameters()}
-
-
-def test_a_folder_in_place_of_an_encoder(encoder_folder: Any, encoder: FrozenEncoder):
-    venv = VecLatentObservation(DummyVecEnv(makers(1)), encoder_folder, device="cpu")
-    np.testing.assert_array_equal(venv.reset(), VecLatentObservation(DummyVecEnv(makers(1)), encoder).reset())

@@ -37,12 +37,6 @@ def test_a_box_becomes_a_latent(encoder: FrozenEncoder, kind: PixelKind):
     np.testing.assert_array_equal(first, kept)
 
 
-def test_channels_first_gives_the_same_latents(encoder: FrozenEncoder):
-    one, other = (LatentObservation(PixelEnv(kind), encoder) for kind in ("box", "chw"))
-    np.testing.assert_array_equal(one.reset()[0], other.reset()[0])
-    np.testing.assert_array_equal(one.step(0)[0], other.step(0)[0])
-
-
 def test_grey_pictures():
     encoder = FrozenEncoder.random(tiny_architecture(channels=1), device="cpu")
     env = LatentObservation(PixelEnv("grey"), encoder)
