@@ -138,4 +138,4 @@ def latents_in(venv: VecEnv) -> dict[str | None, int]:
         if not isinstance(inner, VecEnvWrapper):
             return {}
         inner = inner.venv
-    return inner.view.latent_sizes
+    return inner.observation_encoder.latent_sizes

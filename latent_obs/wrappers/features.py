@@ -1,36 +1,31 @@
-"""`FeatureObservation`: an observation of any shape as pixels beside float32 numbers, each of which has a name.
+"""`FeatureObservation`: turn everything of an observation but its pixels into named float32 numbers.
 
-What an agent of Stable-Baselines3 can take is flat: no Dict within a Dict, no Tuple, no text. The pixels stay as they
-are (`LatentObservation` and `VecLatentObservation` see to them), and everything else becomes numbers of the size of 1:
+Agents of Stable-Baselines3 take flat observations: no Dict within a Dict, no Tuple, no text. Pixels are unchanged
+(`LatentObservation` encodes them), and every other value becomes numbers of about the size of 1:
 
-================================================  ====================================
-================================= A value of the space                              becomes
- named ================================================  ====================================
-================================= Box of whole numbers from 0 (counts)              log(1+x)/log(65): one stack of 64
- inventory/log
-                                                  items is 1
-Box of whole numbers 0 and 1, MultiBinary         itself                                life/on_fire
-Box of floats, -180 to 180 or 0 to 360 (degrees)  sine and cosine                       compass/angle (sin), … (cos)
-Box of floats within -10 to 10                    itself                                vector
-Box of other numbers                              each divided by its largest bound     equipped_items/mainhand/damage
-Box of numbers bounded by 1e9 or more, or not     itself (for VecNormalize)             location/xpos
-Enum                                              one-hot                               equipped_items/…/type=iron_axe
-Discrete                                          one-hot                               weapon=0, weapon=1, …
-MultiDiscrete                                     one-hot, one after the other          keys[0]=0, keys[0]=1, keys[1]=0
-… Text                                              nothing: listed in `left_out`         chat
-Dict, Tuple                                       what is in it, by key or place        inventory/…, position/0
-Sequence, Graph, OneOf, …                         refused: InputError
-================================================  ====================================
-=================================
+===========================================  ===========================================  ==========================
+A value of the space                         becomes                                      named
+===========================================  ===========================================  ==========================
+Box of whole numbers from 0 (counts)         log(1+x)/log(65): a stack of 64 items is 1   inventory/log
+Box of whole numbers 0 and 1, MultiBinary    itself                                       life/on_fire
+Box of floats, -180 to 180 or 0 to 360       sine and cosine of the angle in degrees      compass/angle (sin), … (cos)
+Box of floats within -10 to 10               itself                                       vector
+Box of other numbers                         each divided by its largest bound            mainhand/damage
+Box of numbers bounded by 1e9 or more        itself (for VecNormalize)                    location/xpos
+Discrete, Enum                               one-hot                                      weapon=0, type=iron_axe
+MultiDiscrete                                one-hot, one after the other                 keys[0]=0, keys[0]=1, …
+Text                                         nothing: listed in `left_out`                chat
+Dict, Tuple                                  its parts, by key or place                   inventory/…, position/0
+Sequence, Graph, OneOf, …                    an InputError
+===========================================  ===========================================  ==========================
 
-Needs no torch, so that worker processes can make the numbers.
+Needs no torch.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -41,281 +36,14 @@ from latent_obs.envs.old_spaces import Enum
 from latent_obs.pixels import is_image
 from latent_obs.util.errors import InputError
 
-Features = NDArray[np.float32]
 Numbers = NDArray[np.float64]
-Write = Callable[[Any, Features], None]
 
 STACK = 64  # items: Minecraft's full stack, at which a count becomes 1
 NARROW = 10.0  # bounds up to here are near enough to 1 for a network
 BOUNDLESS = 1e9  # a bound from here on says nothing: ViZDoom and others declare the largest float for "any number"
-_FULL_TURNS = ((-180.0, 180.0), (0.0, 360.0))
-
-
-class Part(NamedTuple):
-    """Neighbouring numbers of a rule that are named and made alike.
-
-    Attributes:
-        suffix: What follows the name of the entry, such as "=iron_axe" or " (sin)".
-        width: How many numbers.
-        meaning: What was done to them, in words.
-    """
-
-    suffix: str
-    width: int
-    meaning: str
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How the values of one space become numbers.
-
-    Attributes:
-        parts: What the numbers are, in order.
-        low: The least that each can be, float32 (width,).
-        high: The most.
-        compile: Given the place of the first number, the function that writes a value's numbers into a vector there.
-
-    Example:
-        >>> rule = one_hot(Enum(["none", "log"]), "held")
-        >>> rule.names, rule.width
-        (('=none', '=log'), 2)
-        >>> vector = np.zeros(3, np.float32)
-        >>> rule.compile(1)(1, vector)
-        >>> vector.tolist()
-        [0.0, 0.0, 1.0]
-    """
-
-    parts: tuple[Part, ...]
-    low: Features
-    high: Features
-    compile: Callable[[int], Write]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What follows the entry's name, one per part."""
-        return tuple(part.suffix for part in self.parts)
-
-    @property
-    def width(self) -> int:
-        """How many numbers the rule gives."""
-        return sum(part.width for part in self.parts)
-
-
-def rule_for(space: spaces.Space[Any], where: str) -> Rule | None:
-    """The rule for a space; None for a text, which is no number.
-
-    Args:
-        space: Any space but a Dict or a Tuple.
-        where: What it is the space of, for messages.
-
-    Raises:
-        InputError: No rule fits.
-
-    Example:
-        >>> rule = rule_for(spaces.Box(0, 2304, (), np.int32), "inventory/log")
-        >>> rule.parts
-        (Part(suffix='', width=1, meaning='log(1+count)/log(65)'),)
-        >>> rule.low, rule.high
-        (array([0.], dtype=float32), array([1.85...], dtype=float32))
-    """
-    if isinstance(space, spaces.Text):
-        return None
-    if isinstance(space, spaces.Discrete):
-        return one_hot(space, where)
-    if isinstance(space, spaces.MultiDiscrete):
-        return one_hots(space, where)
-    if isinstance(space, spaces.MultiBinary):
-        return flags(space, where)
-    if isinstance(space, spaces.Box):
-        low, high = _bounds(space)
-        if space.dtype.kind != "f" and not (low < 0).any():
-            return counts(space, where) if (high > 1).any() else flags(space, where)
-        if space.dtype.kind == "f" and any(((low == a) & (high == b)).all() for a, b in _FULL_TURNS):
-            return degrees(space, where)
-        return numbers(space, where)
-    raise InputError(
-        f"{where} is a {type(space).__name__}, of which no vector of a fixed length can be made: {space}. Replace or drop it "
-        "with a TransformObservation or FilterObservation beneath"
-    )
-
-
-def counts(space: spaces.Box, where: str) -> Rule:
-    """Whole numbers from 0: their logarithm, so that the first log counts for more than the fortieth; one stack is
-    1.
-    """
-    unit = math.log1p(STACK)
-
-    def one(count: float) -> float:
-        return math.log1p(0.0 if count < 0 else count) / unit
-
-    def many(array: Numbers) -> Numbers:
-        return np.log1p(np.maximum(array, 0.0)) / unit
-
-    return _elementwise(space, where, f"log(1+count)/log({1 + STACK})", one, many)
-
-
-def flags(space: spaces.Box | spaces.MultiBinary, where: str) -> Rule:
-    """Zeros and ones: as they are."""
-    return _elementwise(space, where, "0 or 1, as it is", float, _unchanged)
-
-
-def numbers(space: spaces.Box, where: str) -> Rule:
-    """Other numbers: each divided by its largest bound, unless that is near to 1 already or says nothing."""
-    low, high = _bounds(space)
-    largest = np.maximum(np.abs(low), np.abs(high))
-    near = (largest <= NARROW) & (space.dtype.kind == "f") | (largest == 0)
-    scale = np.where(near | (largest >= BOUNDLESS), 1.0, largest)
-    if (scale == 1.0).all():
-        # A float64 beyond float32's reach becomes infinite; on an array alone can that be had without a warning.
-        loose = bool((largest >= BOUNDLESS).any())
-        return _elementwise(space, where, "as it is", None if loose else float, _unchanged)
-    meaning = (
-        f"divided by {scale[0]:.10g}" if (scale == scale[0]).all() else "each divided by its largest bound, if over 10"
-    )
-    divisor = float(scale[0])
-    one = (lambda number: number / divisor) if scale.size == 1 else None
-    return _elementwise(space, where, meaning, one, lambda array: array / scale)
-
-
-def degrees(space: spaces.Box, where: str) -> Rule:
-    """Angles of a full turn: sine and cosine, so that 179 and -179 degrees are neighbours."""
-    shape, size = space.shape, math.prod(space.shape)
-    parts = (Part(" (sin)", size, "sine of the angle"), Part(" (cos)", size, "cosine of the angle"))
-
-    def compile(start: int) -> Write:
-        if shape == ():
-
-            def write_one(value: Any, out: Features) -> None:
-                angle = float(value)
-                angle = math.radians(angle) if -BOUNDLESS < angle < BOUNDLESS else math.nan
-                out[start] = math.sin(angle)
-                out[start + 1] = math.cos(angle)
-
-            return write_one
-        middle, stop = start + size, start + 2 * size
-
-        def write(value: Any, out: Features) -> None:
-            angles = _array(value, shape, where)
-            angles = np.radians(np.where(np.abs(angles) < BOUNDLESS, angles, np.nan))
-            out[start:middle] = np.sin(angles)
-            out[middle:stop] = np.cos(angles)
-
-        return write
-
-    return Rule(parts, np.full(2 * size, -1, np.float32), np.full(2 * size, 1, np.float32), compile)
-
-
-def one_hot(space: spaces.Discrete, where: str) -> Rule:
-    """One of several kinds: a one in the place of that kind, zeros in the others."""
-    first, count = int(space.start), int(space.n)
-    labels: Sequence[Any] = space.names if isinstance(space, Enum) else range(first, first + count)
-
-    def compile(start: int) -> Write:
-        stop = start + count
-
-        def write(value: Any, out: Features) -> None:
-            place = int(value) - first
-            if not 0 <= place < count:
-                raise InputError(f"{where} is {value}, and its space declares {first} to {first + count - 1}")
-            out[start:stop] = 0.0
-            out[start + place] = 1.0
-
-        return write
-
-    return Rule(
-        tuple(Part(f"={label}", 1, "1 if it is, else 0") for label in labels),
-        np.zeros(count, np.float32),
-        np.ones(count, np.float32),
-        compile,
-    )
-
-
-def one_hots(space: spaces.MultiDiscrete, where: str) -> Rule:
-    """Several choices: the one-hot vectors of all of them."""
-    shape = space.shape
-    sizes, firsts = space.nvec.reshape(-1).astype(np.int64), np.broadcast_to(space.start, shape).reshape(-1)
-    offsets, total = np.cumsum(sizes) - sizes, int(sizes.sum())
-    parts = tuple(
-        Part(f"[{','.join(map(str, place))}]={int(firsts[i]) + k}", 1, "1 if it is, else 0")
-        for i, place in enumerate(np.ndindex(shape))
-        for k in range(int(sizes[i]))
-    )
-
-    def compile(start: int) -> Write:
-        starts, stop = start + offsets, start + total
-
-        def write(value: Any, out: Features) -> None:
-            places = np.asarray(value)
-            if places.shape != shape:
-                raise InputError(f"{where} has shape {places.shape}, and its space declares {shape}")
-            places = places.reshape(-1).astype(np.int64) - firsts
-            if ((places < 0) | (places >= sizes)).any():
-                raise InputError(f"{where} is {value}, which is out of what its space declares: {space}")
-            out[start:stop] = 0.0
-            out[starts + places] = 1.0
-
-        return write
-
-    return Rule(parts, np.zeros(total, np.float32), np.ones(total, np.float32), compile)
-
-
-def _elementwise(
-    space: spaces.Box | spaces.MultiBinary,
-    where: str,
-    meaning: str,
-    one: Callable[[float], float] | None,
-    many: Callable[[Numbers], Numbers],
-) -> Rule:
-    """A rule that makes one number of each: `one` for a single value (much the faster), `many` for an array of them."""
-    shape, size = space.shape, math.prod(space.shape)
-    bounds = _bounds(space) if isinstance(space, spaces.Box) else (np.zeros(size), np.ones(size))
-    low, high = (many(bound) for bound in bounds)
-    least, most = (float(low[0]), float(high[0])) if shape == () else (0.0, 0.0)
-
-    def compile_one(start: int) -> Write:
-        single = one or float
-
-        def write(value: Any, out: Features) -> None:
-            number = single(float(value))
-            out[start] = least if number < least else most if number > most else number
-
-        return write
-
-    def compile_many(start: int) -> Write:
-        stop = start + size
-
-        def write(value: Any, out: Features) -> None:
-            array = np.minimum(np.maximum(many(_array(value, shape, where)), low), high)
-            with np.errstate(over="ignore"):
-                out[start:stop] = array
-
-        return write
-
-    with np.errstate(over="ignore"):
-        bounds = low.astype(np.float32), high.astype(np.float32)
-    return Rule((Part("", size, meaning),), *bounds, compile_one if shape == () and one is not None else compile_many)
-
-
-def _array(value: Any, shape: tuple[int, ...], where: str) -> Numbers:
-    """A value as a flat float64 array, or what is wrong with it: assigning it would spread a single number over all."""
-    array = np.asarray(value, np.float64)
-    if array.shape != shape:
-        raise InputError(f"{where} has shape {array.shape}, and its space declares {shape}")
-    return array.reshape(-1)
-
-
-def _bounds(space: spaces.Box) -> tuple[Numbers, Numbers]:
-    return space.low.reshape(-1).astype(np.float64), space.high.reshape(-1).astype(np.float64)
-
-
-def _unchanged(array: Numbers) -> Numbers:
-    return array
-
-
 #: The entry that holds all numbers in the grouped form.
 GROUP = "features"
-
-_Visit = Callable[[Any, Features, dict[str, Any]], None]
+_FULL_TURNS = ((-180.0, 180.0), (0.0, 360.0))
 
 
 @dataclass(frozen=True)
@@ -327,7 +55,7 @@ class Slot:
         start: Place of its first number.
         stop: Place after its last.
         meaning: What was done to it; not compared.
-        entry: The entry of the Dict observation that holds it, "" where the observation is no Dict; not compared.
+        entry: The entry of the Dict observation that holds it, "" if the observation is no Dict; not compared.
 
     Example:
         >>> Slot("inventory/log", 0, 1).shifted(32)
@@ -360,15 +88,12 @@ def describe(index: Sequence[Slot], left_out: Sequence[str] = ()) -> str:
 
 
 def needs_features(space: spaces.Space[Any]) -> bool:
-    """Whether Stable-Baselines3 could not take an observation space as it is, and `FeatureObservation` has to come
-    first.
+    """Whether Stable-Baselines3 cannot take an observation space, and `FeatureObservation` has to come first.
 
     Example:
         >>> log = spaces.Box(0, 2304, (), np.int32)
         >>> needs_features(spaces.Dict(inventory=spaces.Dict(log=log)))
         True
-        >>> needs_features(spaces.Dict(pov=spaces.Box(0, 255, (64, 64, 3), np.uint8), vector=spaces.Box(-1, 1, (9,))))
-        False
     """
     if isinstance(space, spaces.Dict):
         # torch names its modules after the keys, and takes no dot.
@@ -382,189 +107,73 @@ def needs_features(space: spaces.Space[Any]) -> bool:
     return not (isinstance(space, spaces.Box | spaces.MultiBinary) and space.shape)
 
 
-class FeatureLayout:
-    """What `FeatureObservation` does, for one observation space and without an environment.
+class _Leaf:
+    """A part of an observation that becomes numbers: how it is flattened, scaled and named."""
 
-    Args:
-        space: The observation space.
-        pixel_key: An entry of the Dict observation to leave alone as pixels although its shape is not a picture's.
-        grouped: All numbers in one vector.
+    formula: Literal["scale", "count", "angle"] = "scale"
+    divisor: Numbers | float = 1.0
 
-    Attributes:
-        space: The space of what `convert` gives.
-        index: Where each number is, in the vector of all of them: the grouped one, or that of the entries in order.
-        left_out: Names of what can be no number.
-        convert: Turns an observation; its arrays are fresh in each call, but for the pixels, which are handed on.
-
-    Raises:
-        InputError: The space has something of which no numbers can be made, or two entries would get one name.
-
-    Example:
-        >>> layout = FeatureLayout(spaces.Dict(compass=spaces.Dict(angle=spaces.Box(-180, 180, ()))), grouped=True)
-        >>> [slot.name for slot in layout.index]
-        ['compass/angle (sin)', 'compass/angle (cos)']
-        >>> layout.convert({"compass": {"angle": 90.0}}).round(3).tolist()
-        [1.0, 0.0]
-    """
-
-    def __init__(self, space: spaces.Space[Any], pixel_key: str | None = None, grouped: bool = False) -> None:
-        alone = not isinstance(space, spaces.Dict | spaces.Tuple)
-        leaves = _by_name(space)
-        if pixel_key is not None:
-            _check_pixel_key(pixel_key, {} if alone else leaves)
-        self._pixels = {name: s for name, s in leaves.items() if name == pixel_key or _is_pixels(s, alone)}
-        rules = {name: rule_for(leaves[name], name) for name in sorted(leaves.keys() - self._pixels.keys())}
-        self._rules = {name: rule for name, rule in rules.items() if rule is not None}
-        self.left_out = tuple(name for name, rule in rules.items() if rule is None)
-        if not self._pixels and not self._rules:
-            raise InputError(f"the observation holds neither pixels nor numbers: {space}")
-        ends = list(itertools.accumulate((rule.width for rule in self._rules.values()), initial=0))
-        self._starts, self._width = dict(zip(self._rules, ends, strict=False)), ends[-1]
-        self._grouped = (grouped or alone) and bool(self._rules)
-        if self._grouped and GROUP in self._pixels:
+    def __init__(self, name: str, path: tuple[Any, ...], space: spaces.Space[Any]) -> None:
+        self.name, self.path, self.space = name, path, space
+        self.shape = space.shape or ()
+        #: What follows the name, how many numbers it names, and what was done to them.
+        self.parts: list[tuple[str, int, str]] = []
+        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+            self._init_choices(space)
+        elif isinstance(space, spaces.Box):
+            self._init_numbers(space.low.reshape(-1).astype(float), space.high.reshape(-1).astype(float), space.dtype)
+        elif isinstance(space, spaces.MultiBinary):
+            self._init_numbers(np.zeros(space.shape).reshape(-1), np.ones(space.shape).reshape(-1), space.dtype)
+        else:
             raise InputError(
-                f"the vector of all numbers goes by {GROUP!r}, and an image of the observation does already"
+                f"{name} is a {type(space).__name__}, of which no vector of a fixed length can be made: {space}. "
+                "Replace or drop it with a TransformObservation or FilterObservation beneath"
             )
-        #: The observation is this vector and nothing else.
-        self._vector = self._grouped and not self._pixels
-        self.index = tuple(self._slots())
-        self.space: spaces.Space[Any] = space if alone and self._pixels else self._new_space()
-        self.convert: Callable[[Any], Any] = (
-            _same if alone and self._pixels else self._converter(self._visit(space, ()))
-        )
+        self.width = sum(width for _, width, _ in self.parts)
 
-    def _slots(self) -> Iterator[Slot]:
-        for name, rule in self._rules.items():
-            entry = name if not self._grouped else "" if self._vector else GROUP
-            start = self._starts[name]
-            for part in rule.parts:
-                yield Slot(name + part.suffix, start, start + part.width, part.meaning, entry)
-                start += part.width
+    def _init_choices(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
+        self._counts = np.reshape(space.n if isinstance(space, spaces.Discrete) else space.nvec, -1).astype(int)
+        self._firsts = np.broadcast_to(space.start, self.shape).reshape(-1).astype(int)
+        self._offsets = np.cumsum(self._counts) - self._counts
+        for place, first, count in zip(np.ndindex(self.shape), self._firsts, self._counts, strict=True):
+            at = f"[{','.join(map(str, place))}]" if isinstance(space, spaces.MultiDiscrete) else ""
+            labels = space.names if isinstance(space, Enum) else range(first, first + count)
+            self.parts += [(f"{at}={label}", 1, "1 if it is, else 0") for label in labels]
+        self.low, self.high = np.zeros(len(self.parts)), np.ones(len(self.parts))
 
-    def _new_space(self) -> spaces.Space[Any]:
-        boxes = {name: spaces.Box(rule.low, rule.high, dtype=np.float32) for name, rule in self._rules.items()}
-        if self._grouped:
-            low, high = np.concatenate([(rule.low, rule.high) for rule in self._rules.values()], axis=1)
-            boxes = {GROUP: spaces.Box(low, high, dtype=np.float32)}
-        return boxes[GROUP] if self._vector else spaces.Dict({**self._pixels, **boxes})
+    def _init_numbers(self, low: Numbers, high: Numbers, dtype: Any) -> None:
+        self.low, self.high, size, floats = low, high, len(low), dtype.kind == "f"
+        largest = np.maximum(np.abs(low), np.abs(high))
+        if not floats and not (low < 0).any() and (high > 1).any():
+            self.formula = "count"
+            self.parts = [("", size, f"log(1+count)/log({1 + STACK})")]
+        elif floats and any(((low == a) & (high == b)).all() for a, b in _FULL_TURNS):
+            self.formula = "angle"
+            self.parts = [(" (sin)", size, "sine of the angle"), (" (cos)", size, "cosine of the angle")]
+            self.low, self.high = np.full(2 * size, -1.0), np.full(2 * size, 1.0)
+        else:
+            kept = (largest <= NARROW) & floats | (largest == 0) | (largest >= BOUNDLESS)
+            self.divisor = np.where(kept, 1.0, largest)
+            least, most = self.divisor.min(initial=math.inf), self.divisor.max(initial=1.0)
+            one = "unchanged" if most == 1 else f"divided by {most:.10g}"
+            self.parts = [("", size, one if least >= most else "each divided by its largest bound, if over 10")]
 
-    def _visit(self, space: spaces.Space[Any], path: tuple[Any, ...]) -> _Visit | None:
-        """A function that puts a value of the space where it belongs; None where there is nothing to do."""
-        if isinstance(space, spaces.Dict | spaces.Tuple):
-            inner = [(key, self._visit(part, (*path, key))) for key, part in _parts_of(space)]
-            return _all_of([(key, visit) for key, visit in inner if visit is not None])
-        name = _name(path)
-        if name in self._pixels:
-            return _kept(name)
-        if name not in self._rules:
-            return None
-        if self._grouped:
-            return _into_vector(self._rules[name].compile(self._starts[name]))
-        return _apart(name, self._rules[name].compile(0), self._rules[name].width)
-
-    def _converter(self, visit: _Visit | None) -> Callable[[Any], Any]:
-        assert visit is not None
-        width, grouped, vector_only = self._width, self._grouped, self._vector
-        keys = tuple(self.space.spaces) if isinstance(self.space, spaces.Dict) else ()
-
-        def convert(observation: Any) -> Any:
-            vector = np.empty(width, np.float32)
-            entries: dict[str, Any] = dict.fromkeys(keys)
-            try:
-                visit(observation, vector, entries)
-            except InputError:
-                raise
-            except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-                what = f"{type(error).__name__}: {error}"
-                raise InputError(f"the observation is not what its space declares ({what})") from error
-            if vector_only:
-                return vector
-            if grouped:
-                entries[GROUP] = vector
-            return entries
-
-        return convert
-
-
-def _into_vector(write: Write) -> _Visit:
-    return lambda value, vector, entries: write(value, vector)
-
-
-def _apart(name: str, write: Write, width: int) -> _Visit:
-    def visit(value: Any, vector: Features, entries: dict[str, Any]) -> None:
-        entries[name] = out = np.empty(width, np.float32)
-        write(value, out)
-
-    return visit
-
-
-def _kept(name: str) -> _Visit:
-    def visit(value: Any, vector: Features, entries: dict[str, Any]) -> None:
-        entries[name] = value
-
-    return visit
-
-
-def _all_of(parts: list[tuple[Any, _Visit]]) -> _Visit:
-    def visit(value: Any, vector: Features, entries: dict[str, Any]) -> None:
-        for key, inner in parts:
-            inner(value[key], vector, entries)
-
-    return visit
-
-
-def _same(observation: Any) -> Any:
-    return observation
-
-
-def _parts_of(space: spaces.Dict | spaces.Tuple) -> Iterable[tuple[Any, spaces.Space[Any]]]:
-    return space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    """The flat name of what is found by these keys; without dots, which torch refuses in the names of modules."""
-    return "/".join(map(str, path)).replace(".", "_") or "observation"
-
-
-def _by_name(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
-    """All that is no Dict or Tuple, by its flat name.
-
-    Raises:
-        InputError: Two would have the same.
-    """
-    found: dict[str, tuple[tuple[Any, ...], spaces.Space[Any]]] = {}
-
-    def collect(part: spaces.Space[Any], path: tuple[Any, ...]) -> None:
-        if isinstance(part, spaces.Dict | spaces.Tuple):
-            for key, inner in _parts_of(part):
-                collect(inner, (*path, key))
-            return
-        name = _name(path)
-        if name in found:
-            raise InputError(
-                f"two entries of the observation, {found[name][0]} and {path}, would both be named {name!r}"
-            )
-        found[name] = path, part
-
-    collect(space, ())
-    return {name: part for name, (_, part) in found.items()}
-
-
-def _is_pixels(space: spaces.Space[Any], alone: bool) -> bool:
-    """Whether a space is a picture; where the whole observation is one, it may be grey and have no channel axis."""
-    if not isinstance(space, spaces.Box):
-        return False
-    return is_image(space) or (alone and space.dtype == np.uint8 and len(space.shape) == 2 and min(space.shape) >= 8)
-
-
-def _check_pixel_key(key: str, leaves: dict[str, spaces.Space[Any]]) -> None:
-    if not leaves:
-        raise InputError(f"pixel_key {key!r} was given, but the observation is no Dict")
-    if key not in leaves:
-        raise InputError(f"pixel_key {key!r} is not in the observation, whose entries are {sorted(leaves)}")
-    space = leaves[key]
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
-        raise InputError(f"pixel_key {key!r} must name a uint8 Box (values 0 to 255), got {space}")
+    def flatten(self, value: Any) -> Numbers:
+        """The value as float64 (width,), angles twice. It may be out of the space's bounds, if they are numbers."""
+        array = np.asarray(value, np.float64)
+        if array.shape != self.shape:
+            raise InputError(f"{self.name} has shape {array.shape}, but its space declares {self.shape}")
+        array = array.reshape(-1)
+        if self.formula == "angle":
+            return np.concatenate([array, array])
+        if not isinstance(self.space, spaces.Discrete | spaces.MultiDiscrete):
+            return array
+        places = array - self._firsts
+        if not ((places >= 0) & (places < self._counts)).all():
+            raise InputError(f"{self.name} is {value}, which its space does not contain: {self.space}")
+        one_hot = np.zeros(self.width)
+        one_hot[self._offsets + places.astype(int)] = 1.0
+        return one_hot
 
 
 class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -575,25 +184,23 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
 
     Args:
         env: The environment.
-        pixel_key: An entry to leave alone as pixels although its shape is not a picture's, by its flat name.
-        grouped: All numbers in one vector, "features" beside the pixels (alone where there are none): what a worker
-            process had better send. Otherwise one vector an entry, such as "inventory/log" (1,).
+        pixel_key: An entry to treat as pixels although its shape is not that of an image, by its flat name.
+        grouped: All numbers in one vector, "features" beside the pixels (or alone if there are none), which is cheaper
+            to send from a worker process. Otherwise one vector per entry, such as "inventory/log" (1,).
 
     Attributes:
-        index: Where each number is, in the vector of all of them.
-        left_out: Names of what can be no number.
+        index: Where each number is, in the vector of all of them: the grouped one, or that of the entries in order.
+        left_out: Names of values that cannot be numbers.
 
     Raises:
         InputError: The observation holds something of which no numbers can be made (a Sequence, a Graph, …), two
             entries would get one name, or, in a step, a value is not what its space declares.
 
     Example:
-        >>> class Miner(gym.Env):
-        ...     observation_space = spaces.Dict(inventory=spaces.Dict(log=spaces.Box(0, 2304, (), np.int32)))
-        ...     def reset(self, *, seed=None, options=None):
-        ...         return {"inventory": {"log": np.array(64, np.int32)}}, {}
-        >>> env = FeatureObservation(Miner())
-        >>> env.reset()[0]
+        >>> miner = gym.Env()
+        >>> miner.observation_space = spaces.Dict(inventory=spaces.Dict(log=spaces.Box(0, 2304, (), np.int32)))
+        >>> env = FeatureObservation(miner)
+        >>> env.observation({"inventory": {"log": np.array(64, np.int32)}})
         {'inventory/log': array([1.], dtype=float32)}
         >>> print(env.describe())
         0:1  inventory/log  log(1+count)/log(65)
@@ -603,18 +210,142 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
         gym.utils.RecordConstructorArgs.__init__(self, pixel_key=pixel_key, grouped=grouped)
         if not isinstance(env, gym.Env):
             raise InputError(
-                f"FeatureObservation wraps a gymnasium.Env, got {type(env).__module__}.{type(env).__name__}"
+                f"env: FeatureObservation wraps a gymnasium.Env, got {type(env).__module__}.{type(env).__name__}"
             )
         gym.ObservationWrapper.__init__(self, env)
-        layout = FeatureLayout(env.observation_space, pixel_key, grouped)
-        self.observation_space = layout.space
-        self.index, self.left_out = layout.index, layout.left_out
-        self._convert = layout.convert
+        space = env.observation_space
+        alone = not isinstance(space, spaces.Dict | spaces.Tuple)
+        named = _by_name(space)
+        if pixel_key is not None and (alone or pixel_key not in named):
+            found = "is no Dict" if alone else f"has the entries {sorted(named)}"
+            raise InputError(f"pixel_key {pixel_key!r} is not in the observation, which {found}")
+        images = {name: inner for name, (_, inner) in named.items() if name == pixel_key or _is_pixels(inner, alone)}
+        if pixel_key is not None and images[pixel_key].dtype != np.uint8:
+            raise InputError(f"pixel_key {pixel_key!r} must name a uint8 Box, got {images[pixel_key]}")
+        others = [(name, *named[name]) for name in sorted(named.keys() - images.keys())]
+        self.left_out = tuple(name for name, _, inner in others if isinstance(inner, spaces.Text))
+        leaves = [_Leaf(*other) for other in others if other[0] not in self.left_out]
+        if not images and not leaves:
+            raise InputError(f"the observation holds neither pixels nor numbers: {space}")
+        grouped = (grouped or alone) and bool(leaves)
+        if grouped and GROUP in images:
+            raise InputError(f"an image of the observation is named {GROUP!r}, as the vector of all numbers would be")
+        self._images = {name: named[name][0] for name in images}
+        self._is_vector = grouped and not images
+        #: The whole observation is an image, and unchanged.
+        self._is_image = alone and bool(images)
+
+        slots: list[Slot] = []
+        for leaf in leaves:
+            entry = "" if self._is_vector else GROUP if grouped else leaf.name
+            for suffix, width, meaning in leaf.parts:
+                start = slots[-1].stop if slots else 0
+                slots.append(Slot(leaf.name + suffix, start, start + width, meaning, entry))
+        self.index = tuple(slots)
+        self._prepare(leaves)
+        if grouped:
+            self._entries = {GROUP: slice(0, len(self._divisors))}
+        low, high = _float32(self._low), _float32(self._high)
+        boxes = {name: spaces.Box(low[of], high[of], dtype=np.float32) for name, of in self._entries.items()}
+        self.observation_space = spaces.Dict({**images, **boxes})
+        if self._is_image:
+            self.observation_space = space
+        elif self._is_vector:
+            self.observation_space = boxes[GROUP]
+
+    def _prepare(self, leaves: Sequence[_Leaf]) -> None:
+        """Gather the formulas of all leaves, so that a few array operations apply them to a whole observation."""
+        #: Which numbers each entry holds; and for each leaf its path, the place of its numbers, and what gives them.
+        self._entries: dict[str, slice] = {}
+        self._reads: list[tuple[tuple[Any, ...], int | slice, Callable[[Any], Any]]] = []
+        places: dict[str, list[NDArray[Any]]] = {"scale": [], "count": [], "angle": []}
+        start = 0
+        for leaf in leaves:
+            self._entries[leaf.name] = of = slice(start, start + leaf.width)
+            # One number: `float` is quick, and checks that it is one.
+            is_single = leaf.shape == () and isinstance(leaf.space, spaces.Box) and leaf.formula != "angle"
+            self._reads.append((leaf.path, start, float) if is_single else (leaf.path, of, leaf.flatten))
+            places[leaf.formula].append(np.arange(of.start, of.stop).reshape(2 if leaf.formula == "angle" else 1, -1))
+            start = of.stop
+        self._counts = _joined([numbers[0] for numbers in places["count"]]).astype(int)
+        self._sines, self._cosines = (_joined([numbers[i] for numbers in places["angle"]]).astype(int) for i in (0, 1))
+        self._divisors = _joined([np.broadcast_to(leaf.divisor, leaf.width) for leaf in leaves])
+        self._low, self._high = _joined([leaf.low for leaf in leaves]), _joined([leaf.high for leaf in leaves])
+        for bound in (self._low, self._high):
+            self._scale(bound)
+
+    def _scale(self, numbers: Numbers) -> None:
+        """Divide, and take logarithms of counts, in place."""
+        numbers /= self._divisors
+        # The first item counts for more than the fortieth.
+        numbers[self._counts] = np.log1p(np.maximum(numbers[self._counts], 0.0)) / math.log1p(STACK)
 
     def observation(self, observation: Any) -> Any:
-        """The observation as numbers, float32, and pixels."""
-        return self._convert(observation)
+        """The observation as numbers, in new float32 arrays, and its pixels, which are passed on."""
+        if self._is_image:
+            return observation
+        numbers = np.empty(len(self._divisors))
+        try:
+            for path, place, numbers_of in self._reads:
+                numbers[place] = numbers_of(_at(observation, path))
+            entries = {name: _at(observation, path) for name, path in self._images.items()}
+        except InputError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise InputError(f"the observation is not what its space declares ({what})") from error
+        self._scale(numbers)
+        if self._sines.size:
+            angles = numbers[self._sines]
+            angles = np.radians(np.where(np.abs(angles) < BOUNDLESS, angles, np.nan))
+            numbers[self._sines], numbers[self._cosines] = np.sin(angles), np.cos(angles)
+        vector = _float32(np.minimum(np.maximum(numbers, self._low), self._high))
+        if self._is_vector:
+            return vector
+        entries.update((name, vector[of]) for name, of in self._entries.items())
+        return entries
 
     def describe(self) -> str:
-        """The index as a table to read, one line a slot."""
+        """The index as a table to read, one line per slot."""
         return describe(self.index, self.left_out)
+
+
+def _by_name(space: spaces.Space[Any]) -> dict[str, tuple[tuple[Any, ...], Any]]:
+    """The parts that are no Dict or Tuple by their flat names, each with the keys that lead to it."""
+    found: dict[str, tuple[tuple[Any, ...], Any]] = {}
+
+    def collect(part: spaces.Space[Any], path: tuple[Any, ...]) -> None:
+        if isinstance(part, spaces.Dict | spaces.Tuple):
+            for key, inner in part.spaces.items() if isinstance(part, spaces.Dict) else enumerate(part.spaces):
+                collect(inner, (*path, key))
+            return
+        # Without dots, which torch refuses in the names of modules.
+        name = "/".join(map(str, path)).replace(".", "_") or "observation"
+        if name in found:
+            raise InputError(f"two entries of the observation, {found[name][0]} and {path}, are both named {name!r}")
+        found[name] = path, part
+
+    collect(space, ())
+    return found
+
+
+def _at(observation: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        observation = observation[key]
+    return observation
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _float32(numbers: Numbers) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # a float64 beyond the reach of float32 becomes infinite
+        return numbers.astype(np.float32)
+
+
+def _is_pixels(space: spaces.Space[Any], alone: bool) -> bool:
+    """Whether a space is an image; if it is the whole observation, it may be grey and have no channel axis."""
+    if not isinstance(space, spaces.Box):
+        return False
+    return is_image(space) or (alone and space.dtype == np.uint8 and len(space.shape) == 2 and min(space.shape) >= 8)

@@ -1,6 +1,4 @@
-"""Where the pixels are in an observation: found once from the space, then read from and replaced in each
-observation.
-"""
+"""Where the pixels are in an observation, and a wrapper that resizes them. Needs no torch."""
 
 from typing import Any
 
@@ -8,121 +6,81 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from latent_obs.pixels import Frames, Layout, PixelContract, find_pixel_key
+from latent_obs.pixels import Layout, PixelContract, find_pixel_key
 from latent_obs.util.errors import InputError
 
 
 class PixelReader:
-    """Finds the pixels in an observation space, and replaces them in each observation.
-
-    The wrappers for one environment and for a vector of them share it, so that all mean the same pixels.
+    """Finds the pixels in an observation space.
 
     Args:
         space: The observation space of one environment.
-        contract: What the encoder eats.
-        pixel_key: The entry of a Dict that holds the pixels; found when only one fits.
-        latent_only: Drop the other entries of a Dict.
+        contract: What the encoder takes.
+        pixel_key: The entry of a Dict that holds the pixels; found if only one fits.
 
     Attributes:
-        key: The entry that holds the pixels; None where the observation is the pixels.
+        key: The entry that holds the pixels; None if the observation is the pixels.
+        shape: Shape of a frame.
+        layout: Its layout.
+        name: What to call the pixels in a message.
 
     Raises:
-        InputError: The space holds no pixels that the encoder can eat.
+        InputError: The space holds no pixels that the encoder can read.
 
     Example:
         >>> image, vector = spaces.Box(0, 255, (96, 128, 3), np.uint8), spaces.Box(0, 1, (2,))
         >>> reader = PixelReader(spaces.Dict(pov=image, vector=vector), PixelContract(64, 64, 3))
-        >>> reader.frames({"pov": np.zeros(image.shape, np.uint8), "vector": np.ones(2)}).shape
-        (1, 64, 64, 3)
+        >>> reader.key, reader.shape, reader.layout
+        ('pov', (96, 128, 3), 'HWC')
     """
 
-    def __init__(
-        self,
-        space: spaces.Space[Any],
-        contract: PixelContract,
-        pixel_key: str | None = None,
-        latent_only: bool = False,
-    ) -> None:
-        self.space = space
+    def __init__(self, space: spaces.Space[Any], contract: PixelContract, pixel_key: str | None = None) -> None:
         self.contract = contract
-        self.latent_only = latent_only
         self.key: str | None = None
+        self.name, pixels = "observation", space
         if isinstance(space, spaces.Dict):
             self.key = find_pixel_key(space, contract, pixel_key)
-            self.layout: Layout = contract.check_space(space.spaces[self.key], f"observation[{self.key!r}]")
-            self._shape = space.spaces[self.key].shape
-        else:
-            if pixel_key is not None:
-                raise InputError(
-                    f"pixel_key {pixel_key!r} was given, but the observation is no Dict: {type(space).__name__}"
-                )
-            self.layout = contract.check_space(space)
-            self._shape = space.shape
+            self.name, pixels = f"observation[{self.key!r}]", space.spaces[self.key]
+        elif pixel_key is not None:
+            raise InputError(f"pixel_key is {pixel_key!r}, but the observation is no Dict: {type(space).__name__}")
+        self.layout: Layout = contract.check_space(pixels, self.name)
+        self.shape: tuple[int, ...] = pixels.shape or ()
 
     def refuse_blur(self) -> None:
-        """Refuse frames far smaller than those of the encoder, which has seen none so blurred.
+        """Raise an InputError if frames are far smaller than those that the encoder takes."""
+        self.contract.refuse_blur(self.shape, self.layout, self.name)
 
-        Raises:
-            InputError: They are.
-        """
-        what = "observation space" if self.key is None else f"observation[{self.key!r}]"
-        self.contract.refuse_blur(self._shape or (), self.layout, what)
-
-    def replaced_space(self, replacement: spaces.Box) -> spaces.Space[Any]:
-        """The observation space with `replacement` where the pixels were."""
-        if not isinstance(self.space, spaces.Dict) or self.key is None or self.latent_only:
-            return replacement
-        return spaces.Dict({k: replacement if k == self.key else s for k, s in self.space.spaces.items()})
-
-    def frames(self, observation: Any, batched: bool = False) -> Frames:
-        """The frames of an observation (or of a batch of them) as the encoder eats them, (N, h, w, c).
-
-        Raises:
-            InputError: The array is not what the space declared.
-        """
-        pixels = observation if self.key is None else observation[self.key]
-        pixels = np.asarray(pixels)
-        if not batched:
-            pixels = pixels[None]
-        if pixels.shape[1:] != self._shape:
-            # Some environments declare (W, H, C) and give (H, W, C): the space is what everything downstream was built
-            # on.
-            where = "observation" if self.key is None else f"observation[{self.key!r}]"
-            raise InputError(
-                f"{where} has shape {pixels.shape[1:]}, but the environment declared {self._shape}. Correct its "
-                "observation_space, or put a TransformObservation with the true space around it"
-            )
-        return self.contract.convert(pixels, self.layout, "observation")
-
-    def replace(self, observation: Any, replacement: Any) -> Any:
-        """The observation with `replacement` where the pixels were; a batch of both, or one of each."""
-        if self.key is None or self.latent_only:
-            return replacement
-        return {k: replacement if k == self.key else v for k, v in observation.items()}
+    def mismatch(self, shape: tuple[int, ...]) -> InputError:
+        """The error for pixels of another shape than the space declared; some environments swap height and width."""
+        return InputError(
+            f"{self.name} has shape {shape}, but the environment declared {self.shape}. Correct its observation_space, "
+            "or put a TransformObservation with the true space around it"
+        )
 
 
 class ContractObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Resize an environment's pixels to what an encoder eats, without encoding them.
+    """Resize an environment's pixels to what an encoder takes, without encoding them.
 
     For worker processes: they send the parent a small frame instead of a large one, and the parent encodes the frames
-    of all of them in one batch. Needs no torch.
+    of all of them in one batch.
 
     Args:
         env: The environment.
-        contract: What the encoder eats.
-        pixel_key: Entry of a Dict observation that holds the pixels; found by itself when only one fits.
+        contract: What the encoder takes.
+        pixel_key: Entry of a Dict observation that holds the pixels; found if only one fits.
         latent_only: Drop every other entry of a Dict observation.
 
+    Attributes:
+        reader: Where the pixels are.
+
     Raises:
-        InputError: The environment has no pixels that the encoder can eat.
+        InputError: The environment has no pixels that the encoder can read.
 
     Example:
-        >>> class Pixels(gym.Env):
-        ...     observation_space = spaces.Box(0, 255, (240, 320, 3), np.uint8)
-        ...     def reset(self, *, seed=None, options=None):
-        ...         return self.observation_space.sample(), {}
-        >>> ContractObservation(Pixels(), PixelContract(64, 64, 3)).reset()[0].shape
-        (64, 64, 3)
+        >>> env = gym.Env()
+        >>> env.observation_space = spaces.Box(0, 255, (240, 320, 3), np.uint8)
+        >>> ContractObservation(env, PixelContract(64, 64, 3)).observation_space
+        Box(0, 255, (64, 64, 3), uint8)
     """
 
     def __init__(
@@ -135,9 +93,18 @@ class ContractObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Recor
     ) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, contract=contract, pixel_key=pixel_key, latent_only=latent_only)
         gym.ObservationWrapper.__init__(self, env)
-        self.reader = PixelReader(env.observation_space, contract, pixel_key, latent_only)
-        self.observation_space = self.reader.replaced_space(spaces.Box(0, 255, contract.shape, np.uint8))
+        self.reader = PixelReader(env.observation_space, contract, pixel_key)
+        self._keeps_entries = self.reader.key is not None and not latent_only
+        resized: spaces.Space[Any] = spaces.Box(0, 255, contract.shape, np.uint8)
+        if isinstance(env.observation_space, spaces.Dict) and self._keeps_entries:
+            resized = spaces.Dict({**env.observation_space.spaces, str(self.reader.key): resized})
+        self.observation_space = resized
 
     def observation(self, observation: Any) -> Any:
         """The observation with its pixels resized to uint8 (height, width, channels)."""
-        return self.reader.replace(observation, self.reader.frames(observation)[0])
+        reader = self.reader
+        pixels = np.asarray(observation if reader.key is None else observation[reader.key])
+        if pixels.shape != reader.shape:
+            raise reader.mismatch(pixels.shape)
+        frame = reader.contract.convert(pixels[None], reader.layout, reader.name)[0]
+        return {**observation, reader.key: frame} if self._keeps_entries else frame

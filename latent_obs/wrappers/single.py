@@ -1,15 +1,12 @@
 """`LatentObservation`: the Gymnasium wrapper that turns an environment's pixels into mean latent vectors."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import gymnasium as gym
 
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError
-from latent_obs.wrappers.observation import EncoderLike, LatentView
-
-if TYPE_CHECKING:
-    from latent_obs.wrappers.drift import DriftMonitor
+from latent_obs.wrappers.observation import EncoderLike, ObservationEncoder, ObservationOptions, OptionsDict
 
 
 class LatentObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -24,109 +21,54 @@ class LatentObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordC
         encoder: An encoder folder, or a loaded `FrozenEncoder` to share between environments; several in a list, whose
             latents of the image are joined; or a mapping from the entries of a Dict observation that hold pixels to
             these.
-        device: Where to encode when `encoder` is a folder: "auto", "cpu", "cuda", "cuda:1", "mps".
-        pixel_key: Entry of a Dict observation that holds the pixels; found by itself when only one fits.
-        latent_only: Drop every other entry of a Dict observation.
-        flatten: Join the other entries, in the order of the Dict, to the latent: one float32 vector, as an MLP policy
-            takes. They must be vectors of floats; put `FeatureObservation` around the environment first where they are
-            not. `latent_only` and an observation of pixels only leave nothing to join.
-        keep_pixels: Keep the image beside its latent: the observation becomes a Dict with "pixels" and "latent", or a
-            Dict keeps the image and gets "<entry>_latent".
-        standardize: Shift and scale latents by their mean and deviation over the training frames.
-        history: How many latents to show, the oldest first; the first one of an episode fills all places.
-        monitor: Told of every frame and latent; see `DriftMonitor`.
+        **options: The fields of `ObservationOptions`: device, pixel_key, latent_only, flatten, keep_pixels, …
 
     Attributes:
-        index: What each number is, where the observation is one vector; () where it is a Dict.
-        view: What is read and shown.
+        index: What each number is, if the observation is one vector; () if it is a Dict.
+        observation_encoder: What reads, encodes and assembles.
 
     Raises:
-        InputError: The environment has no pixels that the encoder can eat, or has entries that cannot be joined.
+        InputError: The environment has no pixels that the encoder can read, or has entries that cannot be joined.
         EncoderFolderError: The folder is missing, damaged or from a newer format.
-        DeviceError: The device asked for is not there.
+        DeviceError: The device is not available.
 
     Example:
         >>> import numpy as np
-        >>> from gymnasium import spaces
         >>> from latent_obs.encoder.architecture import Architecture
-        >>> class Pixels(gym.Env):
-        ...     observation_space = spaces.Box(0, 255, (48, 64, 3), np.uint8)
-        ...     action_space = spaces.Discrete(2)
-        ...     def reset(self, *, seed=None, options=None):
-        ...         return self.observation_space.sample(), {}
         >>> encoder = FrozenEncoder.random(Architecture((32, 32, 3), latent_dim=8), device="cpu")
-        >>> env = LatentObservation(Pixels(), encoder)
+        >>> pixels = gym.Env()
+        >>> pixels.observation_space = gym.spaces.Box(0, 255, (48, 64, 3), np.uint8)
+        >>> env = LatentObservation(pixels, encoder)
         >>> env.observation_space
         Box(-inf, inf, (8,), float32)
-        >>> env.reset()[0].shape
+        >>> env.observation(pixels.observation_space.sample()).shape
         (8,)
     """
 
-    def __init__(
-        self,
-        env: gym.Env[Any, Any],
-        encoder: EncoderLike,
-        *,
-        device: str = "auto",
-        pixel_key: str | None = None,
-        latent_only: bool = False,
-        flatten: bool = False,
-        keep_pixels: bool = False,
-        standardize: bool = False,
-        history: int = 1,
-        monitor: "DriftMonitor | None" = None,
-    ) -> None:
-        gym.utils.RecordConstructorArgs.__init__(
-            self,
-            encoder=encoder,
-            device=device,
-            pixel_key=pixel_key,
-            latent_only=latent_only,
-            flatten=flatten,
-            keep_pixels=keep_pixels,
-            standardize=standardize,
-            history=history,
-            monitor=monitor,
-            _disable_deepcopy=True,
-        )
+    def __init__(self, env: gym.Env[Any, Any], encoder: EncoderLike, **options: Unpack[OptionsDict]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, encoder=encoder, **options, _disable_deepcopy=True)
         if not isinstance(env, gym.Env):
-            hint = "; VectorLatentObservation is for vectors of them" if isinstance(env, gym.vector.VectorEnv) else ""
-            raise InputError(
-                f"LatentObservation wraps a gymnasium.Env, got {type(env).__module__}.{type(env).__name__}{hint}"
-            )
+            hint = "; VectorLatentObservation wraps vectors of them" if isinstance(env, gym.vector.VectorEnv) else ""
+            kind = f"{type(env).__module__}.{type(env).__name__}"
+            raise InputError(f"env: LatentObservation wraps a gymnasium.Env, got {kind}{hint}")
         gym.ObservationWrapper.__init__(self, env)
-        try:
-            inner = env.get_wrapper_attr("index")
-        except AttributeError:
-            inner = ()
-        self.view = LatentView(
-            env.observation_space,
-            encoder,
-            device=device,
-            pixel_key=pixel_key,
-            latent_only=latent_only,
-            flatten=flatten,
-            keep_pixels=keep_pixels,
-            standardize=standardize,
-            history=history,
-            inner_index=inner,
-            monitor=monitor,
+        inner = env.get_wrapper_attr("index") if env.has_wrapper_attr("index") else ()
+        self.observation_encoder = ObservationEncoder(
+            env.observation_space, encoder, ObservationOptions(**options), inner_index=inner
         )
-        self.observation_space = self.view.space
-        self.index = self.view.index
-        self._history = self.view.new_history(1)
+        self.observation_space = self.observation_encoder.space
+        self.index = self.observation_encoder.index
 
     @property
     def encoder(self) -> FrozenEncoder:
-        """The encoder, the first one where there are several."""
-        return self.view.encoder
+        """The encoder; the first one if there are several."""
+        return self.observation_encoder.encoders[0]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment; the history of latents begins anew."""
-        self._history.restart()
+        """Reset the environment, and begin a new history of latents."""
+        self.observation_encoder.restart()
         return super().reset(seed=seed, options=options)
 
     def observation(self, observation: Any) -> Any:
         """The observation with its pixels encoded."""
-        shown = self._history.push(self.view.latents(singles=[observation]))
-        return self.view.assemble(observation, [latents[0] for latents in shown])
+        return self.observation_encoder(observation)[0]

@@ -1,7 +1,7 @@
 """Latents for Gymnasium's vector environments: one forward pass per step for all of them, in each autoreset mode."""
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import gymnasium as gym
 import numpy as np
@@ -11,29 +11,21 @@ from numpy.typing import NDArray
 
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError
-from latent_obs.wrappers.observation import EncoderLike, LatentView
-
-if TYPE_CHECKING:
-    from latent_obs.wrappers.drift import DriftMonitor
-
-_MODES = {mode.value.lower(): mode for mode in AutoresetMode}
+from latent_obs.wrappers.observation import EncoderLike, ObservationEncoder, ObservationOptions, OptionsDict
 
 
 class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstructorArgs):
     """Replace the pixels of a vector environment by mean latents; the vector twin of `LatentObservation`.
 
     It shows, step for step, what `LatentObservation` around each environment would show, and encodes the frames of all
-    of them
-    in one batch, in this process: no worker process of an `AsyncVectorEnv` imports torch. The autoreset mode is read
-    from ``venv.metadata["autoreset_mode"]``:
+    of them in one batch, in this process: no worker process of an `AsyncVectorEnv` imports torch. The autoreset mode is
+    read from ``venv.metadata["autoreset_mode"]``:
 
-    - NEXT_STEP: the step after the end of an episode gives the first observation of the next one.
-    - SAME_STEP: last observations of episodes, in ``infos["final_obs"]``, are encoded in the same batch. It stays an
-    object
-      array, with its mask in ``infos["_final_obs"]``; ``infos["final_info"]`` is left as it is.
+    - NEXT_STEP: the step after the end of an episode returns the first observation of the next one.
+    - SAME_STEP: the last observations of episodes, in ``infos["final_obs"]``, are encoded in the same batch. It stays
+      an object array with its mask in ``infos["_final_obs"]``; ``infos["final_info"]`` is unchanged.
     - DISABLED: ``reset(options={"reset_mask": mask})`` starts episodes. Environments that are not in the mask show what
-    they
-      showed last, as Gymnasium's own vector environments do, and their history goes on.
+      they showed last, and their history goes on.
 
     All that is returned is memory of its own: ``copy=False`` in the vector environment only saves copies of the pixels.
 
@@ -42,102 +34,55 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
             `AsyncVectorEnv`, or what `gymnasium.make_vec` makes. Of spaces that differ
             (``observation_mode="different"``) the first one counts.
         encoder: An encoder folder or a loaded `FrozenEncoder`; or several, as in `LatentObservation`.
-        device: Where to encode when `encoder` is a folder.
-        pixel_key: Entry of a Dict observation that holds the pixels; found by itself when only one fits.
-        latent_only: Drop every other entry of a Dict observation.
-        flatten: Join the other entries, vectors of floats, to the latent: one float32 vector.
-        keep_pixels: Keep the image beside its latent; as in `LatentObservation`.
-        standardize: Shift and scale latents by their mean and deviation over the training frames.
-        history: How many latents to show, the oldest first, per environment; the first one of an episode fills all
-            places.
-        monitor: Told of every frame and latent; see `DriftMonitor`.
+        **options: The fields of `ObservationOptions`: device, pixel_key, latent_only, flatten, keep_pixels, …
 
     Attributes:
-        view: What is read and shown.
-        index: What each number of an observation is, where that is one vector; () where it is a Dict.
+        observation_encoder: What reads, encodes and assembles.
+        index: What each number of an observation is, if that is one vector; () if it is a Dict.
         autoreset_mode: When environments are reset.
 
     Raises:
-        InputError: It is no vector environment of Gymnasium's, does not say when it resets, or has no pixels that the
-            encoder can eat.
+        InputError: It is no vector environment of Gymnasium's, its autoreset mode is unknown, or it has no pixels that
+            the encoder can read.
         EncoderFolderError: The folder is missing, damaged or from a newer format.
-        DeviceError: The device asked for is not there.
+        DeviceError: The device is not available.
 
-    Example:
-        >>> from latent_obs.encoder.architecture import Architecture
-        >>> class Pixels(gym.Env):
-        ...     observation_space = gym.spaces.Box(0, 255, (48, 64, 3), np.uint8)
-        ...     action_space = gym.spaces.Discrete(2)
-        ...     def reset(self, *, seed=None, options=None):
-        ...         return self.observation_space.sample(), {}
-        >>> encoder = FrozenEncoder.random(Architecture((32, 32, 3), latent_dim=8), device="cpu")
-        >>> venv = VectorLatentObservation(gym.vector.SyncVectorEnv([Pixels, Pixels], copy=False), encoder)
-        >>> venv.single_observation_space
-        Box(-inf, inf, (8,), float32)
-        >>> venv.reset()[0].shape
-        (2, 8)
+    Example::
+
+        venv = gym.make_vec("VizdoomBasic-v1", num_envs=8)
+        venv = VectorLatentObservation(venv, "runs/doom/encoder", latent_only=True)
+        observations, infos = venv.reset()  # float32 (8, latent_dim)
     """
 
-    def __init__(
-        self,
-        venv: VectorEnv[Any, Any, Any],
-        encoder: EncoderLike,
-        *,
-        device: str = "auto",
-        pixel_key: str | None = None,
-        latent_only: bool = False,
-        flatten: bool = False,
-        keep_pixels: bool = False,
-        standardize: bool = False,
-        history: int = 1,
-        monitor: "DriftMonitor | None" = None,
-    ) -> None:
-        gym.utils.RecordConstructorArgs.__init__(
-            self,
-            encoder=encoder,
-            device=device,
-            pixel_key=pixel_key,
-            latent_only=latent_only,
-            flatten=flatten,
-            keep_pixels=keep_pixels,
-            standardize=standardize,
-            history=history,
-            monitor=monitor,
-            _disable_deepcopy=True,
-        )
+    def __init__(self, venv: VectorEnv[Any, Any, Any], encoder: EncoderLike, **options: Unpack[OptionsDict]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, encoder=encoder, **options, _disable_deepcopy=True)
         if not isinstance(venv, VectorEnv):
             raise InputError(
-                f"VectorLatentObservation wraps a gymnasium.vector.VectorEnv, got {type(venv).__module__}."
+                f"venv: VectorLatentObservation wraps a gymnasium.vector.VectorEnv, got {type(venv).__module__}."
                 f"{type(venv).__name__}. LatentObservation is for a single environment, and VecLatentObservation for "
                 "the vector environments of Stable-Baselines3"
             )
         self.autoreset_mode = _autoreset_mode(venv)
-        self.view = LatentView(
+        chosen = ObservationOptions(**options)
+        self.observation_encoder = ObservationEncoder(
             venv.single_observation_space,
             encoder,
-            device=device,
-            pixel_key=pixel_key,
-            latent_only=latent_only,
-            flatten=flatten,
-            keep_pixels=keep_pixels,
-            standardize=standardize,
-            history=history,
-            inner_index=_index_of(venv) if flatten else (),
-            monitor=monitor,
+            chosen,
+            venv.num_envs,
+            inner_index=_index_of(venv) if chosen.joins_entries else (),
         )
         super().__init__(venv)
-        self.index = self.view.index
-        self.single_observation_space = self.view.space
-        self.observation_space = batch_space(self.view.space, venv.num_envs)
-        self._batch = self.view.batch(venv.num_envs)
-        self._ended = np.zeros(venv.num_envs, bool)  # whose next step, in the mode NEXT_STEP, begins an episode
-        # Without copy=True, what is not replaced by a latent may be a buffer that the next step writes over.
+        self.index = self.observation_encoder.index
+        self.single_observation_space = self.observation_encoder.space
+        self.observation_space = batch_space(self.single_observation_space, venv.num_envs)
+        self._ended = np.zeros(venv.num_envs, bool)  # whose next step begins an episode, in the mode NEXT_STEP
+        # Without copy=True, an entry that is passed on may be a buffer that the next step overwrites.
         self._lends = getattr(venv.unwrapped, "copy", False) is not True
 
     @property
     def encoder(self) -> FrozenEncoder:
-        """The encoder, the first one where there are several."""
-        return self.view.encoder
+        """The encoder; the first one if there are several."""
+        return self.observation_encoder.encoders[0]
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset all, or those in ``options["reset_mask"]``, and encode what they show.
@@ -147,12 +92,12 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
             options: Passed on; "reset_mask", bool (num_envs,), says which environments to reset.
         """
         # Gymnasium's vector environments take the mask out of the dict that they are given.
-        given = None if options is None else dict(options)
-        observation, infos = self.env.reset(seed=seed, options=given)
+        observation, infos = self.env.reset(seed=seed, options=None if options is None else dict(options))
         mask = options.get("reset_mask") if options else None
         mask = None if mask is None else np.asarray(mask, bool)
         self._ended &= False if mask is None else ~mask
-        return self._own(self._batch.reset(observation, mask)), infos
+        self.observation_encoder.restart(mask)
+        return self._own(self.observation_encoder(observation, new=mask)[0]), infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step all, and encode current and last observations in one batch.
@@ -162,12 +107,14 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
         """
         observation, rewards, terminations, truncations, infos = self.env.step(actions)
         ended = np.logical_or(terminations, truncations)
-        finals, restarted = {}, None
+        finals: dict[int, Any] = {}
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
-            restarted, self._ended = self._ended, ended
+            self.observation_encoder.restart(self._ended)
+            self._ended = ended
         elif self.autoreset_mode is AutoresetMode.SAME_STEP:
-            finals, restarted = _finals(infos, ended), ended
-        observation, finals = self._batch.step(observation, finals, restarted)
+            finals = _finals(infos, ended)
+            self.observation_encoder.restart(ended)
+        observation, finals = self.observation_encoder(observation, finals)
         if finals:
             last = np.full(self.num_envs, None, object)
             for i, final in finals.items():
@@ -195,41 +142,42 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
 
 
 def _autoreset_mode(venv: VectorEnv[Any, Any, Any]) -> AutoresetMode:
-    """When a vector environment resets; Gymnasium's enum, or its value or name as text."""
+    """When a vector environment resets; its metadata hold Gymnasium's enum, or its value or name as text."""
     found = venv.metadata.get("autoreset_mode")
     text = str(getattr(found, "value", found)).replace("_", "").lower()
-    if text not in _MODES:
-        # A guess would mix the latents of two episodes, or leave last frames as pixels, and nobody would notice.
-        wrong = f"an unknown mode, {found!r}," if found is not None else "nothing"
-        raise InputError(
-            f"{venv}.metadata['autoreset_mode'] is {wrong} and should say when finished environments are reset. Set it before "
-            "wrapping: venv.metadata = {**venv.metadata, 'autoreset_mode': gymnasium.vector.AutoresetMode.NEXT_STEP} where the "
-            "next step gives the first observation, SAME_STEP where the last step itself does, DISABLED where nothing does"
-        )
-    return _MODES[text]
+    for mode in AutoresetMode:
+        if mode.value.lower() == text:
+            return mode
+    # A guess would silently mix the latents of two episodes, or leave final observations as pixels.
+    raise InputError(
+        f"autoreset_mode in the metadata of {venv} must say when finished environments are reset, got {found!r}. Set "
+        "it before wrapping: venv.metadata = {**venv.metadata, 'autoreset_mode': "
+        "gymnasium.vector.AutoresetMode.SAME_STEP} if the last step of an episode returns the first observation of the "
+        "next one, NEXT_STEP if the step after it does, DISABLED if none does"
+    )
 
 
 def _finals(infos: Any, ended: NDArray[np.bool_]) -> dict[int, Any]:
     """The last observations of episodes, by the number of the environment."""
     if not isinstance(infos, dict):
         raise InputError(
-            f"infos should be a dict, got {type(infos).__name__}; DictInfoToList belongs around all other wrappers"
+            f"infos must be a dict, got {type(infos).__name__}; put DictInfoToList around all other wrappers"
         )
     last = infos.get("final_obs")
     if last is None:
         return {}
     if not isinstance(last, np.ndarray | list | tuple):
         raise InputError(
-            f"infos['final_obs'] should be an array of objects, one for each environment, as Gymnasium's vector environments "
-            f"give it, got {type(last).__name__}"
+            "infos['final_obs'] must be an array of objects, one for each environment, as Gymnasium's vector "
+            f"environments give it, got {type(last).__name__}"
         )
     return {int(i): last[i] for i in np.flatnonzero(infos.get("_final_obs", ended))}
 
 
 def _index_of(venv: VectorEnv[Any, Any, Any]) -> Any:
-    """The index of the environments' `FeatureObservation`, or () where they have none."""
+    """The index of the environments' `FeatureObservation`, or () if they have none."""
     base = venv.unwrapped
     if not isinstance(base, gym.vector.SyncVectorEnv | gym.vector.AsyncVectorEnv):
         return ()
-    # Worker processes die of a question for an attribute that is not there, so they are asked first whether it is.
+    # A worker process ends when it is asked for an attribute that it does not have.
     return base.get_attr("index")[0] if all(base.call("has_wrapper_attr", "index")) else ()

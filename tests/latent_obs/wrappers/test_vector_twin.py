@@ -1,5 +1,4 @@
-"""VectorLatentObservation tells, step for step, what wrapping each environment first and vectorizing them then
-tells."""
+"""VectorLatentObservation shows, step for step, what wrapping each environment and then vectorizing them shows."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.wrappers.features import FeatureObservation
 from latent_obs.wrappers.single import LatentObservation
 from latent_obs.wrappers.vector import VectorLatentObservation
+from tests.support.latent_cases import assert_same
 from tests.support.tiny import LATENT_DIM, PixelEnv, PixelKind, limited
 
 Makers = Sequence[Callable[[], gym.Env[Any, Any]]]
@@ -41,25 +41,6 @@ class Episodes(PixelEnv):
         ends = self.steps >= self.lengths[number % len(self.lengths)]
         how = (self.episode + self.steps) % 3
         return observation, reward, ends and how != 1, ends and how != 2, {**info, "place": {"x": float(self.steps)}}
-
-
-def assert_same(one: Any, other: Any) -> None:
-    """Alike in form to the last entry; equal, or where they are floats (latents) within 1e-5 of the largest."""
-    assert type(one) is type(other)
-    if isinstance(one, dict):
-        assert set(one) == set(other)
-        for name in one:
-            assert_same(one[name], other[name])
-    elif isinstance(one, np.ndarray):
-        assert (one.shape, one.dtype) == (other.shape, other.dtype)
-        if one.dtype == object:
-            for a, b in zip(one, other, strict=True):
-                assert_same(a, b)
-        else:
-            largest = np.abs(one).max(initial=0) if one.dtype == np.float32 else 0
-            np.testing.assert_allclose(other, one, rtol=0, atol=1e-5 * largest)
-    else:
-        assert one == other
 
 
 def assert_same_story(one: VectorEnv[Any, Any, Any], other: VectorEnv[Any, Any, Any], plan: Sequence[Any]) -> int:
@@ -92,9 +73,9 @@ def assert_same_story(one: VectorEnv[Any, Any, Any], other: VectorEnv[Any, Any, 
             compare(*(env.reset(options={"reset_mask": mask.copy()}) for env in (one, other)))
             ended = ended & ~mask
         actions = np.arange(one.num_envs) * number % 2
-        told = one.step(actions)
-        compare(told, other.step(actions))
-        ended = told[2] | told[3]
+        shown = one.step(actions)
+        compare(shown, other.step(actions))
+        ended = shown[2] | shown[3]
         count += int(ended.sum())
     for what, was in given:
         assert_same(what, was)  # no later step wrote over it
@@ -180,6 +161,7 @@ def test_several_encoders_and_cameras(encoder: FrozenEncoder):
     assert assert_same_story(one, other, [None] * 5) >= 4
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("mode", "shared_memory", "plan"),
     [
@@ -188,7 +170,7 @@ def test_several_encoders_and_cameras(encoder: FrozenEncoder):
         (AutoresetMode.DISABLED, False, [None, [True, False], *[None] * 6]),
     ],
 )
-def test_worker_processes_tell_the_same_and_never_load_torch(
+def test_worker_processes_show_the_same_and_never_load_torch(
     encoder: FrozenEncoder, mode: AutoresetMode, shared_memory: bool, plan: list[Any]
 ):
     makers = [partial(limited, "dict", 100 * i, 2 + i) for i in range(2)]
