@@ -23,7 +23,11 @@ Frames = NDArray[np.uint8]
 Datasets = Sequence[Frames]
 
 #: Errors that mean that the disk, the quota or the largest file size is used up.
-DISK_FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded", errno.EFBIG: "File too large"}
+DISK_FULL = {
+    errno.ENOSPC: "No space left on device",
+    errno.EDQUOT: "Disk quota exceeded",
+    errno.EFBIG: "File too large",
+}
 _MB = 1 << 20
 _NAN_SAMPLE_BYTES = 4 * _MB  # of a float file, for a better error message
 _HELD_OUT_SHARE = 0.1
@@ -118,8 +122,8 @@ def frame_files(folder: Path) -> list[Path]:
     elif any(entry.name.endswith(".npy.part") for entry in entries):
         advice = "A .npy.part is unfinished: let its recording end, or start it again where it was killed"
     raise InputError(
-        f"{folder} has no .npy file; it holds {_listed([entry.name for entry in entries])}. Expected .npy files of uint8 "
-        f"frames (N, H, W, C). {advice}"
+        f"{folder} has no .npy file; it holds {_listed([entry.name for entry in entries])}. Expected .npy files of "
+        f"uint8 frames (N, H, W, C). {advice}"
     )
 
 
@@ -136,8 +140,8 @@ def open_frames(file: Path) -> np.memmap:
                 header = read_npy_header(handle)
             except ValueError as error:
                 raise InputError(
-                    f"{file} is not a .npy file, or its header is damaged ({size:,} bytes: {str(error).splitlines()[0]}). "
-                    "Remove it, or make it again with numpy.save"
+                    f"{file} is not a .npy file, or its header is damaged ({size:,} bytes: "
+                    f"{str(error).splitlines()[0]}). Remove it, or make it again with numpy.save"
                 ) from None
             offset = handle.tell()
             fault = _fault_of(header, offset, size, handle)
@@ -154,7 +158,9 @@ def _fault_of(header: NpyHeader, offset: int, size: int, handle: IO[bytes]) -> s
     shape, fortran_order, dtype = header
     # First of all: an object array can only be read by unpickling it, which runs whatever code the file names.
     if dtype.hasobject:
-        return f"holds Python objects (dtype {dtype}), never loaded, because loading them can run code. Save plain uint8"
+        return (
+            f"holds Python objects (dtype {dtype}), never loaded, because loading them can run code. Save plain uint8"
+        )
     expected = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
     if size != expected:
         what = "is cut short" if size < expected else "goes on after its array"
@@ -173,8 +179,8 @@ def _fault_of(header: NpyHeader, offset: int, size: int, handle: IO[bytes]) -> s
         )
     if fortran_order:
         return (
-            "is in Fortran order, where one frame is scattered over the whole file. Save it again with numpy.save(file, "
-            "numpy.ascontiguousarray(frames))"
+            "is in Fortran order, where one frame is scattered over the whole file. Save it again with "
+            "numpy.save(file, numpy.ascontiguousarray(frames))"
         )
     return ""
 
@@ -321,7 +327,8 @@ def split_held_out(datasets: Datasets, held_out: int | None = None) -> tuple[lis
         return _before_gap([whole[:-tail]], of=whole), [whole[-tail:]]
     if count >= len(datasets):
         raise InputError(
-            f"held_out is {count}: none of {len(datasets)} file(s) would be left to train on; hold out fewer, or record more"
+            f"held_out is {count}: none of {len(datasets)} file(s) would be left to train on; hold out fewer, or "
+            "record more"
         )
     recordings = _recordings_of(datasets)
     measured = set(recordings[-count:])
@@ -356,9 +363,9 @@ def split_note(datasets: Datasets, training: Datasets, held_out: Datasets) -> st
         return ""
     whole, trained, measured = (sum(map(len, side)) for side in (datasets, training, held_out))
     return (
-        f"There is one recording only: its last {measured:,} frames are held out, and the {whole - trained - measured:,} "
-        "before them are used for nothing. Losses on them look better than they would on another recording; record or "
-        "extract a second one to know."
+        f"There is one recording only: its last {measured:,} frames are held out, and the "
+        f"{whole - trained - measured:,} before them are used for nothing. Losses on them look better than they would "
+        "on another recording; record or extract a second one to know."
     )
 
 
@@ -387,8 +394,8 @@ def _recording_names(index: Path) -> dict[str, str]:
         return {piece["file"]: name for name, entry in recordings.items() for piece in entry["files"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{index} cannot be read ({error}), so it is not known which files are of one recording. Extract the frames "
-            "again, or remove it: then each file counts as a recording"
+            f"{index} cannot be read ({error}), so it is not known which files are of one recording. Extract the "
+            "frames again, or remove it: then each file counts as a recording"
         ) from None
 
 
@@ -473,8 +480,9 @@ def check_worth_learning(training: Datasets) -> None:
                 if (dataset[start : start + (1 if sparse else step)] != first).any():
                     return
     raise InputError(
-        f"all {sum(map(len, training)):,} frames to train on ({name_of(training[0])} …) are the same picture, so there is "
-        "nothing to learn. Look at them with: latent-obs frames stats FOLDER; a game that did not start gives such frames"
+        f"all {sum(map(len, training)):,} frames to train on ({name_of(training[0])} …) are the same picture, so there "
+        "is nothing to learn. Look at them with: latent-obs frames stats FOLDER; a game that did not start gives such "
+        "frames"
     )
 
 

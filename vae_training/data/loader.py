@@ -104,8 +104,8 @@ def plan_shares(
     largest = min(n * sum(weights) / weight for n, weight in zip(available, weights, strict=True) if weight > 0)
     if not replace_small and sample_size > sum(available):
         raise InputError(
-            f"sample_size {sample_size:,} is more than the {sum(available):,} frames of all {len(datasets)} dataset(s). "
-            f"Ask for {int(largest):,} or fewer, add frames, or allow repeats with replace_small=True"
+            f"sample_size {sample_size:,} is more than the {sum(available):,} frames of all {len(datasets)} "
+            f"dataset(s). Ask for {int(largest):,} or fewer, add frames, or allow repeats with replace_small=True"
         )
     for i, (count, frames) in enumerate(zip(counts, available, strict=True)):
         if count > frames and not (replace_small and frames):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from latent_obs.util.errors import InputError
 from vae_training.data.frames import DISK_FULL, Frames, read_npy_header

@@ -84,12 +84,13 @@ def load_rows(frames_file: Path) -> dict[str, NDArray[Any]]:
         for name, header in headers.items():
             if header.dtype.hasobject:
                 raise InputError(
-                    f"{file} holds Python objects in {name!r}, never loaded, because loading them can run code. {advice}"
+                    f"{file} holds Python objects in {name!r}, never loaded, because loading them can run code. "
+                    f"{advice}"
                 )
             if header.shape[:1] != frames:
                 raise InputError(
-                    f"{file} does not belong to {frames_file}: its {name!r} has shape {header.shape}, expected a row for "
-                    f"each of {frames[0] if frames else 'no'} frames. {advice}"
+                    f"{file} does not belong to {frames_file}: its {name!r} has shape {header.shape}, expected a row "
+                    f"for each of {frames[0] if frames else 'no'} frames. {advice}"
                 )
         return read_npz(file, list(headers))
     except DamagedRecordingError as error:

@@ -248,8 +248,8 @@ def _open_all(folder: Path) -> tuple[list[_Opened], list[RefusedFile]]:
     for one in opened:
         if one.shape[1:] != usual:
             reason = (
-                f"has frames of shape {one.shape[1:]}, expected {usual} as in {counts[usual]} of {len(opened)} files; a "
-                "dataset needs one shape. Move it to another folder, or resize its frames"
+                f"has frames of shape {one.shape[1:]}, expected {usual} as in {counts[usual]} of {len(opened)} files; "
+                "a dataset needs one shape. Move it to another folder, or resize its frames"
             )
             refused.append(RefusedFile(one.file.name, reason))
     return [one for one in opened if one.shape[1:] == usual], refused
@@ -365,9 +365,9 @@ def stats_table(stats: FolderStats, *, width: int = 100) -> str:
             measured = sum(file.measured for file in stats.files)
             lines.append(f"Estimates: {measured:,} of the frames were measured, in stretches that follow each other.")
         explained = (
-            "same: equal to the frame before; near: equal, or different from it by at most "
-            f"{stats.near:g} of 255 on average; black: no value above {BLACK}; still: frames of the longest run that stays "
-            "near the frame before."
+            f"same: equal to the frame before; near: equal, or different from it by at most {stats.near:g} of 255 on "
+            f"average; black: no value above {BLACK}; still: frames of the longest run that stays near the frame "
+            "before."
         )
         lines += ["", *_table(stats, width), "", fill(explained, width)]
     else:
@@ -386,7 +386,9 @@ def stats_table(stats: FolderStats, *, width: int = 100) -> str:
 
 
 def _table(stats: FolderStats, width: int) -> list[str]:
-    def cells(name: str, of: FileStats | FolderStats, shares: Sequence[float], still: int, estimated: bool) -> list[str]:
+    def cells(
+        name: str, of: FileStats | FolderStats, shares: Sequence[float], still: int, estimated: bool
+    ) -> list[str]:
         mean = " ".join(f"{v:3.0f}" for v in of.mean) if len(of.mean) == 3 else f"{np.mean(of.mean):.0f}"
         numbers = [f"{of.frames:,}", f"{of.bytes / 1e6:,.1f}", mean, f"{np.mean(of.std):.0f}", *map(_percent, shares)]
         return [name, *numbers, f"{'≥' if estimated and still > 1 else ''}{still:,}"]
@@ -452,15 +454,16 @@ def _find(files: Sequence[FileStats]) -> Iterator[str]:
     if black:
         shares = _range([f.black / f.measured for f in black])
         yield (
-            f"{_names(black, files)}: {shares} of the frames are black (no value above {BLACK}); loading screens, or ends "
-            "of episodes? The model learns to draw them as well. Leave them out"
+            f"{_names(black, files)}: {shares} of the frames are black (no value above {BLACK}); loading screens, or "
+            "ends of episodes? The model learns to draw them as well. Leave them out"
         )
     seen = [f for f in files if f.black < f.measured]  # the others are named above
     stills = [f for f in seen if f.near_share > 0.5]
     if stills:
         yield (
-            f"{_names(stills, files)}: {_range([f.near_share for f in stills])} of the frames are near-duplicates of those "
-            "before. They teach little and cost as much as others: record with --frame-skip 4, or leave every second one out"
+            f"{_names(stills, files)}: {_range([f.near_share for f in stills])} of the frames are near-duplicates of "
+            "those before. They teach little and cost as much as others: record with --frame-skip 4, or leave every "
+            "second one out"
         )
     for f in [f for f in seen if f.near_share <= 0.5 and f.still_frames >= max(STRETCH_FRAMES, 0.25 * f.measured)][:3]:
         where = f"for {f.still_frames:,} frames, from frame {f.still_first:,}"
@@ -470,8 +473,8 @@ def _find(files: Sequence[FileStats]) -> Iterator[str]:
     darker = [f for f in seen if means[f.name] < min(0.5 * usual, usual - 15)]
     if darker:
         yield (
-            f"{_names(darker, files)}: far darker than the others (mean {min(means[f.name] for f in darker):.0f}, usual "
-            f"{usual:.0f}). Is it night, or a fault?"
+            f"{_names(darker, files)}: far darker than the others (mean {min(means[f.name] for f in darker):.0f}, "
+            f"usual {usual:.0f}). Is it night, or a fault?"
         )
     by_head: defaultdict[str, list[FileStats]] = defaultdict(list)
     for f in files:
@@ -481,14 +484,14 @@ def _find(files: Sequence[FileStats]) -> Iterator[str]:
             continue
         if len({(f.frames, f.mean, f.std) for f in group}) == 1:
             yield (
-                f"{_names(group, files)}: copies of each other, by all that was measured. A copy among the held-out files "
-                "makes losses look better than they are: keep one of them"
+                f"{_names(group, files)}: copies of each other, by all that was measured. A copy among the held-out "
+                "files makes losses look better than they are: keep one of them"
             )
         else:
             yield (
-                f"{_names(group, files)}: begin with the same {min(HEAD_FRAMES, group[0].frames)} frames. That may be a "
-                "menu, or the seed; parts of one recording in several files would make held-out losses look better than "
-                "they are"
+                f"{_names(group, files)}: begin with the same {min(HEAD_FRAMES, group[0].frames)} frames. That may be "
+                "a menu, or the seed; parts of one recording in several files would make held-out losses look better "
+                "than they are"
             )
 
 

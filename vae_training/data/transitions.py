@@ -83,9 +83,9 @@ class Transitions:
                 kept["action"] = _uniform(kept["action"], self.actions)
             if not any(kept["follows"].any() for kept in self._rows):
                 raise InputError(
-                    f"the rows beside {name_of(self._datasets[0])} and other files tell of no step from a frame to the next "
-                    "(`acted` is false, or `first` true, everywhere), and inverse_dynamics, next_latent and reward are trained "
-                    "on such steps. Record longer episodes, or leave these terms at 0"
+                    f"the rows beside {name_of(self._datasets[0])} and other files tell of no step from a frame to the "
+                    "next (`acted` is false, or `first` true, everywhere), and inverse_dynamics, next_latent and "
+                    "reward are trained on such steps. Record longer episodes, or leave these terms at 0"
                 )
 
     def _kind_of_actions(self) -> ActionKind:
@@ -106,7 +106,9 @@ class Transitions:
             kinds.setdefault(ActionKind("discrete", 0) if whole else ActionKind("continuous", width), name_of(dataset))
         if len(kinds) > 1:
             found = "; ".join(f"{kind.kind} ones of {kind.size or 'some'} in {file}" for kind, file in kinds.items())
-            raise InputError(f"the recordings have actions of several kinds: {found}. Train on those of one environment")
+            raise InputError(
+                f"the recordings have actions of several kinds: {found}. Train on those of one environment"
+            )
         kind = next(iter(kinds))
         return kind if kind.kind == "continuous" else ActionKind("discrete", highest + 1)
 
@@ -149,9 +151,9 @@ def _lack_of_actions(dataset: Frames, columns: dict[str, NDArray[Any]]) -> str:
         f"has actions of several parts ({', '.join(several)})" if several else "has no actions and rewards beside it"
     )
     return (
-        f"{name_of(dataset)} {found}; inverse_dynamics, next_latent and reward are trained on a .rows.npz with `action` and "
-        "`reward`. Record with `latent-obs frames record` from an environment with a single action space, or leave these terms "
-        "at 0"
+        f"{name_of(dataset)} {found}; inverse_dynamics, next_latent and reward are trained on a .rows.npz with "
+        "`action` and `reward`. Record with `latent-obs frames record` from an environment with a single action "
+        "space, or leave these terms at 0"
     )
 
 

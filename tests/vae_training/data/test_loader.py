@@ -71,7 +71,9 @@ def test_shares_are_exact_ordered_and_within_one_of_the_quota(size: int, weights
         assert abs(count - Fraction(size * weight, sum(weights))) < 1
         assert count == 0 or weight > 0
         # More weight is not fewer frames; among equals the earlier one is first.
-        assert all(count >= counts[j] for j, other in enumerate(weights) if weight > other or (weight == other and i < j))
+        assert all(
+            count >= counts[j] for j, other in enumerate(weights) if weight > other or (weight == other and i < j)
+        )
     # Weights are relative, and read as decimals.
     assert counts == shares(size, [w / 1000 for w in weights]) == shares(size, [w * 7 for w in weights])
 
@@ -191,7 +193,12 @@ def test_result_is_fresh_contiguous_and_scaled(kept_files: list[np.memmap]):
         np.testing.assert_array_equal(out, array)
     read_only = np.empty((50, *SHAPE), np.uint8)
     read_only.flags.writeable = False
-    for wrong in (np.empty((49, *SHAPE), np.uint8), np.empty((50, *SHAPE)), np.empty((100, *SHAPE), "u1")[::2], read_only):
+    for wrong in (
+        np.empty((49, *SHAPE), np.uint8),
+        np.empty((50, *SHAPE)),
+        np.empty((100, *SHAPE), "u1")[::2],
+        read_only,
+    ):
         with pytest.raises(InputError, match="out must be"):
             get_random_samples(kept_files, 50, normalize=False, out=wrong)
 
@@ -343,9 +350,7 @@ def test_one_per_epoch_from_seed_and_epoch(kept_files: list[np.memmap]):
     assert (seen[0] != seen[1]).any()
     assert all(not np.shares_memory(seen[0], batch) for batch in seen[1:])  # a caller may keep them all
     for start in (1, 3, 5):
-        with SuperBatches(
-            kept_files, 60, dataset_weights=weights, seed=7, start_epoch=start, epochs=4
-        ) as resumed:
+        with SuperBatches(kept_files, 60, dataset_weights=weights, seed=7, start_epoch=start, epochs=4) as resumed:
             for got, expected in zip(list(resumed), seen[start:], strict=True):
                 np.testing.assert_array_equal(got, expected)
     with SuperBatches(kept_files, 60, dataset_weights=weights, seed=8, epochs=1) as other:

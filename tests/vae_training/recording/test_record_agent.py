@@ -16,8 +16,7 @@ pytest.importorskip("stable_baselines3")
 from agents.play.policy import load_policy
 from tests.support.steer_env import VIEWS, call, evaluated, recorded, run_of
 from vae_training.data.rows import load_rows
-from vae_training.recording.config import RecordConfig
-from vae_training.recording.recorder import record
+from vae_training.recording.recorder import RecordConfig, record
 
 # Actions are numbers, so that whatever an agent sees otherwise is seen in them.
 

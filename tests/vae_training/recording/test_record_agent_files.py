@@ -24,8 +24,7 @@ from latent_obs.util.errors import InputError
 from latent_obs.wrappers.sb3 import VecLatentObservation
 from tests.support.agent_runs import change_state
 from tests.support.steer_env import EPISODE, Seeded, call, evaluated, played, recorded, run_of
-from vae_training.recording.config import RecordConfig
-from vae_training.recording.recorder import record
+from vae_training.recording.recorder import RecordConfig, record
 
 
 def spoilt(run: Path, tmp_path: Path, how: str) -> Path:

@@ -16,8 +16,7 @@ from latent_obs.util.errors import InputError
 from vae_training.data.frames import get_datasets
 from vae_training.data.npy_writer import part_of
 from vae_training.data.rows import load_rows, rows_file_of, transitions_of
-from vae_training.recording.config import RecordConfig
-from vae_training.recording.recorder import record
+from vae_training.recording.recorder import RecordConfig, record
 from vae_training.recording.state import Numbers, RowsTable, StateReader
 
 TOP = 250  # sums are taken modulo this, so that 255 stays free
