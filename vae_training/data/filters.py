@@ -16,7 +16,7 @@ Frames = NDArray[np.uint8]
 #: A frame without a value above it is black: decoded videos have noise of this size there, and the darkest cave of
 #: Minecraft has a hand or a hotbar that is far brighter.
 BLACK = 15
-_CELLS = 32  # rows and columns of the small version that duplicates are told by, at most
+_CELLS = 32  # rows and columns, at most, of the small version by which duplicates are found
 
 
 class FrameFilters:

@@ -158,9 +158,7 @@ def _fault_of(header: NpyHeader, offset: int, size: int, handle: IO[bytes]) -> s
     shape, fortran_order, dtype = header
     # First of all: an object array can only be read by unpickling it, which runs whatever code the file names.
     if dtype.hasobject:
-        return (
-            f"holds Python objects (dtype {dtype}), never loaded, because loading them can run code. Save plain uint8"
-        )
+        return f"holds Python objects (dtype {dtype}), never loaded, because that can run code. Save plain uint8"
     expected = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
     if size != expected:
         what = "is cut short" if size < expected else "goes on after its array"

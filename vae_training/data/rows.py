@@ -6,13 +6,13 @@
 
 | array                       | dtype | content |
 | --------------------------- | ----- | ------- |
-| action, or action$<key>     |       | taken after frame i was seen: (N,), or (N, k) for a vector; 0 where not `acted` |
+| action, or action$<key>     |       | taken after frame i: (N,), or (N, k) for a vector; 0 where not `acted` |
 | reward                      | f4    | of that step |
 | terminated, truncated       | bool  | whether that step ended the episode |
 | acted                       | bool  | false at a kept last picture of an episode, and at the last frame of the file |
 | first                       | bool  | whether frame i is the first of its episode |
 | state$<NAME>                | f4    | state of the game at frame i: HEALTH, POSITION_X, ANGLE (degrees), ... |
-| object$<class>              | f4    | (N, 5): visible 0/1, center x, center y, width, height of the largest one in sight, as |
+| object$<class>              | f4    | (N, 5): visible 0/1, center x, y, width, height of the largest in sight, as |
 |                             |       | fractions of the picture, x to the right, y down; zeros where none is in sight |
 | factor$<name>               | i8    | value of a factor of a generated scene |
 | observation$<key>           |       | numbers beside the picture in a Dict observation; nested keys are joined by $ |
@@ -175,7 +175,7 @@ def transitions_of(rows: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         int64 (n,), rising: all i with `acted[i]` and not `first[i + 1]`; none where the rows lack these columns.
 
     Example:
-        >>> transitions_of({"acted": np.array([True, True, True, False]), "first": np.array([True, False, True, False])})
+        >>> transitions_of({"acted": np.array([1, 1, 1, 0]), "first": np.array([1, 0, 1, 0])})
         array([0, 2])
     """
     if not {"acted", "first"} <= set(rows):

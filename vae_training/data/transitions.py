@@ -1,6 +1,4 @@
-"""What follows each frame of a super-batch: the next frame of its recording, the action and the reward between the
-two.
-"""
+"""What follows each frame of a super-batch: the next frame, and the action and the reward between the two."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,7 +81,7 @@ class Transitions:
                 kept["action"] = _uniform(kept["action"], self.actions)
             if not any(kept["follows"].any() for kept in self._rows):
                 raise InputError(
-                    f"the rows beside {name_of(self._datasets[0])} and other files tell of no step from a frame to the "
+                    f"the rows beside {name_of(self._datasets[0])} and other files show no step from a frame to the "
                     "next (`acted` is false, or `first` true, everywhere), and inverse_dynamics, next_latent and "
                     "reward are trained on such steps. Record longer episodes, or leave these terms at 0"
                 )

@@ -8,8 +8,9 @@ import numpy as np
 
 
 class Policy(Protocol):
-    """Acts on an environment's own observations. `agents.load_policy` makes one of a trained agent, on latents or on
-    pixels.
+    """Acts on an environment's own observations.
+
+    `agents.load_policy` makes one of a trained agent, on latents or on pixels.
 
     Example:
         >>> class ToAndFro:
@@ -29,9 +30,7 @@ class Policy(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The environment that it was made for: "env", "env_kwargs", "frame_skip", "pixel_key"; empty where none is
-        known.
-        """
+        """The environment that it was made for: "env", "env_kwargs", "frame_skip", "pixel_key"; empty if unknown."""
         ...
 
     def begin(self, env: gym.Env[Any, Any]) -> None:

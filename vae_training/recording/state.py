@@ -20,7 +20,7 @@ from vae_training.data.rows import rows_file_of, save_rows
 Values = dict[str, Any]  # numbers or arrays of one axis, by column
 
 #: Read of every ViZDoom game, beside what its own settings make available.
-VARIABLES = [
+VARIABLES = (
     "HEALTH",
     "ARMOR",
     "SELECTED_WEAPON",
@@ -45,7 +45,7 @@ VARIABLES = [
     "VELOCITY_X",
     "VELOCITY_Y",
     "VELOCITY_Z",
-]
+)
 #: Labels of the engine that are no things to see: the player itself, splashes of blood, the flash of a teleport.
 _NO_THINGS = {"Self", "Gibs", "SFX"}
 _NO_CLASSES = {"BulletPuff"}
