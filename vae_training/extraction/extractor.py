@@ -7,7 +7,6 @@ way and to start again: finished recordings are passed over, an unfinished one i
 
 import contextlib
 import dataclasses
-import errno
 import math
 import multiprocessing
 import os
@@ -38,6 +37,7 @@ from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError, LatentObsError
 from latent_obs.util.interrupt import GracefulStop
 from vae_training.data.filters import FrameFilters
+from vae_training.data.frames import DISK_FULL
 from vae_training.data.npy_writer import NpyWriter
 from vae_training.data.rows import save_rows
 from vae_training.extraction.index import ENTRY, Entry, FrameFolder, file_stems
@@ -118,7 +118,6 @@ def _is_positive_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CHUNKS_AHEAD = 2  # decoded ones that wait for a resize; memory is that of these few
 _SOURCE_FRAME = "source_frame"
 
@@ -216,7 +215,7 @@ def extract_recording(task: Task, tell: Callable[[int], object]) -> Entry:
         return entry
     except (OSError, InputError) as error:
         cause = error.__cause__ if isinstance(error, InputError) else error
-        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+        if isinstance(cause, OSError) and cause.errno in DISK_FULL:
             raise InputError(
                 f"{task.folder.parents[1]}: no room left on the disk ({os.strerror(cause.errno or 0)}) while {name} was "
                 "extracted; nothing of it is kept, and all finished recordings are. Free some space, and give the same command "
@@ -558,7 +557,7 @@ def extract(
         with FrameFolder(config.out, config.settings(), say) as folder:
             return _Run(config, folder, recordings, say).run(unreadable, progress_bar)
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in DISK_FULL:
             raise
         raise InputError(
             f"{config.out}: no room left on the disk ({error.strerror}); all finished recordings are kept. Free some space, "
