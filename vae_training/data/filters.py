@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_obs.util.errors import InputError
-
-Frames = NDArray[np.uint8]
+from vae_training.data.frames import Frames
 
 #: A frame without a value above it is black: decoded videos have noise of this size there, and the darkest cave of
 #: Minecraft has a hand or a hotbar that is far brighter.
