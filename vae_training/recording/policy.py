@@ -72,12 +72,12 @@ class RandomPolicy:
         True
     """
 
+    notes: Mapping[str, Any] = {}
+    settings: Mapping[str, Any] = {}
+
     def __init__(self, stickiness: float = 0.0) -> None:
         self._stickiness = stickiness
         self._action: Any = None
-
-    notes: Mapping[str, Any] = {}
-    settings: Mapping[str, Any] = {}
 
     def begin(self, env: gym.Env[Any, Any]) -> None:
         """Take the action space."""

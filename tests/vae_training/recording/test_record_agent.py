@@ -39,7 +39,7 @@ def test_it_does_what_it_does_in_an_evaluation(
 
 
 def test_the_frames_are_those_of_the_game(run_of: Callable[[str], Path], tmp_path: Path):
-    """In their own size and number, whatever the input of the agent's encoder: the same actions give the same frames."""
+    """In their own size and number, whatever the agent's encoder takes: the same actions give the same frames."""
     run = run_of("latent")
     record(RecordConfig(agent=run, out=tmp_path / "a", frames=12, size=None), policy=load_policy(run, device="cpu"))
     env = gym.make("test/Steer-v0", frame_skip=3)

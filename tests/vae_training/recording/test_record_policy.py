@@ -1,4 +1,4 @@
-"""Recording with an agent from a run folder, or with a policy of one's own; and what does not fit is one line of error."""
+"""Recording with an agent of a run folder, or with a policy of one's own; what does not fit is one line of error."""
 
 # ruff: noqa: F401, F811  # fixtures are imported, and arguments have their names
 
