@@ -97,7 +97,7 @@ class NpyWriter:
             raise InputError(
                 f"frames must be uint8 of shape {self.frame_shape} as in {self.path}, got {frames.dtype} {frames.shape}"
             )
-        data = memoryview(np.ascontiguousarray(frames).reshape(-1))
+        data = np.ascontiguousarray(frames).reshape(-1).data
         start, done = self._header_bytes + self.frames * self._frame_bytes, 0
         try:
             while done < len(data):

@@ -380,8 +380,16 @@ def stats_table(stats: FolderStats, *, width: int = 100) -> str:
         if texts:
             lines += ["", heading]
         for text in texts:
-            hyphens = {"break_long_words": False, "break_on_hyphens": False}
-            lines.append(fill(text, width, initial_indent="- ", subsequent_indent="  ", **hyphens))
+            lines.append(
+                fill(
+                    text,
+                    width,
+                    initial_indent="- ",
+                    subsequent_indent="  ",
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+            )
     return "\n".join(lines)
 
 
