@@ -31,8 +31,8 @@ from .model.presets import PRESETS as PRESETS
 from .model.presets import encoder_flops as encoder_flops
 from .model.presets import encoder_parameters as encoder_parameters
 from .model.terms import Terms as Terms
-from .recording.config import RecordConfig as RecordConfig
 from .recording.policy import Policy as Policy
+from .recording.recorder import RecordConfig as RecordConfig
 from .recording.recorder import record as record
 from .report.config import ReportConfig as ReportConfig
 from .report.run import ReportResult as ReportResult

@@ -20,7 +20,6 @@ pytest.importorskip("stable_baselines3")
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-import agents.envs
 from agents.config import AgentConfig
 from agents.envs import check_environment, load_encoder, make_vec_env, with_normalization
 from latent_obs.encoder.frozen import FrozenEncoder

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_obs.util.errors import InputError
-
-Frames = NDArray[np.uint8]
+from vae_training.data.frames import Frames
 
 #: A frame without a value above it is black: decoded videos have noise of this size there, and the darkest cave of
 #: Minecraft has a hand or a hotbar that is far brighter.
 BLACK = 15
-_CELLS = 32  # rows and columns of the small version that duplicates are told by, at most
+_CELLS = 32  # rows and columns, at most, of the small version by which duplicates are found
 
 
 class FrameFilters:

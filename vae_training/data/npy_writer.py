@@ -7,27 +7,24 @@ A `.npy` file says in its header how many frames follow. numpy writes that once;
 after each append: first the frames, then the count, so that the header never promises a frame that is not there.
 """
 
-import errno
 import fcntl
 import io
 import os
 import struct
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from latent_obs.util.errors import InputError
+from vae_training.data.frames import DISK_FULL, Frames, read_npy_header
 
 _ALIGNMENT = 128
 _MAX_DIGITS = 21  # of the frame count; more than any file system can hold
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class NpyWriter:
-    """Write frames one after the other to a `.npy` file of shape (N, *frame_shape).
+    """Write frames one after the other to a `.npy` file of uint8 (N, *frame_shape).
 
     Until `close()` the file is called `<path>.part`. Leaving the `with` block closes it, whatever the reason (Ctrl-C as
     well), and keeps every whole frame that was written; a file without frames is removed. After a `kill -9`,
@@ -41,10 +38,9 @@ class NpyWriter:
     Args:
         path: The file to make; its name ends in `.npy`.
         frame_shape: Shape of one frame, such as (height, width, channels).
-        dtype: Type of the values.
 
     Raises:
-        InputError: The file, or its `.part`, exists already; the name or shape is not one of frames.
+        InputError: The file, or its `.part`, exists already, or its name does not end in `.npy`.
 
     Example:
         >>> import tempfile
@@ -56,19 +52,15 @@ class NpyWriter:
         (6, 64, 64, 3)
     """
 
-    def __init__(self, path: str | os.PathLike[str], frame_shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> None:
+    def __init__(self, path: str | os.PathLike[str], frame_shape: tuple[int, ...]) -> None:
         self.closed = True  # until the file is open
         self.path = Path(path)
         self.part = part_of(self.path)
-        self.frame_shape = tuple(int(n) for n in frame_shape)
-        self.dtype = np.dtype(dtype)
+        self.frame_shape = frame_shape
         self.frames = 0
+        self._header_bytes, self._frame_bytes = len(npy_header(0, frame_shape)), int(np.prod(frame_shape))
         if self.path.suffix != ".npy":
             raise InputError(f"{self.path}: the name of a frame file must end in .npy")
-        if not self.frame_shape or min(self.frame_shape) < 1:
-            raise InputError(f"{self.path}: frame_shape must be positive integers, got {frame_shape!r}")
-        if self.dtype.hasobject:
-            raise InputError(f"{self.path}: dtype must be a plain number type such as uint8, got {self.dtype}")
         if self.path.exists():
             raise InputError(f"{self.path} exists already and is never overwritten; choose another name, or remove it")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,37 +72,32 @@ class NpyWriter:
                 f"In the second case recover_parts({str(self.path.parent)!r}) finishes it"
             ) from None
         self.closed = False
-        _lock(self._fd)  # so that recover_parts leaves a file alone that is still being written
-        self._header_bytes = len(npy_header(0, self.frame_shape, self.dtype))
-        self._frame_bytes = int(np.prod(self.frame_shape)) * self.dtype.itemsize
         try:
+            _lock(self._fd)  # so that recover_parts leaves a file alone that is still being written
             self._write_header()
         except BaseException:
             self.close()
             raise
 
-    def append(self, frames: NDArray[Any]) -> None:
+    def append(self, frames: Frames) -> None:
         """Add frames to the end.
 
         Args:
-            frames: One frame, of `frame_shape`, or several, (n, *frame_shape); of the writer's dtype, any strides.
+            frames: uint8, one frame, of `frame_shape`, or several, (n, *frame_shape); any strides.
 
         Raises:
             InputError: The frames have another shape or dtype, the file is closed, or the disk is full. In the last
                 case every whole frame before that point is kept, and the file is closed.
         """
-        frames = np.asarray(frames)
         if self.closed:
             raise InputError(f"{self.path} is closed; nothing can be appended to it")
         if frames.shape == self.frame_shape:
             frames = frames[None]
-        if frames.shape[1:] != self.frame_shape or frames.dtype != self.dtype:
+        if frames.shape[1:] != self.frame_shape or frames.dtype != np.uint8:
             raise InputError(
-                f"{self.path} holds {self.dtype} frames of shape {self.frame_shape}, got {frames.dtype} of shape {frames.shape}"
+                f"frames must be uint8 of shape {self.frame_shape} as in {self.path}, got {frames.dtype} {frames.shape}"
             )
-        if not len(frames):
-            return
-        data = np.ascontiguousarray(frames).data.cast("B")
+        data = np.ascontiguousarray(frames).reshape(-1).data
         start, done = self._header_bytes + self.frames * self._frame_bytes, 0
         try:
             while done < len(data):
@@ -121,52 +108,41 @@ class NpyWriter:
         except OSError as error:
             self.frames = max(self.frames, (start + done - self._header_bytes) // self._frame_bytes)
             self.close()
-            if error.errno in _NO_ROOM:
-                kept = f"its {self.frames} whole frames are kept" if self.frames else "nothing was kept"
-                raise InputError(
-                    f"{self.path}: no room left on the disk ({os.strerror(error.errno)}); {kept}. "
-                    f"Free some space and start again; {self._frame_bytes:,} bytes are needed per frame"
-                ) from error
-            raise
-
-    def flush(self) -> None:
-        """Wait until all frames so far have reached the disk, so that they survive a power cut as well."""
-        if not self.closed:
-            os.fsync(self._fd)
+            if error.errno not in DISK_FULL:
+                raise
+            kept = f"its {self.frames} whole frames are kept" if self.frames else "nothing was kept"
+            raise InputError(
+                f"{self.path}: no room left on the disk ({DISK_FULL[error.errno]}); {kept}. "
+                f"Free some space and start again; {self._frame_bytes:,} bytes are needed per frame"
+            ) from error
 
     def close(self) -> None:
         """Give the file its final name, or remove it where it holds no frame; a second call does nothing.
 
         Raises:
-            InputError: A file of the final name has come up meanwhile; the frames stay in the `.part`.
+            InputError: A file of the final name was made meanwhile; the frames stay in the `.part`.
         """
         if self.closed:
             return
         self.closed = True
         try:
-            _finish(self._fd, self.part, self.path, self.frames, self.frame_shape, self.dtype)
+            _finish(self._fd, self.part, self.frames, self.frame_shape)
         finally:
             os.close(self._fd)
 
     def _write_header(self) -> None:
-        # In one call of 128 bytes or so, which needs no new room on a disk that has become full since.
-        os.pwrite(self._fd, npy_header(self.frames, self.frame_shape, self.dtype), 0)
+        # In place and in one call of 128 bytes or so, which a full disk can still take.
+        os.pwrite(self._fd, npy_header(self.frames, self.frame_shape), 0)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
         # A Ctrl-C may fall between the making of the writer and its `with` block; the file is finished all the same.
         self.close()
-
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else "open"
-        return f"NpyWriter({str(self.path)!r}, {self.frame_shape}, {self.dtype}, {self.frames} frames, {state})"
 
 
 def recover_parts(folder: str | os.PathLike[str]) -> list[Path]:
@@ -190,30 +166,32 @@ def recover_parts(folder: str | os.PathLike[str]) -> list[Path]:
     """
     recovered: list[Path] = []
     for part in sorted(Path(folder).glob("*.npy.part")):
-        final = part.with_suffix("")
         try:
-            fd = os.open(part, os.O_RDWR)
+            handle = part.open("r+b")
         except FileNotFoundError:  # its writer has finished it meanwhile
             continue
-        try:
-            if not _lock(fd) or not part.exists():
+        with handle:
+            if not _lock(handle.fileno()) or not part.exists():
                 continue
-            size = os.fstat(fd).st_size
+            size = os.fstat(handle.fileno()).st_size
             if size == 0:  # killed between making the file and its header
                 part.unlink()
                 continue
-            frame_shape, dtype, header_bytes = _read_header(fd, part)
-            frames = max(0, size - header_bytes) // (int(np.prod(frame_shape)) * dtype.itemsize)
-            _finish(fd, part, final, frames, frame_shape, dtype)
+            try:
+                header = read_npy_header(handle)
+                if header.dtype != np.uint8 or len(header.shape) < 2 or min(header.shape[1:]) < 1:
+                    raise ValueError("not frames")
+            except ValueError as error:
+                raise InputError(f"{part} was not written by latent-obs ({error}), so it cannot be recovered") from None
+            frames = max(0, size - handle.tell()) // int(np.prod(header.shape[1:]))
+            _finish(handle.fileno(), part, frames, header.shape[1:])
             if frames:
-                recovered.append(final)
-        finally:
-            os.close(fd)
+                recovered.append(part.with_suffix(""))
     return recovered
 
 
 def part_of(path: Path) -> Path:
-    """What a `.npy` file is called while it grows.
+    """The name of a `.npy` file while it grows.
 
     Example:
         >>> part_of(Path("images/frames_000.npy")).name
@@ -222,28 +200,23 @@ def part_of(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def npy_header(frames: int, frame_shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """The header of a `.npy` file (format 1.0), as long for no frames as for 10^20 of them.
+def npy_header(frames: int, frame_shape: tuple[int, ...]) -> bytes:
+    """The header of a `.npy` file (format 1.0) of uint8 frames, as long for no frames as for 10^20 of them.
 
     Args:
         frames: Number of frames that follow.
         frame_shape: Shape of one.
-        dtype: Type of the values.
 
     Returns:
         A multiple of 128 bytes.
 
     Example:
-        >>> header = npy_header(7, (64, 64, 3), np.dtype(np.uint8))
+        >>> header = npy_header(7, (64, 64, 3))
         >>> len(header), header[10:70]
         (128, b"{'descr': '|u1', 'fortran_order': False, 'shape': (7, 64, 64")
     """
     written = io.BytesIO()
-    description = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
-        "fortran_order": False,
-        "shape": (frames, *frame_shape),
-    }
+    description: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": (frames, *frame_shape)}
     np.lib.format.write_array_header_1_0(written, description)
     text = written.getvalue()[10:].rstrip()  # without the magic string, the length, and numpy's own padding
     spare = _MAX_DIGITS - len(str(frames))
@@ -251,29 +224,13 @@ def npy_header(frames: int, frame_shape: tuple[int, ...], dtype: np.dtype[Any]) 
     return np.lib.format.magic(1, 0) + struct.pack("<H", length - 10) + text.ljust(length - 11) + b"\n"
 
 
-def _read_header(fd: int, part: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Frame shape, dtype and header length of a file that `NpyWriter` began."""
-    try:
-        head = io.BytesIO(os.pread(fd, 4096, 0))
-        if np.lib.format.read_magic(head) != (1, 0):
-            raise ValueError("not format 1.0")
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(head)
-        if fortran_order or dtype.hasobject or len(shape) < 2 or min(shape[1:]) < 1:
-            raise ValueError("not frames")
-    except ValueError as error:
-        raise InputError(
-            f"{part} cannot be recovered, it is not a frame file that was being written ({error}). Remove it"
-        ) from None
-    return shape[1:], dtype, head.tell()
-
-
-def _finish(fd: int, part: Path, final: Path, frames: int, frame_shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def _finish(fd: int, part: Path, frames: int, frame_shape: tuple[int, ...]) -> None:
     """Cut a `.part` to its whole frames, make its header agree, and rename it."""
     if not frames:
         part.unlink(missing_ok=True)
         return
-    header = npy_header(frames, frame_shape, dtype)
-    os.ftruncate(fd, len(header) + frames * int(np.prod(frame_shape)) * dtype.itemsize)
+    header, final = npy_header(frames, frame_shape), part.with_suffix("")
+    os.ftruncate(fd, len(header) + frames * int(np.prod(frame_shape)))
     os.pwrite(fd, header, 0)
     os.fsync(fd)
     if final.exists():

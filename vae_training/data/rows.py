@@ -2,24 +2,25 @@
 
     images/
     ├── VizdoomBasic-v1_000.npy        uint8 (N, H, W, C)
-    └── VizdoomBasic-v1_000.rows.npz   arrays of length N, by name:
+    └── VizdoomBasic-v1_000.rows.npz   arrays of length N, by name
 
-    action, or action$<key>     taken after frame i was seen; (N,), or (N, k) for a vector. 0 where `acted` is false
-    reward                      float32, of that step
-    terminated, truncated       bool, whether that step ended the episode
-    acted                       bool; false at the last picture of an episode, where it was kept, and at the file's last
-    frame first                       bool, whether frame i is the first of its episode
-    state$<NAME>                float32, what the environment tells of frame i: HEALTH, POSITION_X, ANGLE (degrees), ...
-    object$<class>              float32 (N, 5): visible 0/1, centre x, centre y, width, height of the largest one in
-    sight; the
-                                last four as fractions of the picture, x to the right, y down. Zeros where none is in
-                                sight
-    factor$<name>               int64, the value of a factor of a generated scene
-    observation$<key>           numbers beside the picture in a Dict observation; nested keys are joined by $
+| array                       | dtype | content |
+| --------------------------- | ----- | ------- |
+| action, or action$<key>     |       | taken after frame i: (N,), or (N, k) for a vector; 0 where not `acted` |
+| reward                      | f4    | of that step |
+| terminated, truncated       | bool  | whether that step ended the episode |
+| acted                       | bool  | false at a kept last picture of an episode, and at the last frame of the file |
+| first                       | bool  | whether frame i is the first of its episode |
+| state$<NAME>                | f4    | state of the game at frame i: HEALTH, POSITION_X, ANGLE (degrees), ... |
+| object$<class>              | f4    | (N, 5): visible 0/1, center x, y, width, height of the largest in sight, as |
+|                             |       | fractions of the picture, x to the right, y down; zeros where none is in sight |
+| factor$<name>               | i8    | value of a factor of a generated scene |
+| observation$<key>           |       | numbers beside the picture in a Dict observation; nested keys are joined by $ |
 
-`frames record` writes these; the rows of `frames extract` hold what its recordings tell, under the same names.
+`frames record` writes these. `frames extract` writes what a recording contains, under the same names.
 """
 
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import InputError
+from vae_training.data.frames import Frames, place_on_disk
 from vae_training.extraction.readers.arrays import npy_header_of, npz_headers, read_npz
 from vae_training.extraction.readers.base import DamagedRecordingError
 
@@ -50,7 +52,7 @@ def rows_file_of(frames_file: Path) -> Path:
 
 
 def load_rows(frames_file: Path) -> dict[str, NDArray[Any]]:
-    """What is known of each frame of a file.
+    """Load what is known of each frame of a file.
 
     Args:
         frames_file: A `.npy` of frames, of N frames.
@@ -74,33 +76,47 @@ def load_rows(frames_file: Path) -> dict[str, NDArray[Any]]:
     """
     file = rows_file_of(Path(frames_file))
     advice = f"Make {frames_file} and its rows again, or remove {file} to use the frames alone"
+    if not file.exists():
+        return {}
     try:
-        if not file.exists():
-            return {}
         frames = npy_header_of(Path(frames_file)).shape[:1]
         headers = npz_headers(file)
         for name, header in headers.items():
             if header.dtype.hasobject:
                 raise InputError(
-                    f"{file} holds Python objects in {name!r}, never loaded here, because loading them can run code. {advice}"
+                    f"{file} holds Python objects in {name!r}, never loaded, because loading them can run code. "
+                    f"{advice}"
                 )
             if header.shape[:1] != frames:
                 raise InputError(
-                    f"{file} does not belong to {frames_file}: its {name!r} has shape {header.shape}, and there are "
-                    f"{frames[0] if frames else 'no'} frames; expected a row for each. {advice}"
+                    f"{file} does not belong to {frames_file}: its {name!r} has shape {header.shape}, expected a row "
+                    f"for each of {frames[0] if frames else 'no'} frames. {advice}"
                 )
         return read_npz(file, list(headers))
     except DamagedRecordingError as error:
         raise InputError(f"{error}. {advice}") from None
 
 
+def rows_of(dataset: Frames) -> dict[str, NDArray[Any]]:
+    """The rows of an array from `get_datasets`, or of a slice of one, cut as it is; empty for any other array.
+
+    Raises:
+        InputError: As `load_rows`.
+    """
+    place = place_on_disk(dataset)
+    if place is None:
+        return {}
+    end = place.first_frame + len(dataset)
+    return {name: values[place.first_frame : end] for name, values in load_rows(place.file).items()}
+
+
 def save_rows(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
     """Write rows, whole or not at all; the same columns give the same bytes.
 
-    As `numpy.savez`, but under any name ("file" is one that a recording may use), and never objects.
+    As `numpy.savez`, but under any name (a recording may use "file"), and never objects.
 
     Args:
-        path: The file to write or replace; `rows_file_of` tells its name.
+        path: The file to write or replace, from `rows_file_of`.
         columns: Arrays of numbers or text, by name.
     """
     with atomic_write(path) as aside, zipfile.ZipFile(aside, "w") as archive:
@@ -110,10 +126,10 @@ def save_rows(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
 
 
 def targets_of(rows: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-    """What of the rows tells the state of the world, as named numbers: the targets of probes.
+    """The state of the world in rows, as named numbers: the targets of probes.
 
     Args:
-        rows: From `load_rows`. Taken are the numeric columns `state$...`, `object$...` and `observation$...`.
+        rows: From `load_rows`. The numeric columns `state$...`, `object$...`, `factor$...` and `observation$...` count.
 
     Returns:
         float32 (N,) by name. A column of k numbers becomes k targets, `name.0` to `name.<k-1>`, and an object's five
@@ -133,18 +149,19 @@ def targets_of(rows: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32
     for name, column in rows.items():
         if not name.startswith(_TARGETS) or column.dtype.kind not in "biuf":
             continue
-        flat = column.reshape(len(column), -1).astype(np.float32) if column.size else column.reshape(len(column), 0)
-        if name.startswith("object$") and flat.shape[1] == len(OBJECT_FIELDS):
-            flat = np.where((flat[:, :1] > 0) | (np.arange(len(OBJECT_FIELDS)) == 0), flat, np.float32(np.nan))
-            targets.update({f"{name}.{field}": flat[:, i] for i, field in enumerate(OBJECT_FIELDS)})
-        elif name in _DEGREES and column.ndim == 1:
+        flat = column.reshape(len(column), math.prod(column.shape[1:])).astype(np.float32)
+        if name in _DEGREES and column.ndim == 1:
             radians = np.deg2rad(column.astype(np.float64))
             targets[f"{name}.sin"] = np.sin(radians).astype(np.float32)
             targets[f"{name}.cos"] = np.cos(radians).astype(np.float32)
         elif column.ndim == 1:
             targets[name] = flat[:, 0]
         else:
-            targets.update({f"{name}.{i}": flat[:, i] for i in range(flat.shape[1])})
+            fields = [str(i) for i in range(flat.shape[1])]
+            if name.startswith("object$") and len(fields) == len(OBJECT_FIELDS):
+                fields = OBJECT_FIELDS
+                flat[flat[:, 0] <= 0, 1:] = np.nan
+            targets.update({f"{name}.{field}": flat[:, i] for i, field in enumerate(fields)})
     return targets
 
 
@@ -155,10 +172,10 @@ def transitions_of(rows: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         rows: From `load_rows`.
 
     Returns:
-        int64 (n,), rising: all i with `acted[i]` and not `first[i + 1]`; none where the rows do not tell.
+        int64 (n,), rising: all i with `acted[i]` and not `first[i + 1]`; none where the rows lack these columns.
 
     Example:
-        >>> transitions_of({"acted": np.array([True, True, True, False]), "first": np.array([True, False, True, False])})
+        >>> transitions_of({"acted": np.array([1, 1, 1, 0]), "first": np.array([1, 0, 1, 0])})
         array([0, 2])
     """
     if not {"acted", "first"} <= set(rows):

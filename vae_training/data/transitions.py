@@ -1,21 +1,16 @@
-"""What follows each frame of a super-batch: the next frame of its recording, the action and the reward between the
-two.
-"""
+"""What follows each frame of a super-batch: the next frame, and the action and the reward between the two."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latent_obs.util.errors import InputError
-from vae_training.data.frame_reader import gather, place_on_disk
-from vae_training.data.frames import name_of
-from vae_training.data.rows import load_rows
-
-Frames = NDArray[np.uint8]
+from vae_training.data.frames import Frames, name_of
+from vae_training.data.loader import gather
+from vae_training.data.rows import rows_of
 
 
 class SuperBatch(dict[str, NDArray[Any]]):
@@ -66,7 +61,7 @@ class Transitions:
         self._datasets = list(datasets)
         self._rows: list[dict[str, NDArray[Any]]] = []
         for dataset in self._datasets:
-            columns = _rows_of(dataset)
+            columns = rows_of(dataset)
             follows = np.append(np.ones(len(dataset) - 1, bool), False)
             if "first" in columns:
                 follows[:-1] &= ~columns["first"][1:].astype(bool)
@@ -86,9 +81,9 @@ class Transitions:
                 kept["action"] = _uniform(kept["action"], self.actions)
             if not any(kept["follows"].any() for kept in self._rows):
                 raise InputError(
-                    f"the rows beside {name_of(self._datasets[0])} and other files tell of no step from a frame to the next "
-                    "(`acted` is false, or `first` true, everywhere), and inverse_dynamics, next_latent and reward are trained "
-                    "on such steps. Record longer episodes, or leave these terms at 0"
+                    f"the rows beside {name_of(self._datasets[0])} and other files show no step from a frame to the "
+                    "next (`acted` is false, or `first` true, everywhere), and inverse_dynamics, next_latent and "
+                    "reward are trained on such steps. Record longer episodes, or leave these terms at 0"
                 )
 
     def _kind_of_actions(self) -> ActionKind:
@@ -108,8 +103,10 @@ class Transitions:
             width = 1 if action.ndim == 1 else int(np.prod(action.shape[1:]))
             kinds.setdefault(ActionKind("discrete", 0) if whole else ActionKind("continuous", width), name_of(dataset))
         if len(kinds) > 1:
-            told = "; ".join(f"{kind.kind} ones of {kind.size or 'some'} in {file}" for kind, file in kinds.items())
-            raise InputError(f"the recordings have actions of several kinds: {told}. Train on those of one environment")
+            found = "; ".join(f"{kind.kind} ones of {kind.size or 'some'} in {file}" for kind, file in kinds.items())
+            raise InputError(
+                f"the recordings have actions of several kinds: {found}. Train on those of one environment"
+            )
         kind = next(iter(kinds))
         return kind if kind.kind == "continuous" else ActionKind("discrete", highest + 1)
 
@@ -152,34 +149,12 @@ def _lack_of_actions(dataset: Frames, columns: dict[str, NDArray[Any]]) -> str:
         f"has actions of several parts ({', '.join(several)})" if several else "has no actions and rewards beside it"
     )
     return (
-        f"{name_of(dataset)} {found}; inverse_dynamics, next_latent and reward are trained on a .rows.npz with `action` and "
-        "`reward`. Record with `latent-obs frames record` from an environment with a single action space, or leave these terms "
-        "at 0"
+        f"{name_of(dataset)} {found}; inverse_dynamics, next_latent and reward are trained on a .rows.npz with "
+        "`action` and `reward`. Record with `latent-obs frames record` from an environment with a single action "
+        "space, or leave these terms at 0"
     )
 
 
 def _uniform(actions: NDArray[Any], kind: ActionKind) -> NDArray[Any]:
     """Actions of any file in one type and shape: int64 (N,) or float32 (N, size)."""
     return actions.astype(np.int64) if kind.kind == "discrete" else actions.reshape(-1, kind.size).astype(np.float32)
-
-
-def _rows_of(dataset: Frames) -> dict[str, NDArray[Any]]:
-    """Rows of a dataset's frames: those of its file, cut as the dataset is.
-
-    Args:
-        dataset: An array from `get_datasets`, or a slice of one; any other has no rows.
-
-    Raises:
-        InputError: The rows are damaged, or of another number of frames than the file.
-    """
-    filename = getattr(dataset, "filename", None)
-    if not filename:
-        return {}
-    columns, place = load_rows(Path(str(filename))), place_on_disk(dataset)
-    if not columns:
-        return {}
-    if place is None:  # not cut where it is as long as its file, and not turned around either
-        return columns if dataset.flags.c_contiguous and len(next(iter(columns.values()))) == len(dataset) else {}
-    whole = np.load(place.file, mmap_mode="r")
-    first = (place.offset - whole.offset) // max(1, dataset[:1].nbytes)
-    return {name: values[first : first + len(dataset)] for name, values in columns.items()}

@@ -1,8 +1,6 @@
 """Extract one recording: read it chunk by chunk, resize in threads, filter, and write its files and rows."""
 
 import contextlib
-import errno
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,12 +16,12 @@ from latent_obs.pixels import Crop, Frames, PixelContract
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError
 from vae_training.data.filters import FrameFilters
+from vae_training.data.frames import DISK_FULL
 from vae_training.data.npy_writer import NpyWriter
 from vae_training.data.rows import save_rows
 from vae_training.extraction.index import ENTRY, Entry
 from vae_training.extraction.readers.base import DamagedRecordingError, Recording
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CHUNKS_AHEAD = 2  # decoded chunks that wait for a resize; memory depends on these few
 _SOURCE_FRAME = "source_frame"
 
@@ -72,10 +70,10 @@ def contract_for(frame_shape: tuple[int, ...], size: int | None, crop: Crop) -> 
 
 def disk_full_error(error: BaseException | None, folder: Path) -> InputError | None:
     """The error for a full disk, if `error` is one; finished recordings are kept then."""
-    if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+    if not isinstance(error, OSError) or error.errno not in DISK_FULL:
         return None
     return InputError(
-        f"{folder}: no room left on the disk ({os.strerror(error.errno or 0)}); all finished recordings are kept. Free "
+        f"{folder}: no room left on the disk ({DISK_FULL[error.errno]}); all finished recordings are kept. Free "
         "some space, and give the same command again"
     )
 

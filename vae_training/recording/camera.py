@@ -1,70 +1,52 @@
-"""An environment that is recorded: how its pixels become frames, and its episodes begin."""
+"""The source of frames: an environment, how its pixels become frames, and which observations are pictures."""
 
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
 from latent_obs.pixels import PixelContract, find_pixel_key
 from latent_obs.util.errors import InputError
-from vae_training.recording.config import RecordConfig
-from vae_training.recording.policy import Policy
+from vae_training.data.frames import Frames
 from vae_training.recording.state import StateReader
-
-Frames = NDArray[np.uint8]
 
 
 class Camera:
-    """An environment, the way its pixels become frames, what it tells beside them, and the policy that acts in it, if
-    any.
+    """Makes frames of what an environment shows.
 
     Attributes:
         env: The environment.
-        contract: How frames are recorded; known after the first `start`.
-        state: What the environment tells of the frame that it has just given.
+        state: Reads the state of the game at the frame that the environment has just given.
+
+    Args:
+        env: The environment, before its first reset.
+        name: Its name, for messages.
+        size: Side of the frames in pixels; None keeps the environment's own size.
+        pixel_key: Entry of a Dict observation that holds the pixels, where there is more than one image.
+        state: Whether the state of the game is wanted.
     """
 
-    contract: PixelContract
-
     def __init__(
-        self,
-        env: gym.Env[Any, Any],
-        config: RecordConfig,
-        present_shape: tuple[int, ...] | None,
-        policy: Policy | None = None,
+        self, env: gym.Env[Any, Any], name: str, size: int | None, *, pixel_key: str | None = None, state: bool = True
     ) -> None:
-        self.env, self._policy = env, policy
-        self._config = config
-        self._present_shape = present_shape
-        self._key, self._channels = find_pixels(env.observation_space, config.pixel_key)
-        self.state = StateReader(env, self._key, wanted=config.state)
-        self._ready = False
-        if policy is not None:
-            policy.begin(env)
+        self.env = env
+        self._what, self._size = f"a frame of {name}", size
+        self._key, self._channels = find_pixels(env.observation_space, pixel_key)
+        self.state = StateReader(env, self._key, wanted=state)
+        self._contract: PixelContract | None = None
 
-    def start(self, seed: int | None = None) -> Any:
-        """Reset environment and policy; the first time (a reset may take minutes), look at what it gives as well."""
-        observation, _ = self.env.reset(seed=seed)
-        if self._policy is not None:
-            self._policy.reset(seed)
-        if not self._ready:
-            self._look(observation)
-        return observation
+    def contract_of(self, observation: Any) -> PixelContract:
+        """How frames are recorded, settled at the first observation.
 
-    def _look(self, observation: Any) -> None:
-        """Settle what a frame is, from the array: there are environments whose spaces declare another order of axes."""
-        config, pixels = self._config, self.pixels(observation)
-        layout = PixelContract(1, 1, self._channels).layout_of(pixels.shape, f"a frame of {config.env}")
-        height, width = pixels.shape[1:] if layout == "CHW" else pixels.shape[:2]
-        self.contract = PixelContract(config.size or height, config.size or width, self._channels)
-        if self._present_shape not in (None, self.contract.shape):
-            raise InputError(
-                f"{config.out} holds frames of shape {self._present_shape}, and these would be {self.contract.shape}; "
-                "a dataset needs one shape. Choose another folder, or another size"
-            )
-        self._ready = True
+        The array itself decides: there are environments whose spaces declare another order of axes.
+        """
+        if self._contract is None:
+            shape = self.pixels(observation).shape
+            layout = PixelContract(1, 1, self._channels).layout_of(shape, self._what)
+            height, width = shape[1:] if layout == "CHW" else shape[:2]
+            self._contract = PixelContract(self._size or height, self._size or width, self._channels)
+        return self._contract
 
     def pixels(self, observation: Any) -> Frames:
         """The picture in an observation, as the environment gave it."""
@@ -72,14 +54,15 @@ class Camera:
 
     def frame(self, pixels: Frames) -> Frames:
         """The picture as it is recorded, (H, W, C)."""
-        return self.contract.convert(pixels[None], what=f"a frame of {self._config.env}")[0]
+        assert self._contract is not None
+        return self._contract.convert(pixels[None], what=self._what)[0]
 
 
 def is_no_picture(pixels: Frames, before: Frames, info: dict[str, Any]) -> bool:
     """Whether the last observation of an episode shows nothing new.
 
-    ViZDoom gives a black frame there (or, mended by a wrapper, the one before once more), and an environment that lost
-    its game reports an error along with whatever its space allows.
+    ViZDoom gives a black frame there (or, replaced by a wrapper, the one before once more), and an environment that
+    lost its game reports an error along with whatever its space allows.
     """
     return not pixels.any() or "error" in info or np.array_equal(pixels, before)
 
@@ -100,7 +83,7 @@ def find_pixels(space: spaces.Space[Any], key: str | None) -> tuple[str | None, 
     found = {k: _channels(shape) for k, shape in boxes.items() if len(shape) == 3 or (k == key and len(shape) == 2)}
     if key is not None and key in found:
         channels = found[key]
-    else:  # colour before grey: a depth map beside the picture is not the picture
+    else:  # color before gray: a depth map beside the picture is not the picture
         channels = next((n for n in (3, 1) if n in found.values()), next(iter(found.values()), 3))
     return find_pixel_key(space, PixelContract(1, 1, channels), key), channels
 

@@ -1,18 +1,16 @@
-"""Who acts while frames are recorded, where that is not the random policy: what `record` asks of it."""
+"""Who acts while frames are recorded."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import gymnasium as gym
-
-from latent_obs.util.errors import InputError
-from vae_training.recording.config import RecordConfig
+import numpy as np
 
 
 class Policy(Protocol):
-    """Acts on an environment's own observations. `agents.load_policy` makes one of a trained agent, on latents or on
-    pixels.
+    """Acts on an environment's own observations.
+
+    `agents.load_policy` makes one of a trained agent, on latents or on pixels.
 
     Example:
         >>> class ToAndFro:
@@ -32,16 +30,14 @@ class Policy(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The environment that it was made for: "env", "env_kwargs", "frame_skip", "pixel_key"; empty where none is
-        known.
-        """
+        """The environment that it was made for: "env", "env_kwargs", "frame_skip", "pixel_key"; empty if unknown."""
         ...
 
     def begin(self, env: gym.Env[Any, Any]) -> None:
         """Look at the environment, once and before its first reset.
 
         Raises:
-            InputError: It is none to act in.
+            InputError: It cannot act in this environment.
         """
         ...
 
@@ -55,47 +51,46 @@ class Policy(Protocol):
         ...
 
     def __call__(self, observation: Any) -> Any:
-        """The action at an observation as the environment gave it; asked once for each step, in order."""
+        """The action at an observation as the environment gave it; called once for each step, in order."""
         ...
 
 
-def for_policy(config: RecordConfig, policy: Policy, say: Callable[[str], object]) -> RecordConfig:
-    """The settings of a recording, with what was not given taken from the environment that the policy was made for.
+class RandomPolicy:
+    """Random actions, each held for a while.
+
+    They are drawn from the environment's action space, which `record` seeds for each file.
 
     Args:
-        config: The settings as given.
-        policy: Who will act.
-        say: Where a remark goes.
-
-    Raises:
-        InputError: Another frame skip was given than the policy acts with, or no environment.
+        stickiness: Probability to repeat the last action of the episode; 0 draws a new one at each step.
 
     Example:
-        >>> from pathlib import Path
-        >>> class Stay:
-        ...     notes, settings = {}, {"env": "VizdoomBasic-v1", "frame_skip": 4}
-        >>> for_policy(RecordConfig(agent=Path("runs/agent")), Stay(), print).make_kwargs
-        {'frame_skip': 4}
+        >>> from types import SimpleNamespace
+        >>> policy = RandomPolicy(stickiness=0.9)
+        >>> policy.begin(SimpleNamespace(action_space=gym.spaces.Discrete(1000, seed=0)))
+        >>> policy.reset(0)
+        >>> len({int(policy(None)) for _ in range(100)}) < 30
+        True
     """
-    known = policy.settings
-    trained = known.get("env")
-    if not config.env and not trained:
-        raise InputError("env must be given: this agent does not tell of which environment it is")
-    if not known:
-        return config
-    same = config.env in ("", trained)
-    if not same:
-        say(f"the agent was trained in {trained}, and acts in {config.env} here")
-    given, own = config.make_kwargs.get("frame_skip"), known.get("frame_skip")
-    if given not in (None, own):
-        raise InputError(
-            f"frame_skip is {given} here, and the agent was trained with {'none given' if own is None else own}: it would see "
-            "and do other things than in training. Leave frame_skip out, and the agent's is taken"
-        )
-    return dataclasses.replace(
-        config,
-        env=config.env or str(trained),
-        frame_skip=own,
-        env_kwargs={**(known.get("env_kwargs") or {}), **config.env_kwargs} if same else config.env_kwargs,
-        pixel_key=config.pixel_key or (known.get("pixel_key") if same else None),
-    )
+
+    notes: Mapping[str, Any] = {}
+    settings: Mapping[str, Any] = {}
+
+    def __init__(self, stickiness: float = 0.0) -> None:
+        self._stickiness = stickiness
+        self._action: Any = None
+
+    def begin(self, env: gym.Env[Any, Any]) -> None:
+        """Take the action space."""
+        self._space = env.action_space
+
+    def reset(self, seed: int | None) -> None:
+        """Begin an episode with a new action."""
+        self._action = None
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+
+    def __call__(self, observation: Any) -> Any:
+        """The next action, whatever is seen."""
+        if self._action is None or not self._stickiness or self._rng.random() >= self._stickiness:
+            self._action = self._space.sample()
+        return self._action

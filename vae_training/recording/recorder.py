@@ -2,9 +2,9 @@
 
     images/
     ├── VizdoomBasic-v1_000.npy         uint8 (N, H, W, C); whole episodes and the beginning of one
-    ├── VizdoomBasic-v1_000.rows.npz    what was done at each frame, and the state of the game (see
-    vae_training.data.rows) ├── VizdoomBasic-v1_001.npy         begins with a reset of its own, so that no episode is in
-    two files ├── VizdoomBasic-v1_001.rows.npz
+    ├── VizdoomBasic-v1_000.rows.npz    actions, rewards and game state of each frame (see vae_training.data.rows)
+    ├── VizdoomBasic-v1_001.npy         begins with a reset of its own, so that no episode is in two files
+    ├── VizdoomBasic-v1_001.rows.npz
     └── recording.json                  environment, policy and seed of each file, package versions
 
 Safe to interrupt and to start again: files are numbered on, and file k is recorded with seed `seed + k`. A file has its
@@ -12,13 +12,14 @@ rows when it is finished, after a Ctrl-C as well; one that is recovered after a 
 """
 
 import contextlib
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -28,16 +29,139 @@ from latent_obs.util.atomic import write_json
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError
 from latent_obs.util.interrupt import GracefulStop
-from vae_training.data.frames import get_datasets
+from vae_training.data.frames import Frames, get_datasets
 from vae_training.data.npy_writer import NpyWriter, recover_parts
 from vae_training.data.rows import load_rows, rows_file_of
-from vae_training.recording.camera import Camera, Frames, is_no_picture
-from vae_training.recording.config import RecordConfig
-from vae_training.recording.policy import Policy, for_policy
+from vae_training.recording.camera import Camera, is_no_picture
+from vae_training.recording.policy import Policy, RandomPolicy
 from vae_training.recording.state import RowsTable
 
 _MANIFEST = "recording.json"
 _FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What to record, and how.
+
+    Example:
+        >>> config = RecordConfig(env="VizdoomBasic-v1", out=Path("images"), frames=5000)
+        >>> config.file_name(3)
+        'VizdoomBasic-v1_003.npy'
+    """
+
+    env: str = ""
+    """Registered Gymnasium id, such as VizdoomBasic-v1. With an agent of train-agent, the environment that it was
+    trained in by default."""
+    out: Path = Path("frames")
+    """Folder of the frame files; one that holds some already is continued."""
+    frames: int = 20_000
+    """Frames of this environment to have in the folder in the end, including those that it has already."""
+    frames_per_file: int = 2_500
+    """Frames per file; each file is one recording and begins with a reset."""
+    policy: Literal["random", "sticky"] = "sticky"
+    """How to act: random actions, or random ones that are held for a while (gets further)."""
+    agent: Path | None = None
+    """Agent that acts instead of the policy: a run folder of train-agent, on latents or pixels. Loading it can run
+    code."""
+    deterministic: bool = False
+    """Take the agent's most likely action rather than a sample, which shows more of the game."""
+    stickiness: float = 0.75
+    """Probability to repeat the last action, for the sticky policy."""
+    size: int | None = 64
+    """Side of the recorded frames in pixels; None keeps the environment's own size."""
+    frame_skip: int | None = None
+    """Passed to the environment as frame_skip, where given. An agent of train-agent has its own."""
+    env_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Further arguments of the environment."""
+    pixel_key: str | None = None
+    """Entry of a Dict observation that holds the pixels, where there is more than one image."""
+    state: bool = True
+    """Keep the state of the game beside each frame: ViZDoom's variables and objects in sight (their boxes take the
+    engine more time), numbers of a Dict observation. Actions, rewards and episode ends are kept in any case."""
+    seed: int = 0
+    """File k is recorded with seed + k."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", Path(self.out))
+        object.__setattr__(self, "agent", None if self.agent is None else Path(self.agent))
+        if not self.env and self.agent is None:
+            raise InputError("env must be a Gymnasium id such as VizdoomBasic-v1, got an empty string")
+        for name, least, optional in (
+            ("frames", 1, False),
+            ("frames_per_file", 1, False),
+            ("size", 1, True),
+            ("frame_skip", 1, True),
+            ("seed", 0, False),
+        ):
+            value = getattr(self, name)
+            is_int = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            if not is_int and not (optional and value is None):
+                raise InputError(f"{name} must be an integer of at least {least}{' or None' * optional}, got {value!r}")
+        if self.policy not in ("random", "sticky"):
+            raise InputError(f"policy must be 'random' or 'sticky', got {self.policy!r}")
+        if not 0 <= self.stickiness < 1:
+            raise InputError(f"stickiness must be a probability below 1, got {self.stickiness!r}")
+
+    @property
+    def slug(self) -> str:
+        """The environment's id as a part of a file name."""
+        return re.sub(r"[^A-Za-z0-9.]+", "-", self.env).strip("-.") or "env"
+
+    @property
+    def make_kwargs(self) -> dict[str, Any]:
+        """Arguments that the environment is made with."""
+        return {**self.env_kwargs, **({} if self.frame_skip is None else {"frame_skip": self.frame_skip})}
+
+    def file_name(self, index: int) -> str:
+        """Name of the recording of this number."""
+        return f"{self.slug}_{index:03d}.npy"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for an entry of `recording.json`."""
+        values = {name: v for name, v in asdict(self).items() if name not in ("out", "frames", "frames_per_file")}
+        return {**values, "agent": str(self.agent) if self.agent else None}
+
+
+def with_settings_of(config: RecordConfig, policy: Policy, say: Callable[[str], object]) -> RecordConfig:
+    """Fill in what was not given from the environment that the policy was made for.
+
+    Args:
+        config: The settings as given.
+        policy: Who will act.
+        say: Where a remark goes.
+
+    Raises:
+        InputError: Another frame skip was given than the policy acts with, or no environment.
+
+    Example:
+        >>> class Stay:
+        ...     notes, settings = {}, {"env": "VizdoomBasic-v1", "frame_skip": 4}
+        >>> with_settings_of(RecordConfig(agent=Path("runs/agent")), Stay(), print).make_kwargs
+        {'frame_skip': 4}
+    """
+    known = policy.settings
+    trained = known.get("env")
+    if not config.env and not trained:
+        raise InputError("env must be given: the settings of this agent do not name its environment")
+    if not known:
+        return config
+    same = config.env in ("", trained)
+    if not same:
+        say(f"the agent was trained in {trained}, and acts in {config.env} here")
+    given, own = config.make_kwargs.get("frame_skip"), known.get("frame_skip")
+    if given not in (None, own):
+        raise InputError(
+            f"frame_skip is {given} here, and the agent was trained with {'none given' if own is None else own}: it "
+            "would see and do other things than in training. Leave frame_skip out, and the agent's is taken"
+        )
+    return dataclasses.replace(
+        config,
+        env=config.env or str(trained),
+        frame_skip=own,
+        env_kwargs={**(known.get("env_kwargs") or {}), **config.env_kwargs} if same else config.env_kwargs,
+        pixel_key=config.pixel_key or (known.get("pixel_key") if same else None),
+    )
 
 
 def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[[str], object] = print) -> Path:
@@ -49,8 +173,7 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
     Args:
         config: What to record.
         policy: Who acts, in place of the random policy; `agents.load_policy` makes one of an agent's run,
-            on latents as well. What the settings leave out of env, its arguments, frame_skip and pixel_key is as it has
-            them.
+            on latents as well. It supplies env, its arguments, frame_skip and pixel_key where the settings do not.
         say: Where messages go.
 
     Returns:
@@ -63,46 +186,49 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
     """
     folder = config.out
     if policy is not None:
-        config = for_policy(config, policy, say)
+        config = with_settings_of(config, policy, say)
     elif config.agent is not None:
         raise InputError(
-            f"agent {config.agent} was given without its policy: give the run folder of latent-obs train-agent on the command "
-            "line, or from Python record(config, policy=...), where agents.load_policy makes the policy of such a folder"
+            f"agent {config.agent} was given without its policy: give the run folder of latent-obs train-agent on the "
+            "command line, or from Python record(config, policy=...), where agents.load_policy makes the policy of "
+            "such a folder"
         )
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out {folder} is a file, expected a folder")
     for file in _recover(folder):
         say(f"recovered {file} from a recording that was killed{_lack_of_rows(file)}")
-    have, next_index, present_shape = _present(config)
+    have, first_index, present_shape = _present(config)
     if have:
         more = "; --frames is how many to have in all" if have >= config.frames else ""
         say(f"{folder} holds {have:,} frames of {config.env} already, of {config.frames:,} asked for{more}")
-    first_index, interrupted = next_index, False
+    next_index = first_index
     if have < config.frames:
         try:
             with (
                 GracefulStop() as stop,
-                torch_threads(
-                    None if policy is None else 1
-                ),  # one frame at a time: more would only wait for each other
+                # An agent acts on one frame at a time: more threads would only wait for each other.
+                torch_threads(None if policy is None else 1),
                 contextlib.closing(make_pixel_env(config.env, **config.make_kwargs)) as env,
+                tqdm(total=config.frames, initial=have, unit="frame", desc=config.env, disable=None) as bar,
             ):
-                camera = Camera(env, config, present_shape, policy)
-                with tqdm(total=config.frames, initial=have, unit="frame", desc=config.env, disable=None) as bar:
-                    while have < config.frames and not stop.requested:
-                        wanted = min(config.frames_per_file, config.frames - have)
-                        have += _record_file(camera, config, policy, next_index, wanted, bar, stop)
-                        next_index += 1
-            interrupted = have < config.frames
+                camera = Camera(env, config.env, config.size, pixel_key=config.pixel_key, state=config.state)
+                actor = policy or RandomPolicy(config.stickiness if config.policy == "sticky" else 0.0)
+                actor.begin(env)
+                while have < config.frames and not stop.requested:
+                    wanted = min(config.frames_per_file, config.frames - have)
+                    recording = _Recording(config, camera, actor, config.seed + next_index)
+                    recording.check_shape(present_shape)
+                    have += recording.write(folder / config.file_name(next_index), wanted, bar, stop)
+                    next_index += 1
         except KeyboardInterrupt:  # a second Ctrl-C, while a game takes its time
-            interrupted = True
+            pass
         finally:
             _recover(folder)  # for a second Ctrl-C in the very moment when a file is opened or closed
-            _name_those_without_rows((folder / config.file_name(i) for i in range(first_index, next_index + 1)), say)
+            _report_lack_of_rows((folder / config.file_name(i) for i in range(first_index, next_index + 1)), say)
             if (folder / _MANIFEST).exists():
                 _write_manifest(folder)
         have = _present(config)[0]
-    if interrupted:
+    if have < config.frames:
         say(f"interrupted: {have:,} of {config.frames:,} frames are kept in {folder}; the same command goes on")
     else:
         say(f"{have:,} frames of {config.env} in {folder}")
@@ -111,72 +237,69 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
     return folder
 
 
-def _record_file(
-    camera: Camera,
-    config: RecordConfig,
-    policy: Policy | None,
-    index: int,
-    wanted: int,
-    bar: "tqdm[Any]",
-    stop: GracefulStop,
-) -> int:
-    """Record one file; the number of frames in it."""
-    env, seed = camera.env, config.seed + index
-    rng = np.random.default_rng(seed)
-    env.action_space.seed(seed)
-    observation, action = camera.start(seed), None
-    if policy is not None:
-        torch.manual_seed(seed)  # its actions are drawn from torch's generator
-    path = config.out / config.file_name(index)
-    # Before the first frame, so that a recording that is killed is documented as well.
-    _write_manifest(config.out, {path.name: {**_who_acts(config, policy), "seed": seed}})
-    with NpyWriter(path, camera.contract.shape) as writer:
-        rows_file_of(path).unlink(missing_ok=True)  # of a file that was removed, and had this name
-        rows = RowsTable(env.action_space)
+class _Recording:
+    """One file, from the reset of the environment on."""
 
-        def keep(observation: Any, pixels: Frames, first: bool) -> None:
-            rows.begin(camera.state(observation), first=first)
-            writer.append(camera.frame(pixels))
-            bar.update()
+    def __init__(self, config: RecordConfig, camera: Camera, policy: Policy, seed: int) -> None:
+        self._config, self._camera, self._policy, self._seed = config, camera, policy, seed
+        camera.env.action_space.seed(seed)
+        self._observation = self._reset(seed)
+        if not isinstance(policy, RandomPolicy):
+            torch.manual_seed(seed)  # its actions are drawn from torch's generator
 
-        try:
-            pixels = camera.pixels(observation)
-            keep(observation, pixels, first=True)
-            while writer.frames < wanted and not stop.requested:
-                if policy is not None:
-                    action = policy(observation)
-                elif action is None or config.policy == "random" or rng.random() >= config.stickiness:
-                    action = env.action_space.sample()
-                observation, reward, terminated, truncated, info = env.step(action)
-                rows.end_step(action, reward, terminated=terminated, truncated=truncated)
-                before, pixels = pixels, camera.pixels(observation)
-                over = terminated or truncated
-                if not (over and is_no_picture(pixels, before, info)):
-                    keep(observation, pixels, first=False)
-                if over and writer.frames < wanted:
-                    observation, action = camera.start(), None
-                    pixels = camera.pixels(observation)
-                    keep(observation, pixels, first=True)
-        finally:
-            # Before the frames get their final name: whoever sees them sees their rows. On a full disk they have it
-            # already.
-            _save_rows(rows, path, writer.frames)
-        return writer.frames
+    def _reset(self, seed: int | None = None) -> Any:
+        observation, _ = self._camera.env.reset(seed=seed)
+        self._policy.reset(seed)
+        return observation
 
+    def check_shape(self, present: tuple[int, ...] | None) -> None:
+        """Refuse to record beside frames of another shape."""
+        shape = self._camera.contract_of(self._observation).shape
+        if present not in (None, shape):
+            raise InputError(
+                f"{self._config.out} holds frames of shape {present}, and these would be {shape}; "
+                "a dataset needs one shape. Choose another folder, or another size"
+            )
 
-def _who_acts(config: RecordConfig, policy: Policy | None) -> dict[str, Any]:
-    """The settings for `recording.json`; a policy tells of itself."""
-    values = config.to_json()
-    if policy is None:
-        return values
-    del values["deterministic"]
-    return {**values, "agent_notes": dict(policy.notes), "policy": "agent"}
+    def write(self, path: Path, wanted: int, bar: "tqdm[Any]", stop: GracefulStop) -> int:
+        """Write frames and rows; the number of frames."""
+        camera, observation, is_random = self._camera, self._observation, isinstance(self._policy, RandomPolicy)
+        entry: dict[str, Any] = {**self._config.to_json(), "seed": self._seed}
+        if not is_random:
+            del entry["deterministic"]  # the policy's own notes have it
+            entry |= {"agent_notes": dict(self._policy.notes), "policy": "agent"}
+        # Before the first frame, so that a recording that is killed is documented as well.
+        _write_manifest(path.parent, {path.name: entry})
+        with NpyWriter(path, camera.contract_of(observation).shape) as writer:
+            rows_file_of(path).unlink(missing_ok=True)  # of a file that was removed, and had this name
+            rows = RowsTable(camera.env.action_space)
 
+            def keep(observation: Any, pixels: Frames, *, first: bool) -> None:
+                rows.begin(camera.state(observation), first=first)
+                writer.append(camera.frame(pixels))
+                bar.update()
 
-def _save_rows(rows: RowsTable, path: Path, frames: int) -> None:
-    """Write the rows of a file, or leave the file without any on a full disk, of which the frames' own error tells."""
-    with contextlib.suppress(OSError):
-        rows.save(path, frames)
+            try:
+                pixels = camera.pixels(observation)
+                keep(observation, pixels, first=True)
+                while writer.frames < wanted and not stop.requested:
+                    action = self._policy(observation)
+                    observation, reward, terminated, truncated, info = camera.env.step(action)
+                    rows.end_step(action, reward, terminated=terminated, truncated=truncated)
+                    before, pixels = pixels, camera.pixels(observation)
+                    over = terminated or truncated
+                    if not (over and is_no_picture(pixels, before, info)):
+                        keep(observation, pixels, first=False)
+                    if over and writer.frames < wanted:
+                        observation = self._reset()
+                        pixels = camera.pixels(observation)
+                        keep(observation, pixels, first=True)
+            finally:
+                # Before the frames get their final name: whoever sees them sees their rows. On a full disk the file has
+                # no rows; the error of the frames is the one to show.
+                with contextlib.suppress(OSError):
+                    rows.save(path, writer.frames)
+            return writer.frames
 
 
 def _recover(folder: Path) -> list[Path]:
@@ -190,7 +313,7 @@ def _recover(folder: Path) -> list[Path]:
     return recovered
 
 
-def _name_those_without_rows(files: Iterable[Path], say: Callable[[str], object]) -> None:
+def _report_lack_of_rows(files: Iterable[Path], say: Callable[[str], object]) -> None:
     for file in files:
         if file.exists() and (lack := _lack_of_rows(file)):
             say(f"{file}{lack}")
@@ -203,17 +326,13 @@ def _lack_of_rows(file: Path) -> str:
 def _present(config: RecordConfig) -> tuple[int, int, tuple[int, ...] | None]:
     """Frames of this environment in the folder, the next free number, and the shape of any frame there."""
     pattern = re.compile(re.escape(config.slug) + r"_(\d{3,})\.npy")
-    have, next_index = 0, 0
-    datasets = _frame_files(config.out)
-    for name, dataset in datasets.items():
-        match = pattern.fullmatch(name)
-        if match:
-            have += len(dataset)
-            next_index = max(next_index, int(match[1]) + 1)
-    return have, next_index, next((dataset.shape[1:] for dataset in datasets.values()), None)
+    datasets = _datasets_in(config.out)
+    own = {int(match[1]): dataset for name, dataset in datasets.items() if (match := pattern.fullmatch(name))}
+    shape = next((dataset.shape[1:] for dataset in datasets.values()), None)
+    return sum(map(len, own.values())), max(own, default=-1) + 1, shape
 
 
-def _frame_files(folder: Path) -> dict[str, np.memmap]:
+def _datasets_in(folder: Path) -> dict[str, Frames]:
     """The frame files of a folder by name; none is no error here."""
     if not any(not file.name.startswith(".") for file in folder.glob("*.npy")):
         return {}
@@ -221,19 +340,17 @@ def _frame_files(folder: Path) -> dict[str, np.memmap]:
 
 
 def _write_manifest(folder: Path, begun: dict[str, dict[str, Any]] | None = None) -> None:
-    """Bring `recording.json` up to date, written aside and renamed; frame counts are those of the files themselves."""
+    """Bring `recording.json` up to date, with entries of files that are begun; frame counts are those of the files."""
     path = folder / _MANIFEST
     folder.mkdir(parents=True, exist_ok=True)
     try:
         known = json.loads(path.read_text())["files"]
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
-    entries = {**known, **(begun or {})}
-    counts = {name: len(dataset) for name, dataset in _frame_files(folder).items()}
+    begun = begun or {}
+    counts = {**dict.fromkeys(begun, 0), **{name: len(dataset) for name, dataset in _datasets_in(folder).items()}}
     files = {
-        name: {**entry, "frames": counts.get(name, 0)}
-        for name, entry in sorted(entries.items())
-        if name in counts or name in (begun or {})
+        name: {**entry, "frames": counts[name]} for name, entry in sorted({**known, **begun}.items()) if name in counts
     }
     manifest = {
         "format_version": _FORMAT_VERSION,

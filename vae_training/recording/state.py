@@ -1,8 +1,7 @@
-"""What an environment tells of a frame beside its pixels: numbers of a Dict, and ViZDoom's variables and objects.
+"""The state of a game beside its pixels: numbers of a Dict observation, and ViZDoom's variables and objects.
 
-Read at the moment when the frame is there, by the names that `vae_training.data.rows` explains. Nothing here changes
-what the
-environment gives: the same seed gives the same frames with and without.
+Read when a frame is there, under the names of `vae_training.data.rows`. Nothing here changes what the environment
+gives: the same seed gives the same frames with and without.
 """
 
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from latent_obs.util.errors import InputError
 from vae_training.data.rows import rows_file_of, save_rows
@@ -50,10 +49,13 @@ VARIABLES = (
 #: Labels of the engine that are no things to see: the player itself, splashes of blood, the flash of a teleport.
 _NO_THINGS = {"Self", "Gibs", "SFX"}
 _NO_CLASSES = {"BulletPuff"}
+#: What is known of a step; 0 where none was taken.
+_STEP = {"reward": np.float32, "terminated": np.bool_, "truncated": np.bool_, "acted": np.bool_}
+_FIRST_CAPACITY = 1024
 
 
 class StateReader:
-    """What an environment tells of the frame that it has just given.
+    """Reads the state of the game at the frame that the environment has just given.
 
     Args:
         env: The environment, before its first reset.
@@ -122,7 +124,8 @@ class Numbers:
             shape = space.shape or ()
             if most_axes is None or len(shape) <= most_axes:
                 self._paths[name] = path
-                self.columns[name] = ((int(np.prod(shape)),) if shape else (), _stored(space.dtype))
+                dtype = np.dtype(np.float32 if np.dtype(space.dtype).kind == "f" else space.dtype)
+                self.columns[name] = ((int(np.prod(shape)),) if shape else (), dtype)
 
     def __call__(self, value: Any) -> Values:
         """The entries of a value, by name.
@@ -138,10 +141,9 @@ class Numbers:
                     entry = entry[key]
                 values[name] = np.asarray(entry, dtype).reshape(shape)
             except (KeyError, IndexError, TypeError, ValueError) as error:
-                told = f"{type(error).__name__}: {error}"
                 raise InputError(
-                    f"{name} is not what its space declares, {dtype} of shape {shape} ({told}). Mend the environment; of an "
-                    "observation, --no-state leaves it out"
+                    f"{name} must be {dtype} of shape {shape}, as its space declares ({type(error).__name__}: "
+                    f"{error}). Correct the environment; --no-state leaves numbers of an observation out"
                 ) from error
         return values
 
@@ -150,9 +152,9 @@ class VizdoomState:
     """Variables and objects of a ViZDoom game, as the engine knows them.
 
     Objects come from the labels of the engine: boxes around what is drawn of each thing, so that what stands behind a
-    wall is not in sight. The engine has to be told before the game starts, and draws the labels into a picture of their
-    own; the frames and the course of the game stay as they are. The player's own weapon, blood, bullet puffs and
-    teleport flashes are left out; projectiles stay, and what is killed has a class of its own (`DeadZombieman`).
+    wall is not in sight. Labels have to be switched on before the game starts, and are drawn into a picture of their
+    own: frames and game stay the same. The player's own weapon, blood, bullet puffs and teleport flashes are left out;
+    projectiles stay, and what is killed has a class of its own (`DeadZombieman`).
 
     Args:
         env: A ViZDoom environment, before its first reset.
@@ -220,18 +222,8 @@ def is_vizdoom(env: gym.Env[Any, Any]) -> bool:
     return module is not None and isinstance(env.unwrapped, module.VizdoomEnv)
 
 
-def _stored(dtype: DTypeLike) -> np.dtype[Any]:
-    found = np.dtype(dtype)
-    return np.dtype(np.float32) if found.kind == "f" else found
-
-
-_FIRST_CAPACITY = 1024
-#: What is known of a step; 0 where none was taken.
-_STEP = {"reward": np.float32, "terminated": np.bool_, "truncated": np.bool_, "acted": np.bool_}
-
-
 class RowsTable:
-    """What was done at each frame of a file, and what the environment told of it.
+    """The rows of a file while it is recorded: state, action and outcome of each frame.
 
     A frame's row is begun before the frame is written, so that there is never a frame without its row; rows beyond the
     frames that a file has in the end are dropped. A column that comes up later (a monster that was not there before) is
@@ -241,7 +233,7 @@ class RowsTable:
         rows: Number of rows.
 
     Args:
-        action_space: Of the environment; tells the columns of the actions.
+        action_space: Of the environment; it decides the columns of the actions.
 
     Example:
         >>> table = RowsTable(spaces.Discrete(3))
@@ -283,21 +275,14 @@ class RowsTable:
         self.rows += 1
 
     def end_step(self, action: Any, reward: Any, *, terminated: bool, truncated: bool) -> None:
-        """Tell what was done at the newest frame, and what came of it."""
-        last = self.rows - 1
-        for name, value in {
-            **self._actions(action),
-            "reward": reward,
-            "terminated": terminated,
-            "truncated": truncated,
-        }.items():
+        """Enter what was done at the newest frame, and what came of it."""
+        last, outcome = self.rows - 1, {"reward": reward, "terminated": terminated, "truncated": truncated}
+        for name, value in {**self._actions(action), **outcome}.items():
             self._arrays[name][last] = value
         self._arrays["acted"][last] = True  # at the end: a Ctrl-C may come in between
 
     def columns(self, frames: int) -> dict[str, NDArray[Any]]:
-        """The columns of the first frames; nothing counts as done at the very last one, for nobody sees what came of
-        it.
-        """
+        """The columns of the first frames; the last one has no action, because its outcome is in no frame."""
         columns = {name: array[:frames].copy() for name, array in self._arrays.items()}
         columns["acted"][-1:] = False
         for name in (*self._actions.columns, *_STEP):

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
-from vae_training.data.frame_reader import gather
 from vae_training.data.frames import describe_datasets, get_datasets, split_held_out
+from vae_training.data.loader import gather
 from vae_training.data.rows import load_rows, targets_of
 from vae_training.report.encoder import Frames
 from vae_training.report.probes.targets import load_targets

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import InputError
-from vae_training.data.frames import disk_full_is_told
+from vae_training.data.frames import explain_disk_full
 from vae_training.model.cvae import CVAE
 
 _FORMAT = "latent-obs-checkpoint-1"
@@ -88,7 +88,7 @@ def save_checkpoint(
     if about is not None:
         metadata["about"] = json.dumps(about)
     kept = "The last good checkpoint is kept; free some space, and go on with --resume"
-    with disk_full_is_told(path, kept), atomic_write(path) as aside:
+    with explain_disk_full(path, kept), atomic_write(path) as aside:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(aside), metadata)
 
 

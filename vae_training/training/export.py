@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from latent_obs.encoder.folder import make_selfcheck, package_versions, write_encoder_folder
 from latent_obs.encoder.statistics import LatentStatistics, reconstruction_errors
 from latent_obs.pixels import PixelContract
-from vae_training.data.frame_reader import Wanted, gather
+from vae_training.data.loader import Wanted, gather
 from vae_training.model.cvae import CVAE, images_to_tensor
 
 _BATCH = 256

@@ -24,7 +24,7 @@ from latent_obs.util.interrupt import GracefulStop
 from vae_training.data.frames import (
     check_worth_learning,
     describe_datasets,
-    disk_full_is_told,
+    explain_disk_full,
     get_datasets,
     identify,
     split_as_before,
@@ -730,7 +730,7 @@ def train(
         try:
             setup = ranks.together(lambda: prepare(config, ranks, device, resume=resume, say=say))
             with (
-                disk_full_is_told(
+                explain_disk_full(
                     config.out, "The last good checkpoint is kept; free some space, and go on with --resume"
                 ),
                 kept_memory() if device.type == "cpu" else contextlib.nullcontext(),

@@ -7,7 +7,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +26,14 @@ def numbered(first: int, count: int) -> np.ndarray:
     return np.broadcast_to(np.arange(first, first + count, dtype=np.uint8)[:, None, None, None], (count, *SHAPE))
 
 
-@given(
-    frames=st.integers(0, 10**20),
-    shape=st.lists(st.integers(1, 4096), min_size=1, max_size=5).map(tuple),
-    dtype=st.sampled_from(["u1", "<f4", ">i8", "b1"]),
-)
-def test_header_is_read_by_numpy_and_never_grows(frames: int, shape: tuple[int, ...], dtype: str):
-    header = npy_header(frames, shape, np.dtype(dtype))
+@given(frames=st.integers(0, 10**20), shape=st.lists(st.integers(1, 4096), min_size=1, max_size=5).map(tuple))
+def test_header_is_read_by_numpy_and_never_grows(frames: int, shape: tuple[int, ...]):
+    header = npy_header(frames, shape)
     assert len(header) % 128 == 0
-    assert len(header) == len(npy_header(0, shape, np.dtype(dtype)))
+    assert len(header) == len(npy_header(0, shape))
     handle = io.BytesIO(header)
     assert np.lib.format.read_magic(handle) == (1, 0)
-    assert np.lib.format.read_array_header_1_0(handle) == ((frames, *shape), False, np.dtype(dtype))
+    assert np.lib.format.read_array_header_1_0(handle) == ((frames, *shape), False, np.dtype(np.uint8))
     assert handle.tell() == len(header)
 
 
@@ -50,7 +45,6 @@ def test_frames_one_by_one_and_several(tmp_path: Path):
         writer.append(np.empty((0, *SHAPE), np.uint8))
         assert not path.exists()
         assert writer.frames == 4
-        writer.flush()
         # The growing file is whole but for its name.
         np.testing.assert_array_equal(np.load(writer.part, mmap_mode="r"), numbered(0, 4))
         writer.append(numbered(4, 1))
@@ -66,12 +60,6 @@ def test_read_only_views_with_negative_strides(tmp_path: Path):
     with NpyWriter(tmp_path / "a.npy", SHAPE) as writer:
         writer.append(frame)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy")[0], frame)
-
-
-def test_other_dtypes(tmp_path: Path):
-    with NpyWriter(tmp_path / "a.npy", (2,), np.float32) as writer:
-        writer.append(np.ones((3, 2), np.float32))
-    assert np.load(tmp_path / "a.npy").dtype == np.float32
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -116,34 +104,29 @@ def test_dropped_writer_finishes_its_file(tmp_path: Path):
 
 def test_nothing_is_overwritten(tmp_path: Path):
     np.save(tmp_path / "a.npy", numbered(0, 1))
-    with pytest.raises(InputError, match=r"a\.npy exists already and is never overwritten"):
+    with pytest.raises(InputError, match=r"a\.npy exists"):
         NpyWriter(tmp_path / "a.npy", SHAPE)
     writer = NpyWriter(tmp_path / "b.npy", SHAPE)
-    with pytest.raises(InputError, match=r"b\.npy\.part exists already"):
+    with pytest.raises(InputError, match=r"b\.npy\.part exists"):
         NpyWriter(tmp_path / "b.npy", SHAPE)
     writer.append(numbered(5, 2))
     np.save(tmp_path / "b.npy", numbered(0, 1))
-    with pytest.raises(InputError, match=r"b\.npy exists already"):
+    with pytest.raises(InputError, match=r"b\.npy exists"):
         writer.close()
     assert len(np.load(tmp_path / "b.npy")) == 1
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy.part", mmap_mode="r"), numbered(5, 2))
 
 
 def test_wrong_arguments(tmp_path: Path):
-    with pytest.raises(InputError, match=r"must end in \.npy"):
+    with pytest.raises(InputError, match=r"a\.bin"):
         NpyWriter(tmp_path / "a.bin", SHAPE)
-    with pytest.raises(InputError, match="frame_shape must be positive"):
-        NpyWriter(tmp_path / "a.npy", (4, 0, 3))
-    with pytest.raises(InputError, match="plain number type"):
-        NpyWriter(tmp_path / "a.npy", SHAPE, object)
-    assert list(tmp_path.iterdir()) == []
     with NpyWriter(tmp_path / "a.npy", SHAPE) as writer:
-        with pytest.raises(InputError, match=r"holds uint8 frames of shape \(4, 5, 3\), got float64"):
-            writer.append(np.zeros(SHAPE))
-        with pytest.raises(InputError, match=r"got uint8 of shape \(5, 4, 3\)"):
-            writer.append(np.zeros((5, 4, 3), np.uint8))
-    with pytest.raises(InputError, match="is closed"):
+        for wrong in (np.zeros(SHAPE), np.zeros((5, 4, 3), np.uint8)):
+            with pytest.raises(InputError, match="frames must be uint8"):
+                writer.append(wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="closed"):
         writer.append(numbered(0, 1))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_disk_full_keeps_whole_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -158,11 +141,9 @@ def test_disk_full_keeps_whole_frames(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(npy_writer.os, "pwrite", full)
     writer = NpyWriter(tmp_path / "a.npy", SHAPE)
     writer.append(numbered(0, 4))
-    with pytest.raises(
-        InputError, match=r"a\.npy: no room left.*its 7 whole frames are kept.*60 bytes are needed"
-    ) as e:
+    with pytest.raises(InputError, match=r"a\.npy: .*7 whole frames") as raised:
         writer.append(numbered(4, 10))
-    assert isinstance(e.value.__cause__, OSError)
+    assert isinstance(raised.value.__cause__, OSError)
     assert writer.closed
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), numbered(0, 7))
     assert [len(d) for d in get_datasets(tmp_path)] == [7]
@@ -175,7 +156,7 @@ def test_file_size_limit_of_the_system(tmp_path: Path):
     writer = NpyWriter(tmp_path / "a.npy", SHAPE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (128 + 60 * 3 + 1, hard))
     try:
-        with pytest.raises(InputError, match="its 3 whole frames are kept"):  # noqa: PT012
+        with pytest.raises(InputError, match="3 whole frames"):  # noqa: PT012
             for i in range(9):
                 writer.append(numbered(i, 1))
     finally:
@@ -202,11 +183,11 @@ def test_other_write_errors_are_passed_on(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_recover_cuts_half_frames(tmp_path: Path):
     for name, extra, count in (("a", 0, 5), ("b", 59, 5), ("c", 60, 6), ("d", 125, 7)):
-        data = npy_header(5, SHAPE, np.dtype(np.uint8)) + numbered(0, 5).tobytes() + b"\x05" * min(60, extra)
+        data = npy_header(5, SHAPE) + numbered(0, 5).tobytes() + b"\x05" * min(60, extra)
         data += b"\x06" * (extra - 60)
         (tmp_path / f"{name}{count}.npy.part").write_bytes(data)
     (tmp_path / "empty.npy.part").touch()
-    (tmp_path / "header only.npy.part").write_bytes(npy_header(0, SHAPE, np.dtype(np.uint8)))
+    (tmp_path / "header only.npy.part").write_bytes(npy_header(0, SHAPE))
     recovered = recover_parts(tmp_path)
     assert [p.name for p in recovered] == ["a5.npy", "b5.npy", "c6.npy", "d7.npy"]
     for path in recovered:
@@ -218,12 +199,12 @@ def test_recover_cuts_half_frames(tmp_path: Path):
 
 def test_recover_leaves_alone_what_is_not_its_own(tmp_path: Path):
     (tmp_path / "a.npy.part").write_bytes(b"something else" * 20)
-    with pytest.raises(InputError, match=r"a\.npy\.part cannot be recovered"):
+    with pytest.raises(InputError, match=r"a\.npy\.part"):
         recover_parts(tmp_path)
     assert (tmp_path / "a.npy.part").exists()
-    (tmp_path / "a.npy.part").write_bytes(npy_header(1, SHAPE, np.dtype(np.uint8)) + numbered(0, 1).tobytes())
+    (tmp_path / "a.npy.part").write_bytes(npy_header(1, SHAPE) + numbered(0, 1).tobytes())
     np.save(tmp_path / "a.npy", numbered(3, 1))
-    with pytest.raises(InputError, match=r"a\.npy exists already"):
+    with pytest.raises(InputError, match=r"a\.npy exists"):
         recover_parts(tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), numbered(3, 1))
 
@@ -239,6 +220,7 @@ for i in range(10**9):
 """
 
 
+@pytest.mark.integration
 def test_kill_9_of_a_real_process(tmp_path: Path):
     """The file of a living process is left alone, that of a killed one is whole."""
     process = subprocess.Popen(
@@ -250,7 +232,6 @@ def test_kill_9_of_a_real_process(tmp_path: Path):
             assert process.stdout.readline() == "ready\n"
             assert recover_parts(tmp_path) == []
             assert len(np.load(tmp_path / "a.npy.part", mmap_mode="r")) > 20
-            time.sleep(0.05)
         finally:
             process.kill()
     promised = len(np.load(tmp_path / "a.npy.part", mmap_mode="r"))

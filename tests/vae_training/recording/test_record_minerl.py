@@ -8,8 +8,7 @@ import pytest
 from tests.support.minerl_games import SPECS  # skips this module where minerl is not installed
 from tests.support.minerl_server import StandInGame
 from vae_training.data.rows import load_rows, targets_of, transitions_of
-from vae_training.recording.config import RecordConfig
-from vae_training.recording.recorder import record
+from vae_training.recording.recorder import RecordConfig, record
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
-"""What recording keeps beside the frames: transitions that can be told from the files alone, whatever cuts them
-short."""
+"""What recording keeps beside the frames: transitions that follow from the files alone, whatever interrupts them."""
 
 import itertools
 import os
@@ -16,8 +15,7 @@ from latent_obs.util.errors import InputError
 from vae_training.data.frames import get_datasets
 from vae_training.data.npy_writer import part_of
 from vae_training.data.rows import load_rows, rows_file_of, transitions_of
-from vae_training.recording.config import RecordConfig
-from vae_training.recording.recorder import record
+from vae_training.recording.recorder import RecordConfig, record
 from vae_training.recording.state import Numbers, RowsTable, StateReader
 
 TOP = 250  # sums are taken modulo this, so that 255 stays free
@@ -51,7 +49,7 @@ class Sums(gym.Env):
     Episodes have 1 to 6 steps, end as terminated and truncated by turns, and reward what the red is after the step.
 
     Args:
-        end: "shown", the last picture tells the sum; "black"; or "repeated", the one before once more.
+        end: "shown", the last picture shows the sum; "black"; or "repeated", the one before once more.
         actions: Key of `SPACES`.
         breaks: "step 7": Ctrl-C during the seventh call of that function.
     """
@@ -160,7 +158,7 @@ def check(pixels: np.ndarray, rows: dict[str, np.ndarray], shown: bool) -> None:
 
 @pytest.mark.parametrize("end", ["shown", "black", "repeated"])
 @pytest.mark.parametrize("frames_per_file", [1, 2, 3, 25, 26, 60])
-def test_transitions_are_told_by_the_files_alone(tmp_path: Path, end: str, frames_per_file: int):
+def test_transitions_follow_from_the_files_alone(tmp_path: Path, end: str, frames_per_file: int):
     frames = 60 if frames_per_file >= 25 else 9
     record(config(tmp_path, end=end, frames=frames, frames_per_file=frames_per_file, state=False))
     lengths = []
@@ -214,16 +212,16 @@ def test_actions_of_all_spaces(tmp_path: Path, actions: str, expected: dict[str,
 def test_numbers_beside_the_picture(tmp_path: Path):
     record(config(tmp_path, beside=True, frames=25, pixel_key="pov"))
     ((pixels, rows),) = files(tmp_path)
-    told = {name: column for name, column in rows.items() if name not in PLAIN}
-    assert {name: (column.dtype.str[1:], column.shape[1:]) for name, column in told.items()} == {
+    numbers = {name: column for name, column in rows.items() if name not in PLAIN}
+    assert {name: (column.dtype.str[1:], column.shape[1:]) for name, column in numbers.items()} == {
         "observation$sum": ("i8", ()),
         "observation$compass$angle": ("f4", ()),
         "observation$pair": ("i4", (2,)),
     }
     red, green, blue = pixels.T
-    np.testing.assert_array_equal(told["observation$sum"], red)
-    np.testing.assert_array_equal(told["observation$compass$angle"], (blue - 1) * np.float32(10.5))
-    np.testing.assert_array_equal(told["observation$pair"], np.stack([blue - 1, green], axis=1))
+    np.testing.assert_array_equal(numbers["observation$sum"], red)
+    np.testing.assert_array_equal(numbers["observation$compass$angle"], (blue - 1) * np.float32(10.5))
+    np.testing.assert_array_equal(numbers["observation$pair"], np.stack([blue - 1, green], axis=1))
     record(config(tmp_path / "b", beside=True, frames=25, pixel_key="pov", state=False))
     ((others, plain),) = files(tmp_path / "b")
     np.testing.assert_array_equal(others, pixels)
@@ -237,15 +235,16 @@ def test_an_observation_that_its_space_does_not_allow():
         "observation$b": 2,
     }
     for wrong in ({"a": [1, 2, 3], "b": 0}, {"b": 0}, {"a": None, "b": 0}, {"a": [0, 1], "b": "x"}, None):
-        with pytest.raises(InputError, match=r"observation\$[ab] is not what its space declares.*--no-state"):
+        with pytest.raises(InputError, match=r"observation\$[ab]"):
             numbers(wrong)
 
 
 # --- cut short
-# ----------------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("end", ["shown", "black"])
 @pytest.mark.parametrize("where", ["step", "reset"])
-@pytest.mark.parametrize("call", [1, 2, 3, 4, 7, 11])
+@pytest.mark.parametrize("call", [1, 2, 4, 11])
 def test_interrupted_in_the_game(tmp_path: Path, end: str, where: str, call: int):
     """As a second Ctrl-C does it, or an error in the game: whatever was recorded has its rows."""
     record(config(tmp_path / "a", end=end, breaks=f"{where} {call}"))
@@ -261,10 +260,6 @@ def test_interrupted_in_the_game(tmp_path: Path, end: str, where: str, call: int
         assert not list(folder.glob(".*"))
 
 
-def check_message(out: str, file: Path) -> None:
-    assert f"{file} has no rows beside it: what was done in it is not known" in out
-
-
 def test_rows_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The frames are kept, and the lack is named: a full disk, here a name that is taken."""
     (tmp_path / ".test-Sums-v0_001.rows.part.npz" / "taken").mkdir(parents=True)
@@ -272,9 +267,8 @@ def test_rows_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [len(d) for d in get_datasets(tmp_path)] == [25, 25, 10]
     loaded = [load_rows(tmp_path / f"test-Sums-v0_00{i}.npy") for i in range(3)]
     assert [bool(rows) for rows in loaded] == [True, False, True]
-    out = capsys.readouterr().out
-    check_message(out, tmp_path / "test-Sums-v0_001.npy")
-    assert out.count("no rows") == 1
+    named = [line for line in capsys.readouterr().out.splitlines() if "no rows" in line]
+    assert [line.split()[0] for line in named] == [str(tmp_path / "test-Sums-v0_001.npy")]
 
 
 def test_rows_of_a_file_that_was_removed_are_not_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -303,16 +297,17 @@ def test_killed_between_the_rows_and_the_end_of_their_file(tmp_path: Path, cut: 
     rows = load_rows(file)
     file.rename(part_of(file))
     os.truncate(part_of(file), part_of(file).stat().st_size - cut * 8 * 8 * 3)  # as on a disk that lost its last pages
-    told: list[str] = []
-    record(config(tmp_path, frames=25 - cut), say=told.append)
+    said: list[str] = []
+    record(config(tmp_path, frames=25 - cut), say=said.append)
     assert len(np.load(file)) == 25 - cut
     assert set(load_rows(file)) == (set(rows) if kept else set())
     assert rows_file_of(file).exists() == kept
-    assert ("no rows" in told[0]) != kept
+    assert ("no rows" in said[0]) != kept
 
 
 # --- the table
-# ----------------------------------------------------------------------------------------------------------------
+
+
 def test_columns_that_come_late_and_many_rows():
     """More rows than the table begins with, against lists."""
     rng, table, wanted = np.random.default_rng(0), RowsTable(spaces.Discrete(9)), []

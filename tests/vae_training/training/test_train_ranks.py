@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from latent_obs.util.errors import InputError
 from tests.support.tiny import picture
 from tests.support.training_runs import EVERY_STEP, TRAIN, config_for, run
-from vae_training.data.loader import BatchParts, draw_places, get_random_samples
+from vae_training.data.loader import BatchParts
 from vae_training.training.config import TrainConfig
 from vae_training.training.logs import read_log
 
@@ -182,21 +182,3 @@ def test_parts_make_up_each_batch(size: int, batch: int, ranks: int):
             seen += places if share.weight else []
         assert seen == list(range(first, first + total))
         assert sum(p.shares[number].weight for p in parts) == pytest.approx(ranks)
-
-
-@given(data=st.data(), repeats=st.booleans())
-@settings(max_examples=40, deadline=None)
-def test_a_part_of_a_sample_is_that_part(data: st.DataObject, repeats: bool):
-    rng = np.random.default_rng(0)
-    datasets = [rng.integers(0, 256, (n, 2, 2, 1), np.uint8) for n in (9, 14, 6)]
-    size = 60 if repeats else 15
-    weights = data.draw(st.sampled_from([None, [1.0, 2.0, 0.5], [0.0, 1.0, 0.4]]))
-    places = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20)))
-    whole = get_random_samples(
-        datasets, size, weights, normalize=False, seed=np.random.default_rng(3), replace_small=True
-    )
-    out = np.zeros((len(places), 2, 2, 1), np.uint8)
-    np.testing.assert_array_equal(
-        draw_places(datasets, size, weights, places, seed=np.random.default_rng(3), replace_small=True, out=out),
-        whole[places],
-    )

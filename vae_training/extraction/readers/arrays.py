@@ -6,25 +6,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_training.data.frames import NpyHeader as ArrayHeader
+from vae_training.data.frames import read_npy_header as read_header
 from vae_training.extraction.readers.base import DamagedRecordingError, Frames, Recording, frames_per_chunk
 
 _KEYS = ("frames", "obs", "arr_0")
 _CHANNELS = (1, 3, 4)
 #: What zipfile, zlib and numpy raise on a damaged archive.
 _BROKEN = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
-
-
-class ArrayHeader(NamedTuple):
-    """What the first bytes of an array in a file say of it."""
-
-    shape: tuple[int, ...]
-    fortran_order: bool
-    dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True)
@@ -131,16 +125,6 @@ def read_npz(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
     """
     with _reading(file), np.load(file, allow_pickle=False) as archive:
         return {name: archive[name] for name in names}
-
-
-def read_header(handle: IO[bytes]) -> ArrayHeader:
-    """The header of an array, leaving the file at its first value; ValueError where there is none."""
-    version = np.lib.format.read_magic(handle)
-    if version == (1, 0):
-        return ArrayHeader(*np.lib.format.read_array_header_1_0(handle))
-    if version == (2, 0):
-        return ArrayHeader(*np.lib.format.read_array_header_2_0(handle))
-    raise ValueError(f"its format version {version[0]}.{version[1]} is unknown")
 
 
 def frames_key(file: Path, headers: Mapping[str, ArrayHeader]) -> str:

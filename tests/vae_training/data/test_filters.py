@@ -123,14 +123,8 @@ def test_grey_is_about_pillows():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"stride": 0}, "stride must be"),
-        ({"limit": 0}, "limit must be"),
-        ({"drop_duplicates": 0.0}, "drop_duplicates must be"),
-        ({"drop_duplicates": float("nan")}, "drop_duplicates must be"),
-    ],
+    ("name", "value"), [("stride", 0), ("limit", 0), ("drop_duplicates", 0.0), ("drop_duplicates", float("nan"))]
 )
-def test_wrong_options(options: dict, message: str):
-    with pytest.raises(InputError, match=message):
-        FrameFilters(**options)
+def test_wrong_options(name: str, value: float):
+    with pytest.raises(InputError, match=name):
+        FrameFilters(**{name: value})

@@ -1,0 +1,448 @@
+"""Drawing frames: exact shares, frames from the right files, no repeats, the same from the same seed and epoch."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latent_obs.util.errors import InputError
+from vae_training.data import loader
+from vae_training.data.frames import get_datasets, place_on_disk
+from vae_training.data.loader import SuperBatches, gather, get_random_samples, plan_draw, shares
+
+SHAPE = (2, 3, 4)
+COUNTS = (700, 300, 500, 400)
+
+
+def tagged(dataset: int, count: int) -> np.ndarray:
+    """Frames that name their origin: dataset, then the frame's number in base 256, in every row and column."""
+    out = np.zeros((count, *SHAPE), np.uint8)
+    number = np.arange(count)
+    out[..., 0] = dataset
+    out[..., 1] = (number // 256)[:, None, None]
+    out[..., 2] = (number % 256)[:, None, None]
+    out[..., 3] = 255
+    return out
+
+
+def origins(samples: np.ndarray) -> list[tuple[int, int]]:
+    """(dataset, frame) of each sample, which must be whole."""
+    assert (samples == samples[:, :1, :1]).all()
+    assert (samples[..., 3] == 255).all()
+    return [(d, high * 256 + low) for d, high, low, _ in samples[:, 0, 0].astype(int).tolist()]
+
+
+@pytest.fixture(scope="module")
+def kept_files(tmp_path_factory: pytest.TempPathFactory) -> list[np.memmap]:
+    folder = tmp_path_factory.mktemp("frames")
+    for i, count in enumerate(COUNTS):
+        np.save(folder / f"{i}.npy", tagged(i, count))
+    return get_datasets(folder)
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> list[np.memmap]:
+    """Files that a test may spoil."""
+    for i, count in enumerate(COUNTS):
+        np.save(tmp_path / f"{i}.npy", tagged(i, count))
+    return get_datasets(tmp_path)
+
+
+# --- shares
+
+weights_strategy = st.lists(st.integers(0, 1000), min_size=1, max_size=12).filter(any)
+
+
+@given(size=st.integers(1, 100_000), weights=weights_strategy)
+def test_shares_are_exact_ordered_and_within_one_of_the_quota(size: int, weights: list[int]):
+    counts = shares(size, weights)
+    assert sum(counts) == size
+    for i, (count, weight) in enumerate(zip(counts, weights, strict=True)):
+        assert abs(count - Fraction(size * weight, sum(weights))) < 1
+        assert count == 0 or weight > 0
+        # More weight is not fewer frames; among equals the earlier one is first.
+        assert all(
+            count >= counts[j] for j, other in enumerate(weights) if weight > other or (weight == other and i < j)
+        )
+    # Weights are relative, and read as decimals.
+    assert counts == shares(size, [w / 1000 for w in weights]) == shares(size, [w * 7 for w in weights])
+
+
+def test_shares_of_the_classic_cases():
+    assert shares(10_000, [1, 1, 1, 1]) == [2500] * 4
+    assert shares(10_000, [0.4, 0.2, 0.2, 0.2]) == [4000, 2000, 2000, 2000]
+    assert shares(3, [0.1, 0.1]) == [2, 1]  # ties to the earlier
+    assert shares(1, [0.3, 0.1 + 0.2]) == [0, 1]  # 0.30000000000000004 is more
+    assert shares(5, np.array([0.5, 0.0, 0.5], np.float32)) == [3, 0, 2]  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("weights", [[1, -0.1], [1, float("nan")], [1, float("inf")], ["a", 1], [None], [0, 0], []])
+def test_weights_that_are_no_weights(weights: list):
+    with pytest.raises(InputError, match="dataset_weights"):
+        shares(10, weights)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "10", True, None])
+def test_sample_size_that_is_no_count(kept_files: list[np.memmap], size: Any):
+    with pytest.raises(InputError, match="sample_size"):
+        get_random_samples(kept_files, size)
+
+
+# --- samples
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    counts=st.lists(st.integers(1, 600), min_size=1, max_size=4),
+    fraction=st.floats(0.01, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_each_frame_once_and_from_its_dataset(counts: list[int], fraction: float, seed: int):
+    datasets = [tagged(i, count) for i, count in enumerate(counts)]
+    size = max(1, int(fraction * sum(counts)))
+    drawn = origins(get_random_samples(datasets, size, counts, normalize=False, seed=seed))
+    assert len(set(drawn)) == size
+    assert [sum(1 for d, _ in drawn if d == i) for i in range(len(counts))] == shares(size, counts)
+    assert all(frame < counts[d] for d, frame in drawn)
+
+
+def test_every_frame_can_be_asked_for(kept_files: list[np.memmap]):
+    drawn = origins(get_random_samples(kept_files, 1900, COUNTS, normalize=False, seed=0))
+    assert sorted(drawn) == [(i, j) for i, count in enumerate(COUNTS) for j in range(count)]
+
+
+def test_disk_and_memory_give_the_same(kept_files: list[np.memmap]):
+    in_memory = [np.array(d) for d in kept_files]
+    from_disk = get_random_samples(kept_files, 800, [0.4, 0.2, 0.2, 0.2], normalize=False, seed=3)
+    expected = get_random_samples(in_memory, 800, [0.4, 0.2, 0.2, 0.2], normalize=False, seed=3)
+    np.testing.assert_array_equal(from_disk, expected)
+
+
+def test_order_is_shuffled_across_and_within_datasets(kept_files: list[np.memmap]):
+    drawn = origins(get_random_samples(kept_files, 1200, normalize=False, seed=2))
+    labels = np.array([d for d, _ in drawn])
+    changes = int((np.diff(labels) != 0).sum())
+    assert 800 < changes < 1000  # 3/4 of 1199 neighbors differ when shuffled, 3 when not
+    first = np.array([frame for d, frame in drawn if d == 0])
+    assert 0.4 < (np.diff(first) > 0).mean() < 0.6
+
+
+def test_seeds(kept_files: list[np.memmap]):
+    a = get_random_samples(kept_files, 100, seed=5)
+    np.testing.assert_array_equal(a, get_random_samples(kept_files, 100, seed=5))
+    generator = np.random.default_rng(5)
+    np.testing.assert_array_equal(a, get_random_samples(kept_files, 100, seed=generator))
+    assert (a != get_random_samples(kept_files, 100, seed=generator)).any()  # it moves on
+    assert (a != get_random_samples(kept_files, 100, seed=6)).any()
+    assert (get_random_samples(kept_files, 100) != get_random_samples(kept_files, 100)).any()
+    with pytest.raises(InputError, match="seed"):
+        get_random_samples(kept_files, 100, seed=-1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(counts=st.lists(st.integers(1, 300), min_size=1, max_size=3), size=st.integers(1, 200), seed=st.integers(0, 999))
+def test_the_draw_of_a_seed_stays_what_it_was(counts: list[int], size: int, seed: int):
+    """A resumed run, or one repeated next year, sees the same: this is the draw as it was first released."""
+    datasets = [tagged(i, count) for i, count in enumerate(counts)]
+    rng, expected, start = np.random.default_rng(seed), np.empty((size, *SHAPE), np.uint8), 0
+    places = rng.permutation(size)
+    for dataset, share in zip(datasets, shares(size, [1] * len(datasets)), strict=True):
+        if share:
+            rows = np.sort(rng.choice(len(dataset), share, replace=share > len(dataset), shuffle=False))
+            expected[places[start : start + share]] = dataset[rows]
+            start += share
+    drawn = get_random_samples(datasets, size, normalize=False, seed=seed, replace_small=True)
+    np.testing.assert_array_equal(drawn, expected)
+
+
+@given(data=st.data(), repeats=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_the_part_of_a_process_is_that_part_of_the_sample(data: st.DataObject, repeats: bool):
+    datasets = [tagged(i, n) for i, n in enumerate((9, 14, 6))]
+    size = 60 if repeats else 15
+    weights = data.draw(st.sampled_from([None, [1.0, 2.0, 0.5], [0.0, 1.0, 0.4]]))
+    places = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20, unique=True)))
+    rules: dict[str, Any] = {"dataset_weights": weights, "replace_small": True}
+    whole = get_random_samples(datasets, size, normalize=False, seed=np.random.default_rng([3, 0]), **rules)
+    with SuperBatches(datasets, size, seed=3, epochs=1, places=places, **rules) as batches:
+        np.testing.assert_array_equal(next(batches), whole[places])
+
+
+def test_result_is_fresh_contiguous_and_scaled(kept_files: list[np.memmap]):
+    plain = get_random_samples(kept_files, 50, normalize=False, seed=3)
+    scaled = get_random_samples(kept_files, 50, seed=3)
+    np.testing.assert_array_equal(scaled, plain.astype(np.float32) / np.float32(255))
+    assert float(scaled.max()) == 1.0
+    for array, dtype in ((plain, np.uint8), (scaled, np.float32)):
+        assert (array.shape, array.dtype, type(array)) == ((50, *SHAPE), dtype, np.ndarray)
+        assert array.base is None
+        assert array.flags.c_contiguous
+        assert array.flags.writeable
+        out = np.empty_like(array)
+        assert get_random_samples(kept_files, 50, normalize=dtype == np.float32, seed=3, out=out) is out
+        np.testing.assert_array_equal(out, array)
+    read_only = np.empty((50, *SHAPE), np.uint8)
+    read_only.flags.writeable = False
+    for wrong in (
+        np.empty((49, *SHAPE), np.uint8),
+        np.empty((50, *SHAPE)),
+        np.empty((100, *SHAPE), "u1")[::2],
+        read_only,
+    ):
+        with pytest.raises(InputError, match="out must be"):
+            get_random_samples(kept_files, 50, normalize=False, out=wrong)
+
+
+def test_share_larger_than_its_dataset(kept_files: list[np.memmap]):
+    with pytest.raises(InputError, match=r"1\.npy.*1,200"):  # the file, and the most that can be had
+        get_random_samples(kept_files, 1600)
+    assert len(get_random_samples(kept_files, 1200)) == 1200
+    with pytest.raises(InputError, match="sample_size"):
+        get_random_samples(kept_files, 1901)
+    drawn = origins(get_random_samples(kept_files, 1600, normalize=False, seed=0, replace_small=True))
+    for i, count in enumerate(COUNTS):
+        own = [frame for d, frame in drawn if d == i]
+        assert len(own) == 400
+        assert max(own) < count
+        assert (len(set(own)) < 400) == (count < 400)  # only the small one repeats
+
+
+def test_datasets_that_do_not_go_together(kept_files: list[np.memmap]):
+    empty = np.zeros((0, *SHAPE), np.uint8)
+    wrong: list[tuple[list[Any], str]] = [
+        ([], "datasets"),
+        ([*kept_files, np.zeros((9, 5, 5, 3), np.uint8)], "dataset 4"),
+        ([np.zeros((9, 5, 5, 3))], "dataset 0"),
+        ([*kept_files, empty], "dataset 4"),
+    ]
+    for datasets, name in wrong:
+        with pytest.raises(InputError, match=name):
+            get_random_samples(datasets, 10)
+    with pytest.raises(InputError, match="dataset_weights"):
+        get_random_samples(kept_files, 10, [1, 1, 1])
+    assert len(get_random_samples([*kept_files, empty], 10, [1, 1, 1, 1, 0])) == 10
+
+
+# --- reading
+
+VIEWS: dict[str, tuple[Callable[[Any], Any], bool]] = {
+    "whole": (lambda d: d, True),
+    "head": (lambda d: d[:-100], True),
+    "middle of a middle": (lambda d: d[100:][50:-60], True),
+    "every second": (lambda d: d[::2], False),
+    "backwards": (lambda d: d[::-1], False),
+    "cropped": (lambda d: d[:, :, 1:], False),
+    "copy": (lambda d: d[10:40].copy(), False),
+    "copy-on-write": (lambda d: np.memmap(d.filename, np.uint8, "c", d.offset, d.shape), False),
+    "r+": (lambda d: np.memmap(d.filename, np.uint8, "r+", d.offset, d.shape), True),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_reading_agrees_with_numpy(kept_files: list[np.memmap], name: str):
+    make, from_file = VIEWS[name]
+    view = make(kept_files[0])
+    assert (place_on_disk(view) is not None) == from_file
+    rng = np.random.default_rng(0)
+    for rows in ([0], [len(view) - 1], [1, 1, 2, 4], range(len(view)), np.sort(rng.integers(0, len(view), 60))):
+        rows = np.array(rows)
+        targets = rng.permutation(len(rows) + 3)[: len(rows)]
+        for dtype in (np.uint8, np.float32):
+            out = np.full((len(rows) + 3, *view.shape[1:]), 7, dtype)
+            expected = out.copy()
+            expected[targets] = np.asarray(view)[rows] / (np.float32(255) if dtype == np.float32 else np.uint8(1))
+            gather([(view, rows, targets)], out)
+            np.testing.assert_array_equal(out, expected)  # what nobody asked for is left alone too
+
+
+def test_copy_on_write_pages_count(kept_files: list[np.memmap]):
+    mapped = np.memmap(str(kept_files[0].filename), np.uint8, "c", kept_files[0].offset, kept_files[0].shape)
+    mapped[:] = 7
+    assert (get_random_samples([mapped], 20, normalize=False) == 7).all()
+
+
+def test_large_samples_in_several_reads(kept_files: list[np.memmap], monkeypatch: pytest.MonkeyPatch):
+    whole = get_random_samples(kept_files, 900, seed=4)
+    monkeypatch.setattr(loader, "_PIECE_BYTES", 7 * 24)
+    np.testing.assert_array_equal(whole, get_random_samples(kept_files, 900, seed=4))
+
+
+def test_short_reads_are_continued(kept_files: list[np.memmap], monkeypatch: pytest.MonkeyPatch):
+    whole = get_random_samples(kept_files, 900, normalize=False, seed=4)
+    opened = Path.open
+
+    class Short:
+        """A file that gives five bytes at a time."""
+
+        def __init__(self, path: Path, *args: Any, **kwargs: Any) -> None:
+            self.file: Any = opened(path, *args, **kwargs)
+
+        def __enter__(self) -> "Short":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def seek(self, place: int) -> None:
+            self.file.seek(place)
+
+        def readinto(self, view: memoryview) -> int:
+            return self.file.readinto(view[:5])
+
+    monkeypatch.setattr(Path, "open", lambda path, *args, **kwargs: Short(path, *args, **kwargs))
+    np.testing.assert_array_equal(whole, get_random_samples(kept_files, 900, normalize=False, seed=4))
+
+
+def test_files_that_change_after_opening(on_disk: list[np.memmap]):
+    path, threads = Path(str(on_disk[1].filename)), threading.active_count()
+    with path.open("r+b") as handle:
+        handle.truncate(1000)
+    for seed in range(20):  # whichever frames are drawn, those beyond the end first or not
+        with pytest.raises(InputError, match=r"1\.npy"):
+            get_random_samples(on_disk, 40, seed=seed)
+    path.unlink()
+    with pytest.raises(InputError, match=r"1\.npy"):
+        get_random_samples(on_disk, 1000)
+    assert threading.active_count() == threads
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")
+def test_files_are_not_kept_open(kept_files: list[np.memmap]):
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    get_random_samples(kept_files, 600)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_memory_does_not_grow_with_what_is_read(tmp_path: Path):
+    """200 MB read at random through a map would stay resident; here it is the sample alone."""
+    np.save(tmp_path / "a.npy", np.zeros((17_000, 64, 64, 3), np.uint8))
+    datasets = get_datasets(tmp_path)
+    get_random_samples(datasets, 100, normalize=False, seed=0)
+    before = psutil.Process().memory_info().rss
+    for seed in range(60):
+        get_random_samples(datasets, 500, normalize=False, seed=seed)
+    assert psutil.Process().memory_info().rss - before < 40e6
+
+
+# --- super-batches
+
+
+def test_one_per_epoch_from_seed_and_epoch(kept_files: list[np.memmap]):
+    weights = [2, 1, 1, 1]
+    with SuperBatches(kept_files, 60, dataset_weights=weights, seed=7, epochs=4) as batches:
+        assert len(batches) == 4
+        seen = list(batches)
+        assert (len(batches), batches.epoch) == (0, 3)
+    for epoch, batch in enumerate(seen):
+        rng = np.random.default_rng([7, epoch])
+        oracle = get_random_samples(kept_files, 60, weights, normalize=False, seed=rng)
+        np.testing.assert_array_equal(batch, oracle)
+    assert (seen[0] != seen[1]).any()
+    assert all(not np.shares_memory(seen[0], batch) for batch in seen[1:])  # a caller may keep them all
+    for start in (1, 3, 5):
+        with SuperBatches(kept_files, 60, dataset_weights=weights, seed=7, start_epoch=start, epochs=4) as resumed:
+            for got, expected in zip(list(resumed), seen[start:], strict=True):
+                np.testing.assert_array_equal(got, expected)
+    with SuperBatches(kept_files, 60, dataset_weights=weights, seed=8, epochs=1) as other:
+        assert (next(other) != seen[0]).any()
+
+
+def test_the_next_one_is_drawn_while_this_one_is_used(kept_files: list[np.memmap], monkeypatch: pytest.MonkeyPatch):
+    draw, drawn = SuperBatches.draw, [threading.Event() for _ in range(4)]
+
+    def watched(self: SuperBatches, epoch: int) -> Any:
+        drawn[epoch].set()
+        return draw(self, epoch)
+
+    monkeypatch.setattr(SuperBatches, "draw", watched)
+    with SuperBatches(kept_files, 30, epochs=4) as batches:
+        for _ in batches:
+            if batches.epoch < 3:
+                assert drawn[batches.epoch + 1].wait(60)  # without being asked for
+            if batches.epoch < 2:
+                assert not drawn[batches.epoch + 2].is_set()  # and no more than one ahead
+
+
+def test_waiting_is_counted(kept_files: list[np.memmap], monkeypatch: pytest.MonkeyPatch):
+    draw = SuperBatches.draw
+    pause = threading.Event()
+    monkeypatch.setattr(SuperBatches, "draw", lambda self, epoch: (pause.wait(0.1), draw(self, epoch))[1])
+    with SuperBatches(kept_files, 30, epochs=3) as batches:
+        for _ in batches:
+            pass
+        assert batches.wait_seconds > 0.25
+
+
+def test_error_in_the_thread_reaches_the_caller(on_disk: list[np.memmap]):
+    with SuperBatches(on_disk, 30, epochs=9) as batches:
+        next(batches)
+        Path(str(on_disk[1].filename)).unlink()
+        with pytest.raises(InputError, match=r"1\.npy"):
+            list(batches)
+
+
+def test_unfit_data_is_refused_at_construction(kept_files: list[np.memmap]):
+    threads = threading.active_count()
+    wrong: list[tuple[int, dict[str, Any], str]] = [
+        (1901, {}, "sample_size"),
+        (1600, {}, r"1\.npy"),
+        (50, {"dataset_weights": [2]}, "dataset_weights"),
+        (50, {"epochs": -1}, "epochs"),
+        (50, {"epochs": 2.0}, "epochs"),
+        (50, {"seed": -1}, "seed"),
+        (50, {"start_epoch": -1}, "start_epoch"),
+    ]
+    for size, changes, name in wrong:
+        with pytest.raises(InputError, match=name):
+            SuperBatches(kept_files, size, **{"epochs": 1, **changes})
+    assert threading.active_count() == threads
+    with SuperBatches(kept_files, 2000, epochs=1, replace_small=True) as batches:
+        assert len(next(batches)) == 2000
+    assert threading.active_count() == threads
+
+
+CHILD = """
+import resource, sys
+from vae_training import SuperBatches, get_datasets
+with SuperBatches(get_datasets(sys.argv[1]), 1000, epochs=5) as batches:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert sum(int(frames[:, 0, 0, 0].sum()) for frames in batches) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sparse files, and the unit of ru_maxrss")
+@pytest.mark.integration
+def test_memory_is_that_of_two_super_batches_whatever_the_dataset(tmp_path: Path):
+    """20 MB and 4 GB of (sparse) files: each adds two super-batches of 12 MB and little more."""
+    added = []
+    for frames in (1_700, 340_000):
+        folder = tmp_path / str(frames)
+        folder.mkdir()
+        with (folder / "a.npy").open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (frames, 64, 64, 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(file.tell() + frames * 64 * 64 * 3)
+        command = [sys.executable, "-c", CHILD, str(folder)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=900).stdout
+        added.append(1024 * int(output))
+    assert max(added) < 2 * 1000 * 64 * 64 * 3 + 12e6
+    assert abs(added[1] - added[0]) < 6e6
+
+
+def test_a_plan_reads_nothing(tmp_path: Path):
+    np.save(tmp_path / "a.npy", tagged(0, 50))
+    datasets = get_datasets(tmp_path)
+    (tmp_path / "a.npy").unlink()
+    ((index, rows, targets),) = plan_draw(datasets, 20, None, seed=np.random.default_rng(0))
+    assert (index, len(rows), sorted(targets.tolist())) == (0, 20, list(range(20)))
