@@ -11,6 +11,17 @@ REMOVED_VERBS = {
 
 _NO_EFFECT = "it was not measured to help; leave it out"
 
+_AGENT = {
+    "standardise": "use --normalize-observation",
+    "standardize": "use --normalize-observation",
+    "clip-range-schedule": "the clip range is constant; leave it out",
+    "gae-lambda": "it is 0.95; leave it out",
+    "lstm-size": "it is 128; leave it out",
+    "tau": "it is 1 for DQN and QR-DQN and 0.005 for SAC; leave it out",
+    "n-quantiles": "it is 50; leave it out",
+    "keep-checkpoints": "a run has its best and its last agent; leave it out",
+}
+
 #: By verb and option: what to do instead. Options are written with hyphens, without the leading two.
 REMOVED_OPTIONS: dict[str, dict[str, str]] = {
     "train-vae": {
@@ -24,8 +35,8 @@ REMOVED_OPTIONS: dict[str, dict[str, str]] = {
         "compile": "the loss is compiled on CUDA and nowhere else; leave it out",
         "standardise": "it is spelled --standardize",
     },
-    "train-agent": {"standardise": "it is spelled --standardize"},
-    "compare": {"standardise": "it is spelled --standardize"},
+    "train-agent": _AGENT,
+    "compare": _AGENT,
 }
 
 

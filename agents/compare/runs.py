@@ -22,7 +22,7 @@ from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError
 from latent_obs.util.interrupt import GracefulStop
 
-_NOT_COMPARED = ("out", "device", "encoder", "pca", "env", "seed", "keep_checkpoints")
+_NOT_COMPARED = ("out", "device", "encoder", "pca", "env", "seed")
 #: Exit statuses of a run's process.
 FINISHED, CRASHED, MISTAKE, STOPPED = 0, 1, 2, 3
 RANDOM_POLICY = "random policy"
@@ -123,6 +123,7 @@ def check_same(run: Planned) -> None:
         now = run.signature()
         # A setting that did not exist then was at its default.
         plain = AgentConfig(algorithm=run.config.algorithm, observation=run.config.observation).settled().to_json()
+        before = {name: value for name, value in before.items() if name not in AgentConfig.REMOVED}
         before = json.loads(json.dumps({k: v for k, v in plain.items() if k in now})) | before
         changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
         if changed:

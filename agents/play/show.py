@@ -450,11 +450,7 @@ class Show:
 
     def _latent(self) -> NDArray[np.float32]:
         """float32 (latent_dim,), as the encoder gave it: before any statistics shifted and scaled it."""
-        latent = self._newest(self._venv.get_original_obs())
-        statistics = None if self._encoder is None else self._encoder.statistics
-        if self.config.standardize and statistics is not None:
-            return latent * statistics.scale + statistics.mean
-        return latent
+        return self._newest(self._venv.get_original_obs())
 
     def _seen(self, latent: NDArray[np.float32] | None) -> tuple[Picture | None, str]:
         if latent is None:
