@@ -1,4 +1,4 @@
-"""A video of an agent at play: the game, what the agent sees of it, its latent and what it does."""
+"""Videos of an agent at play: the game, what the agent sees, its latent and its decisions."""
 
 import contextlib
 import os
@@ -26,12 +26,12 @@ def film(
     seed: int = 2_000_003,
     device: str = "auto",
 ) -> tuple[Path, list[float]]:
-    """Play an agent for some episodes and write an MP4 of it: each step's picture is that of `Show.picture`.
+    """Play an agent for some episodes and write an MP4 of the pictures of `Show.picture`.
 
     Args:
         run: The run folder.
         video: The file to write; `run / "agent.mp4"` by default.
-        episodes: Whole episodes to film at least; the video ends after a minute in any case.
+        episodes: Whole episodes to film at least, but never more than a minute.
         seconds: Length to film at least: short episodes are followed by more of them.
         which: "best", "last" or the step of a kept checkpoint.
         seed: Seed of the environment.
@@ -41,8 +41,8 @@ def film(
         The file, and the return of each episode that was filmed to its end.
 
     Raises:
-        InputError: There is no such agent, its environment cannot draw itself, or the file cannot be written; before
-            anything is played.
+        InputError: There is no such agent, its environment cannot draw itself, or the file cannot be written. It is
+            raised before anything is played.
         MissingExtraError: PyAV is not installed.
     """
     require("av", extra="video", purpose="write a video")
@@ -61,17 +61,7 @@ def film(
 
 
 def check_writable(path: Path) -> Path:
-    """See that a file can be written, before the work whose result goes into it.
-
-    Raises:
-        InputError: It is a folder, or lies where nothing can be written.
-
-    Example:
-        >>> check_writable(Path("/"))
-        Traceback (most recent call last):
-        ...
-        latent_obs.util.errors.InputError: / is a folder; name a file to write
-    """
+    """Raise `InputError` if a file cannot be written, before the work whose result goes into it."""
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file to write")
     there = next(parent for parent in path.absolute().parents if parent.exists())

@@ -1,4 +1,4 @@
-"""A live window in which an agent plays, at the game's own speed."""
+"""A live window in which an agent plays at the game's own speed."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ KEYS = "space: pause   n or right: one step   + / -: speed   r: new episode   q 
 _SLOWEST, _FASTEST = 1 / 16, 64.0
 _SCREEN_SHARE = 0.9  # of the screen that the window takes at most
 _PAUSED_MS, _WAIT_MS = 20, 5
-_PLACES = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")  # where displays are named
+_DISPLAY_VARIABLES = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
 
 
 def watch_agent(
@@ -33,28 +33,28 @@ def watch_agent(
     success_return: float | None = None,
     paused: bool = False,
 ) -> list[EpisodeEnd]:
-    """Open a window and play an agent in it, with what it sees, its latent and its action beside the game.
+    """Play an agent in a window that also shows what it sees, its latent and its decision.
 
     Keys: space pauses, n or the right arrow takes one step, + and - double and halve the speed, r begins another
-    episode, q or Esc (or closing the window) ends it.
+    episode, q or Esc (or closing the window) quits.
 
     Args:
         run: The run folder.
         which: "best", "last" or the step of a kept checkpoint.
-        speed: 1 for the game's own speed; it plays as fast as it can where that is slower.
+        speed: 1 for the game's own speed; slower where the machine is.
         seed: Seed of the environment.
-        episodes: End after so many; None goes on until it is told to end.
-        deterministic: The most likely action rather than a sample; as in the settings by default.
+        episodes: End after so many; None plays until the user quits.
+        deterministic: The most likely action rather than a sample; by default as in the run's settings.
         device: Where to encode.
         success_return: As for `evaluate_agent`.
-        paused: Begin with a pause.
+        paused: Begin paused.
 
     Returns:
         How each whole episode ended.
 
     Raises:
-        InputError: There is no display, no such agent, a speed or number that will not do, or an environment that
-            cannot draw itself.
+        InputError: There is no display or no such agent, the environment cannot draw itself, or `speed` or `episodes`
+            is out of range.
         MissingExtraError: pygame is not installed.
     """
     if not _SLOWEST <= speed <= _FASTEST:
@@ -74,15 +74,11 @@ def watch_agent(
 
 @contextlib.contextmanager
 def _display() -> Iterator[Any]:
-    """The module pygame with its display begun, and ended again.
-
-    Raises:
-        InputError: There is no display.
-    """
+    """Initialize pygame's display, and end it afterwards. Raises `InputError` where there is no display."""
     instead = "A video needs no display: latent-obs evaluate --run … writes one"
     driver = os.environ.get("SDL_VIDEODRIVER")
     if sys.platform.startswith("linux") and not driver and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
-        # Without either SDL would take the console itself, where there is one.
+        # Without either, SDL would draw on the console itself.
         raise InputError(
             f"there is no display to open a window on: neither DISPLAY nor WAYLAND_DISPLAY is set. {instead}"
         )
@@ -93,14 +89,11 @@ def _display() -> Iterator[Any]:
         pygame.display.init()
     except pygame.error as error:
         problem = str(error)
-    # Where every display fails SDL draws into the void, which is right only if it was asked to.
+    # Where every display fails, SDL falls back to one that shows nothing, which is right only if it was asked for.
     if not pygame.display.get_init() or (pygame.display.get_driver() in ("offscreen", "dummy") and not driver):
         pygame.display.quit()
-        found = (
-            ", ".join(f"{name}={os.environ[name]}" for name in _PLACES if name in os.environ)
-            or f"no {' and no '.join(_PLACES)}"
-        )
-        raise InputError(f"no window can be opened ({found}): {problem}. {instead}")
+        found = [f"{name}={os.environ[name]}" for name in _DISPLAY_VARIABLES if name in os.environ]
+        raise InputError(f"no window can be opened ({', '.join(found)}): {problem}. {instead}")
     try:
         yield pygame
     finally:
@@ -114,12 +107,12 @@ class _Window:
         self.pygame, self.show, self.speed, self.paused = pygame, show, speed, paused
         self.open, self.one_step = True, False
         self.scale = self._scale()
-        self.picture = self._drawn()
+        self.picture = self._draw()
         height, width = self.picture.shape[:2]
         self.surface = pygame.display.set_mode((width, height), pygame.RESIZABLE)
 
     def _scale(self) -> float:
-        """Twice the size, or as much as the screen has room for."""
+        """Twice the size, or as much as fits on the screen."""
         height, width = self.show.picture(footer="").shape[:2]
         screen = self.pygame.display.Info()
         if screen.current_w < 1 or screen.current_h < 1:
@@ -127,19 +120,19 @@ class _Window:
         return max(1.0, min(2.0, _SCREEN_SHARE * screen.current_w / width, _SCREEN_SHARE * screen.current_h / height))
 
     def play(self, episodes: int | None) -> None:
-        """Play until it is closed."""
+        """Play until the window is closed, or for so many episodes."""
         due = time.perf_counter()
         self._present()
         while self.open and (episodes is None or len(self.show.ended) < episodes):
-            changed = self._obey()
+            changed = self._handle_events()
             now = time.perf_counter()
             if self.open and (self.one_step or (not self.paused and now >= due)):
                 self.show.step()
-                # One late step is made up for, but not a long pause.
+                # A late step is caught up on, a long pause is not.
                 due = max(due, now - self._seconds_a_step) + self._seconds_a_step
                 self.one_step, changed = False, True
             if changed:
-                self.picture = self._drawn()
+                self.picture = self._draw()
                 self._present()
             elif self.open:
                 self.pygame.time.wait(_PAUSED_MS if self.paused else _WAIT_MS)
@@ -148,8 +141,8 @@ class _Window:
     def _seconds_a_step(self) -> float:
         return 1 / (self.show.frames_per_second * self.speed)
 
-    def _obey(self) -> bool:
-        """Do what keys and mouse ask for; whether the picture changes."""
+    def _handle_events(self) -> bool:
+        """Handle keys and mouse; returns whether the picture changes."""
         pygame, changed = self.pygame, False
         for event in pygame.event.get():
             changed = True
@@ -176,13 +169,13 @@ class _Window:
         elif text == "-" or key in (pygame.K_MINUS, pygame.K_KP_MINUS):
             self.speed = max(_SLOWEST, self.speed / 2)
 
-    def _drawn(self) -> Picture:
+    def _draw(self) -> Picture:
         state = "paused" if self.paused else f"speed {self.speed:g}"
         self.pygame.display.set_caption(f"{self.show.config.env}: {state}")
         return self.show.picture(footer=f"{state}   |   {KEYS}", scale=self.scale)
 
     def _present(self) -> None:
-        """Put the picture into the window, as large as it fits."""
+        """Show the picture in the window, as large as it fits."""
         pygame = self.pygame
         height, width = self.picture.shape[:2]
         image = pygame.image.frombuffer(np.ascontiguousarray(self.picture), (width, height), "RGB")

@@ -1,17 +1,15 @@
-"""Centroids of demonstrated actions, by k-means: a table of actions for spaces that are one vector of numbers.
+"""Centroids of demonstrated actions, by k-means: a table of actions for action spaces that are one vector.
 
-Obfuscated MineRL actions are such vectors; that of its competitions' demonstrations is the entry "action$vector".
+Obfuscated MineRL actions are such vectors; in the demonstrations of its competitions, the entry is "action$vector".
 
     centroids = fit_centroids("MineRLTreechopVectorObf-v0/", k=100)
     centroids.save("treechop.safetensors")
     env = CentroidActions(env, "treechop.safetensors")
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -31,8 +29,6 @@ FORMAT = "latent-obs-centroids"
 FORMAT_VERSION = 1
 #: Entries of an .npz that may hold the actions, besides the one asked for.
 _OTHER_KEYS = ("actions", "vector")
-#: Stop when so many rounds of Lloyd's iterations no longer gain this share of the inertia.
-_ROUNDS, _ITERATIONS, _GAIN = 60, 5, 1e-5
 StrPath = str | os.PathLike[str]
 
 
@@ -141,20 +137,18 @@ def fit_centroids(
     n_init: int = 4,
     key: str = "action$vector",
 ) -> Centroids:
-    """Centroids of demonstrated actions by k-means (Lloyd's iterations after k-means++), the best of several starts.
-
-    Distances are those of the numbers as float32. Takes some 24 bytes of memory per number of the actions.
+    """Fit centroids of demonstrated actions by k-means (scikit-learn's `KMeans`, started by k-means++).
 
     Args:
         actions: Vectors (N, d); or .npz and .npy files of them, or a folder that is searched for .npz files.
         k: How many centroids.
         seed: The same seed gives the same centroids.
-        n_init: How many starts; the one of the least inertia is kept.
+        n_init: How many starts; the one with the least inertia is kept.
         key: Entry of an .npz that holds the actions; "actions" and "vector" are tried as well.
 
     Raises:
-        InputError: An argument is out of range; a file cannot be used; there are fewer distinct actions than `k`.
-        MissingExtraError: scipy is not installed.
+        InputError: An argument is out of range, a file cannot be used, or there are fewer distinct actions than `k`.
+        MissingExtraError: scikit-learn is not installed.
 
     Example:
         >>> corners = np.array([[0, 0], [0, 0], [0, 0], [0, 1], [0, 1], [1, 1]], np.float32)
@@ -168,73 +162,21 @@ def fit_centroids(
     if isinstance(actions, np.ndarray):
         problem = _problem(actions)
         if problem:
-            raise InputError(f"the actions {problem}")
+            raise InputError(f"actions {problem}")
         vectors, source = actions, f"an array of {len(actions)} actions"
     else:
         vectors, source = _read([actions] if isinstance(actions, str | os.PathLike) else actions, key)
-    vq = require("scipy.cluster.vq", extra="minerl", purpose="fit centroids to actions")
-    data = vectors.astype(np.float32).astype(np.float64)  # the precision of an action; sums want more
-    best: tuple[float, NDArray[np.float64], NDArray[np.int64]] | None = None
-    for stream in np.random.SeedSequence(int(seed)).spawn(int(n_init)):
-        rng = np.random.default_rng(stream)
-        with _empty_clusters_unsaid():
-            start = vq.kmeans2(_sample(data, int(k), rng), int(k), iter=1, minit="++", missing="warn", rng=rng)[0]
-        fitted = _refine(vq, data, start)
-        if best is None or fitted[0] < best[0]:
-            best = fitted
-    assert best is not None
-    inertia, centres, counts = best
-    order = np.argsort(-counts, kind="stable")
-    return Centroids(centres[order].astype(np.float32), counts[order], inertia, key, source)
-
-
-def _sample(data: NDArray[np.float64], k: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Rows for k-means++, whose time grows with k² times their number: some fifty per centroid, of at least k that
-    differ.
-    """
-    size = max(1000, 50 * k)
-    rows = data if len(data) <= size else data[np.sort(rng.choice(len(data), size, replace=False))]
-    if len(np.unique(rows, axis=0)) >= k:
-        return rows
-    distinct = np.unique(data, axis=0)
+    cluster = require("sklearn.cluster", extra="minerl", purpose="fit centroids to actions")
+    data = vectors.astype(np.float32).astype(np.float64)  # actions are float32, and sums need more
+    # Demonstrations repeat the same actions very often: each distinct one is fitted once, weighted by its count.
+    distinct, repeats = np.unique(data, axis=0, return_counts=True)
     if len(distinct) < k:
-        raise InputError(f"there are {len(distinct)} distinct actions among {len(data)}, and k={k}; take a smaller k")
-    return distinct if len(distinct) <= size else distinct[np.sort(rng.choice(len(distinct), size, replace=False))]
-
-
-def _refine(
-    vq: Any, data: NDArray[np.float64], centres: NDArray[np.float64]
-) -> tuple[float, NDArray[np.float64], NDArray[np.int64]]:
-    """Lloyd's iterations until they gain nothing; a cluster that lost all its actions moves to the worst served one."""
-    best: tuple[float, NDArray[np.float64], NDArray[np.int64]] | None = None
-    for _ in range(_ROUNDS):
-        labels, distances = vq.vq(data, centres, check_finite=False)
-        counts = np.bincount(labels, minlength=len(centres)).astype(np.int64)
-        if (counts == 0).any():
-            centres = centres.copy()
-            for empty in np.flatnonzero(counts == 0):
-                centres[empty] = data[distances.argmax()]
-                distances = np.minimum(distances, np.linalg.norm(data - centres[empty], axis=1))
-        else:
-            inertia = float(np.sum((data - centres[labels]) ** 2))
-            if best is not None and inertia >= best[0] * (1 - _GAIN):
-                break
-            best = inertia, centres, counts
-        with _empty_clusters_unsaid():
-            centres = vq.kmeans2(data, centres, iter=_ITERATIONS, minit="matrix", missing="warn", check_finite=False)[0]
-    if best is None:
-        raise InputError(
-            f"k-means could not give each of {len(centres)} centroids an action; take a smaller k or another seed"
-        )
-    return best
-
-
-@contextlib.contextmanager
-def _empty_clusters_unsaid() -> Iterator[None]:
-    """Without scipy's warning of empty clusters: `_refine` looks for them itself."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*clusters is empty.*", category=UserWarning)
-        yield
+        raise InputError(f"k is {k}, and there are only {len(distinct)} distinct actions among {len(data)}")
+    fitted = cluster.KMeans(int(k), n_init=int(n_init), random_state=int(seed)).fit(distinct, sample_weight=repeats)
+    counts = np.bincount(fitted.labels_, weights=repeats, minlength=int(k)).astype(np.int64)
+    order = np.lexsort((*fitted.cluster_centers_.T[::-1], -counts))  # the most frequent first, ties by their numbers
+    centers = fitted.cluster_centers_[order].astype(np.float32)
+    return Centroids(centers, counts[order], float(fitted.inertia_), key, source)
 
 
 def _read(paths: Iterable[StrPath], key: str) -> tuple[NDArray[Any], str]:
@@ -261,7 +203,7 @@ def _read(paths: Iterable[StrPath], key: str) -> tuple[NDArray[Any], str]:
     if problems:
         shown = "\n  ".join(problems[:5] + ([f"and {len(problems) - 5} more"] if len(problems) > 5 else []))
         raise InputError(
-            f"{len(problems)} of {len(files)} files cannot be used:\n  {shown}\nLeave them out, or mend them"
+            f"{len(problems)} of {len(files)} files cannot be used:\n  {shown}\nLeave them out, or repair them"
         )
     names = ", ".join(str(file) for file in files[:3]) + (", …" if len(files) > 3 else "")
     vectors = np.concatenate(arrays)

@@ -83,7 +83,7 @@ class SideEnv(gym.Env[Any, Any]):
 gym.register("Side-v0", entry_point=f"{__name__}:SideEnv", disable_env_checker=True)
 #: Deterministic pictures that tell episode and step; times out after 3 steps.
 gym.register("Story-v0", entry_point="tests.support.tiny:PixelEnv", max_episode_steps=3)
-SIDE = f"{__name__}:Side-v0"
+SIDE = "tests.support.side_env:Side-v0"
 
 
 def tiny(**settings: Any) -> AgentConfig:

@@ -20,7 +20,7 @@ from latent_obs.actions import CentroidActions, Centroids, fit_centroids
 from latent_obs.util.errors import InputError, MissingExtraError
 from tests.support.action_envs import CODE, Coded, Recorder
 
-pytest.importorskip("scipy")
+pytest.importorskip("sklearn")
 
 
 def blobs(
@@ -65,10 +65,8 @@ def test_the_seed_decides():
 
 def test_of_several_starts_the_best_is_kept():
     actions = np.random.default_rng(1).normal(size=(300, 4))
-    several = fit_centroids(actions, k=9, n_init=6).inertia
-    # The starts of a seed are the first ones of a longer row of them.
-    assert several <= min(fit_centroids(actions, k=9, n_init=n).inertia for n in (1, 2, 4))
-    assert several < fit_centroids(actions, k=9, n_init=1).inertia
+    one, several = fit_centroids(actions, k=9, n_init=1), fit_centroids(actions, k=9, n_init=10)
+    assert several.inertia < one.inertia
 
 
 def test_the_global_random_state_is_left_alone():
@@ -91,7 +89,7 @@ def test_as_many_centroids_as_distinct_actions_are_those(k: int, seed: int, repe
 
 
 def test_rare_actions_among_a_great_many_equal_ones_are_found():
-    """So rare that a sample for k-means++ would miss them."""
+    """So rare that a random sample would miss them."""
     actions = np.zeros((30_000, 2), np.float32)
     actions[[7, 70, 700]] = [[1, 0], [0, 1], [1, 1]]
     centroids = fit_centroids(actions, k=4, n_init=1)
@@ -99,27 +97,9 @@ def test_rare_actions_among_a_great_many_equal_ones_are_found():
     assert {tuple(v) for v in centroids.vectors.tolist()} == {(0, 0), (1, 0), (0, 1), (1, 1)}
 
 
-def test_empty_clusters_move_to_the_worst_served_actions():
-    from scipy.cluster import vq
-
-    from latent_obs.actions.centroids import _refine
-
-    actions = np.concatenate([np.zeros((50, 1)), np.full((50, 1), 1.0), np.full((2, 1), 9.0)])
-    start = np.array([[0.4], [500.0], [900.0]])  # two that nobody is near to
-    inertia, centres, counts = _refine(vq, actions, start)
-    assert sorted(centres[:, 0].tolist()) == [0, 1, 9]
-    assert sorted(counts.tolist()) == [2, 50, 50]
-    assert inertia == 0
-    # Between two iterations the outer ones take both actions of the middle one, and no warning of scipy's escapes.
-    actions, start = np.array([[-4.0], [0], [10], [14]]), np.array([[-12.0], [5], [22]])
-    with pytest.warns(UserWarning, match="clusters is empty"):
-        vq.kmeans2(actions, start, iter=5, minit="matrix")
-    assert (_refine(vq, actions, start)[2] > 0).all()
-
-
 def test_actions_that_float32_cannot_tell_apart_are_the_same():
     near = 1 + np.arange(5)[:, None] * 1e-12
-    with pytest.raises(InputError, match="1 distinct actions among 5"):
+    with pytest.raises(InputError, match="k is 2"):
         fit_centroids(near, k=2)
 
 
@@ -130,7 +110,7 @@ def test_actions_that_float32_cannot_tell_apart_are_the_same():
         ({"k": 2.0}, "k must"),
         ({"seed": -1}, "seed must"),
         ({"n_init": 0}, "n_init must"),
-        ({"k": 7}, "6 distinct actions among 6, and k=7; take a smaller k"),
+        ({"k": 7}, "k is 7"),
         ({"actions": np.zeros(5)}, r"must be numbers of shape \(N, d\), got float64 of shape \(5,\)"),
         ({"actions": np.zeros((0, 5))}, r"shape \(0, 5\)"),
         ({"actions": np.array([["a", "b"]])}, "must be numbers"),
@@ -138,7 +118,7 @@ def test_actions_that_float32_cannot_tell_apart_are_the_same():
         ({"actions": np.array([[1, 1e300], [1, 2]])}, "1 rows that are not finite"),
         ({"actions": []}, "no file of actions was given"),
         ({"actions": [5]}, "paths of files, got 5"),
-        ({"actions": np.ones((9, 2))}, "1 distinct actions among 9"),
+        ({"actions": np.ones((9, 2))}, "k is 3"),
     ],
 )
 def test_wrong_fits(arguments: dict[str, Any], message: str):
@@ -146,9 +126,9 @@ def test_wrong_fits(arguments: dict[str, Any], message: str):
         fit_centroids(**{"actions": np.eye(6), "k": 3, **arguments})
 
 
-def test_scipy_is_asked_for(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "scipy.cluster.vq", None)
-    with pytest.raises(MissingExtraError, match=r"'scipy' is needed to fit centroids.*--extra minerl"):
+def test_scikit_learn_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    with pytest.raises(MissingExtraError, match=r"sklearn.*minerl"):
         fit_centroids(np.eye(3), k=2)
 
 
@@ -356,11 +336,9 @@ def test_wrong_uses():
         env.inverse([0, 0, np.nan])
 
 
-def test_what_a_worker_needs_starts_without_torch_or_scipy():
-    code = "import sys, latent_obs.actions\n"
-    code += (
-        "found = {'torch', 'scipy', 'gym', 'minerl', 'stable_baselines3'} & set(sys.modules)\nassert not found, found\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+def test_what_a_worker_needs_starts_without_torch_or_scikit_learn():
+    late = {"torch", "sklearn", "gym", "minerl", "stable_baselines3"}
+    code = f"import sys, latent_obs.actions\nassert not {late!r} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert isinstance(Coded(), gym.Env)

