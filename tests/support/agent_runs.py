@@ -28,14 +28,18 @@ def weights_of(run: Path, name: str = "last") -> dict[str, Any]:
     return {k: v.numpy() for k, v in load_agent(run, name, device="cpu").policy.state_dict().items()}
 
 
-def change_state(run: Path, name: str, **changes: Any) -> None:
-    """Change values in the state of an agent; the rest of its file stays as it is."""
-    file, state = agent_file(run, name), {**agent_state(run, name), **changes}
+def with_state(file: Path, text: str | None) -> None:
+    """Write an agent's .zip again with another state in it, or none."""
     with zipfile.ZipFile(file) as archive:
-        members = {member: archive.read(member) for member in archive.namelist()}
+        members = {name: archive.read(name) for name in archive.namelist() if name != "latent_obs.json"}
     with zipfile.ZipFile(file, "w") as archive:
-        for member, data in {**members, "latent_obs.json": json.dumps(state).encode()}.items():
-            archive.writestr(member, data)
+        for name, data in {**members, **({} if text is None else {"latent_obs.json": text})}.items():
+            archive.writestr(name, data)
+
+
+def change_state(run: Path, name: str, **changes: Any) -> None:
+    """Change values in the state of an agent."""
+    with_state(agent_file(run, name), json.dumps({**agent_state(run, name), **changes}))
 
 
 def train(config: AgentConfig, **kwargs: Any) -> AgentResult:
