@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from agents.config import AgentConfig
+from agents.config import AgentConfig, AlgorithmName
 from agents.store import agent_file, agent_state, load_agent
 from agents.training import AgentResult, train_agent
 from tests.support.side_env import tiny
@@ -44,6 +44,14 @@ def change_state(run: Path, name: str, **changes: Any) -> None:
 
 def train(config: AgentConfig, **kwargs: Any) -> AgentResult:
     return train_agent(config, say=quiet, progress_bar=False, **kwargs)
+
+
+def algorithm_config(algorithm: AlgorithmName, **settings: Any) -> AgentConfig:
+    """Settings of a tiny agent of an algorithm."""
+    values: dict[str, Any] = {"algorithm": algorithm, "env_kwargs": {"actions": "box" if algorithm == "sac" else "two"}}
+    if algorithm in ("dqn", "qr-dqn", "sac"):
+        values |= {"n_steps": None, "n_epochs": None, "buffer_size": 100, "learning_starts": 20, "batch_size": 16}
+    return tiny(**{**values, **settings})
 
 
 @pytest.fixture(scope="module")
