@@ -359,12 +359,7 @@ def run_config(run: str | Path) -> AgentConfig:
 def load_run(
     run: str | Path, which: str, device: str = "auto"
 ) -> tuple[AgentConfig, BaseAlgorithm, FrozenEncoder | None]:
-    """The settings of a run folder, one of its agents, and the encoder that the agent was trained with.
-
-    Args:
-        run: The run folder.
-        which: "best" or "last".
-        device: Where to encode.
+    """The settings of a run folder, its agent `which`, and the encoder that the agent was trained with.
 
     Raises:
         InputError: There is no such agent, or the encoder is not the one that it was trained with.
@@ -396,9 +391,6 @@ def evaluation_env(
         first: Its number among all that run at the same time (`make_vec_env`).
         success_return: As for `evaluate_agent`.
         encoder: The encoder of `config`, if it is loaded already.
-
-    Raises:
-        InputError: `episodes` is less than 1.
     """
     if episodes < 1:
         raise InputError(f"episodes must be 1 or more, got {episodes}")

@@ -43,7 +43,7 @@ def save_agent(
         run: The run folder.
         name: "best" or "last".
         model: The agent.
-        notes: Plain values to keep in its state.
+        notes: Plain values to add to its state.
         replay: Include its replay buffer, if it has one.
     """
     state: dict[str, Any] = {
@@ -71,12 +71,7 @@ def save_agent(
 
 
 def load_agent(run: Path, name: str, **kwargs: Any) -> BaseAlgorithm:
-    """Load `<name>.zip`, an agent of the run's algorithm; without its replay buffer (`restore_replay`).
-
-    Args:
-        run: The run folder.
-        name: As for `agent_file`.
-        **kwargs: Passed to the algorithm's `load`.
+    """Load an agent of the run's algorithm, without its replay buffer; `kwargs` are those of the algorithm's `load`.
 
     Raises:
         InputError: There is no such agent, or the file is damaged.
@@ -90,11 +85,7 @@ def load_agent(run: Path, name: str, **kwargs: Any) -> BaseAlgorithm:
 
 
 def agent_file(run: Path, name: str) -> Path:
-    """The .zip of an agent.
-
-    Args:
-        run: The run folder.
-        name: "best" or "last"; or a step, if an earlier version kept a checkpoint of it in `checkpoints/`.
+    """The .zip of the agent "best" or "last", or of a step, if an earlier version kept it in `checkpoints/`.
 
     Raises:
         InputError: There is no such agent.
@@ -110,7 +101,7 @@ def agent_file(run: Path, name: str) -> Path:
 
 
 def agent_state(run: Path, name: str) -> dict[str, Any]:
-    """The state of `<name>.zip`: steps, spaces, running statistics and notes.
+    """The state of an agent: steps, spaces, running statistics and notes.
 
     Raises:
         InputError: There is no such agent, or its state cannot be read.
@@ -129,11 +120,7 @@ def agent_state(run: Path, name: str) -> dict[str, Any]:
 
 
 def check_spaces(run: Path, name: str, model: BaseAlgorithm, venv: VecEnv) -> None:
-    """Reject environments whose actions are not the agent's (`restore_statistics` checks the observations).
-
-    Raises:
-        InputError: Naming both.
-    """
+    """Reject environments whose actions are not the agent's (`restore_statistics` checks the observations)."""
     if model.action_space != venv.action_space:
         raise InputError(
             f"{agent_file(run, name)} was trained with the actions {_line(model.action_space)}, and these environments "
@@ -142,7 +129,7 @@ def check_spaces(run: Path, name: str, model: BaseAlgorithm, venv: VecEnv) -> No
 
 
 def restore_statistics(run: Path, name: str, normalize: VecNormalize) -> None:
-    """Put the running statistics of `<name>.zip` back.
+    """Put the running statistics of an agent back.
 
     Raises:
         InputError: They cannot be read, or the environments have other observations.
@@ -170,7 +157,7 @@ def restore_statistics(run: Path, name: str, normalize: VecNormalize) -> None:
 
 
 def restore_replay(run: Path, name: str, model: BaseAlgorithm) -> None:
-    """Put the replay buffer of `<name>.zip` back into an off-policy agent whose environments are set.
+    """Put the replay buffer back into an off-policy agent whose environments are set.
 
     Raises:
         InputError: The file has none, or one of another size or of other spaces.
@@ -270,11 +257,7 @@ def fingerprint(encoder: FrozenEncoder | None) -> str | None:
 
 
 def check_encoder(run: Path, name: str, encoder: FrozenEncoder | None) -> None:
-    """Reject another encoder than the one that the agent was trained with.
-
-    Raises:
-        InputError: The fingerprints differ.
-    """
+    """Reject another encoder than the one that the agent was trained with."""
     trained, given = agent_state(run, name).get("encoder"), fingerprint(encoder)
     if trained is not None and trained != given:
         source = "no encoder" if encoder is None else encoder.path or encoder

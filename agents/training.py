@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from agents.store import (
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.util.atomic import write_json, written_aside
 from latent_obs.util.device import resolve_device, torch_threads
-from latent_obs.util.errors import InputError, MissingExtraError, require
+from latent_obs.util.errors import InputError
 from latent_obs.util.interrupt import GracefulStop
 from latent_obs.wrappers.drift import DriftMonitor
 
@@ -139,7 +140,8 @@ def train_agent(
             f"Training {config.trainer.title} on {config.env} ({config.observation}, {shape} observations), "
             f"{config.envs} environments, {config.steps:,} steps{f', from step {before:,} on' if before else ''}."
         )
-        model.set_logger(configure(str(config.out / "logs" / f"from_{before:09d}"), _log_formats(config, say)))
+        formats = ["json", "csv", *(["tensorboard"] if find_spec("tensorboard") else [])]
+        model.set_logger(configure(str(config.out / "logs" / f"from_{before:09d}"), formats))
         stack.callback(model.logger.close)
 
         stop = stack.enter_context(GracefulStop())
@@ -203,13 +205,9 @@ def _write_inputs(config: AgentConfig) -> None:
 
 
 def new_model(config: AgentConfig, venv: VecEnv, device: str) -> BaseAlgorithm:
-    """A fresh agent.
+    """A fresh agent; `device` is where a pixel agent learns.
 
-    Args:
-        config: The settings.
-        venv: The training environments.
-        device: Where a pixel agent learns. Agents on latents learn on the CPU: their networks are so small that copying
-            to a GPU and back would take longer.
+    Agents on latents learn on the CPU: their networks are so small that copying to a GPU and back would take longer.
     """
     values = config.hyperparameters
     settings = {name: value for name, value in values.items() if name not in NOT_ITS_OWN}
@@ -228,11 +226,7 @@ def new_model(config: AgentConfig, venv: VecEnv, device: str) -> BaseAlgorithm:
 
 
 def loaded_model(config: AgentConfig, venv: VecNormalize) -> BaseAlgorithm:
-    """The agent of a run's last checkpoint, with its statistics and its replay buffer, to continue training.
-
-    Raises:
-        InputError: There is none, it is damaged, or the environments have other spaces.
-    """
+    """The agent of a run's last checkpoint, with its statistics and its replay buffer, to continue training."""
     model = load_agent(config.out, "last", device="cpu" if config.observation != "pixels" else config.device)
     check_spaces(config.out, "last", model, venv)
     restore_statistics(config.out, "last", venv)
@@ -240,15 +234,6 @@ def loaded_model(config: AgentConfig, venv: VecNormalize) -> BaseAlgorithm:
     model.set_env(VecTransposeImage(venv) if config.observation == "pixels" else venv)
     restore_replay(config.out, "last", model)
     return model
-
-
-def _log_formats(config: AgentConfig, say: Callable[[str], object]) -> list[str]:
-    try:
-        require("tensorboard", extra="agents", purpose="write TensorBoard logs")
-    except MissingExtraError as error:
-        say(f"{error} The same numbers are in {config.out / 'logs'}.")
-        return ["json", "csv"]
-    return ["json", "csv", "tensorboard"]
 
 
 def part_seed(seed: int, step: int, purpose: int = 0) -> int:

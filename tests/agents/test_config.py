@@ -1,4 +1,4 @@
-"""AgentConfig: which values it rejects, how it is saved, what a resumed run may change, and the command line's parser."""
+"""AgentConfig: which values it rejects, how it is saved, what may change on resume, and the command line."""
 
 import dataclasses
 import inspect
@@ -84,7 +84,10 @@ def test_every_setting_has_another_value_here():
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        *((name, [0, -1]) for name in ("steps", "envs", "history", "eval_episodes", "frame_skip", "n_steps", "n_epochs")),
+        *(
+            (name, [0, -1])
+            for name in ("steps", "envs", "history", "eval_episodes", "frame_skip", "n_steps", "n_epochs")
+        ),
         *((name, [-1]) for name in ("eval_every", "checkpoint_every", "seed", "learning_starts")),
         *((name, [0.0, -1.0, math.nan, math.inf]) for name in ("learning_rate", "clip_range", "latent_deviation")),
         *((name, [-0.1, 1.5, math.nan]) for name in ("exploration_fraction", "exploration_final_eps")),

@@ -28,7 +28,6 @@ from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.envs.pixel_envs import _GameOfItsOwn
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError
-from latent_obs.wrappers.sb3 import VecLatentObservation
 from tests.support.side_env import SIDE, SideEnv, tiny
 from tests.support.tiny import LATENT_DIM, random_frames
 
@@ -89,7 +88,11 @@ def test_no_worker_imports_torch(
 ):
     if start_method == "spawn":
         monkeypatch.setattr(agents.envs, "start_method", lambda: "spawn")
-    config = tiny(env="tests.support.scripted_env:Scripted-v0", workers="processes", env_kwargs={"folder": str(tmp_path), "size": 16})
+    config = tiny(
+        env="tests.support.scripted_env:Scripted-v0",
+        workers="processes",
+        env_kwargs={"folder": str(tmp_path), "size": 16},
+    )
     venv = with_normalization(config, make_vec_env(config, encoder), training=True)
     try:
         venv.reset()

@@ -210,9 +210,7 @@ def test_without_evaluations_best_is_the_last_agent(encoder_folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize("observation", ["latent", "random-latent"])
-def test_a_run_does_not_need_the_given_encoder_folder_any_more(
-    encoder_folder: Path, tmp_path: Path, observation: Any
-):
+def test_a_run_does_not_need_the_given_encoder_folder_any_more(encoder_folder: Path, tmp_path: Path, observation: Any):
     given = Path(shutil.copytree(encoder_folder, tmp_path / "given"))
     train(tiny(encoder=given, out=tmp_path / "run", observation=observation, steps=32))
     shutil.rmtree(given)
@@ -235,7 +233,7 @@ def test_a_run_killed_before_its_first_update_can_be_resumed(
 
 def test_what_decided_the_agent_cannot_change_on_resume(finished: Path):
     before = files_of(finished)
-    with pytest.raises(InputError, match="^learning_rate "):
+    with pytest.raises(InputError, match="learning_rate"):
         train(AgentConfig(out=finished, learning_rate=0.1), resume=True)
     assert files_of(finished) == before
 
@@ -279,7 +277,8 @@ def test_ctrl_c_saves_the_agent_and_leaves_no_process_behind(encoder_folder: Pat
     run, log = tmp_path / "run", tmp_path / "log.txt"
     words = (
         f"train-agent --env {SIDE} --encoder {encoder_folder} --out {run} --envs 2 --n-steps 64 --batch-size 64 "
-        "--n-epochs 1 --net-arch 8 --steps 100000000 --eval-every 128 --eval-episodes 2 --checkpoint-every 128 --device cpu"
+        "--n-epochs 1 --net-arch 8 --steps 100000000 --eval-every 128 --eval-episodes 2 --checkpoint-every 128 "
+        "--device cpu"
     )
     with log.open("w") as file:
         process = subprocess.Popen(

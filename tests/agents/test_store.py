@@ -73,7 +73,13 @@ def flip_in(name: bytes) -> Callable[[bytes], bytes]:
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no zip", flip_in(b"policy.pth"), flip_in(b"data")],
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: b"no zip",
+        flip_in(b"policy.pth"),
+        flip_in(b"data"),
+    ],
 )
 def test_a_damaged_agent_is_an_input_error(copied: Path, damage: Callable[[bytes], bytes]):
     file = copied / "best.zip"
