@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 pytest.importorskip("stable_baselines3")
 
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-import agents.envs
 from agents.config import AgentConfig
-from agents.envs import check_environment, load_encoder, make_vec_env, with_normalization
+from agents.envs import ProcessVecEnv, check_environment, load_encoder, make_vec_env, with_normalization
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.envs.pixel_envs import _GameOfItsOwn
 from latent_obs.pixels import PixelContract
@@ -54,8 +53,8 @@ def test_processes_see_what_this_process_sees(encoder: FrozenEncoder, observatio
     serial = make_vec_env(config, encoder)
     processes = make_vec_env(dataclasses.replace(config, workers="processes"), encoder)
     try:
-        assert isinstance(processes.unwrapped, SubprocVecEnv)
-        assert not isinstance(serial.unwrapped, SubprocVecEnv)
+        assert isinstance(processes.unwrapped, ProcessVecEnv)
+        assert not isinstance(serial.unwrapped, ProcessVecEnv)
         assert processes.observation_space == serial.observation_space
         one, other = play(serial), play(processes)
         np.testing.assert_equal(one, other)
@@ -72,7 +71,7 @@ def holding_torch(venv: VecEnv) -> list[bool]:
     """Whether torch's libraries are mapped into the memory of each worker."""
     if not sys.platform.startswith("linux"):
         pytest.skip("reads Linux's list of mapped files")
-    assert isinstance(venv.unwrapped, SubprocVecEnv)
+    assert isinstance(venv.unwrapped, ProcessVecEnv)
     here, *there = [
         any("torch" in mapped.path for mapped in psutil.Process(pid).memory_maps())
         for pid in (None, *(process.pid for process in venv.unwrapped.processes))
@@ -82,17 +81,9 @@ def holding_torch(venv: VecEnv) -> list[bool]:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
-def test_no_worker_imports_torch(
-    encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_method: str
-):
-    if start_method == "spawn":
-        monkeypatch.setattr(agents.envs, "start_method", lambda: "spawn")
-    config = tiny(
-        env="tests.support.scripted_env:Scripted-v0",
-        workers="processes",
-        env_kwargs={"folder": str(tmp_path), "size": 16},
-    )
+def test_no_worker_imports_torch(encoder: FrozenEncoder, tmp_path: Path):
+    scripted = {"folder": str(tmp_path), "size": 16}
+    config = tiny(env="tests.support.scripted_env:Scripted-v0", workers="processes", env_kwargs=scripted)
     venv = with_normalization(config, make_vec_env(config, encoder), training=True)
     try:
         venv.reset()
