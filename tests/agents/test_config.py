@@ -225,14 +225,15 @@ def test_an_algorithm_has_its_own_options(parse: Parse, words: str):
         parse("--buffer-size 300")
 
 
-def test_help_shows_the_options_of_the_algorithm_with_its_defaults(parse: Parse, capsys: pytest.CaptureFixture[str]):
-    shown: dict[str, str] = {}
-    for algorithm in ("ppo", "dqn"):
-        with pytest.raises(SystemExit):
-            parse(f"{algorithm} --help")
-        shown[algorithm] = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "--n-epochs" in shown["ppo"]
-    assert "--buffer-size" not in shown["ppo"]
-    assert "Discount per agent step. (default: 0.99)" in shown["ppo"]
-    assert "--buffer-size" in shown["dqn"]
-    assert "--n-epochs" not in shown["dqn"]
+@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
+def test_help_shows_the_options_of_the_algorithm_with_its_defaults(
+    parse: Parse, algorithm: AlgorithmName, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        parse(f"{algorithm} --help")
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    others = {"algorithm", *HYPERPARAMETERS} - ALGORITHMS[algorithm].defaults.keys()
+    shown = {field.name for field in dataclasses.fields(AgentConfig)} - others
+    assert all(f"--{name.replace('_', '-')} " in text or f"--{name.replace('_', '-')}, " in text for name in shown)
+    assert not any(f"--{name.replace('_', '-')} " in text for name in others)
+    assert "Discount per agent step. (default: 0.99)" in text

@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from agents import AgentConfig, read_evaluations, train_agent
+from agents import read_evaluations, train_agent
 from agents.store import load_agent
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs_cli import main as main_module
@@ -34,7 +34,6 @@ CONFIGS: dict[str, Any] = {
     "frames extract": ExtractConfig,
     "train-vae": TrainConfig,
     "report": ReportConfig,
-    "train-agent": AgentConfig,
 }
 Call = Callable[[str], tuple[int, str, str]]
 

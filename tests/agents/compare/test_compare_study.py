@@ -212,12 +212,12 @@ def test_a_run_that_is_there_with_other_settings_is_refused(encoder_folder: Path
     with pytest.raises(InputError, match="history was 2, is now 1"):
         check_same(planned())
     before = run.signature()
-    del before["standardize"], before["gamma"]
+    del before["precision"], before["gamma"]
     before["encoder"] = "0" * 64
     write_json(run.file(".json"), {"settings": before})
     with pytest.raises(InputError, match=r"encoder was 0000000000…, is now [0-9a-f]{10}…\. ") as caught:
         check_same(run)
-    assert "standardize" not in str(caught.value), "a setting that came later was at its default"
+    assert "precision" not in str(caught.value), "a setting that came later was at its default"
     run.file(".json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         check_same(run)
