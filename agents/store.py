@@ -262,9 +262,9 @@ def check_encoder(run: Path, name: str, encoder: FrozenEncoder | None) -> None:
     if trained is not None and trained != given:
         source = "no encoder" if encoder is None else encoder.path or encoder
         raise InputError(
-            f"encoder: agent {name!r} of {run} was trained with the fingerprint {trained[:12]}…, and {source} has "
-            f"{(given or 'none')[:12]}…: its latents have another meaning. Put the encoder back that was copied to "
-            f"{run / 'encoder'} when the agent was trained, or train a new agent with --encoder"
+            f"encoder: agent {name!r} of {run} was trained with an encoder whose fingerprint is {trained[:12]}…, and "
+            f"{source} has {(given or 'none')[:12]}…: its latents have another meaning. Put the encoder back that was "
+            f"copied to {run / 'encoder'} when the agent was trained, or train a new agent with --encoder"
         )
 
 

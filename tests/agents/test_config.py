@@ -139,7 +139,7 @@ def test_settled_settings_are_those_of_the_algorithm(algorithm: AlgorithmName, o
 @pytest.mark.parametrize(("algorithm", "name"), [("dqn", "n_epochs"), ("ppo", "buffer_size")])
 def test_a_setting_of_another_algorithm_is_rejected(algorithm: AlgorithmName, name: str):
     with pytest.raises(InputError, match=name):
-        AgentConfig(**{"algorithm": algorithm, name: 3})
+        AgentConfig(algorithm=algorithm, **dict[str, Any]({name: 3}))
 
 
 @pytest.mark.parametrize("config", [AgentConfig(), AgentConfig(**OTHERS), AgentConfig(**OFF_POLICY).settled()])

@@ -239,7 +239,7 @@ def test_the_random_encoder_depends_on_the_seed(encoder_folder: Path, encoder: F
 def test_numbers_are_normalized_and_pixels_are_not(encoder: FrozenEncoder, kind: str, how: Any, observation: Any):
     config = tiny(env_kwargs={"kind": kind}, normalize_observation=how, observation=observation)
     venv = with_normalization(config, make_vec_env(config, encoder), training=True)
-    venv.reset()
+    seen: Any = venv.reset()
     for _ in range(3):  # the clock is 0, its mean, at first
         seen = venv.step(np.zeros(2, np.int64))[0]
     raw: Any = venv.get_original_obs()

@@ -274,6 +274,7 @@ def test_basic_in_play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = tiny(env="VizdoomBasic-v1", frame_skip=4, latent_only=True, envs=2)
     played = evaluate_random(config, episodes=12, seed=3)
     assert played.successes == tuple(length < 75 for length in played.lengths), "75 steps of 4 tics are the time-out"
+    assert played.successes is not None
     assert 0 < sum(played.successes) < 12
     assert all(r >= -182 for r, won in zip(played.returns, played.successes, strict=True) if won)
 
@@ -321,7 +322,7 @@ def test_the_order_of_the_rules():
     assert success_rule(AgentConfig(env="some.module:VizdoomMyWayHome-MultiBinary-v1")) is _KNOWN["VizdoomMyWayHome"]
     for env in ("VizdoomHealthGathering-v1", "VizdoomBasicOther-v1", "Nothing-v0", "not an id"):
         assert success_rule(AgentConfig(env=env)) is None
-    time_out_looks_like_a_kill = {"treat_episode_timeout_as_truncation": False}
+    time_out_looks_like_a_kill: dict[str, Any] = {"treat_episode_timeout_as_truncation": False}
     assert success_rule(AgentConfig(env="VizdoomBasic-v1", env_kwargs=time_out_looks_like_a_kill)) is None
     for least in (math.nan, math.inf):
         with pytest.raises(InputError, match="success_return"):
