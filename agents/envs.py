@@ -51,7 +51,7 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
         return FrozenEncoder.load(config.encoder, **how)
     if config.observation == "latent":
         raise InputError(
-            "encoder: observation 'latent' needs --encoder runs/…/encoder, which latent-obs train-vae makes"
+            "encoder: observation 'latent' needs an encoder folder: --encoder runs/…/encoder (train-vae makes one)"
         )
     return None
 

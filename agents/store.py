@@ -95,7 +95,7 @@ def agent_file(run: Path, name: str) -> Path:
         file = run / "checkpoints" / f"step_{int(name):09d}.zip"
     if not file.exists():
         present = sorted(f.stem for f in [*run.glob("*.zip"), *run.glob("checkpoints/*.zip")])
-        advice = f"found {', '.join(present)}" if present else "train one with latent-obs train-agent"
+        advice = f"found {present}" if present else "train one with latent-obs train-agent"
         raise InputError(f"there is no agent {file}; {advice}")
     return file
 

@@ -49,7 +49,7 @@ def other_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_agent_that_is_not_there(finished: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"missing"):
         evaluate_agent(tmp_path / "missing")
-    with pytest.raises(InputError, match=r"third\.zip; found best, last"):
+    with pytest.raises(InputError, match=r"third\.zip; .*best.*last"):
         evaluate_agent(finished, which="third")
     with pytest.raises(InputError, match=r"best\.zip"):
         load_agent(tmp_path, "best")
