@@ -26,6 +26,17 @@ def _in_study(option: str) -> str:
     )
 
 
+_AGENT = {
+    "standardise": "use --normalize-observation",
+    "standardize": "use --normalize-observation",
+    "clip-range-schedule": "the clip range is constant; leave it out",
+    "gae-lambda": "it is 0.95; leave it out",
+    "lstm-size": "it is 128; leave it out",
+    "tau": "it is 1 for DQN and QR-DQN and 0.005 for SAC; leave it out",
+    "n-quantiles": "it is 50; leave it out",
+    "keep-checkpoints": "a run has its best and its last agent; leave it out",
+}
+
 #: By verb and option: what to do instead. Options are written with hyphens, without the leading two.
 REMOVED_OPTIONS: dict[str, dict[str, str]] = {
     "train-vae": {
@@ -39,13 +50,14 @@ REMOVED_OPTIONS: dict[str, dict[str, str]] = {
         "compile": "the loss is compiled on CUDA and nowhere else; leave it out",
         "standardise": "it is spelled --standardize",
     },
-    "train-agent": {"standardise": "it is spelled --standardize"},
+    "train-agent": _AGENT,
     "compare": {option: _in_study(option) for option in _IN_STUDY.split()}
     | {
         "pca": "set pca under [tasks.NAME] in a TOML file, and name that with --study",
         "observation": "an agent for each of several observations is trained; name them with --arms",
         "seed": "a run for each of several seeds is made; name them with --seeds",
-    },
+    }
+    | _AGENT,
 }
 
 
