@@ -248,7 +248,7 @@ class DriftMonitor:
             f"The agent sees frames unlike those that its encoder was trained on: {report}. Its latents may tell little of "
             "them. Record frames as this agent sees them and train the encoder on:\n"
             "  latent-obs frames record --agent AGENT --out FRAMES --frames MORE\n"
-            "  latent-obs train-vae --out RUN --resume --allow-added-files --epochs MORE\n"
+            "  latent-obs train-vae --frames FRAMES --start-from RUN --out NEW\n"
             "AGENT is the run folder of train-agent (for an agent of your own: record(…, policy=agents.PlayPolicy(…))), RUN "
             "that of the encoder's training, FRAMES what it was trained on, and MORE how many to have in all. An agent has to "
             "be trained anew with the encoder that comes of it."

@@ -210,7 +210,7 @@ def places(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 DENSE = "--bottleneck dense --widths 4 8"
-VAE = f"train-vae {DENSE} --latent-dim 6 --epochs 1 --batch-size 8 --no-tensorboard --device cpu --out {{new}}"
+VAE = f"train-vae {DENSE} --latent-dim 6 --epochs 1 --batch-size 8 --device cpu --out {{new}}"
 AGENT = "train-agent --env Side-v0 --envs 2 --workers serial --steps 32 --n-steps 16 --batch-size 16 --out {new}"
 
 

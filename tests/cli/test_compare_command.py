@@ -104,7 +104,6 @@ def test_what_is_missing_is_made_once_and_noted(tmp_path: Path):
         "latent_dim": 16,
         "epochs": 2,
         "batch_size": 8,
-        "tensorboard": False,
         "device": "cpu",
     }
     study = Study(

@@ -414,21 +414,20 @@ def _fingerprint(file: Path) -> str:
 
 
 def split_as_before(
-    datasets: Datasets, before: dict[str, list[dict[str, Any]]], *, allow_added: bool, folder: Path
+    datasets: Datasets, before: dict[str, list[dict[str, Any]]], *, folder: Path
 ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
     """The split that a run began with, over the same files as then.
 
     Args:
         datasets: All files of the folder now.
         before: What `identify` gave when the run began.
-        allow_added: Whether files may have been added; they are trained on.
         folder: The folder, for messages.
 
     Returns:
         (training, held_out), as `split_held_out` gives them.
 
     Raises:
-        InputError: A file is missing, has changed, or was added without leave.
+        InputError: A file is missing, has changed, or was added.
     """
     by_name = {Path(str(getattr(d, "filename", ""))).name: d for d in datasets}
     saved = {entry["file"]: entry for entry in (*before["training"], *before["held_out"])}
@@ -442,17 +441,16 @@ def split_as_before(
     if changed:
         raise InputError(f"{_listed(changed)} in {folder} changed since the run to resume began. {advice}")
     added = [name for name in by_name if name not in saved]
-    if added and not allow_added:
+    if added:
         raise InputError(
-            f"{_listed(added)} came to {folder} since the run to resume began. To train on them as well: --allow-added-files; "
-            "else move them elsewhere, or start another run"
+            f"{_listed(added)} came to {folder} since the run to resume began. Move them elsewhere, or train on "
+            "them in another run, with --start-from"
         )
-    parts = [
-        [(entry["file"], by_name[entry["file"]][entry["first_frame"] :][: entry["frames"]]) for entry in before[side]]
+    training, held_out = (
+        [by_name[entry["file"]][entry["first_frame"] :][: entry["frames"]] for entry in before[side]]
         for side in ("training", "held_out")
-    ]
-    training = sorted([*parts[0], *((name, by_name[name]) for name in added)], key=lambda pair: pair[0])
-    return [dataset for _, dataset in training], [dataset for _, dataset in parts[1]]
+    )
+    return training, held_out
 
 
 def _listed(names: list[str]) -> str:

@@ -62,8 +62,9 @@ class VAELoss(nn.Module):
     - `augment`: the images are changed at random; the changed image is the target.
     - `heads`: their losses are added, each times its weight.
 
-    The layers compute in `dtype`; the KL, `exp`, the squared error and all sums are float32. bfloat16 has the exponents
-    of float32, so no gradient scaler is needed (Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning Training").
+    The layers compute in `dtype`; the KL, `exp`, the squared error and all sums are float32. No gradient scaler is
+    needed, as bfloat16 has the exponents of float32 (Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning
+    Training").
 
     Args:
         model: The CVAE, whose `beta` is the one in force.

@@ -155,9 +155,7 @@ class TrainConfig(RunConfig):
         if self.patience is not None and self.schedule == "cyclical" and self.half_beta_cycle == 0:
             raise InputError("patience counts ends of cycles, and half_beta_cycle 0 has none; use --schedule constant")
         if self.super_batch is not None and self.super_batch < self.batch_size:
-            raise InputError(
-                f"super_batch must be at least batch_size, got super_batch {self.super_batch}, batch_size {self.batch_size}"
-            )
+            raise InputError(f"super_batch must be at least batch_size {self.batch_size}, got {self.super_batch}")
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -166,16 +164,6 @@ class TrainConfig(RunConfig):
         if values.pop("objective", "acting") == "classic":
             values |= dict.fromkeys(("salience", *HEADS), 0.0)
         return super().from_json(values)
-
-    def resumed_from(self, saved: Self) -> Self:
-        """As `RunConfig.resumed_from`; a cosine, which ends at the last epoch, cannot have more epochs."""
-        config = super().resumed_from(saved)
-        if config.learning_rate_schedule == "cosine" and config.epochs != saved.epochs:
-            raise InputError(
-                f"epochs is {saved.epochs} in the run to resume, where its learning rate reaches 0 (cosine), and cannot "
-                f"become {config.epochs}. Leave --epochs out, or start another run"
-            )
-        return config
 
     @property
     def head_weights(self) -> dict[str, float]:

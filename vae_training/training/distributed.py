@@ -139,7 +139,7 @@ def process_group(device: str) -> Iterator[Ranks]:
         if isinstance(error, LatentObsError) or not any(sign in str(error).lower() for sign in signs):
             raise
         raise RankLostError(
-            f"process {rank} of {world_size} stops, because another process of this run has ended (see its message); the "
-            f"last checkpoint is kept. Start all again with --resume. ({str(error).strip().splitlines()[0][:200]})"
+            f"process {rank} of {world_size} stops, because another process of this run has ended (see its message). "
+            f"The last checkpoint is kept; start all again with --resume ({str(error).strip().splitlines()[0][:200]})"
         ) from error
     dist.destroy_process_group()  # only after a good end: it would wait for a process that has ended

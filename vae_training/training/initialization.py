@@ -90,8 +90,8 @@ def with_layers_of(config: TrainConfig, source: Path) -> TrainConfig:
     architecture, default = folder.architecture, TrainConfig()
     if folder.contract != PixelContract(*architecture.img_shape):
         raise InputError(
-            f"start_from {folder.path} has a pixel contract of its own ({folder.contract}), which train-vae cannot write, so "
-            "frames would be resized differently. Train a new encoder instead"
+            f"start_from {folder.path} has a pixel contract ({folder.contract}) that train-vae cannot write. Train a "
+            "new encoder instead"
         )
     layers = {name: getattr(architecture, name) for name in _LAYERS}
     for name, value in layers.items():
@@ -115,8 +115,8 @@ def put_weights(source: Path, model: CVAE) -> None:
     theirs, ours = folder.architecture, model.architecture
     if theirs.img_shape != ours.img_shape:
         raise InputError(
-            f"start_from {source} is an encoder of frames {theirs.img_shape}, and these are {ours.img_shape}: record or "
-            "extract frames of its size"
+            f"start_from {source} is an encoder of frames {theirs.img_shape}, and the frames are {ours.img_shape}. "
+            "Record or extract frames of its size"
         )
     if theirs != ours:
         raise InputError(f"start_from {source} has other layers than this run: {theirs}, and {ours}")
@@ -130,6 +130,6 @@ def put_weights(source: Path, model: CVAE) -> None:
             load_checkpoint(file, model)
             return
     raise InputError(
-        f"start_from {source} has neither decoder.safetensors nor checkpoints beside it, and training needs the whole CVAE. "
-        "Give the run folder of train-vae, or an encoder folder that was exported with its decoder"
+        f"start_from {source} has neither decoder.safetensors nor checkpoints beside it. Give the run folder of "
+        "train-vae, or an encoder folder that was exported with its decoder"
     )

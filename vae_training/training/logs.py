@@ -104,7 +104,8 @@ def grid(rows: Sequence[NDArray[np.uint8]], scale: int = 2) -> Picture:
     """Arrange rows of images as one picture.
 
     Args:
-        rows: Each uint8 (n, H, W, C); 1 channel is shown in gray, of more than 3 the last 3 (the newest frame of a stack).
+        rows: Each uint8 (n, H, W, C). One channel is shown in gray; of more than three, the last three (the newest
+            frame of a stack).
         scale: Whole number by which each pixel is enlarged.
 
     Returns:

@@ -116,9 +116,9 @@ def train(
         ├── checkpoints/latest.safetensors, best.safetensors
         └── encoder/                          for latent_obs.make(..., encoder=...)
 
-    Ctrl-C (or SIGTERM) finishes the current step, and leaves a checkpoint and an encoder. A run killed at any moment and
-    resumed ends, on a CPU, with the weights of a run never killed, bit by bit. Several processes started by torchrun
-    train one model; see `vae_training.training.distributed`.
+    Ctrl-C (or SIGTERM) finishes the current step, and leaves a checkpoint and an encoder. A run that was killed at any
+    moment and resumed ends, on a CPU, with the weights of a run never killed, bit by bit. Several processes started by
+    torchrun train one model; see `vae_training.training.distributed`.
 
     Args:
         config: All settings.
@@ -135,7 +135,13 @@ def train(
     """
     with raised_once():
         if resume:
-            config = config.resumed_from(TrainConfig.load(config.out))
+            saved = TrainConfig.load(config.out)
+            config = config.resumed_from(saved)
+            if config.learning_rate_schedule == "cosine" and config.epochs != saved.epochs:
+                raise InputError(
+                    f"epochs is {saved.epochs} in the run to resume, where its learning rate reaches 0 (cosine), and "
+                    f"cannot become {config.epochs}. Leave --epochs out, or start another run"
+                )
         elif config.start_from is not None:
             config = with_layers_of(config, config.start_from)
     with process_group(config.device) as ranks:
@@ -209,8 +215,8 @@ class Trainer:
             self.progress = load_checkpoint(resume_from, self.model, self.optimizer, parts=self.parts)
         if self.progress.ranks != ranks.world_size:
             raise InputError(
-                f"the run to resume was trained by {self.progress.ranks} process(es), and now there are {ranks.world_size}; "
-                "start as many (torchrun --nproc-per-node), or another run"
+                f"the run to resume was trained by {self.progress.ranks} process(es), not by {ranks.world_size}. Start "
+                "as many (torchrun --nproc-per-node), or another run"
             )
         size = self.progress.super_batch
         self.shards = BatchParts(size, config.batch_size * ranks.world_size, ranks.rank, ranks.world_size)
@@ -234,9 +240,7 @@ class Trainer:
         if saved is None:
             self.training, self.held_out = split_held_out(datasets, config.held_out)
         else:
-            self.training, self.held_out = split_as_before(
-                datasets, saved["frames"], allow_added=False, folder=config.frames
-            )
+            self.training, self.held_out = split_as_before(datasets, saved["frames"], folder=config.frames)
         check_worth_learning(self.training)
         self.transitions = Transitions(self.training, acts=True) if config.head_weights else None
         self.about = {"frames": identify(self.training, self.held_out)}
@@ -304,15 +308,18 @@ class Trainer:
 
     def fit(self, progress_bar: bool | None = None) -> TrainResult:
         """Train until the last epoch, early stopping or a signal, and export the encoder."""
+        config = self.config
         self._begin()
         start_epoch, first_batch = divmod(self.progress.step, self.steps_per_epoch)
         self._began = time.perf_counter()
         with (
-            self._open_log() as log,
+            RunLog(config.out, from_step=self.progress.step) if self.ranks.is_main else contextlib.nullcontext() as log,
             GracefulStop() as stop,
             self.super_batches() as batches,
             self._bar(progress_bar) as bar,
         ):
+            if log is not None and log.note:
+                self.say(log.note)
             for epoch, frames in enumerate(batches, start_epoch) if not self.is_stalled else ():
                 for number in range(first_batch, self.steps_per_epoch):
                     losses = self.step(self._batch(frames, number))
@@ -404,20 +411,9 @@ class Trainer:
             self.say(self.split_note)
         if size < config.batch_size * count:
             self.say(
-                f"An epoch has {size:,} frames, fewer than a batch of {config.batch_size * count:,}, so each epoch is a "
-                f"single step. Use more frames, or a smaller --batch-size (such as {max(1, size // count // 8)})."
+                f"An epoch has {size:,} frames, fewer than a batch of {config.batch_size * count:,}, so it is a single "
+                f"step. Use more frames, or a smaller --batch-size (such as {max(1, size // count // 8)})."
             )
-
-    @contextlib.contextmanager
-    def _open_log(self):
-        """The log of process 0, None in others."""
-        if not self.ranks.is_main:
-            yield None
-            return
-        with RunLog(self.config.out, from_step=self.progress.step) as log:
-            if log.note:
-                self.say(log.note)
-            yield log
 
     def _bar(self, shown: bool | None) -> tqdm:
         size, (epochs, steps) = self.progress.super_batch, divmod(self.progress.step, self.steps_per_epoch)
@@ -489,32 +485,26 @@ class Trainer:
         """Export the best comparable weights, or the last ones if there are none."""
         config, progress = self.config, self.progress
         elapsed = max(time.perf_counter() - self._began, 1e-9)
+        rate, encoder = self.images / elapsed, config.out / "encoder"
         if progress.best_step >= 0:
             load_checkpoint(self.checkpoints / "best.safetensors", self.model, parts=self.parts)
         held_out = HeldOut(*self.ranks.broadcast(list(astuple(self._export())) if self.ranks.is_main else [0.0] * 4))
-        moment = "cycle end" if config.schedule == "cyclical" else "epoch at the wanted beta"
-        best = f"the best {moment}, step {progress.best_step:,}"
-        last = f"the last step, {progress.step:,}, as there was no {moment}"
         stopped_early = self.is_stalled and not interrupted
-        early = f" (no better for {progress.since_best} comparable moments)" if stopped_early else ""
+        end = "Stopped" if interrupted else "Stopped early" if stopped_early else "Done"
+        moment = "cycle end" if config.schedule == "cyclical" else "epoch at the wanted beta"
+        best = (
+            f"best {moment}, step {progress.best_step:,}" if progress.best_step >= 0 else f"last step, as no {moment}"
+        )
         self.say(
-            f"{'Stopped' if interrupted or stopped_early else 'Done'}{early} at step {progress.step:,}: {self.images:,} images "
-            f"in {elapsed:.0f} s, {self.images / elapsed:.0f} images/s, {wait_seconds / elapsed:.1%} of it waiting for frames.\n"
-            f"Held out ({best if progress.best_step >= 0 else last}): squared error {held_out.reconstruction:.4g}, "
-            f"KL {held_out.kl_nats:.4g} nats, {held_out.active_latents:.0f} of {config.latent_dim} latents active.\n"
-            f"Encoder:  {config.out / 'encoder'}\nPictures: {config.out / 'reconstructions'}"
+            f"{end} at step {progress.step:,}: {self.images:,} images in {elapsed:.0f} s, {rate:.0f} images/s, "
+            f"{wait_seconds / elapsed:.1%} of it waiting for frames.\n"
+            f"Held out ({best}): squared error {held_out.reconstruction:.4g}, KL {held_out.kl_nats:.4g} nats, "
+            f"{held_out.active_latents:.0f} of {config.latent_dim} latents active.\n"
+            f"Encoder:  {encoder}\nPictures: {config.out / 'reconstructions'}"
         )
         if interrupted:
             self.say(f"Go on with: latent-obs train-vae --out {config.out} --resume")
-        return TrainResult(
-            config.out,
-            config.out / "encoder",
-            progress.step,
-            held_out,
-            interrupted,
-            self.images / elapsed,
-            stopped_early,
-        )
+        return TrainResult(config.out, encoder, progress.step, held_out, interrupted, rate, stopped_early)
 
     def _export(self) -> HeldOut:
         """Write the encoder folder, and evaluate its weights."""

@@ -59,7 +59,7 @@ def test_other_latents_are_told_soon(gaussian_encoder: FrozenEncoder, change: st
     assert len(said) == 1
     assert monitor.is_drifting
     assert "frames record --agent AGENT --out FRAMES" in said[0]
-    assert "--allow-added-files" in said[0]
+    assert "--start-from RUN" in said[0]
 
 
 def test_it_waits_for_enough_frames(gaussian_encoder: FrozenEncoder):

@@ -42,7 +42,9 @@ def test_laws_at_any_step(fixed: float, half: int, freeze: int, step: int):
 
 @given(fixed=betas, rise=st.integers(0, 20), freeze=freezes, step=st.integers(0, 200))
 @QUICK
-def test_monotonic_is_the_first_rise_of_the_cycles_and_constant_has_none(fixed: float, rise: int, freeze: int, step: int):
+def test_monotonic_is_the_first_rise_of_the_cycles_and_constant_has_none(
+    fixed: float, rise: int, freeze: int, step: int
+):
     once, cycles = MonotonicBeta(fixed, rise, freeze), CyclicalBeta(fixed, rise, freeze)
     assert once(step) == (cycles(step) if step < freeze + 2 * rise else fixed)
     assert once.is_comparable(step) is (step >= freeze + rise)

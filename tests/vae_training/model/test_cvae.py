@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from latent_obs.util.errors import InputError
-from tests.support.tiny import IMG_SHAPE, LATENT_DIM, tiny_cvae
+from tests.support.tiny import LATENT_DIM, tiny_cvae
 from vae_training.model.cvae import CVAE, gaussian_kl_nats
 
 QUICK = settings(max_examples=60, deadline=None)

@@ -36,7 +36,11 @@ from vae_training.training.initialization import put_weights, start_from_data, w
 
 def begun(frames: Path, **settings: Any) -> dict[str, torch.Tensor]:
     """The state of a loss before the first step."""
-    config, datasets, model = config_for(frames, Path("out"), **settings), get_datasets(frames), tiny_cvae(linear_path=True)
+    config, datasets, model = (
+        config_for(frames, Path("out"), **settings),
+        get_datasets(frames),
+        tiny_cvae(linear_path=True),
+    )
     transitions = Transitions(datasets, acts=True)
     torch.manual_seed(7)
     loss = VAELoss(model, salience=config.salience, heads=TransitionHeads(config.head_weights, 6, "discrete", 3))

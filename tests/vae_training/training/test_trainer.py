@@ -99,9 +99,7 @@ def test_the_log_has_beta_as_the_schedule_says(frames_folder: Path, tmp_path: Pa
     assert (tmp_path / "out" / "checkpoints" / "best.safetensors").exists() is (half > 0)
 
 
-def test_the_first_step_is_a_plain_pytorch_step(
-    frames_folder: Path, tmp_path: Path, around_step: Callable[..., None]
-):
+def test_the_first_step_is_a_plain_pytorch_step(frames_folder: Path, tmp_path: Path, around_step: Callable[..., None]):
     batches: list[torch.Tensor] = []
     states: list[torch.Tensor] = []
     around_step(lambda _, x: (batches.append(x.clone()), states.append(torch.get_rng_state())))

@@ -164,9 +164,7 @@ def test_fewer_frames_than_a_batch_are_reported(module_frames: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(("change", "value"), [("widths", [4, 12]), ("ema", 0.9)])
-def test_a_checkpoint_that_does_not_fit_the_settings_is_refused(
-    begun: tuple[Path, Path], change: str, value: Any
-):
+def test_a_checkpoint_that_does_not_fit_the_settings_is_refused(begun: tuple[Path, Path], change: str, value: Any):
     out = begun[1]
     settings = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**settings, change: value}))
