@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -204,7 +205,8 @@ class Trainer:
             device=self.device,
         )
         self.average = average_weights(self.model, config.ema) if config.ema else None
-        self.best_model = self.model if self.average is None else self.average.module  # to evaluate and export
+        average: Any = self.average
+        self.best_model: CVAE = self.model if average is None else average.module  # to evaluate and export
         heads = dict(self.loss.heads.items()) if self.loss.heads is not None else {}
         if self.loss.background is not None:
             heads["background"] = self.loss.background
@@ -354,7 +356,7 @@ class Trainer:
         if (not on_gpu or self.progress.step % _LOOK_EVERY_STEPS == 0) and not torch.isfinite(losses.total):
             terms = f"squared error {losses.reconstruction.item()}, KL {losses.kl.item()}"
             raise self._diverged(f"the loss is not finite ({terms}) at step {self.progress.step}")
-        self.learning_rate = self.scheduler.get_last_lr()[0]
+        self.learning_rate = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         if self.average is not None:
             self.average.update_parameters(self.model)

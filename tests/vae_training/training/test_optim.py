@@ -71,7 +71,7 @@ def test_the_average_against_numpy():
         average.update_parameters(model)
         decay = min(0.6, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * model.weight.detach().numpy()
-        np.testing.assert_allclose(average.module.weight.numpy(), expected, rtol=1e-6)
+        np.testing.assert_allclose(average.state_dict()["module.weight"].numpy(), expected, rtol=1e-6)
     assert not any(p.requires_grad for p in average.parameters())
 
 
