@@ -22,7 +22,7 @@ from latent_obs.envs.faults import LastRealFrame
 from latent_obs.util.errors import InputError
 from latent_obs_cli import quickstart as module
 from latent_obs_cli.quickstart import QuickstartConfig, QuickstartResult, quickstart
-from vae_training.training.optim import Trainer
+from vae_training.training.trainer import Trainer
 
 pytestmark = pytest.mark.integration
 TINY = QuickstartConfig(frames=160, vae_epochs=1, steps=256, episodes=2)
