@@ -183,7 +183,7 @@ def find_pixel_key(space: spaces.Dict, contract: PixelContract, key: str | None 
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise InputError(f"pixel_key must name one of the images that the encoder could take: {sorted(fitting)}")
+        raise InputError(f"pixel_key must name one of several images that the encoder could take: {sorted(fitting)}")
     listed = ", ".join(f"{k}: {brief(s)}" for k, s in space.spaces.items())
     raise InputError(
         f"no pixels in the observation: no entry is a uint8 Box of (height, width, {contract.channels}) ({listed}). "

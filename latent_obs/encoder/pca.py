@@ -160,7 +160,14 @@ def fit_pca(
     total = sum(len(part) for part in parts)
     if total == 0:
         raise InputError("frames must hold at least one frame, got none")
-    sample = _sample(parts, min(total, MOST_FRAMES, max(1, _MOST_VALUES // int(np.prod(contract.shape)))))
+    count = min(total, MOST_FRAMES, max(1, _MOST_VALUES // int(np.prod(contract.shape))))
+    wanted = np.arange(count, dtype=np.int64) * total // count
+    starts = np.cumsum([0, *(len(part) for part in parts)])
+    chosen = [
+        part[wanted[(wanted >= a) & (wanted < a + len(part))] - a] for part, a in zip(parts, starts[:-1], strict=True)
+    ]
+    sample = np.concatenate(chosen).reshape(count, -1).astype(np.float32)
+    sample /= 255
     centre, spread, components = (part.numpy() for part in principal_components(torch.from_numpy(sample), latent_dim))
     if len(spread) == 0:
         raise InputError(f"frames must differ, and all {total:,} are alike")
@@ -196,20 +203,6 @@ def fit_pca_of_folder(folder: str | os.PathLike[str], latent_dim: int, contract:
     return fit_pca(frames, latent_dim, contract, provenance=provenance)
 
 
-def _sample(parts: Sequence[Frames], count: int) -> NDArray[np.float32]:
-    """`count` frames in [0, 1], flattened, evenly spread over all of the arrays."""
-    total = sum(len(part) for part in parts)
-    wanted = np.arange(count, dtype=np.int64) * total // count
-    out = np.empty((count, int(np.prod(parts[0].shape[1:]))), np.float32)
-    first = done = 0
-    for part in parts:
-        inside = wanted[(wanted >= first) & (wanted < first + len(part))] - first
-        out[done : done + len(inside)] = part[inside].reshape(len(inside), out.shape[1])
-        first, done = first + len(part), done + len(inside)
-    out /= 255
-    return out
-
-
 def save_pca(path: str | os.PathLike[str], pca: PCA) -> Path:
     """Write components to a safetensors file atomically, and return its path."""
     path = Path(path)
@@ -230,14 +223,12 @@ def save_pca(path: str | os.PathLike[str], pca: PCA) -> Path:
 def read_pca(path: str | os.PathLike[str]) -> PCA:
     """Read the components of a file; an `EncoderFolderError` if it is damaged, of another format, or of a newer one."""
     path = Path(path)
-    if not path.is_file():
-        raise EncoderFolderError(f"there is no file {str(path)!r} of a PCA (current folder: {Path.cwd()})")
     try:
         with safe_open(str(path), "np") as file:
             described = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
     except (SafetensorError, OSError) as error:
-        raise EncoderFolderError(f"{path} is damaged, or not a safetensors file: {error}. Make it again") from None
+        raise EncoderFolderError(f"{path} cannot be read as a safetensors file: {error}") from None
     found = (described.get("format"), described.get("format_version"))
     if found != (FORMAT, str(FORMAT_VERSION)):
         raise EncoderFolderError(

@@ -141,11 +141,6 @@ class LatentStatistics:
         return self.mean.size
 
     @property
-    def expected_share(self) -> float:
-        """Largest share of frames like the training frames that have a distance above `distance_limit`."""
-        return 1 - BEYOND
-
-    @property
     def distance_limit(self) -> float:
         """The distance that 99% of such frames do not exceed."""
         return float(self.distance_quantiles[self._row(BEYOND)])

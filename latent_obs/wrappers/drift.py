@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latent_obs.encoder.frozen import FrozenEncoder, Latents
-from latent_obs.encoder.statistics import reconstruction_errors
+from latent_obs.encoder.statistics import BEYOND, reconstruction_errors
 from latent_obs.pixels import Frames
 from latent_obs.util.errors import InputError, check_count
 
@@ -104,7 +104,7 @@ class DriftMonitor:
         check_count("window", window)
         check_count("least_frames", least_frames, at_least=0)
         check_count("reconstruct_every", reconstruct_every, at_least=0)
-        if not encoder.statistics.expected_share < share_limit < 1:
+        if not 1 - BEYOND < share_limit < 1:
             raise InputError(f"share_limit must be above the 0.01 that is expected, and below 1, got {share_limit!r}")
         if not 1 < ratio_limit < math.inf:
             raise InputError(f"ratio_limit must be a number above the 1 that is expected, got {ratio_limit!r}")

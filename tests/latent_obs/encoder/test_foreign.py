@@ -100,20 +100,6 @@ def test_latents_are_the_modules_features(backbone: Backbone):
     np.testing.assert_array_equal(encoder.encode(frames, as_tensor=True).numpy(), latents)
 
 
-def test_pixels_are_from_0_to_1_unless_mean_and_std_are_given():
-    frames = np.zeros((3, *CONTRACT.shape), np.uint8)
-    frames[1], frames[2, ..., 1] = 255, 51
-    pooled = Returning(lambda x: x.mean((2, 3)))
-    cases: list[tuple[dict[str, Any], list[list[float]]]] = [
-        ({}, [[0, 0, 0], [1, 1, 1], [0, 0.2, 0]]),
-        ({"mean": (0.5, 0, 0)}, [[-0.5, 0, 0], [0.5, 1, 1], [-0.5, 0.2, 0]]),
-        ({"std": (0.5, 1, 2)}, [[0, 0, 0], [2, 1, 0.5], [0, 0.2, 0]]),
-    ]
-    for scaling, wanted in cases:
-        encoder = FrozenEncoder.from_module(pooled, CONTRACT, device="cpu", **scaling)
-        np.testing.assert_allclose(encoder.encode(frames), wanted, atol=1e-6)
-
-
 def test_frames_of_other_sizes_go_through_the_contract(backbone: Backbone):
     encoder = FrozenEncoder.from_module(backbone, CONTRACT, mean=MEAN, std=STD, device="cpu")
     frames = random_frames(2, (48, 60, 3))

@@ -92,7 +92,6 @@ def test_one_frame_in_a_hundred_as_in_training_is_beyond_the_limit():
     found = LatentStatistics.from_latents(gaussian(4000), gaussian(2000, seed=1))
     share = (found.distances(gaussian(20_000, seed=2)) > found.distance_limit).mean()
     assert 0.005 < share < 0.018
-    assert found.expected_share == pytest.approx(0.01)
     assert (found.distances(gaussian(500, seed=2) + 20) > found.distance_limit).mean() > 0.95
 
 

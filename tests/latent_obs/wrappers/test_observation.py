@@ -17,7 +17,6 @@ from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.features import Slot
 from latent_obs.wrappers.observation import ObservationEncoder, ObservationOptions, OptionsDict
-from latent_obs.wrappers.pixel_reader import ContractObservation
 from latent_obs.wrappers.sb3 import VecLatentObservation
 from latent_obs.wrappers.single import LatentObservation
 from tests.support.latent_cases import (
@@ -223,13 +222,6 @@ def test_an_index_that_does_not_fit_is_not_shown(encoder: FrozenEncoder):
     shorter = spaces.Dict({**before, "features": spaces.Box(0, 1, (2,))})
     env = gym.wrappers.TransformObservation(featured(), lambda o: {**o, "features": o["features"][:2]}, shorter)
     assert index_of(LatentObservation(env, encoder, flatten=True)) == [("latent", 0, 6), ("features", 6, 8)]
-
-
-def test_pixels_may_be_resized_before_or_after(encoder: FrozenEncoder):
-    for env in (featured(), ContractObservation(featured(), encoder.contract)):
-        out = LatentObservation(env, encoder, flatten=True)
-        assert index_of(out) == MINER_INDEX
-        np.testing.assert_array_equal(out.reset(seed=0)[0], latent(featured, encoder).reset(seed=0)[0])
 
 
 # What is refused

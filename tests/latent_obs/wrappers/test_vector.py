@@ -65,26 +65,6 @@ def test_same_step(encoder: FrozenEncoder):
     assert_shows(encoder, shown[0], (1, 0), (1, 0), (1, 1))
 
 
-def test_disabled(encoder: FrozenEncoder):
-    venv = VectorLatentObservation(pixels(AutoresetMode.DISABLED), encoder, history=2)
-    venv.reset()
-    venv.step(NO_ACTION)
-    shown, _, _, truncations, _ = venv.step(NO_ACTION)
-    assert truncations.tolist() == [True, False]
-    assert_shows(encoder, shown[0], (0, 1), (0, 2))
-    options = {"reset_mask": np.array([True, False])}
-    shown, _ = venv.reset(options=options)
-    assert options["reset_mask"].tolist() == [True, False]  # which Gymnasium takes out
-    assert_shows(encoder, shown[0], (1, 0), (1, 0))
-    assert_shows(encoder, shown[1], (100, 1), (100, 2))  # as before: it was not reset
-    shown, _, _, truncations, _ = venv.step(NO_ACTION)
-    assert_shows(encoder, shown[0], (1, 0), (1, 1))
-    assert_shows(encoder, shown[1], (100, 2), (100, 3))
-    shown, _ = venv.reset()
-    assert_shows(encoder, shown[0], (2, 0), (2, 0))
-    assert_shows(encoder, shown[1], (101, 0), (101, 0))
-
-
 @pytest.mark.parametrize(
     ("mode", "expected"),
     [
@@ -105,26 +85,6 @@ def test_one_forward_pass_a_step(
         venv.step(NO_ACTION)
         assert len(counts) == number + 1
     assert counts == expected
-
-
-@pytest.mark.parametrize("form", [{}, {"flatten": True}, {"keep_pixels": True}])
-def test_nothing_returned_is_a_buffer_of_the_environments(encoder: FrozenEncoder, form: dict[str, Any]):
-    inner = pixels(AutoresetMode.SAME_STEP, "dict", copy=False)
-    venv = VectorLatentObservation(inner, encoder, **form)
-    returned = [venv.reset()[0]]
-    last: list[Any] = []
-    for _ in range(3):
-        shown, *_, infos = venv.step(NO_ACTION)
-        returned.append(shown)
-        last += [final for final in infos.get("final_obs", ()) if final is not None]
-    assert len(last) == 2
-    buffers = cast(Any, inner)._observations
-    held: list[Any] = [*returned, *last]
-    arrays = [array for what in held for array in (what.values() if isinstance(what, dict) else [what])]
-    for i, array in enumerate(arrays):
-        assert array.flags.writeable
-        assert not any(np.shares_memory(array, buffer) for buffer in buffers.values())
-        assert not any(np.shares_memory(array, other) for other in arrays[:i])
 
 
 def test_the_environments_own_arrays_and_infos_stay_as_they_were(encoder: FrozenEncoder):
