@@ -63,8 +63,7 @@ class PixelContract:
     def layout_of(self, shape: tuple[int, ...], what: str) -> Layout:
         """Whether frames of this shape are HWC or CHW; (H, W) counts as (H, W, 1).
 
-        The channel axis is the last one if it has as many entries as the contract has channels, else the first; if
-        neither has, an `InputError` says so and calls the frames `what`.
+        The channel axis is the last one if it has as many entries as the contract has channels, else the first.
         """
         if (len(shape) == 2 and self.channels == 1) or (len(shape) == 3 and shape[2] == self.channels):
             return "HWC"
@@ -72,8 +71,8 @@ class PixelContract:
             return "CHW"
         raise InputError(
             f"{what} has shape {tuple(shape)}, and this encoder takes frames of {self.channels} channel(s): expected "
-            f"(height, width, {self.channels}) or ({self.channels}, height, width). Convert the frames "
-            "(RGB to grey or back), or train an encoder on frames of this kind"
+            f"(height, width, {self.channels}) or ({self.channels}, height, width). Convert the frames, or train an "
+            "encoder on frames of this kind"
         )
 
     def check_space(self, space: spaces.Space[Any], what: str = "observation space") -> Layout:
@@ -82,8 +81,7 @@ class PixelContract:
             raise InputError(f"{what} must be a Box of pixels, got {space}")
         if space.dtype != np.uint8:
             raise InputError(
-                f"{what} must be a uint8 Box (values 0 to 255), got dtype {space.dtype} in {_brief(space)}. Undo the "
-                "scaling (remove the wrapper that divides by 255), or multiply by 255 and convert to uint8"
+                f"{what} must be a uint8 Box (values 0 to 255), got {brief(space)}: remove the wrapper that scales it"
             )
         return self.layout_of(space.shape, what)
 
@@ -97,9 +95,6 @@ class PixelContract:
 
         Returns:
             uint8 (N, height, width, channels), C-contiguous and writable: `frames` itself if they are that already.
-
-        Raises:
-            InputError: The frames have another dtype, number of axes or channel count.
         """
         frames = np.asarray(frames)
         if frames.dtype != np.uint8:
@@ -137,19 +132,12 @@ class PixelContract:
             out[..., channel] = np.asarray(image.resize(size, resample))
 
     def refuse_blur(self, shape: tuple[int, ...], layout: Layout, what: str) -> None:
-        """Reject frames so small that, enlarged, they look unlike all that an encoder was trained on.
-
-        Args:
-            shape: Shape of a frame; an `InputError` is raised if a side is below two thirds of the contract's.
-            layout: Its layout.
-            what: What has this shape, for the error message.
-        """
+        """Reject frames of a shape so small that, enlarged, they look unlike all that an encoder was trained on."""
         height, width = shape[:2] if layout == "HWC" else shape[1:]
         if height * _MOST_ENLARGED < self.height or width * _MOST_ENLARGED < self.width:
             raise InputError(
                 f"{what} has frames of {height}x{width}, far smaller than the {self.height}x{self.width} that this "
-                "encoder was trained on; enlarged ones would look unlike those. Train an encoder on frames of this "
-                "size, or make the environment with a higher resolution"
+                "encoder was trained on. Make the environment with a higher resolution, or train an encoder for it"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -178,41 +166,27 @@ class PixelContract:
 
 
 def find_pixel_key(space: spaces.Dict, contract: PixelContract, key: str | None = None) -> str:
-    """The entry of a Dict observation that holds the pixels.
+    """The entry of a Dict observation that holds the pixels; an `InputError` if none, or more than one, fits.
 
     Args:
         space: A Dict space.
         contract: The encoder's; entries that it cannot read do not count as pixels.
         key: The entry to use; needed only if there are several.
-
-    Raises:
-        InputError: No entry, or more than one, fits.
-
-    Example:
-        >>> box = spaces.Box(0, 255, (120, 160, 3), np.uint8)
-        >>> space = spaces.Dict(screen=box, health=spaces.Box(0, 100, (1,), np.float32))
-        >>> find_pixel_key(space, PixelContract(64, 64, 3))
-        'screen'
     """
     if key is not None:
         if key not in space.spaces:
             raise InputError(f"pixel_key {key!r} is not in the observation, whose keys are {sorted(space.spaces)}")
         contract.check_space(space.spaces[key], f"observation[{key!r}]")
         return key
-    images = {k: s for k, s in space.spaces.items() if isinstance(s, spaces.Box) and is_image(s)}
-    fitting = [k for k, s in images.items() if contract.channels in (s.shape[0], s.shape[-1])]
+    images = {k: s.shape for k, s in space.spaces.items() if isinstance(s, spaces.Box) and is_image(s)}
+    fitting = [k for k, shape in images.items() if contract.channels in (shape[0], shape[-1])]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise InputError(
-            f"the observation has several images that the encoder could take: {sorted(fitting)}. "
-            f"Choose one, such as pixel_key={fitting[0]!r}"
-        )
-    listed = ", ".join(f"{k}: {_brief(s)}" for k, s in space.spaces.items())
-    if images:
-        raise InputError(f"the observation has no image of {contract.channels} channel(s) for this encoder ({listed})")
+        raise InputError(f"pixel_key must name one of several images that the encoder could take: {sorted(fitting)}")
+    listed = ", ".join(f"{k}: {brief(s)}" for k, s in space.spaces.items())
     raise InputError(
-        f"no pixels in the observation: no entry is a uint8 Box of shape (height, width, channels) ({listed}). "
+        f"no pixels in the observation: no entry is a uint8 Box of (height, width, {contract.channels}) ({listed}). "
         "Wrap the environment so that it gives its picture (Gymnasium's AddRenderObservation does)"
     )
 
@@ -222,6 +196,6 @@ def is_image(space: spaces.Box) -> bool:
     return space.dtype == np.uint8 and len(space.shape) == 3 and sorted(space.shape)[1] >= 8
 
 
-def _brief(space: spaces.Space[Any]) -> str:
+def brief(space: spaces.Space[Any]) -> str:
     """A space in a few words; a Box with different bounds in each entry prints them all otherwise."""
     return f"{type(space).__name__}{space.shape or ''} {space.dtype or ''}".strip()

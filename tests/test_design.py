@@ -138,6 +138,7 @@ LIGHT = [
     ".minerl.env",
     ".minerl.installation",
     ".minerl.registration",
+    ".util.device",
     ".util.errors",
     ".wrappers.features",
     ".wrappers.pixel_reader",

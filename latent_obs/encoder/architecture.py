@@ -19,18 +19,7 @@ _RENAMED = {"standardise": "standardize"}
 
 @dataclass(frozen=True)
 class Stage:
-    """One strided convolution, and the transposed one that undoes it.
-
-    Attributes:
-        channels_in: Channels before the convolution.
-        channels_out: Channels after it.
-        size_in: (height, width) before it, in pixels.
-        size_out: (height, width) after it.
-        kernel: Side of the square kernel.
-        stride: Step of the kernel.
-        padding: Zeros added on each side.
-        output_padding: (height, width) that the transposed convolution adds to restore `size_in` exactly.
-    """
+    """One strided convolution, and the transposed one that undoes it; sizes are (height, width) in pixels."""
 
     channels_in: int
     channels_out: int
@@ -38,8 +27,8 @@ class Stage:
     size_out: tuple[int, int]
     kernel: int
     stride: int
-    padding: int
-    output_padding: tuple[int, int]
+    padding: int  # zeros added on each side
+    output_padding: tuple[int, int]  # which the transposed convolution adds to restore `size_in` exactly
 
 
 @dataclass(frozen=True)
@@ -67,8 +56,6 @@ class Architecture:
         (32, 64, 128, 256)
         >>> Architecture((64, 64, 3), latent_dim=256, bottleneck="spatial").latent_map
         (4, 8, 8)
-        >>> Architecture((60, 80, 3), latent_dim=8, widths=(16, 32), strides=(2, 2)).map_size
-        (15, 20)
     """
 
     img_shape: tuple[int, int, int]
@@ -91,14 +78,16 @@ class Architecture:
         widths = widths or tuple(min(_FIRST_WIDTH * 2**i, _LAST_WIDTH) for i in range(len(strides)))
         if len(widths) != len(strides):
             raise InputError(f"widths {widths} and strides {strides} must be equally many, one for each convolution")
-        widths = tuple(check_count("each of widths", n) for n in widths)
-        strides = tuple(check_count("each of strides", n) for n in strides)
-        values = {"img_shape": img_shape, "latent_dim": latent_dim, "widths": widths, "strides": strides}
+        values = {
+            "img_shape": img_shape,
+            "latent_dim": latent_dim,
+            "widths": tuple(check_count("each of widths", n) for n in widths),
+            "strides": tuple(check_count("each of strides", n) for n in strides),
+        }
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        _ = self.stages  # raises if a map shrinks to nothing
-        if self.bottleneck == "spatial":
-            _ = self.latent_map
+        # Raise if a map shrinks to nothing, or the latent does not fit it.
+        _ = self.latent_map if self.bottleneck == "spatial" else self.stages
 
     def _default_strides(self) -> tuple[int, ...]:
         """Halve a power of two down to the map of the bottleneck."""
@@ -107,9 +96,8 @@ class Architecture:
         if height != width or height & (height - 1) or height < 2 * target:
             near = max(2 * target, 2 ** round(math.log2(max(height, width, 2))))
             raise InputError(
-                f"img_shape {self.img_shape}: without layer widths and strides of its own, a {self.bottleneck} CVAE "
-                f"needs a square image whose side is a power of two, {2 * target} or more. Resize the frames to "
-                f"{near}x{near}, or give widths and strides, such as widths=(32, 64), strides=(2, 2)"
+                f"img_shape {self.img_shape}: without widths and strides, a {self.bottleneck} CVAE needs a square "
+                f"image whose side is a power of two, {2 * target} or more. Resize the frames to {near}x{near}"
             )
         return (2,) * int(math.log2(height // target))
 
@@ -141,11 +129,7 @@ class Architecture:
 
     @property
     def latent_map(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the spatial latent; its product is `latent_dim`.
-
-        Raises:
-            InputError: `latent_dim` is not a multiple of the map's area.
-        """
+        """(channels, height, width) of the spatial latent; an `InputError` if `latent_dim` does not fit."""
         height, width = self.map_size
         area = height * width
         channels, rest = divmod(self.latent_dim, area)
@@ -163,11 +147,7 @@ class Architecture:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Architecture":
-        """The architecture that `to_json` described.
-
-        Raises:
-            InputError: A field is missing, unknown or out of range.
-        """
+        """The architecture that `to_json` described; an `InputError` if a field is missing, unknown or out of range."""
         values = {_RENAMED.get(name, name): value for name, value in values.items()}
         values = {"linear_path": False, "standardize": False, **values}  # older folders do not name them
         known = set(cls.__dataclass_fields__)

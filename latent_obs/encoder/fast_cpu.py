@@ -25,23 +25,9 @@ class FoldedEncoder(nn.Module):
     Args:
         encoder: The network. It is not changed; layers that need no other weights are shared with it.
         dtype: In which the convolutions are computed; the layers that give the latents stay in float32.
-
-    Attributes:
-        centre: Mean picture of `standardize`, float32 (h, w, c) from 0 to 255, or None.
-        convolutions: As the network's.
-        mean_head: As the network's; a dense one takes features in the order row, column, channel.
-        linear: The linear path, which takes centred pixels in the order row, column, channel; or None.
-
-    Example:
-        >>> from latent_obs.encoder.architecture import Architecture
-        >>> encoder = Encoder(Architecture((32, 32, 3), latent_dim=8)).eval().requires_grad_(False)
-        >>> frames = torch.arange(2 * 32 * 32 * 3).view(2, 32, 32, 3).to(torch.uint8)
-        >>> expected = encoder.mean(frames.permute(0, 3, 1, 2) / 255)
-        >>> torch.allclose(FoldedEncoder(encoder)(frames), expected, atol=1e-5)
-        True
     """
 
-    centre: Tensor | None
+    centre: Tensor | None  # mean picture of `standardize`, (h, w, c) from 0 to 255
 
     def __init__(self, encoder: Encoder, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -97,13 +83,7 @@ def _linear(weight: Tensor, bias: Tensor, order: tuple[int, int, int]) -> nn.Lin
 
 
 class PackedLayer(nn.Module):
-    """A layer of oneDNN whose weights are in the order that this processor computes fastest in.
-
-    Args:
-        layer: A convolution or a linear layer on the CPU.
-        relu: Whether a ReLU follows.
-        shape: Shape of the input.
-    """
+    """A convolution or linear layer of oneDNN, its weights in the order that this processor computes fastest in."""
 
     def __init__(self, layer: nn.Module, relu: bool, shape: torch.Size) -> None:
         super().__init__()
@@ -125,15 +105,7 @@ class PackedLayer(nn.Module):
 
 
 def pack_layers(folded: FoldedEncoder, shape: tuple[int, int, int]) -> FoldedEncoder:
-    """The same network with packed layers, if this torch and this processor can compute them.
-
-    Args:
-        folded: The network, on the CPU; it is not changed.
-        shape: (h, w, c) of a frame.
-
-    Returns:
-        A network that can be neither copied nor saved, or `folded` itself.
-    """
+    """The same network with packed layers, if this torch and this processor can compute them; else `folded` itself."""
     frames = torch.randint(0, 256, (_BATCH, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     packed = copy.copy(folded)
     packed._modules = dict(folded._modules)

@@ -51,17 +51,7 @@ _CHECKED_FRAMES = 4  # in a self-check, at most
 
 @dataclass(frozen=True)
 class EncoderFolder:
-    """An encoder folder that was read and whose checksums agree.
-
-    Attributes:
-        path: The folder.
-        architecture: Layers of the encoder and decoder.
-        contract: What a frame must look like.
-        provenance: Where it came from: frame files, schedule, steps, losses, package versions.
-        encoder: Weights of the encoder, on the CPU.
-        selfcheck: What `make_selfcheck` gave.
-        statistics: Statistics of its latents over the training frames; None if the folder has none.
-    """
+    """An encoder folder that was read and whose checksums agree; weights are on the CPU."""
 
     path: Path
     architecture: Architecture
@@ -77,15 +67,7 @@ class EncoderFolder:
         return (self.path / _DECODER).exists()
 
     def decoder(self) -> dict[str, Tensor]:
-        """Read the weights of the decoder.
-
-        Raises:
-            EncoderFolderError: The folder has none, or it is damaged.
-        """
-        if not self.has_decoder:
-            raise EncoderFolderError(
-                f"{self.path} has no {_DECODER}, which pictures need. Export it again with its decoder"
-            )
+        """Read the weights of the decoder; an `EncoderFolderError` if there are none, or they are damaged."""
         return _tensors(self.path / _DECODER, _read_checked(self.path, _DECODER, _read_sums(self.path)))
 
 
@@ -118,10 +100,9 @@ def write_encoder_folder(
         InputError: The folder exists and `overwrite` is False, or it is no encoder folder.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already; choose another folder, or overwrite it with overwrite=True")
-    if path.exists() and not _is_encoder_folder(path):
-        raise InputError(f"{path} exists and is not an encoder folder; it is left alone. Choose another folder")
+    if path.exists() and not (overwrite and _is_encoder_folder(path)):
+        what = "exists and is not an encoder folder" if overwrite else "exists already, and overwrite is False"
+        raise InputError(f"{path} {what}. Choose another folder")
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -138,41 +119,33 @@ def write_encoder_folder(
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target: a rename across file systems would be a copy.
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    new, old = temporary / "new", temporary / "old"
     try:
-        temporary.chmod(0o755)  # mkdtemp makes it private; a colleague should be able to read an encoder
+        new.mkdir()
+        new.chmod(0o755)  # a colleague should be able to read an encoder
         for name, tensors in files.items():
             if tensors is not None:
                 tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-                save_file(tensors, str(temporary / name))
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        sums = [f"{_sha256(file.read_bytes())}  {file.name}\n" for file in sorted(temporary.iterdir())]
-        (temporary / "SHA256SUMS").write_text("".join(sums))
-        for file in temporary.iterdir():
+                save_file(tensors, str(new / name))
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        sums = [f"{_sha256(file.read_bytes())}  {file.name}\n" for file in sorted(new.iterdir())]
+        (new / "SHA256SUMS").write_text("".join(sums))
+        for file in new.iterdir():
             file.chmod(0o644)  # safetensors writes private files
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-        _replace_folder(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return path
-
-
-def _replace_folder(new: Path, path: Path) -> None:
-    """Rename a folder to `path`. One that is there moves out of the way, and back if the rename fails."""
-    if not path.exists():
-        new.rename(path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-    try:
-        path.rename(old / path.name)
+        if path.exists():
+            path.rename(old)
         try:
             new.rename(path)
         except BaseException:
-            (old / path.name).rename(path)
+            if old.exists():
+                old.rename(path)
             raise
     finally:
-        if path.exists():  # else the old one could not be moved back, and must not be lost
-            shutil.rmtree(old)
+        if path.exists() or not old.exists():  # else the old one could not be moved back, and must not be lost
+            shutil.rmtree(temporary, ignore_errors=True)
+    return path
 
 
 def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
@@ -197,37 +170,35 @@ def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
         found, number = config["format"], config["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise EncoderFolderError(f"{folder}/config.json is damaged, or not of an encoder folder: {error!r}") from None
-    if found != FORMAT:
-        raise EncoderFolderError(f"{folder}/config.json has format {found!r}, expected {FORMAT!r}")
     # Before the checksums: a newer format may have other files, and the error should name the version.
-    if not isinstance(number, int) or not 1 <= number <= FORMAT_VERSION:
+    if found != FORMAT or number not in range(1, FORMAT_VERSION + 1):
         raise EncoderFolderError(
-            f"{folder} has format version {number}, this latent-obs reads up to {FORMAT_VERSION}. Update latent-obs"
+            f"{folder}/config.json has format {found!r} and format version {number!r}, expected {FORMAT!r} and "
+            f"{FORMAT_VERSION} at most. Update latent-obs if it is a newer one"
         )
     names = [*sums, _STATISTICS] if (folder / _STATISTICS).exists() else list(sums)  # without a checksum it is rejected
     contents = {name: _read_checked(folder, name, sums) for name in names}
     try:
         architecture = Architecture.from_json(config["architecture"])
         contract = PixelContract.from_json(config["pixels"])
+        if contract.shape != architecture.img_shape:
+            raise InputError(f"pixels {contract.shape} and network {architecture.img_shape} differ")
     except (InputError, KeyError, TypeError, ValueError) as error:
         raise EncoderFolderError(f"{folder}/config.json cannot be used: {error}") from None
-    if contract.shape != architecture.img_shape:
-        raise EncoderFolderError(
-            f"{folder}/config.json: pixels {contract.shape} and network {architecture.img_shape} differ"
-        )
+    read = ("encoder.safetensors", "selfcheck.safetensors", _STATISTICS)  # the decoder is when it is needed
+    tensors = {name: _tensors(folder / name, contents[name]) for name in read if name in contents}
     statistics = None
-    if _STATISTICS in contents:
-        file = folder / _STATISTICS
-        tensors = _tensors(file, contents[_STATISTICS])
-        statistics = LatentStatistics.from_tensors(tensors, architecture.latent_dim, str(file))
+    if _STATISTICS in tensors:
+        file = str(folder / _STATISTICS)
+        statistics = LatentStatistics.from_tensors(tensors[_STATISTICS], architecture.latent_dim, file)
     return EncoderFolder(
-        path=folder,
-        architecture=architecture,
-        contract=contract,
-        provenance=config.get("provenance", {}),
-        encoder=_tensors(folder / "encoder.safetensors", contents["encoder.safetensors"]),
-        selfcheck=_tensors(folder / "selfcheck.safetensors", contents["selfcheck.safetensors"]),
-        statistics=statistics,
+        folder,
+        architecture,
+        contract,
+        config.get("provenance", {}),
+        tensors["encoder.safetensors"],
+        tensors["selfcheck.safetensors"],
+        statistics,
     )
 
 
@@ -241,15 +212,10 @@ def _locate(path: str | os.PathLike[str]) -> Path:
         raise EncoderFolderError(f"there is no encoder folder {text!r} (current folder: {Path.cwd()})")
     try:
         hub = require("huggingface_hub", extra="hub", purpose=f"load the encoder {text!r} from Hugging Face")
-    except ImportError as error:
-        raise EncoderFolderError(
-            f"there is no folder {text!r} here. If it is a Hugging Face repository: {error}"
-        ) from None
-    try:
         return Path(hub.snapshot_download(text))
     except Exception as error:  # the hub client raises errors of several libraries
         raise EncoderFolderError(
-            f"there is no folder {text!r} here, and Hugging Face gave no repository of this name: {error}"
+            f"there is no folder {text!r} here, and no repository of this name could be loaded: {error}"
         ) from error
 
 
@@ -269,7 +235,7 @@ def _read_sums(folder: Path) -> dict[str, str]:
     missing = sorted(set(_REQUIRED) - set(sums) - {"SHA256SUMS"})
     if missing:
         raise EncoderFolderError(
-            f"{folder}/SHA256SUMS is damaged: no line for {', '.join(missing)}. Copy the folder again"
+            f"{folder}/SHA256SUMS is damaged: it lacks {', '.join(missing)}. Copy the folder again"
         )
     return sums
 
@@ -278,12 +244,12 @@ def _read_checked(folder: Path, name: str, sums: Mapping[str, str]) -> bytes:
     """The bytes of a file whose checksum agrees."""
     file = folder / name
     if not file.is_file():
-        raise EncoderFolderError(f"{folder} is not a complete encoder folder: {name} missing. Copy it again")
+        raise EncoderFolderError(f"{folder} has no {name}. Copy the folder again, or export it anew with this file")
     data = file.read_bytes()
-    if _sha256(data) != sums.get(name):
+    found, expected = _sha256(data), str(sums.get(name))
+    if found != expected:
         raise EncoderFolderError(
-            f"{file} is damaged: its SHA-256 is {_sha256(data)[:12]}…, SHA256SUMS says {str(sums.get(name))[:12]}…. "
-            "Copy the folder again from where it was made"
+            f"{file} is damaged: its SHA-256 is {found[:12]}…, SHA256SUMS says {expected[:12]}…. Copy the folder again"
         )
     return data
 
@@ -319,8 +285,8 @@ def make_selfcheck(encoder: Encoder, contract: PixelContract, sample_frames: Fra
         sample_frames: uint8 (N, height, width, channels) with N ≥ 1.
 
     Returns:
-        "frames" uint8 (n, h, w, c) and "latents" float32 (n, latent_dim); "raw_frames" uint8 of another size, which go
-        through the contract's crop and resize, and their "raw_latents".
+        "frames" uint8 (n, h, w, c) and "latents" float32 (n, latent_dim); "raw_frames", which go through the contract's
+        crop and resize, and their "raw_latents".
     """
     frames = contract.convert(sample_frames, what="sample_frames")
     if len(frames) == 0:
@@ -351,11 +317,7 @@ def make_selfcheck(encoder: Encoder, contract: PixelContract, sample_frames: Fra
 def verify_selfcheck(
     check: Mapping[str, Tensor], encode: Callable[[Frames], NDArray[np.float32]], contract: PixelContract, name: str
 ) -> None:
-    """Encode the sample frames of `make_selfcheck` and compare with the latents promised.
-
-    Raises:
-        EncoderFolderError: A latent differs by more than `RELATIVE_TOLERANCE`; it calls the encoder `name`.
-    """
+    """Raise an `EncoderFolderError` if sample frames of `make_selfcheck` give other latents than promised."""
     for frames_key, latents_key, hint in (
         ("frames", "latents", "the weights or this device's arithmetic are off"),
         ("raw_frames", "raw_latents", "frames are cropped or resized in another way here (see Pillow's version)"),

@@ -14,18 +14,7 @@ _ALLOWED = 1e-2  # of the largest output: far above rounding, far below what dro
 
 
 class ForeignNetwork(nn.Module):
-    """A frozen copy of a module, with the scaling of its pixels before it.
-
-    Args:
-        module: Takes float32 (N, C, H, W), gives (N, ...). It is copied, and not changed.
-        channels: Number of channels C.
-        mean: Subtracted from pixels in [0, 1], per channel; None for nothing.
-        std: What they are divided by then; None for nothing.
-        dtype: What autocast computes in.
-
-    Raises:
-        InputError: The module cannot be copied, or `mean` or `std` has another length or a zero.
-    """
+    """A frozen copy of a module, with the scaling of its pixels before it; arguments as for `from_module`."""
 
     scale: Tensor
     shift: Tensor
@@ -45,15 +34,14 @@ class ForeignNetwork(nn.Module):
             self.module = copy.deepcopy(module)
         except Exception as error:  # whatever a part of it raises
             raise InputError(
-                f"module {type(module).__name__} cannot be copied, so it cannot be frozen: {error}"
+                f"module {type(module).__name__} must be copied to be frozen, and cannot: {error}"
             ) from error
         centre = np.array([0.0] * channels if mean is None else mean, np.float64)
         spread = np.array([1.0] * channels if std is None else std, np.float64)
-        for name, values in (("mean", centre), ("std", spread)):
-            if values.shape != (channels,) or not np.isfinite(values).all():
-                raise InputError(f"{name} must have a number for each of the {channels} channel(s), got {values}")
-        if not (spread > 0).all():
-            raise InputError(f"std must be positive, got {spread}")
+        for name, values, least in (("mean", centre, -np.inf), ("std", spread, 0.0)):
+            if values.shape != (channels,) or not np.isfinite(values).all() or not (values > least).all():
+                what = "positive number" if name == "std" else "number"
+                raise InputError(f"{name} must have a {what} for each of the {channels} channel(s), got {values}")
         self.register_buffer("scale", torch.from_numpy(1 / (255 * spread)).float(), persistent=False)
         self.register_buffer("shift", torch.from_numpy(-centre / spread).float(), persistent=False)
         self.dtype = dtype
@@ -79,11 +67,7 @@ class ForeignNetwork(nn.Module):
 
     @torch.inference_mode()
     def measure(self, contract: PixelContract, latent_dim: int | None) -> None:
-        """Set `latent_dim` by a dry run on the module's device.
-
-        Raises:
-            InputError: The module cannot be an encoder; the message says why.
-        """
+        """Set `latent_dim` by a dry run on the module's device; an `InputError` if it cannot be an encoder."""
         name = f"module {type(self.module).__name__}"
         noise = np.random.default_rng(0).integers(0, 256, (3, *contract.shape), np.uint8)
         frames = torch.from_numpy(noise).to(self.scale.device)
@@ -101,12 +85,11 @@ class ForeignNetwork(nn.Module):
                     f"{name} cannot take float32 {shape}, pixels of its contract: {error}. Give the PixelContract of "
                     "the frames that it takes, or wrap it in a module that takes these"
                 ) from error
-            wanted = "Wrap it in a module whose forward returns one float tensor (N, ...), such as its pooled features"
-            if not isinstance(output, Tensor) or not output.is_floating_point():
-                got = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-                raise InputError(f"{name} returns {got} and no tensor of floats. {wanted}")
-            if output.dim() < 2 or len(output) != len(noise):
-                raise InputError(f"{name} returns {tuple(output.shape)} for {len(noise)} frames. {wanted}")
+            if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 2:
+                got = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+                raise InputError(f"{name} must return one float tensor (N, ...), such as pooled features, got {got}")
+            if len(output) != len(noise):
+                raise InputError(f"{name} returns {tuple(output.shape)} for {len(noise)} frames, expected (N, ...)")
             together = output.flatten(1).float().clone()
             alone = torch.cat([self(frames[i : i + 1]) for i in range(len(frames))])
         found = together.shape[1]
@@ -116,7 +99,7 @@ class ForeignNetwork(nn.Module):
             raise InputError(f"{name} gives numbers that are not finite for frames of noise: check its weights")
         if not bool((alone - together).abs().max() <= _ALLOWED * together.abs().max()):
             raise InputError(
-                f"{name} gives other numbers for a frame alone than in a batch: it draws random numbers, or mixes the "
-                "frames of a batch, also in eval mode. An encoder must always give a frame the same latent"
+                f"{name} must always give a frame the same latent, and gives it another one in a batch than alone: it "
+                "draws random numbers, or mixes frames, also in eval mode"
             )
         self.latent_dim = found

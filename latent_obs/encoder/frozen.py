@@ -53,10 +53,6 @@ class FrozenEncoder:
 
     Attributes:
         architecture: Layers of the encoder; None for a module from elsewhere (`from_module`).
-        contract: What a frame must look like, and how any frame is converted.
-        device: Where it computes.
-        backend: What computes.
-        precision: The numbers that it computes in.
         provenance: Where it came from.
         latent_dim: Number of values in a latent.
 
@@ -67,12 +63,8 @@ class FrozenEncoder:
 
     Example:
         >>> encoder = FrozenEncoder.random(Architecture((32, 32, 3), latent_dim=8), device="cpu")
-        >>> frames = np.zeros((5, 240, 320, 3), np.uint8)
-        >>> latents = encoder(frames)
-        >>> latents.shape, latents.dtype
-        ((5, 8), dtype('float32'))
-        >>> encoder(frames[0]).shape
-        (8,)
+        >>> encoder(np.zeros((5, 240, 320, 3), np.uint8)).shape
+        (5, 8)
     """
 
     architecture: Architecture | None = None
@@ -121,13 +113,12 @@ class FrozenEncoder:
         Args:
             folder: The folder that training wrote (or a run folder that has it as `encoder/`), or a Hugging Face
                 repository id.
-            device: As for the class, like the next two.
-            backend: What computes.
-            precision: The numbers that it computes in.
+            device: As for the class.
+            backend: As for the class.
+            precision: As for the class.
 
         Raises:
-            EncoderFolderError: The folder is missing, incomplete, damaged, from a newer format, or fails its
-                self-check.
+            EncoderFolderError: The folder is missing, damaged, from a newer format, or fails its self-check.
             DeviceError: As for the class; or latents in bfloat16 differ too much.
         """
         resolved = _device_for(device, backend, precision)
@@ -144,10 +135,10 @@ class FrozenEncoder:
             )
         except RuntimeError as error:  # what load_state_dict raises if names or shapes differ
             raise EncoderFolderError(f"{read.path}: the weights do not fit config.json: {error}") from None
+        exact = encoder.encode if precision == "float32" else encoder._encode_by_definition
+        verify_selfcheck(read.selfcheck, exact, read.contract, str(read.path))
         if precision == "float32":
-            verify_selfcheck(read.selfcheck, encoder.encode, read.contract, str(read.path))
             return encoder
-        verify_selfcheck(read.selfcheck, encoder._encode_by_definition, read.contract, str(read.path))
         frames = read.selfcheck["frames"].numpy()
         wanted = encoder._encode_by_definition(frames)
         difference = float(np.abs(encoder.encode(frames) - wanted).max()) / max(float(np.abs(wanted).max()), 1e-6)
@@ -204,14 +195,9 @@ class FrozenEncoder:
         Raises:
             InputError: The module cannot be an encoder: it takes or gives something else.
             DeviceError: The device does not exist.
-
-        Example:
-            >>> pooled, contract = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1)), PixelContract(64, 64, 3)
-            >>> FrozenEncoder.from_module(pooled, contract, mean=[0.5] * 3, std=[0.25] * 3, device="cpu")
-            FrozenEncoder(Sequential, (64, 64, 3) -> 5, device='cpu')
         """
         if not isinstance(contract, PixelContract):
-            raise InputError(f"contract must be a PixelContract, such as PixelContract(224, 224, 3), got {contract!r}")
+            raise InputError(f"contract must be a PixelContract, got {contract!r}")
         resolved = _device_for(device, "torch", precision)
         network = ForeignNetwork(module, contract.channels, mean, std, _DTYPES[precision])
         _freeze(network, resolved).measure(contract, latent_dim)
@@ -258,15 +244,13 @@ class FrozenEncoder:
             float32 (N, latent_dim), in memory of its own: an array, or with `as_tensor` a tensor.
         """
         if frames.dtype != np.uint8 or frames.shape[1:] != self.contract.shape:
-            raise InputError(
-                f"frames must be uint8 (N, {', '.join(map(str, self.contract.shape))}), got {frames.dtype} "
-                f"{frames.shape}. Call the encoder itself, encoder(frames), to have them converted"
-            )
+            expected = f"uint8 (N, {', '.join(map(str, self.contract.shape))})"
+            raise InputError(f"frames must be {expected}, got {frames.dtype} {frames.shape}; encoder(frames) converts")
         forked = self._process != os.getpid()
         if forked and self.device.type == "cuda":
             raise DeviceError(
                 f"device {self.device} cannot be used in a forked process: CUDA was initialized in its parent. Start "
-                "workers by 'spawn' or 'forkserver', or encode in the parent, as the vector wrappers do"
+                "workers by 'spawn' or 'forkserver', or encode in the parent"
             )
         if forked and torch.get_num_threads() > 1:
             with torch_threads(1):  # the parent's threads do not exist here, and OpenMP would wait for them for ever
@@ -284,9 +268,6 @@ class FrozenEncoder:
         """Prepare for batches of these sizes, so that no step in the middle of a run takes longer.
 
         OpenVINO compiles a network for each; other sizes are rounded up to a few when they first occur.
-
-        Args:
-            batch_sizes: Numbers of frames, mostly numbers of environments.
         """
         for size in sorted({min(check_count("batch_sizes", size), _CHUNK) for size in batch_sizes}):
             if isinstance(self._compute, OpenVinoNetwork):
@@ -307,9 +288,6 @@ class FrozenEncoder:
 
         Returns:
             float32 (N, latent_dim), or (latent_dim,) for one frame.
-
-        Raises:
-            InputError: Other dtype, number of axes or channels.
         """
         array = np.asarray(frames)
         single = array.ndim == (2 if self.contract.channels == 1 and array.shape[-1] != 1 else 3)
@@ -327,18 +305,14 @@ class FrozenEncoder:
 
         Raises:
             EncoderFolderError: The folder holds no decoder, or there is no folder.
-            InputError: The latents have another shape.
         """
         if self._decoder is None:
             if self.architecture is None or self._folder is None:
-                raise EncoderFolderError("this encoder was not loaded from an encoder folder, so it has no decoder")
+                raise EncoderFolderError(f"{self!r} was not loaded from an encoder folder, so it has no decoder")
             self._decoder = _freeze(_build(Decoder, self.architecture, self._folder.decoder()), self.device)
         z = np.require(latents, np.float32, ("C", "W"))
         if z.ndim not in (1, 2) or z.shape[-1] != self.latent_dim:
-            raise InputError(
-                f"latents must be ({self.latent_dim},) or (N, {self.latent_dim}) for this encoder, got {z.shape}. "
-                "Give the latent alone if observations hold more than it, and not standardized"
-            )
+            raise InputError(f"latents must be ({self.latent_dim},) or (N, {self.latent_dim}), got {z.shape}")
         if z.ndim == 1:
             return self.decode(z[None])[0]
         if len(z) > _CHUNK:
@@ -361,8 +335,7 @@ class FrozenEncoder:
 
     def __repr__(self) -> str:
         source = self.path or self.provenance.get("module", "random weights")
-        special = [name for name in (self.backend, self.precision) if name not in ("torch", "float32")]
-        how = "".join(f", {name}" for name in special)
+        how = "".join(f", {name}" for name in (self.backend, self.precision) if name not in ("torch", "float32"))
         return f"FrozenEncoder({source}, {self.contract.shape} -> {self.latent_dim}, device={str(self.device)!r}{how})"
 
 
@@ -371,12 +344,9 @@ def _device_for(device: str | torch.device, backend: str, precision: str) -> tor
     check_choice("backend", backend, get_args(Backend))
     check_choice("precision", precision, _DTYPES)
     if backend == "openvino":
-        if str(device) == "auto":
-            device = "cpu"
-        if torch.device(device).type != "cpu":
-            raise InputError(
-                f"backend 'openvino' computes on the CPU, got device {str(device)!r}: use backend='torch' there"
-            )
+        if str(device).split(":")[0] not in ("auto", "cpu"):
+            raise InputError(f"backend 'openvino' computes on the CPU, got device {str(device)!r}: use backend='torch'")
+        device = "cpu"
     resolved = resolve_device(device)
     if precision == "bfloat16" and resolved.type != "cpu":
         one = torch.ones(1, 1, device=resolved)

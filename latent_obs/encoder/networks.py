@@ -1,10 +1,10 @@
 """The encoder and the decoder of the CVAE, as plain `torch.nn` modules built from an `Architecture`.
 
-Both live here and not in `vae_training` because the encoder runs beside every agent; `FrozenEncoder` builds the decoder
-only when a picture is asked for.
+The decoder lives here too, as `FrozenEncoder` builds it when a picture is asked for.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,7 @@ from latent_obs.encoder.architecture import Architecture
 
 
 class Standard(nn.Module):
-    """Standardize pixels: subtract the training frames' mean picture, and divide by their spread. Nothing is trained.
-
-    Example:
-        >>> import torch
-        >>> standard = Standard(Architecture((32, 32, 3), latent_dim=8))
-        >>> standard.measure(torch.tensor([0.2, 0.6]).view(2, 1, 1, 1).expand(2, 3, 32, 32))
-        >>> x = torch.full((1, 3, 32, 32), 0.6)
-        >>> round(float(standard(x).mean()), 3), bool(torch.allclose(standard.undo(standard(x)), x))
-        (1.0, True)
-    """
+    """Standardize pixels: subtract the training frames' mean picture, and divide by their spread; both are fixed."""
 
     mean: Tensor
     spread: Tensor
@@ -54,7 +45,6 @@ class Encoder(nn.Module):
     Input: float32 (N, C, H, W) in [0, 1]. Outputs: two float32 (N, latent_dim).
 
     Example:
-        >>> import torch
         >>> encoder = Encoder(Architecture((32, 32, 3), latent_dim=8))
         >>> mean, logvar = encoder(torch.zeros(5, 3, 32, 32))
         >>> tuple(mean.shape), tuple(logvar.shape)
@@ -107,12 +97,6 @@ class Decoder(nn.Module):
 
     Input: float32 (N, latent_dim). Output: float32 (N, C, H, W), nominally in [0, 1] (the last layer is linear, so that
     black and white pixels have a gradient; clamp before showing it).
-
-    Example:
-        >>> import torch
-        >>> decoder = Decoder(Architecture((32, 32, 3), latent_dim=8))
-        >>> tuple(decoder(torch.zeros(5, 8)).shape)
-        (5, 3, 32, 32)
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -127,16 +111,10 @@ class Decoder(nn.Module):
             self.stem = nn.Conv2d(architecture.latent_map[0], last.channels_out, kernel_size=3, padding=1)
         self.convolutions = nn.Sequential()
         for stage in reversed(architecture.stages):
+            geometry: dict[str, Any] = {"padding": stage.padding, "output_padding": stage.output_padding}
             self.convolutions.append(nn.ReLU(inplace=True))
             self.convolutions.append(
-                nn.ConvTranspose2d(
-                    stage.channels_out,
-                    stage.channels_in,
-                    stage.kernel,
-                    stage.stride,
-                    padding=stage.padding,
-                    output_padding=stage.output_padding,
-                )
+                nn.ConvTranspose2d(stage.channels_out, stage.channels_in, stage.kernel, stage.stride, **geometry)
             )
         pixels = math.prod(architecture.img_shape)
         self.linear = nn.Linear(architecture.latent_dim, pixels) if architecture.linear_path else None

@@ -22,17 +22,11 @@ _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 class OpenVinoNetwork:
-    """A network that is compiled for each batch size and number of torch's threads that it is used with.
-
-    Args:
-        folded: The network, in float32 whatever `dtype` is.
-        shape: (h, w, c) of a frame.
-        dtype: In which OpenVINO computes: float32 or bfloat16.
-    """
+    """A folded network, compiled for each batch size and number of torch's threads that it is used with."""
 
     def __init__(self, folded: FoldedEncoder, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> None:
         self._openvino: Any = require("openvino", extra="openvino", purpose="encode with backend='openvino'")
-        self._core = _core(os.getpid())
+        self._core = _core(self._openvino, os.getpid())
         self._folded, self._shape, self._dtype = folded, shape, dtype
         self._compiled: dict[tuple[int, int], _Compiled] = {}  # by batch size and threads; the last used is last
         self._lock = threading.Lock()
@@ -53,48 +47,39 @@ class OpenVinoNetwork:
             self._compiled_for(size, torch.get_num_threads())
 
     def _compiled_for(self, size: int, threads: int) -> "_Compiled":
-        key = (size, threads)
-        compiled = self._compiled.pop(key, None)
+        compiled = self._compiled.pop((size, threads), None)
         if compiled is None:
             while len(self._compiled) >= MOST_COMPILED:
                 del self._compiled[next(iter(self._compiled))]
-            compiled = self._compile(size, threads)
-        self._compiled[key] = compiled
+            settings = {
+                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": "1",
+                "INFERENCE_NUM_THREADS": str(threads),
+                "INFERENCE_PRECISION_HINT": _HINTS[self._dtype],
+                "ENABLE_CPU_PINNING": "NO",  # the games of other processes run on the same cores
+            }
+            model = _model(self._openvino, self._folded, self._shape, size)
+            compiled = _Compiled(self._openvino, self._core.compile_model(model, "CPU", settings))
+        self._compiled[size, threads] = compiled
         return compiled
-
-    def _compile(self, size: int, threads: int) -> "_Compiled":
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": str(threads),
-            "INFERENCE_PRECISION_HINT": _HINTS[self._dtype],
-            "ENABLE_CPU_PINNING": "NO",  # the games of other processes run on the same cores
-        }
-        model = _model(self._openvino, self._folded, self._shape, size)
-        return _Compiled(self._openvino, self._core.compile_model(model, "CPU", settings))
 
 
 def rounded_up(count: int) -> int:
     """The batch size to compile for `count` frames: at most a quarter more, and four sizes for each doubling.
 
     Episodes end at any time and add their last frames, so nearly every count comes up once in a long run.
-
-    Example:
-        >>> [rounded_up(n) for n in (1, 4, 7, 8, 9, 11, 16, 17, 33, 1000)]
-        [1, 4, 7, 8, 10, 12, 16, 20, 40, 1024]
     """
     step = 1 << max(0, (count - 1).bit_length() - 3)
     return -(-count // step) * step
 
 
 @functools.cache
-def _core(process: int) -> Any:
+def _core(openvino: Any, process: int) -> Any:
     """OpenVINO's core, one for a process and never freed.
 
     Its CPU plugin gives the thread another stack for signals. If two cores end in the order in which they began, the
     stack of the first is restored after it was freed, and the next signal crashes the process.
     """
-    openvino: Any = require("openvino", extra="openvino", purpose="encode with backend='openvino'")
     return openvino.Core()
 
 

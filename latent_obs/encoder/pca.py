@@ -1,9 +1,8 @@
 """Principal components of frames: the encoder to compare a trained one with, and one that takes seconds to fit.
 
 A latent holds the coordinates of a frame, minus the mean frame, along the directions in which frames vary most (Pearson
-1901, Hotelling 1933). They are not whitened: each has the spread that the frames have in its direction.
-
-A safetensors file holds the tensors of `PCA`, and metadata with the format, the pixel contract and a checksum of all.
+1901, Hotelling 1933), not whitened. A file holds the tensors of `PCA`, and as metadata the format, the pixel contract
+and a checksum of all.
 """
 
 import hashlib
@@ -53,12 +52,6 @@ def principal_components(flat: Tensor, count: int) -> tuple[Tensor, Tensor, Tens
     Returns:
         The mean (D,), standard deviations along the components (k,), falling, and the components (D, k), orthonormal. k
         is below `count` if frames vary in fewer directions by more than `LEAST_SPREAD`.
-
-    Example:
-        >>> flat = torch.tensor([[0.0, 0.5], [0.6, 0.5], [0.0, 0.5], [0.6, 0.5]])
-        >>> centre, spread, components = principal_components(flat, 2)
-        >>> [round(value, 3) for value in centre.tolist()], round(float(spread), 3), tuple(components.shape)
-        ([0.3, 0.5], 0.3, (2, 1))
     """
     centre = flat.mean(0)
     with torch.random.fork_rng(devices=[flat.device] if flat.is_cuda else []):
@@ -125,7 +118,7 @@ class _Projection(nn.Module):
 
     def __init__(self, pca: PCA) -> None:
         super().__init__()
-        self.linear = nn.Linear(pca.components.shape[1], pca.latent_dim)
+        self.linear = nn.Linear(pca.components.shape[1], pca.latent_dim, device="meta")
         bias = -pca.components.astype(np.float64) @ pca.centre.astype(np.float64)
         self.linear.weight = nn.Parameter(torch.from_numpy(pca.components.copy()), requires_grad=False)
         self.linear.bias = nn.Parameter(torch.from_numpy(bias.astype(np.float32)), requires_grad=False)
@@ -144,8 +137,7 @@ def fit_pca(
     """The largest principal components of frames.
 
     At most `MOST_FRAMES` of them are read, evenly spread over all, so that memory maps of any size will do. Directions
-    in which they vary by less than one step of one pixel are left out; if fewer than `latent_dim` remain, a warning
-    says so, and the latents have as many values as there are.
+    in which they vary by less than one step of one pixel are left out; if fewer than `latent_dim` remain, it warns.
 
     Args:
         frames: uint8 (N, height, width, channels) of the contract's size, or several such arrays.
@@ -154,30 +146,35 @@ def fit_pca(
         provenance: Where the frames came from; kept with the components.
 
     Example:
-        >>> rng = np.random.default_rng(0)
-        >>> frames = rng.integers(0, 256, (200, 8, 8, 3), np.uint8)
-        >>> frames[::2, :4] //= 8  # the upper half is bright or dark
-        >>> pca = fit_pca(frames, 4, PixelContract(8, 8, 3))
-        >>> pca.components.shape, bool(pca.explained[0] > 3 * pca.explained[1])
-        ((4, 192), True)
-        >>> pca.encoder(device="cpu")(frames).shape
+        >>> frames = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 3), np.uint8)
+        >>> fit_pca(frames, 4, PixelContract(8, 8, 3)).encoder(device="cpu")(frames).shape
         (200, 4)
     """
     check_count("latent_dim", latent_dim)
     parts = [frames] if isinstance(frames, np.ndarray) else list(frames)
     for number, part in enumerate(parts):
-        _check_frames(part, contract, f"frames[{number}]" if len(parts) > 1 else "frames")
+        if not isinstance(part, np.ndarray) or part.dtype != np.uint8 or part.shape[1:] != contract.shape:
+            name = f"frames[{number}]" if len(parts) > 1 else "frames"
+            got = f"{part.dtype} {part.shape}" if isinstance(part, np.ndarray) else f"a {type(part).__name__}"
+            raise InputError(f"{name} must be uint8 (N, {', '.join(map(str, contract.shape))}), got {got}")
     total = sum(len(part) for part in parts)
     if total == 0:
         raise InputError("frames must hold at least one frame, got none")
-    sample = _sample(parts, min(total, MOST_FRAMES, max(1, _MOST_VALUES // int(np.prod(contract.shape)))))
+    count = min(total, MOST_FRAMES, max(1, _MOST_VALUES // int(np.prod(contract.shape))))
+    wanted = np.arange(count, dtype=np.int64) * total // count
+    starts = np.cumsum([0, *(len(part) for part in parts)])
+    chosen = [
+        part[wanted[(wanted >= a) & (wanted < a + len(part))] - a] for part, a in zip(parts, starts[:-1], strict=True)
+    ]
+    sample = np.concatenate(chosen).reshape(count, -1).astype(np.float32)
+    sample /= 255
     centre, spread, components = (part.numpy() for part in principal_components(torch.from_numpy(sample), latent_dim))
     if len(spread) == 0:
         raise InputError(f"frames must differ, and all {total:,} are alike")
     if len(spread) < latent_dim:
         warnings.warn(
-            f"these {total:,} frames vary in {len(spread)} directions only (by more than one step of one pixel), so "
-            f"PCA's latents have {len(spread)} values instead of {latent_dim}",
+            f"these {total:,} frames vary in {len(spread)} directions only, so PCA's latents have {len(spread)} values "
+            f"instead of {latent_dim}",
             stacklevel=2,
         )
     sample -= centre
@@ -200,36 +197,14 @@ def fit_pca_of_folder(folder: str | os.PathLike[str], latent_dim: int, contract:
             frames.append(np.load(file, mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be read as a .npy file: {error}") from None
-        _check_frames(frames[-1], contract, str(file))
-    names = [file.name for file in files]
-    return fit_pca(frames, latent_dim, contract, provenance={"folder": str(folder), "files": names})
-
-
-def _check_frames(part: object, contract: PixelContract, name: str) -> None:
-    if not isinstance(part, np.ndarray) or part.dtype != np.uint8 or part.shape[1:] != contract.shape:
-        got = f"{part.dtype} {part.shape}" if isinstance(part, np.ndarray) else f"a {type(part).__name__}"
-        raise InputError(
-            f"{name} must be uint8 (N, {', '.join(map(str, contract.shape))}) for PCA with this contract, got {got}. "
-            "PixelContract.convert resizes frames of another size"
-        )
-
-
-def _sample(parts: Sequence[Frames], count: int) -> NDArray[np.float32]:
-    """`count` frames in [0, 1], flattened, evenly spread over all of the arrays."""
-    total = sum(len(part) for part in parts)
-    wanted = np.arange(count, dtype=np.int64) * total // count
-    out = np.empty((count, int(np.prod(parts[0].shape[1:]))), np.float32)
-    first = done = 0
-    for part in parts:
-        inside = wanted[(wanted >= first) & (wanted < first + len(part))] - first
-        out[done : done + len(inside)] = part[inside].reshape(len(inside), out.shape[1])
-        first, done = first + len(part), done + len(inside)
-    out /= 255
-    return out
+        if frames[-1].dtype != np.uint8 or frames[-1].shape[1:] != contract.shape:
+            raise InputError(f"{file} must be uint8 (N, *{contract.shape}), got {frames[-1].dtype} {frames[-1].shape}")
+    provenance = {"folder": str(folder), "files": [file.name for file in files]}
+    return fit_pca(frames, latent_dim, contract, provenance=provenance)
 
 
 def save_pca(path: str | os.PathLike[str], pca: PCA) -> Path:
-    """Write components to a file ("….safetensors" by custom) atomically, and return its path."""
+    """Write components to a safetensors file atomically, and return its path."""
     path = Path(path)
     tensors = {name: np.ascontiguousarray(getattr(pca, name), np.float32) for name in _TENSORS}
     described = {
@@ -248,20 +223,16 @@ def save_pca(path: str | os.PathLike[str], pca: PCA) -> Path:
 def read_pca(path: str | os.PathLike[str]) -> PCA:
     """Read the components of a file; an `EncoderFolderError` if it is damaged, of another format, or of a newer one."""
     path = Path(path)
-    if not path.is_file():
-        raise EncoderFolderError(f"there is no file {str(path)!r} of a PCA (current folder: {Path.cwd()})")
     try:
         with safe_open(str(path), "np") as file:
             described = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
     except (SafetensorError, OSError) as error:
-        raise EncoderFolderError(f"{path} is damaged, or not a safetensors file: {error}. Make it again") from None
-    if described.get("format") != FORMAT:
-        raise EncoderFolderError(f"{path} has format {described.get('format')!r}, expected {FORMAT!r} (from save_pca)")
-    version = described.get("format_version", "")
-    if not version.isdigit() or not 1 <= int(version) <= FORMAT_VERSION:
+        raise EncoderFolderError(f"{path} cannot be read as a safetensors file: {error}") from None
+    found = (described.get("format"), described.get("format_version"))
+    if found != (FORMAT, str(FORMAT_VERSION)):
         raise EncoderFolderError(
-            f"{path} has format version {version!r}, this latent-obs reads up to {FORMAT_VERSION}. Update latent-obs"
+            f"{path} has format {found[0]!r} and format version {found[1]!r}, expected {FORMAT!r} and {FORMAT_VERSION}"
         )
     if set(tensors) != set(_TENSORS) or described.pop("sha256", None) != _checksum(tensors, described):
         raise EncoderFolderError(f"{path} is damaged: its content does not fit its checksum. Make it again")
@@ -273,15 +244,7 @@ def read_pca(path: str | os.PathLike[str]) -> PCA:
 
 
 def load_pca(path: str | os.PathLike[str], *, device: str | torch.device = "auto") -> FrozenEncoder:
-    """The encoder of a file that `save_pca` wrote; `device` as for `FrozenEncoder`, errors as for `read_pca`.
-
-    Example:
-        >>> import tempfile
-        >>> frames = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
-        >>> file = save_pca(Path(tempfile.mkdtemp()) / "pca.safetensors", fit_pca(frames, 4, PixelContract(8, 8, 3)))
-        >>> load_pca(file, device="cpu")
-        FrozenEncoder(PCA, (8, 8, 3) -> 4, device='cpu')
-    """
+    """The encoder of a file that `save_pca` wrote; `device` as for `FrozenEncoder`, errors as for `read_pca`."""
     return read_pca(path).encoder(device=device)
 
 

@@ -39,20 +39,16 @@ class LatentStatistics:
         std: float32 (latent_dim,), the same.
         levels: float32 (levels,), rising, in (0, 1): which quantiles are kept.
         quantiles: float32 (levels, latent_dim), of each value of the latent, over training frames.
-        distance_quantiles: float32 (levels,), of the distance: over held-out frames or training frames, whichever is
-            larger.
+        distance_quantiles: float32 (levels,), of the distance; the larger of held-out and training frames, as below.
         frames: Numbers of training and of held-out frames.
-        reconstruction_mean: Mean squared error of the picture decoded from the mean latent, in [0, 1] pixel units
-            squared, over held-out frames or training frames, whichever is larger; None without a decoder.
+        reconstruction_mean: Mean squared error of pictures decoded from mean latents, in [0, 1] pixel units squared, or
+            None without a decoder.
         reconstruction_quantiles: float32 (levels,), of the same error per frame.
 
     Example:
         >>> latents = np.random.default_rng(0).normal(3.0, 2.0, (5000, 4)).astype(np.float32)
-        >>> statistics = LatentStatistics.from_latents(latents[:4000], latents[4000:])
-        >>> statistics.mean.round(), statistics.std.round()
-        (array([3., 3., 3., 3.], dtype=float32), array([2., 2., 2., 2.], dtype=float32))
-        >>> bool(abs(statistics.standardize(latents).std() - 1) < 0.05)
-        True
+        >>> LatentStatistics.from_latents(latents[:4000], latents[4000:]).std.round()
+        array([2., 2., 2., 2.], dtype=float32)
     """
 
     mean: NDArray[np.float32]
@@ -82,14 +78,12 @@ class LatentStatistics:
             array = np.array(value, np.float32)  # a copy: nobody else can change it
             if array.shape != shape or not np.isfinite(array).all():
                 raise InputError(f"{name} must be finite numbers of shape {shape}, got {value!r}")
-            if "quantiles" in name and (np.diff(array, axis=0) < 0).any():
+            if name.endswith(("levels", "quantiles")) and (np.diff(array, axis=0) < 0).any():
                 raise InputError(f"{name} must not fall from one level to the next, got {value!r}")
             array.setflags(write=False)
             object.__setattr__(self, name, float(array) if name == "reconstruction_mean" else array)
         if dim == 0 or (self.std < 0).any() or (self.reconstruction_mean or 0.0) < 0:
-            raise InputError("statistics of latents: mean is empty, or a deviation or an error is below 0")
-        if (np.diff(self.levels) <= 0).any():
-            raise InputError(f"levels must rise, got {self.levels.tolist()}")
+            raise InputError("mean must hold numbers, and neither std nor reconstruction_mean be below 0")
         if len(self.frames) != 2 or self.frames[0] < 1 or self.frames[1] < 0:
             raise InputError(f"frames must be two counts, the first 1 or more, got {self.frames}")
         if (self.reconstruction_mean is None) != (self.reconstruction_quantiles is None):
@@ -108,28 +102,21 @@ class LatentStatistics:
     ) -> "LatentStatistics":
         """Measure latents.
 
-        Distances and errors of held-out frames show what new frames of the same kind have. A few held-out frames, all
-        from one scene perhaps, may have smaller ones than the training frames; the larger of the two is kept, so that
-        training frames never count as unlike themselves.
+        Of the distances and errors of held-out and of training frames the larger are kept: a few held-out frames, all
+        from one scene perhaps, may have smaller ones, and training frames must not count as unlike themselves.
 
         Args:
             training: Float (N, latent_dim), N ≥ 1: mean latents of training frames, from all over the recordings.
             held_out: Float (M, latent_dim), of frames not trained on; None or M = 0 if there are none.
             training_errors: From `reconstruction_errors`, for some of the training frames.
             held_out_errors: The same for held-out frames.
-
-        Raises:
-            InputError: Other shapes, or a value is not finite.
         """
         z = np.asarray(training, np.float64)
         other = z[:0] if held_out is None else np.asarray(held_out, np.float64)
-        for name, array in (("training", z), ("held_out", other)):
-            if array.ndim != 2 or array.shape[1] == 0 or not np.isfinite(array).all():
+        for name, array, least in (("training", z, 1), ("held_out", other, 0)):
+            fits = array.ndim == 2 and array.shape[1] == z.shape[-1] and len(array) >= least
+            if not fits or not np.isfinite(array).all():
                 raise InputError(f"{name} must be finite latents (frames, latent_dim), got an array {array.shape}")
-        if len(z) == 0 or other.shape[1] != z.shape[1]:
-            raise InputError(
-                f"training must hold latents, and held_out latents of the same size, got {z.shape} and {other.shape}"
-            )
         basis: dict[str, Any] = {
             "mean": z.mean(axis=0),
             "std": z.std(axis=0),
@@ -154,11 +141,6 @@ class LatentStatistics:
         return self.mean.size
 
     @property
-    def expected_share(self) -> float:
-        """Largest share of frames like the training frames that have a distance above `distance_limit`."""
-        return 1 - BEYOND
-
-    @property
     def distance_limit(self) -> float:
         """The distance that 99% of such frames do not exceed."""
         return float(self.distance_quantiles[self._row(BEYOND)])
@@ -167,8 +149,7 @@ class LatentStatistics:
     def scale(self) -> NDArray[np.float32]:
         """What standardizing divides by, float32 (latent_dim,): `std`, but not below a tenth of the largest one.
 
-        A value that hardly varies (a collapsed unit of the VAE) would be divided by next to nothing, and its noise
-        would have the same weight for an agent as the informative values.
+        A value that hardly varies (a collapsed unit of the VAE) would become noise of the weight of the others.
         """
         return np.maximum(self.std, self._floor)
 
@@ -222,13 +203,10 @@ class LatentStatistics:
             if "frames" in values:
                 values["frames"] = tuple(int(n) for n in values["frames"])
             statistics = cls(**values)
+            if statistics.latent_dim != latent_dim:
+                raise InputError(f"mean has {statistics.latent_dim} values, and this encoder's latents {latent_dim}")
         except (InputError, TypeError, ValueError, OverflowError) as error:
             raise EncoderFolderError(f"{name} is damaged: {error}. Copy the encoder folder again") from None
-        if statistics.latent_dim != latent_dim:
-            raise EncoderFolderError(
-                f"{name} is of latents of {statistics.latent_dim} values, and this encoder has {latent_dim}. "
-                "Copy the encoder folder again"
-            )
         return statistics
 
     def _row(self, level: float) -> int:
@@ -239,9 +217,7 @@ class LatentStatistics:
 
     def _check(self, latents: NDArray[Any]) -> None:
         if latents.shape[-1:] != (self.latent_dim,):
-            raise InputError(
-                f"these statistics are of latents of {self.latent_dim} values, got an array {latents.shape}"
-            )
+            raise InputError(f"latents must have {self.latent_dim} values for these statistics, got {latents.shape}")
 
 
 def reconstruction_errors(frames: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -250,7 +226,7 @@ def reconstruction_errors(frames: NDArray[np.uint8], decoded: NDArray[np.uint8])
     Both arrays are uint8 (N, H, W, C); `decoded` as `FrozenEncoder.decode` gives them.
     """
     if frames.shape != decoded.shape:
-        raise InputError(f"frames {frames.shape} and decoded {decoded.shape} must have one shape")
+        raise InputError(f"decoded must have the shape of frames {frames.shape}, got {decoded.shape}")
     difference = np.subtract(frames, decoded, dtype=np.float32).reshape(len(frames), -1)
     return np.square(difference, out=difference).mean(axis=1, dtype=np.float64) / 255**2
 

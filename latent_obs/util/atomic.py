@@ -12,19 +12,7 @@ from typing import Any
 def atomic_write(path: Path) -> Iterator[Path]:
     """Write to a temporary file that replaces `path` if the block ends without an error, and is removed otherwise.
 
-    Args:
-        path: The file to write or replace; its folder is made if needed.
-
-    Yields:
-        The temporary file. It is in the same folder and keeps the suffix of `path`.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "a.txt"
-        >>> with atomic_write(file) as temporary:
-        ...     _ = temporary.write_text("whole")
-        >>> file.read_text()
-        'whole'
+    It is in the same folder, which is made if needed, and keeps the suffix of `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Always the same name: what a killed process left is overwritten, and does not pile up.

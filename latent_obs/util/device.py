@@ -5,13 +5,15 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from latent_obs.util.errors import DeviceError
 
+if TYPE_CHECKING:
+    import torch
 
-def resolve_device(device: str | torch.device = "auto") -> torch.device:
+
+def resolve_device(device: "str | torch.device" = "auto") -> "torch.device":
     """The torch device for a name.
 
     Args:
@@ -24,6 +26,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         >>> resolve_device("cpu")
         device(type='cpu')
     """
+    import torch
+
     name = str(device)
     if name == "auto":
         if torch.cuda.is_available():
@@ -37,13 +41,10 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         raise DeviceError(f"device {name!r} is unknown; expected auto, cpu, cuda, cuda:N or mps")
     if wanted.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            built = "this torch was built for the CPU only" if torch.version.cuda is None else "torch finds no CUDA GPU"
-            raise DeviceError(f"device {name!r} was asked for, but {built}. Use device='cpu', or see nvidia-smi")
-        index = torch.cuda.current_device() if wanted.index is None else wanted.index
-        if index >= count:
-            raise DeviceError(f"device {name!r} was asked for, but there are {count} GPU(s), numbered from 0")
-        return torch.device("cuda", index)
+        if (wanted.index or 0) >= count:
+            built = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}"
+            raise DeviceError(f"device {name!r} was asked for, but {built}, finds {count} GPU(s). See nvidia-smi")
+        return torch.device("cuda", torch.cuda.current_device() if wanted.index is None else wanted.index)
     if wanted.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device 'mps' was asked for, but this machine or torch build has none. Use device='cpu'")
     try:
@@ -62,11 +63,9 @@ def cores() -> int:
 def processor() -> str:
     """Name of the processor, as its maker or the system reports it."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 @contextlib.contextmanager
@@ -75,17 +74,13 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
     For small networks beside busy worker processes one thread is fastest: several wait for each other at each layer.
 
-    Args:
-        count: Threads; None changes nothing.
-
-    Example:
-        >>> with torch_threads(1):
-        ...     torch.get_num_threads()
-        1
+    With None as `count`, nothing changes.
     """
     if count is None:
         yield
         return
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -42,22 +42,10 @@ class TrainingDivergedError(LatentObsError, ArithmeticError):
 
 
 def check_count(name: str, value: object, at_least: int = 1) -> int:
-    """Check that an argument is an integer of `at_least` or more, and return it as an int.
-
-    Args:
-        name: Name of the argument, for the error message.
-        value: Any value. Integers of numpy pass; booleans and floats do not.
-        at_least: Smallest number allowed.
+    """Check that an argument is an integer of `at_least` or more, not a boolean, and return it as an int.
 
     Raises:
-        InputError: It is not such an integer.
-
-    Example:
-        >>> check_count("envs", 8)
-        8
-        >>> check_count("envs", 0)
-        Traceback (most recent call last):
-        latent_obs.util.errors.InputError: envs must be an integer of 1 or more, got 0
+        InputError: It is not; the message begins with `name`.
     """
     try:
         count = None if isinstance(value, bool) else operator.index(value)  # pyright: ignore[reportArgumentType]
@@ -69,11 +57,7 @@ def check_count(name: str, value: object, at_least: int = 1) -> int:
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
-    """Check that an argument is one of a few values.
-
-    Raises:
-        InputError: It is not; the message lists the choices.
-    """
+    """Check that an argument is one of a few values; else an `InputError` lists them."""
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
@@ -88,10 +72,6 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
 
     Raises:
         MissingExtraError: It is not installed; the message names the extra to install.
-
-    Example:
-        >>> require("json", extra="none", purpose="read JSON").loads("[1]")
-        [1]
     """
     try:
         return importlib.import_module(module)

@@ -13,11 +13,6 @@ class GracefulStop:
 
     Attributes:
         requested: Whether a signal has arrived.
-
-    Example:
-        >>> with GracefulStop() as stop:
-        ...     stop.requested
-        False
     """
 
     def __init__(self) -> None:

@@ -35,11 +35,7 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Read the settings that `to_json` gave. Fields that are missing have their defaults.
-
-        Raises:
-            InputError: A field is unknown, a value is out of range, or a removed field does not have its default.
-        """
+        """Read the settings that `to_json` gave; an `InputError` if one is unknown, out of range, or was removed."""
         for name, (default, advice) in cls.REMOVED.items():
             if default is not ANY and values.get(name, default) != default:
                 raise InputError(f"{name} is {values[name]!r}, and this version has no such setting; {advice}")
@@ -60,11 +56,7 @@ class RunConfig:
 
     @classmethod
     def load(cls, run: Path) -> Self:
-        """Read the settings of a run folder; `out` is the folder's present place.
-
-        Raises:
-            InputError: The folder holds no such run.
-        """
+        """Read the settings of a run folder; `out` is its present place. An `InputError` if it holds no such run."""
         file = run / "config.json"
         if not file.exists():
             raise InputError(f"{run} holds no {cls.KIND} (no config.json); {cls.WHERE_FROM} makes one")

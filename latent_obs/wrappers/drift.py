@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from latent_obs.encoder.frozen import FrozenEncoder, Latents
-from latent_obs.encoder.statistics import reconstruction_errors
+from latent_obs.encoder.statistics import BEYOND, reconstruction_errors
 from latent_obs.pixels import Frames
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_count
 
 _CHUNK = 512  # latents compared at a time: row by row, the calls would cost more than the arithmetic
 _DECODED_TOGETHER = 8
@@ -34,9 +34,8 @@ class DriftReport:
     Attributes:
         frames: Frames seen in all.
         share_outside: Share of recent frames that are farther out than 99% of the training's; 0.01 is as in training.
-        mean_shift: How far the mean of the recent latents is from that of training, in standard deviations: the root of
-            the mean square over the values of a latent. An agent that stays in one place shifts it as well, so it only
-            informs.
+        mean_shift: How far the mean of the recent latents is from that of training, in standard deviations (root mean
+            square over the values of a latent). It only informs: an agent that stays in one place shifts it as well.
         reconstruction_ratio: Mean squared error of the decoder's pictures of recent frames, over that of held-out
             frames; 1 is as in training. NaN without a decoder.
         reconstructions: Frames decoded for it so far.
@@ -63,8 +62,7 @@ class DriftMonitor:
     """Compares the latents of recent frames with the statistics in the encoder folder, and warns once.
 
     Give it to the wrapper (``monitor=``), which shows it every latent. Recent frames count with weights that fall by e
-    every `window` frames, all environments together. It uses no random numbers, and keeps no array that it is given.
-    Which of the two measures, the latents or the reconstructions, shows a change depends on the encoder, so either is
+    every `window` frames, all environments together. Either of the two measures, the latents or the reconstructions, is
     enough for a warning.
 
     Args:
@@ -78,7 +76,6 @@ class DriftMonitor:
 
     Raises:
         InputError: The encoder has no statistics, or a setting is out of range.
-        EncoderFolderError: The folder's decoder is damaged.
 
     Example::
 
@@ -104,15 +101,10 @@ class DriftMonitor:
                 f"encoder has no statistics of the training frames to detect drift with: {encoder!r}. Resume its "
                 "training with this version (latent-obs train-vae … --resume), or train a new one"
             )
-        settings = (
-            ("window", window, 1),
-            ("least_frames", least_frames, 0),
-            ("reconstruct_every", reconstruct_every, 0),
-        )
-        for name, value, least in settings:
-            if not isinstance(value, int) or value < least:
-                raise InputError(f"{name} must be an integer, {least} or more, got {value!r}")
-        if not encoder.statistics.expected_share < share_limit < 1:
+        check_count("window", window)
+        check_count("least_frames", least_frames, at_least=0)
+        check_count("reconstruct_every", reconstruct_every, at_least=0)
+        if not 1 - BEYOND < share_limit < 1:
             raise InputError(f"share_limit must be above the 0.01 that is expected, and below 1, got {share_limit!r}")
         if not 1 < ratio_limit < math.inf:
             raise InputError(f"ratio_limit must be a number above the 1 that is expected, got {ratio_limit!r}")
@@ -149,9 +141,6 @@ class DriftMonitor:
         Args:
             latents: float32 (N, latent_dim), as `FrozenEncoder.encode` gives them.
             frames: uint8 (N, height, width, channels), the frames that they are of, as the encoder takes them.
-
-        Raises:
-            InputError: Latents of another size.
         """
         count = len(latents)
         if latents.shape[1:] != self._sum.shape:

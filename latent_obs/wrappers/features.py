@@ -56,10 +56,6 @@ class Slot:
         stop: Place after its last.
         meaning: What was done to it; not compared.
         entry: The entry of the Dict observation that holds it, "" if the observation is no Dict; not compared.
-
-    Example:
-        >>> Slot("inventory/log", 0, 1).shifted(32)
-        Slot(name='inventory/log', start=32, stop=33, meaning='', entry='')
     """
 
     name: str
@@ -88,13 +84,7 @@ def describe(index: Sequence[Slot], left_out: Sequence[str] = ()) -> str:
 
 
 def needs_features(space: spaces.Space[Any]) -> bool:
-    """Whether Stable-Baselines3 cannot take an observation space, and `FeatureObservation` has to come first.
-
-    Example:
-        >>> log = spaces.Box(0, 2304, (), np.int32)
-        >>> needs_features(spaces.Dict(inventory=spaces.Dict(log=log)))
-        True
-    """
+    """Whether Stable-Baselines3 cannot take an observation space, and `FeatureObservation` has to come first."""
     if isinstance(space, spaces.Dict):
         # torch names its modules after the keys, and takes no dot.
         return any(
@@ -120,14 +110,14 @@ class _Leaf:
         self.parts: list[tuple[str, int, str]] = []
         if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
             self._init_choices(space)
-        elif isinstance(space, spaces.Box):
-            self._init_numbers(space.low.reshape(-1).astype(float), space.high.reshape(-1).astype(float), space.dtype)
-        elif isinstance(space, spaces.MultiBinary):
-            self._init_numbers(np.zeros(space.shape).reshape(-1), np.ones(space.shape).reshape(-1), space.dtype)
+        elif isinstance(space, spaces.Box | spaces.MultiBinary):
+            low, high = (space.low, space.high) if isinstance(space, spaces.Box) else (0.0, 1.0)
+            low, high = (np.broadcast_to(bound, self.shape).reshape(-1).astype(float) for bound in (low, high))
+            self._init_numbers(low, high, space.dtype)
         else:
             raise InputError(
                 f"{name} is a {type(space).__name__}, of which no vector of a fixed length can be made: {space}. "
-                "Replace or drop it with a TransformObservation or FilterObservation beneath"
+                "Drop it with a FilterObservation beneath"
             )
         self.width = sum(width for _, width, _ in self.parts)
 
@@ -199,19 +189,14 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
     Example:
         >>> miner = gym.Env()
         >>> miner.observation_space = spaces.Dict(inventory=spaces.Dict(log=spaces.Box(0, 2304, (), np.int32)))
-        >>> env = FeatureObservation(miner)
-        >>> env.observation({"inventory": {"log": np.array(64, np.int32)}})
+        >>> FeatureObservation(miner).observation({"inventory": {"log": np.array(64, np.int32)}})
         {'inventory/log': array([1.], dtype=float32)}
-        >>> print(env.describe())
-        0:1  inventory/log  log(1+count)/log(65)
     """
 
     def __init__(self, env: gym.Env[Any, Any], *, pixel_key: str | None = None, grouped: bool = False) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, pixel_key=pixel_key, grouped=grouped)
         if not isinstance(env, gym.Env):
-            raise InputError(
-                f"env: FeatureObservation wraps a gymnasium.Env, got {type(env).__module__}.{type(env).__name__}"
-            )
+            raise InputError(f"env must be a gymnasium.Env, got {env!r}")
         gym.ObservationWrapper.__init__(self, env)
         space = env.observation_space
         alone = not isinstance(space, spaces.Dict | spaces.Tuple)
@@ -232,9 +217,7 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
             raise InputError(f"an image of the observation is named {GROUP!r}, as the vector of all numbers would be")
         self._images = {name: named[name][0] for name in images}
         self._is_vector = grouped and not images
-        #: The whole observation is an image, and unchanged.
-        self._is_image = alone and bool(images)
-
+        self._is_image = alone and bool(images)  # the whole observation, which is passed on
         slots: list[Slot] = []
         for leaf in leaves:
             entry = "" if self._is_vector else GROUP if grouped else leaf.name

@@ -1,7 +1,6 @@
 """`ObservationEncoder`: reads the pixels of observations, encodes, standardizes and assembles what an agent sees.
 
-The wrappers for one environment, for Gymnasium's vectors and for Stable-Baselines3's are thin layers around it, so all
-three show the same. Their options are listed once, here.
+The wrappers for one environment, for Gymnasium's vectors and for Stable-Baselines3's are thin layers around it.
 """
 
 import os
@@ -14,7 +13,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from latent_obs.encoder.frozen import FrozenEncoder, Latents
-from latent_obs.util.errors import InputError
+from latent_obs.pixels import brief
+from latent_obs.util.errors import InputError, check_count
 from latent_obs.wrappers.features import Slot
 from latent_obs.wrappers.pixel_reader import PixelReader
 
@@ -56,9 +56,6 @@ class ObservationOptions:
             folder holds.
         history: Number of latents to show, the oldest first. The first one of an episode fills all places.
         monitor: A `DriftMonitor` that observes every frame and latent; for one encoder and one image.
-
-    Raises:
-        InputError: `history` is below 1, or `keep_pixels` and `flatten` contradict each other.
     """
 
     device: str = "auto"
@@ -71,8 +68,7 @@ class ObservationOptions:
     monitor: "DriftMonitor | None" = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.history, int) or self.history < 1:
-            raise InputError(f"history must be the number of latents to show, 1 or more, got {self.history!r}")
+        check_count("history", self.history)
         if self.keep_pixels and self.flatten:
             raise InputError("keep_pixels keeps the image, and flatten makes one vector: choose one of them")
 
@@ -100,17 +96,6 @@ class ObservationEncoder:
 
     Raises:
         InputError: The space has no pixels that the encoders can read, or entries that cannot be joined.
-
-    Example:
-        >>> from latent_obs.encoder.architecture import Architecture
-        >>> encoder = FrozenEncoder.random(Architecture((32, 32, 3), latent_dim=8), device="cpu")
-        >>> image = spaces.Box(0, 255, (48, 64, 3), np.uint8)
-        >>> space = spaces.Dict(left=image, right=image)
-        >>> both = ObservationEncoder(space, {"left": encoder, "right": encoder}, ObservationOptions(history=2))
-        >>> both.space
-        Dict('left': Box(-inf, inf, (16,), float32), 'right': Box(-inf, inf, (16,), float32))
-        >>> both(space.sample())[0]["left"].shape
-        (16,)
     """
 
     def __init__(
@@ -126,7 +111,14 @@ class ObservationEncoder:
         by_key = encoders_by_key(encoder, options.pixel_key, options.device)
         pairs = [(key, one) for key, encoders in by_key.items() for one in encoders]
         self.encoders = tuple(one for _, one in pairs)
-        self._check_encoders()
+        if options.monitor is not None and len(pairs) > 1:
+            raise InputError(f"monitor watches one encoder and one image, and here are {len(pairs)} encoders")
+        for one in self.encoders if options.standardize else ():
+            if one.statistics is None:
+                raise InputError(
+                    f"standardize needs the statistics of the training frames, and {one!r} has none. Resume its "
+                    "training (latent-obs train-vae … --resume), or let VecNormalize learn them during RL"
+                )
         self._readers = [PixelReader(space, one.contract, key) for key, one in pairs]
         for reader in self._readers:
             reader.refuse_blur()
@@ -138,14 +130,11 @@ class ObservationEncoder:
             calls.setdefault(id(one), (one, []))[1].append(number)
         self._calls = list(calls.values())
         self._sizes = {key: sum(self.encoders[n].latent_dim for n in numbers) for key, numbers in self._images.items()}
+        entries = space.spaces if isinstance(space, spaces.Dict) else {}
         self._from_dict = isinstance(space, spaces.Dict)
-        self._is_vector = not options.keep_pixels and (
-            options.flatten or options.latent_only or not isinstance(space, spaces.Dict)
-        )
-        self._joined: dict[str, spaces.Box] = {}
-        if options.joins_entries and isinstance(space, spaces.Dict):
-            others = {key: entry for key, entry in space.spaces.items() if key not in self._images}
-            self._joined = {key: _vector(entry, key) for key, entry in others.items()}
+        self._is_vector = not options.keep_pixels and (options.flatten or options.latent_only or not self._from_dict)
+        others = {key: entry for key, entry in entries.items() if key not in self._images}
+        self._joined = {key: _vector(entry, key) for key, entry in others.items()} if options.joins_entries else {}
         self.space = self._new_space(space)
         self.index: tuple[Slot, ...] = self._new_index(inner_index) if self._is_vector else ()
 
@@ -155,17 +144,6 @@ class ObservationEncoder:
         if num_envs is not None:
             for one, numbers in self._calls:
                 one.warm_up([num_envs * len(numbers)])
-
-    def _check_encoders(self) -> None:
-        if self.options.monitor is not None and len(self.encoders) > 1:
-            raise InputError(f"monitor watches one encoder and one image, and here are {len(self.encoders)} encoders")
-        for encoder in self.encoders:
-            if self.options.standardize and encoder.statistics is None:
-                raise InputError(
-                    f"standardize needs the statistics of the training frames, and {encoder!r} has none. Train it, or "
-                    "resume its training, with this version (latent-obs train-vae … --resume), or let VecNormalize "
-                    "learn them during RL"
-                )
 
     @property
     def latent_sizes(self) -> dict[str | None, int]:
@@ -190,9 +168,6 @@ class ObservationEncoder:
         Returns:
             The observation, and the last ones, as the agent sees them, in memory of their own except for entries that
             are passed on.
-
-        Raises:
-            InputError: An array is not what the space declared.
         """
         finals = finals or {}
         observations = [observation, *finals.values()]
@@ -257,9 +232,7 @@ class ObservationEncoder:
         for name, box in self._joined.items():
             part = np.asarray(observation[name])
             if part.shape != (*parts[0].shape[:-1], *box.shape):
-                raise InputError(
-                    f"observation[{name!r}] has shape {part.shape}, but the environment declared {box.shape}"
-                )
+                raise InputError(f"observation[{name!r}] has shape {part.shape}, its space declares {box.shape}")
             parts.append(part)
         return np.concatenate(parts, axis=-1, dtype=np.float32)
 
@@ -350,11 +323,11 @@ def _vector(space: spaces.Space[Any], key: str) -> spaces.Box:
     """The space of an entry that can be joined to the latent."""
     if isinstance(space, spaces.Box) and space.dtype.kind == "f" and len(space.shape) == 1:
         return space
-    described = f"{type(space).__name__}{space.shape or ''} {space.dtype or ''}".strip()
     if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) > 1:
-        advice = "drop it (Gymnasium's FilterObservation does), or leave flatten out"
+        advice = "drop it (Gymnasium's FilterObservation does)"
     else:
-        advice = "put FeatureObservation(env) around the environment first, or leave flatten out"
+        advice = "put FeatureObservation(env) around the environment first"
     raise InputError(
-        f"flatten joins vectors of floats to the latent, but observation[{key!r}] is {described}: {advice}"
+        f"flatten joins vectors of floats to the latent, but observation[{key!r}] is {brief(space)}: {advice}, or "
+        "leave flatten out"
     )

@@ -11,7 +11,7 @@ from latent_obs.util.errors import InputError
 
 
 class PixelReader:
-    """Finds the pixels in an observation space.
+    """Finds the pixels in an observation space; an `InputError` if it holds none that the encoder can read.
 
     Args:
         space: The observation space of one environment.
@@ -23,15 +23,6 @@ class PixelReader:
         shape: Shape of a frame.
         layout: Its layout.
         name: What to call the pixels in a message.
-
-    Raises:
-        InputError: The space holds no pixels that the encoder can read.
-
-    Example:
-        >>> image, vector = spaces.Box(0, 255, (96, 128, 3), np.uint8), spaces.Box(0, 1, (2,))
-        >>> reader = PixelReader(spaces.Dict(pov=image, vector=vector), PixelContract(64, 64, 3))
-        >>> reader.key, reader.shape, reader.layout
-        ('pov', (96, 128, 3), 'HWC')
     """
 
     def __init__(self, space: spaces.Space[Any], contract: PixelContract, pixel_key: str | None = None) -> None:
@@ -53,8 +44,7 @@ class PixelReader:
     def mismatch(self, shape: tuple[int, ...]) -> InputError:
         """The error for pixels of another shape than the space declared; some environments swap height and width."""
         return InputError(
-            f"{self.name} has shape {shape}, but the environment declared {self.shape}. Correct its observation_space, "
-            "or put a TransformObservation with the true space around it"
+            f"{self.name} has shape {shape}, but the environment declared {self.shape}. Correct its observation_space"
         )
 
 
@@ -72,15 +62,6 @@ class ContractObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Recor
 
     Attributes:
         reader: Where the pixels are.
-
-    Raises:
-        InputError: The environment has no pixels that the encoder can read.
-
-    Example:
-        >>> env = gym.Env()
-        >>> env.observation_space = spaces.Box(0, 255, (240, 320, 3), np.uint8)
-        >>> ContractObservation(env, PixelContract(64, 64, 3)).observation_space
-        Box(0, 255, (64, 64, 3), uint8)
     """
 
     def __init__(

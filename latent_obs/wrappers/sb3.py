@@ -6,14 +6,14 @@ Needs stable-baselines3 (`latent-obs[agents]`).
 import inspect
 from typing import Any, Unpack
 
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
-
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError, require
 from latent_obs.wrappers.observation import EncoderLike, ObservationEncoder, ObservationOptions, OptionsDict
 
 require("stable_baselines3", extra="agents", purpose="encode Stable-Baselines3's vector environments")
+
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper  # noqa: E402
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn  # noqa: E402
 
 
 class VecLatentObservation(VecEnvWrapper):
@@ -32,9 +32,6 @@ class VecLatentObservation(VecEnvWrapper):
         observation_encoder: What reads, encodes and assembles.
         index: What each number of an observation is, if that is one vector; () if it is a Dict.
 
-    Raises:
-        InputError: The environments have no pixels that the encoder can read, or have entries that cannot be joined.
-
     Example::
 
         venv = VecLatentObservation(DummyVecEnv(makers), "runs/doom/encoder", latent_only=True)
@@ -44,9 +41,8 @@ class VecLatentObservation(VecEnvWrapper):
     def __init__(self, venv: VecEnv, encoder: EncoderLike, **options: Unpack[OptionsDict]) -> None:
         if not isinstance(venv, VecEnv):
             raise InputError(
-                f"venv: VecLatentObservation wraps a VecEnv of Stable-Baselines3, got {type(venv).__module__}."
-                f"{type(venv).__name__}; LatentObservation is for one environment, VectorLatentObservation for "
-                "gymnasium.vector"
+                f"venv must be a VecEnv of Stable-Baselines3, got {type(venv).__module__}.{type(venv).__name__}; "
+                "LatentObservation wraps one environment, VectorLatentObservation those of gymnasium.vector"
             )
         chosen = ObservationOptions(**options)
         self.observation_encoder = ObservationEncoder(
@@ -73,11 +69,8 @@ class VecLatentObservation(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for the step, and encode current and terminal frames in one batch."""
         observation, rewards, dones, infos = self.venv.step_wait()
-        finals = {
-            i: info["terminal_observation"]
-            for i, info in enumerate(infos)
-            if info.get("terminal_observation") is not None
-        }
+        finals = {i: info.get("terminal_observation") for i, info in enumerate(infos)}
+        finals = {i: last for i, last in finals.items() if last is not None}
         self.observation_encoder.restart(dones)
         observation, finals = self.observation_encoder(observation, finals)
         for i, last in finals.items():

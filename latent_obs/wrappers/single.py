@@ -29,28 +29,16 @@ class LatentObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordC
 
     Raises:
         InputError: The environment has no pixels that the encoder can read, or has entries that cannot be joined.
-        EncoderFolderError: The folder is missing, damaged or from a newer format.
-        DeviceError: The device is not available.
 
-    Example:
-        >>> import numpy as np
-        >>> from latent_obs.encoder.architecture import Architecture
-        >>> encoder = FrozenEncoder.random(Architecture((32, 32, 3), latent_dim=8), device="cpu")
-        >>> pixels = gym.Env()
-        >>> pixels.observation_space = gym.spaces.Box(0, 255, (48, 64, 3), np.uint8)
-        >>> env = LatentObservation(pixels, encoder)
-        >>> env.observation_space
-        Box(-inf, inf, (8,), float32)
-        >>> env.observation(pixels.observation_space.sample()).shape
-        (8,)
+    Example::
+
+        env = LatentObservation(gym.make("VizdoomBasic-v1"), "runs/doom/encoder", latent_only=True)
     """
 
     def __init__(self, env: gym.Env[Any, Any], encoder: EncoderLike, **options: Unpack[OptionsDict]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, encoder=encoder, **options, _disable_deepcopy=True)
         if not isinstance(env, gym.Env):
-            hint = "; VectorLatentObservation wraps vectors of them" if isinstance(env, gym.vector.VectorEnv) else ""
-            kind = f"{type(env).__module__}.{type(env).__name__}"
-            raise InputError(f"env: LatentObservation wraps a gymnasium.Env, got {kind}{hint}")
+            raise InputError(f"env must be a gymnasium.Env, got {env!r}; VectorLatentObservation wraps vectors of them")
         gym.ObservationWrapper.__init__(self, env)
         inner = env.get_wrapper_attr("index") if env.has_wrapper_attr("index") else ()
         self.observation_encoder = ObservationEncoder(

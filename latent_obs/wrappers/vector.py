@@ -1,7 +1,7 @@
 """Latents for Gymnasium's vector environments: one forward pass per step for all of them, in each autoreset mode."""
 
 from copy import deepcopy
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import gymnasium as gym
 import numpy as np
@@ -22,16 +22,14 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
     read from ``venv.metadata["autoreset_mode"]``:
 
     - NEXT_STEP: the step after the end of an episode returns the first observation of the next one.
-    - SAME_STEP: the last observations of episodes, in ``infos["final_obs"]``, are encoded in the same batch. It stays
-      an object array with its mask in ``infos["_final_obs"]``; ``infos["final_info"]`` is unchanged.
+    - SAME_STEP: the last observations of episodes, in ``infos["final_obs"]``, are encoded in the same batch.
     - DISABLED: ``reset(options={"reset_mask": mask})`` starts episodes. Environments that are not in the mask show what
       they showed last, and their history goes on.
 
     All that is returned is memory of its own: ``copy=False`` in the vector environment only saves copies of the pixels.
 
     Args:
-        venv: A Gymnasium vector environment with pixels, a Box or an entry of a Dict: `SyncVectorEnv`,
-            `AsyncVectorEnv`, or what `gymnasium.make_vec` makes. Of spaces that differ
+        venv: A Gymnasium vector environment with pixels, a Box or an entry of a Dict. Of spaces that differ
             (``observation_mode="different"``) the first one counts.
         encoder: An encoder folder or a loaded `FrozenEncoder`; or several, as in `LatentObservation`.
         **options: The fields of `ObservationOptions`: device, pixel_key, latent_only, flatten, keep_pixels, …
@@ -44,8 +42,6 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
     Raises:
         InputError: It is no vector environment of Gymnasium's, its autoreset mode is unknown, or it has no pixels that
             the encoder can read.
-        EncoderFolderError: The folder is missing, damaged or from a newer format.
-        DeviceError: The device is not available.
 
     Example::
 
@@ -58,9 +54,8 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
         gym.utils.RecordConstructorArgs.__init__(self, encoder=encoder, **options, _disable_deepcopy=True)
         if not isinstance(venv, VectorEnv):
             raise InputError(
-                f"venv: VectorLatentObservation wraps a gymnasium.vector.VectorEnv, got {type(venv).__module__}."
-                f"{type(venv).__name__}. LatentObservation is for a single environment, and VecLatentObservation for "
-                "the vector environments of Stable-Baselines3"
+                f"venv must be a gymnasium.vector.VectorEnv, got {venv!r}; LatentObservation wraps one environment, "
+                "VecLatentObservation those of Stable-Baselines3"
             )
         self.autoreset_mode = _autoreset_mode(venv)
         chosen = ObservationOptions(**options)
@@ -100,11 +95,7 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
         return self._own(self.observation_encoder(observation, new=mask)[0]), infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step all, and encode current and last observations in one batch.
-
-        Raises:
-            InputError: An array is not what the space declared, or ``infos["final_obs"]`` is not by environment.
-        """
+        """Step all, and encode current and last observations in one batch."""
         observation, rewards, terminations, truncations, infos = self.env.step(actions)
         ended = np.logical_or(terminations, truncations)
         finals: dict[int, Any] = {}
@@ -124,18 +115,15 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of each environment, or get an attribute."""
-        base: Any = self.env.unwrapped
-        return base.call(name, *args, **kwargs)
+        return cast(Any, self.env.unwrapped).call(name, *args, **kwargs)
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """An attribute of each environment."""
-        base: Any = self.env.unwrapped
-        return base.get_attr(name)
+        return cast(Any, self.env.unwrapped).get_attr(name)
 
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute of each environment: to one value, or to a list with one for each."""
-        base: Any = self.env.unwrapped
-        base.set_attr(name, values)
+        cast(Any, self.env.unwrapped).set_attr(name, values)
 
     def _own(self, observation: Any) -> Any:
         return deepcopy(observation) if self._lends and isinstance(observation, dict) else observation
@@ -150,27 +138,20 @@ def _autoreset_mode(venv: VectorEnv[Any, Any, Any]) -> AutoresetMode:
             return mode
     # A guess would silently mix the latents of two episodes, or leave final observations as pixels.
     raise InputError(
-        f"autoreset_mode in the metadata of {venv} must say when finished environments are reset, got {found!r}. Set "
-        "it before wrapping: venv.metadata = {**venv.metadata, 'autoreset_mode': "
-        "gymnasium.vector.AutoresetMode.SAME_STEP} if the last step of an episode returns the first observation of the "
-        "next one, NEXT_STEP if the step after it does, DISABLED if none does"
+        f"autoreset_mode in the metadata of {venv} must be one of {[mode.name for mode in AutoresetMode]}, got "
+        f"{found!r}. Set venv.metadata before wrapping"
     )
 
 
 def _finals(infos: Any, ended: NDArray[np.bool_]) -> dict[int, Any]:
     """The last observations of episodes, by the number of the environment."""
     if not isinstance(infos, dict):
-        raise InputError(
-            f"infos must be a dict, got {type(infos).__name__}; put DictInfoToList around all other wrappers"
-        )
+        raise InputError(f"infos must be a dict, got a {type(infos).__name__}; put DictInfoToList around all else")
     last = infos.get("final_obs")
     if last is None:
         return {}
     if not isinstance(last, np.ndarray | list | tuple):
-        raise InputError(
-            "infos['final_obs'] must be an array of objects, one for each environment, as Gymnasium's vector "
-            f"environments give it, got {type(last).__name__}"
-        )
+        raise InputError(f"infos['final_obs'] must hold an object for each environment, got a {type(last).__name__}")
     return {int(i): last[i] for i in np.flatnonzero(infos.get("_final_obs", ended))}
 
 

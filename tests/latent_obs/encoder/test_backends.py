@@ -11,9 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import encode_flops
 from latent_obs.encoder.architecture import Architecture, Bottleneck
 from latent_obs.encoder.fast_cpu import FoldedEncoder, PackedLayer, pack_layers
 from latent_obs.encoder.frozen import BFLOAT16_TOLERANCE, Backend, FrozenEncoder, Precision
@@ -71,7 +69,7 @@ def measured_encoder(
     count=st.integers(1, 5),
     kind=st.sampled_from(KINDS),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_every_architecture_gives_what_the_network_gives(
     bottleneck: Bottleneck,
     standardize: bool,
@@ -102,7 +100,7 @@ def test_the_same_alone_and_in_any_batch(backend: Backend, precision: Precision)
     frames = random_frames(1025)
     together = encoder.encode(frames)
     assert together.shape == (1025, LATENT_DIM)
-    for count in (1, 2, 7, 9, 33):
+    for count in (1, 7, 9):
         assert_close(encoder.encode(frames[:count]), together[:count], precision)
         assert_close(encoder.encode(frames[-count:]), together[-count:], precision)
     assert encoder.encode(frames[:0]).shape == (0, LATENT_DIM)
@@ -130,17 +128,13 @@ def test_latents_are_memory_of_their_own(backend: Backend, precision: Precision)
 @each_backend
 def test_tensors_are_fit_for_learning(backend: Backend):
     encoder = tiny_encoder(backend)
-    frames = random_frames(1030)
-    tensor = encoder.encode(frames, as_tensor=True)
-    assert tensor.device == encoder.device
-    np.testing.assert_allclose(tensor.numpy(), encoder.encode(frames), atol=1e-6)
-    for count in (5, 1030):  # a tensor of inference mode could not be saved for the backward pass
-        head = torch.nn.Linear(LATENT_DIM, 1)
-        head(encoder.encode(frames[:count], as_tensor=True)).sum().backward()
+    for count in (0, 5, 1030):  # a tensor of inference mode could not be saved for the backward pass
+        frames, head = random_frames(count), torch.nn.Linear(LATENT_DIM, 1)
+        tensor = encoder.encode(frames, as_tensor=True)
+        assert tensor.device == encoder.device
+        np.testing.assert_allclose(tensor.numpy(), encoder.encode(frames), atol=1e-6)
+        head(tensor).sum().backward()
         assert head.weight.grad is not None
-    with torch.inference_mode():
-        assert encoder.encode(frames[:0], as_tensor=True).shape == (0, LATENT_DIM)
-        np.testing.assert_allclose(encoder.encode(frames[:3], as_tensor=True).numpy(), tensor[:3].numpy(), atol=1e-5)
 
 
 @each_kind
@@ -151,15 +145,6 @@ def test_nothing_but_the_mean_is_computed(backend: Backend, precision: Precision
             weights[name] = torch.full_like(weights[name], float("nan"))
     encoder = FrozenEncoder(tiny_architecture(), weights, device="cpu", backend=backend, precision=precision)
     assert np.isfinite(encoder.encode(random_frames(3))).all()
-
-
-@pytest.mark.parametrize("bottleneck", get_args(Bottleneck))
-def test_operations_are_those_of_the_mean(bottleneck: Bottleneck):
-    architecture = Architecture((32, 32, 3), 64, (8, 16), (2, 2), bottleneck)
-    folded = FoldedEncoder(Encoder(architecture).requires_grad_(False))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        folded(torch.zeros(3, 32, 32, 3, dtype=torch.uint8))
-    assert counter.get_total_flops() == 3 * encode_flops(architecture)
 
 
 @each_kind
@@ -199,24 +184,15 @@ def test_unknown_settings_are_rejected(encoder_folder: Path, wrong: dict[str, An
         FrozenEncoder.load(encoder_folder, **arguments)
 
 
-@pytest.mark.parametrize("sizes", [[0], [2.5], [True], ["8"]])
-def test_warming_up_needs_counts(encoder: FrozenEncoder, sizes: Any):
-    with pytest.raises(InputError, match="batch_sizes"):
-        encoder.warm_up(sizes)
-
-
 # OpenVINO
 
 
-def test_openvino_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_openvino_is_on_the_cpu_and_named_if_it_is_not_installed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert FrozenEncoder.random(tiny_architecture(), backend="openvino").device == torch.device("cpu")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match="openvino"):
         tiny_encoder("openvino")
-
-
-def test_openvino_is_on_the_cpu_if_the_device_is_free(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert FrozenEncoder.random(tiny_architecture(), backend="openvino").device == torch.device("cpu")
 
 
 def compiled(encoder: FrozenEncoder) -> dict[tuple[int, int], Any]:
@@ -241,7 +217,7 @@ def test_openvino_compiles_few_sizes_and_keeps_the_last_used():
     for count in (9, 10, 9, *range(11, 17), 9):
         encoder.encode(random_frames(count))
     assert {size for size, _ in compiled(encoder)} == {9, 10, 12, 14, 16}
-    for count in range(17, 200):
+    for count in range(17, 120):
         encoder.encode(random_frames(count))
         if count % 7 == 0:
             encoder.encode(random_frames(9))

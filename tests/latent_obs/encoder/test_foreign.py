@@ -89,30 +89,15 @@ def expected_latents(module: nn.Module, frames: Any, mean: Any = MEAN, std: Any 
         return module(torch.from_numpy(x)).flatten(1).numpy()
 
 
-@pytest.mark.parametrize("count", [1, 2, 9])
-def test_latents_are_the_modules_features(backbone: Backbone, count: int):
+def test_latents_are_the_modules_features(backbone: Backbone):
     encoder = FrozenEncoder.from_module(backbone, CONTRACT, mean=MEAN, std=STD, device="cpu")
-    frames = random_frames(count, CONTRACT.shape)
+    frames = random_frames(9, CONTRACT.shape)
     wanted = expected_latents(backbone, frames)
     latents = encoder.encode(frames)
-    assert latents.shape == (count, encoder.latent_dim) == (count, 10)
+    assert latents.shape == (9, encoder.latent_dim) == (9, 10)
     assert latents.dtype == np.float32
     np.testing.assert_allclose(latents, wanted, atol=1e-5 * np.abs(wanted).max())
     np.testing.assert_array_equal(encoder.encode(frames, as_tensor=True).numpy(), latents)
-
-
-def test_pixels_are_from_0_to_1_unless_mean_and_std_are_given():
-    frames = np.zeros((3, *CONTRACT.shape), np.uint8)
-    frames[1], frames[2, ..., 1] = 255, 51
-    pooled = Returning(lambda x: x.mean((2, 3)))
-    cases: list[tuple[dict[str, Any], list[list[float]]]] = [
-        ({}, [[0, 0, 0], [1, 1, 1], [0, 0.2, 0]]),
-        ({"mean": (0.5, 0, 0)}, [[-0.5, 0, 0], [0.5, 1, 1], [-0.5, 0.2, 0]]),
-        ({"std": (0.5, 1, 2)}, [[0, 0, 0], [2, 1, 0.5], [0, 0.2, 0]]),
-    ]
-    for scaling, wanted in cases:
-        encoder = FrozenEncoder.from_module(pooled, CONTRACT, device="cpu", **scaling)
-        np.testing.assert_allclose(encoder.encode(frames), wanted, atol=1e-6)
 
 
 def test_frames_of_other_sizes_go_through_the_contract(backbone: Backbone):
@@ -120,6 +105,9 @@ def test_frames_of_other_sizes_go_through_the_contract(backbone: Backbone):
     frames = random_frames(2, (48, 60, 3))
     np.testing.assert_allclose(encoder(frames), encoder.encode(CONTRACT.convert(frames)), atol=1e-6)
     assert LatentObservation(PixelEnv(size=(48, 60)), encoder).reset()[0].shape == (10,)
+    half = FrozenEncoder.from_module(backbone.half(), CONTRACT, device="cpu")  # computed in float32
+    assert half.encode(random_frames(1, CONTRACT.shape)).dtype == np.float32
+    assert next(backbone.parameters()).dtype == torch.float16
 
 
 def test_neither_module_changes(backbone: Backbone):
@@ -138,12 +126,6 @@ def test_neither_module_changes(backbone: Backbone):
     assert_unchanged(encoder._network, own)
     assert not any(parameter.requires_grad for parameter in encoder._network.parameters())
     assert not any(module.training for module in encoder._network.modules())
-
-
-def test_a_module_in_half_precision_is_computed_in_float32(backbone: Backbone):
-    encoder = FrozenEncoder.from_module(backbone.half(), CONTRACT, device="cpu")
-    assert encoder.encode(random_frames(1, CONTRACT.shape)).dtype == np.float32
-    assert next(backbone.parameters()).dtype == torch.float16
 
 
 def test_bfloat16_is_near(backbone: Backbone):
@@ -207,17 +189,12 @@ def test_the_global_random_state_is_left_alone(backbone: Backbone):
     ("function", "named"),
     [
         (lambda x: (x, x), "tuple"),
-        (lambda x: {"features": x}, "dict"),
-        (lambda x: x.numpy(), "ndarray"),
         (lambda x: x.argmax(1), "int64"),
-        (lambda x: x.mean(), r"\(\)"),
         (lambda x: x.mean((1, 2, 3)), r"\(3,\)"),
         (lambda x: x.mean(0, keepdim=True), r"\(1, 3, 24, 20\)"),
         (lambda x: x[:, :0], "latent_dim"),
-        (lambda x: x / 0, "finite"),
         (lambda x: x.mean((2, 3)) * float("nan"), "finite"),
         (lambda x: torch.rand_like(x), "random"),
-        (lambda x: nn.functional.dropout(x.mean((2, 3)), 0.5, training=True), "random"),
         (lambda x: nn.functional.batch_norm(x, None, None, training=True), "batch"),
         (lambda x: nn.functional.conv2d(x, torch.zeros(1, 4, 3, 3)), r"\(3, 3, 24, 20\)"),
     ],

@@ -1,9 +1,9 @@
 """The frozen encoder: the mean and nothing else, the same alone and in a batch, and unchanged by whatever happens."""
 
 import copy
-import gc
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,6 @@ def test_latents_are_the_means_whatever_the_random_state(encoder: FrozenEncoder)
     np.testing.assert_array_equal(frames, random_frames(7))
 
 
-@pytest.mark.parametrize("count", [0, 1, 5, 1024, 1025, 2049])
-def test_the_same_alone_and_in_a_batch_of_any_size(encoder: FrozenEncoder, count: int):
-    frames = random_frames(count)
-    latents = encoder(frames)
-    assert latents.shape == (count, LATENT_DIM)
-    for i in {0, count // 2, count - 1} if count else ():
-        np.testing.assert_allclose(encoder(frames[i]), latents[i], atol=1e-5)
-        np.testing.assert_allclose(encoder(frames[i : i + 1])[0], latents[i], atol=1e-5)
-
-
 def test_frames_of_any_size_layout_and_stride(encoder: FrozenEncoder):
     large = random_frames(2, (40, 30, 3))
     expected = encoder.encode(encoder.contract.convert(large))
@@ -88,32 +78,11 @@ def test_other_frames_are_rejected(encoder: FrozenEncoder, shape: tuple[int, ...
             method(np.zeros(shape, dtype))
 
 
-def test_outputs_are_writable_and_their_own(encoder: FrozenEncoder):
-    frames = random_frames(2)
-    first = encoder(frames)
-    kept = first.copy()
-    second = encoder(random_frames(2, seed=1))
-    np.testing.assert_array_equal(first, kept)
-    assert not np.shares_memory(first, second)
-    assert first.flags.writeable
-    assert first.flags.c_contiguous
-    first[:] = 0
-    encoder(frames[0])[:] = 0
-    np.testing.assert_array_equal(encoder(frames), kept)
-
-
 def test_an_agent_that_holds_it_cannot_change_it(encoder: FrozenEncoder):
-    class Agent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = encoder
-            self.head = nn.Linear(LATENT_DIM, 1)
-
-    assert_frozen(encoder)
-    agent, before = Agent(), weights_of(encoder)
-    agent.train()
-    agent.double().requires_grad_(True)
-    assert [name for name, _ in agent.named_parameters()] == ["head.weight", "head.bias"]
+    agent, before = nn.Linear(LATENT_DIM, 1), weights_of(encoder)
+    agent.encoder = encoder  # pyright: ignore[reportAttributeAccessIssue]
+    agent.train().double().requires_grad_(True)
+    assert [name for name, _ in agent.named_parameters()] == ["weight", "bias"]
     assert_frozen(encoder)
     assert_same_weights(encoder, before)
     assert copy.deepcopy({"a": [encoder]})["a"][0] is encoder
@@ -128,14 +97,9 @@ def test_the_weights_are_its_own():
         for parameter in model.parameters():
             parameter.zero_()
     np.testing.assert_array_equal(encoder(random_frames(2)), before)
-    with pytest.raises(RuntimeError, match=r"mean_head\.bias"):
-        FrozenEncoder(model.architecture, {k: v for k, v in weights.items() if k != "mean_head.bias"}, device="cpu")
 
 
-@pytest.mark.parametrize("source", ["folder", "random"])
-def test_pickle_round_trip(encoder: FrozenEncoder, source: str):
-    if source == "random":
-        encoder = FrozenEncoder.random(tiny_architecture(), seed=3, device="cpu")
+def test_pickle_round_trip(encoder: FrozenEncoder):
     again: FrozenEncoder = pickle.loads(pickle.dumps(encoder))
     assert again is not encoder
     np.testing.assert_array_equal(again(random_frames(3)), encoder(random_frames(3)))
@@ -143,8 +107,7 @@ def test_pickle_round_trip(encoder: FrozenEncoder, source: str):
     assert_frozen(again)
     for name in ("architecture", "contract", "latent_dim", "device", "path", "provenance"):
         assert getattr(again, name) == getattr(encoder, name)
-    if source == "folder":
-        assert again.decode(np.zeros((1, LATENT_DIM))).shape == (1, 16, 16, 3)
+    assert again.decode(np.zeros((1, LATENT_DIM))).shape == (1, 16, 16, 3)
 
 
 def test_random_encoders_follow_their_seed():
@@ -154,21 +117,20 @@ def test_random_encoders_follow_their_seed():
     assert np.abs(one(frames) - other(frames)).max() > 1e-3
 
 
-@pytest.mark.parametrize("what", ["encode", "decode", "random", "load", "unpickle"])
-def test_the_global_random_state_is_left_alone(encoder_folder: Path, encoder: FrozenEncoder, what: str):
-    pickled, fresh = pickle.dumps(encoder), FrozenEncoder.load(encoder_folder, device="cpu")
+def test_the_global_random_state_is_left_alone(encoder_folder: Path, encoder: FrozenEncoder):
     torch.manual_seed(123)
     np.random.seed(123)  # noqa: NPY002  (the global state is tested)
     before, numpy_before = torch.get_rng_state(), np.random.get_state(legacy=False)  # noqa: NPY002
-    {
-        "encode": lambda: encoder(random_frames(3)),
-        "decode": lambda: fresh.decode(np.zeros((2, LATENT_DIM), np.float32)),
-        "random": lambda: FrozenEncoder.random(tiny_architecture(), seed=5, device="cpu"),
-        "load": lambda: FrozenEncoder.load(encoder_folder, device="cpu"),
-        "unpickle": lambda: pickle.loads(pickled),
-    }[what]()
-    assert torch.equal(torch.get_rng_state(), before)
-    np.testing.assert_equal(np.random.get_state(legacy=False), numpy_before)  # noqa: NPY002
+    uses: list[Callable[[], object]] = [
+        lambda: encoder(random_frames(3)),
+        lambda: FrozenEncoder.load(encoder_folder, device="cpu").decode(np.zeros((2, LATENT_DIM), np.float32)),
+        lambda: FrozenEncoder.random(tiny_architecture(), seed=5, device="cpu"),
+        lambda: pickle.loads(pickle.dumps(encoder)),
+    ]
+    for use in uses:
+        use()
+        assert torch.equal(torch.get_rng_state(), before)
+        np.testing.assert_equal(np.random.get_state(legacy=False), numpy_before)  # noqa: NPY002
 
 
 def test_torchs_default_dtype_does_not_matter(encoder_folder: Path, encoder: FrozenEncoder):
@@ -213,13 +175,10 @@ def test_one_latent_or_many_are_decoded(encoder: FrozenEncoder):
     assert encoder.decode(z[:0]).shape == (0, 16, 16, 3)
 
 
-@pytest.mark.parametrize("shape", [(), (LATENT_DIM + 1,), (2, LATENT_DIM - 1), (1, 2, LATENT_DIM), (LATENT_DIM, 1)])
-def test_latents_of_other_shapes_are_not_decoded(encoder: FrozenEncoder, shape: tuple[int, ...]):
-    with pytest.raises(InputError, match="latents"):
-        encoder.decode(np.zeros(shape))
-
-
-def test_a_random_encoder_has_no_decoder():
+def test_what_cannot_be_decoded(encoder: FrozenEncoder):
+    for shape in [(), (LATENT_DIM + 1,), (1, 2, LATENT_DIM), (LATENT_DIM, 1)]:
+        with pytest.raises(InputError, match="latents"):
+            encoder.decode(np.zeros(shape))
     with pytest.raises(EncoderFolderError, match="decoder"):
         FrozenEncoder.random(tiny_architecture(), device="cpu").decode(np.zeros(LATENT_DIM))
 
@@ -227,34 +186,17 @@ def test_a_random_encoder_has_no_decoder():
 def test_repr_shows_where_it_came_from(encoder: FrozenEncoder, encoder_folder: Path):
     assert str(encoder_folder) in repr(encoder)
     assert "(16, 16, 3) -> 6" in repr(encoder)
-    assert "random weights" in repr(FrozenEncoder.random(tiny_architecture(), device="cpu"))
-
-
-def test_encoding_keeps_no_memory(encoder: FrozenEncoder):
-    encoder(random_frames(2))
-    gc.collect()
-    before = sum(type(o) is torch.Tensor for o in gc.get_objects())
-    for _ in range(5):
-        encoder(random_frames(2))
-    gc.collect()
-    assert sum(type(o) is torch.Tensor for o in gc.get_objects()) <= before
 
 
 # Devices
 
 
-@pytest.mark.parametrize("name", ["warp", "", "cpu:x", "cuda:-1", "meta"])
-def test_unknown_devices_are_rejected(name: str):
-    with pytest.raises(DeviceError, match="device"):
-        resolve_device(name)
-
-
-@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7", "mps"])
-def test_a_gpu_that_is_not_there_is_an_error(name: str, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_unknown_devices_and_gpus_that_are_not_there(encoder_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match=name):
-        FrozenEncoder.load(encoder_folder, device=name)
+    for name in ("warp", "", "cpu:x", "cuda:-1", "meta", "cuda", "cuda:0", "cuda:7", "mps"):
+        with pytest.raises(DeviceError, match=f"device '{name}'"):
+            FrozenEncoder.load(encoder_folder, device=name)
 
 
 def test_auto_takes_the_cpu_only_if_nothing_else_is_there(monkeypatch: pytest.MonkeyPatch):

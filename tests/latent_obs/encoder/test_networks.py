@@ -23,20 +23,6 @@ def test_the_mean_alone_is_the_mean_of_the_whole(bottleneck: Bottleneck):
 
 @pytest.mark.parametrize("first_activation", [False, True])
 def test_the_first_convolution_is_linear_by_default(first_activation: bool):
-    torch.manual_seed(0)
-    # One convolution and linear heads: without an activation after it, the whole encoder is affine.
-    encoder = Encoder(Architecture((16, 16, 3), 4, (8,), (2,), first_activation=first_activation))
-    a, b, zero = torch.rand(5, 3, 16, 16), torch.rand(5, 3, 16, 16), torch.zeros(5, 3, 16, 16)
-    with torch.inference_mode():
-        apart = encoder.mean(a) + encoder.mean(b) - encoder.mean(zero)
-        together = encoder.mean(a + b)
-        features = encoder.convolutions(a)
-    assert torch.allclose(apart, together, atol=1e-5) is not first_activation
-    assert bool((features < 0).any()) is not first_activation
-
-
-@pytest.mark.parametrize("first_activation", [False, True])
-def test_every_later_convolution_has_an_activation(first_activation: bool):
     encoder = Encoder(Architecture((64, 64, 3), 8, first_activation=first_activation))
     kinds = [type(layer) for layer in encoder.convolutions]
     assert kinds == [nn.Conv2d, *([nn.ReLU] if first_activation else []), *[nn.Conv2d, nn.ReLU] * 3]
@@ -58,4 +44,4 @@ def test_a_spatial_latent_is_in_the_order_channel_row_column():
         map_ = encoder.mean_head(encoder.convolutions(x))
         latent = encoder.mean(x.contiguous(memory_format=torch.channels_last))
     for channel, row, column in [(0, 0, 0), (1, 2, 3), (1, 7, 6)]:
-        torch.testing.assert_close(latent[:, (channel * 8 + row) * 8 + column], map_[:, channel, row, column])
+        assert torch.allclose(latent[:, (channel * 8 + row) * 8 + column], map_[:, channel, row, column], atol=1e-6)

@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +62,14 @@ def test_a_direction_that_is_known():
     frames[:, 2, 3, 1] = np.where(np.arange(100) % 2, 51, 204)  # one pixel's green: 0.2 and 0.8
     with pytest.warns(UserWarning, match="1 directions"):
         pca = fit_pca(frames, 16, CONTRACT)
+    with pytest.warns(UserWarning, match="4 directions"):
+        assert fit_pca(scenes(5), 10, CONTRACT).latent_dim == 4  # five points span four directions
     expected = np.zeros(CONTRACT.shape)
     expected[2, 3, 1] = 1  # and not -1
     np.testing.assert_allclose(pca.components[0].reshape(CONTRACT.shape), expected, atol=1e-6)
     np.testing.assert_allclose(pca.encoder(device="cpu")(frames[:2]), [[0.3], [-0.3]], atol=1e-6)
     assert pca.spread == pytest.approx([0.3], abs=1e-6)
     assert pca.explained_variance == pytest.approx(1)
-
-
-def test_fewer_frames_than_components():
-    with pytest.warns(UserWarning, match="4 directions"):
-        assert fit_pca(scenes(5), 10, CONTRACT).latent_dim == 4  # five points span four directions
 
 
 def test_many_arrays_are_one_and_frames_are_spread_evenly(monkeypatch: pytest.MonkeyPatch):
@@ -101,39 +97,27 @@ def test_it_is_the_same_each_time_and_leaves_the_random_state_alone():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_an_encoder_as_any_other(tmp_path: Path):
-    pca = fit_pca(scenes(80), 4, CONTRACT, provenance={"env": "Toy-v0"})
-    encoder = load_pca(save_pca(tmp_path / "new" / "pca.safetensors", pca), device="cpu")
-    assert repr(encoder) == "FrozenEncoder(PCA, (6, 10, 3) -> 4, device='cpu')"
-    assert encoder.provenance["env"] == "Toy-v0"
-    assert encoder.provenance["explained_variance"] == pytest.approx(pca.explained_variance)
-    frames = random_frames(9, CONTRACT.shape)
-    latents = encoder(frames)
-    np.testing.assert_allclose(np.concatenate([encoder(frames[i : i + 1]) for i in range(9)]), latents, atol=1e-5)
-    np.testing.assert_array_equal(encoder(frames.transpose(0, 3, 1, 2)), latents)  # channels first
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(encoder))(frames), latents)
-    large = random_frames(2, (30, 50, 3))
-    np.testing.assert_array_equal(encoder(large), encoder(CONTRACT.convert(large)))
-
-
 # Files
 
 
-@settings(deadline=None, max_examples=6)
-@given(height=st.integers(2, 8), width=st.integers(2, 8), channels=st.integers(1, 4), wanted=st.integers(1, 3))
-def test_what_was_saved_is_what_is_loaded(
-    tmp_path_factory: pytest.TempPathFactory, height: int, width: int, channels: int, wanted: int
-):
-    contract = PixelContract(height, width, channels, "box", "center-square")
-    pca = fit_pca(random_frames(40, contract.shape), wanted, contract)
-    file = save_pca(tmp_path_factory.mktemp("pca") / "pca.safetensors", pca)
+@pytest.mark.parametrize("contract", [CONTRACT, PixelContract(5, 4, 2, "box", "center-square")])
+def test_what_was_saved_is_an_encoder_as_any_other(tmp_path: Path, contract: PixelContract):
+    pca = fit_pca(random_frames(40, contract.shape), 4, contract, provenance={"env": "Toy-v0"})
+    file = save_pca(tmp_path / "new" / "pca.safetensors", pca)
     again = read_pca(file)
-    assert again.contract == contract
-    assert again.provenance == pca.provenance
+    assert (again.contract, again.provenance) == (contract, pca.provenance)
     for name in ("centre", "components", "spread", "explained"):
         np.testing.assert_array_equal(getattr(again, name), getattr(pca, name))
-    frames = random_frames(5, contract.shape, seed=1)
-    np.testing.assert_array_equal(load_pca(file, device="cpu")(frames), pca.encoder(device="cpu")(frames))
+    encoder = load_pca(file, device="cpu")
+    assert encoder.provenance["env"] == "Toy-v0"
+    assert encoder.provenance["explained_variance"] == pytest.approx(pca.explained_variance)
+    frames = random_frames(9, contract.shape, seed=1)
+    latents = encoder(frames)
+    np.testing.assert_array_equal(latents, pca.encoder(device="cpu")(frames))
+    np.testing.assert_allclose(np.concatenate([encoder(frames[i : i + 1]) for i in range(9)]), latents, atol=1e-5)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(encoder))(frames), latents)
+    large = random_frames(2, (30, 50, contract.channels))
+    np.testing.assert_array_equal(encoder(large), encoder.encode(contract.convert(large)))
 
 
 @pytest.fixture
@@ -155,12 +139,10 @@ def test_any_flipped_byte_and_any_cut_is_found(file: Path):
     [
         ({"sound": False}, "damaged"),
         ({"format": "latent-obs-encoder"}, "format"),
-        ({"format_version": "2"}, "format version '2'"),
-        ({"format_version": "new"}, "format version 'new'"),
+        ({"format_version": "2"}, "version"),
         ({"pixels": "{}"}, "height"),
         ({"pixels": json.dumps(PixelContract(6, 5, 3).to_json())}, "centre"),
         ({"tensors": {"components": np.zeros((3, 180), np.float32)}}, "components"),
-        ({"tensors": {"components": np.zeros(180, np.float32)}}, "components"),
         ({"tensors": {"centre": np.full(180, np.nan, np.float32)}}, "centre"),
         ({"tensors": {"spread": np.ones(2, np.float32)}}, "spread"),
         ({"tensors": {"more": np.ones(2, np.float32)}}, "damaged"),
@@ -178,12 +160,10 @@ def test_a_file_of_another_kind(file: Path, change: dict[str, Any], named: str):
 
 
 def test_files_that_are_not_there_or_not_ours(tmp_path: Path, file: Path):
-    for nothing in (tmp_path / "none.safetensors", tmp_path):
-        with pytest.raises(EncoderFolderError, match="no file"):
-            load_pca(nothing)
     save_file({"a": np.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(EncoderFolderError, match="format"):
-        load_pca(tmp_path / "other.safetensors")
+    for wrong in (tmp_path / "none.safetensors", tmp_path, tmp_path / "other.safetensors"):
+        with pytest.raises(EncoderFolderError, match=wrong.name):
+            load_pca(wrong)
     with pytest.raises(DeviceError):
         load_pca(file, device="cuda:99")
 
@@ -209,16 +189,12 @@ def test_a_disk_that_fills_leaves_the_old_file(file: Path, monkeypatch: pytest.M
     ("frames", "wanted", "named"),
     [
         (np.zeros((0, 6, 10, 3), np.uint8), 2, "frames"),
-        ([], 2, "frames"),
         (np.full((9, 6, 10, 3), 7, np.uint8), 2, "frames"),
-        (scenes(9)[:1], 2, "frames"),
         (scenes(9).astype(np.float32) / 255, 2, "frames.*float32"),
-        (scenes(9).transpose(0, 2, 1, 3), 2, r"frames.*\(9, 10, 6, 3\)"),
+        (scenes(9).transpose(0, 2, 1, 3), 2, "frames"),
         ([scenes(9), scenes(9)[0]], 2, r"frames\[1\]"),
         (["a.npy"], 2, "frames.*str"),
         (scenes(9), 0, "latent_dim"),
-        (scenes(9), True, "latent_dim"),
-        (scenes(9), 2.0, "latent_dim"),
     ],
 )
 def test_bad_input(frames: Any, wanted: Any, named: str):
@@ -243,11 +219,3 @@ def test_a_folder_of_frames(tmp_path: Path):
     shutil.rmtree(tmp_path)
     with pytest.raises(InputError, match=r"\.npy"):
         fit_pca_of_folder(tmp_path, 3, CONTRACT)
-
-
-def test_components_are_checked():
-    pca = fit_pca(scenes(40), 3, CONTRACT)
-    with pytest.raises(InputError, match="centre"):
-        replace(pca, centre=np.full(180, np.inf, np.float32))
-    with pytest.raises(InputError, match="orthonormal"):
-        replace(pca, components=2 * pca.components)

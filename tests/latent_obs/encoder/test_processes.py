@@ -17,7 +17,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from latent_obs.encoder.architecture import Architecture
-from latent_obs.encoder.frozen import Backend, FrozenEncoder, Precision
+from latent_obs.encoder.frozen import Backend, FrozenEncoder
 from latent_obs.wrappers.sb3 import VecLatentObservation
 from latent_obs.wrappers.single import LatentObservation
 from latent_obs.wrappers.vector import VectorLatentObservation
@@ -34,7 +34,7 @@ def test_threads_may_share_an_encoder(backend: Backend):
     def work(number: int) -> None:
         frames = random_frames(3, seed=number)
         expected = encoder.encode(frames)
-        for _ in range(100):
+        for _ in range(30):
             if not np.allclose(encoder.encode(frames), expected, atol=1e-5):
                 wrong.append(number)
 
@@ -46,37 +46,29 @@ def test_threads_may_share_an_encoder(backend: Backend):
     assert not wrong
 
 
-#: Calls that are not measured. In a fresh process OpenVINO grows by 1.2 MB in each of the first three or four thousand,
-#: and then by nothing.
-_FIRST_CALLS: dict[str, int] = {"torch": 1_000, "openvino": 8_000}
-
-
 def grown_bytes(encoder: FrozenEncoder, calls: int) -> int:
     """By how much the process grows over so many calls of changing sizes: what a leak adds to each stretch of them.
 
-    Other tests have run in this process, and an allocator takes a page or a thread's arena at any time; calls that keep
-    something make it grow in every stretch.
+    An allocator takes a page or a thread's arena at any time; calls that keep something grow it in every stretch.
     """
     batches, process = [random_frames(count) for count in (1, 8, 9, 10, 3)], psutil.Process()
     sizes: list[int] = []
-    for stretch in (_FIRST_CALLS[encoder.backend], *[calls // 2] * 4):
-        for call in range(stretch):
+    for _ in range(5):
+        for call in range(calls):
             encoder.encode(batches[call % len(batches)])
         sizes.append(process.memory_info().rss)
     return min(int(n) for n in np.diff(sizes))
 
 
-@pytest.mark.parametrize(("backend", "precision"), KINDS)
-def test_memory_stays_flat(backend: Backend, precision: Precision):
-    encoder = FrozenEncoder.random(tiny_architecture(), device="cpu", backend=backend, precision=precision)
-    assert grown_bytes(encoder, 2_000) < 1 << 19  # 500 bytes a call would show
+def test_memory_stays_flat(encoder: FrozenEncoder):
+    assert grown_bytes(encoder, 500) < 1 << 18  # 2 KB a call would show
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", get_args(Backend))
 def test_memory_stays_flat_over_a_million_calls(backend: Backend):
     encoder = FrozenEncoder.random(tiny_architecture(), device="cpu", backend=backend)
-    assert grown_bytes(encoder, 1_000_000) < 4 << 20
+    assert grown_bytes(encoder, 250_000) < 4 << 20
 
 
 PROCESSES = """
@@ -180,21 +172,12 @@ def test_a_copy_goes_on_as_the_original_would(encoder: FrozenEncoder, holder: st
     step(original)
     other = copy.deepcopy(original) if way == "deepcopy" else pickle.loads(pickle.dumps(original))
     assert (other.encoder is encoder) is (way == "deepcopy")  # weights are shared in a process, and carried to another
-    for _ in range(4):  # over the end of an episode
+    for _ in range(4):  # over the end of an episode; each has a history of its own
         np.testing.assert_allclose(step(other), step(original), atol=1e-6)
 
 
-def test_copies_do_not_share_their_history(encoder: FrozenEncoder):
-    original, step = held(encoder, "LatentObservation")
-    other = copy.deepcopy(original)
-    before = step(copy.deepcopy(original))
-    for _ in range(2):
-        step(other)
-    np.testing.assert_array_equal(step(original), before)
-
-
 @pytest.mark.integration
-@pytest.mark.parametrize(("kind", "method"), [("gymnasium", "fork"), ("gymnasium", "spawn"), ("sb3", "forkserver")])
+@pytest.mark.parametrize(("kind", "method"), [("gymnasium", "fork"), ("sb3", "forkserver")])
 def test_wrappers_work_inside_worker_processes(encoder: FrozenEncoder, kind: str, method: str):
     here = wrapped(encoder)
     if kind == "gymnasium":

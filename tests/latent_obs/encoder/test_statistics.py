@@ -1,6 +1,5 @@
 """Statistics of latents: as numpy computes them, kept in the folder, and measured by training for its encoder."""
 
-import copy
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -67,7 +66,7 @@ def distances_one_by_one(latents: NDArray[Any], training: NDArray[Any]) -> list[
 
 
 @given(count=st.integers(1, 60), dim=st.integers(1, 5), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_moments_and_quantiles_are_numpys(count: int, dim: int, seed: int):
     z = gaussian(count, dim, seed)
     found = LatentStatistics.from_latents(z)
@@ -93,7 +92,6 @@ def test_one_frame_in_a_hundred_as_in_training_is_beyond_the_limit():
     found = LatentStatistics.from_latents(gaussian(4000), gaussian(2000, seed=1))
     share = (found.distances(gaussian(20_000, seed=2)) > found.distance_limit).mean()
     assert 0.005 < share < 0.018
-    assert found.expected_share == pytest.approx(0.01)
     assert (found.distances(gaussian(500, seed=2) + 20) > found.distance_limit).mean() > 0.95
 
 
@@ -117,7 +115,6 @@ def test_the_larger_of_training_and_held_out_counts():
     [
         (np.zeros((0, 3)), None),
         (np.zeros(3), None),
-        (np.zeros((4, 0)), None),
         (np.zeros((4, 3)), np.zeros((2, 4))),
         (np.array([[1.0, np.nan]]), None),
         (np.zeros((4, 2)), np.full((1, 2), np.inf)),
@@ -139,18 +136,13 @@ def test_reconstruction_errors_are_mean_squares():
 # Standardizing
 
 
-@given(
-    seed=st.integers(0, 99),
-    shape=st.sampled_from([(), (1,), (7,), (3, 4)]),
-    dtype=st.sampled_from([np.float32, np.float64]),
-)
-@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 99), shape=st.sampled_from([(), (7,), (3, 4)]), dtype=st.sampled_from(["f4", "f8"]))
+@settings(max_examples=20, deadline=None)
 def test_standardized_latents(seed: int, shape: tuple[int, ...], dtype: Any):
     z = gaussian(300, seed=seed)
-    statistics = LatentStatistics.from_latents(z)
     latents = np.random.default_rng(seed).normal(2.0, 5.0, (*shape, LATENT_DIM)).astype(dtype)
     before = latents.copy()
-    out = statistics.standardize(latents)
+    out = LatentStatistics.from_latents(z).standardize(latents)
     assert out.dtype == np.float32
     assert not np.shares_memory(out, latents)
     np.testing.assert_array_equal(latents, before)
@@ -177,11 +169,11 @@ def test_frames_that_are_all_alike():
     np.testing.assert_array_equal(statistics.distances(np.array([[7.0] * 3, [17.0] * 3])), [0, 2])
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (5, LATENT_DIM - 1), (LATENT_DIM, 1)])
-def test_latents_of_another_size_are_rejected(shape: tuple[int, ...]):
-    for method in (known().standardize, known().distances):
-        with pytest.raises(InputError, match="latents"):
-            method(np.zeros(shape))
+def test_latents_of_another_size_are_rejected():
+    for shape in [(), (5, LATENT_DIM - 1), (LATENT_DIM, 1)]:
+        for method in (known().standardize, known().distances):
+            with pytest.raises(InputError, match="latents"):
+                method(np.zeros(shape))
 
 
 def test_statistics_cannot_be_changed():
@@ -205,12 +197,9 @@ def folder(tmp_path: Path) -> Path:
 def test_the_folder_keeps_them(tmp_path: Path, errors: bool):
     statistics = known() if errors else LatentStatistics.from_latents(gaussian(50))
     folder = export_encoder(tmp_path / "encoder", tiny_cvae(), random_frames(4), statistics=statistics)
-    assert "statistics.safetensors" in (folder / "SHA256SUMS").read_text()
     encoder = FrozenEncoder.load(folder, device="cpu")
     assert_same(encoder.statistics, statistics)
     assert_same(pickle.loads(pickle.dumps(encoder)).statistics, statistics)
-    assert_same(pickle.loads(pickle.dumps(read_encoder_folder(folder))).statistics, statistics)
-    assert_same(copy.deepcopy(statistics), statistics)
 
 
 def changed(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, torch.Tensor]], object]:
@@ -220,24 +209,18 @@ def changed(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callab
 @pytest.mark.parametrize(
     "change",
     [
-        *(
-            lambda t, name=name: t.pop(name)
-            for name in ["mean", "std", "levels", "quantiles", "distance_quantiles", "frames"]
-        ),
+        *(lambda t, name=name: t.pop(name) for name in ["mean", "quantiles", "frames", "reconstruction_mean"]),
         *(changed(name, lambda v: v * float("nan")) for name in [*NAMES, "reconstruction_mean"]),
         *(changed(name, lambda v: v[:-1]) for name in [*NAMES, "frames"]),
-        *(changed(name, lambda v: v[None]) for name in NAMES),
         *(changed(name, lambda v: v.flip(0)) for name in ("levels", "quantiles", "distance_quantiles")),
+        changed("mean", lambda v: v[None]),
         changed("std", lambda v: -v),
         changed("mean", lambda v: v.bfloat16()),
-        changed("levels", lambda v: v + 1),
         changed("levels", lambda v: v * 0.9),  # those that are needed are no longer among them
         changed("frames", lambda v: v * 0),
-        lambda t: t.pop("reconstruction_mean"),
         lambda t: t.update(
             mean=t["mean"][:-1].clone(), std=t["std"][:-1].clone(), quantiles=t["quantiles"][:, :-1].clone()
         ),
-        lambda t: t.clear(),
     ],
 )
 def test_what_cannot_be_right_is_rejected(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]):

@@ -1,16 +1,15 @@
 """FeatureObservation: each number against plain arithmetic, any nesting of spaces, and what is refused."""
 
-import copy
 import functools
 import math
 import warnings
+from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.utils.env_checker import check_env as check_gymnasium
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +18,7 @@ from latent_obs.envs.old_spaces import Enum, convert_space
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.features import FeatureObservation, Slot, describe, needs_features
 from tests.support.latent_cases import HELD, IMAGE, LOG, Samples
-from tests.support.tiny import picture
+from tests.support.tiny import pass_checkers, picture
 
 INFINITY = math.inf
 
@@ -81,50 +80,23 @@ def numbers_of(space: spaces.Space[Any], value: Any) -> list[float]:
     return out.tolist()
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(-10, 5000), st.sampled_from([np.int32, np.int64, np.uint16]))
-def test_counts_are_logarithms_of_stacks(count: int, dtype: Any):
-    space = spaces.Box(0, 2304, (), dtype)
-    given = max(count, 0) if dtype == np.uint16 else count
-    [number] = numbers_of(space, np.array(given, dtype))
-    assert number == pytest.approx(math.log2(1 + min(max(count, 0), 2304)) / math.log2(65), rel=1e-6)
-    # a Python integer, and an array of one, are the same
-    assert numbers_of(space, given) == [number]
-    assert numbers_of(spaces.Box(0, 2304, (1,), dtype), np.array([given], dtype)) == [number]
-    assert numbers_of(LOG, np.array(64, np.int32)) == [1.0]
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.floats(-400, 400, width=32), st.sampled_from([(-180.0, 180.0), (0.0, 360.0)]))
-def test_degrees_are_sine_and_cosine(angle: float, bounds: tuple[float, float]):
-    turn = np.exp(1j * np.deg2rad(angle))
-    scalar = numbers_of(spaces.Box(*bounds, (), np.float32), np.float32(angle))
-    np.testing.assert_allclose(scalar, [turn.imag, turn.real], atol=1e-6)
-    array = numbers_of(spaces.Box(*bounds, (2,), np.float32), np.array([angle, 90], np.float32))
-    np.testing.assert_allclose(array, [turn.imag, 1, turn.real, 0], atol=1e-6)
-
-
-@pytest.mark.parametrize("box", [(-180, 180, (), np.int32), (-180.0, 181.0, (), np.float32), (0, 360, (), np.int32)])
-def test_only_floats_of_a_full_turn_are_degrees(box: Any):
-    assert [slot.name for slot in features(spaces.Box(*box)).index] == ["observation"]
-
-
 @pytest.mark.parametrize(
     ("space", "value", "numbers"),
     [
+        (LOG, 64, [1.0]),
+        (LOG, -3, [0.0]),
+        (spaces.Box(0, 2304, (1,), np.uint16), [12], [math.log(13) / math.log(65)]),
+        (spaces.Box(0.0, 360.0, (2,), np.float32), [30, 90], [0.5, 1, math.sqrt(3) / 2, 0]),
+        (spaces.Box(-180.0, 180.0, (), np.float32), -400, [-math.sin(math.radians(40)), math.cos(math.radians(40))]),
+        (spaces.Box(-180, 180, (), np.int32), 90, [0.5]),  # only floats of a full turn are degrees
+        (spaces.Box(-181.0, 181.0, (), np.float32), 90.5, [0.5]),
         (spaces.Box(-1, 1562, (), np.int64), 781, [0.5]),
         (spaces.Box(0, 1, (2,), np.int8), [1, 0], [1.0, 0.0]),
-        (
-            spaces.Box(np.array([-1.0, -50, 0]), np.array([1, 100, INFINITY]), dtype=np.float64),
-            [0.5, 50, 9],
-            [0.5, 0.5, 9],
-        ),
-        (spaces.Box(-INFINITY, INFINITY, (), np.float32), -1e6, [-1e6]),
+        (spaces.Box(np.float32([-1, -50, 0]), np.float32([1, 100, INFINITY])), [0.5, 50, 9], [0.5, 0.5, 9]),
         (spaces.Box(0.0, INFINITY, (2,), np.float32), [-1.0, 5e20], [0.0, 5e20]),
         (spaces.Box(-INFINITY, INFINITY, (), np.float64), 1e300, [INFINITY]),
         (spaces.Box(np.finfo(np.float32).min, np.finfo(np.float32).max, (1,), np.float32), [3.5], [3.5]),
         (spaces.Box(np.iinfo(np.int64).min, np.iinfo(np.int64).max, (), np.int64), 17, [17.0]),
-        (spaces.Box(0, np.iinfo(np.int64).max, (), np.int64), 64, [1.0]),
         (spaces.Box(-20.0, 20.0, (2, 2), np.float32), [[20, 10], [0, -10]], [1.0, 0.5, 0.0, -0.5]),
         (spaces.Box(0.0, 0.0, (2,), np.float32), [0.0, 0.0], [0.0, 0.0]),
         (spaces.MultiBinary([2, 2]), [[1, 0], [0, 1]], [1.0, 0.0, 0.0, 1.0]),
@@ -134,14 +106,13 @@ def test_only_floats_of_a_full_turn_are_degrees(box: Any):
     ids=str,
 )
 def test_numbers_at_their_limits(space: spaces.Space[Any], value: Any, numbers: list[float]):
-    given = value if isinstance(space, spaces.Discrete) else np.array(value, space.dtype)
-    np.testing.assert_allclose(numbers_of(space, given), numbers, rtol=1e-6)
+    given = value if isinstance(value, int) else np.array(value)
+    np.testing.assert_allclose(numbers_of(space, given), numbers, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(), (2,)])
 @pytest.mark.parametrize(("wide", "value"), [(1, np.nan), (180, np.nan), (INFINITY, np.nan), (180, -np.inf)])
-def test_not_a_number_is_passed_on_and_an_endless_angle_is_none(shape: tuple[int, ...], wide: float, value: float):
-    space = spaces.Box(-wide, wide, shape, np.float32)
+def test_not_a_number_is_passed_on_and_an_endless_angle_is_none(wide: float, value: float):
+    space = spaces.Box(-wide, wide, (2,), np.float32)
     assert np.isnan(features(space).observation(np.full(space.shape, value, np.float32))).all()
 
 
@@ -167,7 +138,7 @@ BOXES = st.builds(
 NUMBERS = st.sampled_from([0.0, -1.0, 1.0, 2304.0, 1e9, -1e30, INFINITY, -INFINITY])
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(BOXES, st.one_of(NUMBERS, st.floats(allow_nan=False)))
 def test_values_out_of_bounds_stay_in_the_declared_space(space: spaces.Box, value: float):
     layout = features(space)
@@ -264,7 +235,7 @@ def vector_of(layout: Any, out: Any) -> Any:
     return out if isinstance(layout.observation_space, spaces.Box) else out.get("features", np.zeros(0, np.float32))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(NESTED, st.integers(0, 2**31))
 def test_any_nesting_gives_the_numbers_that_its_names_say(space: spaces.Space[Any], seed: int):
     space.seed(seed)
@@ -303,28 +274,6 @@ def test_any_nesting_gives_the_numbers_that_its_names_say(space: spaces.Space[An
             assert (entry.dtype == np.float32 and len(entry.shape) == 1) or entry == IMAGE
 
 
-def follow(path: tuple[Any, ...], value: Any) -> Any:
-    for key in path:
-        value = value[key]
-    return value
-
-
-@settings(deadline=None, max_examples=40)
-@given(NESTED, st.data())
-def test_one_value_changes_its_own_numbers_only(space: spaces.Space[Any], data: st.DataObject):
-    both = layouts(space)
-    paths = [path for path in leaves_of(space) if path and isinstance(follow(path[:-1], space), spaces.Dict)]
-    if both is None or not paths:
-        return
-    layout, path, before = both[0], data.draw(st.sampled_from(paths)), space.sample()
-    part, after = follow(path, space), copy.deepcopy(before)
-    follow(path[:-1], after)[path[-1]] = part.sample()
-    vectors = [vector_of(layout, layout.observation(value)) for value in (before, after)]
-    changed = np.flatnonzero(vectors[0] != vectors[1])
-    owners = {slot.name for slot in layout.index for place in changed if slot.start <= place < slot.stop}
-    assert owners <= set(expected(part, follow(path, before), "/".join(map(str, path))))
-
-
 def test_pixels_are_unchanged():
     image = picture(0, 0)
     small = spaces.Box(0, 255, (3, 3, 3), np.uint8)
@@ -342,9 +291,8 @@ def test_pixels_are_unchanged():
 
 
 @pytest.mark.parametrize("space", [IMAGE, spaces.Box(0, 255, (20, 28), np.uint8)], ids=str)
-@pytest.mark.parametrize("grouped", [False, True])
-def test_an_observation_of_pixels_only_is_unchanged(space: spaces.Space[Any], grouped: bool):
-    layout, value = features(space, grouped=grouped), space.sample()
+def test_an_observation_of_pixels_only_is_unchanged(space: spaces.Space[Any]):
+    layout, value = features(space, grouped=True), space.sample()
     assert layout.observation(value) is value
     assert layout.observation_space is space
     assert layout.index == layout.left_out == ()
@@ -366,10 +314,8 @@ def test_an_observation_without_pixels():
     [
         (spaces.Dict(a=spaces.Sequence(LOG)), {}, "a is a Sequence"),
         (spaces.Dict(a=spaces.Dict(b=spaces.Graph(LOG, None))), {}, "a/b is a Graph"),
-        (spaces.Dict(a=spaces.Text(3)), {}, "neither"),
         (spaces.Text(3), {}, "neither"),
         (spaces.Dict({"a/b": LOG, "a": spaces.Dict(b=LOG)}), {}, "'a/b'"),
-        (spaces.Dict({"a.b": LOG, "a_b": LOG}), {}, "'a_b'"),
         (spaces.Dict(features=IMAGE, log=LOG), {"grouped": True}, "'features'"),
         (spaces.Dict(log=LOG), {"pixel_key": "pov"}, "pixel_key"),
         (spaces.Dict(log=LOG), {"pixel_key": "log"}, "pixel_key"),
@@ -386,15 +332,12 @@ def test_spaces_of_which_no_numbers_can_be_made(space: spaces.Space[Any], kwargs
     [
         (spaces.Dict(a=LOG), {}, "'a'"),
         (spaces.Dict(a=LOG), {"a": "much"}, "much"),
-        (spaces.Dict(a=LOG), {"a": np.zeros(2, int)}, "observation"),
         (spaces.Dict(a=LOG), None, "NoneType"),
         (spaces.Tuple([LOG, LOG]), (np.int32(1),), "index"),
         (spaces.Dict(a=spaces.Box(0, 1, (3,))), {"a": np.zeros(1)}, r"a has shape \(1,\).*\(3,\)"),
-        (spaces.Dict(a=spaces.Box(0, 360, (2,))), {"a": np.zeros((2, 1))}, r"a has shape \(2, 1\)"),
         (spaces.Dict(a=HELD), {"a": 3}, "a is 3"),
         (spaces.Dict(a=spaces.Discrete(3, start=2)), {"a": 1}, "a is 1"),
         (spaces.Dict(a=spaces.MultiDiscrete([2, 2])), {"a": np.array([0, -1])}, "a is"),
-        (spaces.Dict(a=spaces.MultiDiscrete([2, 2])), {"a": np.array([0])}, "shape"),
         (HELD, math.inf, "inf"),
     ],
     ids=str,
@@ -427,15 +370,9 @@ def test_what_stable_baselines_could_not_take(space: spaces.Space[Any], needs: b
 # The wrapper
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-def test_others_checkers_pass(grouped: bool):
-    sb3 = pytest.importorskip("stable_baselines3.common.env_checker")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*different from the unwrapped version.*")
-        warnings.filterwarnings("ignore", message=".*minimal resolution for an image is 36x36.*")
-        env = FeatureObservation(gym.wrappers.TimeLimit(Samples(nested()), 5), grouped=grouped)
-        check_gymnasium(env, skip_render_check=True)
-        sb3.check_env(env, skip_render_check=True)
+def test_others_checkers_pass():
+    for grouped in (False, True):
+        pass_checkers(FeatureObservation(gym.wrappers.TimeLimit(Samples(nested()), 5), grouped=grouped))
 
 
 def test_the_wrapper_gives_new_arrays_and_can_be_made_again():
@@ -494,14 +431,15 @@ def test_all_of_minerls_observations_become_numbers():
 
 
 @pytest.mark.parametrize(("policy", "flatten"), [("MultiInputPolicy", False), ("MlpPolicy", True)])
-def test_agents_take_all_of_minerls_observations(encoder: FrozenEncoder, policy: str, flatten: bool):
+def test_agents_take_minerls_observations(encoder: FrozenEncoder, policy: str, flatten: bool):
     ppo = pytest.importorskip("stable_baselines3").PPO
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     from latent_obs.wrappers.sb3 import VecLatentObservation
 
-    for space in {repr(space): space for space in minerl_spaces().values()}.values():
-        makers: list[Any] = [lambda space=space: FeatureObservation(Samples(space), grouped=flatten)]
+    by_size = sorted(minerl_spaces().values(), key=lambda space: len(leaves_of(space)))
+    for space in (by_size[0], by_size[-1]):
+        makers: list[Any] = [partial(FeatureObservation, Samples(space), grouped=flatten)]
         venv = VecLatentObservation(DummyVecEnv(makers), encoder, flatten=flatten)
         observation: Any = venv.reset()
         assert ppo(policy, venv, n_steps=2, batch_size=2, device="cpu").predict(observation)[0].shape == (1,)

@@ -37,12 +37,6 @@ def test_a_box_becomes_a_latent(encoder: FrozenEncoder, kind: PixelKind):
     np.testing.assert_array_equal(first, kept)
 
 
-def test_grey_pictures():
-    encoder = FrozenEncoder.random(tiny_architecture(channels=1), device="cpu")
-    env = LatentObservation(PixelEnv("grey"), encoder)
-    np.testing.assert_allclose(env.reset()[0], encoder(picture(0, 0, channels=1)), atol=1e-6)
-
-
 def test_a_dict_keeps_its_other_entries(encoder: FrozenEncoder):
     env = LatentObservation(PixelEnv("dict"), encoder)
     assert env.observation_space == spaces.Dict(pov=LATENT, compass=spaces.Box(-1.0, 1.0, (2,), np.float32))
@@ -91,9 +85,8 @@ class Declares(gym.Env[Any, Any]):
 @pytest.mark.parametrize(
     ("declared", "given", "named"),
     [
-        ((64, 48, 3), np.zeros((48, 64, 3), np.uint8), r"\(48, 64, 3\).*declared \(64, 48, 3\)"),  # craftium
-        ((48, 64, 3), np.zeros((3, 48, 64), np.uint8), r"\(3, 48, 64\).*declared \(48, 64, 3\)"),
-        ((48, 64, 3), np.zeros((48, 64), np.uint8), r"\(48, 64\).*declared"),
+        ((64, 48, 3), np.zeros((48, 64, 3), np.uint8), r"\(48, 64, 3\).*\(64, 48, 3\)"),  # craftium
+        ((48, 64, 3), np.zeros((48, 64), np.uint8), r"\(48, 64\)"),
         ((48, 64, 3), np.zeros((48, 64, 3), np.float32), "float32"),
     ],
 )
@@ -112,32 +105,18 @@ def test_an_array_that_differs_from_its_space_is_refused(
             env.reset()
 
 
-@pytest.mark.parametrize(
-    ("space", "named"),
-    [
-        (spaces.Box(0, 1, (48, 64, 3), np.float32), "float32"),
-        (spaces.Box(0, 255, (48, 64, 1), np.uint8), "3 channel"),
-        (spaces.Dict(health=spaces.Box(0, 1, (1,))), "no pixels"),
-        (spaces.Discrete(2), "Discrete"),
-        (spaces.Tuple([spaces.Box(0, 255, (48, 64, 3), np.uint8)]), "Tuple"),
-    ],
-)
-def test_a_space_without_fitting_pixels_is_refused(encoder: FrozenEncoder, space: spaces.Space[Any], named: str):
-    with pytest.raises(InputError, match=named):
-        LatentObservation(Declares(space, None), encoder)
+def test_a_space_without_pixels_and_what_is_no_environment(encoder: FrozenEncoder):
+    for space in (spaces.Box(0, 1, (48, 64, 3), np.float32), spaces.Dict(health=spaces.Box(0, 1, (1,)))):
+        with pytest.raises(InputError, match="observation"):
+            LatentObservation(Declares(space, None), encoder)
+    for env in ([], gym.vector.SyncVectorEnv([PixelEnv])):
+        with pytest.raises(InputError, match="env"):
+            LatentObservation(cast(Any, env), encoder)
 
 
-def test_what_is_no_environment_is_named(encoder: FrozenEncoder):
-    with pytest.raises(InputError, match=r"env: .*list"):
-        LatentObservation(cast(Any, []), encoder)
-    with pytest.raises(InputError, match="VectorLatentObservation"):
-        LatentObservation(cast(Any, gym.vector.SyncVectorEnv([PixelEnv])), encoder)
-
-
-@pytest.mark.parametrize("kind", ["box", "chw", "dict"])
-@pytest.mark.parametrize("latent_only", [False, True])
-def test_others_checkers_pass(encoder: FrozenEncoder, kind: PixelKind, latent_only: bool):
-    pass_checkers(LatentObservation(limited(kind), encoder, latent_only=latent_only))
+@pytest.mark.parametrize("kind", ["chw", "dict"])
+def test_others_checkers_pass(encoder: FrozenEncoder, kind: PixelKind):
+    pass_checkers(LatentObservation(limited(kind), encoder, latent_only=kind == "dict"))
 
 
 def test_others_checkers_pass_on_resized_pixels():

@@ -43,28 +43,8 @@ class Changes(VectorWrapper):
         return (*others, self.kept)
 
 
-def test_next_step(encoder: FrozenEncoder):
-    venv = VectorLatentObservation(pixels(AutoresetMode.NEXT_STEP), encoder, history=2)
-    assert venv.autoreset_mode is AutoresetMode.NEXT_STEP
-    shown, _ = venv.reset()
-    assert_shows(encoder, shown[1], (100, 0), (100, 0))
-    for expected in [
-        (((0, 0), (0, 1)), ((100, 0), (100, 1))),
-        (((0, 1), (0, 2)), ((100, 1), (100, 2))),  # the first one's episode ends
-        (((1, 0), (1, 0)), ((100, 2), (100, 3))),  # and the second one's
-        (((1, 0), (1, 1)), ((101, 0), (101, 0))),
-        (((1, 1), (1, 2)), ((101, 0), (101, 1))),
-    ]:
-        shown, _, _, truncations, infos = venv.step(NO_ACTION)
-        for i in range(2):
-            assert_shows(encoder, shown[i], *expected[i])
-            assert truncations[i] == (expected[i][1][1] == LIMITS[i])
-        assert "final_obs" not in infos
-
-
-@pytest.mark.parametrize("kind", ["box", "dict"])
-def test_same_step(encoder: FrozenEncoder, kind: PixelKind):
-    venv = VectorLatentObservation(pixels(AutoresetMode.SAME_STEP, kind), encoder, history=3)
+def test_same_step(encoder: FrozenEncoder):
+    venv = VectorLatentObservation(pixels(AutoresetMode.SAME_STEP, "dict"), encoder, history=3)
     venv.reset()
     venv.step(NO_ACTION)
     shown, _, _, truncations, infos = venv.step(NO_ACTION)
@@ -74,47 +54,15 @@ def test_same_step(encoder: FrozenEncoder, kind: PixelKind):
     assert infos["final_obs"].shape == (2,)
     assert infos["final_obs"][1] is None
     assert infos["final_info"]["step"].tolist() == [2, 0]
-    last, shown = (o["pov"] if kind == "dict" else o for o in (infos["final_obs"][0], shown))
+    last, shown = (o["pov"] for o in (infos["final_obs"][0], shown))
     assert_shows(encoder, last, (0, 0), (0, 1), (0, 2))
     assert_shows(encoder, shown[0], (1, 0), (1, 0), (1, 0))
     assert_shows(encoder, shown[1], (100, 0), (100, 1), (100, 2))
     shown, *_, infos = venv.step(NO_ACTION)
     assert infos["_final_obs"].tolist() == [False, True]
-    last, shown = (o["pov"] if kind == "dict" else o for o in (infos["final_obs"][1], shown))
+    last, shown = (o["pov"] for o in (infos["final_obs"][1], shown))
     assert_shows(encoder, last, (100, 1), (100, 2), (100, 3))
     assert_shows(encoder, shown[0], (1, 0), (1, 0), (1, 1))
-
-
-def test_disabled(encoder: FrozenEncoder):
-    venv = VectorLatentObservation(pixels(AutoresetMode.DISABLED), encoder, history=2)
-    venv.reset()
-    venv.step(NO_ACTION)
-    shown, _, _, truncations, _ = venv.step(NO_ACTION)
-    assert truncations.tolist() == [True, False]
-    assert_shows(encoder, shown[0], (0, 1), (0, 2))
-    options = {"reset_mask": np.array([True, False])}
-    shown, _ = venv.reset(options=options)
-    assert options["reset_mask"].tolist() == [True, False]  # which Gymnasium takes out
-    assert_shows(encoder, shown[0], (1, 0), (1, 0))
-    assert_shows(encoder, shown[1], (100, 1), (100, 2))  # as before: it was not reset
-    shown, _, _, truncations, _ = venv.step(NO_ACTION)
-    assert_shows(encoder, shown[0], (1, 0), (1, 1))
-    assert_shows(encoder, shown[1], (100, 2), (100, 3))
-    shown, _ = venv.reset()
-    assert_shows(encoder, shown[0], (2, 0), (2, 0))
-    assert_shows(encoder, shown[1], (101, 0), (101, 0))
-
-
-def test_a_reset_between_the_end_and_the_next_step_is_no_second_one(encoder: FrozenEncoder):
-    venv = VectorLatentObservation(pixels(AutoresetMode.NEXT_STEP), encoder, history=2)
-    venv.reset()
-    venv.step(NO_ACTION)
-    venv.step(NO_ACTION)  # the first one's episode ends
-    venv.reset(options={"reset_mask": np.array([True, False])})
-    assert_shows(encoder, venv.step(NO_ACTION)[0][0], (1, 0), (1, 1))
-    venv.step(NO_ACTION)
-    venv.reset()
-    assert_shows(encoder, venv.step(NO_ACTION)[0][0], (2, 0), (2, 1))
 
 
 @pytest.mark.parametrize(
@@ -137,26 +85,6 @@ def test_one_forward_pass_a_step(
         venv.step(NO_ACTION)
         assert len(counts) == number + 1
     assert counts == expected
-
-
-@pytest.mark.parametrize("form", [{}, {"flatten": True}, {"keep_pixels": True}])
-def test_nothing_returned_is_a_buffer_of_the_environments(encoder: FrozenEncoder, form: dict[str, Any]):
-    inner = pixels(AutoresetMode.SAME_STEP, "dict", copy=False)
-    venv = VectorLatentObservation(inner, encoder, **form)
-    returned = [venv.reset()[0]]
-    last: list[Any] = []
-    for _ in range(3):
-        shown, *_, infos = venv.step(NO_ACTION)
-        returned.append(shown)
-        last += [final for final in infos.get("final_obs", ()) if final is not None]
-    assert len(last) == 2
-    buffers = cast(Any, inner)._observations
-    held: list[Any] = [*returned, *last]
-    arrays = [array for what in held for array in (what.values() if isinstance(what, dict) else [what])]
-    for i, array in enumerate(arrays):
-        assert array.flags.writeable
-        assert not any(np.shares_memory(array, buffer) for buffer in buffers.values())
-        assert not any(np.shares_memory(array, other) for other in arrays[:i])
 
 
 def test_the_environments_own_arrays_and_infos_stay_as_they_were(encoder: FrozenEncoder):
@@ -257,20 +185,17 @@ def test_made_by_name(encoder_folder: Path, encoder: FrozenEncoder):
         del gym.registry["LatentObsTests/VectorPixels-v0"]
 
 
-@pytest.mark.parametrize("said", ["SameStep", "SAME_STEP", "same_step", AutoresetMode.SAME_STEP])
+@pytest.mark.parametrize("said", ["SameStep", "SAME_STEP", AutoresetMode.SAME_STEP])
 def test_the_mode_may_be_text(encoder: FrozenEncoder, said: Any):
     venv = VectorLatentObservation(Changes(pixels(AutoresetMode.SAME_STEP), autoreset_mode=said), encoder)
     assert venv.autoreset_mode is AutoresetMode.SAME_STEP
 
 
-@pytest.mark.parametrize(("said", "named"), [({}, "None"), ({"autoreset_mode": "sometimes"}, "'sometimes'")])
-def test_a_mode_that_is_not_known_is_refused(encoder: FrozenEncoder, said: dict[str, Any], named: str):
-    with pytest.raises(InputError, match=f"autoreset_mode.*{named}"):
-        VectorLatentObservation(Changes(pixels(AutoresetMode.SAME_STEP), **said), encoder)
-
-
-def test_what_is_no_vector_environment_is_named(encoder: FrozenEncoder):
-    with pytest.raises(InputError, match=r"venv: .*PixelEnv"):
+def test_a_mode_that_is_not_known_and_other_environments_are_refused(encoder: FrozenEncoder):
+    for said in ({}, {"autoreset_mode": "sometimes"}):
+        with pytest.raises(InputError, match="autoreset_mode"):
+            VectorLatentObservation(Changes(pixels(AutoresetMode.SAME_STEP), **said), encoder)
+    with pytest.raises(InputError, match="venv"):
         VectorLatentObservation(cast(Any, PixelEnv()), encoder)
 
 

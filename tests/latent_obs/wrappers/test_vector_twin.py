@@ -19,7 +19,7 @@ from latent_obs.wrappers.features import FeatureObservation
 from latent_obs.wrappers.single import LatentObservation
 from latent_obs.wrappers.vector import VectorLatentObservation
 from tests.support.latent_cases import assert_same
-from tests.support.tiny import LATENT_DIM, PixelEnv, PixelKind, limited
+from tests.support.tiny import PixelEnv, PixelKind, limited
 
 Makers = Sequence[Callable[[], gym.Env[Any, Any]]]
 
@@ -112,7 +112,7 @@ def stories(draw: st.DrawFn) -> tuple[list[list[int]], list[Any]]:
     form=st.sampled_from([{}, {"flatten": True}, {"latent_only": True}, {"keep_pixels": True}]),
     copy=st.booleans(),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_wrapping_then_vectorizing_is_vectorizing_then_wrapping(
     encoder: FrozenEncoder,
     story: Any,
@@ -155,9 +155,6 @@ def test_several_encoders_and_cameras(encoder: FrozenEncoder):
     makers = [partial(Episodes, "two-images", 100 * i, [2]) for i in range(2)]
     cameras: Any = {"pov": encoder, "map": [encoder, encoder]}
     one, other = both(makers, cameras, AutoresetMode.SAME_STEP, history=2)
-    spaces = other.single_observation_space
-    assert isinstance(spaces, gym.spaces.Dict)
-    assert spaces["map"].shape == (4 * LATENT_DIM,)
     assert assert_same_story(one, other, [None] * 5) >= 4
 
 
