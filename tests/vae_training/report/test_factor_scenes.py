@@ -89,21 +89,6 @@ def test_every_scene_is_one_of_its_own(circular: bool):
     assert len(np.unique(frames, axis=0)) == len(values)
 
 
-@pytest.mark.parametrize("circular", [False, True])
-@pytest.mark.parametrize("size", [0, 5])
-def test_orientations_differ_on_every_shape(circular: bool, size: int):
-    scenes = FactorScenes(circular=circular)
-    area = np.pi * (64 * (0.08 + 0.07 * size / 5)) ** 2
-    for shape in range(len(SHAPES)):
-        values = np.tile([7, 8, size, shape, 3, 0], (12, 1))
-        values[:, 5] = range(12)
-        frames = scenes.render(values).astype(float)
-        for a, b in itertools.combinations(range(12), 2):
-            steps = min(b - a, 12 - (b - a)) if circular else b - a
-            apart = np.abs(frames[a] - frames[b]).max(axis=2).sum() / (255 * area)
-            assert apart > (0.03 if steps == 1 else 0.06), (shape, a, b)
-
-
 def test_nothing_is_cut_off_at_the_border():
     """A shape in a corner of its range is the one in the middle, moved."""
     scenes = FactorScenes(32, positions=3, sizes=2, hues=1, orientations=24, circular=True)

@@ -47,17 +47,7 @@ def score_amounts(truth: Floats, predicted: Floats, units: NDArray[np.intp], see
 
     R² is ``1 - sum((truth - predicted)²) / sum((truth - mean(truth))²)`` with the mean of the held-out frames: 1 is
     perfect, 0 is what guessing their mean would get, and a probe that misleads is below 0.
-
-    Args:
-        truth: (n,).
-        predicted: (n,).
-        units: (n,), what each frame is resampled with.
-        seed: Of the resampling.
-
-    Example:
-        >>> truth = np.arange(6.0)
-        >>> [round(score.value, 2) for score in score_amounts(truth, truth + 1, np.arange(6))]
-        [0.66, 1.0]
+    All arrays are (n,); `units` says what each frame is resampled with.
     """
     labels, unit = np.unique(units, return_inverse=True)
     centered, error = truth - truth.mean(), truth - predicted  # centered: the sums of squares below lose no digits
@@ -86,11 +76,6 @@ def score_classes(labels: NDArray[np.intp], scores: Floats, units: NDArray[np.in
         scores: (n, K): the class with the highest one is predicted.
         units: (n,), what each frame is resampled with.
         seed: Of the resampling.
-
-    Example:
-        >>> scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
-        >>> [s.value for s in score_classes(np.array([0, 1, 1, 1]), scores, np.arange(4))]
-        [0.83..., 1.0]
     """
     kinds = scores.shape[1]
     names, unit = np.unique(units, return_inverse=True)
@@ -145,27 +130,15 @@ def _with_intervals(metrics: tuple[str, ...], scores: Callable[[Floats], Floats]
 
 @dataclass(frozen=True, eq=False)
 class ProbeSplit:
-    """The frames that probes use, and what for.
+    """The frames that probes use, and what for; arrays run over the rows used, recording after recording."""
 
-    Attributes:
-        frames: Number of frames of each recording.
-        rows: For each recording that has frames the numbers of those used, in order; all arrays below run over these,
-            recording after recording.
-        part: int8, what each frame is for: FIT, VALIDATION, HELD_OUT or UNUSED.
-        unit: Number of the recording or block that a held-out frame is resampled with; -1 for the others.
-        recordings: Names of the recordings by use: "fit" to learn from, "validation" to choose a probe's strength,
-            "held_out" to score on.
-        resampled: What the confidence intervals resample, in words.
-        note: What is to be known about this split; empty when nothing is.
-    """
-
-    frames: dict[str, int]
-    rows: dict[str, NDArray[np.intp]]
-    part: NDArray[np.int8]
-    unit: NDArray[np.intp]
-    recordings: dict[str, list[str]]
-    resampled: str
-    note: str
+    frames: dict[str, int]  # number of frames of each recording
+    rows: dict[str, NDArray[np.intp]]  # of each recording that has frames, those used
+    part: NDArray[np.int8]  # FIT, VALIDATION, HELD_OUT or UNUSED
+    unit: NDArray[np.intp]  # the recording or block that a held-out frame is resampled with; -1 for the others
+    recordings: dict[str, list[str]]  # names by use: "fit", "validation", "held_out"
+    resampled: str  # what the intervals resample, in words
+    note: str  # what is to be known about this split; empty when nothing is
 
 
 def split_recordings(

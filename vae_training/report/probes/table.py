@@ -66,9 +66,7 @@ class Kept:
     """How much of what can be read about a target a linear probe reads from a representation.
 
     Attributes:
-        target: The target.
-        representation: Whose linear probe it is about.
-        score: Its main score.
+        score: The main score of the linear probe.
         reference: The best main score of all probes: of the CNN as a rule, of another one where that beats it.
         reference_from: Whose it is, such as "pixels (CNN)" or "latent, mlp".
         share: `score` over `reference`, both from 0 at guessing to 1 at perfect; None where nothing reads the target.
@@ -130,17 +128,13 @@ class ProbeTable:
         lines = [result for result in self.results if result.target == target]
         return max(lines, key=lambda r: (r.main.value, r.head == "cnn"))
 
-    def keeps(self, target: str, representation: str | None = None) -> Kept:
-        """How much of a target a linear probe reads from a representation, as a share of what can be read at all.
-
-        Args:
-            target: Name of the target.
-            representation: By default the first one, the encoder.
+    def keeps(self, target: str) -> Kept:
+        """How much of a target a linear probe reads from the first representation, the encoder, of what can be read.
 
         Raises:
             InputError: It was not probed.
         """
-        linear = self.result(target, representation or self.representations[0], "linear")
+        linear = self.result(target, self.representations[0], "linear")
         best = self.best(target)
         share: float | None = None
         verdict: Verdict = "not readable"

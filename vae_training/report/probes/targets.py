@@ -25,25 +25,15 @@ _OF_OBJECT = re.compile(r"(object\$.+)\.(?!visible$)[^.]+")
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One scalar, and the frames that take part.
-
-    Attributes:
-        name: Its name, such as "state$HEALTH" or "object$Cacodemon.x".
-        kind: "continuous" (an amount), "binary" or "categorical" (classes).
-        values: Over all frames of the split: float64 amounts, or numbers of classes; anything where it is not known.
-        classes: The value that each class stands for; empty for amounts.
-        fit: Rows that probes learn from.
-        validation: Rows that choose their strength.
-        held_out: Rows that they are scored on.
-    """
+    """One scalar, such as "state$HEALTH", and the rows of the split that take part."""
 
     name: str
     kind: Kind
-    values: NDArray[np.float64]
-    classes: tuple[float, ...]
-    fit: NDArray[np.intp]
-    validation: NDArray[np.intp]
-    held_out: NDArray[np.intp]
+    values: NDArray[np.float64]  # over all rows: amounts, or numbers of classes; anything where it is not known
+    classes: tuple[float, ...]  # the value that each class stands for; empty for amounts
+    fit: NDArray[np.intp]  # rows to learn from
+    validation: NDArray[np.intp]  # rows that choose a probe's strength
+    held_out: NDArray[np.intp]  # rows to score on
 
     @property
     def outputs(self) -> int:
