@@ -12,6 +12,7 @@ from vae_training.report.metrics.reconstruction import Reconstruction, Scores
 from vae_training.report.metrics.stability import Stability
 from vae_training.report.probes.scores import Score
 from vae_training.report.probes.table import PIXELS, Head, ProbeResult, ProbeTable
+from vae_training.report.probes.targets import Kind
 
 
 def latents(**changes: Any) -> Latents:
@@ -46,7 +47,8 @@ def probes(*targets: dict[str, float], width: float = 0.02, metric: str = "r2") 
         for name, value in values.items():
             representation = {"mlp": "latent", "pixels": PIXELS}.get(name, name)
             head: Head = "mlp" if name == "mlp" else "cnn" if name == "pixels" else "linear"
-            kind, classes = ("continuous", 0) if metric == "r2" else ("binary", 2)
+            kind: Kind = "continuous" if metric == "r2" else "binary"
+            classes = 0 if metric == "r2" else 2
             score = Score(metric, value, value - width, value + width)
             results.append(ProbeResult(f"t{i}", kind, representation, head, [score], classes, 100, 50))
     return ProbeTable(results, {}, {}, "recordings")

@@ -97,17 +97,9 @@ def measure(
     progress_bar: bool | None = False,
     name: str = "",
 ) -> Measured:
-    """Errors of one method, frame by frame, in batches.
+    """Errors of one method on frames, uint8 (N, H, W, C), one by one; its images are clamped to [0, 1].
 
-    Args:
-        frames: uint8 (N, H, W, C).
-        reconstruct: The method; its images are clamped to [0, 1].
-        with_ssim: Measure SSIM as well, which takes longest.
-        progress_bar: Show one; None shows it in a terminal only.
-        name: What the bar calls the method.
-
-    Raises:
-        MissingExtraError: scikit-image is not installed.
+    SSIM takes longest. `name` is what the bar calls the method; with `progress_bar` None it shows in a terminal only.
     """
     with_ssim = with_ssim and min(frames.shape[1:3]) >= _SSIM_WINDOW
     mse: list[NDArray[np.float64]] = []
@@ -136,13 +128,7 @@ def _ssim(one: Floats, other: Floats) -> float:
 def compare(
     measured: Mapping[str, Measured], *, shown: int = 8, notes: Mapping[str, str] | None = None
 ) -> Reconstruction:
-    """Put the methods side by side.
-
-    Args:
-        measured: By method, "encoder" among them, all on the same frames.
-        shown: How many of the best and of the worst frames to name.
-        notes: How the methods were made.
-    """
+    """Put methods, "encoder" among them, side by side; `shown` of the best and of the worst frames are named."""
     own = measured["encoder"]
     order = np.argsort(own.mse, kind="stable").tolist()
     apart = len(order) // (5 * shown)  # neighboring frames look the same
@@ -171,19 +157,8 @@ def train_autoencoder(
 ) -> tuple[Reconstruct, float]:
     """A plain autoencoder of the same layers: the mean decoded, no noise, no KL (beta 0); Adam at 1e-3, batches of 128.
 
-    Args:
-        architecture: Its layers.
-        training: uint8 (N, H, W, C).
-        steps: Gradient steps.
-        seed: Reproduces it on a CPU.
-        device: A torch device.
-        progress_bar: Show it; None shows it in a terminal only.
-
-    Returns:
-        The method, and the seconds that training took.
-
-    Raises:
-        TrainingDivergedError: Its weights are no longer finite.
+    Returns the method, and the seconds that training took. The seed reproduces it on a CPU. Raises a
+    TrainingDivergedError where its weights are no longer finite.
     """
     rng, began = np.random.default_rng(seed), time.perf_counter()
     with torch.random.fork_rng(devices=[]):

@@ -82,9 +82,11 @@ def prepare_targets(
     kept: list[Target] = []
     left_out: dict[str, str] = {}
     for name, values in sorted(columns.items()):
-        known, where, kind = np.isfinite(values), "known", None
+        known, where = np.isfinite(values), "known"
+        kind: Kind | None = None
         if (match := _OF_OBJECT.fullmatch(name)) and (seen := columns.get(f"{match[1]}.visible")) is not None:
-            known, where, kind = known & (np.nan_to_num(seen) > 0.5), "visible", "continuous"
+            known, where = known & (np.nan_to_num(seen) > 0.5), "visible"
+            kind = "continuous"
         made = _target(name, values, known, where, split, kind)
         if isinstance(made, str):
             left_out[name] = made
