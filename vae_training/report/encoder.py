@@ -1,7 +1,6 @@
 """An encoder folder opened for measuring: means *and* variances, and images as floats, in batches.
 
-`FrozenEncoder` gives what an agent sees, the mean. A report needs the rest of q(z|x) as well: `encoder.safetensors`
-holds the head of the log-variance, too.
+`FrozenEncoder` gives what an agent sees, the mean. A report needs the log-variance of q(z|x) as well.
 """
 
 import os
@@ -31,7 +30,7 @@ class ReportModel:
     Attributes:
         folder: The folder, as it was read.
         frozen: The encoder that an agent gets.
-        cvae: Encoder and decoder in one; the decoder has random weights where the folder has none.
+        cvae: Encoder and decoder in one; the decoder has random weights where the folder has none (`has_decoder`).
 
     Args:
         encoder: The encoder folder, or the run folder that it is in, or a Hugging Face repository id.
@@ -45,8 +44,12 @@ class ReportModel:
     def __init__(self, encoder: str | os.PathLike[str], device: str | torch.device = "auto") -> None:
         self.frozen = FrozenEncoder.load(encoder, device)  # checks the folder as an agent would
         self.folder: EncoderFolder = read_encoder_folder(encoder)
+        self.architecture: Architecture = self.folder.architecture
+        self.contract: PixelContract = self.folder.contract
+        self.provenance: dict[str, Any] = self.folder.provenance
+        self.has_decoder: bool = self.folder.has_decoder
         with torch.random.fork_rng(devices=[]):
-            self.cvae = CVAE.from_architecture(self.folder.architecture)
+            self.cvae = CVAE.from_architecture(self.architecture)
         self.cvae.encoder.load_state_dict(self.folder.encoder)
         if self.has_decoder:
             try:
@@ -54,26 +57,6 @@ class ReportModel:
             except RuntimeError as error:
                 raise EncoderFolderError(f"{self.folder.path}: the decoder does not fit config.json: {error}") from None
         self.cvae.to(resolve_device(device)).eval().requires_grad_(False)
-
-    @property
-    def has_decoder(self) -> bool:
-        """Whether the folder holds a decoder."""
-        return self.folder.has_decoder
-
-    @property
-    def architecture(self) -> Architecture:
-        """Layers of the networks."""
-        return self.folder.architecture
-
-    @property
-    def contract(self) -> PixelContract:
-        """What frames must look like."""
-        return self.folder.contract
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Where the weights come from."""
-        return self.folder.provenance
 
     @torch.inference_mode()
     def encode(self, frames: Frames) -> tuple[Floats, Floats]:
@@ -116,12 +99,7 @@ def decoded_by(cvae: CVAE, latents: NDArray[Any]) -> Floats:
 
 
 def to_uint8(images: NDArray[Any]) -> Frames:
-    """Float images in [0, 1], as uint8.
-
-    Example:
-        >>> to_uint8(np.array([-0.1, 0.5, 1.2])).tolist()
-        [0, 128, 255]
-    """
+    """Float images in [0, 1], clipped, as uint8."""
     return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 

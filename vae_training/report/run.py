@@ -47,7 +47,7 @@ from vae_training.report.sample import (
 
 _FORMAT, _FORMAT_VERSION = "latent-obs-report", 1
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
-_MOST_FRAMES = 20_000  # that PCA and probes are fitted on
+_MOST_FRAMES = 20_000  # that probes are fitted on
 _NOTHING_KNOWN = (
     "nothing is known of the state beside these frames (frames record keeps it where the environment reports it; or "
     "give --targets FILE)"
@@ -154,7 +154,7 @@ def report(
         pairs = neighbors(recordings.held_out, config.held_out_frames, model.contract)
         stability = measure_stability(model.means, sample.frames, pairs, seed=config.seed)
     with work.step("PCA", "the linear baseline"):
-        pca = _fit_pca(work)
+        pca = Pca.fit([training.frames] if config.quick else work.fitting, model.architecture.latent_dim)
     reconstruction = _reconstruct(work, pca)
     probes = _probe(work, known, pca)
     disentanglement = None if known is None or probes is None else _disentanglement(work, known, probes, means)
@@ -193,21 +193,13 @@ def report(
     return result
 
 
-def _fit_pca(work: _Work) -> Pca:
-    """PCA of as many dimensions as the latent, or as the training frames allow."""
-    most = work.config.training_frames if work.config.quick else _MOST_FRAMES
-    shape, frames = work.model.contract.shape, sum(map(len, work.fitting))
-    dim = min(work.model.architecture.latent_dim, most // 2, frames, math.prod(shape))
-    return Pca.fit(work.fitting, dim, most_frames=most)
-
-
 def _reconstruct(work: _Work, pca: Pca) -> Reconstruction | None:
     """How frames come back, by the encoder and by what it is compared with."""
     model, config, frames, training = work.model, work.config, work.sample.frames, work.training.frames
     if not model.has_decoder:
         work.not_measured["reconstruction"] = "the encoder folder has no decoder"
         return None
-    notes = {"pca": f"{pca.dim} components, fitted on {pca.fitted_on:,} training frames"}
+    notes = {"pca": f"{pca.dim} components, fitted on {pca.pca.provenance['sampled']:,} training frames"}
     with work.step("reconstruction", "beside PCA and a mean image"):
         image = MeanImage.fit(work.fitting)
         work.methods |= {"encoder": model.reconstruct, "pca": pca.reconstruct, "mean image": image.reconstruct}

@@ -21,7 +21,6 @@ from vae_training.report.encoder import Frames
 from vae_training.report.probes.targets import load_targets
 
 Dataset = NDArray[np.uint8]
-Rows = dict[str, NDArray[Any]]
 _FEWEST = 16  # frames: with fewer, best, worst and random pairs mean nothing
 
 
@@ -65,12 +64,11 @@ def find_recordings(provenance: Mapping[str, Any], frames: Path | None = None) -
     if frames is None and not folder.is_dir():
         raise InputError(f"--frames is needed: the training frames are not at {folder} (from {Path.cwd()})")
     datasets: list[Dataset] = list(get_datasets(folder))
-    trained = {_place(d)[0]: _place(d) for d in provenance.get("trained_on") or [] if d.get("sha256_head_tail")}
-    seen = [d["sha256_head_tail"] in trained for d in describe_datasets(datasets)]
-    if any(seen):
-        return _of_the_training_folder(datasets, seen, trained, settings.get("held_out"))
+    trained = {d["sha256_head_tail"]: d for d in provenance.get("trained_on") or [] if d.get("sha256_head_tail")}
+    if any(d["sha256_head_tail"] in trained for d in describe_datasets(datasets)):
+        return _of_the_training_folder(datasets, trained, settings.get("held_out"))
     if trained and home is not None and home.is_dir() and home.resolve() != folder.resolve():
-        own = _trained_parts(get_datasets(home), trained)
+        own, _ = _by_use(get_datasets(home), trained)
         if own and own[0].shape[1:] == datasets[0].shape[1:]:
             how = f"The encoder never saw any of {folder}; baselines are fitted on the recordings of its training."
             return Recordings(own, datasets, how, certain=True)
@@ -85,14 +83,16 @@ def find_recordings(provenance: Mapping[str, Any], frames: Path | None = None) -
 
 
 def _of_the_training_folder(
-    datasets: list[Dataset], seen: list[bool], trained: dict[str, tuple[Any, ...]], held_out: int | None
+    datasets: list[Dataset], trained: dict[str, dict[str, Any]], held_out: int | None
 ) -> Recordings:
     """The split of the training run, or what comes nearest to it where files were added or removed since."""
     try:
         training, measured = split_held_out(datasets, held_out)
     except InputError:
         training, measured = [], []
-    if training and {_place(d) for d in describe_datasets(training)} == set(trained.values()):
+    place = ("sha256_head_tail", "first_frame", "frames")
+    same = [{tuple(d[key] for key in place) for d in some} for some in (describe_datasets(training), trained.values())]
+    if training and same[0] == same[1]:
         how = "The same split as in training: whole recordings that no gradient step has seen."
         if any(d["sha256_head_tail"] in trained for d in describe_datasets(measured)):
             how = (
@@ -100,26 +100,23 @@ def _of_the_training_folder(
                 "are those of training, so a new recording will do worse."
             )
         return Recordings(training, measured, how, certain=True)
-    measured = [dataset for dataset, known in zip(datasets, seen, strict=True) if not known]
+    training, measured = _by_use(datasets, trained)
     if not measured:
         raise InputError("--frames is needed: every recording of the training folder was trained on, none is left")
     how = "The folder has changed since training: what is measured are the recordings in it that were not trained on."
-    return Recordings(_trained_parts(datasets, trained), measured, how, certain=True)
+    return Recordings(training, measured, how, certain=True)
 
 
-def _trained_parts(datasets: Sequence[Dataset], trained: dict[str, tuple[Any, ...]]) -> list[Dataset]:
-    """The frames of a folder that were trained on."""
+def _by_use(datasets: Sequence[Dataset], trained: dict[str, dict[str, Any]]) -> tuple[list[Dataset], list[Dataset]]:
+    """The frames of a folder that were trained on, and the recordings of which none were."""
     parts: list[Dataset] = []
+    others: list[Dataset] = []
     for dataset, described in zip(datasets, describe_datasets(datasets), strict=True):
-        if described["sha256_head_tail"] in trained:
-            _, first, frames = trained[described["sha256_head_tail"]]
-            parts.append(dataset[first : first + frames])
-    return parts
-
-
-def _place(described: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Checksum of the file, first frame, number of frames."""
-    return described["sha256_head_tail"], described["first_frame"], described["frames"]
+        if place := trained.get(described["sha256_head_tail"]):
+            parts.append(dataset[place["first_frame"] : place["first_frame"] + place["frames"]])
+        else:
+            others.append(dataset)
+    return parts, others
 
 
 @dataclass(frozen=True)
@@ -138,13 +135,7 @@ class Sample:
 
 
 def take(datasets: Sequence[Dataset], count: int, contract: PixelContract) -> Sample:
-    """Frames spread evenly over recordings.
-
-    Args:
-        datasets: The recordings.
-        count: How many, at most.
-        contract: How frames of another size are converted.
-    """
+    """At most `count` frames spread evenly over recordings, converted to the contract's size."""
     starts = np.cumsum([0, *map(len, datasets)])
     wanted = _spread(int(starts[-1]), count)
     recording = np.searchsorted(starts, wanted, side="right") - 1
@@ -165,12 +156,9 @@ def read(
 
 
 def neighbors(datasets: Sequence[Dataset], count: int, contract: PixelContract) -> tuple[Frames, Frames] | None:
-    """Frames with the next one of the same recording and episode, spread evenly; None where there are none.
+    """At most `count` frames, spread evenly, and the next one of the same recording and episode of each.
 
-    Args:
-        datasets: The recordings.
-        count: How many pairs, at most.
-        contract: As for `take`.
+    None where there are no such pairs.
     """
     rows = []
     for dataset in datasets:
@@ -184,7 +172,7 @@ def neighbors(datasets: Sequence[Dataset], count: int, contract: PixelContract) 
     return read(datasets, recording, row, contract), read(datasets, recording, row + 1, contract)
 
 
-def rows_of(dataset: Dataset) -> Rows:
+def rows_of(dataset: Dataset) -> dict[str, NDArray[Any]]:
     """What is known of each frame of an array, from the `.rows.npz` beside its file; empty where there is nothing."""
     filename = getattr(dataset, "filename", None)
     rows = load_rows(Path(filename)) if filename else {}
@@ -225,10 +213,10 @@ class Known:
         Where nothing is known of the training recordings, probes learn from some that the encoder never saw, and choose
         those to score on themselves (None).
         """
-        learning = set[str]().union(*(self.targets[name] for name in self.recordings if name not in self.held_out))
-        if learning & set[str]().union(*(self.targets[name] for name in self.held_out)):
-            return self, self.held_out
         names = self.held_out
+        learning = set[str]().union(*(self.targets[name] for name in self.recordings if name not in names))
+        if learning & set[str]().union(*(self.targets[name] for name in names)):
+            return self, names
         return Known({n: self.recordings[n] for n in names}, {n: self.targets[n] for n in names}, names), None
 
     def converted(self, contract: PixelContract, most: int) -> "Known":

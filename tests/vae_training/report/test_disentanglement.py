@@ -1,16 +1,14 @@
-"""DCI and MIG on constructed cases whose answers are known, and against scikit-learn's mutual information."""
+"""DCI and MIG on constructed cases whose answers are known."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from latent_obs.util.errors import InputError
 from vae_training.report.metrics import disentanglement
-from vae_training.report.metrics.disentanglement import dci, mig, mig_by_factor, mutual_information
+from vae_training.report.metrics.disentanglement import dci, mig, mig_by_factor
 
 pytest.importorskip("sklearn")
 
@@ -24,41 +22,26 @@ def table(n: int, levels: int = 8) -> tuple[np.ndarray, np.ndarray]:
     return values - (levels - 1) / 2, values
 
 
-PERFECT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "permuted": lambda x: x[:, [2, 0, 3, 1]],
-    "scaled, flipped and moved": lambda x: x * [0.001, -1, 50, -3] + [0, 7, -1, 1000],
-    "with dead latents": lambda x: np.hstack(
-        [x, np.full((len(x), 2), 3.0), 5 + 1e-8 * np.sin(7 * x[:, :1] + x[:, 1:2])]
-    ),
-}
-
-
-@pytest.mark.parametrize("case", PERFECT)
-def test_perfect_latents_score_one(case: str):
+def test_perfect_latents_score_one_in_any_order_and_scale_and_beside_dead_ones():
     codes, values = table(4_000)
-    found = PERFECT[case](codes)
+    rounding = 5 + 1e-8 * np.sin(7 * codes[:, :1] + codes[:, 1:2])
+    found = np.hstack([codes[:, [2, 0, 3, 1]] * [0.001, -1, 50, -3] + 7, np.full((len(codes), 2), 3.0), rounding])
     assert mig(found, values) > 0.99
-    trees = dci(found[:700], values[:700])
+    trees = dci(found[:400], values[:400])
     assert min(trees.disentanglement, trees.completeness, trees.informativeness) > 0.98
     assert trees.by_factor == pytest.approx([1] * F, abs=0.02)
 
 
-def test_entangled_latents_score_low():
+def test_entangled_latents_score_low_and_noise_nothing():
     """Each latent of the Hadamard mixture holds as much of every factor; all is there, for those who can unmix it."""
     codes, values = table(3_000)
     assert mig(codes @ HADAMARD, values) < 0.03
-    trees = dci(codes[:1000] @ HADAMARD, values[:1000])
+    trees = dci(codes[:600] @ HADAMARD, values[:600])
     assert trees.informativeness > 0.5
     assert max(trees.disentanglement, trees.completeness) < 0.2
-
-
-def test_noise_scores_nothing():
-    _, values = table(3_000)
-    codes = np.random.default_rng(1).normal(size=(3_000, F))
-    assert mig(codes, values) < 0.01
-    trees = dci(codes[:700], values[:700])
-    assert trees.informativeness < 0.05
-    assert max(trees.disentanglement, trees.completeness) < 0.15
+    noise = np.random.default_rng(1).normal(size=(3_000, F))
+    assert mig(noise, values) < 0.01
+    assert dci(noise[:400], values[:400]).informativeness < 0.05
 
 
 def test_duplicated_latents_have_no_gap_and_half_of_completeness():
@@ -71,7 +54,7 @@ def test_duplicated_latents_have_no_gap_and_half_of_completeness():
 
 
 def test_one_latent_for_two_factors_lowers_disentanglement_only():
-    codes, values = table(700, levels=4)
+    codes, values = table(400, levels=4)
     codes = np.column_stack([codes[:, 0] * 4 + codes[:, 1], codes[:, 2], codes[:, 3]])
     trees = dci(codes, values, categorical=[True] * F)
     assert trees.completeness > 0.9
@@ -95,8 +78,7 @@ def test_a_factor_that_is_not_known_everywhere_is_measured_where_it_is():
 
 
 def test_continuous_factors_are_cut_into_bins():
-    rng = np.random.default_rng(0)
-    factors = rng.normal(size=(4_000, 2))
+    factors = np.random.default_rng(0).normal(size=(4_000, 2))
     assert mig(factors, factors) > 0.9
     assert mig(factors @ [[1, 1], [1, -1]], factors) < 0.1
 
@@ -109,17 +91,8 @@ def test_latents_that_never_change():
         assert (trees.disentanglement, trees.completeness, trees.informativeness) == (0, 0, 0)
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.integers(0, 10_000), st.integers(2, 200), st.integers(1, 6))
-def test_mutual_information_is_that_of_scikit_learn(seed: int, n: int, levels: int):
-    from sklearn.metrics import mutual_info_score
-
-    one, other = np.random.default_rng(seed).integers(0, levels, (2, n))
-    assert mutual_information(one, other) == pytest.approx(mutual_info_score(one, other), abs=1e-9)
-
-
 def test_a_seed_gives_the_same_scores_with_any_number_of_threads(monkeypatch: pytest.MonkeyPatch):
-    codes, values = table(300)
+    codes, values = table(200)
     first = dci(codes @ HADAMARD, values, seed=1)
     monkeypatch.setattr(disentanglement, "cores", lambda: 1)
     again = dci(codes @ HADAMARD, values, seed=1)
@@ -132,7 +105,6 @@ def test_a_seed_gives_the_same_scores_with_any_number_of_threads(monkeypatch: py
     ("codes", "factors", "named"),
     [
         (np.zeros((60, 3)), np.zeros((61, 2)), "codes"),
-        (np.zeros((60, 3)), np.zeros(60), "codes"),
         (np.full((60, 3), np.nan), np.zeros((60, 2)), "codes"),
         (np.zeros((49, 3)), np.arange(49.0)[:, None], "factors"),
         (np.zeros((60, 3)), np.zeros((60, 2)), "factors"),

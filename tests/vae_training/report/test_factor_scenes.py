@@ -59,30 +59,25 @@ def drawn_by_pillow(size: int, x: float, y: float, radius: float, shape: str, hu
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("size", [64, 45])
-def test_drawn_as_pillow_draws_polygons(shape: str, size: int):
-    scenes = FactorScenes(size, positions=5, sizes=3, hues=4, orientations=7)
-    values = np.array([[1, 4, 2, SHAPES.index(shape), 2, 1], [3, 0, 1, SHAPES.index(shape), 1, 6], [2, 2, 2, 0, 0, 3]])
-    values[:, 3] = SHAPES.index(shape)
+def test_drawn_as_pillow_draws_polygons(shape: str):
+    scenes = FactorScenes(45, positions=5, sizes=3, hues=4, orientations=7)
+    values = np.array([[1, 4, 2, SHAPES.index(shape), 2, 1], [3, 0, 1, SHAPES.index(shape), 1, 6]])
     for value, frame in zip(values, scenes.render(values), strict=True):
         x, y, s, _, hue, orientation = value / np.array([4, 4, 2, 1, 3, 6])
-        radius = (0.08 + 0.07 * s) * size
-        expected = drawn_by_pillow(
-            size, (0.25 + 0.5 * x) * size, (0.25 + 0.5 * y) * size, radius, shape, 240 * hue, 120 * orientation - 60
-        )
+        radius = (0.08 + 0.07 * s) * 45
+        place = ((0.25 + 0.5 * x) * 45, (0.25 + 0.5 * y) * 45)
+        expected = drawn_by_pillow(45, *place, radius, shape, 240 * hue, 120 * orientation - 60)
         apart = np.abs(frame - expected)
         edge = 2 * np.pi * radius * 2  # pixels, more than any of the outlines crosses
         assert apart.max() < 0.2 * 255
         assert apart.mean(axis=2).sum() < 0.02 * 255 * edge
 
 
-def test_colours_begin_at_red_and_end_at_blue():
-    scenes = FactorScenes(positions=1, sizes=1, shapes=1, hues=5, orientations=1)
-    below = scenes.render(np.arange(5)[:, None])[:, 36, 32]
-    assert below[[0, 2, 4]].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
-    closed = FactorScenes(positions=1, sizes=1, shapes=1, hues=3, orientations=1, circular=True)
-    assert closed.render(np.arange(3)[:, None])[:, 36, 32].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
-    np.testing.assert_array_equal(closed.render(np.array([[0]])), scenes.render(np.array([[0]])))  # neither is turned
+def test_colors_begin_at_red_and_end_at_blue():
+    for hues, circular in ((5, False), (3, True)):
+        scenes = FactorScenes(positions=1, sizes=1, shapes=1, hues=hues, orientations=1, circular=circular)
+        below = scenes.render(np.arange(hues)[:, None])[:, 36, 32]
+        assert below[[0, hues // 2, hues - 1]].tolist() == (255 * np.eye(3)).tolist()
 
 
 @pytest.mark.parametrize("circular", [False, True])
@@ -94,26 +89,10 @@ def test_every_scene_is_one_of_its_own(circular: bool):
     assert len(np.unique(frames, axis=0)) == len(values)
 
 
-@pytest.mark.parametrize("circular", [False, True])
-@pytest.mark.parametrize("shape", range(len(SHAPES)))
-@pytest.mark.parametrize("size", [0, 5])
-def test_orientations_are_told_apart_on_every_shape(circular: bool, shape: int, size: int):
-    scenes = FactorScenes(circular=circular)
-    values = np.tile([7, 8, size, shape, 3, 0], (12, 1))
-    values[:, 5] = range(12)
-    frames = scenes.render(values).astype(float)
-    area = np.pi * (64 * (0.08 + 0.07 * size / 5)) ** 2
-    for a, b in itertools.combinations(range(12), 2):
-        steps = min(b - a, 12 - (b - a)) if circular else b - a
-        apart = np.abs(frames[a] - frames[b]).max(axis=2).sum() / (255 * area)
-        assert apart > (0.03 if steps == 1 else 0.06), (a, b)
-
-
-@pytest.mark.parametrize("size", [32, 64])
-def test_nothing_is_cut_off_at_the_border(size: int):
+def test_nothing_is_cut_off_at_the_border():
     """A shape in a corner of its range is the one in the middle, moved."""
-    scenes = FactorScenes(size, positions=3, sizes=2, hues=1, orientations=24, circular=True)
-    values, quarter = all_values(scenes), size // 4
+    scenes = FactorScenes(32, positions=3, sizes=2, hues=1, orientations=24, circular=True)
+    values, quarter = all_values(scenes), 8
     middle = scenes.render(values[(values[:, :2] == 1).all(axis=1)])
     assert (middle[:, [0, -1]] == 40).all()
     for x, y in itertools.product((0, 2), (0, 2)):
@@ -139,7 +118,7 @@ def test_a_factor_changes_only_what_it_is_about():
     assert (background | shape).all()
     assert not (background & shape)[int(rows.mean()), int(columns.mean())]
     assert not changed("orientation", 5)[:5].any()
-    for name, shift, axis in (("position_x", 15 * 32 / 15, 1), ("position_y", 15 * 32 / 15, 0)):
+    for name, axis in (("position_x", 1), ("position_y", 0)):
         places = []
         for position in (0, 15):
             moved = value.copy()
@@ -147,7 +126,7 @@ def test_a_factor_changes_only_what_it_is_about():
             other = moved.copy()
             other[0, column["hue"]] = 5
             places.append(np.nonzero((scenes.render(moved) != scenes.render(other))[0].any(axis=2))[axis].mean())
-        assert places[1] - places[0] == pytest.approx(shift, abs=0.01)
+        assert places[1] - places[0] == pytest.approx(32, abs=0.01)
 
 
 @settings(deadline=None, max_examples=25)
@@ -179,34 +158,31 @@ def test_a_factor_of_one_value_is_none():
     assert [f.name for f in scenes.factors] == ["size", "shape", "orientation"]
     frame = scenes.render(np.array([[5, 0, 0]]))[0].astype(int) - 40
     rows, columns = np.nonzero(frame.any(axis=2))
-    assert (rows.mean(), columns.mean()) == (
-        pytest.approx(31.5, abs=0.3),
-        pytest.approx(31.5, abs=0.3),
-    )  # in the middle
+    assert (rows.mean(), columns.mean()) == pytest.approx((31.5, 31.5), abs=0.3)  # in the middle
 
 
 def test_files_that_training_opens(tmp_path: Path):
     scenes = FactorScenes(16, positions=6, backgrounds=2)
-    files = scenes.write(tmp_path / "scenes", frames=1103, files=4, seed=7)
+    files = scenes.write(tmp_path / "scenes", frames=403, files=4, seed=7)
     datasets = get_datasets(tmp_path / "scenes")
-    assert [dataset.shape for dataset in datasets] == [(n, 16, 16, 3) for n in (276, 276, 276, 275)]
+    assert [dataset.shape for dataset in datasets] == [(n, 16, 16, 3) for n in (101, 101, 101, 100)]
     assert [len(part) for part in split_held_out(datasets)] == [3, 1]
     for file, dataset in zip(files, datasets, strict=True):
         rows = load_rows(file)
         assert list(rows) == [f"factor${name}" for name in [*NAMES, "background"]]
         np.testing.assert_array_equal(dataset, scenes.render(np.stack(list(rows.values()), axis=1)))
-    assert not (datasets[0][:275] == datasets[3]).all(axis=(1, 2, 3)).any()
+    assert not (datasets[0][:100] == datasets[3]).all(axis=(1, 2, 3)).any()
     made_of = json.loads((tmp_path / "scenes" / "scenes.json").read_text())
     assert made_of["factors"][3] == {"name": "shape", "values": 4, "ordered": False}
     np.testing.assert_array_equal(
         FactorScenes(**made_of["arguments"]).render(np.ones((1, 7), int)), scenes.render(np.ones((1, 7), int))
     )
-    FactorScenes(16, positions=6, backgrounds=2).write(tmp_path / "again", frames=1103, files=4, seed=7)
+    FactorScenes(16, positions=6, backgrounds=2).write(tmp_path / "again", frames=403, files=4, seed=7)
     for file in (tmp_path / "scenes").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
-    scenes.write(tmp_path / "other", frames=1103, files=4, seed=8)
+    scenes.write(tmp_path / "other", frames=403, files=4, seed=8)
     assert files[0].read_bytes() != (tmp_path / "other" / files[0].name).read_bytes()
-    with pytest.raises(InputError, match="exists already and is never overwritten"):
+    with pytest.raises(InputError, match="exists"):
         scenes.write(tmp_path / "scenes", frames=40, files=2)
 
 
@@ -227,36 +203,31 @@ def test_no_frames_without_their_rows_after_ctrl_c(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        ({"size": 8}, "size must be a whole number from 16"),
-        ({"size": 64.0}, "size must be a whole number"),
-        ({"positions": 0}, "positions must be a whole number from 1"),
-        ({"shapes": 5}, "shapes must be a whole number from 1 to 4"),
-        ({"hues": True}, "hues must be a whole number"),
-        ({"positions": 1, "sizes": 1, "shapes": 1, "hues": 1, "orientations": 1}, "nothing varies"),
+        ({"size": 8}, "size"),
+        ({"positions": 0}, "positions"),
+        ({"shapes": 5}, "shapes"),
+        ({"hues": True}, "hues"),
+        ({"positions": 1, "sizes": 1, "shapes": 1, "hues": 1, "orientations": 1}, "varies"),
     ],
 )
-def test_scenes_that_cannot_be(arguments: dict[str, Any], message: str):
-    with pytest.raises(InputError, match=message):
+def test_scenes_that_cannot_be(arguments: dict[str, Any], named: str):
+    with pytest.raises(InputError, match=named):
         FactorScenes(**arguments)
 
 
 def test_values_that_cannot_be(tmp_path: Path):
-    scenes, rng = FactorScenes(16), np.random.default_rng(0)
-    for values in (np.zeros((3, 5), int), np.zeros(6, int), np.zeros((3, 6))):
-        with pytest.raises(InputError, match=r"whole numbers of shape \(N, 6\)"):
+    scenes = FactorScenes(16)
+    assert scenes.render(np.zeros((0, 6), int)).shape == (0, 16, 16, 3)
+    for values in (np.zeros((3, 5), int), np.zeros(6, int), np.zeros((3, 6)), np.full((1, 6), -1)):
+        with pytest.raises(InputError, match="values"):
             scenes.render(values)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InputError, match=r"values of shape \(column 3\) must be from 0 to 3, got 0 to 4"):
+    with pytest.raises(InputError, match="shape"):
         scenes.render(np.array([[0] * 6, [0, 0, 0, 4, 0, 0]]))
-    with pytest.raises(InputError, match="got -1 to 0"):
-        scenes.render(np.array([[0] * 6, [-1, 0, 0, 0, 0, 0]]))
-    with pytest.raises(InputError, match="n must be a whole number of 1 or more"):
-        scenes.sample(0, rng)
-    with pytest.raises(InputError, match="frames must be a whole number of 4 or more"):
+    with pytest.raises(InputError, match="frames"):
         scenes.write(tmp_path, frames=3, files=4)
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is a file, expected a folder"):
+    with pytest.raises(InputError, match="file"):
         scenes.write(tmp_path / "file")
-    assert scenes.render(np.zeros((0, 6), int)).shape == (0, 16, 16, 3)

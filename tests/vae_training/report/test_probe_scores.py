@@ -54,24 +54,12 @@ def test_an_interval_knows_that_frames_of_a_recording_err_together(rng: np.rando
 
 
 def test_the_spread_of_a_resample_is_its_own(rng: np.random.Generator):
-    """Two recordings far apart, told apart but no more: half of the resamples hold only one of them, and explain
-    nothing."""
+    """Two recordings of which only the level is known: half of the resamples hold one, and explain nothing."""
     level = np.repeat([-10.0, 10.0], 50)
     found = score_amounts(level + rng.standard_normal(100), level, np.repeat([0, 1], 50))[0]
     assert found.value > 0.95
     assert found.low is not None
     assert abs(found.low) < 0.1
-
-
-def test_an_interval_has_its_coverage(rng: np.random.Generator):
-    """Of a mean error whose true value is 1."""
-    inside = 0
-    for seed in range(60):
-        error = np.repeat(rng.exponential(1, 30), 4)
-        truth = rng.standard_normal(120)
-        found = score_amounts(truth, truth + error, np.repeat(np.arange(30), 4), seed)[1]
-        inside += found.low <= 1 <= found.high  # pyright: ignore
-    assert inside >= 50
 
 
 def test_no_interval_where_nothing_can_be_resampled():
@@ -80,24 +68,23 @@ def test_no_interval_where_nothing_can_be_resampled():
         assert (found.value, found.low, found.high) == (1, None, None)
 
 
-def made(head: Head, value: float, name: str = "auroc", representation: str = "latent") -> ProbeResult:
-    return ProbeResult("y", "binary", representation, head, [Score(name, value, None, None)], 2, 100, 50)
+def made(head: Head, value: float, representation: str) -> ProbeResult:
+    return ProbeResult("y", "binary", representation, head, [Score("auroc", value, None, None)], 2, 100, 50)
 
 
 @pytest.mark.parametrize(
-    ("linear", "cnn", "share", "said"),
+    ("linear", "cnn", "share", "verdict"),
     [
         (0.96, 1.0, 0.92, "kept"),
         (0.8, 1.0, 0.6, "partly kept"),
         (0.55, 0.9, 0.125, "lost"),
-        (0.4, 0.9, 0.0, "lost"),
         (0.5, 0.52, None, "not readable"),
         (0.9, 0.6, 1.0, "kept"),
     ],
 )
-def test_what_is_kept_is_a_share_above_guessing(linear: float, cnn: float, share: float | None, said: str):
-    table = ProbeTable([made("linear", linear), made("cnn", cnn, representation=PIXELS)], {}, {}, "recordings")
+def test_what_is_kept_is_a_share_above_guessing(linear: float, cnn: float, share: float | None, verdict: str):
+    table = ProbeTable([made("linear", linear, "latent"), made("cnn", cnn, PIXELS)], {}, {}, "recordings")
     kept = table.keeps("y")
-    assert kept.verdict == said
+    assert kept.verdict == verdict
     assert kept.share == (None if share is None else pytest.approx(share))
     assert kept.reference == max(linear, cnn)

@@ -1,5 +1,4 @@
-"""The split of probes: no recording has two uses, so that nothing leaks from what is learnt from into what is
-scored."""
+"""The split of probes: no recording has two uses, so nothing leaks from what is learnt from into what is scored."""
 
 import numpy as np
 import pytest
@@ -7,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_obs.util.errors import InputError
-from tests.support.probe_cases import LENGTH, NAMES, cut, numbered
+from tests.support.probe_cases import NAMES, cut, numbered
 from vae_training.report.probes.scores import FIT, HELD_OUT, UNUSED, VALIDATION, split_recordings
 
 
@@ -15,29 +14,29 @@ from vae_training.report.probes.scores import FIT, HELD_OUT, UNUSED, VALIDATION,
 @given(st.lists(st.integers(1, 200), min_size=3, max_size=30), st.integers(0, 5), st.integers(50, 3000))
 def test_no_recording_has_two_uses(lengths: list[int], seed: int, most_frames: int):
     split = split_recordings({str(i): np.zeros(n) for i, n in enumerate(lengths)}, seed=seed, most_frames=most_frames)
-    uses = [set(split.fit), set(split.validation), set(split.held_out)]
+    uses = [set(names) for names in split.recordings.values()]
     if not split.note:
         assert all(uses)
         assert sum(map(len, uses)) == len(set().union(*uses)) == len(lengths)
-    assert not set(split.held_out) & (set(split.fit) | set(split.validation))
+    fit, validation, held_out = uses
+    assert not held_out & (fit | validation)
     at = 0
     for name, rows in split.rows.items():
         part = split.part[at : at + len(rows)]
-        if not split.note:
-            assert len(set(part)) == 1
-        assert (name in split.held_out) == bool((part == HELD_OUT).any())
+        assert split.note or len(set(part)) == 1
+        assert (name in held_out) == bool((part == HELD_OUT).any())
         at += len(rows)
-    assert at == len(split.part)
-    assert at <= most_frames + len(lengths)
+    assert at == len(split.part) <= most_frames + len(lengths)
     assert ((split.unit >= 0) == (split.part == HELD_OUT)).all()
 
 
 def test_shares_of_the_split():
-    split = split_recordings({str(i): np.zeros(100) for i in range(100)}, seed=3)
-    assert [len(part) for part in (split.fit, split.validation, split.held_out)] == [60, 15, 25]
+    frames = {str(i): np.zeros(100) for i in range(100)}
+    split = split_recordings(frames, seed=3)
+    assert [len(names) for names in split.recordings.values()] == [60, 15, 25]
     assert split.resampled == "recordings"
     assert len(np.unique(split.unit)) == 26
-    assert split.held_out != split_recordings({str(i): np.zeros(100) for i in range(100)}, seed=4).held_out
+    assert split.recordings != split_recordings(frames, seed=4).recordings
 
 
 def test_a_single_recording_is_cut_with_gaps():
@@ -45,8 +44,7 @@ def test_a_single_recording_is_cut_with_gaps():
     assert "last 25% of only" in split.note
     starts = [int(np.flatnonzero(split.part == which)[0]) for which in (FIT, VALIDATION, HELD_OUT)]
     assert starts == sorted(starts)
-    for which in (VALIDATION, HELD_OUT):
-        assert split.part[np.flatnonzero(split.part == which)[0] - 1] == UNUSED
+    assert [split.part[start - 1] for start in starts[1:]] == [UNUSED, UNUSED]
     assert split.resampled.startswith("blocks of")
     assert len(np.unique(split.unit)) > 30
 
@@ -63,19 +61,12 @@ def test_blocks_stay_within_a_recording():
 
 
 def test_the_held_out_recordings_can_be_named():
-    frames = cut(numbered())
-    split = split_recordings(frames, held_out=["r02", "r05"])
-    assert split.held_out == ("r02", "r05")
-    assert {name: len(part) for name, part in split.rows.items()} == dict.fromkeys(NAMES, LENGTH)
-    with pytest.raises(InputError, match="r99"):
-        split_recordings(frames, held_out=["r99"])
-    with pytest.raises(InputError, match="no recordings"):
-        split_recordings(frames, held_out=[])
-    with pytest.raises(InputError, match="nothing to learn from"):
-        split_recordings(frames, held_out=NAMES)
-    with pytest.raises(InputError, match="no frames"):
-        split_recordings({"a": np.zeros(0)})
-    with pytest.raises(InputError, match="have no frames"):
-        split_recordings({"a": np.zeros(0), "b": np.zeros(9)}, held_out=["a"])
-    with pytest.raises(InputError, match="too few"):
-        split_recordings({"a": np.zeros(2)})
+    frames = cut(numbered()) | {"empty": np.zeros(0)}
+    assert split_recordings(frames, held_out=["r02", "r05"]).recordings["held_out"] == ["r02", "r05"]
+    for held_out in (["r99"], [], NAMES, ["empty"]):
+        with pytest.raises(InputError, match="held_out"):
+            split_recordings(frames, held_out=held_out)
+    with pytest.raises(InputError, match="frames_by_recording"):
+        split_recordings({"empty": np.zeros(0)})
+    with pytest.raises(InputError, match="tiny"):
+        split_recordings({"tiny": np.zeros(2)})

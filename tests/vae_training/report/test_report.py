@@ -27,24 +27,22 @@ for package in ("skimage", "sklearn", "matplotlib"):
 
 
 class Page(HTMLParser):
-    """Tags, headings and text of a page."""
+    """Tags and text of a page."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.headings: list[str] = []
         self.text = ""
         self.feed(file.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag in ("h1", "h2"):
-            self.headings.append("")
 
     def handle_data(self, data: str) -> None:
         self.text += data
-        if self.tags and self.tags[-1][0] in ("h1", "h2") and not self.headings[-1]:
-            self.headings[-1] = data
+
+    def all_of(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
 
 
 @pytest.fixture(scope="module")
@@ -73,26 +71,22 @@ def made(trained: Path) -> tuple[ReportResult, list[str]]:
     return result, said
 
 
-def test_it_lies_beside_the_encoder(made: Any, trained: Path):
+def test_the_page_lies_beside_the_encoder_holds_everything_and_fetches_nothing(made: Any, trained: Path):
     result, said = made
     assert result.page == trained / "report" / "report.html"
     assert sorted(p.name for p in (trained / "report").iterdir()) == ["pictures", "report.html", "report.json"]
     assert str(result.page) in said[-1]
     assert any(result.headline in line for line in said)
-
-
-def test_the_page_holds_everything_and_fetches_nothing(made: Any, trained: Path):
-    result, _ = made
     page = Page(result.page)
-    assert len(page.headings) == 9
+    assert len(page.all_of("h1", "h2")) == 9
     for text in (result.headline, "state$STEP", *(f.sentence for f in result.findings), *result.not_measured.values()):
         assert text in page.text
-    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    images = page.all_of("img")
     assert len(images) == len(list((trained / "report" / "pictures").glob("*.png"))) == 10
     for attributes in images:
         assert str(attributes["src"]).startswith("data:image/png;base64,")
         assert attributes["alt"]
-    assert not {"script", "link", "iframe", "video"} & {tag for tag, _ in page.tags}
+    assert not page.all_of("script", "link", "iframe", "video")
     assert not re.findall(r"https?://", result.page.read_text())
 
 
@@ -174,7 +168,7 @@ def test_without_a_decoder_the_pictures_are_left_out(tmp_path: Path, frames_fold
     assert result.page == tmp_path / "run" / "report" / "report.html"
     assert (result.reconstruction, result.probes, result.disentanglement) == (None, None, None)
     assert set(result.not_measured) == {"reconstruction", "probes"}
-    assert len(Page(result.page).headings) == 5
+    assert len(Page(result.page).all_of("h1", "h2")) == 5
     assert "held out.unknown" in {finding.key for finding in result.findings}
     assert json.loads(result.json.read_text())["reconstruction"] is None
 
@@ -194,25 +188,20 @@ def test_by_the_command_line(trained: Path, tmp_path: Path, capfd: pytest.Captur
     assert set(values["not_measured"]) == {"probes", "autoencoder"}
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        ("nowhere", "nowhere"),
-        ("{run} --frames nowhere", "nowhere"),
-        ("{run} --out {file}", "--out"),
-        ("{run} --sample 3", "sample"),
-        ("{run} --targets nowhere.npz", "nowhere.npz"),
-        ("{run} --device cuda:77", "cuda:77"),
-    ],
-)
-def test_mistakes_are_one_line(
-    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: str, named: str
-):
+def test_mistakes_are_one_line(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     (tmp_path / "file").write_text("mine")
-    assert call("report " + words.format(run=trained, file=tmp_path / "file")) == 2
-    err = capfd.readouterr().err
-    assert named in err
-    assert "Traceback" not in err
+    for words, named in (
+        ("nowhere", "nowhere"),
+        (f"{trained} --frames nowhere", "nowhere"),
+        (f"{trained} --out {tmp_path / 'file'}", "--out"),
+        (f"{trained} --sample 3", "sample"),
+        (f"{trained} --targets nowhere.npz", "nowhere.npz"),
+        (f"{trained} --device cuda:77", "cuda:77"),
+    ):
+        assert call(f"report {words}") == 2
+        err = capfd.readouterr().err
+        assert named in err
+        assert "Traceback" not in err
 
 
 def test_a_damaged_encoder(trained: Path, tmp_path: Path):
@@ -231,14 +220,8 @@ def test_a_missing_package_is_reported_before_anything_else(trained: Path, monke
 
 
 def test_json_is_plain_and_readable(tmp_path: Path):
-    values = {
-        "a": [1.0, float("nan"), np.float32(0.5)],
-        "b": {"c": (np.int64(3), True, None)},
-        "p": Path("x"),
-        "s": "[1, 2]",
-        "rows": [[1, 2], [3, 4]],
-    }
-    text = write_compact_json(tmp_path / "a.json", values).read_text()
+    numbers = {"a": [1.0, float("nan"), np.float32(0.5)], "b": {"c": (np.int64(3), True, None)}, "p": Path("x")}
+    text = write_compact_json(tmp_path / "a.json", {**numbers, "s": "[1, 2]", "rows": [[1, 2], [3, 4]]}).read_text()
     plain = {"a": [1.0, None, 0.5], "b": {"c": [3, True, None]}, "p": "x", "s": "[1, 2]", "rows": [[1, 2], [3, 4]]}
     assert json.loads(text) == plain
     assert '"a": [1.0, null, 0.5]' in text

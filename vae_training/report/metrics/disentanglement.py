@@ -51,8 +51,7 @@ def dci(codes: ArrayLike, factors: ArrayLike, *, categorical: Sequence[bool] | N
 
     Args:
         codes: (N, D), the latents.
-        factors: (N, F), the factors; NaN where a factor is not known. One that is known in fewer than 50 samples, or
-            that is constant, is left out.
+        factors: (N, F); NaN where a factor is not known. One known in fewer than 50 samples, or constant, is left out.
         categorical: Which factors are classes, (F,); by default all are amounts.
         seed: Of the split and the trees.
 
@@ -105,18 +104,16 @@ def mig(codes: ArrayLike, factors: ArrayLike, *, bins: int = 20) -> float:
 
     Chen et al. 2018, "Isolating Sources of Disentanglement in VAEs", section 4: the gap as a share of the factor's
     entropy, averaged over the factors. As in Locatello et al. 2019 each latent is cut into 20 equal bins; so is a
-    factor of more values than that.
+    factor of more values than that. 1 says that one latent holds all of a factor and no other anything of it.
 
     Args:
         codes: (N, D), the latents.
         factors: (N, F), as for `dci`.
         bins: Number of bins.
 
-    Returns:
-        0 (no latent stands out) to 1 (one latent holds all of a factor, and no other anything of it).
-
     Raises:
         InputError: As `dci`.
+        MissingExtraError: scikit-learn is not installed.
 
     Example:
         >>> values = np.random.default_rng(0).integers(0, 5, (4000, 2))
@@ -128,24 +125,18 @@ def mig(codes: ArrayLike, factors: ArrayLike, *, bins: int = 20) -> float:
 
 def mig_by_factor(codes: ArrayLike, factors: ArrayLike, *, bins: int = 20) -> Floats:
     """The gap that `mig` averages, for each factor: float64 (F,), NaN for one that was left out."""
+    metrics = require("sklearn.metrics", extra="report", purpose="measure disentanglement")
     x, y, varying = _checked(codes, factors)
     gaps = np.full(y.shape[1], np.nan)
     for factor in varying:
         known = np.isfinite(y[:, factor])
-        target = _levels(y[known, factor], bins)
-        information = [mutual_information(_cells(code, bins), target) for code in x[known].T]
+        levels, target = np.unique(y[known, factor], return_inverse=True)
+        if len(levels) > bins:
+            target = _bins(y[known, factor], bins)
+        information = [metrics.mutual_info_score(_bins(code, bins), target) for code in x[known].T]
         second, best = sorted([0.0, 0.0, *information])[-2:]
-        gaps[factor] = (best - second) / mutual_information(target, target)
+        gaps[factor] = (best - second) / metrics.mutual_info_score(target, target)
     return gaps
-
-
-def mutual_information(one: NDArray[np.intp], other: NDArray[np.intp]) -> float:
-    """Mutual information of two columns of labels 0, 1, 2 …, in nats; of a column with itself, its entropy."""
-    joint = np.bincount(one * (other.max() + 1) + other, minlength=(one.max() + 1) * (other.max() + 1)) / len(one)
-    joint = joint.reshape(one.max() + 1, other.max() + 1)
-    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    there = joint > 0
-    return float(np.sum(joint[there] * np.log(joint[there] / independent[there])))
 
 
 def _checked(codes: ArrayLike, factors: ArrayLike) -> tuple[Floats, Floats, list[int]]:
@@ -164,13 +155,7 @@ def _checked(codes: ArrayLike, factors: ArrayLike) -> tuple[Floats, Floats, list
     return x, y, varying
 
 
-def _levels(values: Floats, bins: int) -> NDArray[np.intp]:
-    """Labels of a factor: its values, or equal bins where there are more of them."""
-    levels, labels = np.unique(values, return_inverse=True)
-    return labels if len(levels) <= bins else np.unique(_cells(values, bins), return_inverse=True)[1]
-
-
-def _cells(values: Floats, bins: int) -> NDArray[np.intp]:
+def _bins(values: Floats, bins: int) -> NDArray[np.intp]:
     """Number of the equal bin that each value is in."""
     low, high = values.min(), values.max()
     return np.minimum((values - low) / ((high - low) or 1.0) * bins, bins - 1).astype(np.intp)
@@ -178,8 +163,8 @@ def _cells(values: Floats, bins: int) -> NDArray[np.intp]:
 
 def _concentration(importances: Floats) -> Floats:
     """1 - entropy of each row, as a share of the largest possible one; 0 for a row of zeros. (rows, n) -> (rows,)."""
-    total = importances.sum(axis=1, keepdims=True)
-    shares = np.divide(importances, total, out=np.zeros_like(importances), where=total > 0)
-    entropy = -np.sum(shares * np.log(shares, out=np.zeros_like(shares), where=shares > 0), axis=1)
+    from scipy.stats import entropy
+
     largest = np.log(importances.shape[1]) or 1.0  # one column only: nothing to be spread over
-    return np.where(total[:, 0] > 0, 1 - entropy / largest, 0.0)
+    with np.errstate(invalid="ignore"):
+        return np.nan_to_num(1 - entropy(importances, axis=1) / largest)

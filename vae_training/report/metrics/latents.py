@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Burda et al. 2016, "Importance Weighted Autoencoders", section 5: a unit is active if its mean varies by more than
-#: this.
-ACTIVE_VARIANCE = 0.01
 #: Below this many nats in all, or without an active unit, the posterior has collapsed: every frame looks alike.
 COLLAPSED_NATS = 0.5
+_ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5
 _VARIES = 1e-12  # below: a mean that is the same for every frame has no correlation with anything
 
 
@@ -21,21 +19,21 @@ class Latents:
 
     Attributes:
         frames: Held-out frames measured.
-        kl_nats: Sum over the dimensions of the KL from the prior, mean over frames: how much a latent tells, at most.
+        kl_nats: Sum over the dimensions of the KL from the prior, mean over frames: the most that a latent carries.
         kl_nats_by_dimension: The same of each dimension.
-        active_units: Dimensions whose mean varies over frames by more than 0.01 (Burda et al. 2016, section 5).
+        active_units: Dimensions whose mean varies over frames by more than 0.01 (Burda et al. 2016, "Importance
+            Weighted Autoencoders", section 5).
         active: Whether each dimension is active.
         variance_of_mean: What decides that.
         aggregate_mean: Mean of the aggregate posterior, the mixture of q(z|x) over frames; the prior has 0.
         aggregate_std: Its standard deviation; the prior has 1.
         aggregate_skew: Its skewness; the prior has 0.
         correlation: Pearson correlation of the means of each pair of dimensions; 0 where a mean never changes.
-        mean_abs_correlation: Mean absolute correlation over pairs of different active dimensions; 0 with fewer than
-            two.
+        mean_abs_correlation: Mean absolute correlation over pairs of active dimensions; 0 with fewer than two.
         strongest_pair: The two active dimensions with the strongest correlation, and it; empty with fewer than two.
         effective_dimensions: Participation ratio of the eigenvalues of the means' covariance, ``(sum λ)² / sum λ²``:
             over how many directions the variance is spread, 1 to latent_dim.
-        collapsed: Whether the encoder tells frames apart at all.
+        collapsed: Whether all frames get (almost) the same latent.
     """
 
     frames: int
@@ -76,85 +74,42 @@ def describe(mean: NDArray[np.floating[Any]], logvar: NDArray[np.floating[Any]])
         >>> described.active_units, described.kl_nats_by_dimension
         (1, [0.0, 0.5])
     """
-    m, v = mean.astype(np.float64), np.exp(logvar.astype(np.float64))
+    m, logvar = mean.astype(np.float64), logvar.astype(np.float64)
     # Kingma & Welling 2014, "Auto-Encoding Variational Bayes", appendix B, as in the training loss
-    kl = 0.5 * (np.square(m) + np.expm1(logvar.astype(np.float64)) - logvar)  # (N, D)
-    by_dimension = kl.mean(axis=0)
-    variance = m.var(axis=0)
-    active = variance > ACTIVE_VARIANCE
-    centre, std, skew = mixture_moments(m, v)
-    correlation = correlations(m)
-    pairs = np.abs(np.triu(correlation, 1))[np.ix_(active, active)]
-    count = int(active.sum())
-    number_of_pairs = count * (count - 1) // 2
+    kl_by_dimension = 0.5 * (np.square(m) + np.expm1(logvar) - logvar).mean(axis=0)
+    kl = float(kl_by_dimension.sum())
+    # Moments of an equal mixture of Gaussians: E[(x - c)²] = E[d² + v] and E[(x - c)³] = E[d³ + 3 d v], d = mean - c
+    center, variance, within = m.mean(axis=0), m.var(axis=0), np.exp(logvar)
+    d = m - center
+    std = np.sqrt((d**2 + within).mean(axis=0))
+    skew = np.divide((d**3 + 3 * d * within).mean(axis=0), std**3, out=np.zeros_like(std), where=std > 0)
+    active = variance > _ACTIVE_VARIANCE
+    covariance = d.T @ d / len(d)
+    squares = float(np.square(covariance).sum())
+    scaled = np.divide(d, np.sqrt(variance * len(d)), out=np.zeros_like(d), where=variance > _VARIES)
+    correlation = np.clip(scaled.T @ scaled, -1, 1)
+    np.fill_diagonal(correlation, 1.0)
+    first, second = np.triu_indices(len(active), 1)
+    pairs = active[first] & active[second]
+    first, second = first[pairs], second[pairs]
+    strength = np.abs(correlation[first, second])
     strongest: list[float] = []
-    if number_of_pairs:
-        names = np.flatnonzero(active)
-        i, j = np.unravel_index(int(pairs.argmax()), pairs.shape)
-        strongest = [float(names[i]), float(names[j]), float(correlation[names[i], names[j]])]
-    total = float(by_dimension.sum())
+    if len(strength):
+        i, j = int(first[strength.argmax()]), int(second[strength.argmax()])
+        strongest = [float(i), float(j), float(correlation[i, j])]
     return Latents(
         frames=len(m),
-        kl_nats=total,
-        kl_nats_by_dimension=by_dimension.tolist(),
-        active_units=count,
+        kl_nats=kl,
+        kl_nats_by_dimension=kl_by_dimension.tolist(),
+        active_units=int(active.sum()),
         active=active.tolist(),
         variance_of_mean=variance.tolist(),
-        aggregate_mean=centre.tolist(),
+        aggregate_mean=center.tolist(),
         aggregate_std=std.tolist(),
         aggregate_skew=skew.tolist(),
         correlation=np.round(correlation, 4).tolist(),
-        mean_abs_correlation=float(pairs.sum() / number_of_pairs) if number_of_pairs else 0.0,
+        mean_abs_correlation=float(strength.mean()) if len(strength) else 0.0,
         strongest_pair=strongest,
-        effective_dimensions=effective_dimensions(m),
-        collapsed=count == 0 or not math.isfinite(total) or total < COLLAPSED_NATS,
+        effective_dimensions=float(np.trace(covariance) ** 2 / squares) if squares > 0 else 0.0,
+        collapsed=not active.any() or not math.isfinite(kl) or kl < COLLAPSED_NATS,
     )
-
-
-def mixture_moments(
-    mean: NDArray[np.float64], variance: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean, standard deviation and skewness of an equal mixture of Gaussians, in closed form, for each dimension.
-
-    Args:
-        mean: (N, D), of each Gaussian.
-        variance: (N, D).
-
-    Returns:
-        Three of (D,). From ``E[(x - c)²] = E[d² + v]`` and ``E[(x - c)³] = E[d³ + 3 d v]`` with ``d = mean - c``.
-
-    Example:
-        >>> [float(x[0]) for x in mixture_moments(np.array([[-1.0], [1.0]]), np.array([[3.0], [3.0]]))]
-        [0.0, 2.0, 0.0]
-    """
-    centre = mean.mean(axis=0)
-    d = mean - centre
-    second = (d**2 + variance).mean(axis=0)
-    third = (d**3 + 3 * d * variance).mean(axis=0)
-    std = np.sqrt(second)
-    return centre, std, np.divide(third, std**3, out=np.zeros_like(third), where=std > 0)
-
-
-def correlations(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pearson correlation of columns, (D, D); 0 between a column that never changes and any other, 1 on the
-    diagonal.
-    """
-    d = values - values.mean(axis=0)
-    norm = np.sqrt(np.square(d).sum(axis=0))
-    varies = norm**2 > _VARIES * len(values)
-    scaled = np.divide(d, norm, out=np.zeros_like(d), where=varies)
-    matrix = np.clip(scaled.T @ scaled, -1, 1)
-    np.fill_diagonal(matrix, 1.0)
-    return matrix
-
-
-def effective_dimensions(values: NDArray[np.float64]) -> float:
-    """Participation ratio of the covariance: ``(sum λ)² / sum λ²``, which is ``trace(C)² / sum(C²)``.
-
-    Example:
-        >>> effective_dimensions(np.array([[1.0, 1.0], [-1.0, -1.0]])), effective_dimensions(np.zeros((3, 2)))
-        (1.0, 0.0)
-    """
-    covariance = np.atleast_2d(np.cov(values.T, bias=True))
-    squares = float(np.square(covariance).sum())
-    return float(np.trace(covariance) ** 2 / squares) if squares > 0 else 0.0

@@ -17,6 +17,7 @@ from vae_training.report.encoder import Floats, Frames, Reconstruct, decoded_by,
 
 _BATCH = 256
 _SSIM_WINDOW = 11  # Wang et al. 2004: a Gaussian of 1.5 pixels over 11x11
+_CELLS = 8  # rows and columns of the coarse error map
 #: Mean squared error of rounding to 256 levels. Less cannot be seen in uint8 frames, and PSNR is finite everywhere.
 ROUNDING_MSE = (1 / 255) ** 2 / 12
 
@@ -26,7 +27,7 @@ class Scores:
     """How well one method gives the held-out frames back, means over frames.
 
     Attributes:
-        mse: Mean squared error of a value in [0, 1]; what a method draws beyond that range is clamped, as a picture is.
+        mse: Mean squared error of a value in [0, 1]; what a method draws beyond that range is clamped.
         psnr_db: Peak signal-to-noise ratio, ``10 log10(1 / MSE)`` of each frame, in decibels. An error below that of
             rounding to 256 levels counts as that (58.9 dB).
         ssim: Structural similarity (Wang et al. 2004, "Image Quality Assessment", section III; 1 is identical); None
@@ -71,13 +72,7 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one method did to each frame.
-
-    Attributes:
-        mse: float64 (N,).
-        ssim: float64 (N,), or None.
-        error_map: float64 (H, W), the mean over frames and channels.
-    """
+    """What one method did to each frame: float64 (N,) each, and the error by place, float64 (H, W)."""
 
     mse: NDArray[np.float64]
     ssim: NDArray[np.float64] | None
@@ -85,50 +80,13 @@ class Measured:
 
     def scores(self) -> Scores:
         """Means over the frames."""
-        ssim = None if self.ssim is None else float(self.ssim.mean())
         return Scores(
-            float(self.mse.mean()),
-            float(psnr_db(self.mse).mean()),
-            ssim,
-            float(np.median(self.mse)),
-            float(self.mse.max()),
+            mse=float(self.mse.mean()),
+            psnr_db=float(-10 * np.log10(np.maximum(self.mse, ROUNDING_MSE)).mean()),
+            ssim=None if self.ssim is None else float(self.ssim.mean()),
+            mse_median=float(np.median(self.mse)),
+            mse_worst=float(self.mse.max()),
         )
-
-
-def psnr_db(mse: Any) -> Any:
-    """Peak signal-to-noise ratio of values in [0, 1], in decibels.
-
-    Example:
-        >>> float(psnr_db(0.01))
-        20.0
-    """
-    return -10 * np.log10(np.maximum(mse, ROUNDING_MSE))
-
-
-def ssim(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]) -> NDArray[np.float64] | None:
-    """Structural similarity of pairs of images, with the constants and the Gaussian window of Wang et al. 2004.
-
-    Args:
-        one: float (N, H, W, C) in [0, 1].
-        other: The same shape.
-
-    Returns:
-        float64 (N,), the mean over the channels; None for images smaller than the window.
-
-    Raises:
-        MissingExtraError: scikit-image is not installed.
-    """
-    if min(one.shape[1:3]) < _SSIM_WINDOW:
-        return None
-    metrics = require("skimage.metrics", extra="report", purpose="compare pictures by SSIM")
-    return np.array(
-        [
-            metrics.structural_similarity(
-                a, b, data_range=1.0, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-            )
-            for a, b in zip(one, other, strict=True)
-        ]
-    )
 
 
 def measure(
@@ -139,16 +97,13 @@ def measure(
     progress_bar: bool | None = False,
     name: str = "",
 ) -> Measured:
-    """Errors of one method, frame by frame, in batches.
+    """Errors of one method on frames, uint8 (N, H, W, C), one by one; its images are clamped to [0, 1].
 
-    Args:
-        frames: uint8 (N, H, W, C).
-        reconstruct: The method; its images are clamped to [0, 1].
-        with_ssim: Measure SSIM as well, which takes longest.
-        progress_bar: Show one; None shows it in a terminal only.
-        name: What the bar calls the method.
+    SSIM takes longest. `name` is what the bar calls the method; with `progress_bar` None it shows in a terminal only.
     """
-    mse, similar = [], []
+    with_ssim = with_ssim and min(frames.shape[1:3]) >= _SSIM_WINDOW
+    mse: list[NDArray[np.float64]] = []
+    similarities: list[float] = []
     error_map = np.zeros(frames.shape[1:3])
     hidden = None if progress_bar is None else not progress_bar
     for i in tqdm(range(0, len(frames), _BATCH), desc=name, unit="batch", leave=False, disable=hidden):
@@ -158,59 +113,37 @@ def measure(
         squared = np.square(got.astype(np.float64) - wanted)
         mse.append(squared.mean(axis=(1, 2, 3)))
         error_map += squared.mean(axis=3).sum(axis=0)
-        similar.append(ssim(wanted, got) if with_ssim else None)
-    similarity = (
-        None if any(part is None for part in similar) else np.concatenate([p for p in similar if p is not None])
-    )
-    return Measured(np.concatenate(mse), similarity, error_map / len(frames))
+        if with_ssim:
+            similarities += [_ssim(one, other) for one, other in zip(wanted, got, strict=True)]
+    return Measured(np.concatenate(mse), np.array(similarities) if with_ssim else None, error_map / len(frames))
+
+
+def _ssim(one: Floats, other: Floats) -> float:
+    """Structural similarity of two images (H, W, C), with the constants and the Gaussian window of Wang et al. 2004."""
+    metrics = require("skimage.metrics", extra="report", purpose="compare pictures by SSIM")
+    gaussian: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(metrics.structural_similarity(one, other, data_range=1.0, channel_axis=-1, **gaussian))
 
 
 def compare(
     measured: Mapping[str, Measured], *, shown: int = 8, notes: Mapping[str, str] | None = None
 ) -> Reconstruction:
-    """Put the methods side by side.
-
-    Args:
-        measured: By method, "encoder" among them, all on the same frames.
-        shown: How many of the best and of the worst frames to name.
-        notes: How the methods were made.
-    """
+    """Put methods, "encoder" among them, side by side; `shown` of the best and of the worst frames are named."""
     own = measured["encoder"]
-    order = np.argsort(own.mse, kind="stable")
-    apart = len(order) // (5 * shown)
-    return Reconstruction(
-        frames=len(own.mse),
-        scores={name: m.scores() for name, m in measured.items()},
-        best=_apart(order, shown, apart),
-        worst=_apart(order[::-1], shown, apart),
-        error_map=pooled(own.error_map).tolist(),
-        notes=dict(notes or {}),
-    )
+    order = np.argsort(own.mse, kind="stable").tolist()
+    apart = len(order) // (5 * shown)  # neighboring frames look the same
 
+    def chosen(order: list[int]) -> list[int]:
+        kept: list[int] = []
+        for number in order:
+            if len(kept) < shown and all(abs(number - other) > apart for other in kept):
+                kept.append(number)
+        return kept
 
-def _apart(order: NDArray[np.int64], count: int, distance: int) -> list[int]:
-    """The first numbers of an order that are further than this from those before: neighbouring frames look the same.
-
-    Example:
-        >>> _apart(np.array([5, 6, 9, 4, 1]), count=2, distance=2)
-        [5, 9]
-    """
-    chosen: list[int] = []
-    for number in order.tolist():
-        if len(chosen) < count and all(abs(number - other) > distance for other in chosen):
-            chosen.append(number)
-    return chosen
-
-
-def pooled(error_map: NDArray[np.float64], cells: int = 8) -> NDArray[np.float64]:
-    """Means over a coarse grid, for numbers that one can read.
-
-    Example:
-        >>> pooled(np.array([[0.0, 2.0], [4.0, 6.0]]), cells=1).tolist()
-        [[3.0]]
-    """
-    rows, columns = (np.array_split(np.arange(n), min(cells, n)) for n in error_map.shape)
-    return np.array([[error_map[np.ix_(r, c)].mean() for c in columns] for r in rows])
+    rows, columns = (np.array_split(np.arange(n), min(_CELLS, n)) for n in own.error_map.shape)
+    coarse = [[float(own.error_map[np.ix_(r, c)].mean()) for c in columns] for r in rows]
+    scores = {name: method.scores() for name, method in measured.items()}
+    return Reconstruction(len(order), scores, chosen(order), chosen(order[::-1]), coarse, dict(notes or {}))
 
 
 def train_autoencoder(
@@ -224,19 +157,8 @@ def train_autoencoder(
 ) -> tuple[Reconstruct, float]:
     """A plain autoencoder of the same layers: the mean decoded, no noise, no KL (beta 0); Adam at 1e-3, batches of 128.
 
-    Args:
-        architecture: Its layers.
-        training: uint8 (N, H, W, C).
-        steps: Gradient steps.
-        seed: Reproduces it on a CPU.
-        device: A torch device.
-        progress_bar: Show it; None shows it in a terminal only.
-
-    Returns:
-        The method, and the seconds that training took.
-
-    Raises:
-        TrainingDivergedError: Its weights are no longer finite.
+    Returns the method, and the seconds that training took. The seed reproduces it on a CPU. Raises a
+    TrainingDivergedError where its weights are no longer finite.
     """
     rng, began = np.random.default_rng(seed), time.perf_counter()
     with torch.random.fork_rng(devices=[]):

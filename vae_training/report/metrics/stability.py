@@ -1,10 +1,10 @@
-"""How steady the latents are: small shifts and small changes of brightness, and neighbours along a recording.
+"""How steady the latents are: small shifts and small changes of brightness, and neighbors along a recording.
 
 A distance between latents means nothing by itself: each is given relative to the mean distance between frames drawn at
 random ("spread"). 0.1 reads: a tenth of the way to an unrelated frame. The same ratio of the pixels stands beside it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,9 @@ class Stability:
         shift_pixels: The same of the pixels themselves.
         brightness: Mean change of the latent when every value is raised or lowered by 8 of 255.
         brightness_pixels: The same of the pixels.
-        neighbours: Mean distance of the latents of neighbouring frames; None where there are no neighbours.
+        neighbours: Mean distance of the latents of neighboring frames; None where there are none.
         neighbors_pixels: The same of the pixels.
-        pairs: Pairs of neighbours measured.
+        pairs: Pairs of neighbors measured.
     """
 
     frames: int
@@ -50,83 +50,68 @@ class Stability:
 
 
 def measure_stability(
-    encode: Encode, frames: Frames, neighbours: tuple[Frames, Frames] | None = None, *, seed: int = 0
+    encode: Encode, frames: Frames, neighbors: tuple[Frames, Frames] | None = None, *, seed: int = 0
 ) -> Stability:
     """Measure how steady an encoder is.
 
     Args:
         encode: uint8 (N, H, W, C) to (N, latent_dim).
         frames: uint8 (N, H, W, C), N ≥ 2, from held-out recordings.
-        neighbours: Two arrays of as many frames, each with the next one of the same recording; None where there are
-            none.
+        neighbors: Two arrays of as many frames, each with the next one of the same recording.
         seed: Reproduces the pairs at random.
     """
-    base = np.asarray(encode(frames), np.float64)
-    one, other = random_pairs(len(frames), seed)
-    spread = _distance(base[one], base[other])
+    spread, shifts, brightness, near = _changes(encode, frames, neighbors, seed)
     few = frames[:: max(1, -(-len(frames) // _PIXELS))]
-    a, b = random_pairs(len(few), seed)
-    pixel_spread = _distance(few[a], few[b])
-
-    def relative(changed: Frames) -> float:
-        return _ratio(_distance(np.asarray(encode(changed), np.float64), base), spread)
-
-    def pixels(change: Callable[[Frames], Frames]) -> float:
-        return _ratio(_distance(change(few), few), pixel_spread)
-
-    shifts = {name: relative(shifted(frames, dy, dx)) for name, (dy, dx) in SHIFTS.items()}
-    levels = (BRIGHTNESS_LEVELS, -BRIGHTNESS_LEVELS)
-    near = near_pixels = None
-    if neighbours is not None and len(neighbours[0]):
-        first, second = neighbours
-        near = _ratio(_distance(*(np.asarray(encode(side), np.float64) for side in neighbours)), spread)
-        near_pixels = _ratio(_distance(first[:_PIXELS], second[:_PIXELS]), pixel_spread)
+    few_neighbors = None if neighbors is None else (neighbors[0][:_PIXELS], neighbors[1][:_PIXELS])
+    _, pixel_shifts, pixel_brightness, pixel_near = _changes(lambda pixels: pixels, few, few_neighbors, seed)
     return Stability(
         frames=len(frames),
         spread=spread,
         shift_by_direction=shifts,
-        shift=_mean(list(shifts.values())),
-        shift_pixels=_mean([pixels(lambda f, s=step: shifted(f, *s)) for step in SHIFTS.values()]),
-        brightness=_mean([relative(brightened(frames, level)) for level in levels]),
-        brightness_pixels=_mean([pixels(lambda f, n=level: brightened(f, n)) for level in levels]),
+        shift=float(np.mean(list(shifts.values()))),
+        shift_pixels=float(np.mean(list(pixel_shifts.values()))),
+        brightness=brightness,
+        brightness_pixels=pixel_brightness,
         neighbours=near,
-        neighbors_pixels=near_pixels,
-        pairs=0 if neighbours is None else len(neighbours[0]),
+        neighbors_pixels=pixel_near,
+        pairs=0 if neighbors is None else len(neighbors[0]),
     )
 
 
+def _changes(
+    encode: Encode, frames: Frames, neighbors: tuple[Frames, Frames] | None, seed: int
+) -> tuple[float, dict[str, float], float, float | None]:
+    """The spread, and relative to it the distances by shift, by brightness and between neighbors."""
+    base = encode(frames)
+    one, other = random_pairs(len(frames), seed)
+    spread = _distance(base[one], base[other])
+
+    def relative(a: NDArray[Any], b: NDArray[Any]) -> float:
+        return _distance(a, b) / spread if spread > 1e-9 else 0.0
+
+    shifts = {name: relative(encode(shifted(frames, *step)), base) for name, step in SHIFTS.items()}
+    levels = (BRIGHTNESS_LEVELS, -BRIGHTNESS_LEVELS)
+    brightness = float(np.mean([relative(encode(brightened(frames, level)), base) for level in levels]))
+    near = None if neighbors is None else relative(encode(neighbors[0]), encode(neighbors[1]))
+    return spread, shifts, brightness, near
+
+
 def shifted(frames: Frames, down: int, right: int) -> Frames:
-    """Frames moved by whole pixels; the edge that comes in repeats the outermost row or column.
-
-    Args:
-        frames: (N, H, W, C).
-        down: Pixels to move down; negative moves up.
-        right: Pixels to move right; negative moves left.
-
-    Example:
-        >>> shifted(np.array([1, 2, 3], np.uint8).reshape(1, 1, 3, 1), 0, 1).ravel().tolist()
-        [1, 1, 2]
-    """
+    """Frames, (N, H, W, C), moved by whole pixels; the edge that comes in repeats the outermost row or column."""
     rows = np.clip(np.arange(frames.shape[1]) - down, 0, frames.shape[1] - 1)
     columns = np.clip(np.arange(frames.shape[2]) - right, 0, frames.shape[2] - 1)
     return np.ascontiguousarray(frames[:, rows][:, :, columns])
 
 
 def brightened(frames: Frames, levels: int) -> Frames:
-    """Frames with every value raised by some levels of 255, as far as 0 and 255 allow.
-
-    Example:
-        >>> brightened(np.array([3, 100, 250], np.uint8), 8).tolist(), brightened(np.array([3], np.uint8), -8).tolist()
-        ([11, 108, 255], [0])
-    """
+    """Frames with every value raised by some levels of 255, as far as 0 and 255 allow."""
     return np.clip(frames.astype(np.int16) + levels, 0, 255).astype(np.uint8)
 
 
 def random_pairs(count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of different numbers below `count`: each is the first of some four pairs."""
-    rng = np.random.default_rng(seed)
+    """Pairs of different numbers below `count`: each is the first of four pairs."""
     one = np.tile(np.arange(count), 4)
-    return one, (one + rng.integers(1, count, len(one))) % count
+    return one, (one + np.random.default_rng(seed).integers(1, count, len(one))) % count
 
 
 def _distance(one: NDArray[Any], other: NDArray[Any]) -> float:
@@ -136,11 +121,3 @@ def _distance(one: NDArray[Any], other: NDArray[Any]) -> float:
         d = one[i : i + 256].astype(np.float64) - other[i : i + 256]
         total += float(np.sqrt(np.square(d).reshape(len(d), -1).sum(axis=1)).sum())
     return total / len(one)
-
-
-def _ratio(distance: float, spread: float) -> float:
-    return distance / spread if spread > 1e-9 else 0.0
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

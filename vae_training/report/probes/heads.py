@@ -29,18 +29,9 @@ _RATE, _DECAY = 2e-3, 1e-2
 def predict_linear(inputs: NDArray[np.float32], targets: Sequence[Target]) -> list[Floats]:
     """Ridge regression for amounts, logistic regression with balanced classes for classes.
 
-    Inputs are standardized. The strength of the penalty is the best one on the validation frames; then the probe is
-    fitted to both parts with it.
-
-    Args:
-        inputs: float32 (N, D).
-        targets: What to predict.
-
-    Returns:
-        For each target its predictions over `held_out`: (n,) in its own units, or (n, classes) scores.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
+    Inputs, float32 (N, D), are standardized. The strength of the penalty is the best one on the validation frames; then
+    the probe is fitted to both parts with it. Predictions over each target's `held_out` are (n,) in its own units, or
+    (n, classes) scores. Raises a MissingExtraError without scikit-learn.
     """
     require("sklearn", extra="report", purpose="fit linear probes")
     wide = inputs.astype(np.float64)
@@ -80,16 +71,7 @@ def _linear(inputs: Floats, target: Target) -> Floats:
 
 
 def predict_mlp(inputs: NDArray[np.float32], targets: Sequence[Target], *, seed: int = 0) -> list[Floats]:
-    """A small network per target (two hidden layers of 128 ReLUs), stopped early by its validation frames.
-
-    Args:
-        inputs: float32 (N, D).
-        targets: What to predict.
-        seed: Of weights and batches.
-
-    Returns:
-        As `predict_linear`.
-    """
+    """A small network per target (two hidden layers of 128 ReLUs), stopped early; returns as `predict_linear`."""
     predictions: list[Floats] = []
     for target in targets:
         mean, std = inputs[target.fit].mean(0), inputs[target.fit].std(0)
@@ -190,17 +172,9 @@ def _train(
 ) -> list[Floats]:
     """Train one network with a group of outputs per target; predict each with its best weights on `validation`.
 
-    Args:
-        make_network: From the number of outputs to the network, which begins with random weights.
-        inputs: From rows to the network's input.
-        targets: What to predict.
-        seed: Of weights and batches.
-        device: Where to compute.
-        steps: Gradient steps, at most.
-        batch: Rows per step.
-        checks: How often the validation rows are scored within all steps.
-        patience: Stop after so many checks in which no target got better.
-        one_cycle: Whether the learning rate follows one cycle (Smith & Topin 2017); it is constant otherwise.
+    `make_network` takes the number of outputs, and `inputs` gives the network's input for rows. The validation rows are
+    scored `checks` times within all steps, and training stops after `patience` checks in which no target got better.
+    With `one_cycle` the learning rate follows one cycle (Smith & Topin 2017).
     """
     rng, codes = np.random.default_rng(seed), [_Code(target, device) for target in targets]
     columns = np.cumsum([0, *(target.outputs for target in targets)])
@@ -210,8 +184,10 @@ def _train(
     for parameter in list(network.parameters())[-2:]:  # begin with the mean of amounts, and all classes alike
         nn.init.zeros_(parameter)
     network.to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1, pct_start=0.1)
+    optimizer = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_DECAY, fused=device.type != "mps")
+    schedule = None
+    if one_cycle:  # making one sets the optimizer's rate
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1, pct_start=0.1)
 
     def outputs_of(rows: NDArray[np.intp]) -> Tensor:
         with torch.inference_mode():
@@ -245,7 +221,7 @@ def _train(
         optimizer.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()
         optimizer.step()
-        if one_cycle:
+        if schedule:
             schedule.step()
     predictions: list[Floats] = []
     for i, code in enumerate(codes):

@@ -13,8 +13,8 @@ PIXELS = "pixels (CNN)"
 METRIC_NAMES = {"r2": "R²", "auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
 
 KEPT, PARTLY = 0.9, 0.5  # shares of the reference's score
-# On the scale from 0 (guessing) to 1 (perfect): below the first, nothing reads the target from a single frame; below the
-# second, a frame shows it only faintly (a speed, say).
+# From 0 (guessing) to 1 (perfect): below the first, nothing reads the target from a single frame; below the second, a
+# frame shows it only faintly (a speed, say).
 READABLE, CLEAR = 0.1, 0.5
 
 
@@ -49,19 +49,10 @@ class ProbeResult:
         return self.scores[0]
 
     @property
-    def chance(self) -> float:
-        """What guessing gets on the main score."""
-        return {"r2": 0.0, "auroc": 0.5}.get(self.main.metric, 1 / max(1, self.classes))
-
-    @property
     def above_chance(self) -> float:
-        """The main score on a scale from 0 (guessing, or worse) to 1 (perfect).
-
-        Example:
-            >>> ProbeResult("seen", "binary", "latent", "linear", [Score("auroc", 0.9, None, None)], 2, 80, 20).above_chance
-            0.8
-        """
-        return max(0.0, (self.main.value - self.chance) / (1 - self.chance))
+        """The main score on a scale from 0 (guessing, or worse) to 1 (perfect): an AUROC of 0.9 is 0.8."""
+        chance = {"r2": 0.0, "auroc": 0.5}.get(self.main.metric, 1 / max(1, self.classes))
+        return max(0.0, (self.main.value - chance) / (1 - chance))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -72,14 +63,12 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class Kept:
-    """How much of what the pixels tell about a target can be read from a representation.
+    """How much of what can be read about a target a linear probe reads from a representation.
 
     Attributes:
-        target: The target.
-        representation: Whose linear probe it is about.
-        score: Its main score.
-        reference: The best main score that anything got: of the CNN as a rule, of another probe where that beats it.
-        reference_from: Who got it, such as "pixels (CNN)" or "latent, mlp".
+        score: The main score of the linear probe.
+        reference: The best main score of all probes: of the CNN as a rule, of another one where that beats it.
+        reference_from: Whose it is, such as "pixels (CNN)" or "latent, mlp".
         share: `score` over `reference`, both from 0 at guessing to 1 at perfect; None where nothing reads the target.
         verdict: "kept" (a share of 0.9 or more), "partly kept" (0.5 or more), "lost", or "not readable": nothing reads
             it from a single frame, so it says nothing about the representation.
@@ -125,73 +114,35 @@ class ProbeTable:
         return list(dict.fromkeys(result.representation for result in self.results))
 
     def result(self, target: str, representation: str, head: Head | None = None) -> ProbeResult:
-        """One line; without a head the better one of the representation's.
-
-        Raises:
-            InputError: There is none.
-        """
-        found = [
-            r
-            for r in self.results
-            if (r.target, r.representation) == (target, representation) and head in (None, r.head)
-        ]
-        if not found:
-            reason = self.left_out.get(target)
-            raise InputError(
-                f"no probe of {target!r} on {representation!r}"
-                + (f" by {head!r}" if head else "")
-                + (
-                    f": it was left out, {reason}"
-                    if reason
-                    else f"; there are {self.targets} on {self.representations}"
-                )
-            )
-        return max(found, key=lambda r: r.main.value)
+        """One line; without a head the better one of the representation's. An InputError where there is none."""
+        wanted = (target, representation)
+        lines = [r for r in self.results if (r.target, r.representation) == wanted and head in (None, r.head)]
+        if not lines:
+            why = self.left_out.get(target, f"there are {self.targets} on {self.representations}")
+            raise InputError(f"no probe of {target!r} on {representation!r} by {head or 'any head'}: {why}")
+        return max(lines, key=lambda r: r.main.value)
 
     def best(self, target: str) -> ProbeResult:
-        """The line with the best score of a target, whoever got it: so much can be read from a frame, at least."""
+        """The line with the best score of a target, of any probe: so much can be read from a frame, at least."""
         # Not always the CNN: it is but a network that was trained for a minute.
         lines = [result for result in self.results if result.target == target]
         return max(lines, key=lambda r: (r.main.value, r.head == "cnn"))
 
-    def keeps(self, target: str, representation: str | None = None) -> Kept:
-        """How much of a target a linear probe reads from a representation, as a share of what can be read at all.
-
-        Args:
-            target: Name of the target.
-            representation: By default the first one, the encoder.
+    def keeps(self, target: str) -> Kept:
+        """How much of a target a linear probe reads from the first representation, the encoder, of what can be read.
 
         Raises:
             InputError: It was not probed.
         """
-        linear = self.result(target, representation or self.representations[0], "linear")
+        linear = self.result(target, self.representations[0], "linear")
         best = self.best(target)
-        share = linear.above_chance / best.above_chance if best.above_chance >= READABLE else None
-        said: Verdict = (
-            "not readable"
-            if share is None
-            else "kept"
-            if share >= KEPT
-            else "partly kept"
-            if share >= PARTLY
-            else "lost"
-        )
+        share: float | None = None
+        verdict: Verdict = "not readable"
+        if best.above_chance >= READABLE:
+            share = linear.above_chance / best.above_chance
+            verdict = "kept" if share >= KEPT else "partly kept" if share >= PARTLY else "lost"
         source = best.representation if best.head == "cnn" else f"{best.representation}, {best.head}"
-        return Kept(target, linear.representation, linear.main.value, best.main.value, source, share, said)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A flat line per result, for a table: texts, numbers and None alone."""
-        lines: list[dict[str, Any]] = []
-        for result in self.results:
-            line: dict[str, Any] = {k: v for k, v in asdict(result).items() if k != "scores"}
-            for score in result.scores:
-                line |= {
-                    score.metric: score.value,
-                    f"{score.metric}_low": score.low,
-                    f"{score.metric}_high": score.high,
-                }
-            lines.append(line)
-        return lines
+        return Kept(target, linear.representation, linear.main.value, best.main.value, source, share, verdict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with what `keeps` says of the first representation."""

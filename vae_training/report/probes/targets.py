@@ -1,6 +1,4 @@
-"""What probes predict: named scalars per frame, sorted into amounts and classes, each with the frames where it is
-known.
-"""
+"""What probes predict: named scalars per frame, sorted into amounts and classes."""
 
 import os
 import re
@@ -27,25 +25,15 @@ _OF_OBJECT = re.compile(r"(object\$.+)\.(?!visible$)[^.]+")
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One scalar, and the frames that take part.
-
-    Attributes:
-        name: Its name, such as "state$HEALTH" or "object$Cacodemon.x".
-        kind: "continuous" (an amount), "binary" or "categorical" (classes).
-        values: Over all frames of the split: float64 amounts, or numbers of classes; whatever where it is not known.
-        classes: The value that each class stands for; empty for amounts.
-        fit: Rows that probes learn from.
-        validation: Rows that choose their strength.
-        held_out: Rows that they are scored on.
-    """
+    """One scalar, such as "state$HEALTH", and the rows of the split that take part."""
 
     name: str
     kind: Kind
-    values: NDArray[np.float64]
-    classes: tuple[float, ...]
-    fit: NDArray[np.intp]
-    validation: NDArray[np.intp]
-    held_out: NDArray[np.intp]
+    values: NDArray[np.float64]  # over all rows: amounts, or numbers of classes; anything where it is not known
+    classes: tuple[float, ...]  # the value that each class stands for; empty for amounts
+    fit: NDArray[np.intp]  # rows to learn from
+    validation: NDArray[np.intp]  # rows that choose a probe's strength
+    held_out: NDArray[np.intp]  # rows to score on
 
     @property
     def outputs(self) -> int:
@@ -58,7 +46,7 @@ class Target:
 
 
 def prepare_targets(
-    targets: Mapping[str, Mapping[str, NDArray[Any]]], split: ProbeSplit, kinds: Mapping[str, Kind] | None = None
+    targets: Mapping[str, Mapping[str, NDArray[Any]]], split: ProbeSplit
 ) -> tuple[list[Target], dict[str, str]]:
     """Sort targets into amounts and classes, and leave out those that no probe can be scored on.
 
@@ -69,30 +57,91 @@ def prepare_targets(
     Args:
         targets: For each recording, its targets: arrays of its length. A recording may lack one: it is not known there.
         split: Frames, and what they are for.
-        kinds: The kind of targets where the rule above is not what is wanted.
 
     Returns:
         Targets to probe in name order, and for each one left out the reason.
 
     Raises:
-        InputError: An array is no scalar per frame of its recording, or `kinds` names a target that is not there.
+        InputError: A recording is unknown, or an array is no scalar per frame of its recording.
     """
-    columns = _columns(targets, split)
-    if strange := sorted(set(kinds or {}) - set(columns)):
-        raise InputError(f"kinds names {strange}, and the targets are {sorted(columns)}")
+    if strange := sorted(set(targets) - set(split.frames)):
+        raise InputError(f"targets are given for {strange}, and the recordings are {sorted(split.frames)}")
+    columns: dict[str, NDArray[np.float64]] = {}
+    start = 0
+    for recording, rows in split.rows.items():
+        for name, given in targets.get(recording, {}).items():
+            array, frames = np.asarray(given), split.frames[recording]
+            if array.shape != (frames,) or array.dtype.kind not in "biuf":
+                raise InputError(
+                    f"target {name!r} of {recording} must be a number for each of its {frames} frames, got "
+                    f"{array.dtype} {array.shape}"
+                )
+            column = columns.setdefault(name, np.full(len(split.part), np.nan))
+            column[start : start + len(rows)] = array[rows]
+        start += len(rows)
     kept: list[Target] = []
     left_out: dict[str, str] = {}
-    for name in sorted(columns):
-        values, known = columns[name], np.isfinite(columns[name])
-        where, kind = "known", (kinds or {}).get(name)
+    for name, values in sorted(columns.items()):
+        known, where = np.isfinite(values), "known"
+        kind: Kind | None = None
         if (match := _OF_OBJECT.fullmatch(name)) and (seen := columns.get(f"{match[1]}.visible")) is not None:
-            known, where, kind = known & (np.nan_to_num(seen) > 0.5), "visible", kind or "continuous"
+            known, where = known & (np.nan_to_num(seen) > 0.5), "visible"
+            kind = "continuous"
         made = _target(name, values, known, where, split, kind)
         if isinstance(made, str):
             left_out[name] = made
         else:
             kept.append(made)
     return kept, left_out
+
+
+def _target(
+    name: str, values: NDArray[np.float64], known: NDArray[np.bool_], where: str, split: ProbeSplit, kind: Kind | None
+) -> Target | str:
+    """The target, or the reason to leave it out."""
+    learn, scored = known & (split.part <= VALIDATION), known & (split.part == HELD_OUT)
+    levels = np.unique(values[learn | scored])
+    if len(levels) < 2:
+        return f"constant ({levels[0]:g})" if len(levels) else f"{where} in no frame"
+    classes: tuple[float, ...] = ()
+    if kind is None and (len(levels) == 2 or (len(levels) <= _MOST_CLASSES and (levels == np.round(levels)).all())):
+        counts = {level: ((values[learn] == level).sum(), (values[scored] == level).sum()) for level in levels}
+        classes = tuple(float(level) for level in levels if min(counts[level]) >= _FEWEST_OF_CLASS)
+        if len(classes) < 2:
+            listed = ", ".join(f"{level:g}: {a} and {b}" for level, (a, b) in counts.items())
+            needed = f"{_FEWEST_OF_CLASS} frames each to learn from and to be scored on"
+            return f"fewer than two classes with {needed} ({listed})"
+        kind = "binary" if len(classes) == 2 else "categorical"
+        usable = np.isin(values, classes)
+        learn, scored = learn & usable, scored & usable
+        values = np.searchsorted(classes, np.where(usable, values, classes[0])).astype(np.float64)
+    elif learn.sum() < _FEWEST_LEARN or scored.sum() < _FEWEST_SCORED:
+        return (
+            f"{where} in {int(learn.sum())} frame(s) to learn from and {int(scored.sum())} to be scored on, fewer than "
+            f"{_FEWEST_LEARN} and {_FEWEST_SCORED}"
+        )
+    for mask, what in ((learn, "to learn from"), (scored, "held out")):
+        if np.ptp(values[mask]) == 0:
+            return f"constant in the recordings {what}"
+    fit, validation = _tuned(np.flatnonzero(learn), values, split, len(classes))
+    return Target(name, kind or "continuous", values, classes, fit, validation, np.flatnonzero(scored))
+
+
+def _tuned(
+    learn: NDArray[np.intp], values: NDArray[np.float64], split: ProbeSplit, classes: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows to fit and rows to tune on; every fifth block of frames tunes where a part's recordings hold too little."""
+    fit, validation = learn[split.part[learn] == FIT], learn[split.part[learn] == VALIDATION]
+    if all(
+        len(rows) >= _FEWEST_VALIDATION and len(np.unique(values[rows])) >= (classes or 2) for rows in (fit, validation)
+    ):
+        return fit, validation
+    # It only tunes, the scores are on other recordings: a weaker choice of strength, and no leak.
+    block = np.arange(len(learn)) * 25 // len(learn)
+    for label in range(classes):  # the blocks of each class apart, so that both parts have all of them
+        rows = np.flatnonzero(values[learn] == label)
+        block[rows] = np.arange(len(rows)) * 5 // len(rows)
+    return learn[block % 5 != 4], learn[block % 5 == 4]
 
 
 def load_targets(
@@ -116,9 +165,7 @@ def load_targets(
     try:
         headers = npz_headers(path)
         if objects := [name for name, header in headers.items() if header.dtype.hasobject]:
-            raise InputError(
-                f"{path} holds Python objects in {objects}, never loaded here, because loading them can run code. Save numbers"
-            )
+            raise InputError(f"{path} must hold numbers, got Python objects in {objects}, whose loading can run code")
         arrays = read_npz(path, list(headers))
     except (DamagedRecordingError, OSError) as error:
         raise InputError(
@@ -128,101 +175,20 @@ def load_targets(
     targets: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in lengths}
     for key, array in arrays.items():
         recording, slash, name = key.rpartition("/")
-        whole = not (slash and recording in lengths)
-        wanted = sum(lengths.values()) if whole else lengths[recording]
+        scope = lengths
+        if slash and recording in lengths:
+            scope = {recording: lengths[recording]}
+        else:
+            name = key
+        wanted = sum(scope.values())
         if array.ndim not in (1, 2) or len(array) != wanted or array.dtype.kind not in "biuf":
-            scope = "all recordings together" if whole else recording
             raise InputError(
-                f"{path}: {key!r} is {array.dtype} {array.shape}, expected a number for each of the {wanted} frames of {scope}"
+                f"{path}: {key!r} must hold a number for each of the {wanted} frames of {', '.join(scope)}, got "
+                f"{array.dtype} {array.shape}"
             )
-        named = (
-            {key if whole else name: array}
-            if array.ndim == 1
-            else {f"{key if whole else name}.{i}": array[:, i] for i in range(array.shape[1])}
-        )
-        for target, column in named.items():
-            start = 0
-            for place, length in lengths.items() if whole else [(recording, wanted)]:
-                targets[place][target] = column[start : start + length]
-                start += length
+        columns = {name: array} if array.ndim == 1 else {f"{name}.{i}": column for i, column in enumerate(array.T)}
+        for target, column in columns.items():
+            pieces = np.split(column, np.cumsum(list(scope.values()))[:-1])
+            for place, piece in zip(scope, pieces, strict=True):
+                targets[place][target] = piece
     return targets
-
-
-def _columns(targets: Mapping[str, Mapping[str, NDArray[Any]]], split: ProbeSplit) -> dict[str, NDArray[np.float64]]:
-    """Each target over all frames of the split, NaN where a recording lacks it."""
-    if strange := sorted(set(targets) - set(split.frames)):
-        raise InputError(f"targets are given for {strange}, and the recordings are {sorted(split.frames)}")
-    columns: dict[str, NDArray[np.float64]] = {}
-    start = 0
-    for recording, rows in split.rows.items():
-        for name, given in targets.get(recording, {}).items():
-            array = np.asarray(given)
-            if array.ndim != 1 or array.dtype.kind not in "biuf" or len(array) != split.frames[recording]:
-                raise InputError(
-                    f"target {name!r} of {recording} is {array.dtype} {array.shape}; expected one number for each of its "
-                    f"{split.frames[recording]} frames"
-                )
-            column = columns.setdefault(name, np.full(len(split.part), np.nan))
-            column[start : start + len(rows)] = array[rows]
-        start += len(rows)
-    return columns
-
-
-def _target(
-    name: str, values: NDArray[np.float64], known: NDArray[np.bool_], where: str, split: ProbeSplit, kind: Kind | None
-) -> Target | str:
-    """The target, or the reason to leave it out."""
-    learn, scored = known & (split.part <= VALIDATION), known & (split.part == HELD_OUT)
-    levels = np.unique(values[learn | scored])
-    if len(levels) < 2:
-        return f"constant ({levels[0]:g})" if len(levels) else f"{where} in no frame"
-    if kind is None:
-        whole = len(levels) <= _MOST_CLASSES and bool((levels == np.round(levels)).all())
-        kind = "binary" if len(levels) == 2 else "categorical" if whole else "continuous"
-    classes: tuple[float, ...] = ()
-    if kind != "continuous":
-        counts = {
-            level: (int((values[learn] == level).sum()), int((values[scored] == level).sum())) for level in levels
-        }
-        classes = tuple(float(level) for level in levels if min(counts[level]) >= _FEWEST_OF_CLASS)
-        if len(classes) < 2:
-            told = ", ".join(f"{level:g}: {a} and {b}" for level, (a, b) in list(counts.items())[:_MOST_CLASSES])
-            return (
-                f"fewer than two classes with {_FEWEST_OF_CLASS} frames each to learn from and to be scored on ({told})"
-            )
-        kind = "binary" if len(classes) == 2 else "categorical"
-        usable = np.isin(values, classes)
-        learn, scored = learn & usable, scored & usable
-        values = np.searchsorted(classes, np.where(usable, values, classes[0])).astype(np.float64)
-    elif learn.sum() < _FEWEST_LEARN or scored.sum() < _FEWEST_SCORED:
-        return (
-            f"{where} in {int(learn.sum())} frame(s) to learn from and {int(scored.sum())} to be scored on, fewer than "
-            f"{_FEWEST_LEARN} and {_FEWEST_SCORED}"
-        )
-    for mask, what in ((learn, "to learn from"), (scored, "held out")):
-        if np.ptp(values[mask]) == 0:
-            return f"constant in the recordings {what}"
-    fit, validation = _tuned(np.flatnonzero(learn), values, split, len(classes))
-    return Target(name, kind, values, classes, fit, validation, np.flatnonzero(scored))
-
-
-def _tuned(
-    learn: NDArray[np.intp], values: NDArray[np.float64], split: ProbeSplit, classes: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows to fit and rows to tune on; where the recordings for either hold too little, every fifth block of frames
-    tunes.
-    """
-    fit, validation = learn[split.part[learn] == FIT], learn[split.part[learn] == VALIDATION]
-
-    def enough(rows: NDArray[np.intp], fewest: int) -> bool:
-        return len(rows) >= fewest and len(np.unique(values[rows])) >= (classes or 2)
-
-    if enough(validation, _FEWEST_VALIDATION) and enough(fit, _FEWEST_VALIDATION):
-        return fit, validation
-    # It only tunes, the scores are on other recordings: a weaker choice of strength, and no leak.
-    block = np.arange(len(learn)) * 25 // len(learn)
-    if classes:  # the blocks of each class apart, so that both parts have all of them
-        for label in range(classes):
-            rows = np.flatnonzero(values[learn] == label)
-            block[rows] = np.arange(len(rows)) * 5 // len(rows)
-    return learn[block % 5 != 4], learn[block % 5 == 4]
