@@ -37,7 +37,7 @@ class CameraBins:
         values: float64 (bins,), degrees of each bin, ascending; read-only.
 
     Raises:
-        InputError: An argument is out of its range, or float32 could not tell two bins apart.
+        InputError: An argument is out of its range, or two bins are the same as float32 numbers.
 
     Example:
         >>> camera = CameraBins()

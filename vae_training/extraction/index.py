@@ -157,7 +157,7 @@ class FrameFolder:
             raise InputError(
                 f"{name} ({entry['source']}) has changed since its frames were extracted to {self.path}, or is another "
                 "recording of the same name. Choose another --out; or remove its files "
-                f"({', '.join(part['file'] for part in entry['files'])} and .rows.npz), and it is extracted anew"
+                f"({', '.join(part['file'] for part in entry['files'])} and .rows.npz), and it is extracted again"
             )
         return all(there)
 

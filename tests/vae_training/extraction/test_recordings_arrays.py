@@ -1,6 +1,5 @@
 """Arrays and folders of pictures: all forms of frames come out as RGB, what cannot be frames says what to do."""
 
-import os
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.support.recording_files import read, read_until_damage
+from tests.support.recording_files import Evil, read, read_until_damage
 from vae_training.extraction.readers import base
 from vae_training.extraction.readers.arrays import NpyRecording, NpzRecording, read_npz
 from vae_training.extraction.readers.base import DamagedRecordingError, Recording, natural_key
@@ -127,11 +126,11 @@ def test_an_archive_damaged_in_the_middle(tmp_path: Path):
     read_until_damage(recording, r"walk\.npz.*CRC")
 
 
-@pytest.mark.parametrize("suffix", ["npy", "npz"])
-@pytest.mark.parametrize("content", [b"not an array", b""])
-def test_something_else_of_that_name(suffix: str, content: bytes, tmp_path: Path):
-    (tmp_path / f"walk.{suffix}").write_bytes(content)
-    is_refused(tmp_path)
+def test_something_else_of_that_name(tmp_path: Path):
+    for name in ("walk.npy", "walk.npz"):
+        for content in (b"not an array", b""):
+            (tmp_path / name).write_bytes(content)
+            is_refused(tmp_path / name)
 
 
 FRAMES, OTHER = noise(6, 16, 16, 3), noise(6, 16, 16, 3, seed=1)
@@ -161,14 +160,6 @@ def test_an_archive_that_could_mean_either(tmp_path: Path):
     is_refused(tmp_path)
 
 
-class Evil:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.mark),)
-
-
 def test_other_arrays_of_that_length_are_rows_and_nothing_is_unpickled(tmp_path: Path):
     evil = np.array([Evil(tmp_path / "mark")] * 6, dtype=object)
     more = {
@@ -179,6 +170,8 @@ def test_other_arrays_of_that_length_are_rows_and_nothing_is_unpickled(tmp_path:
         "scalar": 3,
     }
     np.savez(tmp_path / "a.npz", frames=FRAMES, evil=evil, **more)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("README.txt", "hello")
     recording = NpzRecording("a", tmp_path / "a.npz")
     rows = recording.rows()
     assert rows.keys() == {"action", "text", "masks"}
@@ -197,13 +190,6 @@ def test_an_object_array_alone_is_refused_unread(tmp_path: Path):
     with pytest.raises(DamagedRecordingError, match=r"b\.npz"):
         read_npz(tmp_path / "b.npz", ["evil"])
     assert not (tmp_path / "mark").exists()
-
-
-def test_an_archive_with_a_foreign_member(tmp_path: Path):
-    np.savez(tmp_path / "a.npz", frames=FRAMES)
-    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
-        archive.writestr("README.txt", "hello")
-    np.testing.assert_array_equal(read(NpzRecording("a", tmp_path / "a.npz")), FRAMES)
 
 
 # ---- pictures
@@ -229,6 +215,7 @@ def test_pictures_come_in_the_order_of_their_numbers(
     assert recording.expected_frames == 24
 
 
+@settings(max_examples=30, deadline=None)
 @given(names=st.lists(st.text(alphabet="ab12_09.٣²", max_size=8), max_size=12, unique=True))
 def test_natural_order_is_an_order(names: list[str]):
     ordered, turned = sorted(names, key=natural_key), names[::-1]
@@ -254,13 +241,10 @@ def test_kinds_of_pictures(tmp_path: Path):
     smooth = np.full((8, 10, 3), (200, 100, 50), np.uint8)
     got = read(save_pictures(tmp_path / "lossy", {"1.jpg": smooth, "2.jpeg": smooth, "3.webp": smooth}))
     assert np.abs(got.astype(int) - smooth).max() <= 6
-
-
-def test_a_rotation_noted_beside_the_pixels_is_not_carried_out(tmp_path: Path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by a quarter to show"
-    Image.fromarray(noise(8, 10, 3)).save(tmp_path / "a.jpg", exif=exif)
-    assert read(PicturesRecording("a", tmp_path)).shape == (1, 8, 10, 3)
+    exif[0x0112] = 6  # "rotate by a quarter to show", which is not done
+    Image.fromarray(smooth).save(tmp_path / "lossy" / "4.jpg", exif=exif)
+    assert read(PicturesRecording("a", tmp_path / "lossy")).shape == (4, 8, 10, 3)
 
 
 def test_damaged_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,7 +1,6 @@
 """Streams of the MineRL dataset, against MineRL's own reader, which decodes with OpenCV and unpickles."""
 
 import importlib
-import os
 import re
 import warnings
 import zipfile
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from tests.support.recording_files import (
     CLIP,
     CLIP_FRAMES,
+    Evil,
     numbered,
     numbers,
     read,
@@ -107,16 +107,6 @@ def test_frame_i_belongs_to_action_i(
 @pytest.fixture(scope="module")
 def sixty(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return write_video(tmp_path_factory.mktemp("video") / "a.mp4", numbered(100)).read_bytes()
-
-
-class Evil:
-    """Leaves a mark when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.mark),)
 
 
 def test_nothing_is_unpickled_and_what_is_left_out_is_named(tmp_path: Path):

@@ -31,13 +31,8 @@ class NpyRecording(Recording):
         with _reading(self.source), self.source.open("rb") as handle:
             yield from _stream(handle, str(self.source))
 
-    @property
-    def expected_frames(self) -> int | None:
-        """As the header states it."""
-        try:
-            return npy_header_of(self.source).shape[0]
-        except (DamagedRecordingError, IndexError):
-            return None
+    def _stated_frames(self) -> int | None:
+        return npy_header_of(self.source).shape[0]
 
 
 @dataclass(frozen=True)
@@ -77,13 +72,8 @@ class NpzRecording(Recording):
         """Names the arrays of objects, which are never loaded."""
         return notes_on_objects(self.source, npz_headers(self.source))
 
-    @property
-    def expected_frames(self) -> int | None:
-        """As the header states it."""
-        try:
-            return npz_headers(self.source)[self.key].shape[0]
-        except DamagedRecordingError:
-            return None
+    def _stated_frames(self) -> int | None:
+        return npz_headers(self.source)[self.key].shape[0]
 
 
 def npy_header_of(file: Path) -> NpyHeader:
@@ -124,7 +114,7 @@ def read_npz(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
 def notes_on_objects(source: Path, headers: Mapping[str, NpyHeader]) -> list[str]:
     """A sentence that names the arrays of objects, where there are any."""
     names = [name for name, header in headers.items() if header.dtype.hasobject]
-    return [f"{source}: left out, for it holds Python objects: {', '.join(names)}"] if names else []
+    return [f"{source}: left out, because they hold Python objects: {', '.join(names)}"] if names else []
 
 
 def frames_key(file: Path, headers: Mapping[str, NpyHeader]) -> str:
@@ -213,4 +203,6 @@ def _reading(file: Path) -> Iterator[None]:
         raise
     except _BROKEN as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedRecordingError(f"{file} is damaged or not what its name says ({reason})") from None
+        raise DamagedRecordingError(
+            f"{file} cannot be read: it is damaged or not what its name says ({reason})"
+        ) from None

@@ -66,6 +66,12 @@ class Recording(ABC):
     @property
     def expected_frames(self) -> int | None:
         """Number of frames by the recording's own header; None where it states none, or cannot be read."""
+        try:
+            return self._stated_frames()
+        except DamagedRecordingError:
+            return None
+
+    def _stated_frames(self) -> int | None:
         return None
 
     @property

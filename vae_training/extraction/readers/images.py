@@ -45,9 +45,7 @@ class PicturesRecording(Recording):
         ]
         return sorted((f for f in found if f.is_file()), key=lambda f: natural_key(f.name))
 
-    @property
-    def expected_frames(self) -> int | None:
-        """Number of pictures."""
+    def _stated_frames(self) -> int | None:
         return len(self.files)
 
     def fingerprint(self) -> str:

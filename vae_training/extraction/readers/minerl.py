@@ -70,13 +70,8 @@ class MineRLStream(Recording):
         """Names the arrays of objects, which are never loaded."""
         return notes_on_objects(self.source, self._headers()[1])
 
-    @property
-    def expected_frames(self) -> int | None:
-        """Number of actions."""
-        try:
-            return self._headers()[0]
-        except DamagedRecordingError:
-            return None
+    def _stated_frames(self) -> int | None:
+        return self._headers()[0]
 
     def fingerprint(self) -> str:
         """As of a recording, of its three files."""

@@ -28,9 +28,7 @@ class VideoRecording(Recording):
         """As of a recording: every frame that the file shows, at its own size."""
         return decode(self.source, self.threads)
 
-    @property
-    def expected_frames(self) -> int | None:
-        """As the file's header states it."""
+    def _stated_frames(self) -> int | None:
         return stated_frames(self.source)
 
 

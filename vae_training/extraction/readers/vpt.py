@@ -5,7 +5,7 @@
 
 Actions have MineRL's names, following the data loader published with VPT
 (github.com/openai/Video-Pre-Training, `data_loader.py`), as are its repairs: an attack button that hangs from the first
-line on is let go until it is pressed anew, and the scroll wheel, which nothing records, is seen from the hotbar's
+line on is released until it is pressed again, and the scroll wheel, which nothing records, is seen from the hotbar's
 selection.
 """
 
@@ -23,7 +23,7 @@ from vae_training.extraction.readers.video import count_frames, decode, stated_f
 
 Gui = Literal["keep", "drop"]
 DEGREES_PER_MOUSE_UNIT = 360 / 2400  # as in the game's own code
-_MAY_DIFFER = 5  # lines and frames; beyond that nobody knows which belong together
+_MAY_DIFFER = 5  # lines and frames; beyond that it is unknown which belong together
 
 _KEYS = {
     "key.keyboard.escape": "ESC",
@@ -103,15 +103,10 @@ class VptRecording(Recording):
         what = f"{self.source} has {frames} frames, and {self.actions_file.name} {lines} lines"
         return [f"{what}; the first {min(lines, frames)} of both are paired, the rest is left out"]
 
-    @property
-    def expected_frames(self) -> int | None:
-        """Number of frames that the options ask for; the actions are only read where that takes them."""
-        if self.options == VptOptions():
+    def _stated_frames(self) -> int | None:
+        if self.options == VptOptions():  # all frames: the actions need not be read
             return stated_frames(self.source)
-        try:
-            return int(self._rows()[1].sum())
-        except DamagedRecordingError:
-            return None
+        return int(self._rows()[1].sum())
 
     def fingerprint(self) -> str:
         """As of a recording, of both files; other options are another recording."""
