@@ -8,14 +8,17 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
-from vae_training.extraction.extractor import ExtractConfig, ExtractResult, extract
 from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Frames, Recording
+
+if TYPE_CHECKING:
+    import pytest
+
+    from vae_training.extraction.extractor import ExtractResult
 
 HEIGHT, WIDTH = 36, 48
 
@@ -81,16 +84,16 @@ def fakes(folder: Path, count: int = 3, **changes: Any) -> list[Recording]:
 class Place:
     """A folder of recordings, one of frames, and the messages."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, monkeypatch: "pytest.MonkeyPatch") -> None:
         self.source, self.out, self.said = folder / "in", folder / "out", list[str]()
         self.recordings: list[Recording] = fakes(self.source)
         self.damaged: list[Damaged] = []
-        module = importlib.import_module("vae_training.extraction.extractor")
-        monkeypatch.setattr(module, "find_recordings", lambda paths, vpt: (self.recordings, self.damaged))
+        self.module: Any = importlib.import_module("vae_training.extraction.extractor")
+        monkeypatch.setattr(self.module, "find_recordings", lambda paths, vpt: (self.recordings, self.damaged))
 
-    def extract(self, **changes: Any) -> ExtractResult:
+    def extract(self, **changes: Any) -> "ExtractResult":
         values = {"recordings": (self.source,), "out": self.out, "size": 16, "workers": 1, **changes}
-        return extract(ExtractConfig(**values), say=self.said.append)
+        return self.module.extract(self.module.ExtractConfig(**values), say=self.said.append)
 
     @property
     def index(self) -> dict[str, Any]:

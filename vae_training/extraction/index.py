@@ -39,22 +39,10 @@ Entry = dict[str, Any]
 
 
 class FrameFolder:
-    """The folder that frames are extracted to, held by one process at a time.
+    """The folder that frames are extracted to, held by one process at a time, and its index.
 
     Opening it finishes or removes what a killed process left; leaving the `with` block removes what is unfinished.
-
-    Attributes:
-        shape: Shape of a frame, (H, W, 3), as soon as it is known.
-        entries: The finished recordings by name, as `frames.json` has them.
-
-    Args:
-        path: The folder; made where it is missing.
-        settings: What decides what the files hold.
-        say: Where messages go.
-
-    Raises:
-        InputError: Another process extracts to the folder, it was begun with other settings, or `frames.json` is
-            damaged.
+    `settings` are those that decide what the files hold; a folder that was begun with others is refused.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], say: Callable[[str], object] = print) -> None:
@@ -111,11 +99,7 @@ class FrameFolder:
             shutil.rmtree(left, ignore_errors=True)
 
     def settle_shape(self, shape: tuple[int, ...]) -> None:
-        """Fix the shape of the frames.
-
-        Raises:
-            InputError: The folder holds a `.npy` file of other frames, or one that cannot be read.
-        """
+        """Fix the shape of the frames, (H, W, 3); a folder that holds other frames is refused."""
         for file in sorted(self.path.glob("[!.]*.npy")):
             found = open_frames(file).shape[1:]
             if found != shape:
@@ -134,10 +118,9 @@ class FrameFolder:
         return None
 
     def is_done(self, name: str, fingerprint: str) -> bool:
-        """Whether all files of a recording are here and whole; one whose files were removed is forgotten.
+        """Whether all files of a recording are here, and neither they nor its source has changed.
 
-        Raises:
-            InputError: Its source has changed since, or one of its files.
+        A recording whose files were all removed is forgotten, so that it is extracted again.
         """
         if name not in self.entries:
             return False
@@ -168,11 +151,7 @@ class FrameFolder:
         return folder
 
     def add(self, name: str, entry: Entry, staged: Path) -> None:
-        """Move a finished recording's files into their place, rows before frames, and name it in the index.
-
-        Raises:
-            InputError: There is a file of that name already that is not this recording's.
-        """
+        """Move a finished recording's files into their place, rows before frames, and name it in the index."""
         known = {part["file"] for part in self.entries.get(name, {"files": []})["files"]}
         for part in entry["files"]:
             for file in (part["rows"], part["file"]):
@@ -228,19 +207,10 @@ class FrameFolder:
 
 
 def file_stems(names: Iterable[str], taken: Mapping[str, str]) -> dict[str, str]:
-    """File names for recordings, without ending: readable, safe, and one for each.
+    """File names for recordings, without ending: readable, safe, and one for each; those in `taken` keep theirs.
 
-    Args:
-        names: Names of recordings.
-        taken: Recordings that have file names already, which they keep.
-
-    Returns:
-        The stem of each name. Where two would be the same (or one could be a part of the other, x_000 of x), a few
-        letters that follow from the name are added.
-
-    Example:
-        >>> file_stems(["clips/gate", "a b?", "x", "x_000"], {})
-        {'clips/gate': 'clips__gate', 'a b?': 'a-b', 'x': 'x', 'x_000': 'x_000-0c185a'}
+    Where two would be the same (or one could be a part of the other, x_000 of x), a few letters that follow from the
+    name are added.
     """
     digests = {name: hashlib.sha256(name.encode()).hexdigest()[:6] for name in names}
     stems: dict[str, str] = {}

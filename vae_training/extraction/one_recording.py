@@ -67,14 +67,9 @@ def disk_full_error(error: BaseException | None, folder: Path) -> InputError | N
 
 
 def extract_recording(task: Task, count: Callable[[int], object]) -> Entry:
-    """Write one recording's frames and rows to its folder, and `entry.json` last.
+    """Write one recording's frames and rows to its folder, and `entry.json` last; returns its entry in the index.
 
-    Args:
-        task: What to extract.
-        count: Called with the number of frames of each chunk that was read; may raise, to stop.
-
-    Returns:
-        Its entry in the index.
+    `count` is called with the number of frames of each chunk that was read; it may raise, to stop.
 
     Raises:
         DamagedRecordingError: It cannot be read to its end, or its frames have another shape than the others'.

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -45,9 +46,6 @@ def run_tasks(
         workers: Number of processes; 1 is this one.
         count: Called with numbers of frames read, for a progress bar.
         stopped: Whether to stop; unfinished recordings are then not yielded.
-
-    Raises:
-        LatentObsError: The disk is full, or a package is missing.
     """
     if workers == 1:
 
@@ -66,6 +64,8 @@ def run_tasks(
     yield from _in_a_pool(tasks, workers, count, stopped, broken)
     for task in broken:
         died: list[Task] = []
+        shutil.rmtree(task.folder)  # what the dead worker left
+        task.folder.mkdir()
         yield from _in_a_pool([task], 1, count, stopped, died)
         if died:
             reason = "its worker process died twice, often because memory is short: fewer --workers need less"

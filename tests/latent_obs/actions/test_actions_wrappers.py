@@ -30,11 +30,9 @@ WRAPPED: dict[str, Callable[[], gym.Env[Any, Any]]] = {
     "discrete": lambda: DiscreteActions(Recorder(KEYED), [{}, {"forward": 1}, {"camera": (0, 10)}], always="attack"),
     "curated": lambda: sb3_actions(Recorder(KEYED)),
     "multi": lambda: MultiDiscreteActions(Recorder(KEYED)),
-    "multi-linear": lambda: sb3_actions(Recorder(KEYED), "multidiscrete-linear", camera_bins=5, camera_max_degrees=20),
     "vector": lambda: VectorActions(Coded()),
     "centroids": lambda: CentroidActions(Coded(), EYE),
     "skip": lambda: MultiDiscreteActions(FrameSkip(Recorder(KEYED), 3)),
-    "skip-vector": lambda: VectorActions(FrameSkip(Coded(), 3)),
 }
 
 

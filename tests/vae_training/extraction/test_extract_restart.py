@@ -132,9 +132,10 @@ def test_interrupted_in_this_process(
 
 @pytest.mark.integration
 def test_workers_do_not_matter_and_one_that_dies_is_named(place: Place, whole: dict[str, bytes]):
+    # It dies when it has written frames, which must not be in the way of its second try.
     deadly, fine = place.source / "deadly", fakes(place.source, 4)
     deadly.write_text("")
-    place.recordings = [*fine[:1], Fake("clip 1", place.source / "clip 1.fake", seed=1, dies_at=32), *fine[2:]]
+    place.recordings = [*fine[:1], Fake("clip 1", place.source / "clip 1.fake", seed=1, dies_at=48), *fine[2:]]
     result = place.extract(workers=2, frames_per_file=30)
     assert [failed.name for failed in result.failed] == ["clip 1"]
     assert (result.recordings, result.damaged, result.interrupted) == (3, (), False)

@@ -60,11 +60,7 @@ class NpzRecording(Recording):
 
     @property
     def key(self) -> str:
-        """Name of the array of frames.
-
-        Raises:
-            DamagedRecordingError: None is, or more than one may be.
-        """
+        """Name of the array of frames."""
         return frames_key(self.source, npz_headers(self.source))
 
     @property
@@ -77,21 +73,13 @@ class NpzRecording(Recording):
 
 
 def npy_header_of(file: Path) -> NpyHeader:
-    """What a `.npy` file holds, from its first bytes.
-
-    Raises:
-        DamagedRecordingError: It cannot be read.
-    """
+    """What a `.npy` file holds, from its first bytes; `DamagedRecordingError` where it cannot be read."""
     with _reading(file), file.open("rb") as handle:
         return read_npy_header(handle)
 
 
 def npz_headers(file: Path) -> dict[str, NpyHeader]:
-    """What a `.npz` file holds, by name, without reading the arrays.
-
-    Raises:
-        DamagedRecordingError: It cannot be read.
-    """
+    """What a `.npz` file holds, by name, without reading the arrays; `DamagedRecordingError` if it cannot be read."""
     headers: dict[str, NpyHeader] = {}
     with _reading(file), zipfile.ZipFile(file) as archive:
         for member in archive.namelist():
@@ -102,11 +90,7 @@ def npz_headers(file: Path) -> dict[str, NpyHeader]:
 
 
 def read_npz(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
-    """Some arrays of a `.npz` file, none of them of objects.
-
-    Raises:
-        DamagedRecordingError: It cannot be read.
-    """
+    """Some arrays of a `.npz` file; `DamagedRecordingError` where they hold objects or cannot be read."""
     with _reading(file), np.load(file, allow_pickle=False) as archive:
         return {name: archive[name] for name in names}
 
@@ -118,11 +102,7 @@ def notes_on_objects(source: Path, headers: Mapping[str, NpyHeader]) -> list[str
 
 
 def frames_key(file: Path, headers: Mapping[str, NpyHeader]) -> str:
-    """Which array of a `.npz` file is its frames.
-
-    Raises:
-        DamagedRecordingError: None is, or more than one may be.
-    """
+    """Which array of a `.npz` file is its frames; `DamagedRecordingError` if none is, or more than one may be."""
     uint8 = [(name, len(header.shape)) for name, header in headers.items() if header.dtype == np.uint8]
     fitting = [name for name, axes in uint8 if axes == 4] or [name for name, axes in uint8 if axes == 3]
     for key in _KEYS:

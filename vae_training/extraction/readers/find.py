@@ -39,14 +39,10 @@ def find_recordings(paths: Sequence[Path], *, vpt: VptOptions | None = None) -> 
     thumbnails). Hidden files and folders, unfinished files (`.part`), `__MACOSX` and anything else are passed over.
     What is reached twice counts once.
 
-    Args:
-        paths: Files and folders.
-        vpt: Which frames of VPT recordings to take.
-
     Returns:
-        The recordings, and those that are visibly damaged; both in the order of the paths, and
-        within a folder of their names (2 before 10). Names are unique over both: where two would agree they keep their
-        suffix, then the folder that was searched comes before them, then they are numbered.
+        The recordings, and those that are visibly damaged; both in the order of the paths, and within a folder of their
+        names (2 before 10). Names are unique over both: where two would agree they keep their suffix, then the folder
+        that was searched comes before them, then they are numbered.
 
     Raises:
         InputError: A path does not exist, or there is nothing in any of them.

@@ -41,9 +41,6 @@ def decode(file: Path, threads: int = 0, *, first: int = 0, count: int | None = 
         first: How many frames to pass over at the start.
         count: How many to give after that, at most; nothing behind them is looked at.
 
-    Yields:
-        uint8 (n, H, W, 3) RGB, an array of its own each time.
-
     Raises:
         DamagedRecordingError: It is no video, has no frames, or breaks off; what was good before has been given.
     """
@@ -61,11 +58,7 @@ def stated_frames(file: Path) -> int | None:
 
 
 def count_frames(file: Path) -> int:
-    """Number of frames in a video, by its header, or by its packets where that states none; nothing is decoded.
-
-    Raises:
-        DamagedRecordingError: It cannot be read as a video.
-    """
+    """Number of frames in a video, by its header, or by its packets where that states none; nothing is decoded."""
     if (stated := stated_frames(file)) is not None:
         return stated
     av = require("av", extra="video", purpose="read videos")

@@ -128,11 +128,7 @@ class VptRecording(Recording):
 
 
 def read_actions(file: Path) -> dict[str, NDArray[Any]]:
-    """Read a `.jsonl` of VPT, as `VptRecording.rows` returns it, for all its lines; empty lines are passed over.
-
-    Raises:
-        DamagedRecordingError: A line is not what it should be; the message has its number.
-    """
+    """Read a `.jsonl` of VPT, as `VptRecording.rows` returns it, for all its lines; empty lines are passed over."""
     pressed: list[list[int]] = []
     moved, mouse, null, menu = list[tuple[float, float]](), list[tuple[float, float]](), list[bool](), list[bool]()
     attack_hangs, hotbar = False, 0
