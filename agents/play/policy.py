@@ -146,7 +146,7 @@ def load_policy(
     folder = Path(run)
     if not folder.is_dir():
         raise InputError(
-            f"agent {folder} is no folder, expected a run of latent-obs train-agent. For any other agent of "
+            f"agent {folder} is no folder, expected a run folder of latent-obs train-agent. For any other agent of "
             "Stable-Baselines3, call record(config, policy=...) from Python, with an agents.PlayPolicy"
         )
     config, model, encoder = load_run(folder, which, device)
