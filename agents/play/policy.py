@@ -38,10 +38,8 @@ class PlayPolicy:
 
     Example::
 
-        def wrap(env):
-            return VecLatentObservation(DummyVecEnv([lambda: env]), encoder, latent_only=True)
-
-        record(RecordConfig("VizdoomBasic-v1", Path("frames")), policy=PlayPolicy(PPO.load("mine.zip"), wrap))
+        policy = PlayPolicy(PPO.load("mine.zip"), lambda env: VecLatentObservation(DummyVecEnv([lambda: env]), encoder))
+        record(RecordConfig("VizdoomBasic-v1", Path("frames")), policy=policy)
     """
 
     def __init__(
@@ -68,19 +66,19 @@ class PlayPolicy:
         Raises:
             InputError: Its actions or observations are not those that the agent was trained with.
         """
-        advice = f"Play {self.settings.get('env', 'the environment of training')}, made with the same arguments"
+        trained = f"the agent was trained in {self.settings.get('env', 'another environment')} with"
         if self.model.action_space != env.action_space:
             raise InputError(
-                f"the agent was trained with actions {_brief(self.model.action_space)}, and this environment has "
-                f"{_brief(env.action_space)}. {advice}"
+                f"env: {trained} actions {_brief(self.model.action_space)}, got {_brief(env.action_space)}; make the "
+                "environment of training, with the same arguments"
             )
         self._stand_in = _StandIn(env.observation_space, env.action_space)
         wrapped = self._wrap(self._stand_in)
         self._venv = wrapped if isinstance(wrapped, VecEnv) else DummyVecEnv([lambda: wrapped])
         if not _trained_on(self.model, self._venv.observation_space):
             raise InputError(
-                f"the agent was trained on observations {_brief(self.model.observation_space)}, and would get "
-                f"{_brief(self._venv.observation_space)} from this environment. {advice}"
+                f"env: {trained} observations {_brief(self.model.observation_space)}, got "
+                f"{_brief(self._venv.observation_space)}; make the environment of training, with the same arguments"
             )
         self.reset(None)
 
@@ -115,8 +113,8 @@ class _StandIn(gym.Env[Any, Any]):
     def _take(self) -> Any:
         if not self.waiting:
             raise InputError(
-                "the wrappers of a PlayPolicy may only change observations, and these step or reset the environment "
-                "themselves. Put what skips frames or ends episodes into the environment that is played"
+                "wrap: the wrappers of a PlayPolicy may only change observations, and these step the environment "
+                "themselves; put what skips frames or ends episodes into the environment that is played"
             )
         return self.waiting.pop()
 
@@ -132,8 +130,7 @@ def load_policy(
 ) -> PlayPolicy:
     """Load an agent of `train-agent` as a policy on its environment's own observations.
 
-    It gets the observations of training and evaluations: the run's encoder, its running statistics, its wrappers. The
-    environment must be made with the same arguments (`settings` of the policy), its frame skip among them.
+    The environment must be made with the same arguments (`settings` of the policy), its frame skip among them.
 
     Args:
         run: The run folder.
@@ -149,9 +146,8 @@ def load_policy(
     folder = Path(run)
     if not folder.is_dir():
         raise InputError(
-            f"agent {folder} {'is a file' if folder.exists() else 'does not exist'}, expected a run folder of "
-            "latent-obs train-agent (--which chooses among its agents). For any other agent of Stable-Baselines3, call "
-            "record(config, policy=...) from Python, with an agents.PlayPolicy"
+            f"agent {folder} is no folder, expected a run folder of latent-obs train-agent. For any other agent of "
+            "Stable-Baselines3, call record(config, policy=...) from Python, with an agents.PlayPolicy"
         )
     config, model, encoder = load_run(folder, which, device)
     resized = as_seen(config, contract_of(encoder))
@@ -199,22 +195,15 @@ def _brief(space: spaces.Space[Any]) -> str:
 
 @dataclass(frozen=True)
 class Decision:
-    """The choice of one step, with a row for each action, button or number.
-
-    Attributes:
-        caption: What the levels are.
-        names: A name per row.
-        levels: A level per row: in [0, 1], or in [-1, 1] where `signed`.
-        texts: A text beside each level.
-        chosen: Which rows the agent does.
-        signed: Whether levels go both ways from zero.
-    """
+    """The choice of one step, with a row for each action, button or number."""
 
     caption: str
     names: tuple[str, ...]
     levels: tuple[float, ...]
+    """In [0, 1], or in [-1, 1] where `signed`."""
     texts: tuple[str, ...]
     chosen: tuple[bool, ...]
+    """Which rows the agent does."""
     signed: bool = False
 
 
@@ -223,12 +212,6 @@ def action_names(env: gym.Env[Any, Any]) -> tuple[str, ...]:
 
     They come from ViZDoom's buttons, from `names` of this project's wrappers for actions, or from
     `get_action_meanings()` (Atari). Without any of these the actions are numbered.
-
-    Example:
-        >>> class Pendulum(gym.Env):
-        ...     action_space = spaces.Box(-2.0, 2.0, (2,))
-        >>> action_names(Pendulum())
-        ('0', '1')
     """
     space = env.action_space
     count = int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or (1,)))
@@ -274,17 +257,8 @@ def decide(
 ) -> tuple[NDArray[Any], Any, Decision]:
     """Ask an agent of Stable-Baselines3 for an action in a vector of one environment.
 
-    Args:
-        model: The agent.
-        observation: Its observation, a batch of one.
-        state: Its recurrent state; None at the first step.
-        begins: Whether an episode begins.
-        deterministic: The most likely action rather than a sample.
-        names: From `action_names`.
-        choices: From `choices_of`.
-
     Returns:
-        The actions, a batch of one; the new recurrent state; and the decision.
+        The actions, a batch of one; the new recurrent state (None at the first step); and the decision.
     """
     starts = np.array([begins])
     estimates = _estimates(model, observation, state, starts)
@@ -308,11 +282,6 @@ def describe(
             actions, float (1, actions); or None.
         names: From `action_names`.
         choices: From `choices_of`.
-
-    Example:
-        >>> describe(spaces.Discrete(3), 1, torch.tensor([[0.0, 2.0, 1.0]]), ("left", "right", "fire"))
-        Decision(caption='action and its value', names=('left', 'right', 'fire'), levels=(0.0, 1.0, 0.5),
-                 texts=('0', '2', '1'), chosen=(False, True, False), signed=False)
     """
     if isinstance(space, spaces.Discrete):
         chosen = tuple(i == int(action) for i in range(int(space.n)))

@@ -27,17 +27,13 @@ _DEVIATIONS = 3.0
 
 
 class EpisodeEnd(NamedTuple):
-    """How an episode ended.
-
-    Attributes:
-        total: Its return, in the game's own rewards.
-        length: Its steps.
-        success: Whether it was a success; None where the task defines none.
-    """
+    """How an episode ended."""
 
     total: float
+    """Its return, in the game's own rewards."""
     length: int
     success: bool | None
+    """None where the task defines none."""
 
     def __str__(self) -> str:
         word = {None: "", True: ", a success", False: ", no success"}[self.success]
@@ -268,16 +264,12 @@ _CHOSEN = (255, 210, 80)
 
 @dataclass(frozen=True)
 class LatentPicture:
-    """A latent, ready to be drawn.
-
-    Attributes:
-        values: float (latent_dim,); a full bar is 1, and larger values are clipped.
-        shape: (channels, height, width) of a spatial latent; None for a vector.
-        caption: What is shown.
-    """
+    """A latent, ready to be drawn."""
 
     values: NDArray[np.floating]
+    """float (latent_dim,); a full bar is 1, and larger values are clipped."""
     shape: tuple[int, int, int] | None
+    """(channels, height, width) of a spatial latent; None for a vector."""
     caption: str
 
 
@@ -292,7 +284,7 @@ def compose(
     footer: str | None = None,
     scale: float = 1,
 ) -> Picture:
-    """Put the parts of a step into one picture; a part that is None takes no space.
+    """Put the parts of a step into one picture, uint8 (height, width, 3); a part that is None takes no space.
 
     Args:
         game: uint8 (H, W, C), the game's own picture.
@@ -302,21 +294,13 @@ def compose(
         latent: The latent that the agent acts on.
         decision: What it does.
         footer: A line below.
-        scale: 2 for a window twice as large, with sharp text.
-
-    Returns:
-        uint8 (height, width, 3), both even, as video needs.
-
-    Example:
-        >>> game = np.zeros((120, 160, 3), np.uint8)
-        >>> compose(game, title="", latent=LatentPicture(np.zeros(32), None, "latent")).shape
-        (380, 332, 3)
+        scale: 2 for a window twice as large, with sharp text. Height and width stay even, as video needs.
     """
     edge, caption = _pixels(_EDGE, scale), _pixels(_CAPTION, scale)
     high, panel = _pixels(_PICTURE_HEIGHT, scale), _pixels(_DECISION_WIDTH, scale)
-    parts = [(_enlarged(game, high), "the game")] + (
-        [(_enlarged(seen, high), seen_caption)] if seen is not None else []
-    )
+    parts = [(_enlarged(game, high), "the game")]
+    if seen is not None:
+        parts.append((_enlarged(seen, high), seen_caption))
     width = edge + sum(image.width + edge for image, _ in parts) + (panel + edge if decision else 0)
     top = _pixels(_TITLE, scale) + edge
     body = top + caption
@@ -347,19 +331,10 @@ def compose(
 
 
 def draw_latent(latent: LatentPicture, width: int, height: int) -> Picture:
-    """Draw a latent as bars up (blue) and down (orange), or a spatial one as maps of its channels where they fit.
-
-    Returns:
-        uint8 (height, width, 3).
-
-    Example:
-        >>> bars = draw_latent(LatentPicture(np.array([1.0, -0.5]), None, ""), 8, 9)
-        >>> (bars[:, 1] == _UP).all(axis=-1).sum(), (bars[:, 5] == _DOWN).all(axis=-1).sum()
-        (np.int64(4), np.int64(2))
-    """
+    """Draw a latent as bars up (blue) and down (orange), or a spatial one as maps of its channels where they fit."""
     values = np.clip(np.nan_to_num(np.asarray(latent.values, np.float64)), -1, 1)
     maps = None if latent.shape is None else _draw_maps(values.reshape(latent.shape), width, height)
-    return maps if maps is not None else _draw_bars(values, width, height)
+    return _draw_bars(values, width, height) if maps is None else maps
 
 
 def _draw_bars(values: NDArray[np.float64], width: int, height: int) -> Picture:

@@ -11,7 +11,7 @@ import numpy as np
 from agents.play.show import Picture, Show
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.device import torch_threads
-from latent_obs.util.errors import InputError, require
+from latent_obs.util.errors import InputError, check_count, require
 
 _MOST_SECONDS = 60
 
@@ -41,13 +41,12 @@ def film(
         The file, and the return of each episode that was filmed to its end.
 
     Raises:
-        InputError: There is no such agent, its environment cannot draw itself, or the file cannot be written. It is
-            raised before anything is played.
+        InputError: There is no such agent, its environment cannot draw itself, or the file cannot be written; raised
+            before anything is played.
         MissingExtraError: PyAV is not installed.
     """
     require("av", extra="video", purpose="write a video")
-    if episodes < 1:
-        raise InputError(f"episodes must be 1 or more, got {episodes}")
+    check_count("episodes", episodes)
     target = check_writable(Path(video) if video is not None else Path(run) / "agent.mp4")
     frames: list[Picture] = []
     # One frame at a time: more threads would only wait for each other.
@@ -62,13 +61,9 @@ def film(
 
 def check_writable(path: Path) -> Path:
     """Raise `InputError` if a file cannot be written, before the work whose result goes into it."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name a file to write")
     there = next(parent for parent in path.absolute().parents if parent.exists())
-    if not there.is_dir():
-        raise InputError(f"{path} cannot be written: {there} is a file and no folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{path} cannot be written: there is no permission to write in {there}")
+    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be written: it must name a file in a folder with permission to write")
     return path
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from agents.play.show import EpisodeEnd, Picture, Show
 from latent_obs.util.device import torch_threads
-from latent_obs.util.errors import InputError, require
+from latent_obs.util.errors import InputError, check_count, require
 
 KEYS = "space: pause   n or right: one step   + / -: speed   r: new episode   q or Esc: quit"
 _SLOWEST, _FASTEST = 1 / 16, 64.0
@@ -35,8 +35,8 @@ def watch_agent(
 ) -> list[EpisodeEnd]:
     """Play an agent in a window that also shows what it sees, its latent and its decision.
 
-    Keys: space pauses, n or the right arrow takes one step, + and - double and halve the speed, r begins another
-    episode, q or Esc (or closing the window) quits.
+    Keys: space pauses, n or the right arrow takes one step, + and - change the speed, r begins another episode, q or
+    Esc quits.
 
     Args:
         run: The run folder.
@@ -58,9 +58,9 @@ def watch_agent(
         MissingExtraError: pygame is not installed.
     """
     if not _SLOWEST <= speed <= _FASTEST:
-        raise InputError(f"speed must be from {_SLOWEST:g} to {_FASTEST:g}, 1 being the game's own, got {speed}")
-    if episodes is not None and episodes < 1:
-        raise InputError(f"episodes must be 1 or more (or left out, to go on until q is pressed), got {episodes}")
+        raise InputError(f"speed must be from {_SLOWEST:g} to {_FASTEST:g}, got {speed}")
+    if episodes is not None:
+        check_count("episodes", episodes)
     with (
         _display() as pygame,
         torch_threads(1),
@@ -75,13 +75,12 @@ def watch_agent(
 @contextlib.contextmanager
 def _display() -> Iterator[Any]:
     """Initialize pygame's display, and end it afterwards. Raises `InputError` where there is no display."""
-    instead = "A video needs no display: latent-obs evaluate --run … writes one"
     driver = os.environ.get("SDL_VIDEODRIVER")
-    if sys.platform.startswith("linux") and not driver and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
-        # Without either, SDL would draw on the console itself.
-        raise InputError(
-            f"there is no display to open a window on: neither DISPLAY nor WAYLAND_DISPLAY is set. {instead}"
-        )
+    found = [f"{name}={os.environ[name]}" for name in _DISPLAY_VARIABLES if os.environ.get(name)]
+    no_display = f"no window can be opened ({', '.join(found) or f'{_DISPLAY_VARIABLES[0]} is not set'})"
+    instead = "A video needs no display: latent-obs evaluate --run … writes one"
+    if sys.platform.startswith("linux") and not found:  # SDL would draw on the console itself
+        raise InputError(f"{no_display}. {instead}")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # or it prints a banner
     pygame: Any = require("pygame", extra="watch", purpose="open a window")
     problem = "SDL found none that shows anything"
@@ -92,8 +91,7 @@ def _display() -> Iterator[Any]:
     # Where every display fails, SDL falls back to one that shows nothing, which is right only if it was asked for.
     if not pygame.display.get_init() or (pygame.display.get_driver() in ("offscreen", "dummy") and not driver):
         pygame.display.quit()
-        found = [f"{name}={os.environ[name]}" for name in _DISPLAY_VARIABLES if name in os.environ]
-        raise InputError(f"no window can be opened ({', '.join(found)}): {problem}. {instead}")
+        raise InputError(f"{no_display}: {problem}. {instead}")
     try:
         yield pygame
     finally:
@@ -106,18 +104,14 @@ class _Window:
     def __init__(self, pygame: Any, show: Show, speed: float, paused: bool) -> None:
         self.pygame, self.show, self.speed, self.paused = pygame, show, speed, paused
         self.open, self.one_step = True, False
-        self.scale = self._scale()
+        # Twice the size, or as much as fits on the screen.
+        height, width = show.picture(footer="").shape[:2]
+        screen, self.scale = pygame.display.Info(), 1.0
+        if min(screen.current_w, screen.current_h) >= 1:
+            self.scale = max(1.0, min(2.0, _SCREEN_SHARE * min(screen.current_w / width, screen.current_h / height)))
         self.picture = self._draw()
         height, width = self.picture.shape[:2]
         self.surface = pygame.display.set_mode((width, height), pygame.RESIZABLE)
-
-    def _scale(self) -> float:
-        """Twice the size, or as much as fits on the screen."""
-        height, width = self.show.picture(footer="").shape[:2]
-        screen = self.pygame.display.Info()
-        if screen.current_w < 1 or screen.current_h < 1:
-            return 1
-        return max(1.0, min(2.0, _SCREEN_SHARE * screen.current_w / width, _SCREEN_SHARE * screen.current_h / height))
 
     def play(self, episodes: int | None) -> None:
         """Play until the window is closed, or for so many episodes."""
@@ -125,21 +119,17 @@ class _Window:
         self._present()
         while self.open and (episodes is None or len(self.show.ended) < episodes):
             changed = self._handle_events()
-            now = time.perf_counter()
+            now, step_s = time.perf_counter(), 1 / (self.show.frames_per_second * self.speed)
             if self.open and (self.one_step or (not self.paused and now >= due)):
                 self.show.step()
                 # A late step is caught up on, a long pause is not.
-                due = max(due, now - self._seconds_a_step) + self._seconds_a_step
+                due = max(due, now - step_s) + step_s
                 self.one_step, changed = False, True
             if changed:
                 self.picture = self._draw()
                 self._present()
             elif self.open:
                 self.pygame.time.wait(_PAUSED_MS if self.paused else _WAIT_MS)
-
-    @property
-    def _seconds_a_step(self) -> float:
-        return 1 / (self.show.frames_per_second * self.speed)
 
     def _handle_events(self) -> bool:
         """Handle keys and mouse; returns whether the picture changes."""

@@ -12,7 +12,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from latent_obs.util.atomic import atomic_write
-from latent_obs.util.errors import InputError, require
+from latent_obs.util.errors import InputError, check_count, require
 
 FORMAT = "latent-obs-centroids"
 FORMAT_VERSION = 1
@@ -62,12 +62,10 @@ class Centroids:
 
     def __post_init__(self) -> None:
         vectors, counts = np.array(self.vectors), np.array(self.counts)
-        if vectors.ndim != 2 or not vectors.size or vectors.dtype.kind not in "fiu" or not _finite(vectors).all():
-            raise InputError(
-                f"vectors of centroids must be finite numbers (k, d), got {vectors.dtype} of shape {vectors.shape}"
-            )
+        if problem := _problem(vectors):
+            raise InputError(f"vectors {problem}")
         if counts.shape != vectors.shape[:1] or counts.dtype.kind not in "iu" or (counts < 0).any():
-            raise InputError(f"counts of {len(vectors)} centroids must be as many whole numbers, got {self.counts!r}")
+            raise InputError(f"counts must be {len(vectors)} integers from 0, one for each vector, got {self.counts!r}")
         if not np.isfinite(self.inertia) or self.inertia < 0:
             raise InputError(f"inertia must be a number from 0, got {self.inertia!r}")
         for name, array in (("vectors", vectors.astype(np.float32)), ("counts", counts.astype(np.int64))):
@@ -109,24 +107,19 @@ class Centroids:
             raise InputError(f"there is no file of centroids {str(path)!r} (current folder: {Path.cwd()})")
         try:
             with safe_open(file, framework="numpy") as tensors:
-                metadata = tensors.metadata() or {}
-                if FORMAT not in metadata:
+                about = json.loads((tensors.metadata() or {})[FORMAT])
+                if about["format_version"] != FORMAT_VERSION:
                     raise InputError(
-                        f"{file} is a safetensors file, but not one of centroids; those are made by fit_centroids"
-                    )
-                about = json.loads(metadata[FORMAT])
-                version = about["format_version"]
-                if version != FORMAT_VERSION:
-                    raise InputError(
-                        f"{file} has format version {version}, expected {FORMAT_VERSION}; update latent-obs"
+                        f"{file} has format version {about['format_version']}, expected {FORMAT_VERSION}; update "
+                        "latent-obs"
                     )
                 vectors, counts = tensors.get_tensor("vectors"), tensors.get_tensor("counts")
             if _digest(vectors, counts) != about["sha256"]:
-                raise InputError(f"{file} is damaged: its numbers are not those that were saved. Copy or fit it again")
+                raise ValueError("its numbers are not those that were saved")
             return cls(vectors, counts, float(about["inertia"]), str(about["key"]), str(about["source"]))
+        except InputError:
+            raise
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(f"{file} is damaged or no file of centroids ({error}). Copy or fit it again") from None
 
 
@@ -157,11 +150,9 @@ def fit_centroids(
         ([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [3, 2, 1])
     """
     for name, value, least in (("k", k, 1), ("seed", seed, 0), ("n_init", n_init, 1)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise InputError(f"{name} must be a whole number from {least}, got {value!r}")
+        check_count(name, value, least)
     if isinstance(actions, np.ndarray):
-        problem = _problem(actions)
-        if problem:
+        if problem := _problem(actions):
             raise InputError(f"actions {problem}")
         vectors, source = actions, f"an array of {len(actions)} actions"
     else:
@@ -181,52 +172,28 @@ def fit_centroids(
 
 def _read(paths: Iterable[StrPath], key: str) -> tuple[NDArray[Any], str]:
     """The actions of all files, and where they came from."""
-    files = list(_files(paths))
+    files: list[Path] = []
+    for path in map(Path, paths):
+        files += sorted(path.rglob("*.npz")) if path.is_dir() else [path]
     if not files:
-        raise InputError("no file of actions was given; give .npz or .npy files, or a folder with .npz files in it")
+        raise InputError("actions: there is no file; give .npz or .npy files, or a folder with .npz files in it")
     arrays: list[NDArray[Any]] = []
-    problems: list[str] = []
     for file in files:
         try:
-            array = _load(file, key)
-            problem = _problem(array)
-            if not problem and arrays and array.shape[1] != arrays[0].shape[1]:
-                problem = f"have {array.shape[1]} numbers each, those of the files before it {arrays[0].shape[1]}"
-            if problem:
-                problems.append(f"{file}: the actions {problem}")
-            else:
-                arrays.append(array)
-        except InputError as error:
-            problems.append(str(error))
+            arrays.append(_load(file, key))
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            problems.append(f"{file} cannot be read as .npz or .npy ({type(error).__name__}: {error})")
-    if problems:
-        shown = "\n  ".join(problems[:5] + ([f"and {len(problems) - 5} more"] if len(problems) > 5 else []))
-        raise InputError(
-            f"{len(problems)} of {len(files)} files cannot be used:\n  {shown}\nLeave them out, or repair them"
-        )
+            raise InputError(f"{file} cannot be used ({error}); leave it out, or repair it") from None
+        problem = _problem(arrays[-1])
+        if not problem and arrays[-1].shape[1] != arrays[0].shape[1]:
+            problem = f"have {arrays[-1].shape[1]} numbers each, and those of {files[0]} {arrays[0].shape[1]}"
+        if problem:
+            raise InputError(f"{file}: the actions {problem}; leave it out, or repair it")
     names = ", ".join(str(file) for file in files[:3]) + (", …" if len(files) > 3 else "")
     vectors = np.concatenate(arrays)
     return vectors, f"{len(vectors)} actions of {len(files)} file{'s' * (len(files) != 1)}: {names}"
 
 
-def _files(paths: Iterable[StrPath]) -> Iterator[Path]:
-    for path in paths:
-        if not isinstance(path, str | os.PathLike):
-            raise InputError(f"actions must be an array (N, d) or paths of files, got {path!r}")
-        folder = Path(path)
-        if not folder.is_dir():
-            yield folder
-            continue
-        found = sorted(folder.rglob("*.npz"))
-        if not found:
-            raise InputError(f"the folder {str(path)!r} has no .npz file in it")
-        yield from found
-
-
 def _load(file: Path, key: str) -> NDArray[Any]:
-    if not file.is_file():
-        raise InputError(f"there is no file {str(file)!r} (current folder: {Path.cwd()})")
     with file.open("rb") as handle:  # numpy leaves a file open that it fails to read
         loaded = np.load(handle, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -234,20 +201,15 @@ def _load(file: Path, key: str) -> NDArray[Any]:
         for name in (key, *_OTHER_KEYS):
             if name in loaded.files:
                 return loaded[name]
-        raise InputError(f"{file} has no entry {key!r}; it has {', '.join(loaded.files) or 'none'}")
+    raise ValueError(f"it has no entry {key!r}, but {', '.join(loaded.files) or 'none'}")
 
 
-def _problem(actions: NDArray[Any]) -> str:
+def _problem(vectors: NDArray[Any]) -> str:
     """What is wrong with an array of actions; empty if nothing is."""
-    if actions.ndim != 2 or not actions.size or actions.dtype.kind not in "fiu":
-        return f"must be numbers of shape (N, d), got {actions.dtype} of shape {actions.shape}"
-    finite = _finite(actions).all(axis=1)
-    return "" if finite.all() else f"have {int((~finite).sum())} rows that are not finite numbers"
-
-
-def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which numbers are finite, as float32 too."""
-    return np.abs(values) <= np.finfo(np.float32).max
+    if vectors.ndim != 2 or not vectors.size or vectors.dtype.kind not in "fiu":
+        return f"must be numbers of shape (N, d), got {vectors.dtype} of shape {vectors.shape}"
+    finite = (np.abs(vectors) <= np.finfo(np.float32).max).all(axis=1)  # as float32 too
+    return "" if finite.all() else f"must be finite, and {int((~finite).sum())} rows are not"
 
 
 def _digest(vectors: NDArray[Any], counts: NDArray[Any]) -> str:

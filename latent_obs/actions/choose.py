@@ -9,12 +9,12 @@ import gymnasium as gym
 from gymnasium import spaces
 
 from latent_obs.actions.camera import CameraBins
-from latent_obs.actions.common import check_env, only_box
+from latent_obs.actions.common import only_box
 from latent_obs.actions.curated import curated_actions
 from latent_obs.actions.discrete import DiscreteActions, held
 from latent_obs.actions.multi_discrete import MultiDiscreteActions
 from latent_obs.actions.vector import CentroidActions, VectorActions
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_choice
 
 #: The values of `actions`, besides a file of centroids.
 CHOICES = ("auto", "discrete", "multidiscrete", "multidiscrete-linear", "continuous", "dict")
@@ -62,13 +62,11 @@ def sb3_actions(
         >>> sb3_actions(env, "multidiscrete").action_space
         MultiDiscrete([2 2 2])
     """
-    check_env(env, "sb3_actions")
     space = env.action_space
     if isinstance(actions, os.PathLike) or str(actions).endswith(".safetensors"):
         kind = "centroids"
-    elif actions not in CHOICES:
-        raise InputError(f"actions must be one of {', '.join(CHOICES)}, or a .safetensors file, got {actions!r}")
     else:
+        check_choice("actions", actions, CHOICES)
         kind = _automatic(space) if actions == "auto" else str(actions)
     if always is not None and kind != "discrete":
         raise InputError(f"always={always!r} is for actions='discrete', and these are {kind!r}; leave it out")
@@ -76,10 +74,6 @@ def sb3_actions(
         return CentroidActions(env, Path(actions))
     if kind == "dict" or (kind == "continuous" and isinstance(space, spaces.Box)):
         return env
-    fits = only_box(space) is not None if kind == "continuous" else isinstance(space, spaces.Dict)
-    if not fits:
-        needs = "a Dict with a single Box" if kind == "continuous" else "a Dict of keys, Enums and a camera"
-        raise InputError(f"actions={kind!r} needs {needs}, and the action space is {space}; use {', '.join(CHOICES)}")
     if kind == "continuous":
         return VectorActions(env)
     if kind == "discrete":
@@ -97,9 +91,7 @@ def _automatic(space: spaces.Space[Any]) -> str:
         return "dict"  # Stable-Baselines3 supports these
     if isinstance(space, spaces.Dict):
         return "discrete" if only_box(space) is None else "continuous"
-    raise InputError(
-        f"actions='auto' does not know {space}; wrap the environment so that it is a Dict, Box or Discrete"
-    )
+    raise InputError(f"actions='auto' needs an action space that is a Dict, Box or Discrete, got {space}")
 
 
 def _distinct(table: Sequence[Mapping[str, Any]], always: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -4,16 +4,14 @@ actions, always = curated_actions(env.action_space, env_id="MineRLTreechop-v0")
 env = DiscreteActions(env, actions, always=always)
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from gymnasium import spaces
 
 from latent_obs.actions.common import CAMERA, dict_space, is_camera, is_key
 from latent_obs.envs.old_spaces import Enum
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_choice
 
 #: Names of an Enum's entries that stand for nothing to craft, place or equip; the game ignores them.
 _NOTHING = ("none", "other")
@@ -31,8 +29,7 @@ def curated_actions(
     Only entries that the action space has are used. The families:
 
     - "treechop": attack is always held, because a log takes some sixty uninterrupted frames of it; forward,
-      forward+jump and the four turns. A turn and forward lead everywhere, and fewer actions are explored sooner. This
-      is the set of the intro baselines of the MineRL competition of 2021.
+      forward+jump and the four turns, as in the intro baselines of the MineRL competition of 2021.
     - "navigate": forward and forward+jump with sprint held; the four turns; each block to place together with jump,
       which builds a pillar out of a hole; attack, which digs through obstacles.
     - "obtain": all ways of walking, jump, forward+jump; attack, and forward+attack, which digs a tunnel; the four
@@ -64,15 +61,14 @@ def curated_actions(
           {'camera': (0.0, -10.0)}, {'camera': (0.0, 10.0)}, {'camera': (-10.0, 0.0)}, {'camera': (10.0, 0.0)}],
           ('attack',))
     """
-    if family is not None and family not in FAMILIES:
-        raise InputError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     family = family or family_of(env_id) or "basic"
+    check_choice("family", family, FAMILIES)
     parts = _Parts(space, camera_step_degrees)
     actions, always = _FAMILIES[family](parts)
     if not any(actions):
         raise InputError(
-            f"the action space {space} has no keys, Enums or camera for {family!r} actions. For a vector use "
-            "VectorActions, or CentroidActions with centroids of demonstrations"
+            f"space {space} has no keys, Enums or camera for {family!r} actions; for a vector use VectorActions or "
+            "CentroidActions"
         )
     return actions, always
 
@@ -95,11 +91,12 @@ class _Parts:
     def __init__(self, space: spaces.Space[Any], camera_step_degrees: float) -> None:
         self.inner = dict_space(space, "curated_actions").spaces
         self.keys = [key for key, part in self.inner.items() if is_key(part)]
-        self.step, reach = camera_step_degrees, math.inf
         camera = self.inner.get(CAMERA)
-        if isinstance(camera, spaces.Box) and is_camera(CAMERA, camera):
-            reach = float(min(camera.high.min(), -camera.low.max()))
-        if not isinstance(self.step, float | int | np.number) or not 0 < self.step <= reach or self.step == math.inf:
+        self.camera = camera if isinstance(camera, spaces.Box) and is_camera(CAMERA, camera) else None
+        self.step, reach = camera_step_degrees, 180.0
+        if self.camera is not None:
+            reach = float(min(self.camera.high.min(), -self.camera.low.max()))
+        if not 0 < self.step <= reach:
             raise InputError(f"camera_step_degrees must be above 0 and at most {reach:g}, got {self.step!r}")
 
     def held(self, *keys: str) -> list[Entry]:
@@ -112,7 +109,7 @@ class _Parts:
 
     def turns(self) -> list[Entry]:
         """Turns to the left and right, up and down; pitch grows downwards and yaw to the right."""
-        if CAMERA not in self.inner or not is_camera(CAMERA, self.inner[CAMERA]):
+        if self.camera is None:
             return []
         step = self.step
         return [{CAMERA: turn} for turn in ((0.0, -step), (0.0, step), (-step, 0.0), (step, 0.0))]

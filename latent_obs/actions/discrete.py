@@ -8,7 +8,6 @@ import numpy as np
 from gymnasium import spaces
 
 from latent_obs.actions.common import (
-    check_env,
     copy_action,
     dict_space,
     is_camera,
@@ -63,30 +62,25 @@ class DiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
         always: Mapping[str, Any] | Sequence[str] = (),
     ) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, actions=actions, always=always)
-        check_env(env, "DiscreteActions")
         gym.ActionWrapper.__init__(self, env)
         space = dict_space(env.action_space, "DiscreteActions")
-        self._inner, noop = space.spaces, noop_action(env)
+        noop = noop_action(env)
         self.always = _entries(space, held(always), "always")
         for key in [] if isinstance(always, Mapping) else self.always:
             if not is_key(space.spaces[key]):
-                raise InputError(
-                    f"always: {key!r} is no key to hold but {space.spaces[key]}; give it a value: {{{key!r}: …}}"
-                )
-        given = _named(actions)
+                raise InputError(f"always: {key!r} is no key but {space.spaces[key]}; give it a value: {{{key!r}: …}}")
         table, names = [noop], [NOOP]
-        for i, (name, changes) in enumerate(given, 1):
+        for i, (name, changes) in enumerate(_named(actions), 1):
             what = f"action {i}" + (f" ({name!r})" if name else "")
             entries = _entries(space, changes, what)
             action = {**copy_action(noop), **copy_action(self.always), **entries}
-            same = next((j for j, other in enumerate(table) if _equal(other, action)), None)
-            if same is not None:
-                raise InputError(
-                    f"{what}, {dict(changes)}, does the same as action {same} ({names[same]!r}); leave it out"
-                )
             name = name or _name(space, entries or self.always, noop, self.always)
-            if name in names:
-                raise InputError(f"{what} has the name {name!r}, as action {names.index(name)} has; choose another one")
+            for j, other in enumerate(table):
+                if _equal(other, action) or names[j] == name:
+                    raise InputError(
+                        f"{what}, {dict(changes)}, does the same or has the same name as action {j} ({names[j]!r}); "
+                        "leave it out, or name it"
+                    )
             table.append(action)
             names.append(name)
         self._table = table
@@ -104,25 +98,12 @@ class DiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
         # Plain numbers need no copy: a third of copy_action's time.
         return {key: value if isinstance(value, int) else copy_action(value) for key, value in chosen.items()}
 
-    def describe(self) -> str:
-        """A line per action, and what is held."""
-        always = ", ".join(_part(self._inner[key], key, value) for key, value in self.always.items())
-        lines = [f"{len(self.names)} actions" + (f"; in all but the no-op: {always}" if always else "")]
-        return "\n".join(lines + [f"{i:4d}  {name}" for i, name in enumerate(self.names)])
-
 
 def held(always: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
-    """The part that is always done, as a mapping; a text such as "attack+forward" names keys.
-
-    Example:
-        >>> held("attack+forward"), held(["attack"]), held(""), held({"craft": "planks"})
-        ({'attack': 1, 'forward': 1}, {'attack': 1}, {}, {'craft': 'planks'})
-    """
+    """The part that is always done, as a mapping; a text such as "attack+forward" names keys."""
     if isinstance(always, Mapping):
         return dict(always)
-    keys = [key.strip() for key in always.split("+")] if isinstance(always, str) else always
-    if keys == [""]:
-        return {}
+    keys = [key.strip() for key in always.split("+")] if isinstance(always, str) and always else always
     if not isinstance(keys, Sequence) or not all(isinstance(key, str) and key for key in keys):
         raise InputError(f"always must be names of keys, such as 'attack+forward', or a mapping, got {always!r}")
     return dict.fromkeys(keys, 1)
@@ -130,20 +111,12 @@ def held(always: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
 
 def _named(actions: Any) -> list[tuple[str, Mapping[str, Any]]]:
     """The actions with their names, an empty one where it is still to be made."""
-    pairs: list[tuple[Any, Any]]
-    if isinstance(actions, Mapping):
-        pairs = list(actions.items())
-    elif isinstance(actions, Sequence) and not isinstance(actions, str):
-        pairs = [("", changes) for changes in actions]
-    else:
-        raise InputError(f"actions must be a list of mappings or a mapping of named ones, got {type(actions).__name__}")
-    if not pairs:
-        raise InputError("actions is empty; give at least one, such as {'forward': 1}")
+    if not isinstance(actions, Mapping | Sequence) or isinstance(actions, str) or not actions:
+        raise InputError(f"actions must be a list of mappings or a mapping of named ones, got {actions!r}")
+    pairs = list(actions.items()) if isinstance(actions, Mapping) else [("", changes) for changes in actions]
     for i, (name, changes) in enumerate(pairs, 1):
-        if not isinstance(name, str) or (isinstance(actions, Mapping) and not name):
-            raise InputError(f"action {i} has the name {name!r}; expected a text")
-        if not isinstance(changes, Mapping):
-            raise InputError(f"action {i} must be a mapping such as {{'forward': 1}}, got {changes!r}")
+        if not isinstance(name, str) or not isinstance(changes, Mapping):
+            raise InputError(f"action {i} must be a mapping such as {{'forward': 1}}, got {name!r}: {changes!r}")
     return pairs
 
 

@@ -5,8 +5,9 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 
-from latent_obs.actions.common import check_env, copy_action, is_camera, noop_action, value_of, whole_number
+from latent_obs.actions.common import copy_action, is_camera, noop_action, value_of
 from latent_obs.envs.old_spaces import Enum
+from latent_obs.util.errors import check_count
 
 
 class FrameSkip(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -28,7 +29,7 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
         once: The entries that happen in the first frame only.
 
     Raises:
-        InputError: `frames` is no whole number from 1; at `step`, the action is not in the action space.
+        InputError: `frames` is below 1; at `step`, the action is not in the action space.
 
     Example:
         >>> class Turns(gym.Env):
@@ -46,9 +47,8 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
 
     def __init__(self, env: gym.Env[Any, Any], frames: int) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, frames=frames)
-        check_env(env, "FrameSkip")
         gym.Wrapper.__init__(self, env)
-        self.frames = whole_number(frames, 1, 1_000_000, "frames")
+        self.frames = check_count("frames", frames)
         self._noop = noop_action(env)
         space = env.action_space
         inner = space.spaces if isinstance(space, spaces.Dict) else {}
@@ -62,19 +62,13 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Do an action for `frames` frames, or until the episode ends."""
         action = value_of(self.action_space, action, "action")
-        total = 0.0
-        current = copy_action(action)
         rest = {**action, **{key: self._noop[key] for key in self.once}} if self.once else action
-        for frame in range(1, self.frames + 1):
-            observation, reward, terminated, truncated, info = self.env.step(current)
-            total += float(reward)
-            if terminated or truncated or frame == self.frames:
+        # A copy each time: the environment may keep or change its action.
+        observation, reward, terminated, truncated, info = self.env.step(copy_action(action))
+        total = float(reward)
+        for _ in range(self.frames - 1):
+            if terminated or truncated:
                 break
-            # A copy each time: the environment may keep or change its action.
-            current = copy_action(rest)
-        return observation, total, bool(terminated), bool(truncated), info  # pyright: ignore[reportPossiblyUnboundVariable]
-
-    def describe(self) -> str:
-        """How many frames, and what happens once."""
-        once = f"; only in the first: {', '.join(self.once)}" if self.once and self.frames > 1 else ""
-        return f"{self.frames} frame{'s' * (self.frames != 1)} per action{once}"
+            observation, reward, terminated, truncated, info = self.env.step(copy_action(rest))
+            total += float(reward)
+        return observation, total, bool(terminated), bool(truncated), info

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from latent_obs.actions.camera import CameraBins
-from latent_obs.actions.common import CAMERA, check_env, dict_space, is_camera, is_key, noop_action, value_of
+from latent_obs.actions.common import CAMERA, dict_space, is_camera, is_key, noop_action, value_of
 from latent_obs.envs.old_spaces import Enum
 from latent_obs.util.errors import InputError
 
@@ -54,25 +54,25 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
 
     def __init__(self, env: gym.Env[Any, Any], camera: CameraBins = _VPT) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, camera=camera)
-        check_env(env, "MultiDiscreteActions")
         gym.ActionWrapper.__init__(self, env)
-        if not isinstance(camera, CameraBins):
-            raise InputError(f"camera must be CameraBins, got {camera!r}")
         self.camera = camera
         self._space = dict_space(env.action_space, "MultiDiscreteActions")
         self._inner = self._space.spaces
         for key, space in self._inner.items():
             if not isinstance(space, spaces.Discrete) and not is_camera(key, space):
                 raise InputError(
-                    f"action[{key!r}] is {space}; MultiDiscreteActions has choices for Discrete and Enum entries and a "
-                    "`camera` of two floats. List actions with DiscreteActions instead"
+                    f"action[{key!r}] is {space}; MultiDiscreteActions takes Discrete and Enum entries and a `camera` "
+                    "of two floats. List actions with DiscreteActions instead"
                 )
         discrete = {key: space for key, space in self._inner.items() if isinstance(space, spaces.Discrete)}
         order = sorted(discrete, key=lambda key: not is_key(discrete[key]))  # stable: else the order of the Dict
         self._places = [(key, i, int(discrete[key].start)) for i, key in enumerate(order)]
         sizes = [int(discrete[key].n) for key in order]
         self.names = tuple(order)
-        self.choices = [_words(discrete[key]) for key in order]
+        self.choices = [
+            list(part.names) if isinstance(part, Enum) else [str(int(part.start) + i) for i in range(int(part.n))]
+            for part in (discrete[key] for key in order)
+        ]
         self._camera_at = len(order) if CAMERA in self._inner and CAMERA not in discrete else None
         if self._camera_at is not None:
             turn = self._inner[CAMERA]
@@ -125,17 +125,3 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
         if self._camera_at is not None:
             row += self.camera.to_bins(values[CAMERA]).tolist()
         return np.array(row, np.int64)
-
-    def describe(self) -> str:
-        """A line per choice: its place, its name, what it chooses from."""
-        width = max(map(len, self.names))
-        lines = [f"{len(self.names)} choices, {np.prod(self._sizes, dtype=object)} actions"]
-        return "\n".join(
-            lines + [f"{i:4d}  {name:{width}}  {' '.join(self.choices[i])}" for i, name in enumerate(self.names)]
-        )
-
-
-def _words(space: spaces.Discrete) -> list[str]:
-    if isinstance(space, Enum):
-        return list(space.names)
-    return [str(i) for i in range(int(space.start), int(space.start + space.n))]

@@ -38,7 +38,7 @@ class Recorder(gym.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action), action
         self.taken.append(copy.deepcopy(action))
-        if isinstance(action, dict):  # an environment may spoil what it is given
+        if isinstance(action, dict):  # an environment may change what it is given
             for value in action.values():
                 if isinstance(value, np.ndarray):
                     value[...] = 99

@@ -1,8 +1,7 @@
-"""Small recordings of every kind for the tests of their readers, made from frames that tell their own number."""
-
-from __future__ import annotations
+"""Small recordings of every kind for the tests of their readers, made from frames that show their own number."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -22,7 +21,7 @@ CLIP_FRAMES = 90
 
 
 def numbered(count: int, height: int = 48, width: int = 64) -> Frames:
-    """Grey frames (n, H, W, 3) that tell their number whatever the codec does: tens (up to 10) left, ones right."""
+    """Grey frames (n, H, W, 3) that show their number whatever the codec does: tens (up to 10) left, ones right."""
     n = np.arange(count)[:, None, None, None]
     halves = np.where(np.arange(width)[None, None, :, None] < width // 2, n // 10, n % 10)
     return np.ascontiguousarray(np.broadcast_to(20 + 20 * halves, (count, height, width, 3)), np.uint8)
@@ -110,6 +109,16 @@ def write_vpt(file: Path, frames: Frames, lines: Sequence[Mapping[str, Any]]) ->
     write_video(file, frames)
     file.with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return file
+
+
+class Evil:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
 
 
 def read(recording: Recording) -> Frames:

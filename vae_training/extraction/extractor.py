@@ -6,9 +6,8 @@ can be interrupted or killed at any time: the next run skips finished recordings
 
 import contextlib
 import dataclasses
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -18,10 +17,10 @@ from tyro.conf import Positional
 
 from latent_obs.pixels import Crop
 from latent_obs.util.device import cores
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_choice, check_count
 from latent_obs.util.interrupt import GracefulStop
 from vae_training.extraction.index import FrameFolder, file_stems
-from vae_training.extraction.one_recording import Task, close_chunks, contract_for, disk_full_error
+from vae_training.extraction.one_recording import Task, contract_for, disk_full_error
 from vae_training.extraction.pool import Failure, run_tasks
 from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording
 from vae_training.extraction.readers.find import find_recordings
@@ -74,20 +73,12 @@ class ExtractConfig:
         if not self.recordings:
             raise InputError("recordings is empty; name files, or folders that are searched for them")
         for name in ("size", "stride", "limit", "workers", "frames_per_file"):
-            value, optional = getattr(self, name), name in ("size", "limit", "workers")
-            if not (value is None and optional) and (not isinstance(value, int) or value is True or value < 1):
-                raise InputError(f"{name} must be a positive integer{' or None' if optional else ''}, got {value!r}")
-        for name, choices in (("crop", get_args(Crop)), ("gui", get_args(Gui))):
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        levels = self.drop_duplicates
-        if levels is not None and not (math.isfinite(levels) and 0 < levels <= 255):
-            raise InputError(f"drop_duplicates must be above 0 and at most 255, or None to keep all; got {levels!r}")
-
-    @property
-    def vpt(self) -> VptOptions:
-        """Which frames of VPT recordings to take."""
-        return VptOptions(self.drop_null_actions, self.gui)
+            if getattr(self, name) is not None or name in ("stride", "frames_per_file"):
+                check_count(name, getattr(self, name))
+        check_choice("crop", self.crop, get_args(Crop))
+        check_choice("gui", self.gui, get_args(Gui))
+        if self.drop_duplicates is not None and not 0 < self.drop_duplicates <= 255:
+            raise InputError(f"drop_duplicates must be above 0 and at most 255, or None; got {self.drop_duplicates!r}")
 
     def settings(self) -> dict[str, Any]:
         """The fields that decide what a frame file holds, as plain values for `frames.json`."""
@@ -96,29 +87,25 @@ class ExtractConfig:
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """What a run did, and what the folder holds now.
-
-    Attributes:
-        folder: The folder of frame files.
-        recordings: Finished recordings in it.
-        frames: Frames of these.
-        new_frames: Frames that this run added.
-        skipped: Recordings that were finished already.
-        empty: Names of recordings of which no frame was kept.
-        damaged: Recordings that cannot be read, or not to their end; nothing of them was kept.
-        failed: Recordings whose worker process died; the next run tries them again.
-        interrupted: Whether it was stopped before all recordings were processed.
-    """
+    """What a run did, and what the folder holds now."""
 
     folder: Path
     recordings: int
+    """Finished recordings in the folder."""
     frames: int
+    """Frames of these."""
     new_frames: int
+    """Frames that this run added."""
     skipped: int
+    """Recordings that were finished already."""
     empty: tuple[str, ...]
+    """Names of recordings of which no frame was kept."""
     damaged: tuple[Damaged, ...]
+    """Recordings that cannot be read, or not to their end; nothing of them was kept."""
     failed: tuple[Damaged, ...]
+    """Recordings whose worker process died; the next run tries them again."""
     interrupted: bool
+    """Whether it was stopped before all recordings were processed."""
 
 
 def extract(
@@ -140,7 +127,7 @@ def extract(
             a source has changed since; the disk is full (finished recordings are kept).
         MissingExtraError: A package that reads such recordings is not installed.
     """
-    recordings, unreadable = find_recordings(config.recordings, vpt=config.vpt)
+    recordings, unreadable = find_recordings(config.recordings, vpt=VptOptions(config.drop_null_actions, config.gui))
     for recording in recordings:
         if config.out.resolve() in (recording.source.resolve(), *recording.source.resolve().parents):
             raise InputError(f"out {config.out} contains the recording {recording.source}; choose another --out")
@@ -201,16 +188,13 @@ class _Extraction:
         """The recordings that are not finished; unreadable ones are noted as failures."""
         pending, names = [], {recording.name for recording in self.recordings}
         for recording in self.recordings:
-            try:
-                fingerprint = recording.fingerprint()
-                if self.folder.is_done(recording.name, fingerprint):
-                    continue
-                if (other := self.folder.other_name_of(fingerprint, recording.source, names)) is not None:
-                    self.say(f"{recording.name} is in {self.folder.path} already, under the name {other}")
-                    continue
-                pending.append(recording)
-            except DamagedRecordingError as error:
-                self.failures.append((recording, Failure(str(error), damaged=True)))
+            fingerprint = recording.fingerprint()
+            if self.folder.is_done(recording.name, fingerprint):
+                continue
+            if (other := self.folder.other_name_of(fingerprint, recording.source, names)) is not None:
+                self.say(f"{recording.name} is in {self.folder.path} already, under the name {other}")
+                continue
+            pending.append(recording)
         return pending
 
     def _with_shape(self, pending: list[Recording]) -> tuple[list[Recording], tuple[int, ...] | None]:
@@ -219,14 +203,11 @@ class _Extraction:
         if shape is None and config.size is not None:
             shape = (config.size, config.size, 3)
         while pending and shape is None:
-            chunks = pending[0].chunks()
             try:
-                shape = contract_for(next(iter(chunks)).shape[1:], None, config.crop).shape
+                shape = contract_for(next(pending[0].chunks()).shape[1:], None, config.crop).shape
             except (DamagedRecordingError, StopIteration) as error:
                 reason = str(error) or f"{pending[0].name} has no frames"
                 self.failures.append((pending.pop(0), Failure(reason, damaged=True)))
-            finally:
-                close_chunks(chunks)
         return pending, shape
 
     def _extract(
@@ -234,7 +215,7 @@ class _Extraction:
     ) -> bool:
         """Extract the pending recordings; returns whether all of them were processed."""
         workers = min(self.config.workers or cores(), len(pending))
-        tasks, ended = list(self._tasks(pending, shape, max(1, cores() // workers))), 0
+        tasks, ended = self._tasks(pending, shape, max(1, cores() // workers)), 0
         with contextlib.closing(run_tasks(tasks, workers, bar.update, stopped)) as outcomes:
             for task, outcome in outcomes:
                 ended += 1
@@ -246,7 +227,7 @@ class _Extraction:
                         self.say(note)
         return ended == len(pending)
 
-    def _tasks(self, pending: Sequence[Recording], shape: tuple[int, ...], threads: int) -> Iterator[Task]:
+    def _tasks(self, pending: Sequence[Recording], shape: tuple[int, ...], threads: int) -> list[Task]:
         config = self.config
         taken = {
             name: entry["files"][0]["file"].removesuffix(".npy").removesuffix("_000" if len(entry["files"]) > 1 else "")
@@ -254,23 +235,22 @@ class _Extraction:
             if entry["files"]
         }
         stems = file_stems([recording.name for recording in self.recordings], taken)
-        filters = {name: getattr(config, name) for name in ("stride", "drop_black", "drop_duplicates", "limit")}
-        for recording in pending:
-            # With a worker per core, a decoder with a thread per core would only slow down the other workers.
-            if any(field.name == "threads" for field in dataclasses.fields(recording)):
-                recording = dataclasses.replace(recording, threads=threads)  # pyright: ignore[reportCallIssue]
-            yield Task(
-                recording,
+        return [
+            Task(
+                # With a worker per core, a decoder with a thread per core would only slow down the other workers.
+                dataclasses.replace(recording, threads=threads),
                 self._found_at(recording.source),
                 stems[recording.name],
                 self.folder.stage(stems[recording.name]),
                 shape,
                 config.size,
                 config.crop,
-                filters,
+                {name: getattr(config, name) for name in ("stride", "drop_black", "drop_duplicates", "limit")},
                 config.frames_per_file,
                 threads,
             )
+            for recording in pending
+        ]
 
     def _found_at(self, source: Path) -> str:
         """A source's place below the folder that was searched, so that the index holds when that folder is moved."""
@@ -282,14 +262,9 @@ class _Extraction:
     def _bar(self, pending: Sequence[Recording], progress_bar: bool | None) -> "tqdm[Any]":
         """A bar over the frames that are read; without a total where a recording does not state its length."""
         shown = sys.stderr.isatty() if progress_bar is None else progress_bar
-        total: int | None = 0
-        for recording in pending if shown else ():  # opens each of them
-            with contextlib.suppress(DamagedRecordingError):  # reported when its turn comes
-                frames = recording.expected_frames
-                if frames is None:
-                    total = None
-                    break
-                total += frames
+        expected = [recording.expected_frames for recording in pending] if shown else []  # opens each of them
+        stated = [frames for frames in expected if frames is not None]
+        total = sum(stated) if len(stated) == len(expected) else None
         return tqdm(total=total, unit="frame", desc="extract", disable=not shown)
 
     def _report(self, result: ExtractResult) -> None:

@@ -26,10 +26,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError
+from vae_training.data.frames import open_frames
 
 INDEX, ENTRY = "frames.json", "entry.json"
 _STAGING = ".extracting-"
@@ -40,23 +39,10 @@ Entry = dict[str, Any]
 
 
 class FrameFolder:
-    """The folder that frames are extracted to, held by one process at a time.
+    """The folder that frames are extracted to, held by one process at a time, and its index.
 
     Opening it finishes or removes what a killed process left; leaving the `with` block removes what is unfinished.
-
-    Attributes:
-        path: The folder.
-        shape: Shape of a frame, (H, W, 3), as soon as it is known.
-        entries: The finished recordings by name, as `frames.json` has them.
-
-    Args:
-        path: The folder; made where it is missing.
-        settings: What decides what the files hold.
-        say: Where messages go.
-
-    Raises:
-        InputError: Another process extracts to the folder, it was begun with other settings, or `frames.json` is
-            damaged.
+    `settings` are those that decide what the files hold; a folder that was begun with others is refused.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], say: Callable[[str], object] = print) -> None:
@@ -69,23 +55,20 @@ class FrameFolder:
         path.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDONLY)
         try:
-            self._hold()
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{path}: another process extracts frames to this folder; wait, or choose another --out"
+                ) from None
+            except OSError:  # some network file systems have no locks
+                pass
             self._read()
             self._finish_what_was_killed()
             self._staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=path))
         except BaseException:
             os.close(self._fd)
             raise
-
-    def _hold(self) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{self.path}: another process extracts frames to this folder; wait for it, or choose another --out"
-            ) from None
-        except OSError:  # some network file systems have no locks
-            pass
 
     def _read(self) -> None:
         file = self.path / INDEX
@@ -99,7 +82,7 @@ class FrameFolder:
             raise InputError(
                 f"{file} cannot be read as the index of extracted frames ({error}); choose another --out"
             ) from None
-        for name in [*self.settings, *(set(before) - set(self.settings))]:
+        for name in {**self.settings, **before}:
             if before.get(name) != self.settings.get(name):
                 raise InputError(
                     f"{self.path} was begun with {name} {before.get(name)!r}, now it is {self.settings.get(name)!r}. "
@@ -116,16 +99,9 @@ class FrameFolder:
             shutil.rmtree(left, ignore_errors=True)
 
     def settle_shape(self, shape: tuple[int, ...]) -> None:
-        """Fix the shape of the frames, and check the frame files that are in the folder already.
-
-        Raises:
-            InputError: The folder holds a `.npy` file of other frames, or one that cannot be read.
-        """
-        ours = {part["file"] for entry in self.entries.values() for part in entry["files"]}
-        for file in sorted(self.path.glob("*.npy")):
-            if file.name.startswith(".") or file.name in ours:
-                continue
-            found = frame_file_shape(file)[1:]
+        """Fix the shape of the frames, (H, W, 3); a folder that holds other frames is refused."""
+        for file in sorted(self.path.glob("[!.]*.npy")):
+            found = open_frames(file).shape[1:]
             if found != shape:
                 raise InputError(
                     f"{file} has frames of shape {found}, and these would be {shape}; a dataset needs one shape. "
@@ -142,31 +118,29 @@ class FrameFolder:
         return None
 
     def is_done(self, name: str, fingerprint: str) -> bool:
-        """Whether all files of a recording are here and whole.
+        """Whether all files of a recording are here, and neither they nor its source has changed.
 
-        Raises:
-            InputError: Its source has changed since, or one of its files.
+        A recording whose files were all removed is forgotten, so that it is extracted again.
         """
         if name not in self.entries:
             return False
         entry, there = self.entries[name], []
         for part in entry["files"]:
             file = self.path / part["file"]
-            if file.exists() and frame_file_shape(file) != (part["frames"], *(self.shape or ())):
+            if file.exists() and (found := open_frames(file).shape) != (part["frames"], *(self.shape or ())):
                 raise InputError(
-                    f"{file} has shape {frame_file_shape(file)}, and {INDEX} says {part['frames']} frames of "
-                    f"{self.shape}: it was changed since. Remove it, and it is extracted again"
+                    f"{file} has shape {found}, and {INDEX} says {part['frames']} frames of {self.shape}: it was "
+                    "changed since. Remove it, and it is extracted again"
                 )
             there += [file.exists(), (self.path / part["rows"]).exists()]
         if there and not any(there):
-            del self.entries[name]  # its files were removed, which requests another extraction
+            del self.entries[name]
             return False
         if entry["fingerprint"] != fingerprint:
-            files = ", ".join(part["file"] for part in entry["files"]) or "its entry"
             raise InputError(
                 f"{name} ({entry['source']}) has changed since its frames were extracted to {self.path}, or is another "
-                f"recording of the same name. Choose another --out; or remove {files} (and .rows.npz), and it "
-                "is extracted anew"
+                "recording of the same name. Choose another --out; or remove its files "
+                f"({', '.join(part['file'] for part in entry['files'])} and .rows.npz), and it is extracted again"
             )
         return all(there)
 
@@ -177,17 +151,13 @@ class FrameFolder:
         return folder
 
     def add(self, name: str, entry: Entry, staged: Path) -> None:
-        """Move a finished recording's files into their place, rows before frames, and name it in the index.
-
-        Raises:
-            InputError: There is a file of that name already that is not this recording's.
-        """
+        """Move a finished recording's files into their place, rows before frames, and name it in the index."""
         known = {part["file"] for part in self.entries.get(name, {"files": []})["files"]}
         for part in entry["files"]:
             for file in (part["rows"], part["file"]):
                 here, there = staged / file, self.path / file
                 if not here.exists() or (there.exists() and part["file"] in known):
-                    continue  # moved before the process was killed; or it was there, and only a neighbour was missing
+                    continue  # moved before the process was killed; or it was there, and only a neighbor was missing
                 if there.exists() and file == part["file"]:
                     raise InputError(
                         f"{there} exists already and is not in {INDEX}; move it elsewhere, or choose another --out"
@@ -200,18 +170,20 @@ class FrameFolder:
 
     def write(self) -> None:
         """Write `frames.json`, whole or not at all; it depends on what was extracted, not on when."""
-        write_json(
-            self.path / INDEX,
-            {
-                "format_version": _FORMAT_VERSION,
-                "settings": self.settings,
-                "shape": list(self.shape) if self.shape else None,
-                "frames": self.frames,
-                "recordings": dict(sorted(self.entries.items())),
-                "damaged": dict(sorted(self.damaged.items())),
-                "versions": _versions(),
-            },
-        )
+        versions: dict[str, str] = {}
+        for package in ("latent-obs", "numpy", "pillow", "av"):
+            with contextlib.suppress(PackageNotFoundError):
+                versions[package] = version(package)
+        content = {
+            "format_version": _FORMAT_VERSION,
+            "settings": self.settings,
+            "shape": list(self.shape) if self.shape else None,
+            "frames": self.frames,
+            "recordings": dict(sorted(self.entries.items())),
+            "damaged": dict(sorted(self.damaged.items())),
+            "versions": versions,
+        }
+        write_json(self.path / INDEX, content)
 
     @property
     def frames(self) -> int:
@@ -234,66 +206,24 @@ class FrameFolder:
             os.close(self._fd)
 
 
-def frame_file_shape(file: Path) -> tuple[int, ...]:
-    """Shape of a `.npy` file, by its header and size.
+def file_stems(names: Iterable[str], taken: Mapping[str, str]) -> dict[str, str]:
+    """File names for recordings, without ending: readable, safe, and one for each; those in `taken` keep theirs.
 
-    Raises:
-        InputError: It is not a whole file of uint8 (N, H, W, C).
+    Where two would be the same (or one could be a part of the other, x_000 of x), a few letters that follow from the
+    name are added.
     """
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{file} is not a whole .npy file ({error}); remove it, or choose another --out") from None
-    if array.dtype != np.uint8 or array.ndim != 4:
-        raise InputError(
-            f"{file} holds {array.dtype} of shape {array.shape}, expected uint8 (N, H, W, C); choose another --out"
-        )
-    return array.shape
-
-
-def file_stems(names: Iterable[str], taken: Mapping[str, str] | None = None) -> dict[str, str]:
-    """File names for recordings, without ending: readable, safe, and one for each.
-
-    Args:
-        names: Names of recordings.
-        taken: Recordings that have file names already, which they keep.
-
-    Returns:
-        The stem of each name. Where two would be the same (or one could be a part of the other, x_000 of x), a few
-        letters that follow from the name are added.
-
-    Example:
-        >>> file_stems(["clips/gate", "a b?", "x", "x_000"])
-        {'clips/gate': 'clips__gate', 'a b?': 'a-b', 'x': 'x', 'x_000': 'x_000-0c185a'}
-    """
-    stems = {name: _readable(name) for name in names}
-    stems.update(taken or {})
+    digests = {name: hashlib.sha256(name.encode()).hexdigest()[:6] for name in names}
+    stems: dict[str, str] = {}
+    for name, digest in digests.items():
+        stem = re.sub(r"[^\w.+=-]+", "-", name.replace("/", "__")).strip("-.") or f"recording-{digest}"
+        if len(stem.encode()) > _LONGEST_STEM:
+            stem = f"{stem.encode()[:_LONGEST_STEM].decode(errors='ignore')}-{digest}"
+        stems[name] = stem
+    stems.update(taken)
     lower = [stem.casefold() for stem in stems.values()]  # there are file systems for which a and A are one
-    unique: dict[str, str] = {}
-    for name, stem in stems.items():
-        shard = re.fullmatch(r"(.+)_\d{3,}", stem.casefold())
-        if name not in (taken or {}) and (lower.count(stem.casefold()) > 1 or (shard and shard[1] in lower)):
-            stem = f"{stem}-{_digest(name)}"
-        unique[name] = stem
-    return unique
-
-
-def _readable(name: str) -> str:
-    stem = re.sub(r"[^\w.+=-]+", "-", name.replace("/", "__")).strip("-.")
-    encoded = stem.encode()
-    if len(encoded) > _LONGEST_STEM:
-        stem = f"{encoded[:_LONGEST_STEM].decode(errors='ignore')}-{_digest(name)}"
-    return stem or f"recording-{_digest(name)}"
-
-
-def _digest(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:6]
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what frames depend on."""
-    found: dict[str, str] = {}
-    for package in ("latent-obs", "numpy", "pillow", "av"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+    for name in digests.keys() - taken.keys():
+        stem = stems[name].casefold()
+        shard = re.fullmatch(r"(.+)_\d{3,}", stem)
+        if lower.count(stem) > 1 or (shard and shard[1] in lower):
+            stems[name] += f"-{digests[name]}"
+    return stems

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -28,40 +28,28 @@ _SOURCE_FRAME = "source_frame"
 
 @dataclass(frozen=True)
 class Task:
-    """A recording to extract.
-
-    Attributes:
-        recording: What to read.
-        source: Where it was found, for the index.
-        stem: Its file name, without ending.
-        folder: Where to write its files, and entry.json last.
-        shape: Shape that its frames must have, (H, W, 3).
-        size: Side of the frames in pixels, or None.
-        crop: As of the pixel contract.
-        filters: Arguments of `FrameFilters`.
-        frames_per_file: Longest file.
-        threads: Threads that resize.
-    """
+    """A recording to extract."""
 
     recording: Recording
     source: str
+    """Where it was found, for the index."""
     stem: str
+    """Its file name, without ending."""
     folder: Path
+    """Where to write its files, and entry.json last."""
     shape: tuple[int, ...]
+    """Shape that its frames must have, (H, W, 3)."""
     size: int | None
     crop: Crop
     filters: Mapping[str, Any]
+    """Arguments of `FrameFilters`."""
     frames_per_file: int
     threads: int
+    """Threads that resize."""
 
 
 def contract_for(frame_shape: tuple[int, ...], size: int | None, crop: Crop) -> PixelContract:
-    """The preprocessing for frames of a shape.
-
-    Example:
-        >>> contract_for((360, 640, 3), None, "center-square").shape
-        (360, 360, 3)
-    """
+    """The preprocessing for frames of a shape, to squares of `size` or, where it is None, at their own size."""
     height, width = frame_shape[:2]
     if size is None and crop == "center-square":
         size = min(height, width)
@@ -73,60 +61,65 @@ def disk_full_error(error: BaseException | None, folder: Path) -> InputError | N
     if not isinstance(error, OSError) or error.errno not in DISK_FULL:
         return None
     return InputError(
-        f"{folder}: no room left on the disk ({DISK_FULL[error.errno]}); all finished recordings are kept. Free "
+        f"{folder}: no space left on the disk ({DISK_FULL[error.errno]}); all finished recordings are kept. Free "
         "some space, and give the same command again"
     )
 
 
 def extract_recording(task: Task, count: Callable[[int], object]) -> Entry:
-    """Write one recording's frames and rows to its folder, and `entry.json` last.
+    """Write one recording's frames and rows to its folder, and `entry.json` last; returns its entry in the index.
 
-    Args:
-        task: What to extract.
-        count: Called with the number of frames of each chunk that was read; may raise, to stop.
-
-    Returns:
-        Its entry in the index.
+    `count` is called with the number of frames of each chunk that was read; it may raise, to stop.
 
     Raises:
         DamagedRecordingError: It cannot be read to its end, or its frames have another shape than the others'.
         InputError: The disk is full.
     """
-    name, fingerprint = task.recording.name, task.recording.fingerprint()
     try:
-        rows = {key: np.asarray(column) for key, column in task.recording.rows().items()}
-        filters, files, read = FrameFilters(**task.filters), _Files(task), 0
-        source_frames: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-        with contextlib.closing(_resized(task, filters)) as chunks:
-            for frames, positions, chunk_length in chunks:
-                read += chunk_length
-                count(chunk_length)
-                mask = filters.keep(frames)
-                files.append(frames[mask])
-                source_frames.append(positions[mask])
-                if filters.done:
-                    break
-        if task.recording.fingerprint() != fingerprint:
-            raise DamagedRecordingError(f"{name} was changed while it was read; wait until it is complete")
-        kept = np.concatenate(source_frames)
-        _check_rows(name, rows, read, whole=not filters.done)
-        entry: Entry = {
-            "source": task.source,
-            "kind": task.recording.kind,
-            "frames": len(kept),
-            "first_source_frame": int(kept[0]) if len(kept) else None,
-            "shape": list(task.shape),
-            "fingerprint": fingerprint,
-            "notes": task.recording.notes,
-            "files": files.close(rows, kept),
-        }
-        write_json(task.folder / ENTRY, [name, entry, list(task.shape)])
-        return entry
+        return _extract(task, count)
     except (OSError, InputError) as error:
         cause = error.__cause__ if isinstance(error, InputError) else error
         if (full := disk_full_error(cause, task.folder.parents[1])) is None:
             raise
         raise full from error
+
+
+def _extract(task: Task, count: Callable[[int], object]) -> Entry:
+    name, fingerprint = task.recording.name, task.recording.fingerprint()
+    rows = {key: np.asarray(column) for key, column in task.recording.rows().items()}
+    filters, files, read = FrameFilters(**task.filters), _Files(task), 0
+    source_frames: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    with contextlib.closing(_resized(task, filters)) as chunks:
+        for frames, positions, chunk_length in chunks:
+            read += chunk_length
+            count(chunk_length)
+            mask = filters.keep(frames)
+            files.append(frames[mask])
+            source_frames.append(positions[mask])
+            if filters.done:
+                break
+    if task.recording.fingerprint() != fingerprint:
+        raise DamagedRecordingError(f"{name} was changed while it was read; wait until it is complete")
+    for key, column in rows.items():
+        if column.dtype.hasobject or key == _SOURCE_FRAME:
+            raise DamagedRecordingError(
+                f"{name}: its row {key!r} is {column.dtype}, expected numbers or text under another name"
+            )
+        if len(column) < read or (len(column) != read and not filters.done):  # with a limit, not all were counted
+            raise DamagedRecordingError(f"{name} has {read} frames and {len(column)} rows of {key!r}")
+    kept = np.concatenate(source_frames)
+    entry: Entry = {
+        "source": task.source,
+        "kind": task.recording.kind,
+        "frames": len(kept),
+        "first_source_frame": int(kept[0]) if len(kept) else None,
+        "shape": list(task.shape),
+        "fingerprint": fingerprint,
+        "notes": task.recording.notes,
+        "files": files.close(rows, kept),
+    }
+    write_json(task.folder / ENTRY, [name, entry, list(task.shape)])
+    return entry
 
 
 def _resized(task: Task, filters: FrameFilters) -> Generator[tuple[Frames, NDArray[np.int64], int]]:
@@ -161,26 +154,8 @@ def _resized(task: Task, filters: FrameFilters) -> Generator[tuple[Frames, NDArr
                 yield next_finished()
         finally:
             pool.shutdown(cancel_futures=True)
-            close_chunks(chunks)
-
-
-def close_chunks(chunks: Iterator[Frames]) -> None:
-    """Close the file of a generator of chunks now, rather than when it is collected."""
-    if isinstance(chunks, Generator):
-        chunks.close()
-
-
-def _check_rows(name: str, rows: Mapping[str, NDArray[Any]], frames: int, whole: bool) -> None:
-    """Reject rows that do not match the frames one by one; with a limit, the frames were not all counted."""
-    for key, column in rows.items():
-        if column.dtype.hasobject or key == _SOURCE_FRAME:
-            raise DamagedRecordingError(
-                f"{name}: its row {key!r} is {column.dtype}, expected numbers or text under another name"
-            )
-        if len(column) < frames or (whole and len(column) != frames):
-            raise DamagedRecordingError(
-                f"{name} has {frames} frames and {len(column)} rows of {key!r}, expected one for each"
-            )
+            if isinstance(chunks, Generator):
+                chunks.close()  # its file is closed now, rather than when it is collected
 
 
 class _Files:

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,12 +23,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Failure:
-    """A recording of which nothing was kept.
-
-    Attributes:
-        reason: Why, for the user.
-        damaged: Whether the recording itself is the cause; for a worker process that died it is not.
-    """
+    """A recording of which nothing was kept: why, and whether it is damaged (else its worker process died)."""
 
     reason: str
     damaged: bool
@@ -50,36 +46,30 @@ def run_tasks(
         workers: Number of processes; 1 is this one.
         count: Called with numbers of frames read, for a progress bar.
         stopped: Whether to stop; unfinished recordings are then not yielded.
-
-    Raises:
-        LatentObsError: The disk is full, or a package is missing.
     """
     if workers == 1:
-        yield from _in_this_process(tasks, count, stopped)
+
+        def count_or_stop(frames: int) -> None:
+            count(frames)
+            if stopped():
+                raise _Stopped
+
+        with contextlib.suppress(_Stopped):
+            for task in tasks:
+                if stopped():
+                    return
+                yield task, _outcome(task, count_or_stop)
         return
     broken: list[Task] = []
     yield from _in_a_pool(tasks, workers, count, stopped, broken)
     for task in broken:
         died: list[Task] = []
+        shutil.rmtree(task.folder)  # what the dead worker left
+        task.folder.mkdir()
         yield from _in_a_pool([task], 1, count, stopped, died)
         if died:
             reason = "its worker process died twice, often because memory is short: fewer --workers need less"
             yield task, Failure(f"{task.recording.name}: {reason}. The same command tries it again", damaged=False)
-
-
-def _in_this_process(
-    tasks: Sequence[Task], count: Callable[[int], object], stopped: Callable[[], bool]
-) -> Iterator[tuple[Task, Entry | Failure]]:
-    def count_or_stop(frames: int) -> None:
-        count(frames)
-        if stopped():
-            raise _Stopped
-
-    with contextlib.suppress(_Stopped):
-        for task in tasks:
-            if stopped():
-                return
-            yield task, _outcome(task, count_or_stop)
 
 
 def _in_a_pool(
@@ -95,8 +85,13 @@ def _in_a_pool(
     pool = ProcessPoolExecutor(workers, context, _begin_worker, (frames_read, stop))
     pending: dict[Future[Entry | Failure | None], Task] = {}
     try:
-        with _without_interrupts():
+        # No Ctrl-C reaches the processes, from their very first moment: a blocked signal is inherited.
+        resource_tracker.ensure_running()  # would unblock it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
             pending = {pool.submit(_work, task): task for task in tasks}
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         while pending and not stopped():
             finished, _ = concurrent.futures.wait(pending, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED)
             read = frames_read.value
@@ -116,17 +111,6 @@ def _in_a_pool(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Start processes that no Ctrl-C reaches, from their very first moment: a blocked signal is inherited."""
-    resource_tracker.ensure_running()  # would unblock it
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
 _frames_read: Any
 _stop: Any
 
@@ -136,14 +120,14 @@ def _begin_worker(frames_read: Any, stop: Any) -> None:
     global _frames_read, _stop
     _frames_read, _stop = frames_read, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
+
+    def end_with_parent() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _work(task: Task) -> Entry | Failure | None:

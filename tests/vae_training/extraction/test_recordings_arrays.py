@@ -1,9 +1,5 @@
 """Arrays and folders of pictures: all forms of frames come out as RGB, what cannot be frames says what to do."""
 
-from __future__ import annotations
-
-import os
-import re
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -15,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.support.recording_files import read, read_until_damage
-from vae_training.extraction.readers import base as files
-from vae_training.extraction.readers.arrays import NpyRecording, NpzRecording
+from tests.support.recording_files import Evil, read, read_until_damage
+from vae_training.extraction.readers import base
+from vae_training.extraction.readers.arrays import NpyRecording, NpzRecording, read_npz
 from vae_training.extraction.readers.base import DamagedRecordingError, Recording, natural_key
-from vae_training.extraction.readers.find import Damaged, find_recordings
+from vae_training.extraction.readers.find import find_recordings
 from vae_training.extraction.readers.images import PicturesRecording
 
 
@@ -27,11 +23,11 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def only(path: Path) -> Recording | Damaged:
-    """The one thing that a search finds."""
-    recordings, damaged = find_recordings([path])
-    (each,) = [*recordings, *damaged]
-    return each
+def is_refused(path: Path) -> None:
+    """The one thing that a search finds is damaged, and its file is named."""
+    recordings, (damaged,) = find_recordings([path])
+    assert recordings == []
+    assert str(damaged.source) in damaged.reason
 
 
 def saved(file: Path, array: np.ndarray, kind: str) -> Recording:
@@ -45,7 +41,7 @@ def saved(file: Path, array: np.ndarray, kind: str) -> Recording:
 KINDS = ["npy", "npz", "compressed"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
     form=st.sampled_from(["rgb", "rgba", "grey axis", "grey", "first rgb", "first grey"]),
@@ -69,7 +65,7 @@ def test_every_form_of_frames_comes_out_as_rgb(
     }[form]
     recording = saved(tmp_path_factory.mktemp("law") / "a", np.ascontiguousarray(array), kind)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "CHUNK_BYTES", chunk * array[0].nbytes)
+        patch.setattr(base, "CHUNK_BYTES", chunk * array[0].nbytes)
         got = read(recording)
         assert [len(c) for c in recording.chunks()][:-1] == [chunk] * (-(-n // chunk) - 1)
     np.testing.assert_array_equal(got, np.repeat(grey, 3, axis=3) if "grey" in form else rgb)
@@ -78,7 +74,7 @@ def test_every_form_of_frames_comes_out_as_rgb(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_does_not_depend_on_the_length(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(files, "CHUNK_BYTES", 1 << 16)
+    monkeypatch.setattr(base, "CHUNK_BYTES", 1 << 16)
     recording = saved(tmp_path / "a", noise(1000, 32, 32, 3), kind)
     tracemalloc.start()
     assert sum(len(chunk) for chunk in recording.chunks()) == 1000
@@ -87,27 +83,23 @@ def test_memory_does_not_depend_on_the_length(kind: str, tmp_path: Path, monkeyp
 
 
 REFUSED = {
-    "float": (np.zeros((5, 16, 16, 3), np.float32), r"holds float32, expected uint8.*frames \* 255"),
-    "int": (np.zeros((5, 16, 16, 3), np.int64), r"holds int64, expected uint8.*astype"),
-    "object": (np.zeros((5, 16, 16, 3), object), "holds Python objects.*can run code"),
-    "one picture": (np.zeros((16, 16, 3), np.uint8), r"looks like a single picture.*frames\[None\]"),
-    "two channels": (np.zeros((5, 16, 16, 2), np.uint8), "neither its last nor its second axis"),
-    "no frames": (np.zeros((0, 16, 16, 3), np.uint8), "holds no frames"),
-    "five axes": (np.zeros((5, 1, 16, 16, 3), np.uint8), "has 5 axes"),
-    "Fortran": (np.asfortranarray(noise(5, 16, 16, 3)), "Fortran order.*ascontiguousarray"),
+    "float": np.zeros((5, 16, 16, 3), np.float32),
+    "int": np.zeros((5, 16, 16, 3), np.int64),
+    "object": np.zeros((5, 16, 16, 3), object),
+    "one picture": np.zeros((16, 16, 3), np.uint8),
+    "two channels": np.zeros((5, 16, 16, 2), np.uint8),
+    "no frames": np.zeros((0, 16, 16, 3), np.uint8),
+    "five axes": np.zeros((5, 1, 16, 16, 3), np.uint8),
+    "Fortran": np.asfortranarray(noise(5, 16, 16, 3)),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["npy", "npz"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_frames_says_what_to_do(kind: str, name: str, tmp_path: Path):
-    array, match = REFUSED[name]
-    recording = saved(tmp_path / "walk", array, kind)
-    assert read_until_damage(recording, f"walk.np.*{match}") is None
-    found = only(tmp_path)
-    assert isinstance(found, Damaged)
-    assert found.name == "walk"
-    assert re.search(match, found.reason)
+def test_what_cannot_be_frames(kind: str, name: str, tmp_path: Path):
+    recording = saved(tmp_path / "walk", REFUSED[name], kind)
+    assert read_until_damage(recording, rf"walk\.{kind}") is None
+    is_refused(tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,16 +108,14 @@ def test_a_file_that_was_cut(kind: str, tmp_path: Path):
     recording = saved(tmp_path / "walk", array, kind)
     data = recording.source.read_bytes()
     recording.source.write_bytes(data[: len(data) // 2])
-    good = read_until_damage(
-        recording, r"walk.np[yz]( is cut short: it promises 20 frames, and 9 are there| cannot be read)"
-    )
+    good = read_until_damage(recording, r"walk\.np")
     if kind == "npy":
         np.testing.assert_array_equal(good, array[:9])
         assert recording.expected_frames == 20
     else:
         assert good is None
         assert recording.expected_frames is None
-        assert isinstance(only(tmp_path), Damaged)
+        is_refused(tmp_path)
 
 
 def test_an_archive_damaged_in_the_middle(tmp_path: Path):
@@ -133,20 +123,14 @@ def test_an_archive_damaged_in_the_middle(tmp_path: Path):
     data = bytearray(recording.source.read_bytes())
     data[len(data) // 2] ^= 0xFF
     recording.source.write_bytes(data)
-    read_until_damage(recording, "walk.npz cannot be read.*CRC")
+    read_until_damage(recording, r"walk\.npz.*CRC")
 
 
-@pytest.mark.parametrize("suffix", ["npy", "npz"])
-def test_something_else_of_that_name(suffix: str, tmp_path: Path):
-    file = tmp_path / f"walk.{suffix}"
-    file.write_text("not an array")
-    found = only(tmp_path)
-    assert isinstance(found, Damaged)
-    assert "damaged or not what its name says" in found.reason
-    file.write_bytes(b"")
-    found = only(tmp_path)
-    assert isinstance(found, Damaged)
-    assert "is empty (0 bytes)" in found.reason
+def test_something_else_of_that_name(tmp_path: Path):
+    for name in ("walk.npy", "walk.npz"):
+        for content in (b"not an array", b""):
+            (tmp_path / name).write_bytes(content)
+            is_refused(tmp_path / name)
 
 
 FRAMES, OTHER = noise(6, 16, 16, 3), noise(6, 16, 16, 3, seed=1)
@@ -173,17 +157,7 @@ def test_which_array_of_an_archive_is_its_frames(arrays: dict[str, Any], key: st
 
 def test_an_archive_that_could_mean_either(tmp_path: Path):
     np.savez(tmp_path / "a.npz", left=FRAMES, right=OTHER)
-    found = only(tmp_path)
-    assert isinstance(found, Damaged)
-    assert "'left', 'right' may each be the frames" in found.reason
-
-
-class Evil:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.mark),)
+    is_refused(tmp_path)
 
 
 def test_other_arrays_of_that_length_are_rows_and_nothing_is_unpickled(tmp_path: Path):
@@ -196,6 +170,8 @@ def test_other_arrays_of_that_length_are_rows_and_nothing_is_unpickled(tmp_path:
         "scalar": 3,
     }
     np.savez(tmp_path / "a.npz", frames=FRAMES, evil=evil, **more)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("README.txt", "hello")
     recording = NpzRecording("a", tmp_path / "a.npz")
     rows = recording.rows()
     assert rows.keys() == {"action", "text", "masks"}
@@ -208,18 +184,12 @@ def test_other_arrays_of_that_length_are_rows_and_nothing_is_unpickled(tmp_path:
 
 def test_an_object_array_alone_is_refused_unread(tmp_path: Path):
     np.save(tmp_path / "a.npy", np.array([Evil(tmp_path / "mark")] * 6, dtype=object))
-    found = only(tmp_path)
-    assert isinstance(found, Damaged)
-    assert "can run code" in found.reason
-    read_until_damage(NpyRecording("a", tmp_path / "a.npy"), "can run code")
+    is_refused(tmp_path)
+    read_until_damage(NpyRecording("a", tmp_path / "a.npy"), "objects")
+    np.savez(tmp_path / "b.npz", evil=np.array([Evil(tmp_path / "mark")], dtype=object))
+    with pytest.raises(DamagedRecordingError, match=r"b\.npz"):
+        read_npz(tmp_path / "b.npz", ["evil"])
     assert not (tmp_path / "mark").exists()
-
-
-def test_an_archive_with_a_foreign_member(tmp_path: Path):
-    np.savez(tmp_path / "a.npz", frames=FRAMES)
-    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
-        archive.writestr("README.txt", "hello")
-    np.testing.assert_array_equal(read(NpzRecording("a", tmp_path / "a.npz")), FRAMES)
 
 
 # ---- pictures
@@ -232,7 +202,7 @@ def save_pictures(folder: Path, pictures: dict[str, np.ndarray]) -> PicturesReco
     return PicturesRecording("a", folder)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(order=st.permutations(range(1, 25)), zeros=st.integers(0, 3), chunk=st.integers(1, 30))
 def test_pictures_come_in_the_order_of_their_numbers(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], zeros: int, chunk: int
@@ -240,11 +210,12 @@ def test_pictures_come_in_the_order_of_their_numbers(
     pictures = {f"img_{n:0{zeros}d}.png": np.full((8, 10, 3), n, np.uint8) for n in order}
     recording = save_pictures(tmp_path_factory.mktemp("pictures"), pictures)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "CHUNK_BYTES", chunk * 240)
+        patch.setattr(base, "CHUNK_BYTES", chunk * 240)
         assert read(recording)[:, 0, 0, 0].tolist() == sorted(order)
     assert recording.expected_frames == 24
 
 
+@settings(max_examples=30, deadline=None)
 @given(names=st.lists(st.text(alphabet="ab12_09.٣²", max_size=8), max_size=12, unique=True))
 def test_natural_order_is_an_order(names: list[str]):
     ordered, turned = sorted(names, key=natural_key), names[::-1]
@@ -270,46 +241,34 @@ def test_kinds_of_pictures(tmp_path: Path):
     smooth = np.full((8, 10, 3), (200, 100, 50), np.uint8)
     got = read(save_pictures(tmp_path / "lossy", {"1.jpg": smooth, "2.jpeg": smooth, "3.webp": smooth}))
     assert np.abs(got.astype(int) - smooth).max() <= 6
-
-
-def test_a_rotation_noted_beside_the_pixels_is_not_carried_out(tmp_path: Path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by a quarter to show"
-    Image.fromarray(noise(8, 10, 3)).save(tmp_path / "a.jpg", exif=exif)
-    assert read(PicturesRecording("a", tmp_path)).shape == (1, 8, 10, 3)
+    exif[0x0112] = 6  # "rotate by a quarter to show", which is not done
+    Image.fromarray(smooth).save(tmp_path / "lossy" / "4.jpg", exif=exif)
+    assert read(PicturesRecording("a", tmp_path / "lossy")).shape == (4, 8, 10, 3)
 
 
-def test_damaged_pictures(tmp_path: Path):
+def test_damaged_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pictures = {f"{n}.png": np.full((32, 32, 3), n, np.uint8) for n in range(6)}
-    recording = save_pictures(tmp_path, pictures)
-    Image.fromarray(noise(10, 8, 3)).save(tmp_path / "4.png")
-    good = read_until_damage(
-        recording, r"4.png is 8x10, and 0.png 32x32; .* one size \(4 picture\(s\) before it are good\)"
-    )
-    assert good is not None
-    assert good[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
-    for data in (b"no picture", b"", (tmp_path / "3.png").read_bytes()[:40]):
-        (tmp_path / "4.png").write_bytes(data)
-        good = read_until_damage(recording, r"4.png cannot be read as a picture .*4 picture\(s\) before it are good")
-        assert good is not None
-        assert len(good) == 4
-    Image.fromarray(noise(32, 32).astype(np.uint16) * 200).save(tmp_path / "4.png")
-    read_until_damage(recording, "4.png has values of more than 8 bits")
+    recording, bad = save_pictures(tmp_path, pictures), tmp_path / "4.png"
     still = [Image.fromarray(noise(32, 32, 3, seed=s)) for s in range(3)]
-    still[0].save(tmp_path / "4.png", save_all=True, append_images=still[1:])
-    read_until_damage(recording, "4.png is an animation")
-
-
-def test_a_picture_too_large_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    recording = save_pictures(tmp_path, {"0.png": noise(32, 32, 3)})
+    half = (tmp_path / "3.png").read_bytes()[:40]
+    for damage in (
+        lambda: Image.fromarray(noise(10, 8, 3)).save(bad),  # of another size
+        lambda: bad.write_bytes(b"no picture"),
+        lambda: bad.write_bytes(half),
+        lambda: Image.fromarray(noise(32, 32).astype(np.uint16) * 200).save(bad),  # of 16 bits
+        lambda: still[0].save(bad, save_all=True, append_images=still[1:]),  # an animation
+    ):
+        damage()
+        good = read_until_damage(recording, r"4\.png.*4 good frames")
+        assert good is not None
+        assert good[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     for limit in (1000, 400):  # Pillow warns above the limit, and refuses above twice that
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        read_until_damage(recording, "0.png cannot be read as a picture .*decompression bomb")
-
-
-def test_a_folder_that_lost_its_pictures(tmp_path: Path):
-    with pytest.raises(DamagedRecordingError, match="has no pictures any more"):
-        list(PicturesRecording("a", tmp_path).chunks())
+        read_until_damage(recording, r"0\.png")
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert read_until_damage(recording, "no pictures") is None
 
 
 def test_a_fingerprint_is_of_the_pictures(tmp_path: Path):

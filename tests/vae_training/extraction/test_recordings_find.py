@@ -1,9 +1,8 @@
 """What a search finds, in which order, by which names, and what it passes over."""
 
-from __future__ import annotations
-
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,8 @@ from PIL import Image
 
 from latent_obs.util.errors import InputError
 from tests.support.recording_files import CLIP, CLIP_FRAMES, vpt_line, write_minerl_stream
-from vae_training.extraction.readers.find import Damaged, Recording, find_recordings
+from vae_training.extraction.readers.base import Damaged, Recording
+from vae_training.extraction.readers.find import find_recordings
 
 
 def put(file: Path) -> Path:
@@ -50,7 +50,6 @@ def test_every_kind_in_sorted_order(tmp_path: Path):
     ):
         put(tmp_path / name)
     (tmp_path / "vpt" / "alias.jsonl").write_text((json.dumps(vpt_line()) + "\n") * CLIP_FRAMES)
-    (tmp_path / "vpt" / "alias.jsonl").write_text((json.dumps(vpt_line()) + "\n") * CLIP_FRAMES)
     write_minerl_stream(tmp_path / "MineRLTreechop-v0" / "v3_stream-3", CLIP.read_bytes(), 3, 9)
     write_minerl_stream(tmp_path / "MineRLTreechop-v0" / "v3_stream-21", CLIP.read_bytes(), 3, 9)
     assert found(tmp_path) == [
@@ -69,8 +68,6 @@ def test_every_kind_in_sorted_order(tmp_path: Path):
 
 
 def test_nothing_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import sys
-
     put(tmp_path / "a.mp4")
     put(tmp_path / "pictures" / "1.png").write_text("no picture")
     monkeypatch.setitem(sys.modules, "av", None)
@@ -118,13 +115,6 @@ def test_what_is_reached_twice_counts_once(tmp_path: Path):
     assert found(tmp_path) == found(tmp_path, tmp_path / "a", tmp_path) == [("a/walk", "video"), ("b/walk", "npy")]
 
 
-def test_a_link_to_recordings_elsewhere_is_followed(tmp_path: Path):
-    put(tmp_path / "data" / "walk.mp4")
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "link").symlink_to(tmp_path / "data", target_is_directory=True)
-    assert found(tmp_path / "here") == [("link/walk", "video")]
-
-
 def test_names_that_would_agree(tmp_path: Path):
     for name in ("x/walk.mp4", "x/walk.mkv", "y/walk.mp4", "y/run.mp4", "z/x/walk.mp4"):
         put(tmp_path / name)
@@ -138,7 +128,7 @@ def test_names_that_would_agree(tmp_path: Path):
     assert names == ["walk.mkv", "x/walk.mp4", "x/walk.mp4-2"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     files=st.sets(
         st.tuples(
@@ -169,42 +159,27 @@ def test_names_are_unique_and_the_search_is_repeatable(
         assert ".." not in Path(each.name).parts
 
 
-def test_damaged_ones_are_told_beside_the_good(tmp_path: Path):
+def test_damaged_ones_are_named_beside_the_good(tmp_path: Path):
     put(tmp_path / "good.mp4")
+    put(tmp_path / "alone" / "recording.mp4")
     (tmp_path / "empty.mp4").touch()
     np.save(tmp_path / "float.npy", np.zeros((2, 8, 8, 3)))
     (tmp_path / "gone.mkv").symlink_to(tmp_path / "nowhere.mkv")
+    (tmp_path / "half").mkdir()
+    np.savez(tmp_path / "half" / "rendered.npz", reward=np.zeros(3))
     recordings, damaged = find_recordings([tmp_path])
-    assert [each.name for each in recordings] == ["good"]
+    assert [(each.name, each.kind) for each in recordings] == [("alone/recording", "video"), ("good", "video")]
     assert [(each.name, each.source.name) for each in damaged] == [
         ("empty", "empty.mp4"),
         ("float", "float.npy"),
         ("gone", "gone.mkv"),
+        ("half", "half"),
     ]
     assert all(isinstance(each, Damaged) and str(each.source) in each.reason for each in damaged)
 
 
-def test_half_a_stream_is_damaged_and_a_video_of_that_name_alone_is_a_video(tmp_path: Path):
-    put(tmp_path / "alone" / "recording.mp4")
-    (tmp_path / "half").mkdir()
-    np.savez(tmp_path / "half" / "rendered.npz", reward=np.zeros(3))
-    recordings, damaged = find_recordings([tmp_path])
-    assert [(each.name, each.kind) for each in recordings] == [("alone/recording", "video")]
-    assert "half is a MineRL stream that lacks recording.mp4 and metadata.json" in damaged[0].reason
-
-
-def test_nothing_found_tells_what_was_there(tmp_path: Path):
-    with pytest.raises(InputError, match="there is nothing"):
-        find_recordings([tmp_path])
-    for name in ("a.txt", "b.csv", "c.txt", "d.txt", "e.txt", "f.txt", ".hidden"):
-        put(tmp_path / name)
-    with pytest.raises(
-        InputError, match=r"there is a.txt, b.csv, c.txt, d.txt, e.txt and 1 more\. Expected MineRL streams"
-    ):
-        find_recordings([tmp_path])
-    with pytest.raises(InputError, match=r"no recordings in .*a.txt; there is a.txt"):
-        find_recordings([tmp_path / "a.txt"])
-    with pytest.raises(InputError, match=r"there is no file or folder .*nowhere"):
-        find_recordings([tmp_path / "nowhere"])
-    with pytest.raises(InputError, match="no recordings in no path at all"):
-        find_recordings([])
+def test_nothing_found(tmp_path: Path):
+    put(tmp_path / "a.txt")
+    for paths in ([], [tmp_path], [tmp_path / "a.txt"], [tmp_path / "nowhere"]):
+        with pytest.raises(InputError, match=str(paths[0].name) if paths else "no path"):
+            find_recordings(paths)

@@ -1,11 +1,7 @@
-"""Streams of the MineRL dataset, against MineRL's own reader, which decodes with OpenCV and unpickles; nothing here
-does."""
-
-from __future__ import annotations
+"""Streams of the MineRL dataset, against MineRL's own reader, which decodes with OpenCV and unpickles."""
 
 import importlib
-import json
-import os
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -20,6 +16,7 @@ from hypothesis import strategies as st
 from tests.support.recording_files import (
     CLIP,
     CLIP_FRAMES,
+    Evil,
     numbered,
     numbers,
     read,
@@ -27,12 +24,11 @@ from tests.support.recording_files import (
     write_minerl_stream,
     write_video,
 )
-from vae_training.extraction.readers.arrays import read_npz
 from vae_training.extraction.readers.base import DamagedRecordingError
 from vae_training.extraction.readers.find import find_recordings
 from vae_training.extraction.readers.minerl import MineRLStream
 
-#: Of 255. With the FFmpeg of today's PyAV and OpenCV all pixels are equal; another build may round colours otherwise.
+#: Of 255. With the FFmpeg of today's PyAV and OpenCV all pixels are equal; another build may round colors otherwise.
 TOLERANCE_MAX, TOLERANCE_MEAN = 3, 0.5
 
 
@@ -68,9 +64,7 @@ def stream(folder: Path) -> MineRLStream:
 
 # 90 frames in the video: it is read to its end, to before it, and to one more than there are, which upstream never
 # looks at.
-@pytest.mark.parametrize(
-    ("actions", "promised"), [(69, CLIP_FRAMES), (89, CLIP_FRAMES), (40, 80), (1, 2), (1, 60), (69, CLIP_FRAMES + 1)]
-)
+@pytest.mark.parametrize(("actions", "promised"), [(89, CLIP_FRAMES), (40, 80), (1, 2), (69, CLIP_FRAMES + 1)])
 def test_frames_actions_and_rewards_are_those_of_minerls_own_reader(
     upstream: Callable[[Path], Any], actions: int, promised: int, tmp_path: Path
 ):
@@ -92,7 +86,7 @@ def test_frames_actions_and_rewards_are_those_of_minerls_own_reader(
     assert stream(folder).expected_frames == actions
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(actions=st.integers(1, 60), leading=st.integers(0, 40), tail=st.integers(-1, 20))
 def test_frame_i_belongs_to_action_i(
     tmp_path_factory: pytest.TempPathFactory, sixty: bytes, actions: int, leading: int, tail: int
@@ -115,16 +109,6 @@ def sixty(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return write_video(tmp_path_factory.mktemp("video") / "a.mp4", numbered(100)).read_bytes()
 
 
-class Evil:
-    """Leaves a mark when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.mark),)
-
-
 def test_nothing_is_unpickled_and_what_is_left_out_is_named(tmp_path: Path):
     mark = tmp_path / "mark"
     evil = np.array([Evil(mark)] * 30, dtype=object)
@@ -135,7 +119,6 @@ def test_nothing_is_unpickled_and_what_is_left_out_is_named(tmp_path: Path):
     assert read(recording).shape == (30, 64, 64, 3)
     assert "action$attack" in recording.rows()
     assert not {"action$evil", "observation$evil"} & recording.rows().keys()
-    assert recording.left_out == ["action$evil", "observation$evil"]
     assert "action$evil, observation$evil" in recording.notes[0]
     recordings, damaged = find_recordings([tmp_path])
     assert [each.source for each in recordings] == [folder]
@@ -145,107 +128,81 @@ def test_nothing_is_unpickled_and_what_is_left_out_is_named(tmp_path: Path):
     assert mark.exists()
 
 
-def test_an_object_array_is_refused_even_where_it_is_asked_for(tmp_path: Path):
-    mark = tmp_path / "mark"
-    np.savez(tmp_path / "a.npz", evil=np.array([Evil(mark)], dtype=object))
-    with pytest.raises(DamagedRecordingError, match=r"a\.npz cannot be read"):
-        read_npz(tmp_path / "a.npz", ["evil"])
-    assert not mark.exists()
-
-
-def test_nothing_is_left_out_without_a_note(tmp_path: Path):
-    recording = stream(write_minerl_stream(tmp_path / "s", CLIP.read_bytes(), 30, 40))
-    assert recording.left_out == recording.notes == []
-
-
 def test_an_object_array_as_reward(tmp_path: Path):
     mark = tmp_path / "mark"
     more = {"reward": np.array([Evil(mark)] * 30, dtype=object)}
     folder = write_minerl_stream(tmp_path / "s", CLIP.read_bytes(), 30, 40, more)
-    with pytest.raises(DamagedRecordingError, match="reward of object"):
+    with pytest.raises(DamagedRecordingError, match="reward"):
         stream(folder).rows()
     assert not mark.exists()
 
 
-DAMAGED = {
-    "no video": (lambda f: (f / "recording.mp4").unlink(), "lacks recording.mp4"),
-    "no arrays": (lambda f: (f / "rendered.npz").unlink(), "lacks rendered.npz"),
-    "no metadata": (lambda f: (f / "metadata.json").unlink(), "lacks metadata.json"),
-    "broken json": (lambda f: (f / "metadata.json").write_text('{"true_video'), "metadata.json cannot be read as JSON"),
-    "binary json": (
-        lambda f: (f / "metadata.json").write_bytes(b"\xff\xfe\x00"),
-        "metadata.json cannot be read as JSON",
-    ),
-    "json list": (
-        lambda f: (f / "metadata.json").write_text("[1]"),
-        "no whole number true_video_frame_count, got None",
-    ),
-    "no count": (lambda f: (f / "metadata.json").write_text("{}"), "no whole number true_video_frame_count, got None"),
-    "count of text": (
-        lambda f: (f / "metadata.json").write_text(json.dumps({"true_video_frame_count": "90"})),
-        "no whole number true_video_frame_count, got '90'",
-    ),
-    "too few promised": (
-        lambda f: (f / "metadata.json").write_text(json.dumps({"true_video_frame_count": 30})),
-        "promises 30 video frames, and rendered.npz has 30 actions, which need 31",
-    ),
-    "video shorter than promised": (
-        lambda f: (f / "metadata.json").write_text(json.dumps({"true_video_frame_count": 100})),
-        "shorter than promised: of the frames for 30 actions, which begin after its first 69, 21 are there",
-    ),
-    "video cut": (
-        lambda f: (f / "recording.mp4").write_bytes(CLIP.read_bytes()[:20000]),
-        "recording.mp4 cannot be read beyond its first",
-    ),
-    "no video in it": (lambda f: (f / "recording.mp4").write_text("text"), "recording.mp4 cannot be read as a video"),
-    "not an archive": (lambda f: (f / "rendered.npz").write_text("text"), "rendered.npz cannot be read, it is damaged"),
-    "archive cut": (
+def metadata(content: str | bytes) -> Callable[[Path], Any]:
+    data = content if isinstance(content, bytes) else content.encode()
+    return lambda folder: (folder / "metadata.json").write_bytes(data)
+
+
+#: The file at fault, and what is done to it.
+DAMAGED: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "no video": ("recording.mp4", lambda f: (f / "recording.mp4").unlink()),
+    "no arrays": ("rendered.npz", lambda f: (f / "rendered.npz").unlink()),
+    "no metadata": ("metadata.json", lambda f: (f / "metadata.json").unlink()),
+    "broken json": ("metadata.json", metadata('{"true_video')),
+    "binary json": ("metadata.json", metadata(b"\xff\xfe\x00")),
+    "json list": ("metadata.json", metadata("[1]")),
+    "no count": ("true_video_frame_count", metadata("{}")),
+    "count of text": ("true_video_frame_count", metadata('{"true_video_frame_count": "90"}')),
+    "too few promised": ("metadata.json", metadata('{"true_video_frame_count": 30}')),
+    "video too short": ("recording.mp4", metadata('{"true_video_frame_count": 100}')),
+    "video cut": ("recording.mp4", lambda f: (f / "recording.mp4").write_bytes(CLIP.read_bytes()[:20000])),
+    "text as video": ("recording.mp4", lambda f: (f / "recording.mp4").write_text("text")),
+    "text as arrays": ("rendered.npz", lambda f: (f / "rendered.npz").write_text("text")),
+    "arrays cut": (
+        "rendered.npz",
         lambda f: (f / "rendered.npz").write_bytes((f / "rendered.npz").read_bytes()[:-200]),
-        "rendered.npz cannot be read, it is damaged",
     ),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damaged_streams(name: str, tmp_path: Path):
-    damage, match = DAMAGED[name]
+    at_fault, damage = DAMAGED[name]
     folder = write_minerl_stream(tmp_path / "v3_stream", CLIP.read_bytes(), 30, 40)
     whole = read(stream(folder))
     damage(folder)
-    good = read_until_damage(stream(folder), f"v3_stream.*{match}")
+    good = read_until_damage(stream(folder), f"v3_stream.*{at_fault}")
     if name == "video cut":
         assert good is not None
         np.testing.assert_array_equal(good, whole[: len(good)])
-    elif name != "video shorter than promised":
+    elif name != "video too short":
         assert good is None
-    if "no " in name and name != "no video in it" and name != "no count":
-        recordings, damaged = find_recordings([tmp_path])
-        assert recordings == []
-        assert damaged[0].name == "v3_stream"
-        assert match in damaged[0].reason
+    if name in ("no video", "no arrays", "no metadata"):
+        recordings, (damaged,) = find_recordings([tmp_path])
+        assert (recordings, damaged.name) == ([], "v3_stream")
+        assert at_fault in damaged.reason
 
 
 @pytest.mark.parametrize(
-    ("more", "match"),
+    ("name", "array"),
     [
-        ({"reward": None}, "has no reward"),
-        ({"reward": np.zeros((30, 2))}, r"reward of float64 and shape \(30, 2\)"),
-        ({"reward": np.array(["a"] * 30)}, "reward of <U1"),
-        ({"reward": np.zeros(0)}, "lengths do not agree|no actions"),
-        ({"action$attack": np.zeros(29)}, r"action\$attack has shape \(29,\), and reward has 30 rows"),
-        ({"observation$x": np.zeros(32)}, r"observation\$x has shape \(32,\), and reward has 30 rows"),
-        ({"action$attack": np.float32(1)}, r"action\$attack has shape \(\)"),
+        ("reward", None),
+        ("reward", np.zeros((30, 2))),
+        ("reward", np.array(["a"] * 30)),
+        ("reward", np.zeros(0)),
+        ("action$attack", np.zeros(29)),
+        ("observation$x", np.zeros(32)),
+        ("action$attack", np.float32(1)),
     ],
 )
-def test_arrays_that_do_not_agree(more: dict[str, Any], match: str, tmp_path: Path):
-    folder = write_minerl_stream(tmp_path / "v3_stream", CLIP.read_bytes(), 30, 40, more)
+def test_arrays_that_do_not_agree(name: str, array: Any, tmp_path: Path):
+    folder = write_minerl_stream(tmp_path / "v3_stream", CLIP.read_bytes(), 30, 40, {name: array})
     for use in (lambda: list(stream(folder).chunks()), stream(folder).rows):
-        with pytest.raises(DamagedRecordingError, match=f"v3_stream.*{match}"):
+        with pytest.raises(DamagedRecordingError, match=f"v3_stream.*{re.escape(name)}"):
             use()
     assert stream(folder).expected_frames is None
 
 
-def test_a_damaged_array_is_told_when_it_is_read(tmp_path: Path):
+def test_a_damaged_array_is_found_when_it_is_read(tmp_path: Path):
     folder = write_minerl_stream(tmp_path / "s", CLIP.read_bytes(), 30, 40)
     file = folder / "rendered.npz"
     with zipfile.ZipFile(file) as archive:
@@ -253,23 +210,22 @@ def test_a_damaged_array_is_told_when_it_is_read(tmp_path: Path):
     data = bytearray(file.read_bytes())
     data[at] ^= 0xFF
     file.write_bytes(data)
-    with pytest.raises(DamagedRecordingError, match=r"rendered.npz cannot be read, it is damaged .*CRC"):
+    with pytest.raises(DamagedRecordingError, match=r"rendered\.npz.*CRC"):
         stream(folder).rows()
 
 
 def test_other_keys_and_a_pov_array_are_not_rows(tmp_path: Path):
     more = {"monitor$x": np.zeros(31), "observation$pov": np.zeros((31, 1)), "whatever": np.zeros(3)}
-    rows = stream(write_minerl_stream(tmp_path / "s", CLIP.read_bytes(), 30, 40, more)).rows()
-    assert not more.keys() & rows.keys()
+    each = stream(write_minerl_stream(tmp_path / "s", CLIP.read_bytes(), 30, 40, more))
+    assert not more.keys() & each.rows().keys()
+    assert each.notes == []
 
 
 def test_the_stream_that_minerl_refuses_is_named(tmp_path: Path):
     name = "v3_tempting_capers_shapeshifter-14_1-2"
     write_minerl_stream(tmp_path / "MineRLTreechop-v0" / name, CLIP.read_bytes(), 30, 40)
-    recordings, damaged = find_recordings([tmp_path])
-    assert recordings == []
-    assert damaged[0].name == f"MineRLTreechop-v0/{name}"
-    assert "MineRL's own reader refuses tempting_capers_shapeshifter-14" in damaged[0].reason
+    recordings, (damaged,) = find_recordings([tmp_path])
+    assert (recordings, damaged.name) == ([], f"MineRLTreechop-v0/{name}")
 
 
 def test_a_fingerprint_is_of_the_three_files(tmp_path: Path):

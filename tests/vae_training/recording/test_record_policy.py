@@ -63,7 +63,7 @@ def spoilt(run: Path, tmp_path: Path, how: str) -> Path:
         ("damaged agent", (), "best.zip"),
         ("no statistics", (), "statistics"),
         ("damaged encoder", (), "encoder.safetensors"),
-        ("good", ("--env-kwargs", "actions", 3), "Box(-1.0, 1.0, (2,), float32)"),
+        ("good", ("--env-kwargs", "actions", 3), "Box(2,)"),
         ("good", ("--env-kwargs", "kind", "dict"), "inventory/log Box(1,)"),
         ("good", ("--env", "CartPole-v1", "--frame-skip", 3), "frame_skip"),
         ("good", ("--device", "cuda:63"), "cuda:63"),

@@ -11,8 +11,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_training.data.frames import NpyHeader as ArrayHeader
-from vae_training.data.frames import read_npy_header as read_header
+from vae_training.data.frames import NpyHeader, read_npy_header
 from vae_training.extraction.readers.base import DamagedRecordingError, Frames, Recording, frames_per_chunk
 
 _KEYS = ("frames", "obs", "arr_0")
@@ -30,15 +29,10 @@ class NpyRecording(Recording):
     def chunks(self) -> Iterator[Frames]:
         """As of a recording; channel-first and grey frames are turned to RGB, a fourth channel (alpha) is dropped."""
         with _reading(self.source), self.source.open("rb") as handle:
-            yield from _stream(handle, self.source, "")
+            yield from _stream(handle, str(self.source))
 
-    @property
-    def expected_frames(self) -> int | None:
-        """As the header tells it."""
-        try:
-            return npy_header_of(self.source).shape[0]
-        except (DamagedRecordingError, IndexError):
-            return None
+    def _stated_frames(self) -> int | None:
+        return npy_header_of(self.source).shape[0]
 
 
 @dataclass(frozen=True)
@@ -55,88 +49,62 @@ class NpzRecording(Recording):
         """As of a recording, in the same forms as a `.npy` file; read piece by piece, compressed or not."""
         key = self.key
         with _reading(self.source), zipfile.ZipFile(self.source) as archive, archive.open(f"{key}.npy") as handle:
-            yield from _stream(handle, self.source, key)
+            yield from _stream(handle, f"{self.source}, array {key!r},")
 
     def rows(self) -> Mapping[str, NDArray[Any]]:
         """The other arrays that have a row for each frame, by their names."""
         headers, key = npz_headers(self.source), self.key
-        same = [
-            n
-            for n, h in headers.items()
-            if n != key and h.shape[:1] == headers[key].shape[:1] and not h.dtype.hasobject
-        ]
+        count = headers.pop(key).shape[:1]
+        same = [name for name, h in headers.items() if h.shape[:1] == count and not h.dtype.hasobject]
         return read_npz(self.source, same)
 
     @property
     def key(self) -> str:
-        """Name of the array of frames.
-
-        Raises:
-            DamagedRecordingError: None is, or more than one may be.
-        """
+        """Name of the array of frames."""
         return frames_key(self.source, npz_headers(self.source))
 
     @property
     def notes(self) -> list[str]:
         """Names the arrays of objects, which are never loaded."""
-        objects = [name for name, header in npz_headers(self.source).items() if header.dtype.hasobject]
-        return [f"{self.source}: left out, for it holds Python objects: {', '.join(objects)}"] if objects else []
+        return notes_on_objects(self.source, npz_headers(self.source))
 
-    @property
-    def expected_frames(self) -> int | None:
-        """As the header tells it."""
-        try:
-            headers = npz_headers(self.source)
-            return headers[frames_key(self.source, headers)].shape[0]
-        except DamagedRecordingError:
-            return None
+    def _stated_frames(self) -> int | None:
+        return npz_headers(self.source)[self.key].shape[0]
 
 
-def npy_header_of(file: Path) -> ArrayHeader:
-    """What a `.npy` file holds, from its first bytes.
-
-    Raises:
-        DamagedRecordingError: It cannot be read.
-    """
+def npy_header_of(file: Path) -> NpyHeader:
+    """What a `.npy` file holds, from its first bytes; `DamagedRecordingError` where it cannot be read."""
     with _reading(file), file.open("rb") as handle:
-        return read_header(handle)
+        return read_npy_header(handle)
 
 
-def npz_headers(file: Path) -> dict[str, ArrayHeader]:
-    """What a `.npz` file holds, by name, without reading the arrays.
-
-    Raises:
-        DamagedRecordingError: It cannot be read.
-    """
-    headers: dict[str, ArrayHeader] = {}
+def npz_headers(file: Path) -> dict[str, NpyHeader]:
+    """What a `.npz` file holds, by name, without reading the arrays; `DamagedRecordingError` if it cannot be read."""
+    headers: dict[str, NpyHeader] = {}
     with _reading(file), zipfile.ZipFile(file) as archive:
         for member in archive.namelist():
             if member.endswith(".npy"):
                 with archive.open(member) as handle:
-                    headers[member.removesuffix(".npy")] = read_header(handle)
+                    headers[member.removesuffix(".npy")] = read_npy_header(handle)
     return headers
 
 
 def read_npz(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
-    """Some arrays of a `.npz` file, none of them of objects.
-
-    Raises:
-        DamagedRecordingError: It cannot be read.
-    """
+    """Some arrays of a `.npz` file; `DamagedRecordingError` where they hold objects or cannot be read."""
     with _reading(file), np.load(file, allow_pickle=False) as archive:
         return {name: archive[name] for name in names}
 
 
-def frames_key(file: Path, headers: Mapping[str, ArrayHeader]) -> str:
-    """Which array of a `.npz` file is its frames.
+def notes_on_objects(source: Path, headers: Mapping[str, NpyHeader]) -> list[str]:
+    """A sentence that names the arrays of objects, where there are any."""
+    names = [name for name, header in headers.items() if header.dtype.hasobject]
+    return [f"{source}: left out, because they hold Python objects: {', '.join(names)}"] if names else []
 
-    Raises:
-        DamagedRecordingError: None is, or more than one may be.
-    """
-    fitting = [name for name, header in headers.items() if header.dtype == np.uint8 and len(header.shape) == 4]
-    fitting = fitting or [
-        name for name, header in headers.items() if header.dtype == np.uint8 and len(header.shape) == 3
-    ]
+
+def frames_key(file: Path, headers: Mapping[str, NpyHeader]) -> str:
+    """Which array of a `.npz` file is its frames; `DamagedRecordingError` if none is, or more than one may be."""
+    uint8 = [(name, len(header.shape)) for name, header in headers.items() if header.dtype == np.uint8]
+    fitting = [name for name, axes in uint8 if axes == 4] or [name for name, axes in uint8 if axes == 3]
     for key in _KEYS:
         if key in fitting:
             return key
@@ -146,80 +114,49 @@ def frames_key(file: Path, headers: Mapping[str, ArrayHeader]) -> str:
         raise DamagedRecordingError(
             f"{file}: {', '.join(map(repr, fitting))} may each be the frames. Call the right one 'frames' when saving"
         )
-    if any(len(header.shape) >= 3 for header in headers.values()):
-        name = next(name for name, header in headers.items() if len(header.shape) >= 3)
-        raise DamagedRecordingError(why_no_frames(headers[name], f"{file}, array {name!r},") or f"{file} has no frames")
+    for name, header in headers.items():
+        if len(header.shape) >= 3 and (reason := why_no_frames(header, f"{file}, array {name!r},")):
+            raise DamagedRecordingError(reason)
     raise DamagedRecordingError(
         f"{file} has no array of uint8 frames (N, H, W, C); it has {', '.join(headers) or 'nothing'}"
     )
 
 
-def why_no_frames(header: ArrayHeader, what: str) -> str | None:
-    """Why an array cannot be frames, with what to do; None where it can.
-
-    Args:
-        header: Of the array.
-        what: The file, and the array in it, for the message.
-    """
+def why_no_frames(header: NpyHeader, what: str) -> str | None:
+    """Why an array cannot be frames, with what to do; None where it can. `what` names the array in the message."""
     shape, dtype = header.shape, header.dtype
     if dtype.hasobject:
-        return (
-            f"{what} holds Python objects (dtype {dtype}), never loaded here, because loading them can run code. "
-            "Save one plain uint8 array of shape (N, H, W, C)"
-        )
+        return f"{what} holds Python objects, which are never loaded, as that can run code; save a plain uint8 array"
     if dtype != np.uint8:
-        advice = "Convert them: frames.astype(numpy.uint8)"
-        if dtype.kind == "f":
-            advice = (
-                "Convert them: values 0 to 1 with (frames * 255).round().astype(numpy.uint8), values 0 to 255 with "
-                "frames.round().astype(numpy.uint8)"
-            )
-        return f"{what} holds {dtype}, expected uint8 (values 0 to 255). {advice}"
-    if len(shape) not in (3, 4):
-        return f"{what} has {len(shape)} axes, shape {shape}, expected (N, H, W, C), (N, C, H, W) or grey (N, H, W)"
-    if 0 in shape:
-        return f"{what} holds no frames: its shape is {shape}"
+        scale = " (values 0 to 1 times 255 before)" if dtype.kind == "f" else ""
+        return f"{what} holds {dtype}, expected uint8 (values 0 to 255); use frames.astype(numpy.uint8){scale}"
+    if len(shape) not in (3, 4) or 0 in shape:
+        return f"{what} has shape {shape}, expected (N, H, W, C), (N, C, H, W) or grey (N, H, W)"
     if len(shape) == 3 and shape[2] in _CHANNELS:
-        return (
-            f"{what} has shape {shape}, which looks like a single picture; a recording needs a frame axis: frames[None]"
-        )
+        return f"{what} has shape {shape}, which looks like a single picture; a recording needs an axis: frames[None]"
     if len(shape) == 4 and shape[3] not in _CHANNELS and not _channel_first(shape):
         return f"{what} has shape {shape}: neither its last nor its second axis is of 1, 3 or 4 channels"
-    if header.fortran_order:
-        return (
-            f"{what} is in Fortran order, where one frame is scattered over the whole file. Save it again with "
-            "numpy.save(file, numpy.ascontiguousarray(frames))"
-        )
+    if header.fortran_order:  # one frame is scattered over the whole file
+        return f"{what} is in Fortran order; save it again with numpy.save(file, numpy.ascontiguousarray(frames))"
     return None
 
 
-def _stream(handle: IO[bytes], file: Path, key: str) -> Iterator[Frames]:
+def _stream(handle: IO[bytes], what: str) -> Iterator[Frames]:
     """The frames of an array as they come from the disk; only a chunk of them is in memory."""
-    header = read_header(handle)
-    what = f"{file}, array {key!r}," if key else str(file)
+    header = read_npy_header(handle)
     if (reason := why_no_frames(header, what)) is not None:
         raise DamagedRecordingError(reason)
-    frame_bytes = int(np.prod(header.shape[1:]))
+    count, frame_bytes = header.shape[0], int(np.prod(header.shape[1:]))
     good, step = 0, frames_per_chunk(frame_bytes)
-    while good < header.shape[0]:
-        wanted = min(step, header.shape[0] - good)
-        data = _read(handle, wanted * frame_bytes)
+    while good < count:
+        wanted = min(step, count - good)
+        data = bytearray(handle.read(wanted * frame_bytes))
         whole = len(data) // frame_bytes
         if whole:
             good += whole
             yield _rgb(np.frombuffer(data, np.uint8, whole * frame_bytes).reshape(whole, *header.shape[1:]))
         if whole < wanted:
-            raise DamagedRecordingError(
-                f"{what} is cut short: it promises {header.shape[0]} frames, and {good} are there"
-            )
-
-
-def _read(handle: IO[bytes], count: int) -> bytearray:
-    """As many bytes as there are, `count` at most; a zip member gives fewer at a time."""
-    data = bytearray()
-    while len(data) < count and (piece := handle.read(count - len(data))):
-        data += piece
-    return data
+            raise DamagedRecordingError(f"{what} is cut short: it promises {count} frames, and {good} are there")
 
 
 def _rgb(frames: Frames) -> Frames:
@@ -247,5 +184,5 @@ def _reading(file: Path) -> Iterator[None]:
     except _BROKEN as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedRecordingError(
-            f"{file} cannot be read, it is damaged or not what its name says ({reason})"
+            f"{file} cannot be read: it is damaged or not what its name says ({reason})"
         ) from None

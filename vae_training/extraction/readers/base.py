@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from latent_obs.util.errors import InputError
 
 Frames = NDArray[np.uint8]
+CHUNK_BYTES = 16 << 20
+_MOST_FRAMES = 512  # in a chunk, so that tiny frames come in time as well
 
 
 class DamagedRecordingError(InputError):
@@ -21,13 +23,7 @@ class DamagedRecordingError(InputError):
 
 @dataclass(frozen=True)
 class Damaged:
-    """A recording that was found and cannot be used.
-
-    Attributes:
-        name: As of a recording.
-        source: The file or folder.
-        reason: Why, for the user.
-    """
+    """A recording that was found and cannot be used."""
 
     name: str
     source: Path
@@ -41,10 +37,12 @@ class Recording(ABC):
     Attributes:
         name: Unique among the recordings of a search: its path below the folder that was searched, without suffix.
         source: The file or folder that it is.
+        threads: Threads of the video decoder; 0 takes one per core.
     """
 
     name: str
     source: Path
+    threads: int = 0
     kind: ClassVar[str]
 
     @abstractmethod
@@ -67,7 +65,13 @@ class Recording(ABC):
 
     @property
     def expected_frames(self) -> int | None:
-        """Number of frames by the recording's own header, for a progress bar; None where it does not state one."""
+        """Number of frames by the recording's own header; None where it states none, or cannot be read."""
+        try:
+            return self._stated_frames()
+        except DamagedRecordingError:
+            return None
+
+    def _stated_frames(self) -> int | None:
         return None
 
     @property
@@ -81,27 +85,42 @@ class Recording(ABC):
 
     def fingerprint(self) -> str:
         """A text that changes with the source: names, sizes and modification times of its files."""
-        files = sorted(f for f in self.source.rglob("*") if f.is_file()) if self.source.is_dir() else [self.source]
-        return ";".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
-
-
-CHUNK_BYTES = 16 << 20
-_MOST_FRAMES = 512  # in a chunk, so that tiny frames come in time as well
-
-
-def frames_per_chunk(frame_bytes: int) -> int:
-    """Number of frames to hand on together.
-
-    Example:
-        >>> frames_per_chunk(360 * 640 * 3), frames_per_chunk(64 * 64 * 3), frames_per_chunk(1 << 30)
-        (24, 512, 1)
-    """
-    return max(1, min(_MOST_FRAMES, CHUNK_BYTES // max(1, frame_bytes)))
+        return fingerprint_of([self.source])
 
 
 def fingerprint_of(files: Iterable[Path]) -> str:
     """Names, sizes and modification times of some files, as `Recording.fingerprint` gives them."""
-    return ";".join(f"{f.name}:{(s := f.stat()).st_size}:{s.st_mtime_ns}" for f in files)
+    return ";".join(f"{file.name}:{(stat := file.stat()).st_size}:{stat.st_mtime_ns}" for file in files)
+
+
+def frames_per_chunk(frame_bytes: int) -> int:
+    """Number of frames to hand on together."""
+    return max(1, min(_MOST_FRAMES, CHUNK_BYTES // max(1, frame_bytes)))
+
+
+def in_chunks(frames: Iterable[Frames]) -> Iterator[Frames]:
+    """Collect frames (H, W, 3) of one size into arrays (n, H, W, 3); those before damage are given before it is raised.
+
+    Raises:
+        DamagedRecordingError: As `frames` raises it, with the number of good frames.
+    """
+    chunk, filled, good = np.empty((0, 0, 0, 3), np.uint8), 0, 0
+    damage: DamagedRecordingError | None = None
+    try:
+        for frame in frames:
+            if filled == len(chunk):
+                if filled:
+                    yield chunk
+                chunk, filled = np.empty((frames_per_chunk(frame.nbytes), *frame.shape), np.uint8), 0
+            chunk[filled] = frame
+            filled += 1
+            good += 1
+    except DamagedRecordingError as error:
+        damage = error
+    if filled:
+        yield chunk[:filled]
+    if damage is not None:
+        raise DamagedRecordingError(f"{damage} ({good} good frames before it)") from None
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
@@ -117,10 +136,5 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 
 
 def is_passed_over(name: str) -> bool:
-    """Whether a name is that of a hidden, unfinished or leftover file or folder.
-
-    Example:
-        >>> [is_passed_over(name) for name in (".DS_Store", "__MACOSX", "a.mp4.part", "a.mp4")]
-        [True, True, True, False]
-    """
+    """Whether a name is that of a hidden, unfinished or leftover file or folder."""
     return name.startswith(".") or name == "__MACOSX" or name.endswith(".part")

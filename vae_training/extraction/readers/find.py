@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from vae_training.extraction.readers.arrays import (
 )
 from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording, is_passed_over, natural_key
 from vae_training.extraction.readers.images import PICTURE_SUFFIXES, PicturesRecording
-from vae_training.extraction.readers.minerl import ARRAYS, FILES, METADATA, VIDEO, MineRLStream, blacklisted
+from vae_training.extraction.readers.minerl import ARRAYS, FILES, MineRLStream, why_unusable
 from vae_training.extraction.readers.video import VIDEO_SUFFIXES, VideoRecording
 from vae_training.extraction.readers.vpt import VptOptions, VptRecording
 
@@ -30,9 +30,7 @@ _KNOWN = (
 _Found = Recording | Damaged
 
 
-def find_recordings(
-    paths: Sequence[Path], *, vpt: VptOptions | None = None, threads: int = 0
-) -> tuple[list[Recording], list[Damaged]]:
+def find_recordings(paths: Sequence[Path], *, vpt: VptOptions | None = None) -> tuple[list[Recording], list[Damaged]]:
     """Find the recordings in some files and folders.
 
     Folders are searched to the bottom. What is found in one: a MineRL stream, where it has at least two of the three
@@ -41,15 +39,10 @@ def find_recordings(
     thumbnails). Hidden files and folders, unfinished files (`.part`), `__MACOSX` and anything else are passed over.
     What is reached twice counts once.
 
-    Args:
-        paths: Files and folders.
-        vpt: Which frames of VPT recordings to take, and how.
-        threads: Threads of the video decoder; 0 takes one per core.
-
     Returns:
-        The recordings, and those that are visibly damaged; both in the order of the paths, and
-        within a folder of their names (2 before 10). Names are unique over both: where two would agree they keep their
-        suffix, then the folder that was searched comes before them, then they are numbered.
+        The recordings, and those that are visibly damaged; both in the order of the paths, and within a folder of their
+        names (2 before 10). Names are unique over both: where two would agree they keep their suffix, then the folder
+        that was searched comes before them, then they are numbered.
 
     Raises:
         InputError: A path does not exist, or there is nothing in any of them.
@@ -63,88 +56,80 @@ def find_recordings(
         ([('walk', 'npy', 10)], [])
     """
     found: list[tuple[_Found, Path]] = []
-    vpt, seen, others = vpt or VptOptions(), set[Path](), list[str]()
+    search = _Search(vpt or VptOptions())
     for root in map(Path, paths):
         if not root.exists():
             raise InputError(f"there is no file or folder {root} (current folder: {Path.cwd()})")
         base = root if root.is_dir() else root.parent
-        for each in _search(root, vpt, threads, seen, others):
-            found.append((each, base))
+        found += [(each, base) for each in (search.folder(root) if root.is_dir() else search.file(root))]
     if not found:
-        listed = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        listed = ", ".join(search.others[:5]) or "nothing"
         where = ", ".join(map(str, paths)) or "no path at all"
-        raise InputError(f"no recordings in {where}; there is {listed or 'nothing'}. {_KNOWN}")
+        raise InputError(f"no recordings in {where}; there is {listed}. {_KNOWN}")
     named = _named(found)
     recordings = [each for each in named if isinstance(each, Recording)]
     return recordings, [each for each in named if isinstance(each, Damaged)]
 
 
-def _search(root: Path, vpt: VptOptions, threads: int, seen: set[Path], others: list[str]) -> Iterator[_Found]:
-    """Everything in a file or folder, in order, named as yet by its path."""
+class _Search:
+    """What was seen already, and the names of files that are no recordings; what is found has no name yet."""
 
-    def new(path: Path) -> bool:
-        real = path.resolve()
-        if real in seen:
-            return False
-        seen.add(real)
-        return True
+    def __init__(self, vpt: VptOptions) -> None:
+        self.vpt = vpt
+        self.seen: set[Path] = set()
+        self.others: list[str] = []
 
-    if root.is_file():
-        each = _of_file(root, vpt, threads)
-        if root.name in FILES and _is_stream({path.name for path in root.parent.iterdir()}):
-            root = root.parent
-            each = _of_stream(root, threads)
+    def folder(self, root: Path) -> Iterator[_Found]:
+        if not self._is_new(root):  # given twice, or a link that leads back up
+            return
+        try:
+            entries = sorted(os.scandir(root), key=lambda entry: natural_key(entry.name))
+        except OSError as error:
+            yield Damaged("", root, f"{root} cannot be read: {error.strerror}")
+            return
+        entries = [entry for entry in entries if not is_passed_over(entry.name)]
+        if _is_stream({entry.name for entry in entries if entry.is_file()}):
+            yield _stream(root)
+            return
+        files = {entry.name: _of_file(root / entry.name, self.vpt) for entry in entries if not entry.is_dir()}
+        pictures = [name for name in files if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+        for entry in entries:
+            each = files.get(entry.name)
+            if entry.is_dir():
+                yield from self.folder(root / entry.name)
+            elif each is not None:
+                if self._is_new(each.source):
+                    yield each
+            elif entry.name not in pictures:
+                self.others.append(entry.name)
+            elif entry.name == pictures[0] and not any(files.values()):
+                yield PicturesRecording("", root)
+
+    def file(self, file: Path) -> Iterator[_Found]:
+        each = _of_file(file, self.vpt)
+        if file.name in FILES and _is_stream({path.name for path in file.parent.iterdir()}):
+            each = _stream(file.parent)
         if each is None:
-            others.append(root.name)
-        elif new(root):
+            self.others.append(file.name)
+        elif self._is_new(each.source):
             yield each
-        return
-    if not new(root):  # given twice, or a link that leads back up
-        return
-    try:
-        entries = sorted(os.scandir(root), key=lambda entry: natural_key(entry.name))
-    except OSError as error:
-        yield Damaged("", root, f"{root} cannot be read: {error.strerror}")
-        return
-    entries = [entry for entry in entries if not is_passed_over(entry.name)]
-    names = {entry.name for entry in entries if entry.is_file()}
-    if _is_stream(names):
-        yield _of_stream(root, threads)
-        return
-    here: list[tuple[tuple[list[str | int], str], Callable[[], Iterator[_Found]]]] = []
-    pictures, recordings, unknown = list[str](), False, list[str]()
-    for entry in entries:
-        path = root / entry.name
-        if entry.is_dir():
-            here.append((natural_key(entry.name), lambda path=path: _search(path, vpt, threads, seen, others)))
-        elif path.suffix.lower() in PICTURE_SUFFIXES:
-            pictures.append(entry.name)
-        elif (each := _of_file(path, vpt, threads)) is None:
-            unknown.append(entry.name)
-        else:
-            recordings = True
-            here.append((natural_key(entry.name), lambda each=each, path=path: iter([each] if new(path) else [])))
-    if pictures and not recordings:
-        here.append((natural_key(pictures[0]), lambda: iter([PicturesRecording("", root)])))
-    others.extend(unknown)
-    for _, results in sorted(here, key=lambda item: item[0]):
-        yield from results()
+
+    def _is_new(self, path: Path) -> bool:
+        real, known = path.resolve(), len(self.seen)
+        self.seen.add(real)
+        return len(self.seen) > known
 
 
 def _is_stream(names: set[str]) -> bool:
     return len(names.intersection(FILES)) >= 2 or ARRAYS in names
 
 
-def _of_stream(folder: Path, threads: int) -> _Found:
-    missing = [name for name in (VIDEO, ARRAYS, METADATA) if not (folder / name).is_file()]
-    if missing:
-        return Damaged("", folder, f"{folder} is a MineRL stream that lacks {' and '.join(missing)}")
-    if (reason := blacklisted(folder)) is not None:
-        return Damaged("", folder, reason)
-    return MineRLStream("", folder, threads)
+def _stream(folder: Path) -> _Found:
+    reason = why_unusable(folder)
+    return MineRLStream("", folder) if reason is None else Damaged("", folder, reason)
 
 
-def _of_file(path: Path, vpt: VptOptions, threads: int) -> _Found | None:
+def _of_file(path: Path, vpt: VptOptions) -> _Found | None:
     """What a file is, None where it is no recording."""
     suffix = path.suffix.lower()
     if suffix not in VIDEO_SUFFIXES | {".npy", ".npz"}:
@@ -152,26 +137,22 @@ def _of_file(path: Path, vpt: VptOptions, threads: int) -> _Found | None:
     try:
         if path.stat().st_size == 0:
             return Damaged("", path, f"{path} is empty (0 bytes)")
-        if suffix == ".npy":
-            header = npy_header_of(path)
-            if len(header.shape) < 3 and not header.dtype.hasobject:
-                return None
-            reason = why_no_frames(header, str(path))
-            return NpyRecording("", path) if reason is None else Damaged("", path, reason)
-        if suffix == ".npz":
-            headers = npz_headers(path)
+        if suffix in (".npy", ".npz"):
+            headers = {"": npy_header_of(path)} if suffix == ".npy" else npz_headers(path)
             if headers and all(len(header.shape) < 3 and not header.dtype.hasobject for header in headers.values()):
                 return None
-            key = frames_key(path, headers)
-            reason = why_no_frames(headers[key], f"{path}, array {key!r},")
-            return NpzRecording("", path) if reason is None else Damaged("", path, reason)
+            key = "" if suffix == ".npy" else frames_key(path, headers)
+            reason = why_no_frames(headers[key], f"{path}, array {key!r}," if key else str(path))
+            if reason is not None:
+                return Damaged("", path, reason)
+            return NpyRecording("", path) if suffix == ".npy" else NpzRecording("", path)
     except DamagedRecordingError as error:
         return Damaged("", path, str(error))
     except OSError as error:
         return Damaged("", path, f"{path} cannot be read: {error.strerror}")
     if suffix == ".mp4" and path.with_suffix(".jsonl").is_file():
-        return VptRecording("", path, threads, vpt)
-    return VideoRecording("", path, threads)
+        return VptRecording("", path, options=vpt)
+    return VideoRecording("", path)
 
 
 def _named(found: list[tuple[_Found, Path]]) -> list[_Found]:

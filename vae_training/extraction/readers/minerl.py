@@ -20,25 +20,21 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_training.extraction.readers.arrays import ArrayHeader, npz_headers, read_npz
+from vae_training.data.frames import NpyHeader
+from vae_training.extraction.readers.arrays import notes_on_objects, npz_headers, read_npz
 from vae_training.extraction.readers.base import DamagedRecordingError, Frames, Recording, fingerprint_of
 from vae_training.extraction.readers.video import decode
 
 VIDEO, ARRAYS, METADATA = FILES = ("recording.mp4", "rendered.npz", "metadata.json")
-#: Streams that MineRL itself refuses to read: "corrupted", by any path that has this in it.
-BLACKLIST = ("tempting_capers_shapeshifter-14",)
+#: A stream that MineRL itself refuses to read, by any path that has this in it.
+_BLACKLISTED = "tempting_capers_shapeshifter-14"
 
 
 @dataclass(frozen=True)
 class MineRLStream(Recording):
-    """A demonstration of the MineRL dataset: a folder with `recording.mp4`, `rendered.npz` and `metadata.json`.
-
-    Attributes:
-        threads: Threads of the video decoder; 0 takes one per core.
-    """
+    """A demonstration of the MineRL dataset: a folder with `recording.mp4`, `rendered.npz` and `metadata.json`."""
 
     kind: ClassVar[str] = "minerl"
-    threads: int = 0
 
     def chunks(self) -> Iterator[Frames]:
         """As of a recording: what MineRL's reader gives as current observations `pov`."""
@@ -47,16 +43,16 @@ class MineRLStream(Recording):
         first = total - (actions + 1)
         if first < 0:
             raise DamagedRecordingError(
-                f"{self.source}: {METADATA} promises {total} video frames, and {ARRAYS} has {actions} actions, which "
-                f"need {actions + 1}"
+                f"{self.source}: {METADATA} promises {total} video frames, and the {actions} actions of {ARRAYS} need "
+                f"{actions + 1}"
             )
         for chunk in decode(self.source / VIDEO, self.threads, first=first, count=actions):
             given += len(chunk)
             yield chunk
         if given < actions:
             raise DamagedRecordingError(
-                f"{self.source}: {VIDEO} is too short: of the frames for {actions} actions, which begin after its "
-                f"first {first}, {given} are there"
+                f"{self.source}: {VIDEO} is too short: {given} frames follow its first {first}, expected one for each "
+                f"of {actions} actions"
             )
 
     def rows(self) -> Mapping[str, NDArray[Any]]:
@@ -70,63 +66,42 @@ class MineRLStream(Recording):
         return {name: array[:actions] for name, array in rows.items()}
 
     @property
-    def left_out(self) -> list[str]:
-        """Names of the arrays that hold Python objects, which could only be unpickled."""
-        return [name for name, header in self._headers()[1].items() if header.dtype.hasobject]
-
-    @property
     def notes(self) -> list[str]:
-        """Names the arrays that are left out."""
-        names = self.left_out
-        return [f"{self.source}: left out, for it holds Python objects: {', '.join(names)}"] if names else []
+        """Names the arrays of objects, which are never loaded."""
+        return notes_on_objects(self.source, self._headers()[1])
 
-    @property
-    def expected_frames(self) -> int | None:
-        """Number of actions."""
-        try:
-            return self._headers()[0]
-        except DamagedRecordingError:
-            return None
+    def _stated_frames(self) -> int | None:
+        return self._headers()[0]
 
     def fingerprint(self) -> str:
         """As of a recording, of its three files."""
         return fingerprint_of(self.source / name for name in FILES)
 
-    def _headers(self) -> tuple[int, dict[str, ArrayHeader]]:
+    def _headers(self) -> tuple[int, dict[str, NpyHeader]]:
         """Number of actions, and the headers of the arrays that belong to them."""
-        missing = [name for name in FILES if not (self.source / name).is_file()]
-        if missing:
-            raise DamagedRecordingError(f"{self.source} lacks {' and '.join(missing)}")
-        headers = npz_headers(self.source / ARRAYS)
-        headers = {name: header for name, header in headers.items() if _is_row(name)}
-        if "reward" not in headers:
-            raise DamagedRecordingError(f"{self.source / ARRAYS} has no reward, which gives the number of actions")
-        reward = headers["reward"]
-        if len(reward.shape) != 1 or reward.dtype.kind not in "biuf":
-            raise DamagedRecordingError(
-                f"{self.source / ARRAYS} has a reward of {reward.dtype} and shape {reward.shape}, expected numbers (N,)"
-            )
+        if (reason := why_unusable(self.source)) is not None:
+            raise DamagedRecordingError(reason)
+        file = self.source / ARRAYS
+        headers = {name: header for name, header in npz_headers(file).items() if _is_row(name)}
+        reward = headers.get("reward")
+        if reward is None or len(reward.shape) != 1 or not reward.shape[0] or reward.dtype.kind not in "biuf":
+            found = "none" if reward is None else f"{reward.dtype} of shape {reward.shape}"
+            raise DamagedRecordingError(f"{file}: reward must be numbers, one for each action; it has {found}")
         actions = reward.shape[0]
         for name, header in headers.items():
             if header.shape[:1] not in ((actions,), (actions + 1,)):
-                raise DamagedRecordingError(
-                    f"{self.source / ARRAYS}: {name} has shape {header.shape}, and reward has {actions} rows; their "
-                    "lengths do not agree"
-                )
-        if not actions:
-            raise DamagedRecordingError(f"{self.source / ARRAYS} has no actions: reward is empty")
+                raise DamagedRecordingError(f"{file}: {name} has shape {header.shape}, and reward has {actions} rows")
         return actions, headers
 
 
-def blacklisted(folder: Path) -> str | None:
-    """The reason why MineRL refuses a stream, None where it does not.
-
-    Example:
-        >>> blacklisted(Path("MineRLTreechop-v0/tempting_capers_shapeshifter-14"))
-        "MineRL's own reader refuses tempting_capers_shapeshifter-14: its data are corrupted"
-    """
-    found = next((name for name in BLACKLIST if name in str(folder)), None)
-    return found and f"MineRL's own reader refuses {found}: its data are corrupted"
+def why_unusable(folder: Path) -> str | None:
+    """Why a stream cannot be used, by its name and the names of its files; None where it can."""
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        return f"{folder} is a MineRL stream that lacks {' and '.join(missing)}"
+    if _BLACKLISTED in str(folder):
+        return f"{folder} is a stream that MineRL's own reader refuses: its data are corrupted"
+    return None
 
 
 def _is_row(name: str) -> bool:
@@ -136,10 +111,11 @@ def _is_row(name: str) -> bool:
 
 def _true_video_frame_count(file: Path) -> int:
     try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedRecordingError(f"{file} cannot be read as JSON ({error})") from None
-    count = metadata.get("true_video_frame_count") if isinstance(metadata, dict) else None
+        count = json.loads(file.read_text(encoding="utf-8"))["true_video_frame_count"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise DamagedRecordingError(
+            f"{file} is no JSON with true_video_frame_count ({type(error).__name__}: {error})"
+        ) from None
     if isinstance(count, bool) or not isinstance(count, int):
-        raise DamagedRecordingError(f"{file} has no whole number true_video_frame_count, got {count!r}")
+        raise DamagedRecordingError(f"{file}: true_video_frame_count must be an integer, got {count!r}")
     return count

@@ -5,7 +5,7 @@
 
 Actions have MineRL's names, following the data loader published with VPT
 (github.com/openai/Video-Pre-Training, `data_loader.py`), as are its repairs: an attack button that hangs from the first
-line on is let go until it is pressed anew, and the scroll wheel, which nothing records, is seen from the hotbar's
+line on is released until it is pressed again, and the scroll wheel, which nothing records, is seen from the hotbar's
 selection.
 """
 
@@ -13,18 +13,17 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_obs.util.errors import InputError
 from vae_training.extraction.readers.base import DamagedRecordingError, Frames, Recording, fingerprint_of
-from vae_training.extraction.readers.video import count_frames, decode, frame_count
+from vae_training.extraction.readers.video import count_frames, decode, stated_frames
 
 Gui = Literal["keep", "drop"]
 DEGREES_PER_MOUSE_UNIT = 360 / 2400  # as in the game's own code
-_MAY_DIFFER = 5  # lines and frames; beyond that nobody knows which belong together
+_MAY_DIFFER = 5  # lines and frames; beyond that it is unknown which belong together
 
 _KEYS = {
     "key.keyboard.escape": "ESC",
@@ -46,7 +45,7 @@ BUTTONS = (*_KEYS.values(), *_MOUSE_BUTTONS.values())
 
 @dataclass(frozen=True)
 class VptOptions:
-    """Which frames of a VPT recording to take, and how.
+    """Which frames of a VPT recording to take.
 
     Attributes:
         drop_null_actions: Leave frames out in which no known key or mouse button is down and the mouse rests, as VPT
@@ -57,22 +56,12 @@ class VptOptions:
     drop_null_actions: bool = False
     gui: Gui = "keep"
 
-    def __post_init__(self) -> None:
-        if self.gui not in get_args(Gui):
-            raise InputError(f"gui must be one of {', '.join(get_args(Gui))}, got {self.gui!r}")
-
 
 @dataclass(frozen=True)
 class VptRecording(Recording):
-    """An `.mp4` with a `.jsonl` of the same name beside it.
-
-    Attributes:
-        threads: Threads of the video decoder; 0 takes one per core.
-        options: Which frames to take, and how.
-    """
+    """An `.mp4` with a `.jsonl` of the same name beside it."""
 
     kind: ClassVar[str] = "vpt"
-    threads: int = 0
     options: VptOptions = field(default_factory=VptOptions)
 
     def chunks(self) -> Iterator[Frames]:
@@ -82,10 +71,10 @@ class VptRecording(Recording):
         if not paired:
             raise DamagedRecordingError(f"{self.source} cannot be read as a video: it has no frames")
         for chunk in decode(self.source, self.threads, count=paired):
-            here = slice(at, at + len(chunk))
+            here = kept[at : at + len(chunk)]
             at += len(chunk)
-            if kept[here].any():
-                yield chunk if kept[here].all() else chunk[kept[here]]
+            if here.any():
+                yield chunk if here.all() else chunk[here]
         if at < paired:
             raise DamagedRecordingError(f"{self.source} promises {paired} frames or more, and {at} are there")
 
@@ -101,30 +90,23 @@ class VptRecording(Recording):
         return {name: array[kept] for name, array in rows.items()}
 
     @property
-    def notes(self) -> list[str]:
-        """Says so where video and actions differ in length."""
-        lines, frames = len(read_actions(self.actions_file)["null_action"]), count_frames(self.source)
-        if lines == frames:
-            return []
-        return [
-            f"{self.source} has {frames} frames, and {self.actions_file.name} {lines} lines; the first "
-            f"{min(lines, frames)} of both are paired, the rest is left out"
-        ]
-
-    @property
     def actions_file(self) -> Path:
         """The `.jsonl`."""
         return self.source.with_suffix(".jsonl")
 
     @property
-    def expected_frames(self) -> int | None:
-        """Number of frames that the options ask for; the actions are only read where that takes them."""
-        if not self.options.drop_null_actions and self.options.gui != "drop":
-            return frame_count(self.source) or None
-        try:
-            return int(self._rows()[1].sum())
-        except DamagedRecordingError:
-            return None
+    def notes(self) -> list[str]:
+        """Says so where video and actions differ in length."""
+        lines, frames = len(read_actions(self.actions_file)["null_action"]), count_frames(self.source)
+        if lines == frames:
+            return []
+        what = f"{self.source} has {frames} frames, and {self.actions_file.name} {lines} lines"
+        return [f"{what}; the first {min(lines, frames)} of both are paired, the rest is left out"]
+
+    def _stated_frames(self) -> int | None:
+        if self.options == VptOptions():  # all frames: the actions need not be read
+            return stated_frames(self.source)
+        return int(self._rows()[1].sum())
 
     def fingerprint(self) -> str:
         """As of a recording, of both files; other options are another recording."""
@@ -140,25 +122,25 @@ class VptRecording(Recording):
                 "together, or one of them is cut short"
             )
         rows = {name: array[: min(lines, frames)] for name, array in rows.items()}
-        kept = np.ones(min(lines, frames), bool)
-        if self.options.drop_null_actions:
-            kept &= ~rows["null_action"]
-        if self.options.gui == "drop":
-            kept &= ~rows["is_gui_open"]
-        return rows, kept
+        dropped = rows["null_action"] & self.options.drop_null_actions
+        dropped |= rows["is_gui_open"] & (self.options.gui == "drop")
+        return rows, ~dropped
 
 
 def read_actions(file: Path) -> dict[str, NDArray[Any]]:
-    """Read a `.jsonl` of VPT, as `VptRecording.rows` returns it, for all its lines.
-
-    Raises:
-        DamagedRecordingError: A line is not what it should be; the message has its number.
-    """
+    """Read a `.jsonl` of VPT, as `VptRecording.rows` returns it, for all its lines; empty lines are passed over."""
     pressed: list[list[int]] = []
     moved, mouse, null, menu = list[tuple[float, float]](), list[tuple[float, float]](), list[bool](), list[bool]()
     attack_hangs, hotbar = False, 0
-    for number, action in _lines(file):
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DamagedRecordingError(f"{file} cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
+            action = json.loads(line)
             keys, buttons = set(action["keyboard"]["keys"]), set(action["mouse"]["buttons"])
             new = list(action["mouse"]["newButtons"])
             attack_hangs = new == [0] if not pressed else attack_hangs and 0 not in new
@@ -168,7 +150,7 @@ def read_actions(file: Path) -> dict[str, NDArray[Any]]:
             down |= {_MOUSE_BUTTONS[button] for button in buttons if button in _MOUSE_BUTTONS}
             dx, dy = float(action["mouse"]["dx"]), float(action["mouse"]["dy"])
             null.append(not down and dx == 0 and dy == 0)
-            selected = int(action.get("hotbar", hotbar))  # recorders before 6.11 do not tell it
+            selected = int(action.get("hotbar", hotbar))  # recorders before 6.11 do not write it
             if selected != hotbar:
                 down.add(f"hotbar.{selected + 1}")
             hotbar = selected
@@ -176,8 +158,10 @@ def read_actions(file: Path) -> dict[str, NDArray[Any]]:
             moved.append((dy * DEGREES_PER_MOUSE_UNIT, dx * DEGREES_PER_MOUSE_UNIT))
             mouse.append((float(action["mouse"]["x"]), float(action["mouse"]["y"])))
             menu.append(bool(action["isGuiOpen"]))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise _no_action(file, number, error) from None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise DamagedRecordingError(
+                f"{file}, line {number}, is not an action of VPT ({type(error).__name__}: {error})"
+            ) from None
     if not pressed:
         raise DamagedRecordingError(f"{file} has no lines")
     table = np.array(pressed, np.int64)
@@ -189,21 +173,3 @@ def read_actions(file: Path) -> dict[str, NDArray[Any]]:
         "mouse": np.array(mouse, np.float32),
         "video_frame": np.arange(len(pressed)),
     }
-
-
-def _lines(file: Path) -> Iterator[tuple[int, Any]]:
-    """The objects of a `.jsonl` with the numbers of their lines; empty lines are passed over."""
-    try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    try:
-                        yield number, json.loads(line)
-                    except (ValueError, RecursionError) as error:
-                        raise _no_action(file, number, error) from None
-    except OSError as error:
-        raise DamagedRecordingError(f"{file} cannot be read: {error.strerror}") from None
-
-
-def _no_action(file: Path, number: int, error: Exception) -> DamagedRecordingError:
-    return DamagedRecordingError(f"{file}, line {number}, is not an action of VPT ({type(error).__name__}: {error})")
