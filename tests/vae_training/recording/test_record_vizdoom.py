@@ -1,4 +1,4 @@
-"""Recording ViZDoom: interrupts and kills of a real game, and what its engine tells of the frames."""
+"""Recording ViZDoom: interrupts and kills of a real game, and what its engine reports of the frames."""
 
 import contextlib
 import json
@@ -90,28 +90,16 @@ def test_vizdoom_interrupted_killed_and_finished(tmp_path: Path):
     assert [manifest["files"][Path(str(f.filename)).name]["seed"] for f in datasets] == list(range(len(datasets)))
 
 
-def test_vizdoom_has_no_black_frames_and_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)  # the engine writes _vizdoom.ini where it is started
-    for out in ("a", "b"):
-        cfg = RecordConfig("VizdoomBasic-v1", tmp_path / out, frames=700, frames_per_file=350, size=32, frame_skip=4)
-        record(cfg)
-    for first, second in zip(get_datasets(tmp_path / "a"), get_datasets(tmp_path / "b"), strict=True):
-        assert first.reshape(len(first), -1).max(axis=1).min() > 0
-        np.testing.assert_array_equal(first, second)
-    one, two = get_datasets(tmp_path / "a")
-    assert (np.asarray(one) != np.asarray(two)).any()
-
-
 @pytest.fixture(scope="module")
 def basic(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some episodes of ViZDoom Basic, with all that its engine tells."""
+    """Some episodes of ViZDoom Basic, with all that its engine reports."""
     home = tmp_path_factory.mktemp("basic")
     with contextlib.chdir(home):
         record(RecordConfig("VizdoomBasic-v1", home / "with", frames=800, frames_per_file=500, size=64, frame_skip=4))
     return home
 
 
-def test_what_the_engine_tells_changes_no_frame(basic: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_the_engine_reports_changes_no_frame(basic: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(basic)
     config = RecordConfig(
         "VizdoomBasic-v1", basic / "without", frames=800, frames_per_file=500, frame_skip=4, state=False
@@ -122,6 +110,7 @@ def test_what_the_engine_tells_changes_no_frame(basic: Path, monkeypatch: pytest
     for file in files:
         other = basic / "without" / file.name
         assert file.read_bytes() == other.read_bytes()
+        assert np.load(file).reshape(len(np.load(file)), -1).max(axis=1).min() > 0  # no black last pictures
         rows, plain = load_rows(file), load_rows(other)
         assert set(plain) == {"action", "reward", "terminated", "truncated", "acted", "first"}
         for name, column in plain.items():
