@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import mmap
@@ -206,9 +207,8 @@ def describe_datasets(datasets: Datasets) -> list[dict[str, Any]]:
     described: list[dict[str, Any]] = []
     for dataset in datasets:
         file, entry = _identity(dataset)
-        checksum = _sha256_head_tail(file) if file else None
-        shape = {"frame_shape": list(dataset.shape[1:]), "bytes": dataset.nbytes}
-        described.append({**entry, **shape, "sha256_head_tail": checksum})
+        entry |= {"frame_shape": list(dataset.shape[1:]), "bytes": dataset.nbytes}
+        described.append({**entry, "sha256_head_tail": _sha256_head_tail(file) if file else None})
     return described
 
 
@@ -321,17 +321,15 @@ def split_note(datasets: Datasets, training: Datasets, held_out: Datasets) -> st
 
 def _recordings_of(datasets: Datasets) -> list[tuple[Path, str] | int]:
     """What identifies the recording of each array: its name in the index beside the file, else the file itself."""
-    names: dict[Path, dict[str, str]] = {}
+    names = functools.cache(_recording_names)
     recordings: list[tuple[Path, str] | int] = []
     for dataset in datasets:
         filename = getattr(dataset, "filename", None)
         if filename is None:
             recordings.append(id(dataset))
-            continue
-        folder, name = Path(filename).parent, Path(filename).name
-        if folder not in names:
-            names[folder] = _recording_names(folder / "frames.json")
-        recordings.append((folder, names[folder].get(name, name)))
+        else:
+            folder, name = Path(filename).parent, Path(filename).name
+            recordings.append((folder, names(folder / "frames.json").get(name, name)))
     return recordings
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -29,7 +30,7 @@ Wanted = tuple[Frames, NDArray[np.int64], NDArray[np.int64]]
 #: What `SuperBatches` yields: `Frames`, or a `SuperBatch` of arrays where transitions are asked for.
 Drawn = Any
 
-_THREADS = 32  # more than cores: most of them wait for a disk, which wants several reads under way
+_THREADS = 32  # more than cores: most of them wait for a disk
 _PIECE_FRAMES = 64  # read by a thread at a time
 _PIECE_BYTES = 4 << 20  # at most: these are held a second time while they are scaled
 
@@ -292,34 +293,28 @@ class SuperBatches(Iterator[Drawn]):
         plan_shares(datasets, size, dataset_weights, replace_small=replace_small)
         self.epoch = start_epoch - 1
         self.wait_seconds = 0.0
-        self._datasets, self._size, self._weights = list(datasets), size, dataset_weights
-        self._seed, self._epochs, self._replace_small = seed, epochs, replace_small
-        self._places, self._transitions, self._device = places, transitions, torch.device(device)
+        self._datasets, self._seed, self._epochs, self._transitions = list(datasets), seed, epochs, transitions
+        self._plan = partial(
+            plan_draw, self._datasets, size, dataset_weights, replace_small=replace_small, places=places
+        )
+        self._shape = (size if places is None else len(places), *datasets[0].shape[1:])
+        self._device = torch.device(device)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="super-batch")
         self._ahead: Future[Drawn] | None = None
 
     def draw(self, epoch: int) -> Drawn:
         """Draw an epoch's super-batch, or its rows in `places`, from a generator of the seed and the epoch."""
-        rng = np.random.default_rng([self._seed, epoch])
-        plan = plan_draw(
-            self._datasets,
-            self._size,
-            self._weights,
-            seed=rng,
-            replace_small=self._replace_small,
-            places=self._places,
-        )
+        plan = self._plan(seed=np.random.default_rng([self._seed, epoch]))
         frames = self._empty()
         gather([(self._datasets[index], rows, targets) for index, rows, targets in plan], frames)
         return frames if self._transitions is None else self._transitions.read(plan, frames, self._empty())
 
     def _empty(self) -> Frames:
-        shape = (self._size if self._places is None else len(self._places), *self._datasets[0].shape[1:])
         if self._device.type != "cuda":
-            return np.empty(shape, np.uint8)
+            return np.empty(self._shape, np.uint8)
         # torch gives freed page-locked memory out again, which a copy to the GPU may still be reading.
         torch.cuda.synchronize(self._device)
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True).numpy()
 
     def __len__(self) -> int:
         """Number of epochs that are still to come."""
@@ -370,7 +365,7 @@ class Batch:
 
     Attributes:
         images: float32 (N, C, H, W) in [0, 1], on the model's device.
-        more: Anything else by name, N rows each, for objectives that need it: neighboring frames, actions, rewards.
+        more: Anything else by name, N rows each: neighboring frames, actions, rewards.
         share: Which part of the whole batch this is; None where it is the whole.
     """
 

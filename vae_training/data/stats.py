@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from textwrap import fill
+from textwrap import TextWrapper, fill
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -202,10 +202,8 @@ def frame_stats(folder: str | os.PathLike[str], sample: int | None = None) -> Fo
                 whole += image * one.shape[0]
                 mean_image = image.astype(np.float32) if one.file in with_image else None
                 files.append(FileStats(**numbers, mean_image=mean_image))
-            except InputError as error:
-                refused.append(RefusedFile(one.file.name, str(error)))
-            except OSError as error:
-                refused.append(RefusedFile(one.file.name, f"cannot be read: {error.strerror or error}. Copy it again"))
+            except (InputError, OSError) as error:
+                refused.append(RefusedFile(one.file.name, f"cannot be read: {error}. Copy it again, and measure again"))
     image = (whole / max(1, sum(file.frames for file in files))).astype(np.float32)
     return FolderStats(folder, tuple(files), tuple(sorted(refused)), image)
 
@@ -303,7 +301,7 @@ def _look(
     wanted = (past - first + before) * size
     data = np.fromfile(one.file, np.uint8, wanted, offset=one.offset + (first - before) * size)
     if data.size < wanted:
-        raise InputError("became shorter while it was read. Is it still being copied? Measure it again")
+        raise InputError("it became shorter while it was read")
     frames = data.reshape(-1, size)
     block = frames[before:]
     differences = np.maximum(frames[1:], frames[:-1])
@@ -332,10 +330,10 @@ def stats_table(stats: FolderStats) -> str:
         lines += ["", *_table(stats), "", fill(explained, _WIDTH)]
     refused = [" ".join(one) for one in stats.refused]
     sections = {f"Training would refuse {_count(len(refused), 'file')}:": refused, "Look at:": find_warnings(stats)}
-    wrapped = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    wrapper = TextWrapper(_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     for heading, texts in sections.items():
         if texts:
-            lines += ["", heading, *(fill(f"- {text}", _WIDTH, **wrapped) for text in texts)]
+            lines += ["", heading, *(wrapper.fill(f"- {text}") for text in texts)]
     return "\n".join(lines)
 
 

@@ -32,7 +32,9 @@ def kept(frames: np.ndarray, cuts: list[int], **options) -> list[int]:
     return found
 
 
-def by_hand(frames: np.ndarray, stride: int, drop_black: bool, drop_duplicates: float | None, limit: int | None):
+def by_hand(
+    frames: np.ndarray, stride: int, drop_black: bool, drop_duplicates: float | None, limit: int | None
+) -> list[int]:
     """The same, a frame at a time and in floats."""
     found, last = [], None
     for i, frame in enumerate(frames):
