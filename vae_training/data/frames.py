@@ -284,8 +284,7 @@ def split_held_out(datasets: Datasets, held_out: int | None = None) -> tuple[lis
         return _before_gap([whole[:-tail]], of=whole), [whole[-tail:]]
     if held_out >= len(datasets):
         raise InputError(
-            f"held_out is {held_out}, expected fewer than the {len(datasets)} file(s), of which some must be left to "
-            "train on; hold out fewer, or record more"
+            f"held_out {held_out} leaves none of {len(datasets)} file(s) to train on; hold out fewer, or record more"
         )
     recordings = _recordings_of(datasets)
     measured = set(recordings[-held_out:])
