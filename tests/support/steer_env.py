@@ -35,7 +35,7 @@ class Steer(gym.Env[Any, Any]):
 
     Args:
         kind: "box"; "dict", a camera "pov" beside a nested inventory, or "two", with a second camera before it.
-        frame_skip: Told in the inventory.
+        frame_skip: Shown in the inventory.
         actions: How many numbers an action has.
     """
 
@@ -75,9 +75,7 @@ gym.register("test/Road-v0", lambda **kwargs: Steer(**kwargs), disable_env_check
 
 VIEWS: dict[str, dict[str, Any]] = {
     "latent": {"frame_skip": 3},
-    "random latent": {"observation": "random-latent"},
     "history": {"history": 3, "frame_skip": 2},
-    "Dict": {"env_kwargs": {"kind": "dict"}},
     "vector": {"env_kwargs": {"kind": "dict"}, "flatten": True},
     "latent only": {
         "env_kwargs": {"kind": "two"},

@@ -4,12 +4,10 @@ A recording comes in chunks; what a filter has to remember is carried from one t
 same however the recording is cut.
 """
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_count
 from vae_training.data.frames import Frames
 
 #: A frame without a value above it is black: decoded videos have noise of this size there, and the darkest cave of
@@ -46,10 +44,9 @@ class FrameFilters:
     def __init__(
         self, stride: int = 1, drop_black: bool = False, drop_duplicates: float | None = None, limit: int | None = None
     ) -> None:
-        if stride < 1:
-            raise InputError(f"stride must be a positive integer, got {stride!r}")
-        if limit is not None and limit < 1:
-            raise InputError(f"limit must be a positive integer or None, got {limit!r}")
+        check_count("stride", stride)
+        if limit is not None:
+            check_count("limit", limit)
         if drop_duplicates is not None and not drop_duplicates > 0:
             raise InputError(f"drop_duplicates must be a positive number of levels or None, got {drop_duplicates!r}")
         self.stride, self.drop_black, self.drop_duplicates, self.limit = stride, drop_black, drop_duplicates, limit
@@ -63,32 +60,13 @@ class FrameFilters:
         return self.limit is not None and self.kept >= self.limit
 
     def take(self, count: int) -> NDArray[np.int64]:
-        """The frames of the next chunk that the stride takes.
-
-        Args:
-            count: Number of frames in it.
-
-        Returns:
-            Their positions in it, ascending.
-
-        Example:
-            >>> filters = FrameFilters(stride=3)
-            >>> filters.take(4), filters.take(4)
-            (array([0, 3]), array([2]))
-        """
+        """Positions of the frames that the stride takes in the next chunk, which has `count` frames."""
         positions = np.arange(self._skip, count, self.stride)
         self._skip += len(positions) * self.stride - count
         return positions
 
     def keep(self, frames: Frames) -> NDArray[np.bool_]:
-        """Which of the frames that were taken are kept.
-
-        Args:
-            frames: uint8 (n, H, W, 3), in the order of the recording; every call goes on where the last one ended.
-
-        Returns:
-            A mask, bool (n,).
-        """
+        """Mask, bool (n,), of the frames to keep among the next that were taken, uint8 (n, H, W, 3)."""
         mask = np.ones(len(frames), np.bool_)
         if len(frames) and (self.drop_black or self.drop_duplicates is not None):
             grey = grey_levels(frames)
@@ -113,43 +91,16 @@ class FrameFilters:
 
 
 def grey_levels(frames: Frames) -> NDArray[np.uint8]:
-    """Brightness of each pixel by the weights of ITU-R BT.601, in integers.
-
-    Args:
-        frames: uint8 (n, H, W, 3), RGB.
-
-    Returns:
-        uint8 (n, H, W).
-
-    Example:
-        >>> grey_levels(np.array([[[[255, 255, 255], [255, 0, 0]]]], np.uint8))
-        array([[[255,  76]]], dtype=uint8)
-    """
+    """Compute the brightness of RGB frames (n, H, W, 3) by the weights of ITU-R BT.601: uint8 (n, H, W)."""
     red, green, blue = (frames[..., i].astype(np.uint16) for i in range(3))
     return ((red * 77 + green * 150 + blue * 29) >> 8).astype(np.uint8)  # 77 + 150 + 29 = 256
 
 
 def small_version(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Means over the cells of a grid of at most 32x32.
-
-    Args:
-        grey: uint8 (n, H, W).
-
-    Returns:
-        float32 (n, rows, columns), levels of 255.
-
-    Example:
-        >>> small_version(np.full((2, 360, 640), 7, np.uint8)).shape
-        (2, 32, 32)
-    """
-    (top, heights), (left, widths) = (_cells(side) for side in grey.shape[1:])
-    # Sums of integers: the same whatever the order, so that a frame's does not depend on its neighbours in the chunk.
-    sums = np.add.reduceat(np.add.reduceat(grey, top, axis=1, dtype=np.uint32), left, axis=2, dtype=np.uint32)
-    return sums.astype(np.float32) / np.outer(heights, widths).astype(np.float32)
-
-
-def _cells(side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where the cells along a side begin, and how long they are."""
-    count = min(_CELLS, side)
-    edges = np.array([math.floor(i * side / count) for i in range(count + 1)])
-    return edges[:-1], np.diff(edges)
+    """Average grey levels (n, H, W) over the cells of a grid of at most 32x32: float32 (n, rows, columns)."""
+    rows, columns = (np.arange(min(_CELLS, side) + 1) * side // min(_CELLS, side) for side in grey.shape[1:])
+    # Sums of integers: the same whatever the order, so that a frame's does not depend on its neighbors in the chunk.
+    sums = np.add.reduceat(
+        np.add.reduceat(grey, rows[:-1], axis=1, dtype=np.uint32), columns[:-1], axis=2, dtype=np.uint32
+    )
+    return sums.astype(np.float32) / np.outer(np.diff(rows), np.diff(columns)).astype(np.float32)

@@ -1,10 +1,8 @@
-"""Frame files: a folder of `.npy` files of uint8 (N, H, W, C), mapped lazily and checked when they are opened.
-
-Opening looks at headers and file sizes only, so a folder of a terabyte opens as fast as one of a megabyte.
-"""
+"""Frame files: a folder of `.npy` files of uint8 (N, H, W, C), checked by header and size, and mapped lazily."""
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import mmap
@@ -17,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from latent_obs.util.errors import InputError, LatentObsError
+from latent_obs.util.errors import InputError, LatentObsError, check_count
 
 Frames = NDArray[np.uint8]
 Datasets = Sequence[Frames]
@@ -29,7 +27,6 @@ DISK_FULL = {
     errno.EFBIG: "File too large",
 }
 _MB = 1 << 20
-_NAN_SAMPLE_BYTES = 4 * _MB  # of a float file, for a better error message
 _HELD_OUT_SHARE = 0.1
 _GAP_SHARE, _MOST_GAP_FRAMES = 0.01, 100
 
@@ -43,13 +40,11 @@ class NpyHeader(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the frames of an array lie on disk."""
+    """Where the frames of an array lie on disk: file, byte and number of the first frame."""
 
     file: Path
     offset: int
-    """Byte of the file at which the first frame begins."""
     first_frame: int
-    """Number of that frame in the file."""
 
 
 def read_npy_header(handle: IO[bytes]) -> NpyHeader:
@@ -69,10 +64,8 @@ def read_npy_header(handle: IO[bytes]) -> NpyHeader:
 def get_datasets(dataset_dir: str | os.PathLike[str] = "images/") -> list[np.memmap]:
     """Open each `.npy` file of a folder as an array that stays on disk.
 
-    Hidden files, unfinished ones (`.npy.part`) and inner folders are ignored.
-
     Args:
-        dataset_dir: The folder.
+        dataset_dir: The folder. Hidden files, unfinished ones (`.npy.part`) and inner folders are ignored.
 
     Returns:
         One read-only uint8 array (N, H, W, C) per file, in name order. Nothing is read before it is accessed.
@@ -93,38 +86,29 @@ def get_datasets(dataset_dir: str | os.PathLike[str] = "images/") -> list[np.mem
         if dataset.shape[1:] != datasets[0].shape[1:]:
             raise InputError(
                 f"{name_of(dataset)} has frames of shape {dataset.shape[1:]}, and {name_of(datasets[0])} in the same "
-                f"folder of {datasets[0].shape[1:]}; a dataset needs one shape. Move one of them to another folder, or "
-                "resize it"
+                f"folder of {datasets[0].shape[1:]}; resize one of them, or move it to another folder"
             )
     return datasets
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The `.npy` files of a folder, in name order.
+    """List the `.npy` files of a folder in name order.
 
     Raises:
         InputError: There is no such folder, or no such file in it.
     """
-    advice = "Record some with: latent-obs frames record --out FOLDER"
-    if folder.is_file():
-        raise InputError(f"{folder} is a file, expected the folder of .npy files that it is in")
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder} (current folder: {Path.cwd()}). {advice}")
+        found = "a file, expected the folder that it is in" if folder.exists() else f"no folder in {Path.cwd()}"
+        raise InputError(f"{folder} is {found}. Record frames with: latent-obs frames record --out FOLDER")
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     files = [entry for entry in entries if entry.suffix == ".npy" and not entry.is_dir()]
-    if files:
-        return files
-    if not entries:
-        raise InputError(f"{folder} is empty, expected .npy files of uint8 frames (N, H, W, C). {advice}")
-    nested = next((entry for entry in entries if entry.is_dir() and any(entry.glob("*.npy"))), None)
-    if nested is not None:
-        advice = f"{nested} holds some: give that folder"
-    elif any(entry.name.endswith(".npy.part") for entry in entries):
-        advice = "A .npy.part is unfinished: let its recording end, or start it again where it was killed"
-    raise InputError(
-        f"{folder} has no .npy file; it holds {_listed([entry.name for entry in entries])}. Expected .npy files of "
-        f"uint8 frames (N, H, W, C). {advice}"
-    )
+    if not files:
+        raise InputError(
+            f"{folder} has no .npy file, expected some of uint8 frames (N, H, W, C); it holds "
+            f"{_listed([entry.name for entry in entries]) or 'nothing'}. Give a folder of frames, or record some with: "
+            "latent-obs frames record --out FOLDER"
+        )
+    return files
 
 
 def open_frames(file: Path) -> np.memmap:
@@ -144,16 +128,15 @@ def open_frames(file: Path) -> np.memmap:
                     f"{str(error).splitlines()[0]}). Remove it, or make it again with numpy.save"
                 ) from None
             offset = handle.tell()
-            fault = _fault_of(header, offset, size, handle)
-            if fault:
-                raise InputError(f"{file} {fault}")
+        fault = _fault_of(header, offset, size)
+        if fault:
+            raise InputError(f"{file} {fault}")
         return np.memmap(file, dtype=np.uint8, mode="r", offset=offset, shape=header.shape)
     except OSError as error:
-        more = ". Each frame file stays open: raise the limit (ulimit -n 65536)" if error.errno == errno.EMFILE else ""
-        raise InputError(f"{file} cannot be read: {error.strerror or error}{more}") from error
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
-def _fault_of(header: NpyHeader, offset: int, size: int, handle: IO[bytes]) -> str:
+def _fault_of(header: NpyHeader, offset: int, size: int) -> str:
     """Why a file does not hold uint8 frames (N, H, W, C), and how to change that; empty where it does."""
     shape, fortran_order, dtype = header
     # First of all: an object array can only be read by unpickling it, which runs whatever code the file names.
@@ -161,15 +144,14 @@ def _fault_of(header: NpyHeader, offset: int, size: int, handle: IO[bytes]) -> s
         return f"holds Python objects (dtype {dtype}), never loaded, because that can run code. Save plain uint8"
     expected = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
     if size != expected:
-        what = "is cut short" if size < expected else "goes on after its array"
-        return f"{what}: {dtype} of shape {shape} takes {expected:,} bytes, found {size:,}. Copy or make it again"
+        return f"is damaged: {dtype} of shape {shape} takes {expected:,} bytes, found {size:,}. Copy or make it again"
     if dtype != np.uint8:
-        return f"holds {dtype}, expected uint8 (values 0 to 255). {_dtype_advice(header, handle)}"
-    if len(shape) != 4:
-        grey = "; grey frames need a channel axis: numpy.save(file, frames[..., None])" if len(shape) == 3 else ""
-        return f"has {len(shape)} axes, shape {shape}, expected four: (N, H, W, C){grey}"
-    if 0 in shape:
-        return f"holds no frames: its shape is {shape}. Remove it, or record it again"
+        return (
+            f"holds {dtype}, expected uint8 (values 0 to 255). Save it again with numpy.save(file, "
+            "frames.round().astype(numpy.uint8)); multiply values of 0 to 1 by 255 first"
+        )
+    if len(shape) != 4 or 0 in shape:
+        return f"has shape {shape}, expected (N, H, W, C) with at least one frame; grey frames have C = 1"
     if shape[1] in (1, 3, 4) and min(shape[2:]) >= 8:
         return (
             f"has shape {shape}, which looks channel-first; expected (N, H, W, C). Save it again with numpy.save(file, "
@@ -183,28 +165,13 @@ def _fault_of(header: NpyHeader, offset: int, size: int, handle: IO[bytes]) -> s
     return ""
 
 
-def _dtype_advice(header: NpyHeader, handle: IO[bytes]) -> str:
-    """How to make uint8 of another dtype."""
-    if header.dtype.kind == "b":
-        return "Convert: frames.astype(numpy.uint8) * 255"
-    if header.dtype.kind != "f":
-        return "Scale values to 0 to 255 where they are not, and convert: frames.astype(numpy.uint8)"
-    count = min(int(np.prod(header.shape, dtype=object)), _NAN_SAMPLE_BYTES // header.dtype.itemsize)
-    sample = np.frombuffer(handle.read(count * header.dtype.itemsize), header.dtype)
-    if np.isnan(sample).any():
-        return "It also holds NaN, which no picture does: find out where they come from first"
-    if sample.size and sample.max() > 1.5:
-        return "If values are 0 to 255, convert: frames.round().astype(numpy.uint8); if 0 to 1, multiply by 255 first"
-    return "If values are 0 to 1, multiply by 255 and convert: (frames * 255).round().astype(numpy.uint8)"
-
-
 def name_of(dataset: NDArray[Any]) -> str:
     """The file of an array, for a message."""
     return str(getattr(dataset, "filename", None) or "the array given")
 
 
 def place_on_disk(dataset: Frames) -> Place | None:
-    """Where the frames of a memory map, or of a slice of one, lie on disk.
+    """Find where the frames of a memory map, or of a slice of one, lie on disk.
 
     Returns:
         None for any other array: one in memory, one whose frames do not follow each other in the file, or a map whose
@@ -239,18 +206,16 @@ def describe_datasets(datasets: Datasets) -> list[dict[str, Any]]:
     """
     described: list[dict[str, Any]] = []
     for dataset in datasets:
-        file, _, first_frame = place_on_disk(dataset) or (None, 0, 0)
-        described.append(
-            {
-                "file": file.name if file else None,
-                "first_frame": first_frame,
-                "frames": len(dataset),
-                "frame_shape": list(dataset.shape[1:]),
-                "bytes": dataset.nbytes,
-                "sha256_head_tail": _sha256_head_tail(file) if file else None,
-            }
-        )
+        file, entry = _identity(dataset)
+        entry |= {"frame_shape": list(dataset.shape[1:]), "bytes": dataset.nbytes}
+        described.append({**entry, "sha256_head_tail": _sha256_head_tail(file) if file else None})
     return described
+
+
+def _identity(dataset: Frames) -> tuple[Path | None, dict[str, Any]]:
+    """The file of an array, and which frames of it they are."""
+    file, _, first_frame = place_on_disk(dataset) or (None, 0, 0)
+    return file, {"file": file.name if file else None, "first_frame": first_frame, "frames": len(dataset)}
 
 
 def _sha256_head_tail(file: Path) -> str:
@@ -263,7 +228,7 @@ def _sha256_head_tail(file: Path) -> str:
 
 
 def fingerprint(file: Path) -> str:
-    """A cheap fingerprint of a file, whatever its size.
+    """Compute a cheap fingerprint of a file, whatever its size.
 
     It covers the size, the first and last 64 KB, and sixteen pieces of 4 KB evenly between them, so that a recording
     that was made again or appended to has another one.
@@ -287,13 +252,9 @@ def _read(handle: IO[bytes], *pieces: tuple[int, int]) -> bytes:
 def split_held_out(datasets: Datasets, held_out: int | None = None) -> tuple[list[Frames], list[Frames]]:
     """Split recordings into those to train on and those held out to measure on.
 
-    The split is by recording (file) and never by frame: neighboring frames of a video are near-duplicates, so a
-    held-out frame whose neighbors were trained on says nothing about new ones. Several files of one recording (see
-    `frames.json` of `latent-obs frames extract`) are held out together.
-
-    Of a single recording the last 10% (at least one frame) are held out, and the 1% before them (1 to 100 frames) is
-    used for nothing. Place and light are the same as in training, so losses look better than on a new recording, but
-    the nearest duplicates are gone.
+    The split is by recording and never by frame, because neighboring frames of a video are near-duplicates. Several
+    files of one recording (see `frames.json` of `latent-obs frames extract`) are held out together. Of a single
+    recording the last 10% (at least one frame) are held out, and the 1% before them (1 to 100 frames) is not used.
 
     Args:
         datasets: Arrays from `get_datasets`.
@@ -310,28 +271,25 @@ def split_held_out(datasets: Datasets, held_out: int | None = None) -> tuple[lis
         >>> files = [np.zeros((10, 8, 8, 3), np.uint8) for _ in range(4)]
         >>> [len(part) for part in split_held_out(files)]
         [3, 1]
-        >>> [len(part[0]) for part in split_held_out([np.zeros((1000, 8, 8, 3), np.uint8)])]
-        [890, 100]
     """
     datasets = list(datasets)
     if not datasets:
         raise InputError("datasets must not be empty; open them with get_datasets(folder)")
-    if held_out is not None and (isinstance(held_out, bool) or not isinstance(held_out, int) or held_out < 1):
-        raise InputError(f"held_out must be a positive number of files, got {held_out!r}")
-    count = max(1, round(len(datasets) * _HELD_OUT_SHARE)) if held_out is None else held_out
-    if len(datasets) == 1 == count:
+    if held_out is None:
+        held_out = max(1, round(len(datasets) * _HELD_OUT_SHARE))
+    check_count("held_out", held_out)
+    if len(datasets) == 1 == held_out:
         (whole,) = datasets
         tail = max(1, int(len(whole) * _HELD_OUT_SHARE))
         return _before_gap([whole[:-tail]], of=whole), [whole[-tail:]]
-    if count >= len(datasets):
+    if held_out >= len(datasets):
         raise InputError(
-            f"held_out is {count}: none of {len(datasets)} file(s) would be left to train on; hold out fewer, or "
-            "record more"
+            f"held_out {held_out} leaves none of {len(datasets)} file(s) to train on; hold out fewer, or record more"
         )
     recordings = _recordings_of(datasets)
-    measured = set(recordings[-count:])
+    measured = set(recordings[-held_out:])
     if measured == set(recordings):
-        return _before_gap(datasets[:-count], of=datasets[-count - 1]), datasets[-count:]
+        return _before_gap(datasets[:-held_out], of=datasets[-held_out - 1]), datasets[-held_out:]
     sides: tuple[list[Frames], list[Frames]] = ([], [])
     for dataset, recording in zip(datasets, recordings, strict=True):
         sides[recording in measured].append(dataset)
@@ -349,14 +307,7 @@ def _before_gap(pieces: list[Frames], *, of: Frames) -> list[Frames]:
 
 
 def split_note(datasets: Datasets, training: Datasets, held_out: Datasets) -> str:
-    """What to know about a split of a single recording; empty for any other split.
-
-    Example:
-        >>> files = [np.zeros((1000, 8, 8, 3), np.uint8)]
-        >>> print(split_note(files, *split_held_out(files)))
-        There is one recording only: its last 100 frames are held out, and the 10 before them are used for nothing.
-        Losses on them look better than they would on another recording; record or extract a second one to know.
-    """
+    """Describe a split of a single recording; empty for any other split."""
     if len(set(_recordings_of(datasets))) > 1:
         return ""
     whole, trained, measured = (sum(map(len, side)) for side in (datasets, training, held_out))
@@ -369,17 +320,15 @@ def split_note(datasets: Datasets, training: Datasets, held_out: Datasets) -> st
 
 def _recordings_of(datasets: Datasets) -> list[tuple[Path, str] | int]:
     """What identifies the recording of each array: its name in the index beside the file, else the file itself."""
-    names: dict[Path, dict[str, str]] = {}
+    names = functools.cache(_recording_names)
     recordings: list[tuple[Path, str] | int] = []
     for dataset in datasets:
         filename = getattr(dataset, "filename", None)
         if filename is None:
             recordings.append(id(dataset))
-            continue
-        folder, name = Path(filename).parent, Path(filename).name
-        if folder not in names:
-            names[folder] = _recording_names(folder / "frames.json")
-        recordings.append((folder, names[folder].get(name, name)))
+        else:
+            folder, name = Path(filename).parent, Path(filename).name
+            recordings.append((folder, names(folder / "frames.json").get(name, name)))
     return recordings
 
 
@@ -398,29 +347,23 @@ def _recording_names(index: Path) -> dict[str, str]:
 
 
 def identify(training: Datasets, held_out: Datasets) -> dict[str, list[dict[str, Any]]]:
-    """What a checkpoint keeps of its frames: which of which file are trained on and held out.
+    """Describe which frames of which file are trained on and held out, for a checkpoint.
 
     Returns:
         "training" and "held_out", each a list with `file`, `first_frame`, `frames` and `fingerprint` per array; plain
         JSON.
     """
-    return {"training": [_identity(d) for d in training], "held_out": [_identity(d) for d in held_out]}
-
-
-def _identity(dataset: Frames) -> dict[str, Any]:
-    file, _, first_frame = place_on_disk(dataset) or (None, 0, 0)
-    return {
-        "file": file.name if file else None,
-        "first_frame": first_frame,
-        "frames": len(dataset),
-        "fingerprint": fingerprint(file) if file else None,
-    }
+    sides: dict[str, list[dict[str, Any]]] = {"training": [], "held_out": []}
+    for side, datasets in zip(sides.values(), (training, held_out), strict=True):
+        for file, entry in map(_identity, datasets):
+            side.append({**entry, "fingerprint": fingerprint(file) if file else None})
+    return sides
 
 
 def split_as_before(
     datasets: Sequence[np.memmap], before: dict[str, list[dict[str, Any]]], *, folder: Path
 ) -> tuple[list[Frames], list[Frames]]:
-    """The split that a run began with, over the same files as then.
+    """Repeat the split that a run began with, over the same files as then.
 
     Args:
         datasets: All files of the folder now.
@@ -459,17 +402,13 @@ def _listed(names: list[str]) -> str:
 
 
 def check_worth_learning(training: Datasets) -> None:
-    """Refuse frames that are all the same picture.
-
-    Args:
-        training: What would be trained on. Frames spread evenly are looked at first, and all frames only if these are
-            equal.
+    """Refuse to train on frames that are all the same picture.
 
     Raises:
         InputError: They are.
     """
     first = np.asarray(training[0][0])
-    for sparse in (True, False):
+    for sparse in (True, False):  # frames spread evenly are looked at first, and all only if these are equal
         for dataset in training:
             step = max(1, len(dataset) // 64) if sparse else 64
             for start in range(0, len(dataset), step):
@@ -477,8 +416,7 @@ def check_worth_learning(training: Datasets) -> None:
                     return
     raise InputError(
         f"all {sum(map(len, training)):,} frames to train on ({name_of(training[0])} …) are the same picture, so there "
-        "is nothing to learn. Look at them with: latent-obs frames stats FOLDER; a game that did not start gives such "
-        "frames"
+        "is nothing to learn. Look at them with: latent-obs frames stats FOLDER"
     )
 
 
@@ -499,13 +437,6 @@ def explain_disk_full(what: Path, then: str) -> Iterator[None]:
 
     Raises:
         DiskFullError: The disk is full. Other errors pass.
-
-    Example:
-        >>> with explain_disk_full(Path("run"), "Free some space."):
-        ...     raise OSError(28, "No space left on device")
-        Traceback (most recent call last):
-            ...
-        vae_training.data.frames.DiskFullError: run: No space left on device. Free some space.
     """
     try:
         yield

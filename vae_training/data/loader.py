@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_count
 from vae_training.data.frames import Frames, name_of, place_on_disk
 from vae_training.model.cvae import images_to_tensor
 
@@ -29,7 +30,7 @@ Wanted = tuple[Frames, NDArray[np.int64], NDArray[np.int64]]
 #: What `SuperBatches` yields: `Frames`, or a `SuperBatch` of arrays where transitions are asked for.
 Drawn = Any
 
-_THREADS = 32  # more than cores: most of them wait for a disk, which wants several reads under way
+_THREADS = 32  # more than cores: most of them wait for a disk
 _PIECE_FRAMES = 64  # read by a thread at a time
 _PIECE_BYTES = 4 << 20  # at most: these are held a second time while they are scaled
 
@@ -37,10 +38,9 @@ _PIECE_BYTES = 4 << 20  # at most: these are held a second time while they are s
 def shares(sample_size: int, weights: Sequence[float]) -> list[int]:
     """Split a sample among datasets by weight, by the largest-remainder rule.
 
-    Each dataset's quota is `sample_size * weight / sum(weights)`. It gets the whole part of it first; what is left over
-    goes, one each, to the datasets with the largest fractional parts, among equals to the earlier one. So the shares
-    add up to `sample_size` exactly, each is within one of its quota, and a weight of zero gets nothing. The arithmetic
-    is exact on the decimal numbers given: 0.1 is a tenth.
+    Each dataset's quota is `sample_size * weight / sum(weights)`. It gets the whole part of it; what is left over goes,
+    one each, to the largest fractional parts, among equals to the earlier one. Weights are read as decimal numbers: 0.1
+    is a tenth.
 
     Args:
         sample_size: Number of frames in all.
@@ -55,18 +55,15 @@ def shares(sample_size: int, weights: Sequence[float]) -> list[int]:
     Example:
         >>> shares(10_000, [0.4, 0.2, 0.2, 0.2])
         [4000, 2000, 2000, 2000]
-        >>> shares(10, [1, 1, 1])
-        [4, 3, 3]
     """
-    if isinstance(sample_size, bool) or not isinstance(sample_size, int | np.integer) or sample_size < 1:
-        raise InputError(f"sample_size must be a positive integer, got {sample_size!r}")
+    sample_size = check_count("sample_size", sample_size)
     try:
         exact = [Fraction(repr(float(weight))) for weight in weights]
     except (TypeError, ValueError):  # not a number, or not a finite one
         exact = [Fraction(-1)]
     if min(exact, default=0) < 0 or not sum(exact):
         raise InputError(f"dataset_weights must be finite numbers, zero or more and not all zero, got {list(weights)}")
-    quotas = [int(sample_size) * weight / sum(exact) for weight in exact]
+    quotas = [sample_size * weight / sum(exact) for weight in exact]
     counts = [math.floor(quota) for quota in quotas]
     by_remainder = sorted(range(len(quotas)), key=lambda i: (counts[i] - quotas[i], i))
     for i in by_remainder[: sample_size - sum(counts)]:
@@ -81,14 +78,7 @@ def plan_shares(
     *,
     replace_small: bool = False,
 ) -> list[int]:
-    """Number of frames to draw from each dataset, without reading any.
-
-    Args and errors are those of `get_random_samples`.
-
-    Example:
-        >>> plan_shares([np.zeros((9, 8, 8, 3), np.uint8)] * 2, 4)
-        [2, 2]
-    """
+    """Compute how many frames to draw from each dataset, with the arguments and errors of `get_random_samples`."""
     if not len(datasets):
         raise InputError("datasets must not be empty; open them with get_datasets(folder)")
     for i, dataset in enumerate(datasets):
@@ -101,18 +91,13 @@ def plan_shares(
     if len(weights) != len(datasets):
         raise InputError(f"dataset_weights has {len(weights)} entries, expected one per dataset, {len(datasets)}")
     counts, available = shares(sample_size, weights), [len(dataset) for dataset in datasets]
-    largest = min(n * sum(weights) / weight for n, weight in zip(available, weights, strict=True) if weight > 0)
-    if not replace_small and sample_size > sum(available):
-        raise InputError(
-            f"sample_size {sample_size:,} is more than the {sum(available):,} frames of all {len(datasets)} "
-            f"dataset(s). Ask for {int(largest):,} or fewer, add frames, or allow repeats with replace_small=True"
-        )
     for i, (count, frames) in enumerate(zip(counts, available, strict=True)):
         if count > frames and not (replace_small and frames):
+            largest = min(n * sum(weights) / w for n, w in zip(available, weights, strict=True) if w > 0)
             raise InputError(
-                f"dataset {i} ({name_of(datasets[i])}) has {frames:,} frames, and its share of {sample_size:,} is "
-                f"{count:,}. Ask for {int(largest):,} or fewer in all, lower its weight, add frames to it, or let it "
-                "give frames more than once with replace_small=True"
+                f"sample_size is {sample_size:,}, and the share of dataset {i} ({name_of(datasets[i])}) is {count:,} "
+                f"of its {frames:,} frames. Ask for {int(largest):,} or fewer in all, lower its weight, add frames, or "
+                "let it give frames more than once with replace_small=True"
             )
     return counts
 
@@ -126,22 +111,12 @@ def plan_draw(
     replace_small: bool = False,
     places: NDArray[np.int64] | None = None,
 ) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-    """The draw of `get_random_samples` without reading: which frames, and where each goes in the result.
+    """Plan the draw of `get_random_samples` without reading: which frames, and where each goes in the result.
 
-    Args:
-        datasets: As for `get_random_samples`, as all others down to `replace_small`.
-        sample_size: Number of frames of the whole sample.
-        dataset_weights: One per dataset, relative.
-        seed: A generator.
-        replace_small: Whether a dataset smaller than its share may give a frame more than once.
-        places: Rows of the sample that are wanted, each once; all by default. The draw itself does not depend on it.
+    Only the rows of the sample in `places` are planned, all by default; the draw itself does not depend on them.
 
     Returns:
         (number of the dataset, sorted rows in it, their places in the result) for each dataset that gives any.
-
-    Example:
-        >>> plan_draw([np.zeros((3, 1, 1, 1), np.uint8)], 2, None, seed=np.random.default_rng(0))
-        [(0, array([1, 2]), array([0, 1]))]
     """
     counts = plan_shares(datasets, sample_size, dataset_weights, replace_small=replace_small)
     # Where each frame goes is the shuffle; what is read stays in file order.
@@ -174,13 +149,12 @@ def get_random_samples(
 ) -> NDArray[Any]:
     """Draw frames at random, a fixed share from each dataset, in shuffled order.
 
-    Shares are equal without weights, else by the largest-remainder rule of `shares`. Within a dataset no frame comes
-    twice, unless the dataset is smaller than its share and `replace_small` allows it.
+    Within a dataset no frame comes twice, unless the dataset is smaller than its share and `replace_small` allows it.
 
     Args:
         datasets: Arrays uint8 (N, H, W, C) from `get_datasets`, views of them, or any in memory.
         sample_size: Number of frames in all.
-        dataset_weights: One per dataset, relative: they need not sum to one.
+        dataset_weights: One per dataset, relative, split by the rule of `shares`; equal ones by default.
         normalize: Whether to scale to [0, 1].
         seed: An integer, or a generator (which moves on), that reproduces the draw. None: another draw each time.
         replace_small: Whether a dataset smaller than its share is drawn with repeats; an error otherwise.
@@ -190,9 +164,8 @@ def get_random_samples(
         A C-contiguous, writable array (sample_size, H, W, C): float32 in [0, 1] with `normalize`, else uint8.
 
     Raises:
-        InputError: A share is more than its dataset has, the weights do not fit the datasets, `sample_size` is not
-            a positive integer, the datasets are none or differ in frame shape, `out` is not what it should be, or a
-            file was changed or removed after it was opened.
+        InputError: A share is more than its dataset has, an argument is not as described, or a file was changed or
+            removed after it was opened.
 
     Example:
         >>> dark, bright = np.zeros((50, 8, 8, 3), np.uint8), np.full((50, 8, 8, 3), 255, np.uint8)
@@ -200,8 +173,8 @@ def get_random_samples(
         >>> samples.shape, samples.dtype.name, round(float(samples.mean()), 3)
         ((10, 8, 8, 3), 'float32', 0.2)
     """
-    if isinstance(seed, int) and seed < 0:
-        raise InputError(f"seed must be zero or more, got {seed}")
+    if isinstance(seed, int):
+        check_count("seed", seed, 0)
     rng = np.random.default_rng(seed)
     plan = plan_draw(datasets, sample_size, dataset_weights, seed=rng, replace_small=replace_small)
     shape, dtype = (int(sample_size), *datasets[0].shape[1:]), np.dtype(np.float32 if normalize else np.uint8)
@@ -222,12 +195,6 @@ def gather(wanted: Sequence[Wanted], out: NDArray[Any]) -> None:
 
     Raises:
         InputError: A file is gone, cut short or cannot be read. What `out` holds then is undefined.
-
-    Example:
-        >>> out = np.zeros((3, 1, 1, 1), np.uint8)
-        >>> gather([(np.arange(9, dtype=np.uint8).reshape(9, 1, 1, 1), np.array([2, 7]), np.array([1, 0]))], out)
-        >>> out.ravel().tolist()
-        [7, 2, 0]
     """
     step = max(1, min(_PIECE_FRAMES, _PIECE_BYTES // max(1, out[:1].size)))
     pieces = [
@@ -276,11 +243,8 @@ def _read(dataset: Frames, rows: NDArray[np.int64], out: Frames, targets: NDArra
 class SuperBatches(Iterator[Drawn]):
     """Iterate over one super-batch per epoch, uint8 (size, H, W, C), with the next one read ahead.
 
-    With `transitions` each is a `SuperBatch`: the frames, and what follows each. It takes twice the memory.
-
     What epoch e sees is a function of `seed` and e alone, so a run resumed at e sees exactly what an uninterrupted one
-    would have: the sampler has no other state to save. Two super-batches are in memory, the one in use and the next,
-    and those that the caller keeps.
+    would have. Two super-batches are in memory, the one in use and the next.
 
     Attributes:
         epoch: The epoch of the super-batch given last; `start_epoch - 1` before the first.
@@ -295,14 +259,14 @@ class SuperBatches(Iterator[Drawn]):
         epochs: Where to stop: epochs `start_epoch` to `epochs - 1` are given.
         replace_small: Whether a dataset smaller than its share is drawn with repeats; an error otherwise.
         places: Which rows of a super-batch this process reads, int64, each once; all by default. What a row holds does
-            not depend on it: the processes of a run read their parts of one and the same super-batch.
-        transitions: Read what follows each frame, too.
+            not depend on it.
+        transitions: Read what follows each frame, too: each super-batch is a `SuperBatch` of twice the memory.
         device: Where the super-batches go. For a CUDA device they are in page-locked memory, so that
             `tensor.to(device, non_blocking=True)` copies at full speed beside the work.
 
     Raises:
         InputError: The super-batch cannot be drawn from this data (see `get_random_samples`), or an epoch is out of
-            range; at once, not when the first is asked for.
+            range.
 
     Example:
         >>> with SuperBatches([np.zeros((50, 8, 8, 3), np.uint8)], 10, epochs=3) as batches:
@@ -325,42 +289,32 @@ class SuperBatches(Iterator[Drawn]):
         device: torch.device | str = "cpu",
     ) -> None:
         for name, value in (("seed", seed), ("start_epoch", start_epoch), ("epochs", epochs)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InputError(f"{name} must be an integer, zero or more, got {value!r}")
+            check_count(name, value, 0)
         plan_shares(datasets, size, dataset_weights, replace_small=replace_small)
         self.epoch = start_epoch - 1
         self.wait_seconds = 0.0
-        self._datasets, self._size, self._weights = list(datasets), size, dataset_weights
-        self._seed, self._epochs, self._replace_small = seed, epochs, replace_small
-        self._places, self._transitions, self._device = places, transitions, torch.device(device)
+        self._datasets, self._seed, self._epochs, self._transitions = list(datasets), seed, epochs, transitions
+        self._plan = partial(
+            plan_draw, self._datasets, size, dataset_weights, replace_small=replace_small, places=places
+        )
+        self._shape = (size if places is None else len(places), *datasets[0].shape[1:])
+        self._device = torch.device(device)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="super-batch")
         self._ahead: Future[Drawn] | None = None
 
     def draw(self, epoch: int) -> Drawn:
-        """The super-batch of an epoch, or the rows in `places` of it.
-
-        As `get_random_samples` draws it from a generator of the seed and the epoch.
-        """
-        rng = np.random.default_rng([self._seed, epoch])
-        plan = plan_draw(
-            self._datasets,
-            self._size,
-            self._weights,
-            seed=rng,
-            replace_small=self._replace_small,
-            places=self._places,
-        )
+        """Draw an epoch's super-batch, or its rows in `places`, from a generator of the seed and the epoch."""
+        plan = self._plan(seed=np.random.default_rng([self._seed, epoch]))
         frames = self._empty()
         gather([(self._datasets[index], rows, targets) for index, rows, targets in plan], frames)
         return frames if self._transitions is None else self._transitions.read(plan, frames, self._empty())
 
     def _empty(self) -> Frames:
-        shape = (self._size if self._places is None else len(self._places), *self._datasets[0].shape[1:])
         if self._device.type != "cuda":
-            return np.empty(shape, np.uint8)
+            return np.empty(self._shape, np.uint8)
         # torch gives freed page-locked memory out again, which a copy to the GPU may still be reading.
         torch.cuda.synchronize(self._device)
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True).numpy()
 
     def __len__(self) -> int:
         """Number of epochs that are still to come."""
@@ -390,23 +344,13 @@ class SuperBatches(Iterator[Drawn]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return (
-            f"SuperBatches({len(self._datasets)} datasets, size={self._size}, seed={self._seed}, epoch {self.epoch} of "
-            f"{self._epochs})"
-        )
-
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of a batch a process has.
+    """The part of a batch that a process has: `count` frames (1 or more), from `start` on, of `total` in all.
 
-    Attributes:
-        total: Frames of the whole batch, over all processes.
-        start: Number of the first frame of this process's part in it.
-        count: Frames of this part, 1 or more.
-        weight: What this process's mean counts in the mean over processes, so that it is the mean over frames: 1 where
-            all parts are equal; 0 for a part that has a frame only because it must have one.
+    `weight` is what this process's mean counts in the mean over processes, so that it is the mean over frames: 1 where
+    all parts are equal; 0 for a part that has a frame only because it must have one.
     """
 
     total: int
@@ -421,7 +365,7 @@ class Batch:
 
     Attributes:
         images: float32 (N, C, H, W) in [0, 1], on the model's device.
-        more: Anything else by name, N rows each, for objectives that need it: neighboring frames, actions, rewards.
+        more: Anything else by name, N rows each: neighboring frames, actions, rewards.
         share: Which part of the whole batch this is; None where it is the whole.
     """
 
@@ -433,18 +377,10 @@ class Batch:
         return len(self.images)
 
     def noise(self, *shape: int) -> Tensor:
-        """Standard normal numbers float32 (N, *shape), from torch's global generator.
+        """Draw standard normal numbers float32 (N, *shape) from torch's global generator.
 
-        They are drawn for the whole batch, and this process's part is taken: with the same generator in each process,
-        they are what a single process would have drawn, and the generators stay in step.
-
-        Example:
-            >>> images = torch.zeros(3, 1, 2, 2)
-            >>> _ = torch.manual_seed(0)
-            >>> whole = Batch(images).noise(4)
-            >>> _ = torch.manual_seed(0)
-            >>> torch.equal(whole[1:], Batch(images[1:], share=Share(3, 1, 2)).noise(4))
-            True
+        They are drawn for the whole batch, and this process's part is taken, so that the generators of all processes
+        stay in step.
         """
         share = self.share or Share(len(self), 0, len(self))
         whole = torch.randn(share.total, *shape, device=self.images.device)
@@ -454,29 +390,17 @@ class Batch:
 def make_batch(
     rows: NDArray[np.uint8] | Mapping[str, NDArray[Any]], device: torch.device, share: Share | None = None
 ) -> Batch:
-    """Put rows of a super-batch on the device.
-
-    Args:
-        rows: Frames uint8 (N, H, W, C), or several arrays of N rows by name, the frames as "frames".
-        device: Where to.
-        share: Which part of the whole batch they are.
-    """
+    """Put frames uint8 (N, H, W, C), or several arrays of N rows by name, the frames as "frames", on the device."""
     named = rows if isinstance(rows, Mapping) else {"frames": rows}
     tensors = {name: torch.from_numpy(values).to(device, non_blocking=True) for name, values in named.items()}
     return Batch(images_to_tensor(tensors.pop("frames")), tensors, share)
 
 
 class BatchParts:
-    """How a super-batch is cut into batches, and each batch among the processes.
+    """Cuts a super-batch of `size` frames into batches, and each batch among the processes (`rank` of `ranks`).
 
     A batch of n frames is cut into contiguous parts of n / processes, the first ones a frame longer where it does not
     divide. Where there are fewer frames than processes, those left without take the batch's first frame, with weight 0.
-
-    Args:
-        size: Frames of the super-batch.
-        batch: Frames of a whole batch, over all processes.
-        rank: Number of this process.
-        ranks: Number of processes.
 
     Attributes:
         places: int64, the rows of the super-batch that this process reads, in the order in which it uses them.

@@ -3,14 +3,13 @@
     frames_000.npy.part     while it grows: a whole `.npy` but for its name, so that no reader takes it for finished
     frames_000.npy          after `close()`
 
-A `.npy` file says in its header how many frames follow. numpy writes that once; here it is written again, in place,
-after each append: first the frames, then the count, so that the header never promises a frame that is not there.
+The header says how many frames follow. It is written again, in place, after each append, so that it never promises a
+frame that is not there.
 """
 
 import fcntl
 import io
 import os
-import struct
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,19 +18,14 @@ import numpy as np
 from latent_obs.util.errors import InputError
 from vae_training.data.frames import DISK_FULL, Frames, read_npy_header
 
-_ALIGNMENT = 128
-_MAX_DIGITS = 21  # of the frame count; more than any file system can hold
-
 
 class NpyWriter:
     """Write frames one after the other to a `.npy` file of uint8 (N, *frame_shape).
 
-    Until `close()` the file is called `<path>.part`. Leaving the `with` block closes it, whatever the reason (Ctrl-C as
-    well), and keeps every whole frame that was written; a file without frames is removed. After a `kill -9`,
-    `recover_parts` does the same.
+    Leaving the `with` block closes the file, whatever the reason (Ctrl-C as well), and keeps every whole frame that was
+    written; a file without frames is removed. After a `kill -9`, `recover_parts` does the same.
 
     Attributes:
-        path: The finished file.
         part: The file while it grows.
         frames: Number of whole frames written.
 
@@ -44,12 +38,11 @@ class NpyWriter:
 
     Example:
         >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> with NpyWriter(folder / "frames_000.npy", (64, 64, 3)) as writer:
+        >>> file = Path(tempfile.mkdtemp()) / "frames_000.npy"
+        >>> with NpyWriter(file, (64, 64, 3)) as writer:
         ...     writer.append(np.zeros((5, 64, 64, 3), np.uint8))
-        ...     writer.append(np.ones((64, 64, 3), np.uint8))
-        >>> np.load(folder / "frames_000.npy").shape
-        (6, 64, 64, 3)
+        >>> np.load(file).shape
+        (5, 64, 64, 3)
     """
 
     def __init__(self, path: str | os.PathLike[str], frame_shape: tuple[int, ...]) -> None:
@@ -68,8 +61,7 @@ class NpyWriter:
             self._fd = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             raise InputError(
-                f"{self.part} exists already: another process writes it, or one was killed. "
-                f"In the second case recover_parts({str(self.path.parent)!r}) finishes it"
+                f"{self.part} exists already: another process writes it, or was killed (then recover_parts finishes it)"
             ) from None
         self.closed = False
         try:
@@ -80,10 +72,7 @@ class NpyWriter:
             raise
 
     def append(self, frames: Frames) -> None:
-        """Add frames to the end.
-
-        Args:
-            frames: uint8, one frame, of `frame_shape`, or several, (n, *frame_shape); any strides.
+        """Add one frame, uint8 of `frame_shape`, or several, (n, *frame_shape), to the end.
 
         Raises:
             InputError: The frames have another shape or dtype, the file is closed, or the disk is full. In the last
@@ -110,10 +99,9 @@ class NpyWriter:
             self.close()
             if error.errno not in DISK_FULL:
                 raise
-            kept = f"its {self.frames} whole frames are kept" if self.frames else "nothing was kept"
             raise InputError(
-                f"{self.path}: no room left on the disk ({DISK_FULL[error.errno]}); {kept}. "
-                f"Free some space and start again; {self._frame_bytes:,} bytes are needed per frame"
+                f"{self.path}: no room left on the disk ({DISK_FULL[error.errno]}); its {self.frames} whole frames are "
+                "kept. Free some space and start again"
             ) from error
 
     def close(self) -> None:
@@ -141,28 +129,21 @@ class NpyWriter:
         self.close()
 
     def __del__(self) -> None:
-        # A Ctrl-C may fall between the making of the writer and its `with` block; the file is finished all the same.
+        # A Ctrl-C may fall between the making of the writer and its `with` block.
         self.close()
 
 
 def recover_parts(folder: str | os.PathLike[str]) -> list[Path]:
-    """Turn what a killed process left, `*.npy.part`, into valid `.npy` files.
+    """Turn what a killed process left in a folder, `*.npy.part`, into valid `.npy` files.
 
     Whole frames are kept, half a frame at the end is cut off, a file without any is removed. A file that another
     process is still writing is left alone.
-
-    Args:
-        folder: The folder to look in; it may be missing.
 
     Returns:
         The files recovered, in name order.
 
     Raises:
         InputError: A `.part` was not begun by `NpyWriter`, or its final name is taken.
-
-    Example:
-        >>> recover_parts("no/such/folder")
-        []
     """
     recovered: list[Path] = []
     for part in sorted(Path(folder).glob("*.npy.part")):
@@ -191,37 +172,16 @@ def recover_parts(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def part_of(path: Path) -> Path:
-    """The name of a `.npy` file while it grows.
-
-    Example:
-        >>> part_of(Path("images/frames_000.npy")).name
-        'frames_000.npy.part'
-    """
+    """Name a `.npy` file while it grows: `frames_000.npy.part`."""
     return path.with_name(path.name + ".part")
 
 
 def npy_header(frames: int, frame_shape: tuple[int, ...]) -> bytes:
-    """The header of a `.npy` file (format 1.0) of uint8 frames, as long for no frames as for 10^20 of them.
-
-    Args:
-        frames: Number of frames that follow.
-        frame_shape: Shape of one.
-
-    Returns:
-        A multiple of 128 bytes.
-
-    Example:
-        >>> header = npy_header(7, (64, 64, 3))
-        >>> len(header), header[10:70]
-        (128, b"{'descr': '|u1', 'fortran_order': False, 'shape': (7, 64, 64")
-    """
+    """Make the header of a `.npy` file of uint8 frames; numpy pads it to the same length for any number of them."""
     written = io.BytesIO()
     description: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": (frames, *frame_shape)}
     np.lib.format.write_array_header_1_0(written, description)
-    text = written.getvalue()[10:].rstrip()  # without the magic string, the length, and numpy's own padding
-    spare = _MAX_DIGITS - len(str(frames))
-    length = -(-(10 + len(text) + spare + 1) // _ALIGNMENT) * _ALIGNMENT
-    return np.lib.format.magic(1, 0) + struct.pack("<H", length - 10) + text.ljust(length - 11) + b"\n"
+    return written.getvalue()
 
 
 def _finish(fd: int, part: Path, frames: int, frame_shape: tuple[int, ...]) -> None:
@@ -244,6 +204,6 @@ def _lock(fd: int) -> bool:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # some network file systems have no locks
-        return True
+    except OSError:
+        pass  # some network file systems have no locks
     return True

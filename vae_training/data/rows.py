@@ -42,12 +42,7 @@ _DEGREES = ("state$ANGLE", "state$PITCH", "observation$compass$angle", "observat
 
 
 def rows_file_of(frames_file: Path) -> Path:
-    """Where the rows of a frame file are, whether there are any or not.
-
-    Example:
-        >>> rows_file_of(Path("images/VizdoomBasic-v1_000.npy")).name
-        'VizdoomBasic-v1_000.rows.npz'
-    """
+    """Name the file of a frame file's rows, whether there are any or not."""
     return frames_file.with_name(frames_file.name.removesuffix(".npy") + ".rows.npz")
 
 
@@ -63,16 +58,6 @@ def load_rows(frames_file: Path) -> dict[str, NDArray[Any]]:
 
     Raises:
         InputError: The rows are damaged, hold Python objects, or are of another number of frames than the file.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "a.npy"
-        >>> np.save(file, np.zeros((3, 8, 8, 3), np.uint8))
-        >>> load_rows(file)
-        {}
-        >>> np.savez(rows_file_of(file), **{"state$HEALTH": np.float32([100, 90, 90])})
-        >>> load_rows(file)["state$HEALTH"].tolist()
-        [100.0, 90.0, 90.0]
     """
     file = rows_file_of(Path(frames_file))
     advice = f"Make {frames_file} and its rows again, or remove {file} to use the frames alone"
@@ -83,10 +68,7 @@ def load_rows(frames_file: Path) -> dict[str, NDArray[Any]]:
         headers = npz_headers(file)
         for name, header in headers.items():
             if header.dtype.hasobject:
-                raise InputError(
-                    f"{file} holds Python objects in {name!r}, never loaded, because loading them can run code. "
-                    f"{advice}"
-                )
+                raise InputError(f"{file}: {name!r} holds Python objects, never loaded, as that can run code. {advice}")
             if header.shape[:1] != frames:
                 raise InputError(
                     f"{file} does not belong to {frames_file}: its {name!r} has shape {header.shape}, expected a row "
@@ -98,11 +80,7 @@ def load_rows(frames_file: Path) -> dict[str, NDArray[Any]]:
 
 
 def rows_of(dataset: Frames) -> dict[str, NDArray[Any]]:
-    """The rows of an array from `get_datasets`, or of a slice of one, cut as it is; empty for any other array.
-
-    Raises:
-        InputError: As `load_rows`.
-    """
+    """Load the rows of an array from `get_datasets`, or of a slice of one, cut as it is; empty for any other array."""
     place = place_on_disk(dataset)
     if place is None:
         return {}
@@ -111,13 +89,9 @@ def rows_of(dataset: Frames) -> dict[str, NDArray[Any]]:
 
 
 def save_rows(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
-    """Write rows, whole or not at all; the same columns give the same bytes.
+    """Write rows (arrays of numbers or text, by any name), whole or not at all; the same columns give the same bytes.
 
-    As `numpy.savez`, but under any name (a recording may use "file"), and never objects.
-
-    Args:
-        path: The file to write or replace, from `rows_file_of`.
-        columns: Arrays of numbers or text, by name.
+    `numpy.savez` takes not every name (a recording may use "file"), and writes objects.
     """
     with atomic_write(path) as aside, zipfile.ZipFile(aside, "w") as archive:
         for key, column in columns.items():
@@ -126,7 +100,7 @@ def save_rows(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
 
 
 def targets_of(rows: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-    """The state of the world in rows, as named numbers: the targets of probes.
+    """Extract the state of the world from rows, as named numbers: the targets of probes.
 
     Args:
         rows: From `load_rows`. The numeric columns `state$...`, `object$...`, `factor$...` and `observation$...` count.
@@ -136,14 +110,6 @@ def targets_of(rows: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32
         `.visible`, `.x`, `.y`, `.width`, `.height`. **Where an object is not in sight its last four are NaN**: there is
         no true answer. ViZDoom's ANGLE and PITCH and MineRL's compass, in degrees, become `.sin` and `.cos`: 359 is
         next to 0.
-
-    Example:
-        >>> rows = {"reward": np.zeros(2), "object$Imp": np.float32([[1, 0.5, 0.25, 0.1, 0.2], [0, 0, 0, 0, 0]])}
-        >>> targets = targets_of(rows)
-        >>> list(targets)
-        ['object$Imp.visible', 'object$Imp.x', 'object$Imp.y', 'object$Imp.width', 'object$Imp.height']
-        >>> targets["object$Imp.x"].tolist()
-        [0.5, nan]
     """
     targets: dict[str, NDArray[np.float32]] = {}
     for name, column in rows.items():
@@ -166,10 +132,7 @@ def targets_of(rows: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32
 
 
 def transitions_of(rows: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
-    """The frames i whose action leads to frame i + 1.
-
-    Args:
-        rows: From `load_rows`.
+    """Find the frames i whose action leads to frame i + 1, in rows from `load_rows`.
 
     Returns:
         int64 (n,), rising: all i with `acted[i]` and not `first[i + 1]`; none where the rows lack these columns.

@@ -1,18 +1,17 @@
 """Measure a folder of frames: sizes, brightness, near-duplicates, black frames, stills; as numbers, table and pictures.
 
-Every frame is read once, in chunks. All sums are of integers, so that nothing depends on where a chunk ends. A file
-that `get_datasets` would refuse is listed with its reason, and the others are measured.
+Every frame is read once, in chunks. All sums are of integers, so that nothing depends on where a chunk ends.
 """
 
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from textwrap import fill
+from textwrap import TextWrapper, fill
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,18 +19,22 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_count
 from vae_training.data.filters import BLACK
 from vae_training.data.frames import Frames, frame_files, open_frames
 from vae_training.training.logs import grid, save_picture
 
+#: Mean absolute difference, 0 to 255, up to which two neighboring frames count as near-duplicates.
+NEAR = 1.0
 HEAD_FRAMES = 16  # compared between files, to find copies
 STRETCH_FRAMES = 64  # of a sample that follow each other
 _THREADS = 4  # numpy lets others run while it counts
 _CHUNKS_AT_ONCE = 16  # more would only pile up results
+_CHUNK_BYTES = 1 << 20  # about what stays in a processor's cache
 _MOST_CHUNK_FRAMES = 1 << 16  # uint32 holds the sum of so many squares
-_MEANS_BYTES = 1 << 28  # of mean images that are kept
-_TABLE_FILES = 40
+_WIDTH, _TABLE_FILES = 100, 40  # characters and files of the table
+_SHEET_FILES, _SHEET_FRAMES = 16, 10  # rows and columns of the contact sheet
+_MEAN_FILES, _MEAN_COLUMNS = 39, 8  # of the sheet of mean images
 _TILE, _GAP, _MARGIN, _LINE = 128, 4, 12, 20  # pixels on a sheet; a tile's is its longer side, about
 _INK, _GRAY = (31, 41, 55), (107, 114, 128)
 T = TypeVar("T")
@@ -44,71 +47,56 @@ class RefusedFile(NamedTuple):
     reason: str
 
 
+class Shares(NamedTuple):
+    """Shares, 0 to 1, of frames that are equal to the one before, near it, and black."""
+
+    same: float
+    near: float
+    black: float
+
+
 @dataclass(frozen=True)
 class FileStats:
-    """What one frame file holds. Values are 0 to 255; frames are numbered from 0.
-
-    Attributes:
-        name: Its name in the folder.
-        frames: Frames in the file.
-        shape: Of a frame, (H, W, C).
-        dtype: Always "uint8".
-        bytes: Of all frames, without the header.
-        measured: Frames that were read: all of them, or a sample.
-        mean: Mean of each channel.
-        std: Standard deviation of each channel, over frames and pixels.
-        brightest: The greatest value.
-        black: Measured frames without a value above `BLACK`.
-        pairs: Neighboring frames that were compared, one less than a stretch has frames.
-        same: Pairs that are equal.
-        near: Pairs that are equal or differ by no more than `FolderStats.near` on average.
-        still_frames: Length of the longest run in which each frame is near the one before; 1 where all move.
-        still_first: Where it begins.
-        head_sha256: SHA-256 of the first `HEAD_FRAMES` frames.
-        mean_image: float32 (H, W, C), the mean of the measured frames; None where a folder has so many files that only
-            those of evenly chosen ones are kept.
-    """
+    """What one frame file holds. Values are 0 to 255; frames are numbered from 0."""
 
     name: str
     frames: int
-    shape: tuple[int, ...]
-    dtype: str
-    bytes: int
-    measured: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    shape: tuple[int, ...]  # of a frame, (H, W, C)
+    dtype: str  # always "uint8"
+    bytes: int  # of all frames, without the header
+    measured: int  # frames that were read: all of them, or a sample
+    mean: tuple[float, ...]  # of each channel
+    std: tuple[float, ...]  # of each channel, over frames and pixels
     brightest: int
-    black: int
-    pairs: int
-    same: int
-    near: int
-    still_frames: int
-    still_first: int
-    head_sha256: str
+    black: int  # frames without a value above BLACK
+    pairs: int  # neighboring frames that were compared
+    same: int  # pairs that are equal
+    near: int  # pairs that are equal or near-duplicates
+    still_frames: int  # length of the longest run in which each frame is near the one before; 1 where all move
+    still_first: int  # where it begins
+    head_sha256: str  # of the first HEAD_FRAMES frames
+    #: float32 (H, W, C), the mean of the measured frames; of a folder of many files only evenly chosen ones have it.
     mean_image: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
     @property
-    def near_share(self) -> float:
-        """Share of frames, 0 to 1, that are near the one before."""
-        return self.near / max(1, self.pairs)
+    def shares(self) -> Shares:
+        """Shares of the measured frames."""
+        return Shares(self.same / max(1, self.pairs), self.near / max(1, self.pairs), self.black / self.measured)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether a sample of the frames was measured, and not all of them."""
+        return self.measured < self.frames
 
 
 @dataclass(frozen=True)
 class FolderStats:
-    """What a folder of frame files holds.
-
-    Attributes:
-        folder: The folder.
-        files: The files that training would take, in name order.
-        refused: Those that it would not.
-        near: Mean absolute difference, 0 to 255, up to which two frames count as near-duplicates.
-        mean_image: float32 (H, W, C), the mean of all frames; zeros (0,) without files.
-    """
+    """What a folder of frame files holds; means, deviations and shares count each file by its frames."""
 
     folder: Path
-    files: tuple[FileStats, ...]
+    files: tuple[FileStats, ...]  # those that training would take, in name order
     refused: tuple[RefusedFile, ...]
-    near: float
+    #: float32 (H, W, C), the mean of all frames; zeros without files.
     mean_image: NDArray[np.float32] = field(repr=False, compare=False)
 
     @property
@@ -117,50 +105,49 @@ class FolderStats:
         return sum(file.frames for file in self.files)
 
     @property
-    def estimated(self) -> bool:
-        """Whether a sample of the frames was measured, and not all of them."""
-        return any(file.measured < file.frames for file in self.files)
-
-    @property
     def bytes(self) -> int:
         """Bytes of all frames."""
         return sum(file.bytes for file in self.files)
 
     @property
+    def estimated(self) -> bool:
+        """Whether a sample of the frames was measured, and not all of them."""
+        return any(file.estimated for file in self.files)
+
+    @property
     def mean(self) -> tuple[float, ...]:
-        """Mean of each channel over all frames; each file counts by its frames, measured or not."""
-        return tuple((self._weights() @ np.array([file.mean for file in self.files])).tolist()) if self.files else ()
+        """Mean of each channel over all frames."""
+        return self._weighted([file.mean for file in self.files])
 
     @property
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel over all frames and pixels."""
-        means, stds = (np.array([getattr(file, name) for file in self.files]) for name in ("mean", "std"))
-        spread = stds**2 + (means - self._weights() @ means) ** 2
-        return tuple(np.sqrt(self._weights() @ spread).tolist()) if self.files else ()
+        squares = [np.square(file.std) + np.square(np.subtract(file.mean, self.mean)) for file in self.files]
+        return tuple(np.sqrt(self._weighted(squares)).tolist())
 
-    def share(self, count: str, of: str) -> float:
-        """Share of all frames, 0 to 1, from two counts of the files, such as ("near", "pairs")."""
-        shares = [getattr(file, count) / max(1, getattr(file, of)) for file in self.files]
-        return float(self._weights() @ shares) if self.files else 0.0
+    @property
+    def shares(self) -> Shares:
+        """Shares of all frames."""
+        return Shares(*(self._weighted([file.shares for file in self.files]) or (0.0, 0.0, 0.0)))
 
-    def _weights(self) -> NDArray[np.float64]:
-        return np.array([file.frames for file in self.files]) / max(1, self.frames)
+    @property
+    def still_frames(self) -> int:
+        """Length of the longest run of any file in which each frame is near the one before."""
+        return max((file.still_frames for file in self.files), default=0)
+
+    def _weighted(self, values: Sequence[Any]) -> tuple[float, ...]:
+        weights = np.array([file.frames for file in self.files]) / max(1, self.frames)
+        return tuple((weights @ np.array(values)).tolist()) if values else ()
 
     def to_json(self) -> dict[str, Any]:
         """All numbers as plain JSON values, without mean images."""
+        total = {"frames": self.frames, "bytes": self.bytes, "mean": list(self.mean), "std": list(self.std)}
+        total |= {f"{name}_share": share for name, share in self.shares._asdict().items()}
         return {
             "folder": str(self.folder),
             "estimated": self.estimated,
-            "near": self.near,
-            "total": {
-                "frames": self.frames,
-                "bytes": self.bytes,
-                "mean": list(self.mean),
-                "std": list(self.std),
-                "same_share": self.share("same", "pairs"),
-                "near_share": self.share("near", "pairs"),
-                "black_share": self.share("black", "measured"),
-            },
+            "near": NEAR,
+            "total": total,
             "files": [{k: v for k, v in vars(file).items() if k != "mean_image"} for file in self.files],
             "refused": [one._asdict() for one in self.refused],
         }
@@ -174,24 +161,19 @@ class _Opened(NamedTuple):
     offset: int
 
 
-def frame_stats(
-    folder: str | os.PathLike[str], sample: int | None = None, *, near: float = 1.0, chunk_bytes: int = 1 << 20
-) -> FolderStats:
+def frame_stats(folder: str | os.PathLike[str], sample: int | None = None) -> FolderStats:
     """Measure a folder of frame files.
 
     Args:
         folder: The folder.
         sample: About how many frames to read, in stretches of `STRETCH_FRAMES` spread evenly over each file; at least
             `HEAD_FRAMES` of each. All of them when not given.
-        near: Mean absolute difference, 0 to 255, up to which two neighboring frames count as near-duplicates.
-        chunk_bytes: How much a thread reads at once; about what stays in a processor's cache by default.
 
     Returns:
-        The numbers; `find_warnings` says in words what looks wrong about them.
+        The numbers. A file that `get_datasets` would refuse is in `refused`, and the others are measured.
 
     Raises:
-        InputError: There is no folder, or no `.npy` file in it, or an argument is out of its range. A file that is not
-            as it should be is no error: it is in `refused`.
+        InputError: There is no folder, or no `.npy` file in it, or `sample` is not a positive integer.
 
     Example:
         >>> import tempfile
@@ -199,38 +181,31 @@ def frame_stats(
         >>> np.save(folder / "a.npy", np.full((10, 8, 8, 3), 90, np.uint8))
         >>> np.save(folder / "b.npy", np.zeros((10, 8, 8, 3), np.float32))
         >>> stats = frame_stats(folder)
-        >>> stats.files[0].mean, stats.files[0].same, stats.files[0].still_frames
-        ((90.0, 90.0, 90.0), 9, 10)
-        >>> stats.refused[0].name, stats.refused[0].reason[:31]
-        ('b.npy', 'holds float32, expected uint8 (')
+        >>> stats.files[0].mean, stats.files[0].same, stats.refused[0].name
+        ((90.0, 90.0, 90.0), 9, 'b.npy')
     """
     folder = Path(folder)
-    if sample is not None and (isinstance(sample, bool) or not isinstance(sample, int) or sample < 1):
-        raise InputError(f"sample must be a positive number of frames, got {sample!r}")
-    if not 0 <= near <= 255:
-        raise InputError(f"near must be a mean absolute difference from 0 to 255, got {near!r}")
-    if chunk_bytes < 1:
-        raise InputError(f"chunk_bytes must be positive, got {chunk_bytes!r}")
+    if sample is not None:
+        check_count("sample", sample)
     opened, refused = _open_all(folder)
     total = sum(one.shape[0] for one in opened)
     parts = [_stretches(one.shape[0], total, sample) for one in opened]
     shape = opened[0].shape[1:] if opened else (0,)
-    frame_bytes, whole, files = int(np.prod(shape)), np.zeros(shape), list[FileStats]()
-    with_image = set(_evenly(range(len(opened)), _MEANS_BYTES // max(1, 4 * frame_bytes)))
-    todo = frame_bytes * sum(past - first for part in parts for first, past in part)
+    whole, files = np.zeros(shape), list[FileStats]()
+    with_image = {one.file for one in _evenly(opened, _MEAN_FILES)}
+    todo = int(np.prod(shape)) * sum(past - first for part in parts for first, past in part)
     bar = tqdm(total=todo, unit="B", unit_scale=True, desc=folder.name or str(folder), disable=None)
     with bar, ThreadPoolExecutor(_THREADS) as pool:
-        for index, (one, stretches) in enumerate(zip(opened, parts, strict=True)):
+        for one, stretches in zip(opened, parts, strict=True):
             try:
-                file, image = _measure(one, stretches, near, max(1, chunk_bytes // frame_bytes), bar, pool)
-                whole += image * file.frames
-                files.append(replace(file, mean_image=image.astype(np.float32)) if index in with_image else file)
-            except InputError as error:
-                refused.append(RefusedFile(one.file.name, str(error)))
-            except OSError as error:
-                refused.append(RefusedFile(one.file.name, f"cannot be read: {error.strerror or error}. Copy it again"))
+                numbers, image = _measure(one, stretches, bar, pool)
+                whole += image * one.shape[0]
+                mean_image = image.astype(np.float32) if one.file in with_image else None
+                files.append(FileStats(**numbers, mean_image=mean_image))
+            except (InputError, OSError) as error:
+                refused.append(RefusedFile(one.file.name, f"cannot be read: {error}. Copy it again, and measure again"))
     image = (whole / max(1, sum(file.frames for file in files))).astype(np.float32)
-    return FolderStats(folder, tuple(files), tuple(sorted(refused)), float(near), image)
+    return FolderStats(folder, tuple(files), tuple(sorted(refused)), image)
 
 
 def _open_all(folder: Path) -> tuple[list[_Opened], list[RefusedFile]]:
@@ -248,8 +223,8 @@ def _open_all(folder: Path) -> tuple[list[_Opened], list[RefusedFile]]:
     for one in opened:
         if one.shape[1:] != usual:
             reason = (
-                f"has frames of shape {one.shape[1:]}, expected {usual} as in {counts[usual]} of {len(opened)} files; "
-                "a dataset needs one shape. Move it to another folder, or resize its frames"
+                f"has frames of shape {one.shape[1:]}, expected {usual} as in {counts[usual]} of {len(opened)} files. "
+                "Move it to another folder, or resize its frames"
             )
             refused.append(RefusedFile(one.file.name, reason))
     return [one for one in opened if one.shape[1:] == usual], refused
@@ -266,34 +241,29 @@ def _stretches(frames: int, total: int, sample: int | None) -> list[tuple[int, i
 
 
 def _measure(
-    one: _Opened,
-    stretches: list[tuple[int, int]],
-    near: float,
-    chunk_frames: int,
-    bar: "tqdm[Any]",
-    pool: ThreadPoolExecutor,
-) -> tuple[FileStats, NDArray[np.float64]]:
-    """The numbers of a file, and its mean image."""
+    one: _Opened, stretches: list[tuple[int, int]], bar: "tqdm[Any]", pool: ThreadPoolExecutor
+) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """The numbers of a file, as the fields of `FileStats`, and its mean image."""
     frames, *shape = one.shape
     size, channels = int(np.prod(shape)), shape[-1]
     sums, squares = np.zeros(size, np.uint64), np.zeros(size, np.uint64)
     highest: list[Frames] = []  # value, of each frame
     apart: list[NDArray[np.uint64]] = []  # sum of differences from the frame before, of each frame
-    step = min(chunk_frames, _MOST_CHUNK_FRAMES)
+    step = max(1, min(_CHUNK_BYTES // size, _MOST_CHUNK_FRAMES))
     chunks = [
         (top, min(top + step, past), top == first) for first, past in stretches for top in range(first, past, step)
     ]
     for start in range(0, len(chunks), _CHUNKS_AT_ONCE):
         looks = pool.map(lambda chunk: _look(one, size, *chunk), chunks[start : start + _CHUNKS_AT_ONCE])
-        for total, total_squares, chunk_highest, chunk_apart in looks:
-            sums += total
-            squares += total_squares
+        for chunk_sums, chunk_squares, chunk_highest, chunk_apart in looks:
+            sums += chunk_sums
+            squares += chunk_squares
             highest.append(chunk_highest)
             apart.append(chunk_apart)
             bar.update(size * len(chunk_apart))
     brightest, differences = np.concatenate(highest), np.concatenate(apart)
     measured, length = len(differences), stretches[0][1] - stretches[0][0]
-    moves = differences > near * size
+    moves = differences > NEAR * size
     edges = np.append(np.flatnonzero(moves), measured)  # each run of still frames begins with one that moved
     runs = np.diff(edges)
     part, within = divmod(int(edges[runs.argmax()]), length)
@@ -302,25 +272,25 @@ def _measure(
         [int(value) for value in x.reshape(-1, channels).sum(axis=0, dtype=object)] for x in (sums, squares)
     )
     head = np.fromfile(one.file, np.uint8, min(frames, HEAD_FRAMES) * size, offset=one.offset)
-    stats = FileStats(
-        name=one.file.name,
-        frames=frames,
-        shape=tuple(shape),
-        dtype="uint8",
-        bytes=frames * size,
-        measured=measured,
-        mean=tuple(s / count for s in totals),
-        std=tuple((q * count - s * s) ** 0.5 / count for s, q in zip(totals, totals_squares, strict=True)),
-        brightest=int(brightest.max()),
-        black=int((brightest <= BLACK).sum()),
-        pairs=measured - len(stretches),
-        same=int((differences == 0).sum()),
-        near=measured - int(moves.sum()),
-        still_frames=int(runs.max()),
-        still_first=stretches[part][0] + within,
-        head_sha256=hashlib.sha256(head.tobytes()).hexdigest(),
-    )
-    return stats, (sums / measured).reshape(shape)
+    numbers = {
+        "name": one.file.name,
+        "frames": frames,
+        "shape": tuple(shape),
+        "dtype": "uint8",
+        "bytes": frames * size,
+        "measured": measured,
+        "mean": tuple(s / count for s in totals),
+        "std": tuple((q * count - s * s) ** 0.5 / count for s, q in zip(totals, totals_squares, strict=True)),
+        "brightest": int(brightest.max()),
+        "black": int((brightest <= BLACK).sum()),
+        "pairs": measured - len(stretches),
+        "same": int((differences == 0).sum()),
+        "near": measured - int(moves.sum()),
+        "still_frames": int(runs.max()),
+        "still_first": stretches[part][0] + within,
+        "head_sha256": hashlib.sha256(head.tobytes()).hexdigest(),
+    }
+    return numbers, (sums / measured).reshape(shape)
 
 
 def _look(
@@ -331,7 +301,7 @@ def _look(
     wanted = (past - first + before) * size
     data = np.fromfile(one.file, np.uint8, wanted, offset=one.offset + (first - before) * size)
     if data.size < wanted:
-        raise InputError("became shorter while it was read. Is it still being copied? Measure it again")
+        raise InputError("it became shorter while it was read")
     frames = data.reshape(-1, size)
     block = frames[before:]
     differences = np.maximum(frames[1:], frames[:-1])
@@ -343,74 +313,44 @@ def _look(
     return block.sum(axis=0, dtype=np.uint32), squares, block.max(axis=1), apart
 
 
-def stats_table(stats: FolderStats, *, width: int = 100) -> str:
-    """The numbers as an aligned table, with refused files and warnings below it.
-
-    Args:
-        stats: From `frame_stats`.
-        width: Characters of a line, at least 90; long names are cut.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> np.save(folder / "a.npy", np.full((10, 8, 8, 3), 90, np.uint8))
-        >>> print(stats_table(frame_stats(folder)).splitlines()[3])
-        a.npy      10  0.0   90  90  90    0  100%  100%   0%     10
-    """
-    lines: list[str] = []
+def stats_table(stats: FolderStats) -> str:
+    """Format the numbers as an aligned table of lines of 100 characters, with refused files and warnings below it."""
+    lines = [f"{stats.folder}: no file that training would take"]
     if stats.files:
         shape = "x".join(map(str, stats.files[0].shape))
-        lines.append(f"{stats.folder}: {_count(len(stats.files), 'file')}, {stats.frames:,} frames of {shape} uint8")
+        lines = [f"{stats.folder}: {_count(len(stats.files), 'file')}, {stats.frames:,} frames of {shape} uint8"]
         if stats.estimated:
             measured = sum(file.measured for file in stats.files)
             lines.append(f"Estimates: {measured:,} of the frames were measured, in stretches that follow each other.")
         explained = (
-            f"same: equal to the frame before; near: equal, or different from it by at most {stats.near:g} of 255 on "
+            f"same: equal to the frame before; near: equal, or different from it by at most {NEAR:g} of 255 on "
             f"average; black: no value above {BLACK}; still: frames of the longest run that stays near the frame "
             "before."
         )
-        lines += ["", *_table(stats, width), "", fill(explained, width)]
-    else:
-        lines.append(f"{stats.folder}: no file that training would take")
-    sections = {
-        f"Training would refuse {_count(len(stats.refused), 'file')}:": [" ".join(one) for one in stats.refused],
-        "Look at:": find_warnings(stats),
-    }
+        lines += ["", *_table(stats), "", fill(explained, _WIDTH)]
+    refused = [" ".join(one) for one in stats.refused]
+    sections = {f"Training would refuse {_count(len(refused), 'file')}:": refused, "Look at:": find_warnings(stats)}
+    wrapper = TextWrapper(_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     for heading, texts in sections.items():
         if texts:
-            lines += ["", heading]
-        for text in texts:
-            lines.append(
-                fill(
-                    text,
-                    width,
-                    initial_indent="- ",
-                    subsequent_indent="  ",
-                    break_long_words=False,
-                    break_on_hyphens=False,
-                )
-            )
+            lines += ["", heading, *(wrapper.fill(f"- {text}") for text in texts)]
     return "\n".join(lines)
 
 
-def _table(stats: FolderStats, width: int) -> list[str]:
-    def cells(
-        name: str, of: FileStats | FolderStats, shares: Sequence[float], still: int, estimated: bool
-    ) -> list[str]:
+def _table(stats: FolderStats) -> list[str]:
+    def row(name: str, of: FileStats | FolderStats) -> list[str]:
         mean = " ".join(f"{v:3.0f}" for v in of.mean) if len(of.mean) == 3 else f"{np.mean(of.mean):.0f}"
-        numbers = [f"{of.frames:,}", f"{of.bytes / 1e6:,.1f}", mean, f"{np.mean(of.std):.0f}", *map(_percent, shares)]
-        return [name, *numbers, f"{'≥' if estimated and still > 1 else ''}{still:,}"]
+        numbers = [f"{of.frames:,}", f"{of.bytes / 1e6:,.1f}", mean, f"{np.mean(of.std):.0f}"]
+        still = f"{'≥' if of.estimated and of.still_frames > 1 else ''}{of.still_frames:,}"
+        return [name, *numbers, *map(_percent, of.shares), still]
 
     mean = "mean R G B" if len(stats.files[0].mean) == 3 else "mean"
     table = [["file", "frames", "MB", mean, "std", "same", "near", "black", "still"]]
-    for file in stats.files[:_TABLE_FILES]:
-        shares = (file.same / max(1, file.pairs), file.near_share, file.black / file.measured)
-        table.append(cells(file.name, file, shares, file.still_frames, file.measured < file.frames))
+    table += [row(file.name, file) for file in stats.files[:_TABLE_FILES]]
     if len(stats.files) > 1:
-        shares = [stats.share(*counts) for counts in (("same", "pairs"), ("near", "pairs"), ("black", "measured"))]
-        table.append(cells("all", stats, shares, max(file.still_frames for file in stats.files), stats.estimated))
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    widths[0] = min(widths[0], width - sum(widths[1:]) - 2 * (len(widths) - 1))
+        table.append(row("all", stats))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths[0] = min(widths[0], _WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
     lines = []
     for name, *numbers in table:
         right = [number.rjust(wide) for number, wide in zip(numbers, widths[1:], strict=True)]
@@ -430,12 +370,7 @@ def _count(n: int, noun: str) -> str:
 
 
 def _cut(text: str, length: int) -> str:
-    """A name without its middle: recordings often differ at the end.
-
-    Example:
-        >>> _cut("a_long_recording_007.npy", 12)
-        'a_lo…007.npy'
-    """
+    """A name without its middle: recordings often differ at the end."""
     if len(text) <= length:
         return text
     tail = max(1, (length - 1) * 2 // 3)
@@ -443,44 +378,36 @@ def _cut(text: str, length: int) -> str:
 
 
 def find_warnings(stats: FolderStats) -> list[str]:
-    """What looks wrong about frames, in words: some sentences per kind of fault, however many files have it.
-
-    Args:
-        stats: From `frame_stats`.
-    """
-    return list(_find(stats.files))
-
-
-def _find(files: Sequence[FileStats]) -> Iterator[str]:
+    """Describe what looks wrong about frames: a sentence or two per kind of fault, however many files have it."""
+    files, found = stats.files, list[str]()
     floats = [f for f in files if f.brightest == 1]
     if floats:
-        yield (
+        found.append(
             f"{_names(floats, files)}: no value above 1. Were floats of 0 to 1 made uint8 without multiplying by 255? "
             "Such frames are black to a model; make them again with (frames * 255).round().astype(numpy.uint8)"
         )
     black = [f for f in files if f.black >= 0.01 * f.measured and f.brightest != 1]
     if black:
-        shares = _range([f.black / f.measured for f in black])
-        yield (
-            f"{_names(black, files)}: {shares} of the frames are black (no value above {BLACK}); loading screens, or "
-            "ends of episodes? The model learns to draw them as well. Leave them out"
+        found.append(
+            f"{_names(black, files)}: {_range([f.shares.black for f in black])} of the frames are black (no value "
+            f"above {BLACK}), as loading screens are. The model learns to draw them as well. Leave them out"
         )
     seen = [f for f in files if f.black < f.measured]  # the others are named above
-    stills = [f for f in seen if f.near_share > 0.5]
+    stills = [f for f in seen if f.shares.near > 0.5]
     if stills:
-        yield (
-            f"{_names(stills, files)}: {_range([f.near_share for f in stills])} of the frames are near-duplicates of "
-            "those before. They teach little and cost as much as others: record with --frame-skip 4, or leave every "
-            "second one out"
+        found.append(
+            f"{_names(stills, files)}: {_range([f.shares.near for f in stills])} of the frames are near-duplicates of "
+            "those before, which teach little. Record with --frame-skip 4, or leave every second one out"
         )
-    for f in [f for f in seen if f.near_share <= 0.5 and f.still_frames >= max(STRETCH_FRAMES, 0.25 * f.measured)][:3]:
+    paused = [f for f in seen if f.shares.near <= 0.5 and f.still_frames >= max(STRETCH_FRAMES, 0.25 * f.measured)]
+    for f in paused[:3]:
         where = f"for {f.still_frames:,} frames, from frame {f.still_first:,}"
-        yield f"{_cut(f.name, 40)}: nothing moves {where}. A menu, or a pause?"
+        found.append(f"{_cut(f.name, 40)}: nothing moves {where}. A menu, or a pause?")
     means = {f.name: float(np.mean(f.mean)) for f in files}
     usual = (max if len(files) == 2 else median)(means.values()) if files else 0.0
     darker = [f for f in seen if means[f.name] < min(0.5 * usual, usual - 15)]
     if darker:
-        yield (
+        found.append(
             f"{_names(darker, files)}: far darker than the others (mean {min(means[f.name] for f in darker):.0f}, "
             f"usual {usual:.0f}). Is it night, or a fault?"
         )
@@ -490,17 +417,13 @@ def _find(files: Sequence[FileStats]) -> Iterator[str]:
     for group in by_head.values():
         if len(group) == 1 or group[0].brightest <= BLACK:
             continue
-        if len({(f.frames, f.mean, f.std) for f in group}) == 1:
-            yield (
-                f"{_names(group, files)}: copies of each other, by all that was measured. A copy among the held-out "
-                "files makes losses look better than they are: keep one of them"
-            )
-        else:
-            yield (
-                f"{_names(group, files)}: begin with the same {min(HEAD_FRAMES, group[0].frames)} frames. That may be "
-                "a menu, or the seed; parts of one recording in several files would make held-out losses look better "
-                "than they are"
-            )
+        same = len({(f.frames, f.mean, f.std) for f in group}) == 1
+        begin = f"begin with the same {min(HEAD_FRAMES, group[0].frames)} frames"
+        found.append(
+            f"{_names(group, files)}: {'copies of each other, by all that was measured' if same else begin}. Parts of "
+            "one recording in several files make held-out losses look better than they are: keep one of them"
+        )
+    return found
 
 
 def _names(some: Sequence[FileStats], files: Sequence[FileStats]) -> str:
@@ -514,67 +437,44 @@ def _range(shares: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def write_contact_sheet(
-    path: str | os.PathLike[str], stats: FolderStats, *, max_files: int = 16, columns: int = 10
-) -> Path:
-    """Write a PNG with a row of frames per file, evenly spaced from its first to its last.
-
-    Args:
-        path: The PNG file; it appears whole or not at all.
-        stats: From `frame_stats`; the files must still be there.
-        max_files: Rows at most; of more files, evenly chosen ones from the first to the last.
-        columns: Frames of a row at most.
-
-    Returns:
-        The file.
+def write_contact_sheet(path: str | os.PathLike[str], stats: FolderStats) -> Path:
+    """Write a PNG with a row of frames per file, evenly spaced from its first to its last; it appears whole or not.
 
     Raises:
         InputError: There is no file to show, or one cannot be read any more.
     """
-    files = _evenly(stats.files, max_files)
+    files = _evenly(stats.files, _SHEET_FILES)
     rows: list[_Row] = []
     for file in files:
-        about = f"{_count(file.frames, 'frame')}, {_percent(file.near_share)} near-duplicates"
-        about += f", {_percent(file.black / file.measured)} black" if file.black else ""
+        about = f"{_count(file.frames, 'frame')}, {_percent(file.shares.near)} near-duplicates"
+        about += f", {_percent(file.shares.black)} black" if file.black else ""
         frames = open_frames(stats.folder / file.name)
-        numbers = _evenly(range(len(frames)), columns)
+        numbers = _evenly(range(len(frames)), _SHEET_FRAMES)
         rows.append((f"{_cut(file.name, 40)}   {about}", [(np.asarray(frames[n]), str(n)) for n in numbers]))
     shown = f"{len(files)} of " * (len(files) < len(stats.files)) + _count(len(stats.files), "file")
     return _write_sheet(Path(path), f"{stats.folder}: frames of {shown}, {stats.frames:,} in all", rows)
 
 
-def write_mean_sheet(
-    path: str | os.PathLike[str], stats: FolderStats, *, max_files: int = 39, columns: int = 8
-) -> Path:
-    """Write a PNG with the mean image of all frames, and then of each file.
+def write_mean_sheet(path: str | os.PathLike[str], stats: FolderStats) -> Path:
+    """Write a PNG with the mean image of all frames, and then of each file; it appears whole or not.
 
-    What stays visible is in the same place in most frames: a HUD, a held item, the horizon. One that differs much from
-    the others comes from another place, or another program.
-
-    Args:
-        path: The PNG file; it appears whole or not at all.
-        stats: From `frame_stats`.
-        max_files: Files at most; of more, evenly chosen ones.
-        columns: Images of a row at most.
-
-    Returns:
-        The file.
+    What stays visible is in the same place in most frames: a HUD, a held item, the horizon.
 
     Raises:
         InputError: There is no file to show.
     """
-    chosen = _evenly([file for file in stats.files if file.mean_image is not None], max_files)
-    means = [(stats.mean_image, "all files")] if len(stats.files) > 1 else []
-    means += [(file.mean_image, file.name) for file in chosen if file.mean_image is not None]
+    means = [(file.mean_image, file.name) for file in stats.files if file.mean_image is not None]
+    shown = f"{len(means)} of " * (len(means) < len(stats.files)) + _count(len(stats.files), "file")
+    if len(stats.files) > 1:
+        means.insert(0, (stats.mean_image, "all files"))
     tiles = [(image.round().astype(np.uint8), name) for image, name in means]
-    rows: list[_Row] = [("", tiles[first : first + columns]) for first in range(0, len(tiles), max(1, columns))]
-    shown = f"{len(chosen)} of " * (len(chosen) < len(stats.files)) + _count(len(stats.files), "file")
+    rows: list[_Row] = [("", tiles[i : i + _MEAN_COLUMNS]) for i in range(0, len(tiles), _MEAN_COLUMNS)]
     return _write_sheet(Path(path), f"{stats.folder}: mean of the frames of {shown}", rows)
 
 
 def _evenly(items: Sequence[T], most: int) -> list[T]:
     """At most so many, evenly chosen, the first and the last among them."""
-    chosen = np.unique(np.linspace(0, len(items) - 1, min(max(1, most), len(items))).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
     return [items[i] for i in chosen]
 
 
@@ -593,14 +493,14 @@ def _write_sheet(path: Path, title: str, rows: Sequence[_Row]) -> Path:
     sheet = Image.new("RGB", (width + 2 * _MARGIN, 2 * _MARGIN + _LINE + row_height * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
 
-    def write(left: int, top: int, text: str, room: int, ink: tuple[int, int, int], size: int) -> None:
-        font = ImageFont.load_default(size)
-        # The font that comes with Pillow has the letters of ASCII only, and a file may have any name.
-        text = text.replace("…", "...").encode("ascii", "replace").decode()
-        shown, length = text, len(text)
-        while length > 4 and draw.textlength(shown, font) > room:
+    def write(left: int, top: int, text: str, most: int, ink: tuple[int, int, int], size: int) -> None:
+        font, length = ImageFont.load_default(size), len(text)
+        while True:
+            # The font that comes with Pillow has the letters of ASCII only, and a file may have any name.
+            shown = _cut(text, length).replace("…", "...").encode("ascii", "replace").decode()
+            if length <= 4 or draw.textlength(shown, font) <= most:
+                break
             length -= 1
-            shown = _cut(text, length).replace("…", "...")
         draw.text((left, top), shown, ink, font)
 
     write(_MARGIN, _MARGIN, title, width, _INK, 14)

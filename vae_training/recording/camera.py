@@ -13,11 +13,7 @@ from vae_training.recording.state import StateReader
 
 
 class Camera:
-    """Makes frames of what an environment shows.
-
-    Attributes:
-        env: The environment.
-        state: Reads the state of the game at the frame that the environment has just given.
+    """Makes frames of what an environment shows, and reads the state of the game at each (`camera.state`).
 
     Args:
         env: The environment, before its first reset.
@@ -37,10 +33,7 @@ class Camera:
         self._contract: PixelContract | None = None
 
     def contract_of(self, observation: Any) -> PixelContract:
-        """How frames are recorded, settled at the first observation.
-
-        The array itself decides: there are environments whose spaces declare another order of axes.
-        """
+        """How frames are recorded; the first observation decides, as some spaces declare another order of axes."""
         if self._contract is None:
             shape = self.pixels(observation).shape
             layout = PixelContract(1, 1, self._channels).layout_of(shape, self._what)
@@ -59,22 +52,17 @@ class Camera:
 
 
 def is_no_picture(pixels: Frames, before: Frames, info: dict[str, Any]) -> bool:
-    """Whether the last observation of an episode shows nothing new.
-
-    ViZDoom gives a black frame there (or, replaced by a wrapper, the one before once more), and an environment that
-    lost its game reports an error along with whatever its space allows.
-    """
+    """Whether the last observation of an episode shows nothing new: black, the one before again, or of a lost game."""
     return not pixels.any() or "error" in info or np.array_equal(pixels, before)
 
 
 def find_pixels(space: spaces.Space[Any], key: str | None) -> tuple[str | None, int]:
-    """Key of the pixels (None where the observation is the picture) and their number of channels."""
+    """Find the key of the pixels (None where the observation is the picture) and their number of channels."""
     if not isinstance(space, spaces.Dict):
         if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3):
             raise InputError(
                 f"the observation is no picture but {type(space).__name__}{space.shape or ''}; expected a uint8 Box "
-                "(height, width, channels), or a Dict with one. Gymnasium's AddRenderObservation turns what an "
-                "environment renders into its observation"
+                "(height, width, channels), or a Dict with one. Gymnasium's AddRenderObservation makes one"
             )
         channels = _channels(space.shape)
         PixelContract(1, 1, channels).check_space(space)

@@ -8,9 +8,7 @@ import numpy as np
 
 
 class Policy(Protocol):
-    """Acts on an environment's own observations.
-
-    `agents.load_policy` makes one of a trained agent, on latents or on pixels.
+    """Acts on an environment's own observations; `agents.load_policy` makes one of a trained agent.
 
     Example:
         >>> class ToAndFro:
@@ -34,20 +32,11 @@ class Policy(Protocol):
         ...
 
     def begin(self, env: gym.Env[Any, Any]) -> None:
-        """Look at the environment, once and before its first reset.
-
-        Raises:
-            InputError: It cannot act in this environment.
-        """
+        """Look at the environment, before its first reset; raise `InputError` if it cannot act there."""
         ...
 
     def reset(self, seed: int | None) -> None:
-        """Forget what was seen: an episode begins.
-
-        Args:
-            seed: Given at the beginning of each file, for random numbers of its own (torch's generator is seeded as
-                well).
-        """
+        """Forget what was seen: an episode begins. At the beginning of a file there is a seed, for random numbers."""
         ...
 
     def __call__(self, observation: Any) -> Any:
@@ -56,20 +45,10 @@ class Policy(Protocol):
 
 
 class RandomPolicy:
-    """Random actions, each held for a while.
-
-    They are drawn from the environment's action space, which `record` seeds for each file.
+    """Random actions from the environment's action space, each held for a while.
 
     Args:
         stickiness: Probability to repeat the last action of the episode; 0 draws a new one at each step.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> policy = RandomPolicy(stickiness=0.9)
-        >>> policy.begin(SimpleNamespace(action_space=gym.spaces.Discrete(1000, seed=0)))
-        >>> policy.reset(0)
-        >>> len({int(policy(None)) for _ in range(100)}) < 30
-        True
     """
 
     notes: Mapping[str, Any] = {}

@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from latent_obs.encoder.folder import package_versions
 from latent_obs.envs.pixel_envs import make_pixel_env
 from latent_obs.util.atomic import write_json
 from latent_obs.util.device import torch_threads
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_choice, check_count
 from latent_obs.util.interrupt import GracefulStop
 from vae_training.data.frames import Frames, get_datasets
 from vae_training.data.npy_writer import NpyWriter, recover_parts
@@ -87,19 +87,10 @@ class RecordConfig:
         object.__setattr__(self, "agent", None if self.agent is None else Path(self.agent))
         if not self.env and self.agent is None:
             raise InputError("env must be a Gymnasium id such as VizdoomBasic-v1, got an empty string")
-        for name, least, optional in (
-            ("frames", 1, False),
-            ("frames_per_file", 1, False),
-            ("size", 1, True),
-            ("frame_skip", 1, True),
-            ("seed", 0, False),
-        ):
-            value = getattr(self, name)
-            is_int = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            if not is_int and not (optional and value is None):
-                raise InputError(f"{name} must be an integer of at least {least}{' or None' * optional}, got {value!r}")
-        if self.policy not in ("random", "sticky"):
-            raise InputError(f"policy must be 'random' or 'sticky', got {self.policy!r}")
+        for name, at_least in (("frames", 1), ("frames_per_file", 1), ("size", 1), ("frame_skip", 1), ("seed", 0)):
+            if (value := getattr(self, name)) is not None or name not in ("size", "frame_skip"):
+                check_count(name, value, at_least)
+        check_choice("policy", self.policy, ("random", "sticky"))
         if not 0 <= self.stickiness < 1:
             raise InputError(f"stickiness must be a probability below 1, got {self.stickiness!r}")
 
@@ -123,23 +114,8 @@ class RecordConfig:
         return {**values, "agent": str(self.agent) if self.agent else None}
 
 
-def with_settings_of(config: RecordConfig, policy: Policy, say: Callable[[str], object]) -> RecordConfig:
-    """Fill in what was not given from the environment that the policy was made for.
-
-    Args:
-        config: The settings as given.
-        policy: Who will act.
-        say: Where a remark goes.
-
-    Raises:
-        InputError: Another frame skip was given than the policy acts with, or no environment.
-
-    Example:
-        >>> class Stay:
-        ...     notes, settings = {}, {"env": "VizdoomBasic-v1", "frame_skip": 4}
-        >>> with_settings_of(RecordConfig(agent=Path("runs/agent")), Stay(), print).make_kwargs
-        {'frame_skip': 4}
-    """
+def _with_settings_of(config: RecordConfig, policy: Policy, say: Callable[[str], object]) -> RecordConfig:
+    """Fill in what was not given from the environment that the policy was made for."""
     known = policy.settings
     trained = known.get("env")
     if not config.env and not trained:
@@ -167,13 +143,12 @@ def with_settings_of(config: RecordConfig, policy: Policy, say: Callable[[str], 
 def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[[str], object] = print) -> Path:
     """Record frames until the folder has as many as asked for.
 
-    Ctrl-C ends it early: what was recorded is kept as valid files, and the same call later goes on from there. After a
-    `kill -9` the next call first makes valid files of what is left.
+    Ctrl-C or `kill -9` ends it early: what was recorded is kept, and the same call later goes on from there.
 
     Args:
         config: What to record.
-        policy: Who acts, in place of the random policy; `agents.load_policy` makes one of an agent's run,
-            on latents as well. It supplies env, its arguments, frame_skip and pixel_key where the settings do not.
+        policy: Who acts, in place of the random policy; `agents.load_policy` makes one of an agent's run. It supplies
+            env, its arguments, frame_skip and pixel_key where the settings do not.
         say: Where messages go.
 
     Returns:
@@ -181,17 +156,15 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
 
     Raises:
         InputError: The environment is unknown or has no pixels, the folder holds frames of another shape, an agent is
-            given without its policy or does not fit, or the disk is full (whole frames are kept).
+            given without its policy or does not fit, or the disk is full (its whole frames are kept).
         MissingExtraError: The package of the environment, or of the agent, is not installed.
     """
     folder = config.out
     if policy is not None:
-        config = with_settings_of(config, policy, say)
+        config = _with_settings_of(config, policy, say)
     elif config.agent is not None:
         raise InputError(
-            f"agent {config.agent} was given without its policy: give the run folder of latent-obs train-agent on the "
-            "command line, or from Python record(config, policy=...), where agents.load_policy makes the policy of "
-            "such a folder"
+            f"agent {config.agent} was given without its policy; pass record(config, policy=agents.load_policy(folder))"
         )
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out {folder} is a file, expected a folder")
@@ -201,7 +174,7 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
     if have:
         more = "; --frames is how many to have in all" if have >= config.frames else ""
         say(f"{folder} holds {have:,} frames of {config.env} already, of {config.frames:,} asked for{more}")
-    next_index = first_index
+    index = first_index
     if have < config.frames:
         try:
             with (
@@ -214,17 +187,17 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
                 camera = Camera(env, config.env, config.size, pixel_key=config.pixel_key, state=config.state)
                 actor = policy or RandomPolicy(config.stickiness if config.policy == "sticky" else 0.0)
                 actor.begin(env)
+                recorder = _Recorder(config, camera, actor, present_shape, bar, stop)
                 while have < config.frames and not stop.requested:
-                    wanted = min(config.frames_per_file, config.frames - have)
-                    recording = _Recording(config, camera, actor, config.seed + next_index)
-                    recording.check_shape(present_shape)
-                    have += recording.write(folder / config.file_name(next_index), wanted, bar, stop)
-                    next_index += 1
+                    have += recorder.record_file(index, min(config.frames_per_file, config.frames - have))
+                    index += 1
         except KeyboardInterrupt:  # a second Ctrl-C, while a game takes its time
             pass
         finally:
             _recover(folder)  # for a second Ctrl-C in the very moment when a file is opened or closed
-            _report_lack_of_rows((folder / config.file_name(i) for i in range(first_index, next_index + 1)), say)
+            for file in (folder / config.file_name(i) for i in range(first_index, index + 1)):
+                if file.exists() and (lack := _lack_of_rows(file)):
+                    say(f"{file}{lack}")
             if (folder / _MANIFEST).exists():
                 _write_manifest(folder)
         have = _present(config)[0]
@@ -237,69 +210,75 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
     return folder
 
 
-class _Recording:
-    """One file, from the reset of the environment on."""
+@dataclass
+class _Recorder:
+    """Records one file after the other."""
 
-    def __init__(self, config: RecordConfig, camera: Camera, policy: Policy, seed: int) -> None:
-        self._config, self._camera, self._policy, self._seed = config, camera, policy, seed
+    config: RecordConfig
+    camera: Camera
+    policy: Policy
+    present_shape: tuple[int, ...] | None  # of frames that the folder has already
+    bar: "tqdm[Any]"
+    stop: GracefulStop
+
+    def record_file(self, index: int, wanted: int) -> int:
+        """Record a file of at most so many frames, from a reset on, with its rows; return how many it has."""
+        config, camera = self.config, self.camera
+        path, seed = config.out / config.file_name(index), config.seed + index
         camera.env.action_space.seed(seed)
-        self._observation = self._reset(seed)
-        if not isinstance(policy, RandomPolicy):
+        observation = self._reset(seed)
+        entry: dict[str, Any] = {**config.to_json(), "seed": seed}
+        if not isinstance(self.policy, RandomPolicy):
             torch.manual_seed(seed)  # its actions are drawn from torch's generator
-
-    def _reset(self, seed: int | None = None) -> Any:
-        observation, _ = self._camera.env.reset(seed=seed)
-        self._policy.reset(seed)
-        return observation
-
-    def check_shape(self, present: tuple[int, ...] | None) -> None:
-        """Refuse to record beside frames of another shape."""
-        shape = self._camera.contract_of(self._observation).shape
-        if present not in (None, shape):
-            raise InputError(
-                f"{self._config.out} holds frames of shape {present}, and these would be {shape}; "
-                "a dataset needs one shape. Choose another folder, or another size"
-            )
-
-    def write(self, path: Path, wanted: int, bar: "tqdm[Any]", stop: GracefulStop) -> int:
-        """Write frames and rows; the number of frames."""
-        camera, observation, is_random = self._camera, self._observation, isinstance(self._policy, RandomPolicy)
-        entry: dict[str, Any] = {**self._config.to_json(), "seed": self._seed}
-        if not is_random:
             del entry["deterministic"]  # the policy's own notes have it
-            entry |= {"agent_notes": dict(self._policy.notes), "policy": "agent"}
+            entry |= {"agent_notes": dict(self.policy.notes), "policy": "agent"}
+        shape = camera.contract_of(observation).shape
+        if self.present_shape not in (None, shape):
+            raise InputError(
+                f"out {config.out} holds frames of shape {self.present_shape}, and these would be {shape}. Choose "
+                "another folder, or another size"
+            )
         # Before the first frame, so that a recording that is killed is documented as well.
         _write_manifest(path.parent, {path.name: entry})
-        with NpyWriter(path, camera.contract_of(observation).shape) as writer:
+        with NpyWriter(path, shape) as writer:
             rows_file_of(path).unlink(missing_ok=True)  # of a file that was removed, and had this name
             rows = RowsTable(camera.env.action_space)
-
-            def keep(observation: Any, pixels: Frames, *, first: bool) -> None:
-                rows.begin(camera.state(observation), first=first)
-                writer.append(camera.frame(pixels))
-                bar.update()
-
             try:
-                pixels = camera.pixels(observation)
-                keep(observation, pixels, first=True)
-                while writer.frames < wanted and not stop.requested:
-                    action = self._policy(observation)
-                    observation, reward, terminated, truncated, info = camera.env.step(action)
-                    rows.end_step(action, reward, terminated=terminated, truncated=truncated)
-                    before, pixels = pixels, camera.pixels(observation)
-                    over = terminated or truncated
-                    if not (over and is_no_picture(pixels, before, info)):
-                        keep(observation, pixels, first=False)
-                    if over and writer.frames < wanted:
-                        observation = self._reset()
-                        pixels = camera.pixels(observation)
-                        keep(observation, pixels, first=True)
+                self._play(observation, writer, rows, wanted)
             finally:
                 # Before the frames get their final name: whoever sees them sees their rows. On a full disk the file has
                 # no rows; the error of the frames is the one to show.
                 with contextlib.suppress(OSError):
                     rows.save(path, writer.frames)
             return writer.frames
+
+    def _reset(self, seed: int | None = None) -> Any:
+        observation, _ = self.camera.env.reset(seed=seed)
+        self.policy.reset(seed)
+        return observation
+
+    def _play(self, observation: Any, writer: NpyWriter, rows: RowsTable, wanted: int) -> None:
+        camera = self.camera
+
+        def keep(*, first: bool) -> None:
+            rows.begin(camera.state(observation), first=first)
+            writer.append(camera.frame(pixels))
+            self.bar.update()
+
+        pixels = camera.pixels(observation)
+        keep(first=True)
+        while writer.frames < wanted and not self.stop.requested:
+            action = self.policy(observation)
+            observation, reward, terminated, truncated, info = camera.env.step(action)
+            rows.end_step(action, reward, terminated=terminated, truncated=truncated)
+            before, pixels = pixels, camera.pixels(observation)
+            over = terminated or truncated
+            if not (over and is_no_picture(pixels, before, info)):
+                keep(first=False)
+            if over and writer.frames < wanted:
+                observation = self._reset()
+                pixels = camera.pixels(observation)
+                keep(first=True)
 
 
 def _recover(folder: Path) -> list[Path]:
@@ -311,12 +290,6 @@ def _recover(folder: Path) -> list[Path]:
         except InputError:
             rows_file_of(file).unlink(missing_ok=True)
     return recovered
-
-
-def _report_lack_of_rows(files: Iterable[Path], say: Callable[[str], object]) -> None:
-    for file in files:
-        if file.exists() and (lack := _lack_of_rows(file)):
-            say(f"{file}{lack}")
 
 
 def _lack_of_rows(file: Path) -> str:
@@ -340,7 +313,7 @@ def _datasets_in(folder: Path) -> dict[str, Frames]:
 
 
 def _write_manifest(folder: Path, begun: dict[str, dict[str, Any]] | None = None) -> None:
-    """Bring `recording.json` up to date, with entries of files that are begun; frame counts are those of the files."""
+    """Update `recording.json`, with entries of files that are begun; frame counts are those of the files."""
     path = folder / _MANIFEST
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,7 +1,6 @@
 """The state of a game beside its pixels: numbers of a Dict observation, and ViZDoom's variables and objects.
 
-Read when a frame is there, under the names of `vae_training.data.rows`. Nothing here changes what the environment
-gives: the same seed gives the same frames with and without.
+Nothing here changes what the environment gives: the same seed gives the same frames with and without.
 """
 
 import sys
@@ -55,20 +54,12 @@ _FIRST_CAPACITY = 1024
 
 
 class StateReader:
-    """Reads the state of the game at the frame that the environment has just given.
+    """Reads the state of the game at the frame that the environment has just given, by the columns of its row.
 
     Args:
         env: The environment, before its first reset.
-        pixel_key: Entry of the observation that is the picture; None where all of it is.
-        wanted: Whether anything is wanted at all.
-
-    Example:
-        >>> class Lit(gym.Env):
-        ...     picture = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
-        ...     observation_space = gym.spaces.Dict(pov=picture, lamps=gym.spaces.Dict(oil=gym.spaces.Discrete(9)))
-        >>> read = StateReader(Lit(), "pov")
-        >>> read({"pov": np.zeros((8, 8, 3), np.uint8), "lamps": {"oil": 4}})
-        {'observation$lamps$oil': array(4)}
+        pixel_key: Entry of a Dict observation that holds the pixels; None where the observation is the picture.
+        wanted: Whether any state is wanted at all.
     """
 
     def __init__(self, env: gym.Env[Any, Any], pixel_key: str | None, *, wanted: bool = True) -> None:
@@ -92,10 +83,7 @@ class Numbers:
     """The numeric entries of a value of a space, each as a number or as a vector, by name.
 
     Nested keys are joined by `$`, and places in a Tuple are counted from 0. Entries that are no numbers of a fixed
-    count (texts, sequences) are left out.
-
-    Attributes:
-        columns: Shape and dtype that the space declares of each; float32 for all floats.
+    count (texts, sequences) are left out. `columns` has the shape and dtype of each; float32 for all floats.
 
     Args:
         space: Of the value.
@@ -106,8 +94,6 @@ class Numbers:
         >>> numbers = Numbers(spaces.Dict(jump=spaces.Discrete(2), camera=spaces.Box(-180, 180, (2,))), "action")
         >>> numbers({"jump": 1, "camera": np.float32([0, 15])})
         {'action$jump': array(1), 'action$camera': array([ 0., 15.], dtype=float32)}
-        >>> Numbers(spaces.MultiBinary(3), "action").columns
-        {'action': ((3,), dtype('int8'))}
     """
 
     def __init__(self, space: spaces.Space[Any], prefix: str, *, most_axes: int | None = None) -> None:
@@ -152,12 +138,10 @@ class VizdoomState:
     """Variables and objects of a ViZDoom game, as the engine knows them.
 
     Objects come from the labels of the engine: boxes around what is drawn of each thing, so that what stands behind a
-    wall is not in sight. Labels have to be switched on before the game starts, and are drawn into a picture of their
-    own: frames and game stay the same. The player's own weapon, blood, bullet puffs and teleport flashes are left out;
-    projectiles stay, and what is killed has a class of its own (`DeadZombieman`).
+    wall is not in sight. The player's own weapon, blood, bullet puffs and teleport flashes are left out.
 
     Args:
-        env: A ViZDoom environment, before its first reset.
+        env: A ViZDoom environment, before its first reset: labels have to be switched on before the game starts.
         objects: Whether to look for objects.
     """
 
@@ -183,21 +167,10 @@ class VizdoomState:
 
 
 def boxes_of(labels: Any, size: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
-    """The largest object of each class, as fractions of the picture.
-
-    Args:
-        labels: ViZDoom's; each with `object_name`, `object_category`, `x`, `y` (of the upper left corner), `width`,
-            `height`, in pixels.
-        size: Width and height of the picture in pixels.
+    """Find the largest object of each class in ViZDoom's labels, as fractions of a picture of (width, height) pixels.
 
     Returns:
-        For each class in sight, float32 (5,): 1, centre x, centre y, width, height; as `object$<class>`.
-
-    Example:
-        >>> from types import SimpleNamespace as Label
-        >>> imp = Label(object_name="DoomImp", object_category="Monster", x=80, y=120, width=32, height=60)
-        >>> boxes_of([imp], (320, 240))["object$DoomImp"].tolist()
-        [1.0, 0.30000001192092896, 0.625, 0.10000000149011612, 0.25]
+        For each class in sight, float32 (5,): 1, center x, center y, width, height; as `object$<class>`.
     """
     largest: dict[str, Any] = {}
     for label in labels:
@@ -225,15 +198,8 @@ def is_vizdoom(env: gym.Env[Any, Any]) -> bool:
 class RowsTable:
     """The rows of a file while it is recorded: state, action and outcome of each frame.
 
-    A frame's row is begun before the frame is written, so that there is never a frame without its row; rows beyond the
-    frames that a file has in the end are dropped. A column that comes up later (a monster that was not there before) is
-    0 in the rows before. Memory is that of one file's rows.
-
-    Attributes:
-        rows: Number of rows.
-
-    Args:
-        action_space: Of the environment; it decides the columns of the actions.
+    A frame's row is begun before the frame is written, so that there is never a frame without its row. A column that
+    comes up later (a monster that was not there before) is 0 in the rows before.
 
     Example:
         >>> table = RowsTable(spaces.Discrete(3))
@@ -246,14 +212,12 @@ class RowsTable:
     """
 
     def __init__(self, action_space: spaces.Space[Any]) -> None:
-        self.rows = 0
+        self._rows = 0
         self._actions = Numbers(action_space, "action")
-        self._capacity = _FIRST_CAPACITY
         self._arrays: dict[str, NDArray[Any]] = {}
-        for name, (shape, dtype) in self._actions.columns.items():
-            self._arrays[name] = np.zeros((self._capacity, *shape), dtype)
-        for name, dtype in {**_STEP, "first": np.bool_}.items():
-            self._arrays[name] = np.zeros(self._capacity, dtype)
+        plain = {name: ((), np.dtype(dtype)) for name, dtype in {**_STEP, "first": np.bool_}.items()}
+        for name, (shape, dtype) in {**self._actions.columns, **plain}.items():
+            self._arrays[name] = np.zeros((_FIRST_CAPACITY, *shape), dtype)
 
     def begin(self, state: Mapping[str, Any], *, first: bool) -> None:
         """Begin the row of the next frame.
@@ -262,24 +226,22 @@ class RowsTable:
             state: Numbers, stored as float32, or arrays of one axis, stored as they are; by column.
             first: Whether the frame is the first of its episode.
         """
-        if self.rows == self._capacity:
+        if self._rows == len(self._arrays["first"]):
             self._arrays = {name: np.concatenate([array, np.zeros_like(array)]) for name, array in self._arrays.items()}
-            self._capacity *= 2
-        self._arrays["first"][self.rows] = first
+        self._arrays["first"][self._rows] = first
         for name, value in state.items():
-            array = self._arrays.get(name)
-            if array is None:
+            if name not in self._arrays:
                 given = value if isinstance(value, np.ndarray) else np.float32(value)
-                array = self._arrays[name] = np.zeros((self._capacity, *given.shape), given.dtype)
-            array[self.rows] = value
-        self.rows += 1
+                self._arrays[name] = np.zeros((len(self._arrays["first"]), *given.shape), given.dtype)
+            self._arrays[name][self._rows] = value
+        self._rows += 1
 
     def end_step(self, action: Any, reward: Any, *, terminated: bool, truncated: bool) -> None:
         """Enter what was done at the newest frame, and what came of it."""
-        last, outcome = self.rows - 1, {"reward": reward, "terminated": terminated, "truncated": truncated}
+        outcome = {"reward": reward, "terminated": terminated, "truncated": truncated}
         for name, value in {**self._actions(action), **outcome}.items():
-            self._arrays[name][last] = value
-        self._arrays["acted"][last] = True  # at the end: a Ctrl-C may come in between
+            self._arrays[name][self._rows - 1] = value
+        self._arrays["acted"][self._rows - 1] = True  # at the end: a Ctrl-C may come in between
 
     def columns(self, frames: int) -> dict[str, NDArray[Any]]:
         """The columns of the first frames; the last one has no action, because its outcome is in no frame."""

@@ -19,6 +19,7 @@ from vae_training.data.frames import (
     fingerprint,
     get_datasets,
     split_held_out,
+    split_note,
 )
 
 
@@ -31,15 +32,17 @@ def names(datasets: Sequence[Any]) -> list[str]:
 
 
 def test_files_in_name_order_as_lazy_arrays(tmp_path: Path):
-    for value, name in enumerate(["b.npy", "c.npy", "a.npy"]):
+    for value, name in enumerate(["b.npy", "c.npy"]):
         np.save(tmp_path / name, frames(value + 1, value))
+    with (tmp_path / "a.npy").open("wb") as handle:
+        np.lib.format.write_array(handle, frames(3, 2), version=(2, 0))
     (tmp_path / ".hidden.npy").write_bytes(b"no")
     (tmp_path / "d.npy.part").write_bytes(b"no")
     (tmp_path / "notes.txt").write_text("no")
     (tmp_path / "folder.npy").mkdir()
     datasets = get_datasets(str(tmp_path))
     assert names(datasets) == ["a.npy", "b.npy", "c.npy"]
-    assert [int(d[0, 0, 0, 0]) for d in datasets] == [2, 0, 1]
+    assert [int(d[-1, 0, 0, 0]) for d in datasets] == [2, 0, 1]
     assert all(isinstance(d, np.memmap) and d.dtype == np.uint8 and not d.flags.writeable for d in datasets)
 
 
@@ -54,43 +57,30 @@ def test_nothing_but_the_header_is_read(tmp_path: Path):
     assert int(dataset[8_999_999].max()) == 0
 
 
-def test_default_folder_is_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_folders_without_frame_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"images .*latent-obs frames record"):
         get_datasets()
-    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "inner").mkdir(parents=True)
+    (tmp_path / "images" / "a.npy.part").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"images .*a\.npy\.part, inner"):
+        get_datasets()
     np.save(tmp_path / "images" / "a.npy", frames(1))
     assert len(get_datasets()) == 1
-
-
-def test_folders_without_frame_files(tmp_path: Path):
-    with pytest.raises(InputError, match=r"latent-obs frames record"):
-        get_datasets(tmp_path)
-    (tmp_path / "video.mp4").write_bytes(b"x")
-    (tmp_path / "a.npy.part").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"a\.npy\.part, video\.mp4"):
-        get_datasets(tmp_path)
-    (tmp_path / "inner").mkdir()
-    np.save(tmp_path / "inner" / "a.npy", frames(1))
-    with pytest.raises(InputError, match="inner holds some"):
-        get_datasets(tmp_path)
     with pytest.raises(InputError, match=r"a\.npy is a file"):
-        get_datasets(tmp_path / "inner" / "a.npy")
+        get_datasets(tmp_path / "images" / "a.npy")
 
 
 #: What is no frame file, and what the error has to mention.
 WRONG = {
-    "int64": (frames(2).astype(np.int64), r"astype\(numpy.uint8\)"),
-    "float": (np.full((2, 8, 8, 3), 0.5, np.float32), r"float32.*\* 255"),
-    "float to 255": (np.full((2, 8, 8, 3), 90.0), r"float64.*frames\.round\(\)"),
-    "NaN": (np.full((2, 8, 8, 3), np.nan, np.float32), "NaN"),
-    "bool": (np.ones((2, 8, 8, 3), bool), r"bool.*\* 255"),
-    "three axes": (frames(2)[..., 0], r"\(2, 8, 10\).*\[\.\.\., None\]"),
+    "int64": (frames(2).astype(np.int64), "int64"),
+    "float": (np.full((2, 8, 8, 3), 0.5, np.float32), "float32"),
+    "structured": (np.zeros((2, 8, 8, 3), [("r", "u1")]), "uint8"),
+    "three axes": (frames(2)[..., 0], r"\(2, 8, 10\)"),
     "five axes": (frames(2)[None], r"\(1, 2, 8, 10, 3\)"),
     "no frames": (frames(0), r"\(0, 8, 10, 3\)"),
     "channel-first": (frames(2, shape=(3, 8, 8)), r"transpose\(0, 2, 3, 1\)"),
     "Fortran": (np.asfortranarray(frames(2)), "ascontiguousarray"),
-    "structured": (np.zeros((2, 8, 8, 3), [("r", "u1")]), "expected uint8"),
 }
 
 
@@ -112,7 +102,7 @@ def test_objects_are_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyP
     array = np.empty((1, 8, 8, 3), object)
     array[0, 0, 0, 0] = Bomb()
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
-    with pytest.raises(InputError, match="Python objects"):
+    with pytest.raises(InputError, match=r"a\.npy"):
         get_datasets(tmp_path)
     (tmp_path / "a.npy").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(InputError, match=r"a\.npy"):
@@ -124,21 +114,11 @@ def test_damaged_files(tmp_path: Path):
     path = tmp_path / "a.npy"
     np.save(path, frames(10))
     whole = path.read_bytes()
-    assert len(whole) == 128 + 2400
-    path.write_bytes(whole[:1000])
-    with pytest.raises(InputError, match=r"a\.npy .*2,528 bytes, found 1,000"):
-        get_datasets(tmp_path)
-    damaged = [whole[:cut] for cut in (0, 3, 9, 60)]
+    damaged = [whole[:cut] for cut in (0, 3, 9, 60, 1000)]
     for content in (*damaged, whole + b"more", whole[:6] + b"\x09\x00" + whole[8:]):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"a\.npy"):
             get_datasets(tmp_path)
-
-
-def test_format_version_2_is_read(tmp_path: Path):
-    with (tmp_path / "a.npy").open("wb") as handle:
-        np.lib.format.write_array(handle, frames(3, 9), version=(2, 0))
-    assert int(get_datasets(tmp_path)[0][2].min()) == 9
 
 
 def test_another_frame_shape_names_both_files(tmp_path: Path):
@@ -160,11 +140,9 @@ def test_a_description_is_json_and_differs_between_files(tmp_path: Path):
     expected = {"file": "a.npy", "first_frame": 0, "frames": 12_000, "frame_shape": [8, 10, 3], "bytes": 12_000 * 240}
     assert expected.items() <= described["a.npy"].items()
     sums = {name: d["sha256_head_tail"] for name, d in described.items()}
-    assert sums["a.npy"] == sums["same.npy"]
-    assert len(set(sums.values())) == 3
-    prints = {name: fingerprint(tmp_path / name) for name in sums}
-    assert prints["a.npy"] == prints["same.npy"]
-    assert len(set(prints.values())) == 3
+    for marks in (sums, {name: fingerprint(tmp_path / name) for name in sums}):
+        assert marks["a.npy"] == marks["same.npy"]
+        assert len(set(marks.values())) == 3
     view = describe_datasets([get_datasets(tmp_path)[0][100:300]])[0]
     assert (view["first_frame"], view["frames"], view["sha256_head_tail"]) == (100, 200, sums["a.npy"])
     assert describe_datasets([frames(3)])[0]["file"] is None
@@ -179,22 +157,24 @@ def test_checksums_are_those_of_older_versions():
     assert fingerprint(Path(str(datasets[0].filename))) == "1956297be9ffedf5dc91f5e26d97a9b6"
 
 
-@pytest.mark.parametrize(("files", "wanted", "expected"), [(2, None, 1), (10, None, 1), (20, None, 2), (9, 4, 4)])
+@pytest.mark.parametrize(("files", "wanted", "expected"), [(2, None, 1), (20, None, 2), (9, 4, 4)])
 def test_whole_recordings_are_held_out(files: int, wanted: int | None, expected: int):
-    train, held_out = split_held_out([frames(5, value=i) for i in range(files)], wanted)
+    datasets = [frames(5, value=i) for i in range(files)]
+    train, held_out = split_held_out(datasets, wanted)
     assert [int(d[0, 0, 0, 0]) for d in train + held_out] == list(range(files))
     assert len(held_out) == expected
     assert all(len(d) == 5 for d in train + held_out)
+    assert split_note(datasets, train, held_out) == ""
 
 
-@pytest.mark.parametrize(
-    ("count", "train", "tail"), [(3, 1, 1), (100, 89, 10), (1000, 890, 100), (50_000, 44_900, 5000)]
-)
+@pytest.mark.parametrize(("count", "train", "tail"), [(3, 1, 1), (1000, 890, 100), (50_000, 44_900, 5000)])
 def test_single_recording_is_cut_with_a_gap(tmp_path: Path, count: int, train: int, tail: int):
     np.save(tmp_path / "a.npy", frames(count, shape=(2, 2, 1)))
-    (train_part,), (held_part,) = split_held_out(get_datasets(tmp_path))
+    datasets = get_datasets(tmp_path)
+    (train_part,), (held_part,) = split_held_out(datasets)
     assert (len(train_part), len(held_part)) == (train, tail)
     assert [d["first_frame"] for d in describe_datasets([train_part, held_part])] == [0, count - tail]
+    assert f"{tail:,} frames" in split_note(datasets, [train_part], [held_part])
 
 
 @pytest.mark.parametrize(

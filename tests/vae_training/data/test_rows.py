@@ -1,6 +1,5 @@
 """Rows beside frame files: loaded whole or refused, and what they say of transitions and targets."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +63,12 @@ class Evil:
 
 def test_objects_are_never_loaded(file: Path, capsys: pytest.CaptureFixture[str]):
     np.savez(rows_file_of(file), reward=np.zeros(N), bad=np.array([Evil()] * N, object), allow_pickle=True)
-    with pytest.raises(InputError, match=r"rows\.npz .*'bad'"):
+    with pytest.raises(InputError, match=r"rows\.npz.*'bad'"):
         load_rows(file)
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("shape", [(N - 1,), (N + 1, 2), (), (0,)])
+@pytest.mark.parametrize("shape", [(N - 1,), (N + 1, 2), ()])
 def test_rows_of_another_length(file: Path, shape: tuple[int, ...]):
     np.savez(rows_file_of(file), reward=np.zeros(N), short=np.zeros(shape))
     with pytest.raises(InputError, match=r"rows\.npz .*walk\.v2\.npy: its 'short'"):
@@ -82,7 +81,7 @@ def test_damaged_rows_and_frames(file: Path):
     whole = rows.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 255
-    for damaged in (b"", b"hello", whole[: len(whole) // 2], whole[:-30], bytes(flipped)):
+    for damaged in (b"", whole[:-30], bytes(flipped)):
         rows.write_bytes(damaged)
         with pytest.raises(InputError, match=r"rows\.npz"):
             load_rows(file)
@@ -105,13 +104,6 @@ def test_rows_of_arrays_and_slices(file: Path):
         assert rows_of(other) == {}
 
 
-def test_members_that_are_no_arrays_are_passed_over(file: Path):
-    np.savez(rows_file_of(file), reward=np.arange(N))
-    with zipfile.ZipFile(rows_file_of(file), "a") as archive:
-        archive.writestr("note.txt", "hello")
-    assert list(load_rows(file)) == ["reward"]
-
-
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=30))
 def test_transitions_are_those_that_the_definition_names(flags: list[tuple[bool, bool]]):
     rows = {"acted": np.array([a for a, _ in flags], bool), "first": np.array([f for _, f in flags], bool)}
@@ -119,25 +111,18 @@ def test_transitions_are_those_that_the_definition_names(flags: list[tuple[bool,
     found = transitions_of(rows)
     assert found.tolist() == expected
     assert found.dtype == np.int64
-
-
-def test_no_transitions_without_the_columns_for_them():
-    assert transitions_of({}).tolist() == []
-    assert transitions_of({"reward": np.zeros(9), "acted": np.ones(9, bool)}).tolist() == []
+    assert transitions_of({"acted": rows["acted"]}).tolist() == []
 
 
 def test_targets():
     rows = {
         "action": np.array([1, 2]),
-        "reward": np.zeros(2),
         "first": np.array([True, False]),
-        "source_frame": np.arange(2),
         "state$HEALTH": np.array([100, 50], np.float32),
         "state$ANGLE": np.array([90, 359], np.float32),
         "state$text": np.array(["a", "b"]),
         "object$Imp": np.array([[1, 0.5, 0.25, 0.1, 0.2], [0, 0, 0, 0, 0]], np.float32),
         "observation$compass$angle": np.array([-180, 30], np.float32),
-        "observation$inventory$log": np.array([3, 4]),
         "observation$flags": np.array([[True, False], [False, True]]),
         "observation$empty": np.zeros((2, 0)),
     }
@@ -153,7 +138,6 @@ def test_targets():
         "object$Imp.height": [0.2, nan],
         "observation$compass$angle.sin": [0, 0.5],
         "observation$compass$angle.cos": [-1, 0.866025],
-        "observation$inventory$log": [3, 4],
         "observation$flags.0": [1, 0],
         "observation$flags.1": [0, 1],
     }

@@ -1,6 +1,7 @@
 """Statistics of frame folders: against numpy, whatever the chunks; samples, refused files, warnings, table, sheets."""
 
 import json
+import os
 import re
 import resource
 from itertools import pairwise
@@ -64,21 +65,11 @@ def check(found: Any, frames: np.ndarray, near: float = 1.0) -> None:
     np.testing.assert_allclose(found.mean_image, frames.mean(axis=0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 361, 7000, 1 << 23])
-def test_as_numpy_has_it(tmp_path: Path, chunk_bytes: int):
-    """Frames that move, stand still, tremble, and go black."""
-    moving = np.stack([picture(0, step, 12, 10) for step in range(20)])
-    still = np.repeat(picture(1, 0, 12, 10)[None], 9, 0)
-    trembling = np.repeat(picture(2, 0, 12, 10)[None], 14, 0)
-    trembling[::2, 0, :, 0] ^= 8  # 8 of 255 in one of 36 values
-    black = np.full((5, 12, 10, 3), BLACK, np.uint8)
-    frames = np.concatenate([moving, still, trembling, black, moving[::-1]])
-    (found,) = frame_stats(save(tmp_path, a=frames), chunk_bytes=chunk_bytes).files
-    check(found, frames)
-    about = (found.name, found.frames, found.shape, found.dtype, found.bytes)
-    assert about == ("a.npy", len(frames), (12, 10, 3), "uint8", frames.nbytes)
-    assert (found.black, found.still_frames, found.still_first) == (5, 14, 29)
-    assert 8 <= found.same < found.near
+def measured(folder: Path, *, chunk_bytes: int, near: float = module.NEAR) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_CHUNK_BYTES", chunk_bytes)
+        patch.setattr(module, "NEAR", near)
+        return frame_stats(folder)
 
 
 @settings(deadline=None, max_examples=40)
@@ -100,13 +91,16 @@ def test_chunks_change_nothing(
     frames = np.zeros((len(scenes), 3, 4, channels), np.uint8) + np.array(scenes, np.uint8)[:, None, None, None]
     frames[:, 1, 2, 0] ^= np.array(speck[: len(scenes)], np.uint8)
     folder = save(tmp_path_factory.mktemp("frames"), a=frames)
-    whole, chunked = frame_stats(folder, near=near), frame_stats(folder, near=near, chunk_bytes=chunk_bytes)
+    whole, chunked = (measured(folder, chunk_bytes=n, near=near) for n in (1 << 20, chunk_bytes))
     assert whole == chunked
     np.testing.assert_array_equal(whole.mean_image, chunked.mean_image)
-    check(chunked.files[0], frames, near)
+    (found,) = chunked.files
+    check(found, frames, near)
+    about = (found.name, found.frames, found.shape, found.dtype, found.bytes)
+    assert about == ("a.npy", len(frames), (3, 4, channels), "uint8", frames.nbytes)
 
 
-@pytest.mark.parametrize("shape", [(70_000, 2, 2, 1), (3, 700, 600, 3), (300, 64, 64, 3)])
+@pytest.mark.parametrize("shape", [(70_000, 2, 2, 1), (3, 700, 600, 3)])
 def test_the_brightest_frames_overflow_nothing(tmp_path: Path, shape: tuple[int, ...]):
     frames = np.full(shape, 255, np.uint8)
     frames[0] = 0
@@ -130,16 +124,6 @@ def test_the_whole_folder_counts_each_file_by_its_frames(tmp_path: Path):
     assert values["files"][0]["head_sha256"] == stats.files[0].head_sha256
 
 
-def test_files_that_begin_alike_have_the_same_hash(tmp_path: Path):
-    frames = random_frames(40, (6, 8, 3))
-    other, later = frames.copy(), frames.copy()
-    other[HEAD_FRAMES - 1, 5, 7, 2] ^= 1
-    later[HEAD_FRAMES] ^= 1
-    stats = frame_stats(save(tmp_path, a=frames, b=other, c=later, d=frames[:HEAD_FRAMES]))
-    a, b, c, d = (file.head_sha256 for file in stats.files)
-    assert a == c == d != b
-
-
 @given(frames=st.integers(1, 5000), total=st.integers(0, 100_000), sample=st.integers(1, 6000))
 def test_stretches_of_a_sample(frames: int, total: int, sample: int):
     stretches = module._stretches(frames, frames + total, sample)
@@ -161,7 +145,7 @@ def test_a_sample_finds_duplicates(tmp_path: Path):
     assert [file.measured for file in sample.files] == [9 * STRETCH_FRAMES, 4 * STRETCH_FRAMES]
     assert sample.frames == exact.frames == 4500
     for found, file in zip(sample.files, exact.files, strict=True):
-        assert found.near_share == pytest.approx(file.near_share, abs=0.02)
+        assert found.shares.near == pytest.approx(file.shares.near, abs=0.02)
         assert found.head_sha256 == file.head_sha256
         assert found.mean == pytest.approx(file.mean, rel=0.03)
     assert frame_stats(tmp_path, 10_000) == exact
@@ -173,7 +157,7 @@ def test_a_still_stretch_of_a_sample_is_where_it_is_in_the_file(tmp_path: Path):
     frames = random_frames(1000, (6, 8, 3))
     frames[-40:] = frames[-1]
     frames[1000 - STRETCH_FRAMES] = frames[0]  # no still run goes over the gap between stretches
-    (found,) = frame_stats(save(tmp_path, a=frames), 200, chunk_bytes=3000).files
+    (found,) = frame_stats(save(tmp_path, a=frames), 200).files
     assert (found.measured, found.pairs) == (3 * STRETCH_FRAMES, 3 * STRETCH_FRAMES - 3)
     assert (found.still_frames, found.still_first, found.same) == (40, 960, 39)
     frames[:] = 7
@@ -211,14 +195,6 @@ def test_nothing_but_bad_files(tmp_path: Path):
             write(tmp_path / "sheet.png", stats)
 
 
-def test_mean_images_of_many_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_MEANS_BYTES", 3 * 4 * 6 * 8 * 3)
-    parts = {str(seed): random_frames(3, (6, 8, 3), seed) for seed in range(9)}
-    stats = frame_stats(save(tmp_path, **parts))
-    assert [file.name for file in stats.files if file.mean_image is not None] == ["0.npy", "4.npy", "8.npy"]
-    np.testing.assert_allclose(stats.mean_image, np.concatenate(list(parts.values())).mean(axis=0), rtol=1e-6)
-
-
 @pytest.mark.parametrize("how", ["shrinks", "goes"])
 def test_a_file_that_shrinks_or_goes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str):
     save(tmp_path, a=random_frames(10, (6, 8, 3)), b=random_frames(10, (6, 8, 3)))
@@ -227,8 +203,7 @@ def test_a_file_that_shrinks_or_goes_while_it_is_read(tmp_path: Path, monkeypatc
         if how == "goes":
             (tmp_path / "b.npy").unlink(missing_ok=True)
         else:
-            with (tmp_path / "b.npy").open("r+b") as handle:
-                handle.truncate(1000)
+            os.truncate(tmp_path / "b.npy", 1000)
         return [(0, 10)]
 
     monkeypatch.setattr(module, "_stretches", spoil)
@@ -248,88 +223,70 @@ def test_more_files_than_a_process_may_open(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_no_progress_bar_where_nobody_looks(frames_folder: Path, capfd: pytest.CaptureFixture[str]):
-    frame_stats(frames_folder)
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("sample", 0), ("sample", True), ("near", -1), ("near", float("nan")), ("chunk_bytes", 0)]
-)
-def test_arguments_out_of_range(frames_folder: Path, name: str, value: Any):
-    with pytest.raises(InputError, match=name):
-        frame_stats(frames_folder, **{name: value})
+def test_arguments_out_of_range(frames_folder: Path):
+    with pytest.raises(InputError, match="sample"):
+        frame_stats(frames_folder, 0)
 
 
 # --- sheets
 
 
-def tiles_of(file: Path) -> np.ndarray:
-    return np.asarray(Image.open(file))
-
-
-def contains(sheet: np.ndarray, tile: np.ndarray) -> bool:
+def contains(sheet: Path, tile: np.ndarray) -> bool:
     """Whether a picture is somewhere on a sheet, pixel by pixel."""
-    height, width = tile.shape[:2]
-    last = sheet.shape[0] - height + 1, sheet.shape[1] - width + 1
+    pixels, (height, width) = np.asarray(Image.open(sheet)), tile.shape[:2]
+    last = pixels.shape[0] - height + 1, pixels.shape[1] - width + 1
     fits = np.ones(last, bool)
     for y, x in ((0, 0), (height // 2, width // 3), (height - 1, width - 1)):  # most places fail at one of these
-        fits &= (sheet[y : y + last[0], x : x + last[1]] == tile[y, x]).all(axis=-1)
-    return any((sheet[y : y + height, x : x + width] == tile).all() for y, x in np.argwhere(fits))
+        fits &= (pixels[y : y + last[0], x : x + last[1]] == tile[y, x]).all(axis=-1)
+    return any((pixels[y : y + height, x : x + width] == tile).all() for y, x in np.argwhere(fits))
 
 
 def enlarged(frame: np.ndarray, factor: int) -> np.ndarray:
     return frame.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
+def shades(sheet: Path) -> list[int]:
+    """Gray values, but for white, of which there is enough on a sheet for a tile."""
+    values, counts = np.unique(np.asarray(Image.open(sheet))[..., 0], return_counts=True)
+    return values[(counts >= 128 * 128) & (values < 255)].tolist()
+
+
 def test_frames_are_evenly_spaced_from_the_first_to_the_last(tmp_path: Path):
     numbers = np.arange(200, dtype=np.uint8)[:, None, None, None]
-    counted = np.zeros((200, 8, 8, 3), np.uint8) + numbers
-    file = write_contact_sheet(tmp_path / "out" / "sheet.png", frame_stats(save(tmp_path / "a", a=counted)), columns=5)
-    sheet = tiles_of(file)
-    shown = [n for n in range(200) if contains(sheet, np.full((128, 128, 3), n, np.uint8))]
-    assert shown == [0, 50, 100, 149, 199]
+    stats = frame_stats(save(tmp_path / "a", a=np.zeros((200, 8, 8, 3), np.uint8) + numbers))
+    file = write_contact_sheet(tmp_path / "out" / "sheet.png", stats)
+    assert shades(file) == np.linspace(0, 199, 10).round().tolist()
     assert [path.name for path in file.parent.iterdir()] == ["sheet.png"]
 
 
-def test_sizes_of_tiles(tmp_path: Path):
-    """Small frames are enlarged by a whole factor, large ones made smaller."""
-    small, large = picture(0, 0, 30, 40), picture(0, 0, 384, 640)
-    sheet = tiles_of(write_contact_sheet(tmp_path / "s.png", frame_stats(save(tmp_path / "small", a=small[None]))))
-    assert contains(sheet, enlarged(small, 3))
-    sheet = tiles_of(write_contact_sheet(tmp_path / "l.png", frame_stats(save(tmp_path / "large", a=large[None]))))
+def test_large_frames_are_made_smaller(tmp_path: Path):
+    large = picture(0, 0, 384, 640)
+    sheet = write_contact_sheet(tmp_path / "l.png", frame_stats(save(tmp_path / "large", a=large[None])))
     assert contains(sheet, np.asarray(Image.fromarray(large).resize((128, 77), Image.Resampling.BOX)))
 
 
-@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (4, [1, 2, 3]), (12, [9, 10, 11])])
+@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (12, [9, 10, 11])])
 def test_gray_frames_and_stacks(tmp_path: Path, channels: int, shown: list[int]):
     frames = random_frames(2, (8, 8, channels))
     stats = frame_stats(save(tmp_path, a=frames))
-    assert contains(tiles_of(write_contact_sheet(tmp_path / "sheet.png", stats)), enlarged(frames[1][..., shown], 16))
+    assert contains(write_contact_sheet(tmp_path / "sheet.png", stats), enlarged(frames[1][..., shown], 16))
     mean = frames.mean(axis=0).round().astype(np.uint8)[..., shown]
-    assert contains(tiles_of(write_mean_sheet(tmp_path / "mean.png", stats)), enlarged(mean, 16))
+    assert contains(write_mean_sheet(tmp_path / "mean.png", stats), enlarged(mean, 16))
     assert "mean R G B" not in stats_table(stats)
 
 
 def test_sheets_of_many_files_are_bounded_and_show_the_first_and_the_last(tmp_path: Path):
-    files = {f"r{n:03d}": np.full((2, 8, 8, 3), n, np.uint8) for n in range(100)}
+    """With names of any length and script, which stay on the sheet."""
+    texts = {0: "0" * 240, 99: "Übung_日本語_🎮"}
+    files = {texts.get(n, f"r{n:03d}"): np.full((2, 8, 8, 3), n, np.uint8) for n in range(100)}
     stats = frame_stats(save(tmp_path / "frames", **files))
+    np.testing.assert_allclose(stats.mean_image, 49.5)
     for write, most in ((write_contact_sheet, 16), (write_mean_sheet, 39)):
-        sheet = tiles_of(write(tmp_path / "sheet.png", stats))
-        values = {n for n in range(100) if contains(sheet, np.full((128, 128, 3), n, np.uint8))}
-        assert {0, 99} <= values
+        sheet = write(tmp_path / "sheet.png", stats)
+        values = shades(sheet)
+        assert {0, 99} <= set(values)
         assert most - 1 <= len(values) <= most + 1  # the mean of all is on the second one as well
-    one = tiles_of(write_contact_sheet(tmp_path / "one.png", stats, max_files=1, columns=1))
-    assert contains(one, np.zeros((128, 128, 3), np.uint8))
-
-
-def test_names_of_any_length_and_script_stay_on_the_sheet(tmp_path: Path):
-    names = {"x" * 240: random_frames(2), "Übung_日本語_🎮": random_frames(3), "a b&c": random_frames(4)}
-    stats = frame_stats(save(tmp_path / "frames", **names))
-    for write in (write_contact_sheet, write_mean_sheet):
-        sheet = tiles_of(write(tmp_path / "sheet.png", stats))
-        assert (sheet[:, -10:] == 255).all()
-        assert (sheet[:, :10] == 255).all()
+        assert (np.asarray(Image.open(sheet))[:, [*range(10), *range(-10, 0)]] == 255).all()
 
 
 # --- table and warnings
@@ -351,13 +308,10 @@ def test_the_table_fits_and_is_aligned(tmp_path: Path):
     assert rows[2].split()[-4:] == ["0%", "100%", "8%", "200"]
 
 
-def test_the_table_of_many_files_is_bounded_and_of_one_has_no_sum(tmp_path: Path):
-    many = save(tmp_path / "many", **{f"r{n:03d}": random_frames(2, seed=n) for n in range(60)})
-    lines = stats_table(frame_stats(many)).splitlines()
-    assert "20 more" in lines[43]
-    assert lines[44].startswith("all ")
-    assert len(lines) < 50
-    assert "\nall" not in stats_table(frame_stats(save(tmp_path / "one", a=random_frames(20))))
+def test_the_table_of_many_files_is_bounded(tmp_path: Path):
+    lines = stats_table(frame_stats(save(tmp_path, **{f"r{n:03d}": random_frames(2, seed=n) for n in range(60)})))
+    assert "20 more" in lines.splitlines()[43]
+    assert lines.splitlines()[44].startswith("all ")
 
 
 def test_shares_that_are_nearly_none_or_all_do_not_look_like_it(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""What follows each frame: told by the pixels themselves, across ends of episodes, files and slices."""
+"""What follows each frame: checked by the pixels themselves, across ends of episodes, files and slices."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,13 +93,12 @@ def check_story(batch: SuperBatch) -> None:
     np.testing.assert_array_equal(batch["reward"][batch["acted"]], (batch["action"] / 2 + over)[batch["acted"]])
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_recorded_frames_are_followed_by_what_came_next(recorded: tuple[Path, bool], seed: int):
+def test_recorded_frames_are_followed_by_what_came_next(recorded: tuple[Path, bool]):
     folder, black = recorded
     datasets = get_datasets(folder)
     transitions = Transitions(datasets, acts=True)
     assert transitions.actions == ActionKind("discrete", 5)
-    batch = read(datasets, transitions, 400, seed)
+    batch = read(datasets, transitions, 1000)
     check_story(batch)
     steps = batch["frames"][:, 0, 0, 1]
     # Frames of step 3 are followed by a picture of step 4 only where that one was kept; steps end either way.
@@ -185,42 +184,26 @@ def test_the_successor_is_right_for_any_rows(tmp_path_factory: pytest.TempPathFa
         np.testing.assert_array_equal(values, whole[name][places])
 
 
-def test_without_rows_the_next_frame_follows_and_nothing_at_the_end(tmp_path: Path):
-    datasets = files(tmp_path, [6, 3], [None, actions(3)])
-    transitions = Transitions(datasets, acts=False)
-    assert transitions.actions is None
-    batch = read(datasets, transitions, 30)
-    assert set(batch) == {"frames", "after", "follows"}
-    frames, after = batch["frames"][:, 0, 0, :2].astype(int), batch["after"][:, 0, 0, :2].astype(int)
-    ends = frames[:, 1] == np.where(frames[:, 0] == 0, 5, 2)
-    np.testing.assert_array_equal(batch["follows"], ~ends)
-    np.testing.assert_array_equal(after, frames + np.stack([np.zeros(30, int), ~ends], 1))
-    in_memory = [np.asarray(datasets[0]).copy()]  # no file, no rows
-    assert read(in_memory, Transitions(in_memory, acts=False), 6)["follows"].sum() == 5
-    backwards = datasets[1][::-1]
-    with pytest.raises(InputError, match="no actions and rewards"):  # as long as the file, but not in its order
-        Transitions([backwards], acts=True)
+def test_what_has_no_rows_has_next_frames_and_no_actions(tmp_path: Path):
+    datasets = files(tmp_path, [6], [actions(6)])
+    for dataset in (np.asarray(datasets[0]).copy(), datasets[0][::-1]):  # in no file, and not in a file's order
+        batch = read([dataset], Transitions([dataset], acts=False), 6)
+        assert set(batch) == {"frames", "after", "follows"}
+        assert batch["follows"].sum() == 5
+        with pytest.raises(InputError, match="no actions and rewards"):
+            Transitions([dataset], acts=True)
 
 
 BAD = {
-    "none": ([None, actions(4)], r"0\.npy has no actions and rewards beside it.*frames record.*leave these terms at 0"),
-    "no reward": ([actions(4), {"action": np.zeros(4)}], r"1\.npy has no actions and rewards"),
+    "no reward": ([actions(4), {"action": np.zeros(4)}], r"1\.npy"),
     "in parts": (
         [actions(4), {"action$camera": np.zeros((4, 2)), "action$jump": np.zeros(4), "reward": np.zeros(4)}],
-        r"1\.npy has actions of several parts \(action\$camera, action\$jump\)",
+        r"1\.npy .*action\$camera, action\$jump",
     ),
-    "negative": ([actions(4), actions(4, action=np.array([0, -2, 1, 0]))], r"1\.npy has the action -2"),
-    "kinds": (
-        [actions(4), actions(4, action=np.zeros((4, 2)))],
-        r"several kinds: discrete.*0\.npy; continuous ones of 2",
-    ),
-    "widths": (
-        [actions(4, action=np.zeros((4, n))) for n in (3, 2)],
-        r"several kinds: .*of 3 in .*0\.npy; .*of 2 in .*1\.npy",
-    ),
-    "text": ([actions(4, action=np.array(["a"] * 4))] * 2, r"0\.npy has actions of type <U1, expected numbers"),
+    "negative": ([actions(4), actions(4, action=np.array([0, -2, 1, 0]))], r"1\.npy .*-2"),
+    "kinds": ([actions(4), actions(4, action=np.zeros((4, 2)))], r"discrete.*0\.npy; continuous ones of 2"),
+    "text": ([actions(4, action=np.array(["a"] * 4))] * 2, r"0\.npy .*<U1"),
     "no step": ([actions(4, acted=np.zeros(4, bool))] * 2, r"beside .*0\.npy .*no step"),
-    "length": ([actions(3), actions(4)], r"0\.rows\.npz does not belong to .*0\.npy"),
 }
 
 

@@ -1,11 +1,12 @@
-"""Recording with a trained agent: it sees and does what it would in an evaluation, in the environment of its
-training."""
+"""Recording with a trained agent, or with a policy of one's own: it sees and does what it would in an evaluation."""
 
 # ruff: noqa: F401, F811  # fixtures are imported, and arguments have their names
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,8 +14,14 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from agents.play.policy import load_policy
-from tests.support.steer_env import VIEWS, call, evaluated, recorded, run_of
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+
+from agents.play.policy import PlayPolicy, load_policy
+from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.util.errors import InputError
+from latent_obs.wrappers.sb3 import VecLatentObservation
+from tests.support.steer_env import EPISODE, VIEWS, Seeded, call, evaluated, played, recorded, run_of
 from vae_training.data.rows import load_rows
 from vae_training.recording.recorder import RecordConfig, record
 
@@ -103,16 +110,12 @@ def test_frame_skip_is_the_agents(
     call: Callable[..., tuple[int, str, str]], run_of: Callable[[str], Path], tmp_path: Path
 ):
     words = ("--agent", run_of("latent"), "--out", tmp_path / "a", "--frames", 4)
-    for given in (("--frame-skip", 2), ("--env-kwargs", "frame_skip", 2)):
-        code, _, err = call(*words, *given)
-        assert code == 2
-        assert "frame_skip" in err
-        assert err.count("\n") == 1
+    code, _, err = call(*words, "--env-kwargs", "frame_skip", 2)
+    assert (code, "frame_skip" in err) == (2, True)
     assert not (tmp_path / "a").exists()
     assert call(*words, "--frame-skip", 3)[0] == 0
-    code, _, err = call("--agent", run_of("Dict"), "--out", tmp_path / "b", "--frame-skip", 3)
-    assert code == 2
-    assert "frame_skip" in err
+    code, _, err = call("--agent", run_of("vector"), "--out", tmp_path / "b", "--frame-skip", 3)
+    assert (code, "frame_skip" in err) == (2, True)
 
 
 def test_another_environment_is_named(
@@ -125,11 +128,102 @@ def test_another_environment_is_named(
     assert (entry["env"], entry["frame_skip"]) == ("test/Road-v0", 3)
 
 
-def test_frames_counts_those_that_are_there(
-    call: Callable[..., tuple[int, str, str]], run_of: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("how", "words", "message"),
+    [
+        ("nothing", (), "run folder"),
+        ("another run", (), "config.json"),
+        ("damaged agent", (), "best.zip"),
+        ("good", ("--env-kwargs", "actions", 3), "actions Box(2,)"),
+        ("good", ("--env-kwargs", "kind", "dict"), "inventory/log Box(1,)"),
+        ("good", ("--env", "CartPole-v1", "--frame-skip", 3), "frame_skip"),
+        ("good", ("--which", "worst"), "worst"),
+    ],
+)
+def test_mistakes_are_a_line_each(
+    call: Callable[..., tuple[int, str, str]],
+    run_of: Callable[[str], Path],
+    tmp_path: Path,
+    how: str,
+    words: tuple[object, ...],
+    message: str,
 ):
-    words = ("--agent", run_of("latent"), "--out", tmp_path, "--frames")
-    assert call(*words, 8)[0] == 0
-    assert call(*words, 8)[0] == 0
-    assert call(*words, 12)[0] == 0
-    assert [len(np.load(file)) for file in sorted(tmp_path.glob("*.npy"))] == [8, 4]
+    agent = tmp_path / "agent"
+    if how != "nothing":
+        shutil.copytree(run_of("latent"), agent)
+    if how == "another run":
+        (agent / "config.json").write_text(json.dumps({"frames": "frames", "out": "runs/vae", "beta": 1.0}))
+    elif how == "damaged agent":
+        (agent / "best.zip").write_bytes((agent / "best.zip").read_bytes()[:1000])
+    code, _, err = call("--agent", agent, "--out", tmp_path / "out", *words)
+    assert code == 2
+    assert message in err
+    assert err.startswith("latent-obs frames record: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+# Policies of one's own
+
+
+def test_an_agent_of_ones_own_behind_its_wrappers(encoder: FrozenEncoder, tmp_path: Path):
+    """Whatever wraps an environment in training wraps what is recorded: a history, statistics, each new with an
+    episode."""
+
+    def wrap(env: gym.Env[Any, Any]) -> VecEnv:
+        venv = VecLatentObservation(DummyVecEnv([lambda: env]), encoder, history=3)
+        wrapped = VecNormalize(venv, training=False)
+        wrapped.obs_rms.mean[:] = np.linspace(-1, 1, len(wrapped.obs_rms.mean))  # pyright: ignore[reportAttributeAccessIssue]
+        return wrapped
+
+    model = PPO("MlpPolicy", wrap(gym.make("test/Steer-v0")), n_steps=8, batch_size=8, device="cpu", seed=2)
+    config = RecordConfig("test/Steer-v0", tmp_path, frames=14, size=None)
+    record(config, policy=PlayPolicy(model, wrap, deterministic=True, notes={"name": "mine"}))
+    (found,) = recorded(tmp_path)
+    assert len(found) > 2 * EPISODE
+    np.testing.assert_allclose(found, played(model, wrap(Seeded(gym.make("test/Steer-v0"))), len(found)), atol=1e-5)
+    (entry,) = json.loads((tmp_path / "recording.json").read_text())["files"].values()
+    assert entry["agent_notes"] == {"name": "mine", "deterministic": True}
+
+
+class Twice(gym.Wrapper[Any, Any, Any, Any]):
+    """Skips frames, which is the environment's own business."""
+
+    def step(self, action: Any) -> Any:
+        self.env.step(action)
+        return self.env.step(action)
+
+
+@pytest.mark.parametrize("wrapper", [Twice, lambda env: gym.wrappers.TimeLimit(env, 2)])
+def test_wrappers_that_do_more_than_show_are_refused(wrapper: Any, tmp_path: Path):
+    model = PPO("MlpPolicy", gym.make("test/Steer-v0"), n_steps=8, batch_size=8, device="cpu")
+    with pytest.raises(InputError, match="only"):
+        record(RecordConfig("test/Steer-v0", tmp_path, frames=9), policy=PlayPolicy(model, wrapper))
+
+
+class Listed:
+    """Does nothing, and lists what it is asked."""
+
+    notes, settings = {"name": "nobody"}, {}
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def begin(self, env: gym.Env[Any, Any]) -> None:
+        self.asked.append("begin")
+
+    def reset(self, seed: int | None) -> None:
+        self.asked.append(seed)
+
+    def __call__(self, observation: Any) -> Any:
+        assert observation.shape == (24, 20, 3)
+        self.asked.append("act")
+        return np.zeros(2, np.float32)
+
+
+def test_what_a_policy_is_asked(tmp_path: Path):
+    policy = Listed()
+    record(RecordConfig("test/Steer-v0", tmp_path, frames=13, frames_per_file=9, seed=7), policy=policy)
+    assert policy.asked == ["begin", 7, *["act"] * 5, None, *["act"] * 2, 8, *["act"] * 3]
+    with pytest.raises(InputError, match="env must be given"):
+        record(RecordConfig(agent=tmp_path, out=tmp_path / "b"), policy=policy)

@@ -1,4 +1,4 @@
-"""Recording ViZDoom: interrupts and kills of a real game, and what its engine tells of the frames."""
+"""Recording ViZDoom: interrupts and kills of a real game, and what its engine reports of the frames."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ import pytest
 
 from latent_obs.envs.pixel_envs import make_pixel_env
 from vae_training.data.frames import get_datasets
-from vae_training.data.rows import load_rows, targets_of
+from vae_training.data.rows import load_rows
 from vae_training.recording.recorder import RecordConfig, record
 from vae_training.recording.state import StateReader, boxes_of, is_vizdoom
 
@@ -90,28 +90,16 @@ def test_vizdoom_interrupted_killed_and_finished(tmp_path: Path):
     assert [manifest["files"][Path(str(f.filename)).name]["seed"] for f in datasets] == list(range(len(datasets)))
 
 
-def test_vizdoom_has_no_black_frames_and_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)  # the engine writes _vizdoom.ini where it is started
-    for out in ("a", "b"):
-        cfg = RecordConfig("VizdoomBasic-v1", tmp_path / out, frames=700, frames_per_file=350, size=32, frame_skip=4)
-        record(cfg)
-    for first, second in zip(get_datasets(tmp_path / "a"), get_datasets(tmp_path / "b"), strict=True):
-        assert first.reshape(len(first), -1).max(axis=1).min() > 0
-        np.testing.assert_array_equal(first, second)
-    one, two = get_datasets(tmp_path / "a")
-    assert (np.asarray(one) != np.asarray(two)).any()
-
-
 @pytest.fixture(scope="module")
 def basic(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some episodes of ViZDoom Basic, with all that its engine tells."""
+    """Some episodes of ViZDoom Basic, with all that its engine reports."""
     home = tmp_path_factory.mktemp("basic")
     with contextlib.chdir(home):
         record(RecordConfig("VizdoomBasic-v1", home / "with", frames=800, frames_per_file=500, size=64, frame_skip=4))
     return home
 
 
-def test_what_the_engine_tells_changes_no_frame(basic: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_the_engine_reports_changes_no_frame(basic: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(basic)
     config = RecordConfig(
         "VizdoomBasic-v1", basic / "without", frames=800, frames_per_file=500, frame_skip=4, state=False
@@ -122,6 +110,7 @@ def test_what_the_engine_tells_changes_no_frame(basic: Path, monkeypatch: pytest
     for file in files:
         other = basic / "without" / file.name
         assert file.read_bytes() == other.read_bytes()
+        assert np.load(file).reshape(len(np.load(file)), -1).max(axis=1).min() > 0  # no black last pictures
         rows, plain = load_rows(file), load_rows(other)
         assert set(plain) == {"action", "reward", "terminated", "truncated", "acted", "first"}
         for name, column in plain.items():
@@ -144,24 +133,6 @@ def test_the_observation_space_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assert not any(name.startswith("observation$") for name in values)
         # Of another view no places are known.
         assert not any(name.startswith("object$") for name in StateReader(env, "automap")(observation))
-
-
-def test_where_the_monster_is_follows_from_where_the_player_is(basic: Path):
-    """The player only steps sideways, and the monster stands: its place in the picture is linear in the player's."""
-    checked = 0
-    for file in sorted((basic / "with").glob("*.npy")):
-        rows = load_rows(file)
-        targets = targets_of(rows)
-        begins = np.flatnonzero(rows["first"])
-        for start, end in zip(begins, [*begins[1:], len(rows["first"])], strict=True):
-            x, width = targets["object$Cacodemon.x"][start:end], targets["object$Cacodemon.width"][start:end]
-            whole = np.isfinite(x) & (x + width / 2 < 0.99) & (x - width / 2 > 0.01)  # not cut by the picture's edge
-            place = rows["state$POSITION_Y"][start:end][whole]
-            if whole.sum() < 10 or np.ptp(place) < 40:
-                continue
-            checked += 1
-            assert np.corrcoef(place, x[whole])[0, 1] > 0.99
-    assert checked >= 3
 
 
 def test_the_box_is_around_what_is_drawn(basic: Path):
@@ -207,21 +178,16 @@ def test_the_largest_of_a_class_and_no_effects():
         [
             thing("Imp", 0, 0, 10, 10),
             thing("Imp", 160, 60, 32, 24),
-            thing("Imp", 5, 5, 40, 2),
             thing("Clip", 319, 0, 1, 240),
             thing("DoomPlayer", 100, 100, 99, 99, "Self"),
-            thing("DoomPlayer", 80, 60, 16, 12, "Player"),
             thing("Blood", 1, 1, 9, 9, "Gibs"),
             thing("BulletPuff", 1, 1, 9, 9, "Explosive"),
             thing("Fog", 1, 1, 9, 9, "SFX"),
-            thing("DoomImpBall", 0, 0, 320, 240, "Explosive"),
         ],
         (320, 240),
     )
     assert {name: [round(float(n), 5) for n in box] for name, box in found.items()} == {
         "object$Imp": [1, 0.55, 0.3, 0.1, 0.1],
         "object$Clip": [1, 0.99844, 0.5, 0.00313, 1],
-        "object$DoomPlayer": [1, 0.275, 0.275, 0.05, 0.05],
-        "object$DoomImpBall": [1, 0.5, 0.5, 1, 1],
     }
     assert all(box.dtype == np.float32 for box in found.values())
