@@ -1,5 +1,4 @@
-"""Which settings of the CVAE keep what acting needs: betas, schedules, objectives and bottlenecks, on three kinds of
-frames.
+"""Which settings of the CVAE keep what acting needs: betas, schedules, losses and bottlenecks on three kinds of frames.
 
 Every run trains on as many images, with the same network but for what is named, and is measured on recordings that it
 never

@@ -205,9 +205,11 @@ def main(options: Options) -> None:
         k: v for k, v in dataclasses.asdict(first).items() if k in ("env", "frame_skip", "n_steps")
     }
     print(
-        f"Medians of {options.rounds} interleaved rounds of {options.steps:,} steps; ratios are medians of the rounds' own. "
+        f"Medians of {options.rounds} interleaved rounds of {options.steps:,} steps; ratios are "
+        f"medians of the rounds' own. "
         f"{options.envs} environments, {settings}. PPO as epochs/batch size. Latents: {latent_threads or 'default'} "
-        f"thread(s). Device {options.device}. Targets: latents at least 1.7 times pixels at 10/64; their rollouts alone at "
+        f"thread(s). Device {options.device}. Targets: latents at least 1.7 times pixels at 10/64; "
+        f"their rollouts alone at "
         "least 85% of the random policy."
     )
 

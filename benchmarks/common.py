@@ -22,7 +22,8 @@ def machine_line(device: str = "cpu") -> str:
     gpu = f", {torch.cuda.get_device_name(torch.device(device))}" if device.startswith("cuda") else ""
     return (
         f"Machine: {processor()}, {cores()} core(s) usable{load}{gpu}, {platform.system()}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s) by default."
+        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} "
+        f"thread(s) by default."
     )
 
 

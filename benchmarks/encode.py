@@ -285,7 +285,8 @@ def table(name: str, envs: int, threads: int, options: Options) -> str:
         )
     header = ["step", "µs", "frames/s", "× by hand", "× one each", "GFLOP/s", "of large conv."]
     return (
-        f"\n{name} ({encode_flops(architecture) / 1e6:.1f} MFLOP a frame), {envs} environments, {threads} thread(s); a large "
+        f"\n{name} ({encode_flops(architecture) / 1e6:.1f} MFLOP a frame), {envs} environments, "
+        f"{threads} thread(s); a large "
         f"convolution has {large['convolution']:.0f} GFLOP/s, a large product {large['matmul']:.0f}, in float32:\n\n"
         + markdown_table(header, rows)
     )

@@ -147,7 +147,8 @@ def main(options: Options) -> None:
         f"\n{len(files)} clips, {cores} core(s), a decoder with {cores} thread(s)\n\n{markdown_table(header, rows)}\n"
     )
     print(
-        f"Medians of {options.rounds} interleaved rounds; ratios are those of the rounds. Target: >= 0.80 of decode, RGB."
+        f"Medians of {options.rounds} interleaved rounds; ratios are those of the rounds. Target: "
+        f">= 0.80 of decode, RGB."
     )
 
 

@@ -267,9 +267,7 @@ class FactorScenes:
         return 255 * np.array([colorsys.hsv_to_rgb(hue, saturation, brightness) for hue in hues], np.float32)
 
     def _degrees(self, name: str, values: Values, span: tuple[float, float]) -> NDArray[np.float64]:
-        """A factor as an angle, (n,): over the span, or all the way round, where the last value is followed by the
-        first.
-        """
+        """A factor as an angle, (n,): over the span, or all around where the factor is circular."""
         if self.circular and name in self._column:
             return 360.0 * self._values_of(name, values) / self._counts[name]
         return span[0] + (span[1] - span[0]) * self._share(name, values)
@@ -302,16 +300,12 @@ class FactorScenes:
 
 
 def _covered(distance: Floats) -> Floats:
-    """How much of a pixel is inside of a straight edge, from 0 to 1, when its middle is so many pixels outside of
-    it.
-    """
+    """The share of a pixel inside a straight edge, when its middle is so many pixels outside."""
     return np.clip(np.float32(0.5) - distance, 0, 1)
 
 
 def _inside(kind: int, u: Floats, v: Floats, radius: Floats) -> Floats:
-    """How much of a pixel is inside of a shape whose area is that of a disc of the radius; products are for the
-    corners.
-    """
+    """The share of a pixel inside a shape with the area of a disc of the radius; products are for the corners."""
     flat, upright = np.abs(u), np.abs(v)
     match SHAPES[kind]:
         case "disc":

@@ -124,7 +124,8 @@ def main(options: Options) -> None:
         encoders["principal components"] = load_pca(options.pca, device="cpu")
     print(machine_line())
     print(
-        f"{len(frames):,} frames of {options.frames} show {options.object}, {int(tested.sum()):,} of them are tested on.\n"
+        f"{len(frames):,} frames of {options.frames} show {options.object}, {int(tested.sum()):,} "
+        f"of them are tested on.\n"
     )
     rows = []
     for name, encoder in encoders.items():

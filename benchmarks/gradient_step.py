@@ -172,9 +172,7 @@ STEPPERS: dict[str, tuple[Callable[[torch.device], Callable[[Frames], None]], bo
 
 
 def serve_arm(name: str, options: Options, pipe: Connection) -> None:
-    """Measure one way whenever asked, in a process of its own: how the C library keeps memory is a matter of the
-    process.
-    """
+    """Measure one way on request, in a process of its own: the C library keeps memory by process."""
     stepper, kept = STEPPERS[name]
     frames = smooth_frames(8 * options.batch_size, np.random.default_rng(1))
     batches = frames.reshape(8, options.batch_size, 64, 64, 3)
@@ -288,13 +286,15 @@ def main(options: Options) -> None:
     ]
     print(f"\n{markdown_table(header, rows)}\n")
     print(
-        f"Medians of {options.rounds} interleaved rounds, batch {options.batch_size}, {threads} thread(s), {options.device}; "
+        f"Medians of {options.rounds} interleaved rounds, batch {options.batch_size}, {threads} "
+        f"thread(s), {options.device}. "
         f"{flops / 1e6:.0f} MFLOP an image; a matrix product of 1024² reaches {matmul:.0f} GFLOP/s, a large "
         f"convolution (forward only) {convolution:.0f}."
     )
     if wait_shares:
         print(
-            f"train() waited for frames {statistics.median(wait_shares):.1%} of its time (median), the first super-batch, "
+            f"train() waited for frames {statistics.median(wait_shares):.1%} of its time (median), "
+            f"the first super-batch, "
             f"for which there is nothing to do meanwhile, included; {options.train_epochs} epochs of "
             f"{options.train_frames:,} frames."
         )

@@ -1,5 +1,4 @@
-"""Speed and memory of loading: super-batches of random frames, from files that are in memory and from files that are
-not.
+"""Speed and memory of loading: super-batches of random frames from files that are cached and from files that are not.
 
 Against a plain sequential read of as many bytes, and against reading a memory map one index at a time in random order,
 as most would first write it. Then how long training waits for frames, and the peak of resident memory with a small and
@@ -282,7 +281,8 @@ def main(options: Options) -> None:
             print(markdown_table(["dataset", "before, MB", "peak, MB", "added, MB"], rows))
             print(f"\nTwo super-batches are {2 * options.super_batch * _FRAME_BYTES / 1e6:.0f} MB.")
     print(
-        f"\nMedians of {options.rounds} interleaved rounds, {options.disk_rounds} from disk; load {os.getloadavg()[0]:.1f} now."
+        f"\nMedians of {options.rounds} interleaved rounds, {options.disk_rounds} from disk; load "
+        f"{os.getloadavg()[0]:.1f} now."
     )
 
 

@@ -1,9 +1,8 @@
-"""What the MineRL adapter costs: a step through it against a bare step of minerl's own client, on the same stand-in
-game.
+"""The cost of the MineRL adapter: a step through it against a bare step of minerl's client, on one stand-in game.
 
-The stand-in (`tests/support/minerl_server`) is not Minecraft: it answers at once, so that what is measured is the client. A step of
-the real game takes some 10 ms and more. Each arm has a stand-in in a process of its own, which rests while another arm
-is measured.
+The stand-in (`tests/support/minerl_server`) is not Minecraft: it answers at once, so that what is measured is the
+client. A step of the real game takes some 10 ms and more. Each arm has a stand-in in a process of its own, which
+rests while another arm is measured.
 """
 
 import contextlib

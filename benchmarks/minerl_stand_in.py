@@ -1,15 +1,15 @@
-"""What agents learn from pixels and from latents through MineRL's real client, in a stand-in game: no real Minecraft
-here.
+"""What agents learn from pixels and latents through MineRL's real client, in a stand-in game (not Minecraft).
 
-The stand-in (`tests/support/minerl_server`) speaks Malmo's protocol and shows a flat toy world: turn to the one trunk in sight, and
-chop. What is learnt there, and how fast, says nothing of Minecraft; it says that pictures, actions, rewards and ends of
-MineRL's tasks reach each kind of agent as they should, and what each kind costs on top of the client.
+The stand-in (`tests/support/minerl_server`) speaks Malmo's protocol and shows a flat toy world: turn to the one trunk
+in sight, and chop. What is learnt there, and how fast, says nothing of Minecraft; it says that pictures, actions,
+rewards and ends of MineRL's tasks reach each kind of agent as they should, and what each kind costs on top of the
+client.
 
-Frames of a random policy come first, then an encoder and principal components of them, then an agent for each kind and
-seed, one after the other. With `--serve N` it only starts N games on ports that follow one another, and waits, for
-`latent-obs`
-itself: `latent-obs train-agent --env MineRLTreechop-v0 --env-kwargs port PORT`, with two games for each environment, as
-evaluations have their own; `compare` must make one run at a time, as a game plays with one agent at a time.
+Frames of a random policy come first, then an encoder and principal components of them, then an agent for each kind
+and seed, one after the other. With `--serve N` it only starts N games on ports that follow one another, and waits,
+for `latent-obs` itself: `latent-obs train-agent --env MineRLTreechop-v0 --env-kwargs port PORT`, with two games for
+each environment, as evaluations have their own; `compare` must make one run at a time, as a game plays with one agent
+at a time.
 """
 
 import contextlib

@@ -1,5 +1,4 @@
-"""Memory of a replay buffer, and the time of a sample from it: latents beside pixels, in Stable-Baselines3's own
-buffer.
+"""Memory of Stable-Baselines3's replay buffer, and the time of a sample from it: latents beside pixels.
 
 The latents' buffer is filled to the last step; the pixels' one is filled as far as the memory limit given lets it, and
 the rest is computed (a page of it that was never written takes no memory). Each runs in a process of its own.
@@ -47,9 +46,7 @@ ARMS: dict[str, tuple[spaces.Box, bool]] = {
 
 
 def measure(name: str, options: Options, results: Any) -> None:
-    """Fill one buffer; its size in bytes, what was filled, what the process grew by, seconds per added step and per
-    sample.
-    """
+    """Fill one buffer; returns bytes, share filled, growth of the process, and seconds per added step and sample."""
     space, once = ARMS[name]
     before = psutil.Process().memory_info().rss
     buffer = ReplayBuffer(

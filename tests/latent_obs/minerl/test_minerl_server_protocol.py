@@ -20,7 +20,8 @@ from tests.support.minerl_server.clients import Raw
 #: A mission as short as one can be; the real ones come from the real client.
 MISSION = """<MissionInit xmlns="http://ProjectMalmo.microsoft.com"><Mission><ModSettings><MsPerTick>50</MsPerTick></ModSettings>
 <ServerQuitFromTimeUp timeLimitMs="500"/><AgentSection><AgentStart><Inventory>
-<InventoryObject slot="0" type="iron_axe"/></Inventory></AgentStart><AgentHandlers><ObservationFromFullInventory flat="false"/><VideoProducer want_depth="false">
+<InventoryObject slot="0" type="iron_axe"/></Inventory></AgentStart><AgentHandlers>
+<ObservationFromFullInventory flat="false"/><VideoProducer want_depth="false">
 <Width>32 </Width><Height>24</Height></VideoProducer><RewardForPossessingItem sparse="false" excludeLoops="true"><Item
 amount="1" reward="2" type="log"/></RewardForPossessingItem></AgentHandlers></AgentSection></Mission></MissionInit>"""
 
