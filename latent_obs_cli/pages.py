@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,21 @@ from agents.compare.statistics import Estimate, number
 from agents.compare.study import BASELINE
 from latent_obs.util.atomic import write_json
 from latent_obs_cli.plots import draw
-from vae_training.report.page import render_html, write_html
+from vae_training.report.page import write_html
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SHOWN = 6  # of the runs that are not finished
 Cells = tuple[list[str], list[list[str]]]
 
 
-@dataclass(frozen=True)
-class Section:
-    """A heading, a few sentences, and a picture or video.
-
-    Attributes:
-        title: The heading.
-        text: What one sees and how to read it.
-        media: A .png or .mp4 file, embedded in the page.
-    """
-
-    title: str
-    text: str
-    media: Path | None = None
-
-
 def write_page(
-    target: Path, *, title: str, lead: str, results: dict[str, str], sections: list[Section], commands: list[str]
+    target: Path,
+    *,
+    title: str,
+    lead: str,
+    results: dict[str, str],
+    sections: list[tuple[str, str, Path]],
+    commands: list[str],
 ) -> Path:
     """Write the page of a quickstart.
 
@@ -44,7 +34,7 @@ def write_page(
         title: Its heading.
         lead: What it shows, in a sentence.
         results: Name and value of each result, for the table at the top.
-        sections: What to look at.
+        sections: What to look at: heading, text, and a .png or .mp4 file, which is embedded.
         commands: Commands to go on with.
     """
     values = {"title": title, "lead": lead, "results": results, "sections": sections, "commands": commands}
@@ -70,29 +60,16 @@ def write_comparison(results: Results, out: Path) -> tuple[Path, dict[str, Any]]
     return write_html(out / "compare.html", _TEMPLATES / "compare.html.j2", values), summary
 
 
-def page(results: Results, summary: dict[str, Any], pictures: dict[str, Path]) -> str:
-    """The page of a comparison as HTML.
-
-    Args:
-        results: The raw numbers.
-        summary: From `agents.compare.summarize`.
-        pictures: From `latent_obs_cli.plots.draw`.
-    """
-    return render_html(_TEMPLATES / "compare.html.j2", _values(results, summary, pictures))
-
-
 def _values(results: Results, summary: dict[str, Any], pictures: dict[str, Path]) -> dict[str, Any]:
     runs = [run for task in results.runs.values() for arm in task.values() for run in arm]
-    missing = summary["missing"]
-    failed = [f"{name}: {why}" for name, why in missing.items() if why.startswith("failed")]
-    unfinished = [name for name, why in missing.items() if not why.startswith("failed")]
+    unfinished = [name for name, why in summary["missing"].items() if not why.startswith("failed")]
     more = f"; and {len(unfinished) - _SHOWN} more" if len(unfinished) > _SHOWN else ""
     machines = Counter(_machine(run) for run in runs)
     return {
         "study": results.study,
         "runs": len(runs),
         "summary": summary,
-        "failed": failed,
+        "failed": [f"{name}: {why}" for name, why in summary["missing"].items() if why.startswith("failed")],
         "unfinished": [f"not finished: {'; '.join(unfinished[:_SHOWN])}{more}"] if unfinished else [],
         "pictures": pictures,
         "estimate": _estimate,
@@ -109,6 +86,16 @@ def _values(results: Results, summary: dict[str, Any], pictures: dict[str, Path]
 
 def _returns(task: dict[str, Any]) -> Cells:
     """Returns of a task's arms, with what they are beside the pixel agent."""
+    heads = [
+        "arm",
+        "by seed",
+        "mean [95%]",
+        "t interval",
+        "IQM [95%]",
+        "IQM − pixels",
+        "P(better than pixels)",
+        "solved",
+    ]
     rows: list[list[str]] = []
     for arm, numbers in task["arms"].items():
         against = numbers.get("against_pixels") if arm != BASELINE else None
@@ -120,21 +107,11 @@ def _returns(task: dict[str, Any]) -> Cells:
                 _estimate(numbers["mean"]),
                 "–" if t_interval is None else f"{number(t_interval[0])} to {number(t_interval[1])}",
                 _estimate(numbers["iqm"]),
-                "" if against is None else _estimate(against["difference"]),
-                "" if against is None else _estimate(against["probability_of_improvement"]),
+                _estimate(against and against["difference"]),
+                _estimate(against and against["probability_of_improvement"]),
                 "" if success is None else f"{success:.0%}",
             ]
         )
-    heads = [
-        "arm",
-        "by seed",
-        "mean [95%]",
-        "t interval",
-        "IQM [95%]",
-        "IQM − pixels",
-        "P(better than pixels)",
-        "solved",
-    ]
     used = 8 if any(row[7] for row in rows) else 7
     return heads[:used], [row[:used] for row in rows]
 
@@ -171,8 +148,8 @@ def _over_tasks(over: dict[str, Any]) -> Cells:
     rows: list[list[str]] = []
     for arm, numbers in over["arms"].items():
         better = numbers.get("probability_of_improvement") if arm != BASELINE else None
-        shown = [_estimate(numbers[name]) for name in ("iqm", "mean", "optimality_gap")]
-        rows.append([arm, str(numbers["seeds"]), *shown, "" if better is None else _estimate(better)])
+        shown = [numbers[name] for name in ("iqm", "mean", "optimality_gap")]
+        rows.append([arm, str(numbers["seeds"]), *map(_estimate, (*shown, better))])
     return ["arm", "seeds", "IQM [95%]", "mean [95%]", "optimality gap [95%]", "P(better than pixels)"], rows
 
 
@@ -190,8 +167,8 @@ def _machine(run: dict[str, Any]) -> str:
     return f"{run['machine']}; {run['jobs']} run(s) at once, {run['threads']} thread(s) of torch each; {versions}"
 
 
-def _estimate(values: dict[str, float]) -> str:
-    return str(Estimate(**values))
+def _estimate(values: dict[str, float] | None) -> str:
+    return "" if values is None else str(Estimate(**values))
 
 
 def _value(value: Any) -> str:

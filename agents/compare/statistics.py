@@ -22,26 +22,11 @@ Run = dict[str, Any]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and the 95% interval around it.
-
-    Attributes:
-        value: The estimate.
-        low: Lower end of the interval; equal to `value` for a single seed.
-        high: Upper end.
-    """
+    """A number and the 95% interval around it, which is the number itself for a single seed."""
 
     value: float
     low: float
     high: float
-
-    def above(self, other: "Estimate") -> bool:
-        """Whether the whole interval lies above another one.
-
-        Example:
-            >>> Estimate(3, 2, 4).above(Estimate(1, 0, 1.5)), Estimate(3, 2, 4).above(Estimate(1, 0, 2.5))
-            (True, False)
-        """
-        return self.low > other.high
 
     def __str__(self) -> str:
         return f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
@@ -85,11 +70,7 @@ def aggregates(scores: ArrayLike) -> dict[str, Estimate]:
 
 
 def versus(scores: ArrayLike, other: ArrayLike) -> dict[str, Estimate]:
-    """Compare two arms, which may have different numbers of seeds.
-
-    Args:
-        scores: (seeds, tasks).
-        other: (seeds, tasks) of the other arm.
+    """Compare two arms, each (seeds, tasks), which may have different numbers of seeds.
 
     Returns:
         "difference" of the interquartile means, and "probability_of_improvement" from `chance_of_more`.
@@ -121,11 +102,7 @@ def iqm(values: Array) -> Array:
 
 
 def chance_of_more(x: Array, y: Array) -> Array:
-    """P(x > y) + P(x = y) / 2 of two runs on the same task, averaged over tasks.
-
-    Args:
-        x: (..., seeds, tasks).
-        y: (..., seeds of the other arm, tasks).
+    """P(x > y) + P(x = y) / 2 of two runs on the same task, averaged over tasks; arrays of (..., seeds, tasks).
 
     Example:
         >>> float(chance_of_more(np.array([[2.0], [1.0]]), np.array([[1.0], [1.0]])))
@@ -140,11 +117,6 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
     Raises:
         MissingExtraError: scipy is not installed.
-
-    Example:
-        >>> low, high = t_interval([1.0, 2.0, 3.0])
-        >>> round(low, 2), round(high, 2)
-        (-0.48, 4.48)
     """
     if len(values) < 2:
         return None
@@ -166,14 +138,7 @@ def _estimate(value: Array, drawn: Array) -> Estimate:
 
 @dataclass(frozen=True)
 class Curve:
-    """Interquartile mean of the evaluations of several seeds, with pointwise 95% intervals.
-
-    Attributes:
-        at: (points,) environment steps, or seconds of training.
-        iqm: (points,) returns.
-        low: (points,) lower ends of the intervals.
-        high: (points,) upper ends.
-    """
+    """Interquartile mean of the evaluations of several seeds, with pointwise 95% intervals, at steps or seconds."""
 
     at: list[float]
     iqm: list[float]
@@ -182,14 +147,9 @@ class Curve:
 
 
 def mean_curve(runs: Sequence[Run], over: str) -> Curve | None:
-    """The learning curve of an arm, over the range in which all its seeds have evaluations.
+    """The learning curve of an arm over "step" or "seconds", in the range in which all its seeds have evaluations.
 
-    Args:
-        runs: Finished runs, one per seed.
-        over: "step" or "seconds".
-
-    Returns:
-        The curve; None if there is no such range.
+    None if there is no such range.
     """
     places, returns = [_column(run, over) for run in runs], [_column(run, "mean_return") for run in runs]
     if not runs or any(len(place) == 0 for place in places):
@@ -208,14 +168,7 @@ def mean_curve(runs: Sequence[Run], over: str) -> Curve | None:
 
 
 def at_seconds(run: Run, seconds: float) -> float | None:
-    """The return of a run at a time of training, interpolated between evaluations; later, that of the last one.
-
-    Args:
-        run: A finished run.
-        seconds: Seconds of training.
-
-    Returns:
-        The return; None before the first evaluation.
+    """The return of a run after so many seconds of training, interpolated between evaluations; None before the first.
 
     Example:
         >>> run = {"evaluations": [{"seconds": 10, "mean_return": 0}, {"seconds": 20, "mean_return": 5}]}
@@ -250,5 +203,4 @@ def mean_reach(runs: Sequence[Run], target: float) -> dict[str, float] | None:
 
 
 def _column(run: Run, name: str) -> Array:
-    """One number of each evaluation of a run, (evaluations,)."""
     return np.array([row[name] for row in run["evaluations"]], np.float64)
