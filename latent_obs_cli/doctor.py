@@ -114,7 +114,7 @@ def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def run_doctor(words: Sequence[str]) -> None:
-    """Parse `latent-obs doctor`, and report; without tyro, which may be what is missing. Exits 1 if something is wrong."""
+    """Parse `latent-obs doctor` without tyro, which may be missing, and report. Exits 1 if something is broken."""
     about = (
         "Check this machine and this installation: what is there, what is missing, the command that installs it, and "
         "what can be done now. Exit status 1 if something is broken."
