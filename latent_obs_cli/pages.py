@@ -1,4 +1,4 @@
-"""The pages of the command line: the summary of a quickstart, and a comparison of agents."""
+"""The page of a comparison of agents."""
 
 import json
 from collections import Counter
@@ -16,29 +16,6 @@ from vae_training.report.page import write_html
 _TEMPLATES = Path(__file__).parent / "templates"
 _SHOWN = 6  # of the runs that are not finished
 Cells = tuple[list[str], list[list[str]]]
-
-
-def write_page(
-    target: Path,
-    *,
-    title: str,
-    lead: str,
-    results: dict[str, str],
-    sections: list[tuple[str, str, Path]],
-    commands: list[str],
-) -> Path:
-    """Write the page of a quickstart.
-
-    Args:
-        target: The HTML file; it appears whole or not at all.
-        title: Its heading.
-        lead: What it shows, in a sentence.
-        results: Name and value of each result, for the table at the top.
-        sections: What to look at: heading, text, and a .png or .mp4 file, which is embedded.
-        commands: Commands to go on with.
-    """
-    values = {"title": title, "lead": lead, "results": results, "sections": sections, "commands": commands}
-    return write_html(target, _TEMPLATES / "quickstart.html.j2", values)
 
 
 def write_comparison(results: Results, out: Path) -> tuple[Path, dict[str, Any]]:

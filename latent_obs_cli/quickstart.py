@@ -14,8 +14,7 @@ from agents.compare.runs import read_json
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError, check_count, require
-from latent_obs_cli.pages import write_page
-from latent_obs_cli.plots import overview, plot_agent, plot_vae
+from latent_obs_cli.plots import plot_agent, plot_vae
 from vae_training import (
     CVAE,
     RecordConfig,
@@ -27,9 +26,11 @@ from vae_training import (
     train,
     traversal_sheet,
 )
+from vae_training.report.page import write_html
 from vae_training.training.checkpoint import load_checkpoint
 from vae_training.training.logs import save_picture
 
+_TEMPLATE = Path(__file__).parent / "templates" / "quickstart.html.j2"
 _HOW_TO_GO_ON = "Go on with (with ./uvw run or uv run in front, if the environment is not active)"
 _SIGMAS = 3.0  # standard errors above the random policy from which the agent counts as trained
 
@@ -192,58 +193,31 @@ def _page(
     config: QuickstartConfig, trained: Evaluation, chance: Evaluation, video: Path, seconds: dict[str, float]
 ) -> Path:
     """Draw the pictures, and write the page."""
-    pictures, vae = config.out / "pictures", config.vae
+    folder, vae = config.out / "pictures", config.vae
+    pictures = {name: folder / f"{name}.png" for name in ("reconstructions", "traversal", "vae", "agent")}
     _, held_out = split_held_out(get_datasets(vae.frames))
     frames = np.array(held_out[0][:: max(1, len(held_out[0]) // 200)])
     model = CVAE.from_architecture(read_encoder_folder(vae.out).architecture, vae.beta)
     best, latest = (vae.out / "checkpoints" / f"{name}.safetensors" for name in ("best", "latest"))
     load_checkpoint(best if best.exists() else latest, model)
-    save_picture(pictures / "reconstructions.png", reconstruction_sheet(model, frames[:: max(1, len(frames) // 9)][:9]))
-    save_picture(pictures / "traversal.png", traversal_sheet(model, frames[0], sample=frames))
-    plot_vae(vae.out, pictures / "vae.png")
-    plot_agent(config.agent.out, pictures / "agent.png", chance=chance, final=trained)
-    overview([pictures / "reconstructions.png", pictures / "agent.png"], pictures / "overview.png")
-    return write_page(
-        config.out / "summary.html",
-        title="latent-obs quickstart",
-        lead=f"{config.env}: an agent that learnt from {vae.latent_dim} numbers a frame and never saw a pixel.",
-        results={
+    save_picture(pictures["reconstructions"], reconstruction_sheet(model, frames[:: max(1, len(frames) // 9)][:9]))
+    save_picture(pictures["traversal"], traversal_sheet(model, frames[0], sample=frames))
+    plot_vae(vae.out, pictures["vae"])
+    plot_agent(config.agent.out, pictures["agent"], chance=chance, final=trained)
+    values = {
+        "env": config.env,
+        "latent_dim": vae.latent_dim,
+        "results": {
             "Trained agent, mean return": str(trained),
             "Random policy, mean return": str(chance),
             "Difference": f"{trained.sigmas_above(chance):.1f} standard errors",
             **{f"Time: {name}": f"{time:.0f} s" for name, time in seconds.items()},
         },
-        sections=[
-            (
-                "The agent at play",
-                "Left, the game. Right, the latent vector that the agent acts on, decoded. What is faint there is "
-                "faint in the latent too, though a small network may still find it.",
-                video,
-            ),
-            (
-                "Learning curve",
-                "Return of whole episodes over training. The grey line is the random policy, with its standard error; "
-                "the dashed line is the best agent on episodes that neither training nor its selection saw.",
-                pictures / "agent.png",
-            ),
-            (
-                "Reconstructions",
-                "Above, frames of a recording that training never saw. Below, what their mean latents decode to.",
-                pictures / "reconstructions.png",
-            ),
-            (
-                "Latent traversal",
-                "Each row changes one latent over its range and keeps the others: the six that carry most information.",
-                pictures / "traversal.png",
-            ),
-            (
-                "Losses and the schedule of beta",
-                "Beta rises from 0 in cycles (Fu et al. 2019); the KL falls as it does.",
-                pictures / "vae.png",
-            ),
-        ],
-        commands=[f"# {_HOW_TO_GO_ON}", *_commands(config)],
-    )
+        "video": video,
+        "pictures": pictures,
+        "commands": [f"# {_HOW_TO_GO_ON}", *_commands(config)],
+    }
+    return write_html(config.out / "summary.html", _TEMPLATE, values)
 
 
 def _commands(config: QuickstartConfig) -> list[str]:

@@ -49,8 +49,7 @@ _FORMAT, _FORMAT_VERSION = "latent-obs-report", 1
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 _MOST_FRAMES = 20_000  # that PCA and probes are fitted on
 _NOTHING_KNOWN = (
-    "nothing is known of the state beside these frames (frames record keeps it where the environment reports it; or "
-    "give --targets FILE)"
+    "there is no state beside these frames: record with an environment that reports it, or give --targets FILE"
 )
 
 
@@ -153,23 +152,19 @@ def report(
     with work.step("stability", "shifts, brightness, neighboring frames"):
         pairs = neighbors(recordings.held_out, config.held_out_frames, model.contract)
         stability = measure_stability(model.means, sample.frames, pairs, seed=config.seed)
-    with work.step("PCA", "the linear baseline"):
-        pca = _fit_pca(work)
+    with work.step("PCA", "the linear baseline"):  # of as many dimensions as the latent, or as the frames allow
+        most = config.training_frames if config.quick else _MOST_FRAMES
+        dim = min(
+            model.architecture.latent_dim, most // 2, sum(map(len, work.fitting)), math.prod(model.contract.shape)
+        )
+        pca = Pca.fit(work.fitting, dim, most_frames=most)
     reconstruction = _reconstruct(work, pca)
     probes = _probe(work, known, pca)
     disentanglement = None if known is None or probes is None else _disentanglement(work, known, probes, means)
-    findings = verdict(
-        Numbers(
-            latents,
-            reconstruction,
-            stability,
-            probes,
-            model.architecture.bottleneck,
-            (model.provenance.get("settings") or {}).get("beta"),
-            recordings.certain,
-            work.training_mse,
-        )
-    )
+    architecture, beta = model.architecture, (model.provenance.get("settings") or {}).get("beta")
+    unseen, mse = recordings.certain, work.training_mse
+    numbers = Numbers(latents, reconstruction, stability, probes, architecture.bottleneck, beta, unseen, mse)
+    findings = verdict(numbers)
     result = ReportResult(
         out / "report.html",
         out / "report.json",
@@ -193,14 +188,6 @@ def report(
     return result
 
 
-def _fit_pca(work: _Work) -> Pca:
-    """PCA of as many dimensions as the latent, or as the training frames allow."""
-    most = work.config.training_frames if work.config.quick else _MOST_FRAMES
-    shape, frames = work.model.contract.shape, sum(map(len, work.fitting))
-    dim = min(work.model.architecture.latent_dim, most // 2, frames, math.prod(shape))
-    return Pca.fit(work.fitting, dim, most_frames=most)
-
-
 def _reconstruct(work: _Work, pca: Pca) -> Reconstruction | None:
     """How frames come back, by the encoder and by what it is compared with."""
     model, config, frames, training = work.model, work.config, work.sample.frames, work.training.frames
@@ -217,13 +204,9 @@ def _reconstruct(work: _Work, pca: Pca) -> Reconstruction | None:
     if config.steps:
         fitted = f"{config.steps} steps on {len(training):,} frames"
         with work.step("autoencoder", f"beta 0, the same layers, {fitted}"):
+            device, bar = next(model.cvae.parameters()).device, work.progress_bar
             work.methods["autoencoder"], seconds = train_autoencoder(
-                model.architecture,
-                training,
-                steps=config.steps,
-                seed=config.seed,
-                device=next(model.cvae.parameters()).device,
-                progress_bar=work.progress_bar,
+                model.architecture, training, steps=config.steps, seed=config.seed, device=device, progress_bar=bar
             )
         notes["autoencoder"] = f"trained here for {fitted}, {seconds:.0f} s"
     else:
@@ -297,17 +280,10 @@ def _disentanglement(work: _Work, known: Known, table: ProbeTable, means: Floats
 
 def _write_page(work: _Work, result: ReportResult) -> None:
     model = work.model
-    pictures = draw_pictures(
-        result.page.parent / "pictures",
-        model,
-        work.sample.frames,
-        latents=result.latents,
-        reconstruction=result.reconstruction,
-        methods=work.methods,
-        errors=work.measured.get("encoder"),
-        probes=result.probes,
-        seed=work.config.seed,
-    )
+    errors = work.measured.get("encoder")
+    folder, frames, seed = result.page.parent / "pictures", work.sample.frames, work.config.seed
+    parts = (result.latents, result.reconstruction, result.probes)
+    pictures = draw_pictures(folder, model, frames, *parts, methods=work.methods, errors=errors, seed=seed)
     settings = model.provenance.get("settings") or {}
     trained = [f"{name} {settings[name]}" for name in ("beta", "epochs", "seed") if name in settings]
     if seconds := model.provenance.get("training_seconds"):
@@ -337,9 +313,8 @@ def _probe_rows(table: ProbeTable) -> tuple[list[str], list[list[str]]]:
     columns = probe_scores(table)
     rows: list[list[str]] = []
     for target in table.targets:
-        metric = table.best(target).main.metric
         scores = [f"{found[target].main.value:.2f}" if target in found else "" for found in columns.values()]
-        rows.append([target, METRIC_NAMES[metric], *scores, table.keeps(target).verdict])
+        rows.append([target, METRIC_NAMES[table.best(target).main.metric], *scores, table.keeps(target).verdict])
     return ["known value", "score", *columns, "the latents"], rows
 
 
@@ -404,11 +379,9 @@ _NUMBERS = re.compile(r"\[\s+((?:-?[\d.eE+-]+|true|false|null)(?:,\s+(?:-?[\d.eE
 
 
 def write_compact_json(path: Path, values: Any) -> Path:
-    """Write values as indented JSON with lists of numbers on one line; the file appears whole or not at all.
+    """Write values as indented JSON, with lists of numbers on one line, and return the path.
 
-    Args:
-        path: The file.
-        values: Plain values; floats are kept to six digits, and those that are not finite become null.
+    Floats are kept to six digits; those that are not finite become null.
     """
     text = json.dumps(_plain(values), indent=2, allow_nan=False, ensure_ascii=False)
     text = _NUMBERS.sub(lambda match: "[" + re.sub(r"\s+", " ", match.group(1)) + "]", text)

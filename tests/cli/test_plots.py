@@ -1,9 +1,7 @@
-"""The pages and plots of the command line: what they hold, and what they make of runs with little in them."""
+"""The plots of the command line, also of runs with little in them."""
 
-import base64
 import json
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +15,9 @@ pytest.importorskip("matplotlib")
 from agents import Evaluation
 from latent_obs.util.errors import MissingExtraError
 from latent_obs_cli import plots
-from latent_obs_cli.pages import write_page
 from latent_obs_cli.plots import plot_agent, plot_vae, training_returns
 
 CHANCE, FINAL = Evaluation((0.0, 2.0), (1, 1)), Evaluation((9.0, 11.0), (1, 1))
-
-
-class Reader(HTMLParser):
-    """Tags with their attributes, and the text between them."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def test_all_is_text_and_media_are_carried_by_the_page(tmp_path: Path):
-    nasty = "<script>alert('&\"')</script>"
-    for name in ("a.png", "b.mp4"):
-        (tmp_path / name).write_bytes(name.encode())
-    sections = [(nasty, nasty, tmp_path / "a.png"), ("B", "text", tmp_path / "b.mp4")]
-    target = tmp_path / "deep" / "page.html"
-    commands = ["one", nasty]
-    write_page(target, title=nasty, lead=nasty, results={nasty: nasty}, sections=sections, commands=commands)
-    assert [file.name for file in target.parent.iterdir()] == ["page.html"]
-    written = target.read_text(encoding="utf-8")
-    assert "<script" not in written
-    reader = Reader(written)
-    assert reader.text.count(nasty) == 8  # the title twice
-    assert f"one\n{nasty}" in reader.text
-    media = {tag: attributes for tag, attributes in reader.tags if "src" in attributes}
-    assert media["img"]["alt"] == nasty
-    for tag, kind, data in (("img", "image/png", b"a.png"), ("video", "video/mp4", b"b.mp4")):
-        assert media[tag]["src"] == f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def is_picture(file: Path) -> None:
@@ -105,14 +66,3 @@ def test_the_losses(tmp_path: Path, rows: int, held_out: int):
     lines += [{"step": i, "held_out/reconstruction": 2.0 + i} for i in range(held_out)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     is_picture(plot_vae(tmp_path, tmp_path / "pictures" / "vae.png"))
-
-
-def test_pictures_are_stacked_at_one_width(tmp_path: Path):
-    Image.new("RGB", (40, 20), "red").save(tmp_path / "a.png")
-    Image.new("RGBA", (20, 30), "blue").save(tmp_path / "b.png")
-    target = plots.overview([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "deep" / "c.png")
-    with Image.open(target) as image:
-        sheet = np.asarray(image.convert("RGB"))
-    assert sheet.shape == (20 + 60, 40, 3)
-    assert (sheet[:20] == [255, 0, 0]).all()
-    assert (sheet[20:] == [0, 0, 255]).all()
