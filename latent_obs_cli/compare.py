@@ -39,9 +39,9 @@ class CompareConfig:
     frames: Path | None = None
     """Frames of the environment to train that encoder on. If they are not given, they are recorded first."""
     arms: tuple[str, ...] = OBSERVATIONS
-    """What the agents see; one group of runs each."""
+    """What the agents see: latent, random-latent (an untrained encoder), pca-latent (principal components), pixels."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """One run each, for each arm."""
+    """Each arm is trained once with each seed. With fewer than 5, differences are easily luck."""
     steps: int = 150_000
     """Environment steps of each run."""
     episodes: int = 50
@@ -66,7 +66,7 @@ def run_compare(words: Sequence[str]) -> None:
     def run(config: OmitArgPrefixes[CompareConfig]) -> None:
         """Train agents on pixels, on latents and on baselines, and report whether latents were worth it.
 
-        Compares one environment, given by options, or the tasks of a study file. If there is no encoder, it is made
+        Compares them in one environment, given by options, or the tasks of a study file. If there is no encoder, it is made
         first: frames are recorded, a CVAE is trained, principal components are fitted. Writes compare.html, a page with
         a verdict, learning curves and intervals, and compare.json with every number. Ctrl-C stops all runs, and the
         same command goes on. Exit status 1 if runs failed.

@@ -27,9 +27,9 @@ def frames_record(words: Sequence[str]) -> None:
 
         Args:
             config: Settings.
-            which: Which agent of a run folder: best (by the evaluations during training), last, or a checkpoint that
+            which: Which agent of the run folder (--agent): best (by the evaluations during training), last, or a checkpoint that
                 was kept, by its step.
-            device: Where an agent on latents encodes: auto, cpu, cuda, cuda:N, mps.
+            device: Where the encoder of that agent runs: auto, cpu, cuda, cuda:N, mps.
         """
         policy = None
         if config.agent is not None:
@@ -306,12 +306,12 @@ def watch(words: Sequence[str]) -> None:
         Args:
             run: The folder that train-agent wrote.
             which: best (by the evaluations during training), last, or a kept checkpoint by its step.
-            speed: 1 for the game's own speed.
+            speed: 1 for the game's own speed, 2 for twice as fast.
             seed: Seed of the environment.
-            episodes: End after this many; without it, it goes on until q.
+            episodes: End after this many; by default it goes on until you press q.
             deterministic: True for the most likely action, False for a sample; by default as the run's settings say.
             success_return: An episode is a success if its return reaches this, in place of what is known of the task.
-            paused: Begin with a pause.
+            paused: Start paused.
             device: Where to encode: auto, cpu, cuda, cuda:N, mps.
         """
         ended = watch_agent(
