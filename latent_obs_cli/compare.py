@@ -66,7 +66,7 @@ def run_compare(words: Sequence[str]) -> None:
     def run(config: OmitArgPrefixes[CompareConfig]) -> None:
         """Train agents on pixels, on latents and on baselines, and report whether latents were worth it.
 
-        Compares them in one environment, given by options, or the tasks of a study file. If there is no encoder, it is made
+        Compares them in one environment, given by options, or in the tasks of a study file. A missing encoder is made
         first: frames are recorded, a CVAE is trained, principal components are fitted. Writes compare.html, a page with
         a verdict, learning curves and intervals, and compare.json with every number. Ctrl-C stops all runs, and the
         same command goes on. Exit status 1 if runs failed.

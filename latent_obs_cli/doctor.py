@@ -103,16 +103,6 @@ def as_text(findings: Sequence[Finding], *, width: int = 100) -> str:
     return "\n".join([*lines[1:], "", LEGEND])
 
 
-def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """The same for other programs."""
-    return {
-        "latent_obs": installation.version_of("latent-obs"),
-        "healthy": healthy(findings),
-        "findings": [dataclasses.asdict(finding) for finding in findings],
-        "abilities": {what: {"can": not lacks, "lacks": lacks} for what, lacks in abilities(findings).items()},
-    }
-
-
 def run_doctor(words: Sequence[str]) -> None:
     """Parse `latent-obs doctor` without tyro, which may be missing, and report. Exits 1 if something is broken."""
     about = (
@@ -123,8 +113,16 @@ def run_doctor(words: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for other programs")
     wants_json = parser.parse_args(list(words)).json
     findings = doctor()
-    width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
-    print(json.dumps(as_json(findings), indent=2) if wants_json else as_text(findings, width=width))
+    if wants_json:
+        report = {
+            "latent_obs": installation.version_of("latent-obs"),
+            "healthy": healthy(findings),
+            "findings": [dataclasses.asdict(finding) for finding in findings],
+            "abilities": {what: {"can": not lacks, "lacks": lacks} for what, lacks in abilities(findings).items()},
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        print(as_text(findings, width=min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)))
     if not healthy(findings):
         sys.exit(1)
 

@@ -27,8 +27,8 @@ def frames_record(words: Sequence[str]) -> None:
 
         Args:
             config: Settings.
-            which: Which agent of the run folder (--agent): best (by the evaluations during training), last, or a checkpoint that
-                was kept, by its step.
+            which: Which agent of the run folder (--agent): best (by the evaluations during training), last, or a
+                checkpoint that was kept, by its step.
             device: Where the encoder of that agent runs: auto, cpu, cuda, cuda:N, mps.
         """
         policy = None

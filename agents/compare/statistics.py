@@ -5,7 +5,6 @@ The measures are those of the paper's library rliable: interquartile mean, optim
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,18 +17,8 @@ _POINTS = 41  # of a curve over time, where the evaluations of two seeds are nev
 
 Array = NDArray[np.float64]
 Run = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and the 95% interval around it, which is the number itself for a single seed."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
+Estimate = dict[str, float]
+"""A number and its 95% interval, which is the number itself for a single seed: "value", "low", "high"."""
 
 
 def number(value: float) -> str:
@@ -46,6 +35,16 @@ def number(value: float) -> str:
     return "0" if float(text.replace(",", "")) == 0 else text
 
 
+def in_words(estimate: Estimate | None) -> str:
+    """An estimate with its interval, as text; empty for None.
+
+    Example:
+        >>> in_words({"value": 3.0, "low": 1.0, "high": 6.0})
+        '3.00 [1.00, 6.00]'
+    """
+    return "" if estimate is None else "{} [{}, {}]".format(*(number(estimate[k]) for k in ("value", "low", "high")))
+
+
 def aggregates(scores: ArrayLike) -> dict[str, Estimate]:
     """Mean, interquartile mean and optimality gap of all runs of one arm.
 
@@ -56,8 +55,8 @@ def aggregates(scores: ArrayLike) -> dict[str, Estimate]:
         "mean", "iqm", and "optimality_gap": how far runs stay below 1 on average, where a score above 1 counts as 1.
 
     Example:
-        >>> print(aggregates([[1.0], [2.0], [6.0]])["mean"])
-        3.00 [1.00, 6.00]
+        >>> aggregates([[1.0], [2.0], [6.0]])["mean"]
+        {'value': 3.0, 'low': 1.0, 'high': 6.0}
     """
     values = np.asarray(scores, np.float64)
     drawn = _resamples(values, np.random.default_rng(0)).reshape(RESAMPLES, -1)
@@ -76,8 +75,8 @@ def versus(scores: ArrayLike, other: ArrayLike) -> dict[str, Estimate]:
         "difference" of the interquartile means, and "probability_of_improvement" from `chance_of_more`.
 
     Example:
-        >>> print(versus([[3.0], [4.0]], [[1.0], [2.0]])["probability_of_improvement"])
-        1.00 [1.00, 1.00]
+        >>> versus([[3.0], [4.0]], [[1.0], [2.0]])["probability_of_improvement"]
+        {'value': 1.0, 'low': 1.0, 'high': 1.0}
     """
     x, y = np.asarray(scores, np.float64), np.asarray(other, np.float64)
     rng = np.random.default_rng(0)
@@ -133,23 +132,15 @@ def _resamples(scores: Array, rng: np.random.Generator) -> Array:
 
 def _estimate(value: Array, drawn: Array) -> Estimate:
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(float(value), float(low), float(high))
+    return {"value": float(value), "low": float(low), "high": float(high)}
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Interquartile mean of the evaluations of several seeds, with pointwise 95% intervals, at steps or seconds."""
-
-    at: list[float]
-    iqm: list[float]
-    low: list[float]
-    high: list[float]
-
-
-def mean_curve(runs: Sequence[Run], over: str) -> Curve | None:
+def mean_curve(runs: Sequence[Run], over: str) -> dict[str, list[float]] | None:
     """The learning curve of an arm over "step" or "seconds", in the range in which all its seeds have evaluations.
 
-    None if there is no such range.
+    Returns:
+        "at": steps or seconds; "iqm": interquartile means of the returns; "low" and "high": 95% intervals of each point.
+        None if there is no such range.
     """
     places, returns = [_column(run, over) for run in runs], [_column(run, "mean_return") for run in runs]
     if not runs or any(len(place) == 0 for place in places):
@@ -164,7 +155,8 @@ def mean_curve(runs: Sequence[Run], over: str) -> Curve | None:
     values = np.array([np.interp(grid, place, own) for place, own in zip(places, returns, strict=True)])
     rows = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     points = [_estimate(iqm(point), iqm(point[rows])) for point in values.T]
-    return Curve(grid.tolist(), [p.value for p in points], [p.low for p in points], [p.high for p in points])
+    ends = {"iqm": "value", "low": "low", "high": "high"}
+    return {"at": grid.tolist(), **{name: [point[key] for point in points] for name, key in ends.items()}}
 
 
 def at_seconds(run: Run, seconds: float) -> float | None:
@@ -195,7 +187,7 @@ def mean_reach(runs: Sequence[Run], target: float) -> dict[str, float] | None:
     Unlike `first_reach`, a single lucky evaluation of one seed does not count.
     """
     mean = mean_curve(runs, "step")
-    for step, value in zip(mean.at, mean.iqm, strict=True) if mean is not None else ():
+    for step, value in zip(mean["at"], mean["iqm"], strict=True) if mean is not None else ():
         if value >= target:
             seconds = [np.interp(step, _column(run, "step"), _column(run, "seconds")) for run in runs]
             return {"step": step, "seconds": float(np.mean(seconds))}

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -79,10 +78,10 @@ def _arm(observation: str, runs: Sequence[Run]) -> dict[str, Any]:
         "observation": observation,
         "seeds": [run["seed"] for run in runs],
         "scores": scores.ravel().tolist(),
-        "mean": asdict(estimates["mean"]),
-        "iqm": asdict(estimates["iqm"]),
+        "mean": estimates["mean"],
+        "iqm": estimates["iqm"],
         "t_interval": t_interval(scores.ravel().tolist()),
-        **{name: None if curve is None else asdict(curve) for name, curve in curves.items()},
+        **curves,
         **{name: float(np.mean([run[name] for run in runs])) for name in costs},
         "memory_how": runs[0]["memory_how"],
         "success_share": float(np.mean([np.mean(one) for one in solved])) if len(solved) == len(runs) else None,
@@ -94,13 +93,13 @@ def _against(runs: Sequence[Run], pixels: Sequence[Run]) -> dict[str, Any]:
     """An arm beside the pixel agent: at equal steps, at equal time, and how soon it is as good."""
     ended, curve = float(np.mean([run["training_seconds"] for run in pixels])), mean_curve(pixels, "step")
     # The end of the pixel agent's curve, not its score: curves are compared, and new episodes may be easier.
-    target = float(iqm(_scores(pixels).ravel())) if curve is None else curve.iqm[-1]
+    target = float(iqm(_scores(pixels).ravel())) if curve is None else curve["iqm"][-1]
     then = [value for value in (at_seconds(run, ended) for run in runs) if value is not None]
     rates = [float(np.mean([run["steps_per_second"] for run in some])) for some in (runs, pixels)]
     return {
-        **{name: asdict(estimate) for name, estimate in versus(_scores(runs), _scores(pixels)).items()},
+        **versus(_scores(runs), _scores(pixels)),
         "pixels_ended_seconds": ended,
-        "at_that_time": asdict(aggregates(np.array(then)[:, None])["iqm"]) if len(then) == len(runs) else None,
+        "at_that_time": aggregates(np.array(then)[:, None])["iqm"] if len(then) == len(runs) else None,
         "target": target,
         "reached_by_seed": [first_reach(run, target) for run in runs],
         "reached": mean_reach(runs, target),
@@ -148,10 +147,10 @@ def over_tasks(names: Sequence[str], tasks: dict[str, Any]) -> dict[str, Any]:
         scores[arm] = np.array([(np.array(own[n][:seeds]) - zero) / (one - zero) for n, (zero, one) in scale.items()]).T
     arms: dict[str, Any] = {}
     for arm, mine in scores.items():
-        arms[arm] = {name: asdict(estimate) for name, estimate in aggregates(mine).items()} | {"seeds": len(mine)}
+        arms[arm] = aggregates(mine) | {"seeds": len(mine)}
         if BASELINE in scores:
-            better = versus(mine, scores[BASELINE])["probability_of_improvement"]
-            arms[arm]["probability_of_improvement"] = asdict(better)
+            name = "probability_of_improvement"
+            arms[arm][name] = versus(mine, scores[BASELINE])[name]
     return {"tasks": list(scale), "left_out": left_out, "scale": scale, "arms": arms}
 
 

@@ -19,15 +19,16 @@ pytest.importorskip("stable_baselines3")
 
 from agents import read_evaluations, train_agent
 from agents.store import load_agent
+from latent_obs.actions import Centroids
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs_cli import verbs
 from latent_obs_cli.compare import CompareConfig
 from latent_obs_cli.main import VERBS, main, usage
 from latent_obs_cli.quickstart import QuickstartConfig
 from latent_obs_cli.removed import REMOVED_OPTIONS, REMOVED_VERBS
-from tests.support import ROOT
+from tests.support import CLIPS, ROOT
 from tests.support.side_env import tiny
-from vae_training import ExtractConfig, RecordConfig, TrainConfig
+from vae_training import ExtractConfig, RecordConfig, TrainConfig, get_datasets
 from vae_training.report import ReportConfig
 
 CONFIGS: dict[str, Any] = {
@@ -328,3 +329,42 @@ def test_evaluate_does_what_is_asked_and_resume_goes_on(call: Call, places: dict
     assert call(f"train-agent --out {run} --resume --steps 64")[0] == 0
     assert load_agent(run, "last", device="cpu").num_timesteps == 64
     assert json.loads((run / "config.json").read_text())["steps"] == 64
+
+
+def test_from_a_video_to_sheets(call: Call, tmp_path: Path):
+    pytest.importorskip("av")
+    frames = tmp_path / "frames"
+    extract = f"frames extract {CLIPS} --out {frames} --workers 1 --size"
+    code, out, err = call(f"{extract} 32")
+    assert (code, err) == (0, "")
+    assert f"latent-obs train-vae --frames {frames}" in out
+    (dataset,) = get_datasets(frames)
+    assert dataset.shape == (90, 32, 32, 3)
+    before = {file: file.stat().st_mtime_ns for file in frames.rglob("*.npy")}
+    assert call(f"{extract} 32")[0] == 0
+    assert {file: file.stat().st_mtime_ns for file in before} == before, "not made again"
+    code, _, err = call(f"{extract} 48")
+    assert (code, "size" in err) == (2, True)
+    code, out, _ = call(f"frames stats {frames}")
+    assert code == 0
+    for picture in ("contact_sheet.png", "mean_images.png"):
+        assert (tmp_path / "frames_stats" / picture).stat().st_size > 1_000
+        assert picture in out
+    (frames / "cut.npy").write_bytes(b"\x93NUMPY")
+    code, out, _ = call(f"frames stats {frames} --json --out {tmp_path / 'sheets'}")
+    assert code == 1
+    assert "cut.npy" in json.dumps(json.loads(out)["refused"])
+    assert (tmp_path / "sheets" / "contact_sheet.png").exists()
+
+
+def test_centroids_of_demonstrated_actions(call: Call, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    centers = rng.uniform(-1, 1, (5, 64))
+    actions = (centers[rng.integers(0, 5, 400)] + rng.normal(0, 0.01, (400, 64))).astype(np.float32)
+    np.savez(tmp_path / "rendered.npz", **{"action$vector": actions, "reward": np.zeros(400, np.float32)})
+    file = tmp_path / "centroids.safetensors"
+    code, out, _ = call(f"actions fit --demonstrations {tmp_path} --clusters 5 --out {file}")
+    assert code == 0
+    assert "5 centroids of 400 actions" in out
+    found = Centroids.load(file).vectors
+    assert np.abs(found[:, None] - centers[None]).max(-1).min(0).max() < 0.05

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from agents.compare import statistics
 from agents.compare.statistics import (
     aggregates,
     at_seconds,
@@ -77,16 +76,16 @@ def test_estimates_and_intervals_are_rliables():
         found = estimates()
         assert found.keys() == expected.keys()
         for name, (value, low, high) in expected.items():
-            assert found[name].value == pytest.approx(value, abs=1e-4)
-            assert (found[name].low, found[name].high) == pytest.approx((low, high), abs=0.02), name
+            assert found[name]["value"] == pytest.approx(value, abs=1e-4)
+            assert (found[name]["low"], found[name]["high"]) == pytest.approx((low, high), abs=0.02), name
         assert estimates() == found, "the same each time"
 
 
 def test_curves_are_rliables():
     mean = mean_curve([run_of("t", "a", seed, 0, curve) for seed, curve in enumerate(CURVES)], "step")
     assert mean is not None
-    np.testing.assert_allclose(mean.iqm, CURVE_OF_RLIABLE[0], atol=1e-4)
-    np.testing.assert_allclose([mean.low, mean.high], CURVE_OF_RLIABLE[1:], atol=0.15)
+    np.testing.assert_allclose(mean["iqm"], CURVE_OF_RLIABLE[0], atol=1e-4)
+    np.testing.assert_allclose([mean["low"], mean["high"]], CURVE_OF_RLIABLE[1:], atol=0.15)
 
 
 @given(SCORES)
@@ -107,15 +106,15 @@ def test_the_chance_of_more_is_that_of_the_rank_test(scores: Any, seeds: int, ra
 
 
 def test_three_seeds_give_their_range_and_one_seed_gives_none():
-    assert aggregates([[5.0], [1.0], [3.0]])["mean"] == statistics.Estimate(3.0, 1.0, 5.0)
-    assert aggregates([[4.0]])["iqm"] == statistics.Estimate(4.0, 4.0, 4.0)
+    assert aggregates([[5.0], [1.0], [3.0]])["mean"] == {"value": 3.0, "low": 1.0, "high": 5.0}
+    assert aggregates([[4.0]])["iqm"] == {"value": 4.0, "low": 4.0, "high": 4.0}
 
 
 def test_seeds_are_drawn_within_tasks_and_by_themselves_in_each_arm():
     """Of tasks that differ and seeds that do not, the mean would scatter if it were drawn from all runs alike."""
-    assert aggregates([[0.0, 10.0, 2.0], [0.0, 10.0, 2.0]])["mean"] == statistics.Estimate(4.0, 4.0, 4.0)
+    assert aggregates([[0.0, 10.0, 2.0], [0.0, 10.0, 2.0]])["mean"] == {"value": 4.0, "low": 4.0, "high": 4.0}
     apart = versus([[10.0], [11.0]], [[1.0], [2.0]])["difference"]
-    assert (apart.low, apart.high) == (8.0, 10.0)
+    assert (apart["low"], apart["high"]) == (8.0, 10.0)
 
 
 def test_students_interval_is_scipys():
@@ -136,13 +135,12 @@ def test_what_is_said_of_few_seeds_is_true():
 
 def test_a_curve_over_steps_is_of_all_seeds_and_ends_with_the_shortest():
     runs = [run_of("t", "a", 0, 0, [0, 4, 8, 12]), run_of("t", "a", 1, 0, [2, 6, 10, 14])]
-    assert mean_curve(runs, "step") == statistics.Curve(
-        [250, 500, 750, 1000], [1, 5, 9, 13], [0, 4, 8, 12], [2, 6, 10, 14]
-    )
+    points = {"at": [250, 500, 750, 1000], "iqm": [1, 5, 9, 13], "low": [0, 4, 8, 12], "high": [2, 6, 10, 14]}
+    assert mean_curve(runs, "step") == points
     runs[1]["evaluations"] = runs[1]["evaluations"][:2]
     shorter = mean_curve(runs, "step")
     assert shorter is not None
-    assert shorter.at == [250, 500]
+    assert shorter["at"] == [250, 500]
     assert mean_curve([], "step") is mean_curve([{"evaluations": []}], "step") is None
 
 
@@ -150,7 +148,7 @@ def test_a_curve_over_time_is_interpolated_between_evaluations():
     runs = [run_of("t", "a", 0, 0, [0, 10], rate=100), run_of("t", "a", 1, 0, [0, 10], rate=200)]
     mean = mean_curve(runs, "seconds")  # evaluated at 5 and 10 seconds, and at 2.5 and 5: only 5 is common
     assert mean is not None
-    assert (set(mean.at), mean.iqm[0]) == ({5.0}, pytest.approx(5.0))
+    assert (set(mean["at"]), mean["iqm"][0]) == ({5.0}, pytest.approx(5.0))
     late = [run_of("t", "a", 0, 0, [0, 10], rate=100), run_of("t", "a", 1, 0, [0, 10], rate=1)]
     assert mean_curve(late, "seconds") is None, "one ended before the other's first evaluation"
 
