@@ -139,7 +139,7 @@ def mean_curve(runs: Sequence[Run], over: str) -> dict[str, list[float]] | None:
     """The learning curve of an arm over "step" or "seconds", in the range in which all its seeds have evaluations.
 
     Returns:
-        "at": steps or seconds; "iqm": interquartile means of the returns; "low" and "high": 95% intervals of each point.
+        "at": steps or seconds; "iqm": interquartile means of the returns; "low", "high": 95% interval of each point.
         None if there is no such range.
     """
     places, returns = [_column(run, over) for run in runs], [_column(run, "mean_return") for run in runs]
