@@ -12,8 +12,8 @@ from latent_obs.util.errors import InputError, require
 Which = Annotated[str, tyro.conf.arg(metavar="{best,last,STEP}")]
 
 
-def _parse(function: Callable[..., Any], verb: str, words: Sequence[str]) -> None:
-    tyro.cli(function, prog=f"latent-obs {verb}", args=list(words), config=(tyro.conf.CascadeSubcommandArgs,))
+def _parse(function: Callable[..., Any], verb: str, words: Sequence[str]) -> Any:
+    return tyro.cli(function, prog=f"latent-obs {verb}", args=list(words), config=(tyro.conf.CascadeSubcommandArgs,))
 
 
 def frames_record(words: Sequence[str]) -> None:
@@ -284,49 +284,8 @@ def quickstart(words: Sequence[str]) -> None:
 
 
 def watch(words: Sequence[str]) -> None:
-    """Parse `latent-obs watch`, and open the window."""
+    """Parse `latent-obs watch`, open the window, and report the episodes that ended."""
     from agents.play.watch import watch_agent
 
-    def run(
-        run: Path,
-        which: Which = "best",
-        speed: float = 1.0,
-        seed: int = 3_000_017,
-        episodes: int | None = None,
-        deterministic: bool | None = None,
-        success_return: float | None = None,
-        paused: bool = False,
-        device: str = "auto",
-    ) -> None:
-        """Watch a trained agent play, live in a window: the game, what it sees of it, its latent and its action.
-
-        Keys: space pauses, n or the right arrow takes one step, + and - change the speed, r begins another episode, q
-        or Esc ends it. Needs a display; without one, latent-obs evaluate writes a video of the same.
-
-        Args:
-            run: The folder that train-agent wrote.
-            which: best (by the evaluations during training), last, or a kept checkpoint by its step.
-            speed: 1 for the game's own speed, 2 for twice as fast.
-            seed: Seed of the environment.
-            episodes: End after this many; by default it goes on until you press q.
-            deterministic: True for the most likely action, False for a sample; by default as the run's settings say.
-            success_return: An episode is a success if its return reaches this, in place of what is known of the task.
-            paused: Start paused.
-            device: Where to encode: auto, cpu, cuda, cuda:N, mps.
-        """
-        ended = watch_agent(
-            run,
-            which=which,
-            speed=speed,
-            seed=seed,
-            episodes=episodes,
-            deterministic=deterministic,
-            device=device,
-            success_return=success_return,
-            paused=paused,
-        )
-        if ended:
-            mean = sum(end.total for end in ended) / len(ended)
-            print(f"{len(ended)} whole episodes: mean return {mean:.1f}")
-
-    _parse(run, "watch", words)
+    if ended := _parse(watch_agent, "watch", words):
+        print(f"{len(ended)} whole episodes: mean return {sum(end.total for end in ended) / len(ended):.1f}")

@@ -162,8 +162,9 @@ def report(
     probes = _probe(work, known, pca)
     disentanglement = None if known is None or probes is None else _disentanglement(work, known, probes, means)
     architecture, beta = model.architecture, (model.provenance.get("settings") or {}).get("beta")
-    unseen, mse = recordings.certain, work.training_mse
-    numbers = Numbers(latents, reconstruction, stability, probes, architecture.bottleneck, beta, unseen, mse)
+    numbers = Numbers(
+        latents, reconstruction, stability, probes, architecture.bottleneck, beta, recordings.certain, work.training_mse
+    )
     findings = verdict(numbers)
     result = ReportResult(
         out / "report.html",
