@@ -248,12 +248,12 @@ class AgentConfig(RunConfig):
     """One vector, latent first and all else after it, in place of a Dict observation. None: for MineRL's
     environments."""
     history: int = 1
-    """Latents that the agent sees, the oldest first: a single picture shows no speed. Of pixels, frames stacked as
+    """Latents that the agent sees, the oldest first: a single picture tells no speed. Of pixels, frames stacked as
     channels."""
     standardize: bool = False
     """Shift and scale latents by their mean and deviation over the encoder's training frames."""
     precision: Precision = "float32"
-    """Number format of the encoder's layers: float32, or bfloat16, faster where the processor has it."""
+    """Of the encoder's layers: float32, or bfloat16, faster where the processor has it."""
     backend: Backend = "torch"
     """What encodes: torch, or openvino (on a CPU; an extra)."""
     watch_drift: bool = True
@@ -278,8 +278,9 @@ class AgentConfig(RunConfig):
     the values of a latent share one deviation, so that what hardly varies stays small. each: every number has its own.
     off. Pixels are left to the CNN."""
     latent_deviation: float | None = None
-    """With together: the standard deviation to which a latent's values are scaled. If it is large, tanh units saturate
-    and learning is slow. PPO: 0.5; the others: 1."""
+    """With together: what the deviation of a latent's values is made. Where it is large, tanh units saturate and
+    learning is
+    slow. PPO: 0.5; the others: 1."""
     ent_coef: float | Literal["auto"] | None = None
     """Weight of the entropy bonus, which keeps the agent exploring. PPO, RecurrentPPO: 0.01. SAC: auto."""
     n_steps: int | None = None

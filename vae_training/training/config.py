@@ -77,7 +77,7 @@ class TrainConfig(RunConfig):
     scale_losses: bool = False
     """Divide the squared error by the values in an image and the KL by latent_dim; beta then weighs those means."""
     free_bits: float = 0.0
-    """Nats per latent dimension, averaged over a batch, below which the KL is not penalized (Kingma et al.
+    """Nats per latent dimension, averaged over a batch, below which the KL is not pressed further (Kingma et al.
     2016)."""
     objective: ObjectiveName = "acting"
     """acting: the classic loss with the terms below. classic: squared error and KL as they are; the terms are left
@@ -92,17 +92,16 @@ class TrainConfig(RunConfig):
     """Weight of pixels that the recordings' background (32 principal components) does not explain: what is small, or
     moves."""
     inverse_dynamics: float = 0.0
-    """Weight of a head that predicts the action between two frames from their latents; needs recorded actions, as do
-    the next two."""
+    """Weight of a head that tells the action between two frames from their latents; needs recorded actions, as the next
+    two."""
     next_latent: float = 0.0
-    """Weight of a head that predicts the next latent from the latent and the action. A large weight can make all latents
-    constant."""
+    """Weight of a head that tells the next latent from the latent and the action. At 1 it made all latents constant."""
     reward: float = 0.0
-    """Weight of a head that predicts the reward of a step from the latents and the action."""
+    """Weight of a head that tells the reward of a step from the latents and the action."""
     augment: float = 0.0
-    """Strength of augmentation, 0 to 1: pictures are shifted, scaled, mirrored and recolored. For little data."""
+    """How much pictures are shifted, scaled, mirrored and recoloured for training, 0 to 1. For little data."""
     epochs: int = 20
-    """Epochs, each on one super-batch. The defaults end on the plateau of the third cycle."""
+    """Super-batches to train on. The defaults end on the plateau of the third cycle."""
     schedule: ScheduleKind = "cyclical"
     """How beta goes after the freeze: cyclical (rise, stay, again from 0), monotonic (rise once, then stay) or
     constant."""
@@ -125,15 +124,15 @@ class TrainConfig(RunConfig):
     optimizer: OptimizerName = "adam"
     """adam or adamw; on CUDA in one fused kernel."""
     weight_decay: float = 0.0
-    """Weight decay of adamw (decoupled), or L2 penalty of adam."""
+    """Of adamw (decoupled), or L2 penalty of adam."""
     clip_norm: float | None = None
-    """Largest norm of the gradient; a larger one is scaled down to it. By default there is no limit."""
+    """Largest norm of the gradient; a longer one is shortened. By default none is."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, such as 0.999; it is what is evaluated and exported. 0:
     none."""
     patience: int | None = None
-    """Stop early after this many comparisons in a row without a lower held-out loss; it is compared at the ends of
-    cycles, or after each epoch at the wanted beta where there are no cycles. By default all epochs are trained."""
+    """Stop after so many comparable moments in a row (ends of cycles; epochs at the wanted beta, where there are no
+    cycles) without a lower held-out loss. By default all epochs are trained."""
     dataset_weights: tuple[float, ...] = ()
     """Share of each .npy file in a super-batch, in name order, held-out files left out. By default equal."""
     held_out: int | None = None
@@ -146,10 +145,10 @@ class TrainConfig(RunConfig):
     device: str = "auto"
     """auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps. One that is named must be there."""
     precision: Precision = "auto"
-    """Number format of the layers: auto (bfloat16 on CUDA, float32 elsewhere), float32 or bfloat16. KL and losses are float32
+    """Of the layers: auto (bfloat16 on CUDA, float32 elsewhere), float32 or bfloat16. KL and losses are float32
     always."""
     checkpoint_minutes: float = 5.0
-    """Minutes between checkpoints within an epoch; one is always written at its end. 0: only there."""
+    """A checkpoint is written when the last one is so old, besides those at the ends of epochs. 0: at these only."""
     allow_added_files: bool = False
     """Go on (--resume) although frame files were added to the folder. They are trained on; what was held out stays
     so."""
