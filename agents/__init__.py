@@ -1,4 +1,4 @@
-"""What runs after: training, evaluating, watching and comparing Stable-Baselines3 agents on latents.
+"""Train, evaluate, watch and compare Stable-Baselines3 agents on latents.
 
 train_agent(AgentConfig(env="VizdoomBasic-v1", encoder=Path("runs/doom/encoder"), out=Path("runs/agent")))
 print(evaluate_agent("runs/agent", episodes=100))

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from agents.config import AgentConfig, EnvArgument
-from agents.normalization import normalized
+from agents.normalization import LatentNormalize, latents_in, number_keys
 from latent_obs.encoder.architecture import Architecture
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
@@ -24,37 +24,34 @@ from latent_obs.wrappers.drift import DriftMonitor
 from latent_obs.wrappers.sb3 import VecLatentObservation
 
 _PIXEL_SIDE = 64  # of the frames that a pixel agent without an encoder sees
-_CLOSE_GRACE_S = 30.0  # a game of MineRL's takes its time to end
+_CLOSE_GRACE_S = 30.0  # MineRL games end slowly
 
 
 def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
-    """The encoder of an agent's settings: trained, random, or none for a pixel agent.
+    """The encoder of an agent's settings: trained, random, or None for a pixel agent without one.
 
     Raises:
-        InputError: Latents were asked for without an encoder.
+        InputError: The observation needs an encoder or principal components, and there are none.
     """
+    how: dict[str, Any] = {"device": config.device, "backend": config.backend, "precision": config.precision}
     if config.observation == "pca-latent":
         if config.pca is None:
             raise InputError(
-                "observation 'pca-latent' needs principal components: --pca FILE (latent_obs.encoder.pca writes one)"
+                "pca: observation 'pca-latent' needs --pca FILE, which latent_obs.encoder.pca.save_pca writes"
             )
         return load_pca(config.pca, device=config.device)
-    if config.encoder is None:
-        if config.observation == "latent":
-            raise InputError(
-                "observation 'latent' needs an encoder folder: --encoder runs/…/encoder (train-vae makes one)"
-            )
-        if config.observation == "random-latent":
-            architecture = Architecture((_PIXEL_SIDE, _PIXEL_SIDE, 3), 256, bottleneck="spatial")
-            return FrozenEncoder.random(
-                architecture, seed=config.seed, device=config.device, backend=config.backend, precision=config.precision
-            )
-        return None
-    how: dict[str, Any] = {"device": config.device, "backend": config.backend, "precision": config.precision}
     if config.observation == "random-latent":
-        architecture = read_encoder_folder(config.encoder).architecture
+        architecture = Architecture((_PIXEL_SIDE, _PIXEL_SIDE, 3), 256, bottleneck="spatial")
+        if config.encoder is not None:
+            architecture = read_encoder_folder(config.encoder).architecture
         return FrozenEncoder.random(architecture, seed=config.seed, **how)
-    return FrozenEncoder.load(config.encoder, **how)
+    if config.encoder is not None:
+        return FrozenEncoder.load(config.encoder, **how)
+    if config.observation == "latent":
+        raise InputError(
+            "encoder: observation 'latent' needs an encoder folder: --encoder runs/…/encoder (train-vae makes one)"
+        )
+    return None
 
 
 def make_vec_env(
@@ -65,28 +62,24 @@ def make_vec_env(
     seed: int | None = None,
     first: int = 0,
     monitor: DriftMonitor | None = None,
-    training: bool = False,
-    say: Callable[[str], object] | None = None,
 ) -> VecEnv:
-    """A vector of environments as an agent of these settings sees them, without reward normalization.
+    """A vector of environments as an agent of these settings sees them, without normalization.
 
-    Each environment resizes its frame to what the encoder eats (in its own process, so that the pipe carries 12 KB and
-    not 230 KB a frame), and `VecLatentObservation` encodes all of them in one batch. Worker processes import neither
-    torch nor Stable-Baselines3; returns are summed in this one, ``info["episode"]`` of an episode's last step.
+    Each environment resizes its frames to the encoder's size in its own process, so that little has to be sent, and
+    `VecLatentObservation` encodes the frames of all in one batch. Worker processes import neither torch nor
+    Stable-Baselines3. The last step of an episode has the return in ``info["episode"]``.
 
     Args:
         config: The settings.
-        encoder: From `load_encoder`; also says what size a pixel agent sees.
+        encoder: From `load_encoder`; it also decides the frame size of a pixel agent.
         envs: Number of environments; as in the settings by default.
         seed: Seed of the first one, seed + 1 of the second …; as in the settings by default.
-        first: Number of the first one among all that run at the same time: MineRL games that run already are shared out
-            by it, environment `i` gets the port ``port + first + i``.
-        monitor: Shown every latent.
-        training: Not used any more.
-        say: Not used any more.
+        first: Number of the first one among all that run at the same time. Environment `i` uses the running MineRL game
+            at ``port + first + i``.
+        monitor: Observes every latent.
 
     Raises:
-        InputError: The environment is unknown, or has no pixels that the encoder can eat.
+        InputError: The environment is unknown, or has no pixels that the encoder can take.
     """
     count = config.envs if envs is None else envs
     contract = contract_of(encoder)
@@ -102,14 +95,12 @@ def make_vec_env(
 def with_latents(
     config: AgentConfig, venv: VecEnv, encoder: FrozenEncoder | None, monitor: DriftMonitor | None = None
 ) -> VecEnv:
-    """Small frames encoded as an agent of these settings sees them; for a pixel agent the last ones on top of each
-    other.
-    """
+    """Encode resized frames as an agent of these settings sees them; for a pixel agent, stack them instead."""
     if config.observation == "pixels":
         return VecFrameStack(venv, config.history) if config.history > 1 else venv
     if encoder is None:
         return venv
-    # Where pixels are all there is, the makers left no Dict to name an entry of.
+    # With `latent_only` the environments return the pixels alone, not a Dict.
     key = config.pixel_key if isinstance(venv.observation_space, spaces.Dict) else None
     return VecLatentObservation(
         venv,
@@ -118,7 +109,6 @@ def with_latents(
         latent_only=config.latent_only,
         flatten=config.flattened,
         history=config.history,
-        standardize=config.standardize,
         monitor=monitor,
     )
 
@@ -126,18 +116,18 @@ def with_latents(
 def make_monitor(
     config: AgentConfig, encoder: FrozenEncoder | None, say: Callable[[str], object] | None = None
 ) -> DriftMonitor | None:
-    """What watches for drift; None where it is not wanted, or where the encoder is no trained one with statistics."""
+    """A monitor of drift; None if it is not wanted, or if the encoder is not a trained one with statistics."""
     if not config.watch_drift or config.observation != "latent" or encoder is None or encoder.statistics is None:
         return None
     return DriftMonitor(encoder, say=say)
 
 
 def check_environment(config: AgentConfig, contract: PixelContract, number: int = 0) -> None:
-    """Make one environment here and close it again, so that a wrong name or space is one clear error and not eight.
+    """Make one environment and close it again, so that a wrong name or space is one clear error before workers start.
 
     Raises:
-        InputError: The environment is unknown, or has no pixels that the contract can read, or actions that the
-            algorithm cannot take.
+        InputError: The environment is unknown, has no pixels that the contract can read, or has actions that the
+            algorithm does not support.
     """
     env = make_pixel_env(config.env, **env_arguments(config, number))
     try:
@@ -150,7 +140,7 @@ def check_environment(config: AgentConfig, contract: PixelContract, number: int 
 
 
 def env_arguments(config: AgentConfig, number: int) -> dict[str, EnvArgument]:
-    """What the environment of this number is made with: a MineRL game that runs already serves one of them only."""
+    """Arguments of the environment of this number. A running MineRL game serves one environment only."""
     arguments = config.all_env_kwargs
     port = arguments.get("port")
     if is_minerl_id(config.env) and isinstance(port, int):
@@ -159,12 +149,12 @@ def env_arguments(config: AgentConfig, number: int) -> dict[str, EnvArgument]:
 
 
 def contract_of(encoder: FrozenEncoder | None) -> PixelContract:
-    """What frames look like to an agent; one on pixels without an encoder sees 64x64."""
+    """The frame size that an agent sees; one on pixels without an encoder sees 64x64."""
     return encoder.contract if encoder is not None else PixelContract(_PIXEL_SIDE, _PIXEL_SIDE, 3)
 
 
 def as_seen(config: AgentConfig, contract: PixelContract) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
-    """What gives an environment with its frames resized, and everything else in numbers that a policy can take."""
+    """A function that wraps an environment: frames resized, and everything else as numbers that a policy can take."""
     return partial(
         as_small_frames,
         contract=contract,
@@ -180,7 +170,7 @@ def _maker(config: AgentConfig, contract: PixelContract, number: int) -> Callabl
 
 
 class _EpisodeReturns(VecMonitor):
-    """`VecMonitor` with the numbers of `Monitor`, which sums in double precision, and rounds to millionths."""
+    """`VecMonitor` that sums in double precision and rounds to six decimals, as `Monitor` does."""
 
     def reset(self) -> VecEnvObs:
         """Reset all, and count from zero."""
@@ -198,15 +188,21 @@ class _EpisodeReturns(VecMonitor):
 
 
 def with_normalization(config: AgentConfig, venv: VecEnv, *, training: bool) -> VecNormalize:
-    """Normalise as the settings say: observations by running statistics (frozen outside training), rewards in training
-    only.
+    """Normalize observations by their running statistics (fixed outside training), and rewards in training only.
+
+    Pixels (uint8) are not normalized: a CNN divides them by 255 itself.
     """
     values = config.hyperparameters
-    return normalized(
-        venv,
-        values["normalize_observation"],
-        training=training,
-        latent_deviation=values["latent_deviation"],
-        normalize_reward=values["normalize_reward"],
-        gamma=values["gamma"],
-    )
+    how, keys = values["normalize_observation"], number_keys(venv.observation_space)
+    has_numbers = bool(keys) if keys is not None else venv.observation_space.dtype != "uint8"
+    settings: dict[str, Any] = {
+        "training": training,
+        "norm_obs": has_numbers and how != "off",
+        "norm_obs_keys": keys or None,
+        "norm_reward": training and values["normalize_reward"],
+        "gamma": values["gamma"],
+    }
+    latents = latents_in(venv) if how == "together" else {}
+    if latents:
+        return LatentNormalize(venv, latents, values["latent_deviation"], **settings)
+    return VecNormalize(venv, **settings)

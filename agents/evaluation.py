@@ -1,9 +1,8 @@
-"""How good an agent is: returns over whole episodes and how sure they are, beside a random policy's."""
+"""How good an agent is: returns of whole episodes with intervals, successes, and a random policy to compare with."""
 
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError
 
-_RESAMPLES = 10_000
-_CHUNK = 1_000  # resamples drawn at a time, which bounds the memory
-_Z = 1.959963984540054  # of a 95% interval
+_EVALUATION_SEED = 1_000_003  # far from training's seeds, so that an agent is judged on new episodes
+_MOST_ENVS = 4
 
 
 @dataclass(frozen=True)
@@ -34,13 +32,16 @@ class Evaluation:
     Attributes:
         returns: One per episode, in the game's own rewards.
         lengths: Steps of each episode.
-        successes: Whether each was a success; None where the task has none.
+        successes: Whether each was a success; None if the task does not define success.
 
     Example:
-        >>> print(Evaluation((1.0, 3.0), (10, 12)))
-        2.0 ± 1.0 (standard error, 2 episodes)
-        >>> print(Evaluation((1.0, 3.0), (10, 12), (False, True)))
-        2.0 ± 1.0 (standard error, 2 episodes), success 50%
+        >>> played = Evaluation((1.0, 3.0), (10, 12), (True, True))
+        >>> print(played)
+        2.0 ± 1.0 (standard error, 2 episodes), success 100%
+        >>> print(played.details())
+        95% interval 1.0 to 3.0, median 2.0, from 1.0 to 3.0
+        steps in an episode: mean 11.0, from 10 to 12
+        success in 2 of 2 episodes, 100% (95% interval 34% to 100%)
     """
 
     returns: tuple[float, ...]
@@ -59,7 +60,7 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of the mean return, by the percentile bootstrap over episodes (`bootstrap_interval`)."""
+        """95% interval of the mean return (`bootstrap_interval`)."""
         return bootstrap_interval(self.returns)
 
     @property
@@ -69,7 +70,7 @@ class Evaluation:
 
     @property
     def success_rate(self) -> float | None:
-        """Share of episodes that were a success; None where the task has none."""
+        """Share of episodes that were a success; None if the task does not define success."""
         return None if self.successes is None else float(np.mean(self.successes))
 
     @property
@@ -78,7 +79,7 @@ class Evaluation:
         return None if self.successes is None else wilson_interval(sum(self.successes), len(self.successes))
 
     def sigmas_above(self, other: "Evaluation") -> float:
-        """By how many standard errors of the difference this mean is above another's (Welch's t).
+        """By how many standard errors of the difference this mean is above another's (Welch's t); NaN for one episode.
 
         Example:
             >>> round(Evaluation((9.0, 11.0), (1, 1)).sigmas_above(Evaluation((0.0, 2.0), (1, 1))), 2)
@@ -88,124 +89,92 @@ class Evaluation:
         difference = self.mean - other.mean
         if error == 0:
             return math.copysign(math.inf, difference) if difference else 0.0
-        return difference / error  # NaN where a standard error is: one episode tells nothing of the spread
+        return difference / error
 
     def __str__(self) -> str:
         success = "" if self.success_rate is None else f", success {self.success_rate:.0%}"
         return f"{self.mean:.1f} ± {self.standard_error:.1f} (standard error, {len(self.returns)} episodes){success}"
 
     def details(self) -> str:
-        """What `str` leaves out, a line each for returns, lengths and success.
-
-        Example:
-            >>> print(Evaluation((1.0, 3.0), (10, 12), (True, True)).details())
-            95% interval 1.0 to 3.0, median 2.0, from 1.0 to 3.0
-            steps in an episode: mean 11.0, from 10 to 12
-            success in 2 of 2 episodes, 100% (95% interval 34% to 100%)
-        """
+        """Interval, median, episode lengths and success, a line each."""
         low, high = self.interval
-        sure = "" if math.isnan(low) else f"95% interval {low:.1f} to {high:.1f}, "
+        interval = "" if math.isnan(low) else f"95% interval {low:.1f} to {high:.1f}, "
         lines = [
-            f"{sure}median {self.median:.1f}, from {min(self.returns):.1f} to {max(self.returns):.1f}",
+            f"{interval}median {self.median:.1f}, from {min(self.returns):.1f} to {max(self.returns):.1f}",
             f"steps in an episode: mean {np.mean(self.lengths):.1f}, from {min(self.lengths)} to {max(self.lengths)}",
         ]
         if self.successes is not None and self.success_interval is not None:
-            (low, high), count = self.success_interval, len(self.successes)
+            low, high = self.success_interval
             share = f"{self.success_rate:.0%} (95% interval {low:.0%} to {high:.0%})"
-            lines.append(f"success in {sum(self.successes)} of {count} episodes, {share}")
+            lines.append(f"success in {sum(self.successes)} of {len(self.successes)} episodes, {share}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers, as JSON has them: None where there is none.
-
-        Example:
-            >>> Evaluation((3.0,), (7,)).to_json()["mean_return_95"] is None
-            True
-        """
+        """All numbers; None instead of NaN, which JSON does not have."""
+        interval, success_interval = self.interval, self.success_interval
         return {
             "episodes": len(self.returns),
             "mean_return": self.mean,
             "standard_error": None if math.isnan(self.standard_error) else self.standard_error,
-            "mean_return_95": None if math.isnan(self.interval[0]) else list(self.interval),
+            "mean_return_95": None if math.isnan(interval[0]) else list(interval),
             "median_return": self.median,
             "least_return": min(self.returns),
             "most_return": max(self.returns),
             "mean_length": float(np.mean(self.lengths)),
             "success_rate": self.success_rate,
-            "success_rate_95": None if self.success_interval is None else list(self.success_interval),
+            "success_rate_95": None if success_interval is None else list(success_interval),
             "returns": list(self.returns),
             "lengths": list(self.lengths),
             "successes": None if self.successes is None else list(self.successes),
         }
 
 
-def bootstrap_interval(values: tuple[float, ...], *, resamples: int = _RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """95% interval of a mean: the 2.5% and 97.5% quantiles of the means of resamples (Efron 1979).
+def bootstrap_interval(values: tuple[float, ...]) -> tuple[float, float]:
+    """95% interval of a mean: the 2.5% and 97.5% quantiles of the means of 10,000 resamples (Efron 1979).
 
-    It asks for no normal distribution, which returns hardly ever have. Below some twenty values it is a little too
-    narrow.
-
-    Args:
-        values: One per episode.
-        resamples: How many to draw.
-        seed: The same seed gives the same interval.
-
-    Returns:
-        Its ends; NaN for one value, which tells nothing of the spread.
+    It assumes no normal distribution. Below some twenty values it is a little too narrow. The same values give the same
+    interval; one value gives NaN.
 
     Example:
         >>> low, high = bootstrap_interval(tuple(float(n) for n in range(101)))
         >>> round(low), round(high)
         (44, 56)
     """
-    if len(values) < 2:
+    count = len(values)
+    if count < 2:
         return math.nan, math.nan
-    array, rng, means = np.asarray(values, np.float64), np.random.default_rng(seed), []
-    for start in range(0, resamples, _CHUNK):
-        drawn = rng.integers(len(array), size=(min(_CHUNK, resamples - start), len(array)))
-        means.append(array[drawn].mean(axis=1))
+    array, rng = np.asarray(values, np.float64), np.random.default_rng(0)
+    # Drawn in ten parts, to need less memory.
+    means = [array[rng.integers(count, size=(1_000, count))].mean(axis=1) for _ in range(10)]
     low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return float(low), float(high)
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
-    """95% interval of a share, which unlike the usual ± holds near 0 and 1 too (Wilson 1927).
-
-    Args:
-        successes: How many.
-        episodes: Of how many, 1 or more.
-
-    Raises:
-        InputError: There are more of the one than of the other, or none.
+    """95% interval of a share, which is also valid near 0 and 1 (Wilson 1927).
 
     Example:
         >>> tuple(round(end, 3) for end in wilson_interval(20, 20))
         (0.839, 1.0)
     """
-    if not 0 <= successes <= episodes or episodes < 1:
-        raise InputError(f"{successes} successes of {episodes} episodes is no share")
-    share, spread = successes / episodes, _Z**2 / episodes
+    z = 1.959963984540054  # 97.5% quantile of the normal distribution
+    share, spread = successes / episodes, z**2 / episodes
     middle = (share + spread / 2) / (1 + spread)
-    half = _Z * math.sqrt(share * (1 - share) / episodes + spread / (4 * episodes)) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / episodes + spread / (4 * episodes)) / (1 + spread)
     return (0.0 if successes == 0 else middle - half), (1.0 if successes == episodes else middle + half)
-
-
-_VERSION = re.compile(r"(-MultiBinary)?(VectorObf)?-v\d+$")
 
 
 @dataclass(frozen=True)
 class SuccessRule:
-    """What makes an episode a success.
+    """Decides whether an episode was a success.
 
     Attributes:
-        least_return: The return (of the game's own rewards) that it has to reach; None where the return tells nothing.
-        reason: Where this comes from, in words.
+        least_return: The return (of the game's own rewards) that an episode has to reach. None: an episode that ends
+            before its time limit is a success.
+        reason: Where the rule comes from.
 
     Example:
-        >>> rule = SuccessRule(64.0, "the task's own threshold")
-        >>> rule.is_success(64.0, truncated=True), rule.is_success(63.0, truncated=False)
-        (True, False)
-        >>> SuccessRule(None, "the monster is dead").is_success(-144.0, truncated=False)
+        >>> SuccessRule(64.0, "the task's own threshold").is_success(64.0, truncated=True)
         True
     """
 
@@ -213,7 +182,7 @@ class SuccessRule:
     reason: str
 
     def is_success(self, total: float, *, truncated: bool) -> bool:
-        """Judge an episode by its return, or without a return to reach by its having ended before its time was up."""
+        """Judge an episode by its return and by whether its time limit ended it."""
         return not truncated if self.least_return is None else total >= self.least_return
 
     def __str__(self) -> str:
@@ -222,17 +191,16 @@ class SuccessRule:
 
 # The rewards of ViZDoom's scenarios are in the scripts of their .wad files and in their .cfg files:
 # - Basic: 106 for the kill, -5 a shot, -1 a tic, 300 tics. A late kill has a return below 0 (-182 was seen), so the
-# return   does not tell; but only the kill ends an episode early.
+#   return does not decide; but only the kill ends an episode early.
 # - PredictPosition: 1 for the kill, -0.001 a tic, 300 tics. It ends early after a miss as well.
 # - MyWayHome: 1 for the vest, -0.0001 a tic, 2,100 tics.
 # - DeadlyCorridor: the distance walked, and 1,000 for the vest, which lies at 1,312; -100 for dying.
-# The others (DefendCenter, DefendLine, HealthGathering, TakeCover, Deathmatch) have an end to put off and no goal to
-# reach.
+# The others (DefendCenter, DefendLine, HealthGathering, TakeCover, Deathmatch) have no goal to reach.
 _KILLED = SuccessRule(None, "the monster was shot before the time was up")
 _VEST = "the vest was reached"
-# MineRL's: what upstream's `determine_success_from_rewards` asks for where it sums; and for the sparse tasks that end
-# in one item, a return that cannot be had without it (all that comes before the diamond is 547, before the pickaxe
-# 291).
+# MineRL: the threshold of upstream's `determine_success_from_rewards` where it sums the rewards; and for the sparse
+# tasks that end in one item, a return that cannot be had without it (all that comes before the diamond is 547, before
+# the pickaxe 291).
 _NAVIGATED = SuccessRule(100.0, "the diamond block was touched")
 _NAVIGATED_DENSE = SuccessRule(160.0, "the diamond block was touched, as MineRL judges it")
 _KNOWN = {
@@ -252,18 +220,18 @@ _KNOWN = {
 
 
 def success_rule(config: AgentConfig, least_return: float | None = None) -> SuccessRule | None:
-    """How the episodes of an agent's environment are judged, where they do not say so themselves.
+    """The rule for episodes of an agent's environment that have no ``info["is_success"]``.
 
     Args:
         config: The settings; its environment has been made before, so that it is registered.
-        least_return: A return to reach, in place of what is known of the task.
+        least_return: A return to reach, instead of the task's own rule.
 
     Returns:
-        The return that was given; else the environment's registered `reward_threshold`; else what is known of the
-        scenario (`_KNOWN`); None where nothing is.
+        A rule for the return that was given; else for the environment's registered `reward_threshold`; else the rule of
+        a known scenario (`_KNOWN`); else None.
 
     Raises:
-        InputError: `least_return` is no number.
+        InputError: `least_return` is not finite.
 
     Example:
         >>> print(success_rule(AgentConfig(env="VizdoomBasic-MultiBinary-v1")))
@@ -275,18 +243,18 @@ def success_rule(config: AgentConfig, least_return: float | None = None) -> Succ
     """
     if least_return is not None:
         if not math.isfinite(least_return):
-            raise InputError(f"the return that counts as success must be a number, got {least_return}")
-        return SuccessRule(float(least_return), "as was asked for")
+            raise InputError(f"success_return must be a finite number, got {least_return}")
+        return SuccessRule(float(least_return), "as requested")
     try:
         threshold = gym.spec(config.env).reward_threshold
     except (gym.error.Error, ImportError):
         threshold = None
     if threshold is not None:
         return SuccessRule(float(threshold), "the environment's reward_threshold")
-    rule = _KNOWN.get(_VERSION.sub("", config.env.rpartition(":")[2]))
-    if rule is _KILLED and config.all_env_kwargs.get("treat_episode_timeout_as_truncation") is False:
-        return None  # then a time-out looks like a kill
-    return rule
+    name = re.sub(r"(-MultiBinary)?(VectorObf)?-v\d+$", "", config.env.rpartition(":")[2])
+    if name.startswith("VizdoomBasic") and config.env_kwargs.get("treat_episode_timeout_as_truncation") is False:
+        return None  # a time-out looks like a kill
+    return _KNOWN.get(name)
 
 
 class EpisodeSuccess(VecEnvWrapper):
@@ -295,8 +263,8 @@ class EpisodeSuccess(VecEnvWrapper):
     Args:
         venv: Its infos have ``info["episode"]["r"]``, the return, at the end of an episode (`VecMonitor` puts it
             there).
-        rule: What counts; None leaves it all to the environment.
-        overrule: Judge by the rule also where the environment has its own word.
+        rule: The rule to judge by; None leaves it to the environment.
+        overrule: Judge by the rule also if the environment has put ``info["is_success"]``.
     """
 
     def __init__(self, venv: VecEnv, rule: SuccessRule | None, *, overrule: bool = False) -> None:
@@ -312,41 +280,23 @@ class EpisodeSuccess(VecEnvWrapper):
         observation, rewards, dones, infos = self.venv.step_wait()
         for done, info in zip(dones, infos, strict=True):
             if done and self.rule is not None and (self.overrule or "is_success" not in info):
-                info["is_success"] = _judge(self.rule, info)
+                truncated = bool(info.get("TimeLimit.truncated", False))
+                info["is_success"] = self.rule.is_success(info["episode"]["r"], truncated=truncated)
         return observation, rewards, dones, infos
 
 
-def _judge(rule: SuccessRule, info: dict[str, Any]) -> bool:
-    return rule.is_success(info["episode"]["r"], truncated=bool(info.get("TimeLimit.truncated", False)))
-
-
-__all__ = [
-    "Evaluation",
-    "RandomPolicy",
-    "evaluate_agent",
-    "evaluate_random",
-    "evaluation_env",
-    "load_run",
-    "play",
-    "run_config",
-]
-
-_EVALUATION_SEED = 1_000_003  # far from training's seeds: an agent is judged on episodes that it never saw
-_MOST_ENVS = 4
-
-
 class RandomPolicy:
-    """Uniformly random actions, in the shape of an agent that Stable-Baselines3's `evaluate_policy` takes."""
+    """Uniformly random actions, by the method `predict` that Stable-Baselines3's `evaluate_policy` calls."""
 
     def __init__(self, venv: VecEnv, seed: int) -> None:
-        self._spaces = [venv.action_space for _ in range(venv.num_envs)]
-        venv.action_space.seed(seed)
+        self._space, self._envs = venv.action_space, venv.num_envs
+        self._space.seed(seed)
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray[Any, Any], Any]:
         """A sample of the action space for each environment."""
-        return np.array([space.sample() for space in self._spaces]), state
+        return np.array([self._space.sample() for _ in range(self._envs)]), state
 
 
 def evaluate_agent(
@@ -364,14 +314,14 @@ def evaluate_agent(
     Args:
         run: The run folder.
         episodes: Episodes to play.
-        which: "best" (by the evaluations during training), "last", or the step of a checkpoint.
+        which: "best" (by the evaluations during training) or "last".
         seed: Seed of the first environment.
         device: Where to encode.
         deterministic: The most likely action rather than a sample; as in the settings by default.
-        success_return: An episode is a success if its return reaches this; by default as `success_rule` knows the task.
+        success_return: An episode is a success if its return reaches this; by default as in `success_rule`.
 
     Raises:
-        InputError: There is no such agent, it was trained with another encoder, or fewer than one episode.
+        InputError: There is no such agent, it was trained with another encoder, or `episodes` is less than 1.
         EncoderFolderError: The run's encoder is damaged.
     """
     config, model, encoder = load_run(run, which, device)
@@ -389,8 +339,8 @@ def evaluate_agent(
 def evaluate_random(
     config: AgentConfig, *, episodes: int = 100, seed: int = _EVALUATION_SEED, success_return: float | None = None
 ) -> Evaluation:
-    """Play uniformly random actions in an agent's environment: the least that it has to beat."""
-    # A random policy looks at nothing, so nothing is encoded for it; the encoder only tells the size of a frame.
+    """Play uniformly random actions in an agent's environment: the baseline of every agent."""
+    # A random policy needs no latents; the encoder only decides the size of a frame.
     blind = dataclasses.replace(config, observation="pixels", device="cpu")
     venv = evaluation_env(blind, episodes, seed, success_return=success_return)
     try:
@@ -400,25 +350,19 @@ def evaluate_random(
 
 
 def run_config(run: str | Path) -> AgentConfig:
-    """The settings of a run folder, with the encoder and the principal components that lie in it."""
+    """The settings of a run folder, with the paths of its own copies of the encoder and the principal components."""
     inside = {"encoder": Path(run) / "encoder", "pca": Path(run) / "pca.safetensors"}
-    return dataclasses.replace(
-        AgentConfig.load(Path(run)), **{name: path for name, path in inside.items() if path.exists()}
-    )
+    paths = {name: path for name, path in inside.items() if path.exists()}
+    return dataclasses.replace(AgentConfig.load(Path(run)), **paths)
 
 
 def load_run(
     run: str | Path, which: str, device: str = "auto"
 ) -> tuple[AgentConfig, BaseAlgorithm, FrozenEncoder | None]:
-    """An agent of a run folder, its settings, and the encoder that it was trained with.
-
-    Args:
-        run: The run folder.
-        which: "best", "last", or the step of a checkpoint.
-        device: Where to encode.
+    """The settings of a run folder, its agent `which`, and the encoder that the agent was trained with.
 
     Raises:
-        InputError: There is no such agent, or the encoder is another than it was trained with.
+        InputError: There is no such agent, or the encoder is not the one that it was trained with.
         EncoderFolderError: The encoder is damaged.
     """
     run, config = Path(run), dataclasses.replace(run_config(run), device=device)
@@ -438,18 +382,15 @@ def evaluation_env(
     success_return: float | None = None,
     encoder: FrozenEncoder | None = None,
 ) -> VecNormalize:
-    """Environments to evaluate in: the game's own rewards, statistics that do not move, and each episode judged.
+    """Environments to evaluate in: the game's own rewards, fixed statistics, and each episode judged.
 
     Args:
         config: The settings.
-        episodes: Episodes that will be played; no more environments than that.
+        episodes: Episodes that will be played; there are no more environments than that.
         seed: Seed of the first one.
         first: Its number among all that run at the same time (`make_vec_env`).
         success_return: As for `evaluate_agent`.
-        encoder: Where it is loaded already.
-
-    Raises:
-        InputError: Fewer than one episode.
+        encoder: The encoder of `config`, if it is loaded already.
     """
     if episodes < 1:
         raise InputError(f"episodes must be 1 or more, got {episodes}")
@@ -457,33 +398,30 @@ def evaluation_env(
     venv = make_vec_env(config, encoder, envs=min(_MOST_ENVS, config.envs, episodes), seed=seed, first=first)
     try:
         judged = EpisodeSuccess(venv, success_rule(config, success_return), overrule=success_return is not None)
-    except InputError:
+        return with_normalization(config, judged, training=False)
+    except BaseException:
         venv.close()
         raise
-    return with_normalization(config, judged, training=False)
 
 
 def play(policy: Any, venv: VecEnv, episodes: int, *, deterministic: bool = True) -> Evaluation:
-    """Play whole episodes; the same number in each environment, so that short ones are not favoured.
+    """Play whole episodes, the same number in each environment, so that short ones are not favored.
 
     Args:
-        policy: Anything with the `predict` of Stable-Baselines3; what it remembers is carried on, and dropped between
-            episodes.
-        venv: As `evaluation_env` makes them: ``info["is_success"]`` of an episode's last step says whether it was one.
+        policy: Anything with the method `predict` of Stable-Baselines3; its state is reset between episodes.
+        venv: As `evaluation_env` makes it: ``info["is_success"]`` of an episode's last step is its success.
         episodes: How many in all.
         deterministic: The most likely action rather than a sample.
     """
     judged: list[bool | None] = []
 
-    def watch(now: dict[str, Any], _: dict[str, Any]) -> None:
+    def judge(now: dict[str, Any], _: dict[str, Any]) -> None:
         if now["done"]:
             judged.append(now["info"].get("is_success"))
 
     returns, lengths = evaluate_policy(
-        policy, venv, n_eval_episodes=episodes, deterministic=deterministic, return_episode_rewards=True, callback=watch
+        policy, venv, n_eval_episodes=episodes, deterministic=deterministic, return_episode_rewards=True, callback=judge
     )
-    assert isinstance(returns, Sequence)
-    assert isinstance(lengths, Sequence)
-    # An environment may speak of success only where there was one.
-    successes = None if all(word is None for word in judged) else tuple(bool(word) for word in judged)
-    return Evaluation(tuple(float(r) for r in returns), tuple(int(n) for n in lengths), successes)
+    # Some environments report success only in the episodes that were one.
+    successes = None if all(success is None for success in judged) else tuple(map(bool, judged))
+    return Evaluation(tuple(map(float, returns)), tuple(map(int, lengths)), successes)  # pyright: ignore[reportArgumentType]

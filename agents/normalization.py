@@ -1,6 +1,4 @@
-"""Running normalization of observations and rewards that leaves a latent its shape: all its values share one
-deviation.
-"""
+"""Running normalization of observations in which all values of a latent share one deviation."""
 
 import math
 from collections.abc import Mapping
@@ -16,23 +14,23 @@ from latent_obs.util.errors import InputError
 from latent_obs.wrappers.sb3 import VecLatentObservation
 
 #: together: the values of a latent share one deviation, other numbers have their own. each: every number has its own.
-#: off: as they are.
+#: off: no normalization.
 Normalization = Literal["together", "each", "off"]
 
 
 class LatentNormalize(VecNormalize):
     """`VecNormalize` that divides all values of a latent by one number, so that they keep their relation to each other.
 
-    Where every value is divided by its own deviation, those that hardly vary become as loud as those that tell most: of
-    principal components nearly all hardly vary. Such whitening speeds up a linear fit to plenty of samples (LeCun et
-    al. 2012, "Efficient BackProp", section 4.3), and an agent has few: it has to find what matters among hundreds of
+    If every value is divided by its own deviation, those that hardly vary get the same weight as the informative ones:
+    nearly all principal components hardly vary. Such whitening speeds up a linear fit to plenty of samples (LeCun et
+    al. 2012, "Efficient BackProp", section 4.3), but an agent has few: it has to find what matters among hundreds of
     values from a few thousand frames. Each value is still shifted by its own mean, and numbers beside the latent are
     normalized each by itself.
 
     Args:
         venv: Environments, some of whose numbers are latents.
-        latents: Where they are: by entry of a Dict observation (None where the observation is a vector), how many
-            numbers from the first one on. By default as the `VecLatentObservation` beneath says.
+        latents: Where they are: by entry of a Dict observation (None if the observation is a vector), how many numbers
+            from the first one on. By default those of the `VecLatentObservation` beneath.
         deviation: What the deviation of a latent's values becomes (the root of the mean of their variances).
         **kwargs: As for `VecNormalize`; `norm_obs_keys` is by default all entries of numbers.
 
@@ -59,10 +57,10 @@ class LatentNormalize(VecNormalize):
         found = latents_in(venv) if latents is None else dict(latents)
         if latents is None and not found:
             raise InputError(
-                "LatentNormalize finds no latents: put VecLatentObservation around the environments first, say with `latents` "
-                "where they are, or take Stable-Baselines3's VecNormalize"
+                "latents: there is no VecLatentObservation beneath LatentNormalize; put it around the environments "
+                "first, pass `latents`, or use Stable-Baselines3's VecNormalize"
             )
-        kwargs.setdefault("norm_obs_keys", _numbers_in(venv.observation_space))
+        kwargs.setdefault("norm_obs_keys", number_keys(venv.observation_space))
         super().__init__(venv, **kwargs)
         self.latents = found
         self.deviation = deviation
@@ -75,8 +73,8 @@ class LatentNormalize(VecNormalize):
 
     def _shared(self, statistics: RunningMeanStd) -> RunningMeanStd:
         """The statistics with one variance for a latent: dividing by its root gives its values their deviation."""
-        of_all = self.obs_rms if isinstance(self.obs_rms, dict) else {None: self.obs_rms}
-        count = next((self.latents.get(key, 0) for key, own in of_all.items() if own is statistics), 0)
+        by_key = self.obs_rms if isinstance(self.obs_rms, dict) else {None: self.obs_rms}
+        count = next((self.latents.get(key, 0) for key, own in by_key.items() if own is statistics), 0)
         if not count:
             return statistics
         shared = copy(statistics)
@@ -85,53 +83,17 @@ class LatentNormalize(VecNormalize):
         return shared
 
 
-def normalized(
-    venv: VecEnv,
-    how: Normalization,
-    *,
-    training: bool,
-    latent_deviation: float = 0.5,
-    normalize_reward: bool = False,
-    gamma: float = 0.99,
-) -> VecNormalize:
-    """Normalise observations by their running statistics (frozen outside training), and rewards in training only.
-
-    Pixels (uint8) are left alone: a CNN divides them by 255 itself.
-
-    Args:
-        venv: The environments, with latents or without.
-        how: Which numbers share a deviation.
-        training: Whether statistics go on running.
-        latent_deviation: With "together", what the deviation of a latent's values becomes.
-        normalize_reward: Divide rewards by the running deviation of the return.
-        gamma: Discount of that return.
-    """
-    space = venv.observation_space
-    keys = _numbers_in(space)
-    numbers = bool(keys) if keys is not None else isinstance(space, spaces.Box) and space.dtype != "uint8"
-    settings: dict[str, Any] = {
-        "training": training,
-        "norm_obs": numbers and how != "off",
-        "norm_obs_keys": keys or None,
-        "norm_reward": training and normalize_reward,
-        "gamma": gamma,
-    }
-    latents = latents_in(venv) if how == "together" else {}
-    return LatentNormalize(venv, latents, latent_deviation, **settings) if latents else VecNormalize(venv, **settings)
-
-
-def _numbers_in(space: spaces.Space[Any]) -> list[str] | None:
-    """The entries of a Dict that are numbers and no pixels; None for another space."""
+def number_keys(space: spaces.Space[Any]) -> list[str] | None:
+    """The entries of a Dict that are numbers and not pixels (uint8); None for another space."""
     if not isinstance(space, spaces.Dict):
         return None
     return [key for key, entry in space.spaces.items() if isinstance(entry, spaces.Box) and entry.dtype != "uint8"]
 
 
 def latents_in(venv: VecEnv) -> dict[str | None, int]:
-    """Where latents are in the observations of environments: by entry, or None for a vector, how many numbers they
-    take.
+    """How many numbers the latents take, by entry of the observation, or by None for a vector, where they come first.
 
-    Latents of all cameras and of a whole history come first in a vector.
+    Empty if there is no `VecLatentObservation` among the wrappers.
     """
     inner = venv
     while not isinstance(inner, VecLatentObservation):

@@ -1,4 +1,7 @@
-"""How a step size or a clip range falls over a run."""
+"""How the learning rate falls over a run.
+
+The module keeps its name, because the .zip files of trained agents refer to `Schedule` by it.
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,12 +12,12 @@ Shape = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """A value that falls to nothing over a run, as Stable-Baselines3 asks for it.
+    """A value that is constant or falls to 0 over a run, as a function that Stable-Baselines3 takes.
 
     Attributes:
-        value: What it begins with.
-        shape: "constant" stays; "linear" falls evenly; "cosine" is the half wave of Loshchilov and Hutter (2017):
-            slowly at first and at the end.
+        value: The value at the beginning.
+        shape: "constant"; "linear"; or "cosine", the half wave of Loshchilov and Hutter (2017), which falls slowly at
+            the beginning and at the end.
 
     Example:
         >>> [round(Schedule(0.1, shape)(0.25), 4) for shape in ("constant", "linear", "cosine")]
@@ -25,12 +28,10 @@ class Schedule:
     shape: Shape = "constant"
 
     def __call__(self, remaining: float) -> float:
-        """The value where `remaining`, from 1 to 0, is left of the run (by its steps)."""
+        """The value where the share `remaining` of the run's steps, from 1 to 0, is left."""
         remaining = min(1.0, max(0.0, remaining))
-        match self.shape:
-            case "constant":
-                return self.value
-            case "linear":
-                return self.value * remaining
-            case "cosine":
-                return self.value * 0.5 * (1.0 - math.cos(math.pi * remaining))
+        if self.shape == "linear":
+            return self.value * remaining
+        if self.shape == "cosine":
+            return self.value * 0.5 * (1.0 - math.cos(math.pi * remaining))
+        return self.value

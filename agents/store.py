@@ -1,21 +1,20 @@
-"""What an agent's run folder holds, and how it is written: aside, then renamed.
+"""The files in an agent's run folder.
 
     runs/agent/
     ├── config.json            settings
     ├── encoder/               a copy of the encoder folder
-    ├── best.zip, last.zip     agents, as Stable-Baselines3 saves them, with their state (and last, its replay buffer)
-    inside ├── checkpoints/           step_000050000.zip …, if asked for
+    ├── best.zip, last.zip     agents in Stable-Baselines3's format, with their state (and last, its replay buffer)
     ├── evaluations.jsonl      mean return by step
     └── logs/                  progress.json (a line per update), progress.csv, TensorBoard
 
-Stable-Baselines3's .zip files hold pickled settings: load only those that you trust.
+Files are written atomically. Stable-Baselines3's .zip files hold pickled settings: load only those that you trust.
 """
 
 import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,67 +31,6 @@ from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import InputError
 
-REPLAY_FOLDER = "replay/"
-
-
-def write_replay(archive: zipfile.ZipFile, model: OffPolicyAlgorithm) -> None:
-    """Write the filled part of a buffer's arrays, and where the next step goes, into an open archive."""
-    buffer = model.replay_buffer
-    assert buffer is not None
-    filled = buffer.buffer_size if buffer.full else buffer.pos
-    _write(archive, "position", np.array([buffer.pos, int(buffer.full), buffer.buffer_size]))
-    for name, array in _arrays(buffer):
-        _write(archive, name, array[:filled])
-
-
-def read_replay(archive: zipfile.ZipFile, model: OffPolicyAlgorithm) -> None:
-    """Fill a model's buffer with what `write_replay` wrote.
-
-    Raises:
-        InputError: The archive holds none, or one of another size or other spaces.
-    """
-    buffer = model.replay_buffer
-    assert buffer is not None
-    try:
-        pos, full, size = (int(n) for n in _read(archive, "position"))
-        stored = {name: _read(archive, name) for name, _ in _arrays(buffer)}
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{archive.filename} has no replay buffer that can be read: {error}") from None
-    filled = size if full else pos
-    if size != buffer.buffer_size:
-        raise InputError(
-            f"{archive.filename} has a replay buffer of {size:,} steps an environment, not {buffer.buffer_size:,}"
-        )
-    for name, array in _arrays(buffer):
-        if stored[name].shape != (filled, *array.shape[1:]) or stored[name].dtype != array.dtype:
-            raise InputError(
-                f"{archive.filename}: {name} in the replay buffer is {stored[name].dtype}{stored[name].shape}, expected "
-                f"{array.dtype}{(filled, *array.shape[1:])}"
-            )
-        array[:filled] = stored[name]
-    buffer.pos, buffer.full = pos, bool(full)
-
-
-def _arrays(buffer: ReplayBuffer) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Its arrays by name; those of a Dict observation one by one."""
-    for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
-        value = getattr(buffer, name)
-        if isinstance(value, dict):
-            yield from ((f"{name}/{key}", array) for key, array in value.items())
-        else:
-            yield name, value
-
-
-def _write(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:
-    with archive.open(f"{REPLAY_FOLDER}{name}.npy", "w", force_zip64=True) as file:
-        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
-
-
-def _read(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    with archive.open(f"{REPLAY_FOLDER}{name}.npy") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
-
-
 _STATE = "latent_obs.json"
 
 
@@ -103,35 +41,37 @@ def save_agent(
 
     Args:
         run: The run folder.
-        name: "best", "last" or a checkpoint's.
+        name: "best" or "last".
         model: The agent.
-        notes: Plain values to keep in its state.
-        replay: Keep its replay buffer, if it has one.
+        notes: Plain values to add to its state.
+        replay: Include its replay buffer, if it has one.
     """
-    normalize = model.get_vec_normalize_env()
-    state = {
+    state: dict[str, Any] = {
         "steps": model.num_timesteps,
         "algorithm": type(model).__name__,
         "observation_space": _line(model.observation_space),
         "action_space": _line(model.action_space),
-        **_statistics(normalize),
+        "returns": None,
+        "observations": None,
         **(notes or {}),
     }
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        state["returns"] = _to_json(normalize.ret_rms)
+        if normalize.norm_obs:
+            rms = normalize.obs_rms
+            is_dict = isinstance(rms, dict)
+            state["observations"] = {key: _to_json(own) for key, own in rms.items()} if is_dict else _to_json(rms)
     with atomic_write(run / f"{name}.zip") as aside:
         model.save(aside)
         with zipfile.ZipFile(aside, "a") as archive:
             archive.writestr(_STATE, json.dumps(state))
             if replay and isinstance(model, OffPolicyAlgorithm):
-                write_replay(archive, model)
+                _write_replay(archive, model)
 
 
 def load_agent(run: Path, name: str, **kwargs: Any) -> BaseAlgorithm:
-    """Load `<name>.zip`, an agent of the run's algorithm; without its replay buffer (`restore_replay`).
-
-    Args:
-        run: The run folder.
-        name: "best", "last", or a checkpoint's step.
-        **kwargs: Passed to the algorithm's `load`.
+    """Load an agent of the run's algorithm, without its replay buffer; `kwargs` are those of the algorithm's `load`.
 
     Raises:
         InputError: There is no such agent, or the file is damaged.
@@ -145,46 +85,23 @@ def load_agent(run: Path, name: str, **kwargs: Any) -> BaseAlgorithm:
 
 
 def agent_file(run: Path, name: str) -> Path:
-    """The .zip of an agent.
+    """The .zip of the agent "best" or "last", or of a step, if an earlier version kept it in `checkpoints/`.
 
     Raises:
         InputError: There is no such agent.
     """
     file = run / f"{name}.zip"
-    if not file.exists() and str(name).isdecimal():
-        file = checkpoint_file(run, int(name))
+    if not file.exists() and name.isdecimal():
+        file = run / "checkpoints" / f"step_{int(name):09d}.zip"
     if not file.exists():
-        there = sorted(f.stem for f in [*run.glob("*.zip"), *run.glob("checkpoints/*.zip")]) if run.is_dir() else []
-        raise InputError(
-            f"there is no agent {file}" + (f"; found {there}" if there else "; train one with latent-obs train-agent")
-        )
+        present = sorted(f.stem for f in [*run.glob("*.zip"), *run.glob("checkpoints/*.zip")])
+        advice = f"found {present}" if present else "train one with latent-obs train-agent"
+        raise InputError(f"there is no agent {file}; {advice}")
     return file
 
 
-def checkpoint_file(run: Path, step: int) -> Path:
-    """Where a checkpoint that is kept lies."""
-    return run / "checkpoints" / f"step_{step:09d}.zip"
-
-
-def keep_checkpoint(run: Path, step: int, keep: int) -> None:
-    """Copy the last agent, without its replay buffer, to `checkpoints/`, of which the newest `keep` stay (-1: all)."""
-    if keep == 0:
-        return
-    _copy_archive(run / "last.zip", checkpoint_file(run, step), lambda name: not name.startswith(REPLAY_FOLDER))
-    if keep > 0:
-        for old in sorted((run / "checkpoints").glob("step_*.zip"))[:-keep]:
-            old.unlink()
-
-
-def _copy_archive(source: Path, target: Path, wanted: Callable[[str], bool]) -> None:
-    with atomic_write(target) as aside, zipfile.ZipFile(source) as old, zipfile.ZipFile(aside, "w") as new:
-        for item in filter(lambda item: wanted(item.filename), old.infolist()):
-            with old.open(item) as reader, new.open(item.filename, "w", force_zip64=True) as writer:
-                shutil.copyfileobj(reader, writer)
-
-
 def agent_state(run: Path, name: str) -> dict[str, Any]:
-    """The state of `<name>.zip`: steps, spaces, running statistics and notes.
+    """The state of an agent: steps, spaces, running statistics and notes.
 
     Raises:
         InputError: There is no such agent, or its state cannot be read.
@@ -198,79 +115,102 @@ def agent_state(run: Path, name: str) -> dict[str, Any]:
         return state
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{file} has no state of latent-obs in it ({error}); expected an agent that latent-obs train-agent wrote"
+            f"{file} has no {_STATE} that can be read ({error}); expected an agent that latent-obs train-agent wrote"
         ) from None
 
 
+def check_spaces(run: Path, name: str, model: BaseAlgorithm, venv: VecEnv) -> None:
+    """Reject environments whose actions are not the agent's (`restore_statistics` checks the observations)."""
+    if model.action_space != venv.action_space:
+        raise InputError(
+            f"{agent_file(run, name)} was trained with the actions {_line(model.action_space)}, and these environments "
+            f"have {_line(venv.action_space)}. Use the environment of its training, made with the same arguments"
+        )
+
+
 def restore_statistics(run: Path, name: str, normalize: VecNormalize) -> None:
-    """Put the running statistics of `<name>.zip` back.
+    """Put the running statistics of an agent back.
 
     Raises:
-        InputError: They cannot be read, or are of other observations than these environments'.
+        InputError: They cannot be read, or the environments have other observations.
     """
-    state = agent_state(run, name)
+    file, state = agent_file(run, name), agent_state(run, name)
     try:
         normalize.ret_rms = _from_json(state["returns"])
         if not normalize.norm_obs:
             return
-        stored, is_dict = state["observations"], isinstance(normalize.obs_rms, dict)
-        statistics = {k: _from_json(v) for k, v in stored.items()} if is_dict else _from_json(stored)
+        stored, current = state["observations"], normalize.obs_rms
+        if isinstance(current, dict):
+            statistics = {key: _from_json(values) for key, values in stored.items()}
+            fits = {k: s.mean.shape for k, s in statistics.items()} == {k: s.mean.shape for k, s in current.items()}
+        else:
+            statistics = _from_json(stored)
+            fits = statistics.mean.shape == current.mean.shape
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the running statistics in {agent_file(run, name)} cannot be read: {error}") from None
-    if _shapes(statistics) != _shapes(normalize.obs_rms):
+        raise InputError(f"the running statistics in {file} cannot be read: {error}") from None
+    if not fits:
         raise InputError(
-            f"{agent_file(run, name)} was trained on {state.get('observation_space')}, and would see "
+            f"{file} was trained on {state.get('observation_space')}, and would see "
             f"{_line(normalize.observation_space)} here. Use the environment and the encoder that it was trained with"
         )
     normalize.obs_rms = statistics  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def restore_replay(run: Path, name: str, model: BaseAlgorithm) -> None:
-    """Put the replay buffer of `<name>.zip` back into an off-policy agent that has its environments.
+    """Put the replay buffer back into an off-policy agent whose environments are set.
 
     Raises:
-        InputError: There is none in it, or it does not fit.
+        InputError: The file has none, or one of another size or of other spaces.
     """
-    if isinstance(model, OffPolicyAlgorithm):
-        with zipfile.ZipFile(agent_file(run, name)) as archive:
-            read_replay(archive, model)
+    if not isinstance(model, OffPolicyAlgorithm):
+        return
+    file, buffer = agent_file(run, name), model.replay_buffer
+    assert buffer is not None
+    try:
+        with zipfile.ZipFile(file) as archive:
+            pos, full, size = (int(n) for n in _read_array(archive, "position"))
+            stored = {name: _read_array(archive, name) for name, _ in _replay_arrays(buffer)}
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file} has no replay buffer that can be read: {error}") from None
+    if size != buffer.buffer_size:
+        raise InputError(f"{file} has a replay buffer of {size:,} steps an environment, not {buffer.buffer_size:,}")
+    filled = size if full else pos
+    for name, array in _replay_arrays(buffer):
+        expected = (filled, *array.shape[1:])
+        if stored[name].shape != expected or stored[name].dtype != array.dtype:
+            raise InputError(
+                f"{file}: {name} in the replay buffer is {stored[name].dtype}{stored[name].shape}, expected "
+                f"{array.dtype}{expected}"
+            )
+        array[:filled] = stored[name]
+    buffer.pos, buffer.full = pos, bool(full)
 
 
-def check_spaces(run: Path, name: str, model: BaseAlgorithm, venv: VecEnv) -> None:
-    """Refuse environments whose actions are not the agent's (`restore_statistics` looks at the observations).
+def _write_replay(archive: zipfile.ZipFile, model: OffPolicyAlgorithm) -> None:
+    """Write the filled part of a buffer's arrays, and where the next step goes."""
+    buffer = model.replay_buffer
+    assert buffer is not None
+    filled = buffer.buffer_size if buffer.full else buffer.pos
+    arrays = {"position": np.array([buffer.pos, int(buffer.full), buffer.buffer_size])}
+    arrays |= {name: array[:filled] for name, array in _replay_arrays(buffer)}
+    for name, array in arrays.items():
+        with archive.open(f"replay/{name}.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
-    Raises:
-        InputError: Naming both.
-    """
-    if model.action_space != venv.action_space:
-        raise InputError(
-            f"{agent_file(run, name)} was trained with the actions {_line(model.action_space)}, and these environments have "
-            f"{_line(venv.action_space)}. Use the environment that it was trained with, made with the same arguments"
-        )
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with archive.open(f"replay/{name}.npy") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def keep_file(source: Path, target: Path) -> Path:
-    """Copy a file or an encoder folder into a run; the copy appears whole or not at all."""
-    if not target.exists() and source.resolve() != target.resolve():
-        aside = target.with_name(f".{target.name}-copy")
-        shutil.rmtree(aside, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, aside)
+def _replay_arrays(buffer: ReplayBuffer) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The arrays of a buffer by name; those of a Dict observation one by one."""
+    for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+        value = getattr(buffer, name)
+        if isinstance(value, dict):
+            yield from ((f"{name}/{key}", array) for key, array in value.items())
         else:
-            shutil.copy(source, aside)
-        aside.rename(target)
-    return target
-
-
-def _statistics(normalize: VecNormalize | None) -> dict[str, Any]:
-    if normalize is None:
-        return {"returns": None, "observations": None}
-    observations: Any = None
-    if normalize.norm_obs:
-        rms = normalize.obs_rms
-        observations = {k: _to_json(v) for k, v in rms.items()} if isinstance(rms, dict) else _to_json(rms)
-    return {"returns": _to_json(normalize.ret_rms), "observations": observations}
+            yield name, value
 
 
 def _to_json(rms: RunningMeanStd) -> dict[str, Any]:
@@ -283,16 +223,19 @@ def _from_json(values: dict[str, Any]) -> RunningMeanStd:
     return rms
 
 
-def _shapes(statistics: Any) -> Any:
-    return (
-        {k: np.shape(v.mean) for k, v in statistics.items()}
-        if isinstance(statistics, dict)
-        else np.shape(statistics.mean)
-    )
-
-
 def _line(space: Any) -> str:
+    """A space in one line."""
     return " ".join(str(space).split())
+
+
+def keep_file(source: Path, target: Path) -> None:
+    """Copy a file or a folder into a run, unless it is there already; the copy appears whole or not at all."""
+    if target.exists():
+        return
+    aside = target.with_name(f".{target.name}-copy")
+    shutil.rmtree(aside, ignore_errors=True)
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, aside)
+    aside.rename(target)
 
 
 def fingerprint(encoder: FrozenEncoder | None) -> str | None:
@@ -314,26 +257,21 @@ def fingerprint(encoder: FrozenEncoder | None) -> str | None:
 
 
 def check_encoder(run: Path, name: str, encoder: FrozenEncoder | None) -> None:
-    """Refuse another encoder than the agent was trained with.
-
-    Raises:
-        InputError: It is another one.
-    """
+    """Reject another encoder than the one that the agent was trained with."""
     trained, given = agent_state(run, name).get("encoder"), fingerprint(encoder)
     if trained is not None and trained != given:
         source = "no encoder" if encoder is None else encoder.path or encoder
         raise InputError(
-            f"agent {name!r} of {run} was trained with an encoder whose fingerprint is {trained[:12]}…, and {source} has "
-            f"{(given or 'none')[:12]}…: its latents mean something else to the agent. Put the encoder back that was copied "
-            f"to {run / 'encoder'} when it was trained, or train again with --encoder"
+            f"encoder: agent {name!r} of {run} was trained with an encoder whose fingerprint is {trained[:12]}…, and "
+            f"{source} has {(given or 'none')[:12]}…: its latents have another meaning. Put the encoder back that was "
+            f"copied to {run / 'encoder'} when the agent was trained, or train a new agent with --encoder"
         )
 
 
 def encoder_of(run: Path, name: str) -> Path | None:
-    """The encoder folder that an agent was trained with; None where it has none.
+    """The encoder folder that an agent was trained with; None if it has none.
 
-    It is `encoder/` of the run, except for agents saved before the run's encoder was exchanged by the removed command
-    `latent-obs alternate`: their encoder is one of those in `encoders/`.
+    It is `encoder/` of the run, or, in runs of the former command `latent-obs alternate`, one of those in `encoders/`.
 
     Raises:
         InputError: There are encoders, and the agent was trained with none of them.
@@ -342,9 +280,9 @@ def encoder_of(run: Path, name: str) -> Path | None:
     present = run / "encoder"
     folders = [f for f in [present, *sorted(run.glob("encoders/*"), reverse=True)] if f.is_dir()]
     if len(folders) < 2 or AgentConfig.load(run).observation != "latent":
-        return present if present in folders else None  # one: loading the agent checks it
+        return present if present in folders else None  # loading the agent checks it
     wanted = agent_state(run, name).get("encoder")
     for folder in folders:
         if wanted in (None, fingerprint(FrozenEncoder.load(folder, device="cpu"))):
             return folder
-    raise InputError(f"agent {name!r} of {run} was trained with none of the encoders {', '.join(map(str, folders))}")
+    raise InputError(f"encoder: agent {name!r} of {run} was trained with none of {', '.join(map(str, folders))}")

@@ -1,4 +1,4 @@
-"""`train_agent()`: an agent on latents, evaluated along the way, with everything that is needed to run it again."""
+"""Train an agent on latents, evaluate it on the way, and save what is needed to use and to resume it."""
 
 import contextlib
 import dataclasses
@@ -9,28 +9,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage
 
 from agents.config import NOT_ITS_OWN, AgentConfig
 from agents.envs import load_encoder, make_monitor, make_vec_env, with_normalization
-from agents.evaluation import Evaluation, evaluation_env, play
+from agents.evaluation import evaluation_env, play
 from agents.schedules import Schedule
 from agents.store import (
     agent_state,
     check_encoder,
     check_spaces,
     fingerprint,
-    keep_checkpoint,
     keep_file,
     load_agent,
     restore_replay,
@@ -40,37 +40,185 @@ from agents.store import (
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.util.atomic import atomic_write, write_json
 from latent_obs.util.device import resolve_device, torch_threads
-from latent_obs.util.errors import InputError, MissingExtraError, require
+from latent_obs.util.errors import InputError
 from latent_obs.util.interrupt import GracefulStop
 from latent_obs.wrappers.drift import DriftMonitor
 
+_SMALLEST_CNN = 36  # pixels that the three convolutions of NatureCNN need
+_EVALUATION_SEED = 500_009  # is added to the run's seed for the environments of evaluations
 
-def new_model(config: AgentConfig, venv: VecEnv, device: str) -> BaseAlgorithm:
-    """A fresh agent.
+
+@dataclass(frozen=True)
+class AgentResult:
+    """The result of `train_agent`.
+
+    Attributes:
+        run: The run folder, for `evaluate_agent` and `film`.
+        steps: Environment steps in all.
+        steps_per_second: Of this call's training, evaluations not counted.
+        best_return: Highest mean return of an evaluation; NaN if there was none.
+        interrupted: Whether it was stopped before its last step.
+    """
+
+    run: Path
+    steps: int
+    steps_per_second: float
+    best_return: float
+    interrupted: bool
+
+
+def train_agent(
+    config: AgentConfig,
+    *,
+    resume: bool = False,
+    progress_bar: bool | None = None,
+    say: Callable[[str], object] = print,
+) -> AgentResult:
+    """Train an agent on an environment's latents, or on a baseline's observations.
+
+    Every `eval_every` steps the agent plays `eval_episodes` whole episodes in separate environments. The best agent is
+    kept as `best.zip`, the last one as `last.zip`, which is written at every checkpoint. See `agents.store` for the run
+    folder.
+
+    **Resuming.** The state of an environment cannot be saved, so every run resets its environments at each checkpoint,
+    with seeds that follow from the settings and the step. A run that was stopped (Ctrl-C, SIGTERM) or killed therefore
+    continues from its last checkpoint and gives the same agent, to the bit on a CPU, as one that was not. With
+    `exact_resume` off, environments are not reset at checkpoints, and a run that is stopped saves its present agent.
 
     Args:
-        config: The settings.
-        venv: The training environments.
-        device: Where a pixel agent learns; a small MLP on latents is faster on the CPU than the trips to a GPU and
-            back.
+        config: All settings.
+        resume: Continue with the agent in `config.out`.
+        progress_bar: Show Stable-Baselines3's; None shows it in a terminal only.
+        say: Where messages go.
+
+    Raises:
+        InputError: The environment, the settings or the run folder are not valid; before training starts.
+        EncoderFolderError: The encoder folder is missing or damaged.
+        DeviceError: The device does not exist.
+    """
+    if resume:
+        config = _resumed(config)
+    elif config.out.exists() and any(config.out.iterdir()):
+        raise InputError(
+            f"out: {config.out} is not empty. Continue with the agent in it with --resume, or choose another"
+        )
+    config = config.settled()
+    device = resolve_device(config.device)
+    encoder = load_encoder(config)
+    on_pixels = config.observation == "pixels"
+    if on_pixels and encoder is not None and min(encoder.contract.shape[:2]) < _SMALLEST_CNN:
+        raise InputError(
+            f"encoder: its frames are {encoder.contract.shape[:2]}, and the CNN of a pixel agent (Mnih et al. 2015) "
+            f"needs {_SMALLEST_CNN}x{_SMALLEST_CNN} or more; leave --encoder out, then the agent sees 64x64"
+        )
+    seen = None if on_pixels else encoder
+    continues = resume and (config.out / "last.zip").exists()
+    if continues:
+        check_encoder(config.out, "last", seen)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch_threads(1 if not on_pixels and device.type == "cpu" else None))
+        monitor = make_monitor(config, encoder, say)
+        venv = make_vec_env(config, encoder, monitor=monitor)
+        stack.callback(venv.close)
+        venv = with_normalization(config, venv, training=True)
+        evaluations = None
+        if config.eval_every:
+            seed = config.seed + _EVALUATION_SEED
+            evaluations = evaluation_env(config, config.eval_episodes, seed, config.envs, encoder=encoder)
+            stack.callback(evaluations.close)
+
+        _write_inputs(config)
+        notes = {"encoder": fingerprint(seen)}
+        if continues:
+            model = loaded_model(config, venv)
+        else:
+            model = new_model(config, venv, device.type)
+            save_agent(config.out, "last", model, notes={**notes, "seconds": 0.0}, replay=True)
+        before = model.num_timesteps
+        shape = model.observation_space.shape or "Dict"
+        say(
+            f"Training {config.trainer.title} on {config.env} ({config.observation}, {shape} observations), "
+            f"{config.envs} environments, {config.steps:,} steps{f', from step {before:,} on' if before else ''}."
+        )
+        formats = ["json", "csv", *(["tensorboard"] if find_spec("tensorboard") else [])]
+        model.set_logger(configure(str(config.out / "logs" / f"from_{before:09d}"), formats))
+        stack.callback(model.logger.close)
+
+        stop = stack.enter_context(GracefulStop())
+        earlier = agent_state(config.out, "last").get("seconds", 0.0)
+        clock = _TrainingClock(earlier)
+        evaluate = _EvaluateCallback(config, evaluations, clock, notes, say)
+        checkpoint = _CheckpointCallback(config, clock, notes, stop)
+        game = _GameCallback()
+        callbacks = [evaluate, checkpoint, game, *([] if monitor is None else [DriftCallback(monitor)])]
+        for callback in callbacks:
+            callback.init_callback(model)  # learn() does so too, but there may be nothing left to learn
+        if config.steps > before:
+            begin_part(model, part_seed(config.seed, before))
+            shown = sys.stderr.isatty() if progress_bar is None else progress_bar
+            model.learn(config.steps - before, callbacks, reset_num_timesteps=False, progress_bar=shown)
+        seconds, steps, stopped = clock.seconds - earlier, model.num_timesteps, stop.requested
+        if not stopped or (not config.exact and checkpoint.saved < steps):
+            checkpoint.save()
+        if not stopped:
+            evaluate.evaluate()  # the last agent may be the best
+        if math.isnan(evaluate.best):  # none was evaluated, so the last agent counts as the best
+            save_agent(config.out, "best", model, notes=notes)
+
+    rate = (steps - before) / seconds
+    say(
+        f"{'Stopped' if stopped else 'Done'} at step {steps:,}: {seconds:.0f} s of training, {rate:.0f} steps/s."
+        + ("" if math.isnan(evaluate.best) else f" Best mean return {evaluate.best:.1f}.")
+    )
+    if not game.rewarded and not stopped and steps > before:
+        say(
+            f"No step of this run gave any reward, so there was nothing to learn from. {config.env} may need more than "
+            f"{config.steps:,} steps, more exploration (--ent-coef), fewer decisions an episode (--frame-skip), or a "
+            "denser reward."
+        )
+    say(f"Agent: {config.out}")
+    if stopped:
+        say(f"Continue from step {checkpoint.saved:,} with: latent-obs train-agent --out {config.out} --resume")
+    else:
+        say(f"Evaluate and film it with: latent-obs evaluate --run {config.out}")
+    return AgentResult(config.out, checkpoint.saved, rate, evaluate.best, stopped)
+
+
+def _resumed(config: AgentConfig) -> AgentConfig:
+    """The settings of the run in `config.out`, with those of `config` that may change on resume."""
+    saved = AgentConfig.load(config.out)
+    for field, name in (("encoder", "encoder"), ("pca", "pca.safetensors")):
+        if (config.out / name).exists():  # the copy in the run is used, whatever path is given
+            config = dataclasses.replace(config, **{field: None})
+            saved = dataclasses.replace(saved, **{field: config.out / name})
+    return config.resumed_from(saved)
+
+
+def _write_inputs(config: AgentConfig) -> None:
+    """Write the settings, and copies of the encoder and of the principal components, into the run folder."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    if config.encoder is not None:
+        keep_file(read_encoder_folder(config.encoder).path, config.out / "encoder")
+    if config.pca is not None:
+        keep_file(config.pca, config.out / "pca.safetensors")
+    write_json(config.out / "config.json", config.to_json())
+
+
+def new_model(config: AgentConfig, venv: VecEnv, device: str) -> BaseAlgorithm:
+    """A fresh agent; `device` is where a pixel agent learns.
+
+    Agents on latents learn on the CPU: their networks are so small that copying to a GPU and back would take longer.
     """
     values = config.hyperparameters
     settings = {name: value for name, value in values.items() if name not in NOT_ITS_OWN}
     settings["learning_rate"] = Schedule(values["learning_rate"], config.learning_rate_schedule)
-    if "clip_range" in values:
-        settings["clip_range"] = Schedule(values["clip_range"], config.clip_range_schedule)
-    policy: dict[str, Any] = {"net_arch": list(values["net_arch"])}
-    if "lstm_size" in values:
-        policy["lstm_hidden_size"] = values["lstm_size"]
-    if "n_quantiles" in values:
-        policy["n_quantiles"] = values["n_quantiles"]
     kind = "Cnn" if config.observation == "pixels" else "Mlp"
-    if type(venv.observation_space).__name__ == "Dict":
+    if isinstance(venv.observation_space, spaces.Dict):
         kind = "MultiInput"
     return config.trainer.load_class()(
         f"{kind}{config.trainer.policy}",
         venv,
-        policy_kwargs=policy,
+        policy_kwargs={"net_arch": list(values["net_arch"]), **config.trainer.policy_kwargs},
         seed=config.seed,
         device=device if config.observation == "pixels" else "cpu",
         **settings,
@@ -78,11 +226,7 @@ def new_model(config: AgentConfig, venv: VecEnv, device: str) -> BaseAlgorithm:
 
 
 def loaded_model(config: AgentConfig, venv: VecNormalize) -> BaseAlgorithm:
-    """The agent of a run's last checkpoint, with its statistics and its replay buffer, to train on.
-
-    Raises:
-        InputError: There is none, it is damaged, or the environments' spaces are not its.
-    """
+    """The agent of a run's last checkpoint, with its statistics and its replay buffer, to continue training."""
     model = load_agent(config.out, "last", device="cpu" if config.observation != "pixels" else config.device)
     check_spaces(config.out, "last", model, venv)
     restore_statistics(config.out, "last", venv)
@@ -93,7 +237,7 @@ def loaded_model(config: AgentConfig, venv: VecNormalize) -> BaseAlgorithm:
 
 
 def part_seed(seed: int, step: int, purpose: int = 0) -> int:
-    """A seed for what begins at a step of a run, below 2^31; at step 0, that of the run itself.
+    """The seed, below 2^31, of the part of a run that begins at a step; at step 0, that of the run itself.
 
     Example:
         >>> part_seed(7, 0), part_seed(7, 10_000) == part_seed(7, 10_000), part_seed(7, 10_000) == part_seed(7, 20_000)
@@ -105,11 +249,7 @@ def part_seed(seed: int, step: int, purpose: int = 0) -> int:
 
 
 def begin_part(model: BaseAlgorithm, seed: int) -> None:
-    """Begin a part of a run: new episodes, random numbers from the start.
-
-    What the games are at cannot be saved. So all runs, stopped or not, begin new episodes at each checkpoint, and
-    nothing but the checkpoint decides what comes after it.
-    """
+    """Reset the environments and seed all random numbers, so that what follows depends on the checkpoint alone."""
     env = model.get_env()
     assert env is not None
     set_random_seed(seed)
@@ -121,159 +261,104 @@ def begin_part(model: BaseAlgorithm, seed: int) -> None:
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
         model._last_original_obs = normalize.get_original_obs()
-    states = getattr(model, "_last_lstm_states", None)
-    if isinstance(model, OnPolicyAlgorithm) and states is not None:
-        zero = lambda pair: tuple(torch.zeros_like(part) for part in pair)  # noqa: E731
-        model._last_lstm_states = type(states)(*map(zero, states))  # pyright: ignore[reportAttributeAccessIssue]
+    states: Any = getattr(model, "_last_lstm_states", None)
+    if states is not None:
+        zeros = [tuple(torch.zeros_like(part) for part in pair) for pair in states]
+        model._last_lstm_states = type(states)(*zeros)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class TrainingCallback(BaseCallback):
-    """Evaluates, keeps the best agent, makes checkpoints, and ends the run when a signal came.
+class _TrainingClock:
+    """Seconds of training: those of earlier parts of the run included, those of evaluations not."""
 
-    All of it at the beginning of a rollout, when the update before it is done and the environments are not in use.
+    def __init__(self, earlier: float) -> None:
+        self._earlier, self._began = earlier, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self._earlier + time.perf_counter() - self._began
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        self._earlier = self.seconds
+        yield
+        self._began = time.perf_counter()
+
+
+class _EvaluateCallback(BaseCallback):
+    """Evaluate the agent at the beginning of a rollout, when the update is done, and keep the best one.
 
     Attributes:
-        best: Highest mean return of an evaluation; NaN where there was none.
-        saved: Step of the last checkpoint.
-        rewarded: Whether any reward was other than 0.
+        best: Highest mean return of an evaluation; NaN if there was none.
     """
 
     def __init__(
         self,
         config: AgentConfig,
-        evaluations: VecNormalize | None,
-        stop: GracefulStop,
-        say: Callable[[str], object],
-        *,
+        env: VecNormalize | None,
+        clock: _TrainingClock,
         notes: dict[str, Any],
-        seconds: float,
-        until: int | None,
+        say: Callable[[str], object],
     ) -> None:
-        """As `train_agent` has them; `notes` go into every agent's state, `seconds` is what earlier parts of the run
-        took.
-        """
         super().__init__()
-        self.config, self.evaluations, self.stop, self.say, self.notes, self.until = (
-            config,
-            evaluations,
-            stop,
-            say,
-            notes,
-            until,
-        )
+        self.config, self.env, self.clock, self.notes, self.say = config, env, clock, notes, say
         self.best = math.nan
-        self.rewarded = False
-        self.saved = self._evaluated = 0
-        self._at_until = False
-        self._seconds, self._began = seconds, time.perf_counter()
-        self._faults: dict[int, int] = {}  # games lost so far, by environment
+        self._evaluated = 0
 
     def _init_callback(self) -> None:
-        step = self.model.num_timesteps
-        rows = _rows_until(self.config.out, step)
-        self.best = max((row["mean_return"] for row in rows), default=math.nan)
-        self._evaluated = int(rows[-1]["step"]) if rows else 0
-        self.saved = step
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far, evaluations not counted."""
-        return self._seconds + time.perf_counter() - self._began
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the run ends before its last step."""
-        return self.stop.requested or self._at_until
+        """Drop the evaluations after the step to resume from: their part of the run is done again."""
+        rows = read_evaluations(self.config.out)
+        kept = [row for row in rows if row["step"] <= self.model.num_timesteps]
+        if len(kept) < len(rows):
+            with atomic_write(self.config.out / "evaluations.jsonl") as aside:
+                aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self.best = max((row["mean_return"] for row in kept), default=math.nan)
+        self._evaluated = int(kept[-1]["step"]) if kept else 0
 
     def _on_rollout_start(self) -> None:
-        step = self.model.num_timesteps
-        if self.config.eval_every and step - self._evaluated >= self.config.eval_every:
+        if self.config.eval_every and self.model.num_timesteps - self._evaluated >= self.config.eval_every:
             self.evaluate()
-        every = self.config.checkpoint_every
-        self._at_until = self.until is not None and step >= self.until
-        if step > self.saved and (self._at_until or (every and step // every > self.saved // every)):
-            self.checkpoint()
-            if self.config.exact:
-                begin_part(self.model, part_seed(self.config.seed, step))
 
     def _on_step(self) -> bool:
-        normalize = self.model.get_vec_normalize_env()
-        if not self.rewarded and normalize is not None:
-            self.rewarded = bool(np.any(normalize.get_original_reward()))
-        for i, info in enumerate(self.locals["infos"]):
-            if "fault" in info:
-                self._faults[i] = info["faults"]
-                self.model.logger.record("env/faults", sum(self._faults.values()))
-        return not self.stopped
+        return True
 
-    def checkpoint(self) -> None:
-        """Save the agent, its statistics and its replay buffer, to go on from."""
-        step = self.model.num_timesteps
-        save_agent(self.config.out, "last", self.model, notes={**self.notes, "seconds": self.seconds}, replay=True)
-        self.saved = step
-        if step:
-            keep_checkpoint(self.config.out, step, self.config.keep_checkpoints)
-
-    def evaluate(self) -> Evaluation | None:
+    def evaluate(self) -> None:
         """Play whole episodes, log them, and keep the agent if it is the best so far."""
         step = self.model.num_timesteps
-        if self.evaluations is None or step == self._evaluated:
-            return None
-        seconds, self._evaluated = self.seconds, step
-        normalize = self.model.get_vec_normalize_env()
-        if normalize is not None and normalize.norm_obs:
-            self.evaluations.obs_rms = normalize.obs_rms
-        with _random_state_kept():
-            self.evaluations.seed(part_seed(self.config.seed, step, purpose=1))
-            result = play(
-                self.model, self.evaluations, self.config.eval_episodes, deterministic=self.config.deterministic
-            )
-        self.say(f"  step {step:>9,}: mean return {result}")
-        if not self.best >= result.mean:  # also when there is no best yet, NaN
-            self.best = result.mean
-            # Before its score is noted: a killed run has both, or no score.
-            save_agent(self.config.out, "best", self.model, notes={**self.notes, "seconds": seconds})
-        row = {
-            "step": step,
-            "mean_return": result.mean,
-            "standard_error": result.standard_error,
-            "returns": result.returns,
-            "lengths": result.lengths,
-            "successes": result.success_rate,
-            "seconds": seconds,
-        }
-        with (self.config.out / "evaluations.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self.model.logger.record("eval/mean_return", result.mean)
-        if result.success_rate is not None:
-            self.model.logger.record("eval/success_rate", result.success_rate)
-        self._seconds, self._began = seconds, time.perf_counter()  # its own time is not training's
-        return result
-
-
-def read_evaluations(run: Path) -> list[dict[str, Any]]:
-    """Rows of a run's `evaluations.jsonl`.
-
-    Each has step, mean_return, standard_error, returns, lengths, successes (a share, or None), and seconds: of training
-    before it, evaluations not counted.
-    """
-    file = run / "evaluations.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def _rows_until(run: Path, step: int) -> list[dict[str, Any]]:
-    """Evaluations up to a step; those after it, of a part of the run that was lost, are dropped from the file."""
-    rows = read_evaluations(run)
-    kept = [row for row in rows if row["step"] <= step]
-    if len(kept) < len(rows):
-        with atomic_write(run / "evaluations.jsonl") as aside:
-            aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    return kept
+        if self.env is None or step == self._evaluated:
+            return
+        self._evaluated = step
+        with self.clock.stopped():
+            seconds = self.clock.seconds
+            normalize = self.model.get_vec_normalize_env()
+            if normalize is not None and normalize.norm_obs:
+                self.env.obs_rms = normalize.obs_rms
+            with _random_state_kept():
+                self.env.seed(part_seed(self.config.seed, step, purpose=1))
+                result = play(self.model, self.env, self.config.eval_episodes, deterministic=self.config.deterministic)
+            self.say(f"  step {step:>9,}: mean return {result}")
+            if not self.best >= result.mean:  # also if there is no best yet, NaN
+                self.best = result.mean
+                # Saved before its score is written: a run that is killed in between has no score, and evaluates again.
+                save_agent(self.config.out, "best", self.model, notes={**self.notes, "seconds": seconds})
+            row = {
+                "step": step,
+                "mean_return": result.mean,
+                "standard_error": result.standard_error,
+                "returns": result.returns,
+                "lengths": result.lengths,
+                "successes": result.success_rate,
+                "seconds": seconds,
+            }
+            with (self.config.out / "evaluations.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            self.model.logger.record("eval/mean_return", result.mean)
+            if result.success_rate is not None:
+                self.model.logger.record("eval/success_rate", result.success_rate)
 
 
 @contextlib.contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """However often, and however long, an agent is evaluated: its training draws the same random numbers."""
+    """Restore the random state afterwards, so that training does not depend on the number and length of evaluations."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (what Stable-Baselines3 draws from)
     with torch.random.fork_rng(devices=[]):
         try:
@@ -283,20 +368,71 @@ def _random_state_kept() -> Iterator[None]:
             np.random.set_state(numpy)  # noqa: NPY002
 
 
-class DriftCallback(BaseCallback):
-    """Log at the end of each rollout how far what the agent sees is from what its encoder was trained on.
+class _CheckpointCallback(BaseCallback):
+    """Save the agent at the beginning of a rollout, and end training when a signal has come.
 
-    - `drift/share_outside`: share of recent frames farther out than 99% of the training's; 0.01 is as in training.
+    Attributes:
+        saved: Step of the last checkpoint.
+    """
+
+    def __init__(self, config: AgentConfig, clock: _TrainingClock, notes: dict[str, Any], stop: GracefulStop) -> None:
+        super().__init__()
+        self.config, self.clock, self.notes, self.stop = config, clock, notes, stop
+        self.saved = 0
+
+    def _init_callback(self) -> None:
+        self.saved = self.model.num_timesteps
+
+    def _on_rollout_start(self) -> None:
+        step, every = self.model.num_timesteps, self.config.checkpoint_every
+        if every and step // every > self.saved // every:
+            self.save()
+            if self.config.exact:
+                begin_part(self.model, part_seed(self.config.seed, step))
+
+    def _on_step(self) -> bool:
+        return not self.stop.requested
+
+    def save(self) -> None:
+        """Save the agent, its statistics and its replay buffer, to resume from."""
+        notes = {**self.notes, "seconds": self.clock.seconds}
+        save_agent(self.config.out, "last", self.model, notes=notes, replay=True)
+        self.saved = self.model.num_timesteps
+
+
+class _GameCallback(BaseCallback):
+    """Log the number of lost games as `env/faults`, and notice whether there is any reward at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rewarded = False
+        self._faults: dict[int, int] = {}  # by environment
+
+    def _on_step(self) -> bool:
+        normalize = self.model.get_vec_normalize_env()
+        if not self.rewarded and normalize is not None:
+            self.rewarded = bool(np.any(normalize.get_original_reward()))
+        for i, info in enumerate(self.locals["infos"]):
+            if "fault" in info:
+                self._faults[i] = info["faults"]
+                self.model.logger.record("env/faults", sum(self._faults.values()))
+        return True
+
+
+class DriftCallback(BaseCallback):
+    """Log at the end of each rollout how far recent frames are from those that the encoder was trained on.
+
+    - `drift/share_outside`: share of recent frames farther out than 99% of the training frames; 0.01 means no drift.
     - `drift/mean_shift`: shift of the latents' mean, in standard deviations.
-    - `drift/reconstruction_ratio`: reconstruction error over that of held-out frames, where the encoder has a decoder.
+    - `drift/reconstruction_ratio`: reconstruction error over that of held-out frames, if the encoder has a decoder.
 
     The monitor itself warns, once. Works with every algorithm of Stable-Baselines3.
 
     Args:
-        monitor: The one that the vector environment's wrapper has.
+        monitor: The monitor of the vector environment's wrapper.
 
     Raises:
-        InputError: (in training) the monitor is shown nothing.
+        InputError: (in training) the monitor is not given to a wrapper in this process.
 
     Example::
 
@@ -316,7 +452,7 @@ class DriftCallback(BaseCallback):
         report = self.monitor.report()
         if not report.frames:
             raise InputError(
-                "DriftCallback's monitor has seen no frame. Give the wrapper the same one, in this process: "
+                "monitor: DriftCallback's monitor has seen no frame. Give the wrapper the same one, in this process: "
                 "VecLatentObservation(venv, encoder, monitor=monitor); worker processes only have copies of it"
             )
         for name in ("share_outside", "mean_shift", "reconstruction_ratio"):
@@ -325,185 +461,11 @@ class DriftCallback(BaseCallback):
                 self.logger.record(f"drift/{name}", value)
 
 
-_SMALLEST_CNN = 36  # pixels that the three convolutions of NatureCNN need
+def read_evaluations(run: Path) -> list[dict[str, Any]]:
+    """Rows of a run's `evaluations.jsonl`.
 
-
-@dataclass(frozen=True)
-class AgentResult:
-    """What training an agent leaves.
-
-    Attributes:
-        run: The run folder, for `evaluate_agent` and `film`.
-        steps: Environment steps in all.
-        steps_per_second: Of this call's training, evaluations not counted.
-        best_return: Highest mean return of an evaluation; NaN where there was none.
-        interrupted: Whether it was stopped before its last step.
+    Each has step, mean_return, standard_error, returns, lengths, successes (a share, or None), and seconds (of training
+    before it, evaluations not counted).
     """
-
-    run: Path
-    steps: int
-    steps_per_second: float
-    best_return: float
-    interrupted: bool
-
-
-def train_agent(
-    config: AgentConfig,
-    *,
-    resume: bool = False,
-    until: int | None = None,
-    progress_bar: bool | None = None,
-    say: Callable[[str], object] = print,
-) -> AgentResult:
-    """Train an agent on an environment's latents, or on a baseline's observations.
-
-    Every `eval_every` steps the agent plays `eval_episodes` whole episodes in environments of their own; the best one
-    is kept as `best.zip`, the last one as `last.zip`, which is written at every checkpoint. See `agents.store` for the
-    run folder.
-
-    **Going on.** All runs begin new episodes at each checkpoint, with seeds that follow from the settings and the step.
-    So one that is stopped (Ctrl-C, SIGTERM) or killed goes on from its last checkpoint, and is then the same, to the
-    bit on a CPU, as one that never was; what came after the checkpoint is done again. With `exact_resume` off, episodes
-    are left alone at checkpoints, and a run that is stopped saves the agent as it is.
-
-    Args:
-        config: All settings.
-        resume: Go on with the agent in `config.out`.
-        until: Stop at a checkpoint after so many steps, although `config.steps`, which schedules end at, are more.
-        progress_bar: Show Stable-Baselines3's; None shows it in a terminal only.
-        say: Where messages go.
-
-    Raises:
-        InputError: The environment, the settings or the run folder will not do; before training starts.
-        EncoderFolderError: The encoder folder is missing or damaged.
-        DeviceError: The device asked for is not there.
-    """
-    if resume:
-        config = _resumed(config)
-    elif config.out.exists() and any(config.out.iterdir()):
-        raise InputError(
-            f"{config.out} is not empty. Go on with the agent in it with --resume, or choose another --out"
-        )
-    config = config.settled()
-    device = resolve_device(config.device)
-    encoder = load_encoder(config)
-    side = min(encoder.contract.shape[:2]) if encoder is not None else _SMALLEST_CNN
-    if config.observation == "pixels" and side < _SMALLEST_CNN:
-        raise InputError(
-            f"a pixel agent needs frames of {_SMALLEST_CNN}x{_SMALLEST_CNN} or more, for its CNN (Mnih et al. 2015), and this "
-            f"encoder eats {encoder.contract.shape[:2] if encoder else ''}. Leave --encoder out: it then sees 64x64"
-        )
-    seen = encoder if config.observation != "pixels" else None
-    began_before = resume and (config.out / "last.zip").exists()
-    if began_before:
-        check_encoder(config.out, "last", seen)
-    with torch_threads(1 if config.observation != "pixels" and device.type == "cpu" else None):
-        monitor = make_monitor(config, encoder, say)
-        venv = with_normalization(
-            config, make_vec_env(config, encoder, monitor=monitor, training=True, say=say), training=True
-        )
-        evaluations: VecNormalize | None = None
-        try:
-            if config.eval_every:
-                evaluations = evaluation_env(
-                    config, config.eval_episodes, config.seed + 500_009, config.envs, encoder=encoder
-                )
-            config.out.mkdir(parents=True, exist_ok=True)
-            for source, name in ((config.encoder, "encoder"), (config.pca, "pca.safetensors")):
-                if source is not None:  # a random encoder takes its layers from the trained one
-                    keep_file(read_encoder_folder(source).path if name == "encoder" else source, config.out / name)
-            write_json(config.out / "config.json", config.to_json())
-            model = loaded_model(config, venv) if began_before else new_model(config, venv, device.type)
-            notes = {"encoder": fingerprint(seen)}
-            if not began_before:
-                save_agent(config.out, "last", model, notes={**notes, "seconds": 0.0}, replay=True)
-            callbacks: list[DriftCallback] = [] if monitor is None else [DriftCallback(monitor)]
-            with GracefulStop() as stop:
-                watch = TrainingCallback(
-                    config,
-                    evaluations,
-                    stop,
-                    say,
-                    notes=notes,
-                    until=until,
-                    seconds=agent_state(config.out, "last").get("seconds", 0.0),
-                )
-                return _learn(config, model, watch, callbacks, progress_bar, say)
-        finally:
-            venv.close()
-            if evaluations is not None:
-                evaluations.close()
-
-
-def _resumed(config: AgentConfig) -> AgentConfig:
-    """The settings of the run in `config.out`, with what was given anew of them."""
-    saved = AgentConfig.load(config.out)
-    for field, name in (("encoder", "encoder"), ("pca", "pca.safetensors")):
-        if (config.out / name).exists():
-            # The copy in the run decides; where it came from may be named again, or be gone.
-            config = dataclasses.replace(config, **{field: None})
-            saved = dataclasses.replace(saved, **{field: config.out / name})
-    return config.resumed_from(saved)
-
-
-def _learn(
-    config: AgentConfig,
-    model: BaseAlgorithm,
-    watch: TrainingCallback,
-    others: list[DriftCallback],
-    progress_bar: bool | None,
-    say: Callable[[str], object],
-) -> AgentResult:
-    formats = ["json", "csv"]
-    try:
-        require("tensorboard", extra="agents", purpose="write TensorBoard logs")
-        formats.append("tensorboard")
-    except MissingExtraError as error:
-        say(f"{error} The same numbers are in {config.out / 'logs'}.")
-    before = model.num_timesteps
-    model.set_logger(configure(str(config.out / "logs" / f"from_{before:09d}"), formats))
-    say(
-        f"Training {config.trainer.title} on {config.env} ({config.observation}, "
-        f"{model.observation_space.shape or 'Dict'} observations), {config.envs} environments, {config.steps:,} steps"
-        f"{f', from step {before:,} on' if before else ''}."
-    )
-    with contextlib.closing(model.logger):
-        watch.init_callback(model)  # learn() does so too, but there may be nothing left to learn
-        earlier = watch.seconds
-        if config.steps > before:
-            begin_part(model, part_seed(config.seed, before))
-            shown = sys.stderr.isatty() if progress_bar is None else progress_bar
-            model.learn(config.steps - before, [watch, *others], reset_num_timesteps=False, progress_bar=shown)
-        seconds = watch.seconds - earlier
-        steps, stopped = model.num_timesteps, watch.stopped
-        if stopped and (config.exact or watch.saved >= steps):
-            steps = watch.saved
-        else:
-            watch.checkpoint()
-        if not stopped:
-            watch.evaluate()  # the last agent may be the best
-        if not (config.out / "best.zip").exists() or math.isnan(watch.best):  # none was evaluated: the last one it is
-            save_agent(config.out, "best", model, notes=watch.notes)
-    rate = (model.num_timesteps - before) / seconds
-    say(_ending(config, watch, model.num_timesteps, steps, seconds, rate))
-    return AgentResult(config.out, steps, rate, watch.best, stopped)
-
-
-def _ending(config: AgentConfig, watch: TrainingCallback, reached: int, saved: int, seconds: float, rate: float) -> str:
-    """What a run says at its end."""
-    lines = [
-        f"{'Stopped' if watch.stopped else 'Done'} at step {reached:,}: {seconds:.0f} s of training, {rate:.0f} steps/s."
-        + ("" if math.isnan(watch.best) else f" Best mean return {watch.best:.1f}.")
-    ]
-    if not watch.rewarded and not watch.stopped and seconds:
-        lines.append(
-            f"No step of this run gave any reward, so there was nothing to learn from. {config.env} may need more than "
-            f"{config.steps:,} steps, more exploration (--ent-coef), fewer decisions an episode (--frame-skip), or a reward "
-            "that says more along the way."
-        )
-    lines.append(f"Agent: {config.out}")
-    if watch.stopped:
-        lines.append(f"Go on from step {saved:,} with: latent-obs train-agent --out {config.out} --resume")
-    else:
-        lines.append(f"Evaluate and film it with: latent-obs evaluate --run {config.out}")
-    return "\n".join(lines)
+    file = run / "evaluations.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

@@ -28,10 +28,24 @@ from benchmarks.factor_scenes import FactorScenes
 from latent_obs import FrozenEncoder
 from latent_obs.encoder.architecture import Architecture
 from vae_training import RecordConfig, TrainConfig, get_datasets, load_rows, record, targets_of, train
-from vae_training.model.presets import PRESETS
 from vae_training.report import EncoderMeans, Pca, probe, random_encoder
 from vae_training.report.metrics.disentanglement import dci, mig
 
+#: Layers for 64x64 frames, down to a 4x4 map (dense) or to 8x8 (spatial).
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "small": {
+        "dense": {"widths": (16, 32, 64, 128), "strides": (2, 2, 2, 2)},
+        "spatial": {"widths": (32, 64), "strides": (4, 2)},
+    },
+    "base": {
+        "dense": {"widths": (32, 64, 128, 256), "strides": (2, 2, 2, 2)},
+        "spatial": {"widths": (64, 128), "strides": (4, 2)},
+    },
+    "large": {
+        "dense": {"widths": (64, 128, 256, 512), "strides": (2, 2, 2, 2)},
+        "spatial": {"widths": (128, 256), "strides": (4, 2)},
+    },
+}
 Source = Literal["doom", "clips", "scenes"]
 Settings = dict[str, Any]
 
@@ -65,9 +79,9 @@ STUDY: dict[Source, dict[str, dict[str, Settings]]] = {
         },
         "size": {
             **{
-                f"{name}, {bottleneck}": {**SIZED[bottleneck], **MONOTONIC, "salience": 1.0, "preset": name}
-                for name, by_bottleneck in PRESETS.items()
-                for bottleneck in by_bottleneck
+                f"{name}, {bottleneck}": {**SIZED[bottleneck], **MONOTONIC, "salience": 1.0, **layers}
+                for name, by_bottleneck in SIZES.items()
+                for bottleneck, layers in by_bottleneck.items()
             },
             **{
                 f"strides 2 2 2, widths {width} {2 * width} {4 * width}": {
@@ -141,7 +155,7 @@ class Options:
     """Seeds of weights, samples and noise."""
     epochs: int = 5
     """Super-batches of 10,000 images that each run trains on."""
-    preset: Literal["small", "base", "large"] = "small"
+    size: Literal["small", "base", "large"] = "small"
     """Size of the network."""
     only: str = ""
     """Only settings whose name has this in it."""
@@ -220,7 +234,8 @@ def _mse(frames: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float:
 
 def run_one(dataset: Dataset, settings: Settings, seed: int, options: Options) -> dict[str, Any]:
     """Train and measure once."""
-    size: Settings = {} if "widths" in settings else {"preset": options.preset}
+    bottleneck = settings.get("bottleneck", TrainConfig.bottleneck)
+    size: Settings = {} if "widths" in settings else SIZES[options.size][bottleneck]
     with tempfile.TemporaryDirectory(dir=options.out) as scratch:
         config = TrainConfig(
             frames=dataset.folder,
@@ -231,9 +246,6 @@ def run_one(dataset: Dataset, settings: Settings, seed: int, options: Options) -
             held_out=1,
             learning_rate=2e-3,
             learning_rate_schedule="cosine",
-            warm_up_steps=50,
-            clip_norm=100.0,
-            tensorboard=False,
             **size | settings,
         )
         result = train(config, progress_bar=False, say=lambda _: None)
@@ -314,7 +326,7 @@ def main(options: Options) -> None:
             for seed in options.seeds:  # outermost, so that a study that was stopped has all settings with some seeds
                 for question, variants in STUDY[source].items():
                     for name, settings in variants.items():
-                        key = (source, dataset.name, question, name, seed, options.epochs, options.preset)
+                        key = (source, dataset.name, question, name, seed, options.epochs, options.size)
                         if key in done or options.only not in f"{question}: {name}":
                             continue
                         numbers = run_one(dataset, settings, seed, options)

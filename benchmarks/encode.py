@@ -44,12 +44,9 @@ from latent_obs.encoder.frozen import Backend, Precision
 from latent_obs.encoder.networks import Encoder
 from latent_obs.pixels import Frames
 from latent_obs.util.device import resolve_device, torch_threads
-from vae_training.model.presets import PRESETS
 
 NETWORKS = {
-    "base": Architecture(
-        (64, 64, 3), 256, *PRESETS["base"]["spatial"], bottleneck="spatial", standardize=True
-    ),  # the default
+    "base": Architecture((64, 64, 3), 256, (64, 128), (4, 2), bottleneck="spatial", standardize=True),  # the default
     "small": QUICKSTART,
     "dense": CLASSIC,
 }

@@ -36,10 +36,9 @@ from latent_obs.util.device import resolve_device, torch_threads
 from vae_training import CVAE, TrainConfig, train
 from vae_training.data.loader import Batch
 from vae_training.model.cvae import images_to_tensor
-from vae_training.model.losses import ClassicObjective
-from vae_training.model.precision import compiles_on
+from vae_training.model.losses import VAELoss, apply_gradients
 from vae_training.training.logs import read_log
-from vae_training.training.optim import kept_memory
+from vae_training.training.optim import compiles_on, keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -132,12 +131,11 @@ def compiled_stepper(device: torch.device) -> Callable[[Frames], None]:
     """A function that takes one gradient step of the CVAE with a compiled loss, as `train-vae` does on CUDA."""
     model = CVAE.from_architecture(CLASSIC).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    objective = ClassicObjective(model, compile=True)
+    loss = VAELoss(model, compile=True)
 
     def step(frames: Frames) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        objective(Batch(images_to_tensor(torch.from_numpy(frames).to(device)))).total.backward()
-        optimizer.step()
+        batch = Batch(images_to_tensor(torch.from_numpy(frames).to(device)))
+        apply_gradients(loss(batch.images, batch.noise), optimizer)
 
     return step
 
@@ -180,7 +178,7 @@ def serve_arm(name: str, options: Options, pipe: Connection) -> None:
     stepper, kept = STEPPERS[name]
     frames = smooth_frames(8 * options.batch_size, np.random.default_rng(1))
     batches = frames.reshape(8, options.batch_size, 64, 64, 3)
-    with torch_threads(options.threads), kept_memory() if kept else contextlib.nullcontext():
+    with torch_threads(options.threads), keep_freed_memory() if kept else contextlib.nullcontext():
         measure = images_per_second(stepper(resolve_device(options.device)), batches, options)
         pipe.send(0.0)
         while pipe.recv():
@@ -230,7 +228,7 @@ def train_arm(folder: Path, options: Options, wait_shares: list[float]) -> Calla
             out=folder / f"run{runs}",
             latent_dim=32,
             bottleneck="dense",
-            objective="classic",
+            salience=0.0,
             standardize=False,
             beta=1.0,
             epochs=options.train_epochs,

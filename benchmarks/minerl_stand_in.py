@@ -154,7 +154,6 @@ def prepare(options: Options, out: Path, port: int) -> Prepared:
             half_beta_cycle=1,
             beta=0.02,
             device="cpu",
-            tensorboard=False,
         ),
         progress_bar=False,
         say=_quiet,

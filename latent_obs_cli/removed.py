@@ -26,6 +26,17 @@ def _in_study(option: str) -> str:
     )
 
 
+_AGENT = {
+    "standardise": "use --normalize-observation",
+    "standardize": "use --normalize-observation",
+    "clip-range-schedule": "the clip range is constant; leave it out",
+    "gae-lambda": "it is 0.95; leave it out",
+    "lstm-size": "it is 128; leave it out",
+    "tau": "it is 1 for DQN and QR-DQN and 0.005 for SAC; leave it out",
+    "n-quantiles": "it is 50; leave it out",
+    "keep-checkpoints": "a run has its best and its last agent; leave it out",
+}
+
 #: By verb and option: what to do instead. Options are written with hyphens, without the leading two.
 REMOVED_OPTIONS: dict[str, dict[str, str]] = {
     "train-vae": {
@@ -35,17 +46,25 @@ REMOVED_OPTIONS: dict[str, dict[str, str]] = {
         "scales": "weight small moving things with --salience",
         "ramp": "beta rises linearly; leave it out",
         "block-frames": "frames are drawn one by one; leave it out",
-        "checkpoint-steps": "use --checkpoint-minutes",
+        "checkpoint-steps": "checkpoints are written every five minutes; leave it out",
+        "checkpoint-minutes": "checkpoints are written every five minutes; leave it out",
+        "objective": "classic is --salience 0; acting is the default",
+        "preset": "give --widths and --strides; small was 16 32 64 128 (--bottleneck dense), or 32 64 with 4 2",
+        "warm-up-steps": "use a smaller --learning-rate if training diverges",
+        "clip-norm": "use a smaller --learning-rate if training diverges",
+        "allow-added-files": "train on with more frames by --start-from RUN and another --out",
+        "tensorboard": "TensorBoard logs are written if it is installed; leave it out",
         "compile": "the loss is compiled on CUDA and nowhere else; leave it out",
         "standardise": "it is spelled --standardize",
     },
-    "train-agent": {"standardise": "it is spelled --standardize"},
+    "train-agent": _AGENT,
     "compare": {option: _in_study(option) for option in _IN_STUDY.split()}
     | {
         "pca": "set pca under [tasks.NAME] in a TOML file, and name that with --study",
         "observation": "an agent for each of several observations is trained; name them with --arms",
         "seed": "a run for each of several seeds is made; name them with --seeds",
-    },
+    }
+    | _AGENT,
 }
 
 

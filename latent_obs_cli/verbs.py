@@ -129,23 +129,46 @@ def report(words: Sequence[str]) -> None:
 
 
 def train_agent(words: Sequence[str]) -> None:
-    """Parse `latent-obs train-agent`, and train."""
+    """Parse `latent-obs train-agent [ALGORITHM]`, whose options are those of the algorithm, and train."""
+    import argparse
+    import dataclasses
+
     from agents import AgentConfig
     from agents import train_agent as train
+    from agents.config import ALGORITHMS, HYPERPARAMETERS
 
-    def run(config: OmitArgPrefixes[AgentConfig], resume: bool = False) -> None:
+    if words and not words[0].startswith("-"):
+        words = ["--algorithm", *words]
+    parser = argparse.ArgumentParser(prog="latent-obs train-agent", add_help=False, allow_abbrev=False)
+    parser.add_argument("--algorithm", default="ppo", choices=ALGORITHMS)
+    given, words = parser.parse_known_args(words)
+    defaults = ALGORITHMS[given.algorithm].defaults
+
+    fields: list[tuple[str, Any, Any]] = []
+    for field in dataclasses.fields(AgentConfig):
+        if field.name in defaults:
+            default = tyro.conf.arg(help_behavior_hint=f"(default: {defaults[field.name]})")
+            fields.append((field.name, Annotated[field.type, default], None))
+        elif field.name in HYPERPARAMETERS:
+            fields.append((field.name, tyro.conf.Fixed[field.type], None))
+    fields.append(("algorithm", tyro.conf.Fixed[str], given.algorithm))
+    options = dataclasses.make_dataclass("AgentOptions", fields, bases=(AgentConfig,), frozen=True)
+
+    def run(config: OmitArgPrefixes[options], resume: bool = False) -> None:  # pyright: ignore[reportInvalidTypeForm]
         """Train an agent on an environment whose pixels are mean latents, or on a baseline (--observation).
 
-        PPO, RecurrentPPO, DQN, QR-DQN or SAC (--algorithm), with defaults for latents. Stopped or killed at any moment,
-        --resume goes on from the last checkpoint, on a CPU to the bit as if nothing had happened.
+        latent-obs train-agent ALGORITHM, with recurrent-ppo, dqn, qr-dqn or sac, has the options of another algorithm
+        than PPO. A run that is stopped or killed continues with --resume from its last checkpoint; on a CPU the result
+        is the same to the bit.
 
         Args:
-            config: Settings.
-            resume: Go on with the agent in --out, with its settings; --steps may be raised.
+            config: Settings. The defaults are those for latents; pixel agents have some others.
+            resume: Continue with the agent in --out, with its settings; --steps may be raised.
         """
-        train(config, resume=resume)
+        train(AgentConfig(**vars(config)), resume=resume)
 
-    _parse(run, "train-agent", words)
+    prog = f"latent-obs train-agent {given.algorithm}"
+    tyro.cli(run, prog=prog, args=words, config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.SuppressFixed))
 
 
 def actions_fit(words: Sequence[str]) -> None:
@@ -185,9 +208,8 @@ def actions_fit(words: Sequence[str]) -> None:
 def evaluate(words: Sequence[str]) -> None:
     """Parse `latent-obs evaluate`, play and film."""
     import math
-    from typing import Any
 
-    from agents import AgentConfig, evaluate_agent, evaluate_random, film
+    from agents import evaluate_agent, evaluate_random, film
     from agents.evaluation import run_config, success_rule
     from agents.play.video import check_writable
     from latent_obs.util.atomic import write_json
@@ -195,7 +217,7 @@ def evaluate(words: Sequence[str]) -> None:
     def run(
         run: Path,
         episodes: int = 100,
-        which: Annotated[str, tyro.conf.arg(metavar="{best,last,STEP}")] = "best",
+        which: Annotated[str, tyro.conf.arg(metavar="{best,last}")] = "best",
         video: bool = True,
         video_file: Path | None = None,
         random_policy: bool = True,
@@ -205,22 +227,22 @@ def evaluate(words: Sequence[str]) -> None:
         seed: int = 1_000_003,
         device: str = "auto",
     ) -> None:
-        """Play a trained agent on episodes that it never saw: returns and success with 95% intervals, and a video.
+        """Play a trained agent on new episodes: returns and successes with 95% intervals, and a video.
 
         Args:
             run: The folder that train-agent wrote.
             episodes: Episodes to play.
-            which: best (by the evaluations during training), last, or a kept checkpoint by its step.
-            video: Film some episodes: the game, what comes back of it from the latent, the latent, and the action.
-            video_file: Where to; agent.mp4 in the run folder by default.
-            random_policy: Play a random policy too, the least that an agent has to beat.
-            success_return: An episode is a success if its return reaches this, in place of what is known of the task.
+            which: best (by the evaluations during training) or last.
+            video: Film some episodes: the game, its reconstruction from the latent, the latent, and the action.
+            video_file: The file of the video; agent.mp4 in the run folder by default.
+            random_policy: Play a random policy too, as the baseline.
+            success_return: An episode is a success if its return reaches this, instead of by the task's own rule.
             json: A file for all numbers.
-            deterministic: True for the most likely action, False for a sample; by default as the run's settings say.
+            deterministic: True for the most likely action, False for a sample; by default as in the run's settings.
             seed: Seed of the environments.
             device: Where to encode: auto, cpu, cuda, cuda:N, mps.
         """
-        config: AgentConfig = run_config(run)
+        config = run_config(run)
         if video:
             require("av", extra="video", purpose="write a video (or leave it out with --no-video)")
             check_writable(video_file or run / "agent.mp4")
@@ -235,11 +257,11 @@ def evaluate(words: Sequence[str]) -> None:
             deterministic=deterministic,
             success_return=success_return,
         )
-        rule = success_rule(config, success_return)
+        rule = success_rule(config, success_return) or "as the environment says"
         print(f"{config.env}, {which} agent ({config.observation}): mean return {agent}")
         print("  " + agent.details().replace("\n", "\n  "))
         if agent.successes is not None:
-            print(f"  what a success is: {rule or 'as the environment says'}")
+            print(f"  what a success is: {rule}")
         numbers: dict[str, Any] = {
             "run": str(run),
             "env": config.env,
@@ -247,7 +269,7 @@ def evaluate(words: Sequence[str]) -> None:
             "which": which,
             "seed": seed,
             "deterministic": config.deterministic if deterministic is None else deterministic,
-            "success": None if agent.successes is None else str(rule or "as the environment says"),
+            "success": None if agent.successes is None else str(rule),
             "agent": agent.to_json(),
         }
         if random_policy:

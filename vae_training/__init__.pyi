@@ -24,13 +24,7 @@ from .model.cvae import CVAE as CVAE
 from .model.cvae import Losses as Losses
 from .model.cvae import gaussian_kl_nats as gaussian_kl_nats
 from .model.cvae import images_to_tensor as images_to_tensor
-from .model.losses import ActingObjective as ActingObjective
-from .model.losses import ClassicObjective as ClassicObjective
-from .model.losses import Objective as Objective
-from .model.presets import PRESETS as PRESETS
-from .model.presets import encoder_flops as encoder_flops
-from .model.presets import encoder_parameters as encoder_parameters
-from .model.terms import Terms as Terms
+from .model.losses import VAELoss as VAELoss
 from .recording.policy import Policy as Policy
 from .recording.recorder import RecordConfig as RecordConfig
 from .recording.recorder import record as record

@@ -215,12 +215,8 @@ class Show:
         return self._pixel_entry(observation)[0, (history - 1) * size : history * size]
 
     def _latent(self) -> NDArray[np.float32]:
-        """float32 (latent_dim,), the encoder's output before any statistics shifted and scaled it."""
-        assert self._encoder is not None
-        latent, statistics = self._newest(self._venv.get_original_obs()), self._encoder.statistics
-        if self.config.standardize and statistics is not None:
-            return latent * statistics.scale + statistics.mean
-        return latent
+        """float32 (latent_dim,), as the encoder gave it, before normalization."""
+        return self._newest(self._venv.get_original_obs())
 
     def _seen(self, latent: NDArray[np.float32] | None) -> tuple[Picture | None, str]:
         """A picture of what the agent sees, and its caption; None where there is nothing to show."""

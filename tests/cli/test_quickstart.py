@@ -22,7 +22,7 @@ from latent_obs.envs.faults import LastRealFrame
 from latent_obs.util.errors import InputError
 from latent_obs_cli import quickstart as module
 from latent_obs_cli.quickstart import QuickstartConfig, QuickstartResult, quickstart
-from vae_training.training.optim import GradientStep
+from vae_training.training.trainer import Trainer
 
 pytestmark = pytest.mark.integration
 TINY = QuickstartConfig(frames=160, vae_epochs=1, steps=256, episodes=2)
@@ -92,7 +92,7 @@ def test_again_it_computes_nothing_anew(walked: Walked, monkeypatch: pytest.Monk
     frames = {f: f.stat().st_mtime_ns for f in (out / "frames").glob("*.npy")}
     encoder = (out / "vae" / "encoder" / "encoder.safetensors").read_bytes()
     monkeypatch.setattr(PPO, "learn", never)
-    monkeypatch.setattr(GradientStep, "__call__", never)
+    monkeypatch.setattr(Trainer, "step", never)
     monkeypatch.setattr(module, "film", lambda *_, **__: (out / "agent" / "agent.mp4", []))
     again = quickstart(walked.config, say=lambda text: None)
     assert (again.agent, again.chance, again.page) == (walked.result.agent, walked.result.chance, walked.result.page)
@@ -147,7 +147,7 @@ def test_interrupted_at_any_stage_it_goes_on_from_there(tmp_path: Path, monkeypa
     assert (config.out / "frames").exists()
 
     with monkeypatch.context() as patch:
-        patch.setattr(GradientStep, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Trainer, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             quickstart(config, say=lambda text: None)
     assert (config.out / "vae").exists()

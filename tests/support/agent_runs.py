@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from agents.config import AgentConfig
+from agents.config import AgentConfig, AlgorithmName
 from agents.store import agent_file, agent_state, load_agent
 from agents.training import AgentResult, train_agent
 from tests.support.side_env import tiny
@@ -28,18 +28,30 @@ def weights_of(run: Path, name: str = "last") -> dict[str, Any]:
     return {k: v.numpy() for k, v in load_agent(run, name, device="cpu").policy.state_dict().items()}
 
 
-def change_state(run: Path, name: str, **changes: Any) -> None:
-    """Change values in the state of an agent; the rest of its file stays as it is."""
-    file, state = agent_file(run, name), {**agent_state(run, name), **changes}
+def with_state(file: Path, text: str | None) -> None:
+    """Write an agent's .zip again with another state in it, or none."""
     with zipfile.ZipFile(file) as archive:
-        members = {member: archive.read(member) for member in archive.namelist()}
+        members = {name: archive.read(name) for name in archive.namelist() if name != "latent_obs.json"}
     with zipfile.ZipFile(file, "w") as archive:
-        for member, data in {**members, "latent_obs.json": json.dumps(state).encode()}.items():
-            archive.writestr(member, data)
+        for name, data in {**members, **({} if text is None else {"latent_obs.json": text})}.items():
+            archive.writestr(name, data)
+
+
+def change_state(run: Path, name: str, **changes: Any) -> None:
+    """Change values in the state of an agent."""
+    with_state(agent_file(run, name), json.dumps({**agent_state(run, name), **changes}))
 
 
 def train(config: AgentConfig, **kwargs: Any) -> AgentResult:
     return train_agent(config, say=quiet, progress_bar=False, **kwargs)
+
+
+def algorithm_config(algorithm: AlgorithmName, **settings: Any) -> AgentConfig:
+    """Settings of a tiny agent of an algorithm."""
+    values: dict[str, Any] = {"algorithm": algorithm, "env_kwargs": {"actions": "box" if algorithm == "sac" else "two"}}
+    if algorithm in ("dqn", "qr-dqn", "sac"):
+        values |= {"n_steps": None, "n_epochs": None, "buffer_size": 100, "learning_starts": 20, "batch_size": 16}
+    return tiny(**{**values, **settings})
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,21 @@
 """A tiny environment that an agent learns in no time, and settings of tiny agents on it; the tests of agents share
 them.
 
-Worker processes import this module by the name in `SIDE` to find the environment.
+Worker processes import this module by the name in `SIDE` to find the environment, so it imports no torch.
 """
 
+from __future__ import annotations
+
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
-import pytest
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-pytest.importorskip("stable_baselines3")
-
-from agents.config import AgentConfig
+if TYPE_CHECKING:
+    from agents.config import AgentConfig
 
 
 class SideEnv(gym.Env[Any, Any]):
@@ -88,6 +88,8 @@ SIDE = "tests.support.side_env:Side-v0"
 
 def tiny(**settings: Any) -> AgentConfig:
     """Settings of a tiny agent on `SideEnv`, in this process."""
+    from agents.config import AgentConfig
+
     values: dict[str, Any] = {
         "env": "Side-v0",
         "workers": "serial",

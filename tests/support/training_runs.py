@@ -1,7 +1,9 @@
 """Tiny training runs, and how two of them are compared; the tests of train() share them."""
 
+import functools
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,19 +17,17 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.tiny import picture
-from vae_training.model.cvae import CVAE, Losses
+from vae_training.data.loader import Batch
+from vae_training.data.rows import save_rows
+from vae_training.model.cvae import Losses
 from vae_training.training.config import TrainConfig
-from vae_training.training.logs import read_log
-from vae_training.training.trainer import TrainResult, train
+from vae_training.training.logs import RunLog, read_log
+from vae_training.training.trainer import Trainer, TrainResult, train
 
-#: The module; its name in the package is that of the function.
+#: The module of `train`.
 TRAIN = importlib.import_module("vae_training.training.trainer")
-
 #: Steps of an epoch of `config_for`: 48 frames to train on (24 are held out), in batches of 20, 20 and 8.
 STEPS = 3
-Step = Callable[[CVAE, torch.Tensor, torch.optim.Optimizer], Losses]
-#: `checkpoint_minutes` by which a checkpoint is written after each step.
-EVERY_STEP = 1e-9
 TINY: dict[str, Any] = {
     "salience": 0.0,
     "bottleneck": "dense",
@@ -40,7 +40,17 @@ TINY: dict[str, Any] = {
     "batch_freeze": 0,
     "half_beta_cycle": 1,
     "device": "cpu",
-    "tensorboard": False,
+}
+#: Everything that a loss can have; needs the frames of `transition_frames`.
+EVERYTHING: dict[str, Any] = {
+    "salience": 0.5,
+    "inverse_dynamics": 0.75,
+    "next_latent": 1.0,
+    "reward": 1.25,
+    "augment": 0.5,
+    "linear_path": True,
+    "ema": 0.9,
+    "free_bits": 0.1,
 }
 
 
@@ -48,8 +58,11 @@ def config_for(frames: Path, out: Path, **kwargs: Any) -> TrainConfig:
     return TrainConfig(**{"frames": frames, "out": out, "epochs": 2, **TINY, **kwargs})
 
 
-def run(config: TrainConfig, resume: bool = False) -> TrainResult:
-    return train(config, resume=resume, progress_bar=False, say=lambda _: None)
+def run(config: TrainConfig, resume: bool = False, say: Callable[[str], object] = lambda _: None) -> TrainResult:
+    """Train without a progress bar and without TensorBoard, which takes seconds to import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TRAIN, "RunLog", functools.partial(RunLog, tensorboard=False))
+        return train(config, resume=resume, progress_bar=False, say=say)
 
 
 def same_tensors(one: Path, other: Path) -> None:
@@ -66,36 +79,36 @@ def story(out: Path) -> list[dict[str, float]]:
 
 def same_run(one: Path, other: Path) -> None:
     """Two runs ended with the same weights, optimizer, random state, log, pictures and encoder, bit by bit."""
-    same_tensors(one / "checkpoints" / "latest.safetensors", other / "checkpoints" / "latest.safetensors")
-    assert [f.name for f in sorted((one / "checkpoints").iterdir())] == [
-        f.name for f in sorted((other / "checkpoints").iterdir())
-    ]
-    best = "checkpoints/best.safetensors"
-    if (one / best).exists():
-        same_tensors(one / best, other / best)
-    for name in ("encoder", "decoder", "selfcheck", "statistics"):
-        same_tensors(one / "encoder" / f"{name}.safetensors", other / "encoder" / f"{name}.safetensors")
     assert story(one) == story(other)
-    pictures = [f.name for f in sorted((one / "reconstructions").iterdir())]
-    assert pictures == [f.name for f in sorted((other / "reconstructions").iterdir())]
-    for name in pictures:
-        assert (one / "reconstructions" / name).read_bytes() == (other / "reconstructions" / name).read_bytes()
+    for pattern in ("checkpoints/*", "reconstructions/*", "encoder/*.safetensors"):
+        names = [f.relative_to(one) for f in sorted(one.glob(pattern))]
+        assert names == [f.relative_to(other) for f in sorted(other.glob(pattern))]
+        for name in names:
+            if name.suffix == ".safetensors":
+                same_tensors(one / name, other / name)
+            else:
+                assert (one / name).read_bytes() == (other / name).read_bytes()
 
 
-SCRIPT = """
-import importlib, json, sys
+#: Start of a script that trains in a process of its own, with every step logged.
+PREAMBLE = """
+import dataclasses, functools, hashlib, importlib, json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
 from vae_training.training.config import TrainConfig
 t = importlib.import_module("vae_training.training.trainer")
+t.RunLog = functools.partial(t.RunLog, tensorboard=False)
 t._LOG_EVERY_STEPS = 1
-t.train(TrainConfig.from_json(json.loads(sys.argv[1])), progress_bar=False)
 """
+_TRAIN_SCRIPT = f"{PREAMBLE}\nt.train(TrainConfig.from_json(json.loads(sys.argv[1])), progress_bar=False)\n"
 
 
 def start(config: TrainConfig, rows: int) -> subprocess.Popen[str]:
     """Train in a process of its own, until its log has this many rows."""
-    command = [sys.executable, "-c", SCRIPT, json.dumps(config.to_json())]
+    command = [sys.executable, "-c", _TRAIN_SCRIPT, json.dumps(config.to_json())]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 90
+    until = time.monotonic() + 900
     while len(read_log(config.out)) < rows:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until
@@ -103,8 +116,18 @@ def start(config: TrainConfig, rows: int) -> subprocess.Popen[str]:
     return process
 
 
-def poison(at: int) -> Callable[[int, torch.Tensor], object]:
-    return lambda call, x: x.fill_(float("nan")) if call == at else None
+def torchrun(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script by two processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launch, "--standalone", str(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env=environment,
+    )
 
 
 @pytest.fixture
@@ -113,19 +136,24 @@ def log_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TRAIN, "_SAVE_EVERY_SECONDS", 0.0)
+
+
+@pytest.fixture
 def around_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, torch.Tensor], object]], None]:
-    """Have a function called before each gradient step, with the number of the call (from 0) and the batch."""
-    original = CVAE.compute_apply_gradients
+    """Have a function called before each gradient step, with the number of the call (from 0) and the images."""
+    original = Trainer.step
 
     def install(before: Callable[[int, torch.Tensor], object]) -> None:
         calls = [0]
 
-        def watched(self: CVAE, x: torch.Tensor, optimizer: torch.optim.Optimizer) -> Losses:
-            before(calls[0], x)
+        def watched(self: Trainer, batch: Batch) -> Losses:
+            before(calls[0], batch.images)
             calls[0] += 1
-            return original(self, x, optimizer)
+            return original(self, batch)
 
-        monkeypatch.setattr(CVAE, "compute_apply_gradients", watched)
+        monkeypatch.setattr(Trainer, "step", watched)
 
     return install
 
@@ -136,6 +164,26 @@ def module_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for number in range(3):
         np.save(folder / f"{number}.npy", np.stack([picture(number, step, 16, 16) for step in range(24)]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def transition_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_transitions(tmp_path_factory.mktemp("transitions") / "frames")
+
+
+def write_transitions(folder: Path) -> Path:
+    """Recordings in which the action decides how the picture changes, and is rewarded."""
+    folder.mkdir()
+    for number in range(3):
+        action = np.random.default_rng(number).integers(0, 3, 24)
+        place = np.cumsum(np.concatenate([[0], action[:-1]]))
+        np.save(folder / f"{number}.npy", np.stack([picture(number, int(step), 16, 16) for step in place]))
+        first, acted = np.arange(24) % 10 == 0, np.arange(24) % 10 != 9
+        acted[-1] = False
+        reward = (acted & (action == 2)).astype(np.float32)
+        columns = {"action": np.where(acted, action, 0), "reward": reward, "acted": acted, "first": first}
+        save_rows(folder / f"{number}.rows.npz", columns)
     return folder
 
 

@@ -418,21 +418,20 @@ def _identity(dataset: Frames) -> dict[str, Any]:
 
 
 def split_as_before(
-    datasets: Sequence[np.memmap], before: dict[str, list[dict[str, Any]]], *, allow_added: bool, folder: Path
+    datasets: Sequence[np.memmap], before: dict[str, list[dict[str, Any]]], *, folder: Path
 ) -> tuple[list[Frames], list[Frames]]:
     """The split that a run began with, over the same files as then.
 
     Args:
         datasets: All files of the folder now.
         before: What `identify` returned when the run began.
-        allow_added: Whether files may have been added; they are trained on.
         folder: The folder, for messages.
 
     Returns:
         (training, held_out), as from `split_held_out`.
 
     Raises:
-        InputError: A file is missing or has changed, or one was added and `allow_added` is false.
+        InputError: A file is missing, has changed, or was added.
     """
     by_name = {Path(str(dataset.filename)).name: dataset for dataset in datasets}
     saved = {entry["file"]: entry for side in ("training", "held_out") for entry in before[side]}
@@ -443,17 +442,16 @@ def split_as_before(
     if changed:
         raise InputError(f"{_listed(changed)} in {folder} changed since the run to resume began. {advice}")
     added = [name for name in by_name if name not in saved]
-    if added and not allow_added:
+    if added:
         raise InputError(
-            f"{_listed(added)} came to {folder} since the run to resume began. To train on them as well: "
-            "--allow-added-files; else move them elsewhere, or start another run"
+            f"{_listed(added)} came to {folder} since the run to resume began. Move them elsewhere, or train on "
+            "them in another run, with --start-from"
         )
     training, held_out = (
-        [(entry["file"], by_name[entry["file"]][entry["first_frame"] :][: entry["frames"]]) for entry in before[side]]
+        [by_name[entry["file"]][entry["first_frame"] :][: entry["frames"]] for entry in before[side]]
         for side in ("training", "held_out")
     )
-    training = sorted([*training, *((name, by_name[name]) for name in added)], key=lambda pair: pair[0])
-    return [dataset for _, dataset in training], [dataset for _, dataset in held_out]
+    return training, held_out
 
 
 def _listed(names: list[str]) -> str:

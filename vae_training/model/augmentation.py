@@ -1,9 +1,4 @@
-"""Pictures changed in ways that keep what they show, for small datasets: the target of the reconstruction changes
-along.
-
-An autoencoder is not asked to see the same in a picture and its changed form, but to describe the changed one. So even
-a mirror image teaches nothing false about left and right, as it would in contrastive learning; it is one more picture.
-"""
+"""Images as the loss takes them: frames as tensors, and random changes of them for small datasets."""
 
 import math
 
@@ -11,39 +6,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from latent_obs.util.errors import InputError
+#: Random numbers per image from which `augment` makes its changes.
+CHANGES = 10
+
+
+def images_to_tensor(frames: Tensor) -> Tensor:
+    """Convert frames as they are on disk to a batch for the model.
+
+    Args:
+        frames: uint8 (N, H, W, C) on any device.
+
+    Returns:
+        float32 (N, C, H, W) in [0, 1], with channels last in memory.
+    """
+    return frames.permute(0, 3, 1, 2).float().div_(255)
 
 
 def augment(images: Tensor, strength: float, noise: Tensor) -> Tensor:
-    """Shift, scale, mirror and recolour each image by an amount of its own.
+    """Shift, scale, mirror and recolor each image by a random amount of its own.
 
-    With strength 1: moved by up to a quarter of the picture in each direction and scaled by 0.8 to 1.2, with what is
-    missing mirrored at the border; mirrored left to right in half of the cases; each colour scaled by 0.8 to 1.2, moved
-    by up to 0.1. Strength 0 changes nothing; between, all amounts (and the share that is mirrored) are that much
-    smaller.
+    With strength 1: a shift of up to a quarter of the image in each direction and a scale of 0.8 to 1.2, with the image
+    mirrored at its border; a horizontal flip of half of the images; each channel times 0.8 to 1.2, plus up to 0.1.
+    Smaller strengths make all amounts, and the share that is flipped, smaller in proportion. The changed image is also
+    the target of the reconstruction, so a flip teaches nothing false about left and right.
 
     Args:
         images: float32 (N, C, H, W) in [0, 1].
-        strength: 0 to 1.
-        noise: Standard normal numbers (N, 10), from which the changes are made: whoever repeats them repeats the
-            changes.
+        strength: 0 (no change) to 1.
+        noise: Standard normal numbers (N, `CHANGES`); the same numbers give the same changes.
 
     Returns:
         float32 (N, C, H, W) in [0, 1], channels last in memory.
 
-    Raises:
-        InputError: The strength is out of range.
-
     Example:
         >>> images = torch.rand(4, 3, 16, 16)
-        >>> changed = augment(images, 1.0, torch.randn(4, 10))
-        >>> changed.shape == images.shape and 0 <= float(changed.min()) and float(changed.max()) <= 1
-        True
-        >>> augment(images, 0.0, torch.randn(4, 10)) is images
+        >>> augment(images, 1.0, torch.randn(4, CHANGES)).shape == images.shape
         True
     """
-    if not 0 <= strength <= 1:
-        raise InputError(f"augment must be from 0 (off) to 1, got {strength}")
     if not strength:
         return images
     uniform = torch.special.ndtr(noise)  # (N, 10) in (0, 1)
@@ -62,4 +61,5 @@ def augment(images: Tensor, strength: float, noise: Tensor) -> Tensor:
 
 
 def _cycle(columns: Tensor, channels: int) -> Tensor:
+    """The columns, repeated to as many as there are channels."""
     return columns.repeat(1, math.ceil(channels / columns.shape[1]))[:, :channels]

@@ -1,7 +1,7 @@
-"""Annealing of beta, as closed-form functions of the training step: cyclical, constant, monotonic."""
+"""Schedules of beta: pure functions of the training step, so that they can be plotted, tested and resumed."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from latent_obs.util.errors import InputError
@@ -10,141 +10,42 @@ ScheduleKind = Literal["cyclical", "constant", "monotonic"]
 
 
 class BetaSchedule:
-    """Base of the schedules: frozen dataclasses, pure functions of the step that give beta."""
+    """Base of the schedules: frozen dataclasses with a wanted beta, and steps at 0 before anything else.
+
+    A schedule is called with a step, counted from 0, and returns beta. Its method `is_comparable` states whether a
+    checkpoint made after a step may be compared with others.
+    """
+
+    fixed_beta: float
+    freeze_steps: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fixed_beta < math.inf:
+            raise InputError(f"fixed_beta must be a finite number, 0 or more, got {self.fixed_beta}")
+        for name, value in asdict(self).items():  # pyright: ignore[reportArgumentType]
+            if name.endswith("_steps") and value < 0:
+                raise InputError(f"{name} must be 0 or more, got {value}")
 
     def __call__(self, step: int) -> float:
-        """Beta at a step, counted from 0."""
-        raise NotImplementedError
+        """Beta at a step."""
+        return 0.0 if step < self.freeze_steps else self.fixed_beta * self._share(step - self.freeze_steps)
 
-    def is_cycle_end(self, step: int) -> bool:
-        """Whether the step is the last one of a cycle."""
-        raise NotImplementedError
+    def _share(self, step: int) -> float:
+        """Share of the wanted beta at a step after the freeze."""
+        return 1.0
 
     def is_comparable(self, step: int) -> bool:
-        """Whether a checkpoint made after this step may be compared with others: beta is at its wanted value."""
-        raise NotImplementedError
+        """Whether the weights after this step may be compared with others: beta has its wanted value."""
+        return step >= self.freeze_steps
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for provenance.
-
-        Example:
-            >>> ConstantBeta(2.0).to_json()
-            {'fixed_beta': 2.0, 'freeze_steps': 0}
-        """
+        """Plain values, for provenance."""
         return asdict(self)  # pyright: ignore[reportArgumentType]
-
-    def _check(self) -> None:
-        for field in fields(self):  # pyright: ignore[reportArgumentType]
-            value = getattr(self, field.name)
-            if field.name == "fixed_beta" and not 0 <= value < math.inf:
-                raise InputError(f"fixed_beta must be a finite number, 0 or more, got {value}")
-            if field.name.endswith("_steps") and value < 0:
-                raise InputError(f"{field.name} must be 0 or more, got {value}")
-
-
-@dataclass(frozen=True)
-class CyclicalBeta(BetaSchedule):
-    """Beta at a training step: 0 while frozen, then cycles of a rise and a plateau.
-
-    After `freeze_steps` steps at 0, each cycle of ``2 * half_cycle_steps`` steps rises linearly from 0 to `fixed_beta`
-    over its first half and stays there over its second (Fu et al. 2019, "Cyclical Annealing Schedule: A Simple Approach
-    to Mitigating KL Vanishing", section 3, with R = 0.5). A pure function of the step: it can be plotted, tested and
-    resumed, has equal cycles whatever the number of steps, and reaches its top in each.
-
-    Args:
-        fixed_beta: The wanted beta, reached on each plateau.
-        half_cycle_steps: Steps of the rise, and of the plateau. 0: `fixed_beta` from the end of the freeze on.
-        freeze_steps: Steps at 0 before the first cycle.
-
-    Example:
-        >>> beta = CyclicalBeta(fixed_beta=2.0, half_cycle_steps=4, freeze_steps=2)
-        >>> [beta(step) for step in range(12)]
-        [0.0, 0.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 0.0, 0.5]
-    """
-
-    fixed_beta: float
-    half_cycle_steps: int
-    freeze_steps: int = 0
-
-    def __post_init__(self) -> None:
-        self._check()
-
-    def __call__(self, step: int) -> float:
-        """Beta at a step, counted from 0."""
-        if step < self.freeze_steps:
-            return 0.0
-        if self.half_cycle_steps == 0:
-            return self.fixed_beta
-        position = (step - self.freeze_steps) % (2 * self.half_cycle_steps)
-        return self.fixed_beta * min(1.0, position / self.half_cycle_steps)
-
-    def is_cycle_end(self, step: int) -> bool:
-        """Whether the step is the last of a plateau.
-
-        Example:
-            >>> beta = CyclicalBeta(1.0, half_cycle_steps=2, freeze_steps=1)
-            >>> [step for step in range(10) if beta.is_cycle_end(step)]
-            [4, 8]
-        """
-        cycle = 2 * self.half_cycle_steps
-        return cycle > 0 and step >= self.freeze_steps and (step - self.freeze_steps) % cycle == cycle - 1
-
-    def is_comparable(self, step: int) -> bool:
-        """Whether a checkpoint made after this step may be compared with others: the ends of cycles, and nothing
-        else.
-        """
-        return self.is_cycle_end(step)
-
-
-@dataclass(frozen=True)
-class MonotonicBeta(BetaSchedule):
-    """Beta that rises once and stays (Bowman et al. 2016): 0 while frozen, then a linear rise, then `fixed_beta` for
-    good.
-
-    Args:
-        fixed_beta: The wanted beta.
-        ramp_steps: Steps of the rise; 0 for none.
-        freeze_steps: Steps at 0 before it.
-
-    Example:
-        >>> beta = MonotonicBeta(fixed_beta=2.0, ramp_steps=4, freeze_steps=2)
-        >>> [beta(step) for step in range(9)]
-        [0.0, 0.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
-        >>> [step for step in range(9) if beta.is_comparable(step)]
-        [6, 7, 8]
-    """
-
-    fixed_beta: float
-    ramp_steps: int
-    freeze_steps: int = 0
-
-    def __post_init__(self) -> None:
-        self._check()
-
-    def __call__(self, step: int) -> float:
-        """Beta at a step, counted from 0."""
-        if step < self.freeze_steps:
-            return 0.0
-        if self.ramp_steps == 0:
-            return self.fixed_beta
-        return self.fixed_beta * min(1.0, (step - self.freeze_steps) / self.ramp_steps)
-
-    def is_cycle_end(self, step: int) -> bool:
-        """Never: there are no cycles."""
-        return False
-
-    def is_comparable(self, step: int) -> bool:
-        """Whether the rise is over."""
-        return step >= self.freeze_steps + self.ramp_steps
 
 
 @dataclass(frozen=True)
 class ConstantBeta(BetaSchedule):
-    """The wanted beta from the first step, or from the end of a freeze at 0, on.
-
-    Args:
-        fixed_beta: The wanted beta.
-        freeze_steps: Steps at 0 before it.
+    """The wanted beta from the first step after the freeze on.
 
     Example:
         >>> beta = ConstantBeta(2.0, freeze_steps=1)
@@ -155,41 +56,68 @@ class ConstantBeta(BetaSchedule):
     fixed_beta: float
     freeze_steps: int = 0
 
-    def __post_init__(self) -> None:
-        self._check()
 
-    def __call__(self, step: int) -> float:
-        """Beta at a step, counted from 0."""
-        return 0.0 if step < self.freeze_steps else self.fixed_beta
+@dataclass(frozen=True)
+class MonotonicBeta(BetaSchedule):
+    """A linear rise over `ramp_steps` after the freeze, then the wanted beta (Bowman et al. 2016).
 
-    def is_cycle_end(self, step: int) -> bool:
-        """Never: there are no cycles."""
-        return False
+    Example:
+        >>> beta = MonotonicBeta(fixed_beta=2.0, ramp_steps=4, freeze_steps=2)
+        >>> [beta(step) for step in range(9)]
+        [0.0, 0.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    """
+
+    fixed_beta: float
+    ramp_steps: int
+    freeze_steps: int = 0
+
+    def _share(self, step: int) -> float:
+        return 1.0 if step >= self.ramp_steps else step / self.ramp_steps
 
     def is_comparable(self, step: int) -> bool:
-        """Whether the freeze is over."""
-        return step >= self.freeze_steps
+        """Whether the rise is over."""
+        return step >= self.freeze_steps + self.ramp_steps
+
+
+@dataclass(frozen=True)
+class CyclicalBeta(BetaSchedule):
+    """Cycles of ``2 * half_cycle_steps`` steps after the freeze: a linear rise from 0, then a plateau as long.
+
+    This is cyclical annealing with R = 0.5 (Fu et al. 2019, "Cyclical Annealing Schedule: A Simple Approach to
+    Mitigating KL Vanishing", section 3). Without `half_cycle_steps` beta is constant after the freeze.
+
+    Example:
+        >>> beta = CyclicalBeta(fixed_beta=2.0, half_cycle_steps=4, freeze_steps=2)
+        >>> [beta(step) for step in range(12)]
+        [0.0, 0.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 0.0, 0.5]
+        >>> [step for step in range(30) if beta.is_comparable(step)]
+        [9, 17, 25]
+    """
+
+    fixed_beta: float
+    half_cycle_steps: int
+    freeze_steps: int = 0
+
+    def _share(self, step: int) -> float:
+        if self.half_cycle_steps == 0:
+            return 1.0
+        return min(1.0, step % (2 * self.half_cycle_steps) / self.half_cycle_steps)
+
+    def is_comparable(self, step: int) -> bool:
+        """Whether the step is the last one of a cycle."""
+        steps, cycle = step + 1 - self.freeze_steps, 2 * self.half_cycle_steps
+        return cycle > 0 and steps > 0 and steps % cycle == 0
 
 
 def make_schedule(kind: ScheduleKind, fixed_beta: float, *, rise_steps: int, freeze_steps: int = 0) -> BetaSchedule:
-    """The schedule of a kind.
-
-    Args:
-        kind: "cyclical", "constant" or "monotonic".
-        fixed_beta: The wanted beta.
-        rise_steps: Steps of a rise (and, for cycles, of the plateau after it); a constant beta has none.
-        freeze_steps: Steps at 0 before anything else.
+    """The schedule of a kind; `rise_steps` are those of a rise, and of the plateau after it where there are cycles.
 
     Example:
         >>> make_schedule("monotonic", 2.0, rise_steps=10)
         MonotonicBeta(fixed_beta=2.0, ramp_steps=10, freeze_steps=0)
     """
+    if kind not in get_args(ScheduleKind):
+        raise InputError(f"schedule must be one of {', '.join(get_args(ScheduleKind))}, got {kind!r}")
     if kind == "constant":
         return ConstantBeta(fixed_beta, freeze_steps)
-    if kind == "monotonic":
-        return MonotonicBeta(fixed_beta, rise_steps, freeze_steps)
-    if kind == "cyclical":
-        return CyclicalBeta(fixed_beta, rise_steps, freeze_steps)
-    raise InputError(
-        f"schedule must be {', '.join(get_args(ScheduleKind)[:-1])} or {get_args(ScheduleKind)[-1]}, got {kind!r}"
-    )
+    return (MonotonicBeta if kind == "monotonic" else CyclicalBeta)(fixed_beta, rise_steps, freeze_steps)

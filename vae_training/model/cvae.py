@@ -1,8 +1,8 @@
-"""The convolutional beta-VAE: its losses and its gradient step."""
+"""The convolutional beta-VAE."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
@@ -11,46 +11,29 @@ from torch.optim import Optimizer
 from latent_obs.encoder.architecture import Architecture, Bottleneck
 from latent_obs.encoder.networks import Decoder, Encoder
 from latent_obs.util.errors import InputError
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Terms of the loss of one batch, each a 0-d float32 tensor on the model's device.
-
-    Attributes:
-        total: ``reconstruction + beta * kl``, or what another objective makes of it: what the gradient step descends.
-        reconstruction: Squared error, unweighted; see `CVAE` for what it is summed over.
-        kl: KL divergence from the prior in nats, unweighted.
-        terms: Further terms by name, unweighted, where the objective has any.
-    """
-
-    total: Tensor
-    reconstruction: Tensor
-    kl: Tensor
-    terms: Mapping[str, Tensor] = field(default_factory=dict)
+from vae_training.model.augmentation import images_to_tensor as images_to_tensor
+from vae_training.model.losses import Losses as Losses
+from vae_training.model.losses import VAELoss, apply_gradients
+from vae_training.model.losses import gaussian_kl_nats as gaussian_kl_nats
 
 
 class CVAE(nn.Module):
     """A convolutional variational autoencoder with a weighted KL term (Higgins et al. 2017, "beta-VAE").
 
-    Images are float32 (N, C, H, W) in [0, 1]; latents float32 (N, latent_dim). The first convolution has no activation,
-    a documented experiment of the design: the first layer is then a linear change of colour space and edges, and no
-    information is cut off before the second.
+    Images are float32 (N, C, H, W) in [0, 1]; latents float32 (N, latent_dim). The first convolution has no activation:
+    it is a linear change of color space and edges, and cuts off no information before the second.
 
-    Losses, for one batch of N images:
+    The loss of N images is ``reconstruction + beta * kl``:
 
     - reconstruction: the squared error, summed over the image, mean over the batch;
-    - kl: ``0.5 * sum(mean² + exp(logvar) - 1 - logvar)`` against the isotropic unit Gaussian (Kingma & Welling 2014,
-      appendix B), summed over the latent dimensions, mean over the batch, in nats;
-    - total: ``reconstruction + beta * kl``.
+    - kl: the divergence from the unit Gaussian in nats, summed over the latent dimensions, mean over the batch.
 
-    What `beta` means: with ``scale_losses=False``, beta weighs nats against squared error of the whole image, so beta =
-    1 is the evidence lower bound of a Gaussian decoder with variance 1/2 per value, whatever the size of the image; a
-    larger image outweighs the KL more. With ``scale_losses=True`` the reconstruction is divided by the number of values
-    in the image (height x width x channels) and the KL by `latent_dim`: beta then weighs the mean error of a value
-    against the mean nats of a latent dimension, and image size no longer decides the balance. The same balance as a
-    sum-loss beta is ``beta * latent_dim / (height * width * channels)``. A scaled beta of 1 is very strong: squared
-    errors of pixels in [0, 1] are around 0.001 to 0.01.
+    With ``scale_losses=False``, beta weighs nats against the squared error of the whole image: beta = 1 is the evidence
+    lower bound of a Gaussian decoder with variance 1/2 per value, and a larger image outweighs the KL more. With
+    ``scale_losses=True`` the reconstruction is divided by the number of values in the image and the KL by `latent_dim`,
+    so beta weighs the mean error of a value against the mean nats of a dimension, whatever the image size. A beta of
+    the unscaled loss has the same balance as a scaled ``beta * latent_dim / (height * width * channels)``. A scaled
+    beta of 1 is very strong: squared errors of pixels in [0, 1] are around 0.001 to 0.01.
 
     Args:
         img_shape: (height, width, channels). Without `widths` and `strides`: square, a power of two.
@@ -61,15 +44,12 @@ class CVAE(nn.Module):
         strides: Stride of each convolution; with both given any image shape works.
         bottleneck: "dense" (flatten, one linear layer) or "spatial" (a small map of means).
         first_activation: Put a ReLU after the first convolution as well.
-        standardize: Let the convolutions see pixels in units of their spread, from the mean picture on; see `Standard`.
-        linear_path: Run a linear map beside the convolutions, in both directions; see `start_linear_path`.
+        linear_path: Add a linear map beside the convolutions, in both directions; see `start_linear_path`.
+        standardize: Standardize the pixels that the convolutions take; see `Standard`.
 
     Attributes:
         fixed_beta: The wanted beta; nothing changes it.
-        beta: The beta in force, which training moves.
-
-    Raises:
-        InputError: (a ValueError) the shape, the widths or the latent size cannot be built; it says what would do.
+        beta: The beta in force, which training changes.
 
     Example:
         >>> model = CVAE((32, 32, 3), latent_dim=8, beta=2.0)
@@ -114,18 +94,8 @@ class CVAE(nn.Module):
     @classmethod
     def from_architecture(cls, architecture: Architecture, beta: float = 1.0, scale_losses: bool = False) -> "CVAE":
         """The CVAE of an `Architecture`."""
-        return cls(
-            architecture.img_shape,
-            architecture.latent_dim,
-            beta,
-            scale_losses,
-            widths=architecture.widths,
-            strides=architecture.strides,
-            bottleneck=architecture.bottleneck,
-            first_activation=architecture.first_activation,
-            linear_path=architecture.linear_path,
-            standardize=architecture.standardize,
-        )
+        layers = asdict(architecture)
+        return cls(layers.pop("img_shape"), layers.pop("latent_dim"), beta, scale_losses, **layers)
 
     @property
     def fixed_beta(self) -> float:
@@ -167,61 +137,16 @@ class CVAE(nn.Module):
         height, width, channels = self.architecture.img_shape
         if x.dim() != 4 or tuple(x.shape[1:]) != (channels, height, width):
             raise InputError(f"a batch must be (N, {channels}, {height}, {width}), got {tuple(x.shape)}")
-        decoded, mean, logvar = self(x)
-        reconstruction = (decoded - x).square().sum() / len(x)
-        kl = gaussian_kl_nats(mean, logvar).sum(1).mean()
-        if self.scale_losses:
-            reconstruction = reconstruction / (height * width * channels)
-            kl = kl / self.latent_dim
-        return Losses(reconstruction + self.beta * kl, reconstruction, kl)
+        return VAELoss(self)(x, lambda *shape: torch.randn(len(x), *shape, device=x.device))
 
     def compute_apply_gradients(self, x: Tensor, optimizer: Optimizer) -> Losses:
-        """One gradient step on a batch.
-
-        The step is not taken when the loss is not finite, so that the weights stay as they were.
+        """Take one gradient step on a batch; a loss that is not finite leaves the weights unchanged.
 
         Args:
             x: float32 (N, C, H, W) in [0, 1].
             optimizer: An optimizer over this model's parameters.
 
         Returns:
-            The unweighted terms and the total, detached.
+            The losses, detached.
         """
-        optimizer.zero_grad(set_to_none=True)
-        losses = self.compute_loss(x)
-        losses.total.backward()
-        if torch.isfinite(losses.total):
-            optimizer.step()
-        return Losses(losses.total.detach(), losses.reconstruction.detach(), losses.kl.detach())
-
-
-def gaussian_kl_nats(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(0, 1)) of each dimension, in nats, in closed form.
-
-    ``0.5 * (mean² + exp(logvar) - 1 - logvar)`` (Kingma & Welling 2014, "Auto-Encoding Variational Bayes", appendix B),
-    with ``expm1`` so that it does not come out below 0 by rounding near the prior.
-
-    Args:
-        mean: Means, any shape.
-        logvar: Log-variances, the same shape.
-
-    Returns:
-        The KL of each entry, the same shape; 0 at the prior, positive elsewhere.
-
-    Example:
-        >>> gaussian_kl_nats(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 0.0]))
-        tensor([0.0000, 0.5000])
-    """
-    return 0.5 * (mean.square() + (torch.expm1(logvar) - logvar))
-
-
-def images_to_tensor(frames: Tensor) -> Tensor:
-    """Frames as they lie on disk to a batch for the model.
-
-    Args:
-        frames: uint8 (N, H, W, C) on any device.
-
-    Returns:
-        float32 (N, C, H, W) in [0, 1], with channels last in memory.
-    """
-    return frames.permute(0, 3, 1, 2).float().div_(255)
+        return apply_gradients(self.compute_loss(x), optimizer)

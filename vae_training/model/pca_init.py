@@ -1,4 +1,4 @@
-"""Start a linear path as the principal components of the frames, so that training begins where PCA ends."""
+"""Start a linear path as the principal components of the frames, so that training begins with PCA's error."""
 
 import torch
 from torch import Tensor, nn
@@ -7,27 +7,23 @@ from latent_obs.encoder.pca import principal_components
 from latent_obs.util.errors import InputError
 from vae_training.model.cvae import CVAE
 
-_QUIET = 0.1  # the convolutions begin this small: their random first guesses would drown the components
+_SCALE = 0.1  # of the convolutions' heads: their random output would drown the components
 
 
 @torch.no_grad()
 def start_linear_path(model: CVAE, images: Tensor) -> None:
-    """Set both linear maps to the principal components of images, each latent with variance 1, and quieten the rest.
+    """Set both linear maps to the principal components of images, each latent with variance 1, and scale the rest down.
 
-    Reconstructions from the means are then almost those of PCA with `latent_dim` components; gradient steps move all of
-    it. Where the images have fewer components than there are latents, the others begin at 0 and have only the
-    convolutions.
+    Reconstructions from the means are then almost those of PCA with `latent_dim` components. If the images have fewer
+    components than there are latents, the linear weights of the other latents are 0.
 
     Args:
         model: A model with a linear path, changed in place.
         images: float32 (N, C, H, W) in [0, 1], some hundreds or thousands of training frames.
 
-    Raises:
-        InputError: The model has no linear path.
-
     Example:
         >>> model = CVAE((32, 32, 3), latent_dim=8, linear_path=True)
-        >>> images = torch.rand(6, 3, 1, 1) * torch.ones(6, 3, 32, 32)  # of one colour each: three components are all there is
+        >>> images = torch.rand(6, 3, 1, 1) * torch.ones(6, 3, 32, 32)  # of one color each: three components
         >>> start_linear_path(model, images)
         >>> mean, _ = model.encode(images)
         >>> bool((model.decode(mean) - images).abs().max() < 0.05)
@@ -45,7 +41,7 @@ def start_linear_path(model: CVAE, images: Tensor) -> None:
     back.bias.copy_(centre)
     for layer in (model.encoder.mean_head, model.encoder.logvar_head, model.decoder.convolutions[-1]):
         assert isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
-        layer.weight.mul_(_QUIET)
+        layer.weight.mul_(_SCALE)
         if layer.bias is not None:
             layer.bias.zero_()
     bias = model.encoder.logvar_head.bias

@@ -1,10 +1,9 @@
-"""Heads that are trained with the encoder on transitions: they force what the agent controls, and earns by, into the
-latent.
+"""Heads that are trained with the encoder on transitions, to put what the agent controls and earns into the latent.
 
-Each takes the *means* of two neighbouring frames, since means are what an agent gets. They are thrown away after
-training.
+Each takes the *means* of two neighboring frames, since an agent gets means. They are discarded after training.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _HIDDEN = 128
-_STILL = 1e-6  # an action or a reward with less spread than this is always the same
-_LEAST_VARIANCE = 1e-3  # of latents, whose prior has 1: below, there is nothing in them to foresee
+_STILL = 1e-6  # an action or a reward with less spread than this never changes
+_LEAST_VARIANCE = 1e-3  # of latents, whose prior has 1: below, there is nothing to predict
 
 
 def _mlp(inputs: int, outputs: int) -> nn.Sequential:
@@ -26,7 +25,7 @@ def _mean_where(losses: Tensor, valid: Tensor) -> Tensor:
 
 
 def _center_and_scale(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and spread over the first axis; 1 for what never changes, so that a change later on is not a huge one."""
+    """Mean and spread over the first axis; a spread of 1 for what never changes."""
     values = values.float()
     if not len(values):
         return torch.zeros_like(values.sum(0)), torch.ones_like(values.sum(0))
@@ -35,7 +34,7 @@ def _center_and_scale(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ActionCode(nn.Module):
-    """Actions as vectors: one-hot for whole numbers, standardized for real ones.
+    """Encodes actions as vectors: one-hot for whole numbers, standardized for real ones.
 
     Args:
         kind: "discrete" or "continuous".
@@ -71,11 +70,11 @@ class ActionCode(nn.Module):
 
 
 class InverseDynamics(nn.Module):
-    """Which action led from one frame to the next (Pathak et al. 2017, "Curiosity-driven Exploration", section 2.2).
+    """Predicts the action between two frames (Pathak et al. 2017, "Curiosity-driven Exploration", section 2.2).
 
     Args:
         latent_dim: Values of a latent.
-        actions: How actions are written.
+        actions: The encoding of actions.
     """
 
     def __init__(self, latent_dim: int, actions: ActionCode) -> None:
@@ -96,24 +95,22 @@ class InverseDynamics(nn.Module):
 
 
 class NextLatent(nn.Module):
-    """The next frame's mean from this one's and the action (a forward model, as in Pathak et al. 2017, section 2.2).
+    """Predicts the next frame's mean from this one's and the action (Pathak et al. 2017, section 2.2).
 
     The target carries no gradient, and the error is relative to the spread of the targets, so that shrinking all
     latents gains nothing.
 
     Args:
         latent_dim: Values of a latent.
-        actions: How actions are written.
+        actions: The encoding of actions.
     """
 
     def __init__(self, latent_dim: int, actions: ActionCode) -> None:
         super().__init__()
         self.actions = actions
         self.head = _mlp(latent_dim + actions.size, latent_dim)
-        for parameter in self.head[-1].parameters():
-            nn.init.zeros_(
-                parameter
-            )  # begins as "nothing changes": a random guess is far off while all latents are small
+        for parameter in self.head[-1].parameters():  # begins as "nothing changes", as all latents are small then
+            nn.init.zeros_(parameter)
 
     def forward(self, before: Tensor, after: Tensor, action: Tensor, valid: Tensor) -> Tensor:
         """Squared error over the variance of the targets, mean over the transitions: 1 for the mean of all targets.
@@ -129,14 +126,14 @@ class NextLatent(nn.Module):
 
 
 class Reward(nn.Module):
-    """The reward of a step from the frame, the action and the frame after it.
+    """Predicts the reward of a step from the frame, the action and the frame after it.
 
-    The steps that end an episode are often the ones that are rewarded, and many games show no picture after them: there
-    the frame itself stands for the one after it.
+    Steps that end an episode often have the reward, and many games show no image after them: there the frame itself is
+    used as the one after it.
 
     Args:
         latent_dim: Values of a latent.
-        actions: How actions are written.
+        actions: The encoding of actions.
     """
 
     mean: Tensor
@@ -161,3 +158,46 @@ class Reward(nn.Module):
         predicted = self.head(torch.cat([before, after, self.actions(action)], 1)).squeeze(1)
         target = (reward.float() - self.mean) / self.scale
         return _mean_where(functional.smooth_l1_loss(predicted, target, reduction="none"), valid)
+
+
+class TransitionHeads(nn.ModuleDict):
+    """The heads whose weight is not 0, by name.
+
+    Args:
+        weights: Weight of each head's loss: "inverse_dynamics", "next_latent" and "reward".
+        latent_dim: Values of a latent.
+        kind: Kind of the actions, as for `ActionCode`.
+        size: Number of actions, or of values in one.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, float], latent_dim: int, kind: Literal["discrete", "continuous"], size: int
+    ) -> None:
+        heads = {"inverse_dynamics": InverseDynamics, "next_latent": NextLatent, "reward": Reward}
+        # Each has an `ActionCode` of its own: safetensors cannot hold one tensor under two names.
+        super().__init__({n: head(latent_dim, ActionCode(kind, size)) for n, head in heads.items() if weights.get(n)})
+        self.weights = dict(weights)
+
+    def fit(self, actions: Tensor, rewards: Tensor) -> None:
+        """Take mean and spread from actions (N,) or (N, size), and rewards (N,)."""
+        for head in self.values():
+            assert isinstance(head, InverseDynamics | NextLatent | Reward)
+            head.actions.fit(actions)
+            if isinstance(head, Reward):
+                head.fit(rewards)
+
+    def forward(self, before: Tensor, after: Tensor, transitions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The loss of each head.
+
+        Args:
+            before: Means of the frames (N, latent_dim).
+            after: Means of the frames after them.
+            transitions: As `Transitions.read` gives them: "action", "follows", "reward", "acted".
+        """
+        action, losses = transitions["action"], {}
+        for name, head in self.items():
+            if isinstance(head, Reward):
+                losses[name] = head(before, after, action, transitions["reward"], transitions["acted"])
+            else:
+                losses[name] = head(before, after, action, transitions["follows"])
+        return losses

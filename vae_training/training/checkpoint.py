@@ -1,12 +1,11 @@
-"""Checkpoints of a training run: one safetensors file each, written aside and renamed, no pickle.
+"""Checkpoints of a training run: one safetensors file each, written atomically, without pickle.
 
     checkpoints/
-    ├── latest.safetensors   where --resume goes on
-    └── best.safetensors     lowest held-out loss at the wanted beta, among the ends of cycles
+    ├── latest.safetensors   where --resume continues
+    └── best.safetensors     lowest held-out loss at the wanted beta, among comparable moments
 
-Tensors are named "model/…", "optimizer/<parameter>/…" and "rng/…", and "<part>/…" for other parts of a run, such as
-"ema"; the rest is JSON in the file's metadata. All that a run has besides follows from its settings and the step:
-schedules, sampler.
+Tensors are named "model/…", "optimizer/<parameter>/…", "rng/…", and "<part>/…" for other modules of a run, such as
+"ema"; the file's metadata holds the rest as JSON. Schedules and sampler follow from the settings and the step.
 """
 
 import contextlib
@@ -30,17 +29,17 @@ from vae_training.model.cvae import CVAE
 _FORMAT = "latent-obs-checkpoint-1"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Progress:
     """How far a run has come.
 
     Attributes:
         step: Gradient steps taken.
-        best_loss: Lowest held-out loss at the wanted beta at the end of a cycle; infinity before the first.
+        best_loss: Lowest held-out loss at the wanted beta among comparable moments; infinity before the first.
         best_step: The step it belongs to; -1 before the first.
         seconds: Wall-clock seconds spent training, over all resumes.
-        super_batch: Frames of an epoch; kept over resumes, so that files which were added do not shift the schedule.
-        ranks: Processes that train together; their number decides what a step is.
+        super_batch: Frames of an epoch.
+        ranks: Number of processes, which decides what a step is.
         since_best: Comparable moments since the best one, for early stopping.
     """
 
@@ -65,18 +64,18 @@ def save_checkpoint(
     """Write model, optimizer, random state and progress into one file.
 
     Args:
-        path: The file; the one that is there stays until the new one is whole.
+        path: The file; an existing one is kept until the new one is complete.
         model: The model.
         optimizer: Its optimizer.
         progress: How far the run has come.
-        parts: Other modules of the run by name, such as the average of the weights, or heads.
-        about: What else to keep, as JSON: the frames that the run is trained on.
+        parts: Other modules of the run by name.
+        about: Further JSON: the frames that the run is trained on.
 
     Raises:
-        DiskFullError: (an OSError) the disk is full; the file that was there is whole.
+        DiskFullError: (an OSError) the disk is full; the existing file is intact.
     """
-    tensors: dict[str, Tensor] = {f"model/{k}": v for k, v in model.state_dict().items()}
-    for part, module in (parts or {}).items():
+    tensors: dict[str, Tensor] = {}
+    for part, module in {"model": model, **(parts or {})}.items():
         tensors |= {f"{part}/{k}": v for k, v in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
@@ -93,78 +92,64 @@ def save_checkpoint(
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
-    """What `save_checkpoint` was given as `about`; None where it was given nothing, or there is no such file.
-
-    Raises:
-        InputError: The file is damaged.
-    """
+    """What `save_checkpoint` was given as `about`, without reading the tensors; None where there is none."""
     if not path.exists():
         return None
-    with _opened(path) as file:
+    with _open(path) as file:
         text = (file.metadata() or {}).get("about")
     return None if text is None else json.loads(text)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Generator[Any]:
-    """The open file, of which only what is asked for is read."""
+def _open(path: Path) -> Generator[Any]:
     try:
         with safe_open(str(path), framework="pt") as file:
             yield file
     except SafetensorError as error:
         raise InputError(
-            f"{path} is damaged: {error}. If best.safetensors is whole, rename it to latest.safetensors"
+            f"{path} is damaged: {error}. If best.safetensors is intact, rename it to latest.safetensors"
         ) from None
 
 
 def load_checkpoint(
     path: Path, model: CVAE, optimizer: Optimizer | None = None, *, parts: Mapping[str, nn.Module] | None = None
 ) -> Progress:
-    """Put a checkpoint's weights, optimizer state and random state back.
+    """Restore weights, optimizer state and random state from a checkpoint.
 
     Args:
         path: The file.
         model: A model of the same architecture, changed in place.
-        optimizer: Its optimizer, changed in place; None leaves it and the random state alone.
+        optimizer: Its optimizer, changed in place; without it the random state is not restored either.
         parts: Other modules that were saved with it, changed in place.
-
-    Returns:
-        How far the run had come.
 
     Raises:
         InputError: The file is missing, damaged, or of another architecture.
     """
     if not path.exists():
         raise InputError(f"there is no checkpoint {path}; start the run without --resume")
-    with _opened(path) as file:
+    with _open(path) as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if metadata.get("format") != _FORMAT:
-        raise InputError(
-            f"{path} is no checkpoint of this format: found {metadata.get('format')!r}, expected {_FORMAT!r}"
-        )
+        raise InputError(f"{path} has the checkpoint format {metadata.get('format')!r}, expected {_FORMAT!r}")
     for part, module in {"model": model, **(parts or {})}.items():
         prefix = f"{part}/"
         try:
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         except RuntimeError as error:
             raise InputError(
-                f"{path} does not fit this run's architecture: {error}. Give the settings it was made with, or "
+                f"{path} does not fit this run's architecture: {error}. Use the settings it was made with, or "
                 "choose another --out"
             ) from None
     if optimizer is not None:
-        _restore(optimizer, model, tensors)
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer/"):
+                _, index, key = name.split("/")
+                states.setdefault(int(index), {})[key] = tensor.clone()  # else it would remain mapped from the file
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+        torch.set_rng_state(tensors["rng/cpu"])
+        device = next(model.parameters()).device
+        if device.type == "cuda" and "rng/cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng/cuda"], device)
     return Progress(**json.loads(metadata["progress"]))
-
-
-def _restore(optimizer: Optimizer, model: CVAE, tensors: dict[str, Tensor]) -> None:
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, key = name.split("/")
-            states.setdefault(int(index), {})[key] = tensor.clone()  # else it would stay a part of the file, mapped
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-    torch.set_rng_state(tensors["rng/cpu"])
-    device = next(model.parameters()).device
-    if device.type == "cuda" and "rng/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng/cuda"], device)

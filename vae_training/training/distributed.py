@@ -1,30 +1,25 @@
-"""Several processes that train one model, started by torchrun: who they are, and what they tell each other.
+"""Several processes that train one model, started by torchrun, each on its shard of every batch.
 
 torchrun --nproc-per-node 2 -m latent_obs_cli.main train-vae --frames frames --out runs/vae
 
-Each process reads and trains on its part of every batch; `batch_size` is the part of one process, so the whole batch is
-`batch_size` times the number of processes. Process 0 alone writes and prints. Frames and run folder must be at the same
-path
-for all of them: on several machines, on a shared file system.
+`batch_size` is that of one process, so the whole batch has `batch_size` times the number of processes. Process 0 alone
+writes and prints. Frames and run folder must have the same path for all: on several machines, on a shared file system.
 """
 
 import contextlib
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from latent_obs.util.device import resolve_device
 from latent_obs.util.errors import InputError, LatentObsError
-from vae_training.model.cvae import Losses
+from vae_training.model.losses import Losses
 
 T = TypeVar("T")
-_CPU = torch.device("cpu")
 
 
 class RankLostError(LatentObsError, RuntimeError):
@@ -37,113 +32,72 @@ class Ranks:
 
     Attributes:
         rank: Number of this process; process 0 writes and prints.
-        count: Number of processes.
-        local_rank: Number of this process on its machine: which GPU it takes.
-        device: Where its tensors are, for what the processes tell each other.
+        world_size: Number of processes.
+        device: Device of this process.
     """
 
-    rank: int = 0
-    count: int = 1
-    local_rank: int = 0
-    device: torch.device = _CPU
+    rank: int
+    world_size: int
+    device: torch.device
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is process 0."""
         return self.rank == 0
 
     def mean_losses(self, losses: Losses, weight: float) -> Losses:
-        """Losses over the whole batch, detached, from those of each process's part.
+        """Losses over the whole batch, detached.
 
         Args:
-            losses: A dataclass of 0-d tensors (and mappings of them).
-            weight: What this process's part counts; the weights of all add up to their number.
+            losses: Losses of this process's shard.
+            weight: Weight of this shard; the weights of all processes add up to `world_size`.
         """
-        detached: dict[str, Any] = {}
-        tensors: list[Tensor] = []
-        for field in fields(losses):
-            value = getattr(losses, field.name)
-            if isinstance(value, Mapping):
-                value = {name: tensor.detach().clone() for name, tensor in value.items()}
-                tensors += value.values()
-            elif isinstance(value, Tensor):
-                value = value.detach().clone()
-                tensors.append(value)
-            detached[field.name] = value
-        if self.count > 1:
-            together = torch.stack([t.float() for t in tensors])
-            together *= weight / self.count
-            dist.all_reduce(together)
-            for tensor, mean in zip(tensors, together, strict=True):
-                tensor.copy_(mean)
-        return replace(losses, **detached)
+        losses = losses.detach()
+        if self.world_size == 1:
+            return losses
+        means = torch.stack([losses.total, losses.reconstruction, losses.kl, *losses.terms.values()]).float()
+        means *= weight / self.world_size
+        dist.all_reduce(means)
+        return Losses(means[0], means[1], means[2], dict(zip(losses.terms, means[3:], strict=True)))
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds in any process; all must ask."""
-        if self.count == 1:
+        """Whether the flag is set in any process; a barrier."""
+        if self.world_size == 1:
             return flag
         votes = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(votes, dist.ReduceOp.MAX)
         return bool(votes)
 
-    def share(self, value: T) -> T:
-        """Process 0's value, in each; anything that JSON can hold. All must ask, so it is a meeting point as well."""
-        if self.count == 1:
-            return value
-        data = json.dumps(value).encode()
-        length = torch.tensor(len(data), device=self.device)
-        dist.broadcast(length, 0)
-        text = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
-        if self.leads:
-            text.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        dist.broadcast(text, 0)
-        return json.loads(bytes(text.cpu().numpy()))
+    def broadcast(self, numbers: list[float]) -> list[float]:
+        """The numbers of process 0, in each process; a barrier."""
+        if self.world_size == 1:
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.broadcast(tensor, 0)
+        return tensor.tolist()
 
-    def together(self, work: Callable[[], T]) -> T:
-        """Do something in each process that may be refused; where one refuses, all end, and one of them says why.
-
-        Raises:
-            LatentObsError: This process is the first that refused.
-            SystemExit: Another one refused; it tells the user.
-        """
-        if self.count == 1:
+    def agree(self, work: Callable[[], T]) -> T:
+        """Do work in each process; where it fails in any, all processes end, and one of them raises its error."""
+        if self.world_size == 1:
             return work()
-        refused: LatentObsError | None = None
-        result: Any = None
+        failed, result = None, None
         try:
             result = work()
         except LatentObsError as error:
-            refused = error
-        flags = torch.zeros(self.count, device=self.device)
-        flags[self.rank] = refused is not None
+            failed = error
+        flags = torch.zeros(self.world_size, device=self.device)
+        flags[self.rank] = failed is not None
         dist.all_reduce(flags)
-        if not flags.any():
-            return result
-        if refused is not None and int(flags.argmax()) == self.rank:
-            raise refused
-        raise SystemExit(2)
-
-    def explain(self, error: RuntimeError) -> RankLostError | None:
-        """What a failed exchange means, where it means that another process has ended; None for other errors."""
-        signs = ("connection", "peer", "socket", "gloo", "nccl", "timed out", "timeout")
-        if (
-            self.count == 1
-            or isinstance(error, LatentObsError)
-            or not any(sign in str(error).lower() for sign in signs)
-        ):
-            return None
-        return RankLostError(
-            f"process {self.rank} of {self.count} stops, because another one of this run has ended (see its message); the last "
-            f"checkpoint is kept. Start all of them again with --resume. ({str(error).strip().splitlines()[0][:200]})"
-        )
-
-
-ALONE = Ranks()
+        if failed is not None and int(flags.argmax()) == self.rank:
+            raise failed
+        if flags.any():
+            raise SystemExit(2)
+        return result  # pyright: ignore[reportReturnType]
 
 
 @contextlib.contextmanager
-def told_once() -> Iterator[None]:
-    """For errors that all processes have alike: process 0 raises them, and the others end quietly."""
+def raised_once() -> Iterator[None]:
+    """For errors that occur in all processes alike: process 0 raises them, and the others exit quietly."""
     try:
         yield
     except LatentObsError:
@@ -153,39 +107,39 @@ def told_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def meet(device: str) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the other processes that torchrun started; alone where it started none.
+def process_group(device: str) -> Iterator[Ranks]:
+    """Join the other processes that torchrun started, if it did.
 
     Args:
-        device: As for `resolve_device`. With several processes on CUDA, each takes the GPU of its number on its
-            machine.
-
-    Yields:
-        The processes, and this one's device.
+        device: As for `resolve_device`. With several processes on CUDA, each takes the GPU of its local rank.
 
     Raises:
-        DeviceError: The device is not there.
-        InputError: A single GPU was named for several processes.
+        InputError: A single device was named for several processes.
+        RankLostError: Another process ended.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1 or "RANK" not in os.environ:
-        yield ALONE, resolve_device(device)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1 or "RANK" not in os.environ:
+        yield Ranks(0, 1, resolve_device(device))
         return
-    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if ":" in device:
-        raise InputError(f"device {device!r} is one device, and {count} processes were started; use --device cuda")
-    wanted = device
+        raise InputError(f"device {device!r} is one device, and {world_size} processes were started; use --device cuda")
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        wanted = f"cuda:{local}"
-    resolved = resolve_device(wanted)
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    resolved = resolve_device(device)
     if resolved.type == "mps":
-        raise InputError("several processes train on CUDA GPUs or on CPUs; use --device cpu")
+        raise InputError("device mps cannot train with several processes; use --device cpu")
     if resolved.type == "cuda":
         torch.cuda.set_device(resolved)
-    began_here = not dist.is_initialized()
-    if began_here:
-        dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo")
-    yield Ranks(rank, count, local, resolved), resolved
-    # Only after a good end: where another process is gone, taking leave of it would wait for it.
-    if began_here:
-        dist.destroy_process_group()
+    dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo")
+    rank = int(os.environ["RANK"])
+    try:
+        yield Ranks(rank, world_size, resolved)
+    except RuntimeError as error:
+        signs = ("connection", "peer", "socket", "gloo", "nccl", "timed out", "timeout")
+        if isinstance(error, LatentObsError) or not any(sign in str(error).lower() for sign in signs):
+            raise
+        raise RankLostError(
+            f"process {rank} of {world_size} stops, because another process of this run has ended (see its message). "
+            f"The last checkpoint is kept; start all again with --resume ({str(error).strip().splitlines()[0][:200]})"
+        ) from error
+    dist.destroy_process_group()  # only after a good end: it would wait for a process that has ended

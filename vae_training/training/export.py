@@ -1,4 +1,4 @@
-"""From a trained CVAE to the encoder folder that runs beside an agent."""
+"""Write the encoder folder of a trained CVAE, with the statistics of its latents."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from latent_obs.encoder.folder import make_selfcheck, package_versions, write_encoder_folder
 from latent_obs.encoder.statistics import LatentStatistics, reconstruction_errors
 from latent_obs.pixels import PixelContract
-from vae_training.data.loader import Wanted, gather
+from vae_training.data.loader import gather
 from vae_training.model.cvae import CVAE, images_to_tensor
 
 _BATCH = 256
@@ -34,16 +34,13 @@ def export_encoder(
     """Write a CVAE's encoder folder, with its self-check.
 
     Args:
-        folder: The folder to make.
+        folder: The folder to create.
         model: The CVAE.
-        sample_frames: uint8 (N, H, W, C), some frames as it was trained on; up to four go into the self-check.
+        sample_frames: uint8 (N, H, W, C), some frames as it was trained on; up to four are kept for the self-check.
         provenance: Where it came from; package versions are added.
-        statistics: From `measure_latents`; without them the encoder can neither standardize nor tell drift.
-        with_decoder: Put the decoder in as well, for pictures.
-        overwrite: Replace an encoder folder that is there.
-
-    Returns:
-        The folder.
+        statistics: From `measure_latents`; without them the encoder can neither standardize nor detect drift.
+        with_decoder: Write the decoder as well, for pictures.
+        overwrite: Replace an existing encoder folder.
 
     Example:
         >>> import tempfile
@@ -77,17 +74,15 @@ def measure_latents(
     held_out_frames: int = _HELD_OUT_FRAMES,
     decoded_frames: int = _DECODED_FRAMES,
 ) -> LatentStatistics:
-    """Statistics of a CVAE's mean latents, over frames spread evenly over the recordings.
-
-    Nothing is random; frames are read a batch at a time.
+    """Statistics of a CVAE's mean latents, over frames spread evenly over the recordings; nothing is random.
 
     Args:
         model: The CVAE, on any device.
         training: uint8 (N, H, W, C) each, as from `get_datasets`: what it was trained on.
         held_out: The same, not trained on.
-        training_frames: Frames of `training` to encode at most.
-        held_out_frames: Frames of `held_out` to encode at most.
-        decoded_frames: Of either, frames to decode as well at most.
+        training_frames: Largest number of frames of `training` to encode.
+        held_out_frames: Largest number of frames of `held_out` to encode.
+        decoded_frames: Largest number of frames to decode as well, of either.
 
     Example:
         >>> frames = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)
@@ -106,30 +101,40 @@ def _encode(
     """Mean latents (n, latent_dim), and reconstruction errors of some of the frames."""
     device = next(model.parameters()).device
     latents, errors = [np.empty((0, model.latent_dim), np.float32)], [np.empty(0)]
-    total = min(at_most, sum(len(dataset) for dataset in datasets))
-    every = -(-total // max(1, decoded_at_most))  # rounded up
-    for start, wanted in _spread(datasets, total):
-        frames = np.empty((sum(len(rows) for _, rows, _ in wanted), *model.architecture.img_shape), np.uint8)
-        gather(wanted, frames)
+    every = -(-min(at_most, sum(len(dataset) for dataset in datasets)) // max(1, decoded_at_most))  # rounded up
+    start = 0
+    for frames in evenly_spread(datasets, at_most):
         mean = model.encoder.mean(images_to_tensor(torch.from_numpy(frames).to(device)))
         latents.append(mean.float().cpu().numpy())
         chosen = slice(-start % every, None, every)
+        start += len(frames)
         if len(frames[chosen]):
-            # As FrozenEncoder.decode makes pictures: what is compared with these errors comes from there.
-            pictures = model.decode(mean[chosen]).float().mul(255).round().clamp(0, 255).byte()
-            errors.append(reconstruction_errors(frames[chosen], pictures.permute(0, 2, 3, 1).cpu().numpy()))
+            # As FrozenEncoder.decode makes images: these errors are compared with those of its images.
+            images = model.decode(mean[chosen]).float().mul(255).round().clamp(0, 255).byte()
+            errors.append(reconstruction_errors(frames[chosen], images.permute(0, 2, 3, 1).cpu().numpy()))
     return np.concatenate(latents), np.concatenate(errors)
 
 
-def _spread(datasets: Sequence[NDArray[np.uint8]], total: int) -> Iterator[tuple[int, list[Wanted]]]:
-    """Frames spread evenly over all, in batches: the number of a batch's first one, and where the frames are."""
+def evenly_spread(datasets: Sequence[NDArray[np.uint8]], at_most: int) -> Iterator[NDArray[np.uint8]]:
+    """Frames spread evenly over all datasets, in order, in batches uint8 (n, H, W, C).
+
+    Example:
+        >>> datasets = [np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)] * 2
+        >>> [batch.ravel().tolist() for batch in evenly_spread(datasets, 4)]
+        [[0, 3, 1, 5]]
+    """
     lengths = np.array([len(dataset) for dataset in datasets], np.int64)
-    ends = np.cumsum(lengths)
-    numbers = np.linspace(0, ends[-1] - 1, total).astype(np.int64) if total else np.empty(0, np.int64)
+    ends, total = np.cumsum(lengths), min(at_most, int(lengths.sum()))
+    numbers = np.linspace(0, lengths.sum() - 1, total).astype(np.int64)
     for start in range(0, total, _BATCH):
         batch = numbers[start : start + _BATCH]
-        of = np.searchsorted(ends, batch, side="right")
-        yield (
-            start,
-            [(datasets[i], batch[of == i] - (ends - lengths)[i], np.flatnonzero(of == i)) for i in np.unique(of)],
+        owner = np.searchsorted(ends, batch, side="right")
+        frames = np.empty((len(batch), *datasets[0].shape[1:]), np.uint8)
+        gather(
+            [
+                (datasets[i], batch[owner == i] - (ends - lengths)[i], np.flatnonzero(owner == i))
+                for i in np.unique(owner)
+            ],
+            frames,
         )
+        yield frames

@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines always, TensorBoard where it is installed."""
+"""The log of a run (JSON lines, and TensorBoard if installed), and its pictures."""
 
 import json
 from collections.abc import Sequence
@@ -17,21 +17,20 @@ from vae_training.model.cvae import CVAE, gaussian_kl_nats, images_to_tensor
 
 
 class RunLog:
-    """Append metrics by step to `log.jsonl`, and to TensorBoard in `tensorboard/`.
+    """Appends metrics by step to `log.jsonl`, and to TensorBoard in `tensorboard/`.
 
     Metrics: ``loss/total``, ``loss/reconstruction`` (squared error), ``loss/kl_nats``, ``schedule/beta``,
-    ``speed/images_per_second``, ``speed/data_wait_share`` (share of the time spent waiting for frames);
-    ``optimizer/learning_rate``, and ``optimizer/gradient_norm`` (before clipping) where gradients are clipped;
-    ``held_out/loss_at_fixed_beta``, ``held_out/reconstruction``, ``held_out/kl_nats`` and
+    ``optimizer/learning_rate``, ``speed/images_per_second``, ``speed/data_wait_share`` (share of the time spent waiting
+    for frames); ``held_out/loss_at_fixed_beta``, ``held_out/reconstruction``, ``held_out/kl_nats`` and
     ``held_out/active_latents`` once an epoch.
 
     Args:
         run: The run folder.
-        from_step: Rows of later steps, which a killed run may have left, are dropped: they will be written again.
+        from_step: Rows of later steps, which a killed run may have left, are removed; they will be written again.
         tensorboard: Whether to write TensorBoard logs as well.
 
     Attributes:
-        note: Why there is no TensorBoard log although it was asked for; empty otherwise.
+        note: Why there is no TensorBoard log, if it is not installed; empty otherwise.
 
     Example:
         >>> import tempfile
@@ -86,7 +85,7 @@ class RunLog:
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
-    """Rows of a run's `log.jsonl`; a half-written last line of a killed run is left out."""
+    """Rows of a run's `log.jsonl`, without a half-written last line of a killed run."""
     rows: list[dict[str, float]] = []
     file = run / "log.jsonl"
     for line in file.read_text().splitlines() if file.exists() else []:
@@ -102,10 +101,11 @@ _GAP, _BACKGROUND = 2, 255
 
 
 def grid(rows: Sequence[NDArray[np.uint8]], scale: int = 2) -> Picture:
-    """Lay rows of images out as one picture.
+    """Arrange rows of images as one picture.
 
     Args:
-        rows: Each uint8 (n, H, W, C); 1 channel is shown grey, of more than 3 the last 3 (the newest frame of a stack).
+        rows: Each uint8 (n, H, W, C). One channel is shown in gray; of more than three, the last three (the newest
+            frame of a stack).
         scale: Whole number by which each pixel is enlarged.
 
     Returns:
@@ -120,29 +120,23 @@ def grid(rows: Sequence[NDArray[np.uint8]], scale: int = 2) -> Picture:
     step_y, step_x = height * scale + _GAP, width * scale + _GAP
     sheet = np.full((len(rows) * step_y - _GAP, columns * step_x - _GAP, 3), _BACKGROUND, np.uint8)
     for y, row in enumerate(rows):
-        for x, image in enumerate(_to_rgb(row)):
+        rgb = np.repeat(row[..., :1], 3, axis=-1) if row.shape[-1] < 3 else row[..., -3:]
+        for x, image in enumerate(rgb):
             large = image.repeat(scale, axis=0).repeat(scale, axis=1)
             top, left = y * step_y, x * step_x
             sheet[top : top + height * scale, left : left + width * scale] = large
     return sheet
 
 
-def _to_rgb(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    channels = images.shape[-1]
-    if channels < 3:
-        return np.repeat(images[..., :1], 3, axis=-1)
-    return images[..., -3:]
-
-
 def save_picture(path: Path, picture: Picture) -> None:
-    """Write a PNG, whole or not at all."""
+    """Write a PNG atomically."""
     with atomic_write(path) as aside:
         Image.fromarray(picture).save(aside)
 
 
 @torch.inference_mode()
 def reconstruct(model: CVAE, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames as the model sees them: decoded from their mean latents.
+    """Frames decoded from their mean latents.
 
     Args:
         model: The CVAE, on any device.
@@ -151,18 +145,11 @@ def reconstruct(model: CVAE, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Returns:
         uint8 (N, H, W, C).
     """
-    device = next(model.parameters()).device
-    mean, _ = model.encode(images_to_tensor(torch.from_numpy(np.require(frames, requirements=("C", "W"))).to(device)))
-    return _to_uint8(model.decode(mean))
+    return _to_uint8(model.decode(model.encode(_to_images(model, frames))[0]))
 
 
 def reconstruction_sheet(model: CVAE, frames: NDArray[np.uint8]) -> Picture:
-    """Frames above their reconstructions.
-
-    Args:
-        model: The CVAE.
-        frames: uint8 (n, H, W, C), some ten.
-    """
+    """Frames uint8 (n, H, W, C), some ten, above their reconstructions."""
     return grid([frames, reconstruct(model, frames)])
 
 
@@ -170,10 +157,10 @@ def reconstruction_sheet(model: CVAE, frames: NDArray[np.uint8]) -> Picture:
 def traversal_sheet(
     model: CVAE, frame: NDArray[np.uint8], *, sample: NDArray[np.uint8], latents: int = 6, steps: int = 9
 ) -> Picture:
-    """What single latents stand for: each row moves one of them and leaves the others as they are.
+    """What single latents encode: each row changes one latent over its range and keeps the others.
 
-    The rows are the latents that carry most information, by mean KL over a sample, the strongest first; each moves over
-    the range that it has in the sample (1st to 99th percentile).
+    The rows are the latents with the largest mean KL over a sample, the largest first; each changes over the range that
+    it has in the sample (1st to 99th percentile).
 
     Args:
         model: The CVAE.
@@ -182,18 +169,22 @@ def traversal_sheet(
         latents: Rows.
         steps: Images per row.
     """
-    device = next(model.parameters()).device
-    x = images_to_tensor(torch.from_numpy(np.require(sample, requirements=("C", "W"))).to(device))
-    mean, logvar = model.encode(x)
+    mean, logvar = model.encode(_to_images(model, sample))
     strongest = gaussian_kl_nats(mean, logvar).mean(0).argsort(descending=True)[:latents]
     low, high = (torch.quantile(mean[:, strongest], q, dim=0) for q in (0.01, 0.99))
-    start, _ = model.encode(images_to_tensor(torch.from_numpy(frame.copy()[None]).to(device)))
+    start, _ = model.encode(_to_images(model, frame[None]))
     rows: list[NDArray[np.uint8]] = []
     for i, latent in enumerate(strongest):
         z = start.repeat(steps, 1)
-        z[:, latent] = torch.linspace(float(low[i]), float(high[i]), steps, device=device)
+        z[:, latent] = torch.linspace(float(low[i]), float(high[i]), steps, device=z.device)
         rows.append(_to_uint8(model.decode(z)))
     return grid(rows)
+
+
+def _to_images(model: CVAE, frames: NDArray[np.uint8]) -> torch.Tensor:
+    """Frames as a batch on the model's device."""
+    writable = np.require(frames, requirements=("C", "W"))
+    return images_to_tensor(torch.from_numpy(writable).to(next(model.parameters()).device))
 
 
 def _to_uint8(images: torch.Tensor) -> NDArray[np.uint8]:

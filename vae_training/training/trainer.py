@@ -1,11 +1,10 @@
 """`train()`: from frames on disk to a CVAE and its encoder folder, with checkpoints, logs and pictures."""
 
 import contextlib
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.optim import Optimizer
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from latent_obs.encoder.folder import EncoderFolder, read_encoder_folder
-from latent_obs.pixels import PixelContract
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError, TrainingDivergedError
 from latent_obs.util.interrupt import GracefulStop
@@ -31,116 +28,36 @@ from vae_training.data.frames import (
     split_held_out,
     split_note,
 )
-from vae_training.data.loader import Batch, BatchParts, SuperBatches, get_random_samples, make_batch
+from vae_training.data.loader import Batch, BatchParts, SuperBatches, make_batch
 from vae_training.data.transitions import SuperBatch, Transitions
-from vae_training.model.augmentation import augment
 from vae_training.model.beta import BetaSchedule, make_schedule
 from vae_training.model.cvae import CVAE, Losses, gaussian_kl_nats, images_to_tensor
-from vae_training.model.losses import CHANGES, ActingObjective, ClassicObjective, Objective
-from vae_training.model.pca_init import start_linear_path
-from vae_training.model.precision import compiles_on, resolve_precision
-from vae_training.model.presets import layers_of
+from vae_training.model.losses import VAELoss, apply_gradients
+from vae_training.model.transition_heads import TransitionHeads
 from vae_training.training.checkpoint import Progress, load_checkpoint, read_about, save_checkpoint
 from vae_training.training.config import TrainConfig
-from vae_training.training.distributed import Ranks, meet, told_once
-from vae_training.training.export import export_encoder, measure_latents
+from vae_training.training.distributed import Ranks, process_group, raised_once
+from vae_training.training.export import evenly_spread, export_encoder, measure_latents
+from vae_training.training.initialization import put_weights, start_from_data, with_layers_of
 from vae_training.training.logs import RunLog, reconstruction_sheet, save_picture
 from vae_training.training.optim import (
-    GradientStep,
-    LearningRate,
-    WeightAverage,
-    kept_memory,
+    average_weights,
+    compiles_on,
+    keep_freed_memory,
     make_optimizer,
-    optimizer_metrics,
+    make_scheduler,
+    resolve_precision,
 )
 
-_SAMPLE_FRAMES = 2_048  # for principal components: many times their number
-_SAMPLE_BYTES = 256 << 20  # as float32; fewer frames where they are large
-_SAMPLE_STEPS = 100_000  # of actions and rewards, for their mean and spread
-
-
-def make_objective(
-    config: TrainConfig, model: CVAE, transitions: Transitions | None = None, say: Callable[[str], object] = print
-) -> Objective:
-    """The objective that the settings ask for.
-
-    Args:
-        config: Settings.
-        model: The CVAE, on its device.
-        transitions: What follows each frame, where a term needs it.
-        say: Where messages go.
-    """
-    device = next(model.parameters()).device
-    dtype = resolve_precision(config.precision, device)
-    if config.terms.are_any or config.augment:
-        return ActingObjective(
-            model,
-            config.terms,
-            actions=transitions.actions if transitions else None,
-            augment=config.augment,
-            free_bits=config.free_bits,
-            dtype=dtype,
-        ).to(device)
-    return ClassicObjective(
-        model, free_bits=config.free_bits, dtype=dtype, compile=compiles_on(device), fall_back=say
-    ).to(device)
-
-
-def start_from_data(
-    config: TrainConfig, objective: Objective, training: Sequence[NDArray[np.uint8]], transitions: Transitions | None
-) -> None:
-    """Set what begins as something measured on the data: a linear path, a background, the spread of actions and
-    rewards.
-
-    A function of the data and the seed alone, so that all processes of a run begin alike.
-    """
-    model = objective.model
-    needs_sample = model.architecture.linear_path or model.architecture.standardize or config.terms.salience
-    images = _sample(config, training, model) if needs_sample else None
-    for network in (model.encoder, model.decoder):
-        if network.standard is not None and images is not None:
-            network.standard.measure(images)
-    if model.architecture.linear_path and images is not None:
-        start_linear_path(model, images)
-    if isinstance(objective, ActingObjective):
-        actions = rewards = None
-        if config.terms.need_actions and transitions is not None:
-            rng = np.random.default_rng([config.seed, 1])
-            actions, rewards = (_some(list(transitions.column(name)), rng) for name in ("action", "reward"))
-        if images is not None or actions is not None:
-            device = next(model.parameters()).device
-            objective.fit(images if images is not None else torch.zeros(0, device=device), actions, rewards)
-
-
-def _sample(config: TrainConfig, training: Sequence[NDArray[np.uint8]], model: CVAE) -> torch.Tensor:
-    available = sum(len(d) for d in training)
-    size = min(_SAMPLE_FRAMES, available, max(256, _SAMPLE_BYTES // (4 * int(np.prod(model.architecture.img_shape)))))
-    frames = get_random_samples(
-        training,
-        size,
-        list(config.dataset_weights) or None,
-        normalize=False,
-        seed=np.random.default_rng([config.seed, 2]),
-        replace_small=True,
-    )
-    images = images_to_tensor(torch.from_numpy(frames).to(next(model.parameters()).device))
-    if not config.augment:
-        return images
-    changes = torch.from_numpy(
-        np.random.default_rng([config.seed, 3]).standard_normal((len(images), CHANGES), np.float32)
-    )
-    return augment(images, config.augment, changes.to(images.device))
-
-
-def _some(columns: Sequence[NDArray[Any]], rng: np.random.Generator) -> torch.Tensor:
-    values = np.concatenate(columns)
-    if len(values) > _SAMPLE_STEPS:
-        values = values[rng.choice(len(values), _SAMPLE_STEPS, replace=False)]
-    return torch.from_numpy(np.ascontiguousarray(values))
-
-
-_BATCH = 256
-_ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, "Importance Weighted Autoencoders", section 5: a unit is active above this
+_DEFAULT_SUPER_BATCH = 10_000
+_HELD_OUT_FRAMES = 1_024  # evaluated after each epoch: enough for a steady mean, a second on a CPU
+_PICTURE_FRAMES = 10
+_LOG_EVERY_STEPS = 20
+_LOOK_EVERY_STEPS = 20  # at the losses on a GPU, which would wait for each look
+_AGREE_EVERY_STEPS = 10  # on stopping: with several processes, each gets its signal at another step
+_SAVE_EVERY_SECONDS = 300.0  # besides the ends of epochs
+_BATCH = 256  # of evaluation
+_ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, "Importance Weighted Autoencoders", section 5: a unit is active above it
 
 
 @dataclass(frozen=True)
@@ -160,9 +77,477 @@ class HeldOut:
     active_latents: float
 
 
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run leaves.
+
+    Attributes:
+        run: The run folder.
+        encoder: The encoder folder, `run / "encoder"`.
+        steps: Gradient steps taken in all.
+        held_out: Losses on the held-out frames of the exported weights.
+        interrupted: Whether it was stopped before its last epoch.
+        images_per_second: Training speed of this call over all processes, including the time spent waiting for frames.
+        stopped_early: Whether `patience` ended it.
+    """
+
+    run: Path
+    encoder: Path
+    steps: int
+    held_out: HeldOut
+    interrupted: bool
+    images_per_second: float
+    stopped_early: bool = False
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, progress_bar: bool | None = None, say: Callable[[str], object] = print
+) -> TrainResult:
+    """Train a CVAE on a folder of frames, and write the encoder folder that an agent uses.
+
+    Each epoch draws a super-batch at random from the files, divides it into batches, and takes a gradient step on each,
+    while the next super-batch is read in the background. Beta follows its schedule, step by step. At the end of each
+    epoch the held-out recordings are evaluated at the wanted beta, and a checkpoint is written; long epochs have
+    checkpoints every few minutes, too. The exported weights are the best among the comparable moments (ends of cycles;
+    without cycles, epochs at the wanted beta), or the last ones if there was none.
+
+        out/
+        ├── config.json, log.jsonl, tensorboard/
+        ├── reconstructions/epoch_001.png …   held-out frames above their reconstructions
+        ├── checkpoints/latest.safetensors, best.safetensors
+        └── encoder/                          for latent_obs.make(..., encoder=...)
+
+    Ctrl-C (or SIGTERM) finishes the current step, and leaves a checkpoint and an encoder. A run that was killed at any
+    moment and resumed ends, on a CPU, with the weights of a run never killed, bit by bit. Several processes started by
+    torchrun train one model; see `vae_training.training.distributed`.
+
+    Args:
+        config: All settings.
+        resume: Continue the run in `config.out`; see `TrainConfig.resumed_from`.
+        progress_bar: Show it; None shows it in a terminal only.
+        say: Called with each message.
+
+    Raises:
+        InputError: The frames, the settings or the run folder cannot be used; raised before training starts.
+        DeviceError: The device does not exist.
+        TrainingDivergedError: A loss is not finite; the last good checkpoint is kept.
+        DiskFullError: A checkpoint or a picture could not be written; the last good checkpoint is kept.
+        RankLostError: Another process of this run has ended.
+    """
+    with raised_once():
+        if resume:
+            saved = TrainConfig.load(config.out)
+            config = config.resumed_from(saved)
+            if config.learning_rate_schedule == "cosine" and config.epochs != saved.epochs:
+                raise InputError(
+                    f"epochs is {saved.epochs} in the run to resume, where its learning rate reaches 0 (cosine), and "
+                    f"cannot become {config.epochs}. Leave --epochs out, or start another run"
+                )
+        elif config.start_from is not None:
+            config = with_layers_of(config, config.start_from)
+    with process_group(config.device) as ranks:
+        if not ranks.is_main:
+            say, progress_bar = _ignore, False
+        trainer = ranks.agree(lambda: Trainer(config, ranks, resume=resume, say=say))
+        kept = "The last good checkpoint is kept; free some space, and go on with --resume"
+        memory = keep_freed_memory() if ranks.device.type == "cpu" else contextlib.nullcontext()
+        try:
+            with explain_disk_full(config.out, kept), memory:
+                return trainer.fit(progress_bar)
+        except TrainingDivergedError:
+            with raised_once():
+                raise
+    raise AssertionError("unreachable")
+
+
+def _ignore(text: str) -> None:
+    """Takes the messages of all processes but the first."""
+
+
+class Trainer:
+    """One run: its frames, its model, what trains it, and how far it has come. Creating one writes nothing.
+
+    Args:
+        config: Settings, those of the saved run if it is resumed.
+        ranks: The processes.
+        resume: Continue the run in `config.out`.
+        say: Called with each message.
+
+    Attributes:
+        model: The CVAE, on its device.
+        loss: What is descended, around the model.
+        progress: How far the run has come.
+        images: Frames trained on in this call, over all processes.
+    """
+
+    def __init__(self, config: TrainConfig, ranks: Ranks, *, resume: bool, say: Callable[[str], object]) -> None:
+        self.config, self.ranks, self.device, self.say = config, ranks, ranks.device, say
+        self.checkpoints = config.out / "checkpoints"
+        latest = self.checkpoints / "latest.safetensors"
+        # A run killed before its first checkpoint begins anew; one that has lost it does not.
+        resume_from = (
+            latest if resume and (latest.exists() or (self.checkpoints / "best.safetensors").exists()) else None
+        )
+        self.is_new = not resume
+        if self.is_new:
+            _check_new(config.out)
+        self._open_frames(read_about(latest) if resume_from else None)
+        self._build_model()
+        if resume_from is None:
+            start_from_data(config, self.model, self.loss, self.training, self.transitions)
+            if config.start_from is not None:
+                put_weights(config.start_from, self.model)
+        self.optimizer = make_optimizer(
+            self.loss.parameters(),
+            config.optimizer,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            device=self.device,
+        )
+        self.average = average_weights(self.model, config.ema) if config.ema else None
+        average: Any = self.average
+        self.best_model: CVAE = self.model if average is None else average.module  # to evaluate and export
+        heads = dict(self.loss.heads.items()) if self.loss.heads is not None else {}
+        if self.loss.background is not None:
+            heads["background"] = self.loss.background
+        named = {"ema": self.average, "heads": nn.ModuleDict(heads) if heads else None}
+        self.parts = {name: module for name, module in named.items() if module is not None}  # of a checkpoint
+        self.progress = Progress(super_batch=self._super_batch_size(), ranks=ranks.world_size)
+        if resume_from:
+            self.progress = load_checkpoint(resume_from, self.model, self.optimizer, parts=self.parts)
+        if self.progress.ranks != ranks.world_size:
+            raise InputError(
+                f"the run to resume was trained by {self.progress.ranks} process(es), not by {ranks.world_size}. Start "
+                "as many (torchrun --nproc-per-node), or another run"
+            )
+        size = self.progress.super_batch
+        self.shards = BatchParts(size, config.batch_size * ranks.world_size, ranks.rank, ranks.world_size)
+        self.steps_per_epoch = len(self.shards)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.beta = schedule_of(config, self.steps_per_epoch)
+        self.scheduler = make_scheduler(
+            self.optimizer, config.learning_rate_schedule, total_steps=self.total_steps, step=self.progress.step
+        )
+        self.forward: Callable[..., Losses] = self.loss
+        if ranks.world_size > 1:
+            self.forward = DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
+        self.super_batches().close()  # raises if they cannot be drawn, before anything is written
+        self.images, self.learning_rate = 0, config.learning_rate
+        self._seconds_before = self.progress.seconds
+        self._began = self._saved_at = time.perf_counter()
+
+    def _open_frames(self, saved: dict | None) -> None:
+        """Open the frames, and hold out some of them: the same as the saved run, if there is one."""
+        config, datasets = self.config, get_datasets(self.config.frames)
+        if saved is None:
+            self.training, self.held_out = split_held_out(datasets, config.held_out)
+        else:
+            self.training, self.held_out = split_as_before(datasets, saved["frames"], folder=config.frames)
+        check_worth_learning(self.training)
+        self.transitions = Transitions(self.training, acts=True) if config.head_weights else None
+        self.about = {"frames": identify(self.training, self.held_out)}
+        self.shown = np.concatenate(list(evenly_spread(self.held_out, _HELD_OUT_FRAMES)))
+        self.split_note = split_note(datasets, self.training, self.held_out)
+
+    def _build_model(self) -> None:
+        config = self.config
+        height, width, channels = self.training[0].shape[1:]
+        widths, strides = config.widths, config.strides
+        if (height, width) == (64, 64) and config.bottleneck == "spatial" and not (widths or strides):
+            widths, strides = (64, 128), (4, 2)  # a first stride of 4: lower error for less work than 2, 2, 2
+        torch.manual_seed(config.seed)
+        self.model = CVAE(
+            (height, width, channels),
+            config.latent_dim,
+            config.beta,
+            config.scale_losses,
+            widths=widths,
+            strides=strides,
+            bottleneck=config.bottleneck,
+            first_activation=config.first_activation,
+            linear_path=config.linear_path,
+            standardize=config.standardize,
+        ).to(self.device)
+        heads = None
+        if self.transitions is not None and self.transitions.actions is not None:
+            actions = self.transitions.actions
+            heads = TransitionHeads(config.head_weights, config.latent_dim, actions.kind, actions.size)
+        self.loss = VAELoss(
+            self.model,
+            salience=config.salience,
+            free_bits=config.free_bits,
+            augment=config.augment,
+            heads=heads,
+            dtype=resolve_precision(config.precision, self.device),
+            compile=compiles_on(self.device) and not (config.salience or config.augment or heads),
+            say=self.say,
+        ).to(self.device)
+
+    def _super_batch_size(self) -> int:
+        available, wanted = sum(len(d) for d in self.training), self.config.super_batch
+        if wanted is not None and wanted > available:
+            raise InputError(
+                f"super_batch {wanted:,} is more than the {available:,} frames to train on in {self.config.frames}. "
+                f"Use --super-batch {available} or less, or record more frames"
+            )
+        return wanted or min(_DEFAULT_SUPER_BATCH, available)
+
+    def super_batches(self) -> SuperBatches:
+        """The super-batches of the remaining epochs; of each, the rows of this process."""
+        config = self.config
+        return SuperBatches(
+            self.training,
+            self.progress.super_batch,
+            dataset_weights=config.dataset_weights or None,
+            seed=config.seed,
+            start_epoch=min(self.progress.step // self.steps_per_epoch, config.epochs),
+            epochs=config.epochs,
+            replace_small=config.super_batch is None,  # a size that was given is drawn without repeats
+            places=self.shards.places if self.ranks.world_size > 1 else None,
+            transitions=self.transitions,
+            device=self.device,
+        )
+
+    def fit(self, progress_bar: bool | None = None) -> TrainResult:
+        """Train until the last epoch, early stopping or a signal, and export the encoder."""
+        config = self.config
+        self._begin()
+        start_epoch, first_batch = divmod(self.progress.step, self.steps_per_epoch)
+        self._began = time.perf_counter()
+        with (
+            RunLog(config.out, from_step=self.progress.step) if self.ranks.is_main else contextlib.nullcontext() as log,
+            GracefulStop() as stop,
+            self.super_batches() as batches,
+            self._bar(progress_bar) as bar,
+        ):
+            if log is not None and log.note:
+                self.say(log.note)
+            for epoch, frames in enumerate(batches, start_epoch) if not self.is_stalled else ():
+                for number in range(first_batch, self.steps_per_epoch):
+                    losses = self.step(self._batch(frames, number))
+                    bar.update(self.shards.shares[number].total)
+                    if log is not None and self.progress.step % _LOG_EVERY_STEPS == 0:
+                        self._log_step(log, bar, losses, batches.wait_seconds)
+                    if self._must_stop(stop):
+                        break
+                    self._save_if_due()
+                first_batch = 0
+                if self.progress.step % self.steps_per_epoch:  # stopped within the epoch
+                    break
+                self.end_epoch(epoch, log)
+                if self.is_stalled or self.ranks.any(stop.requested):
+                    break
+            wait_seconds = batches.wait_seconds
+            interrupted = self.ranks.any(stop.requested)
+            self._save("latest")
+        return self._finish(interrupted, wait_seconds)
+
+    def step(self, batch: Batch) -> Losses:
+        """Take one gradient step, with the beta of the schedule."""
+        self.model.beta = self.beta(self.progress.step)
+        on_gpu = self.device.type == "cuda"
+        losses = apply_gradients(
+            self.forward(batch.images, batch.noise, batch.more),
+            self.optimizer,
+            weight=1.0 if batch.share is None else batch.share.weight,
+            reduce=self.ranks.mean_losses,
+            check=not on_gpu,
+        )
+        if (not on_gpu or self.progress.step % _LOOK_EVERY_STEPS == 0) and not torch.isfinite(losses.total):
+            terms = f"squared error {losses.reconstruction.item()}, KL {losses.kl.item()}"
+            raise self._diverged(f"the loss is not finite ({terms}) at step {self.progress.step}")
+        self.learning_rate = float(self.scheduler.get_last_lr()[0])
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.progress.step += 1
+        self.images += len(batch) if batch.share is None else batch.share.total
+        return losses
+
+    def end_epoch(self, epoch: int, log: RunLog | None) -> None:
+        """Evaluate and draw the held-out frames, and write checkpoints: in process 0, for all."""
+        progress, step = self.progress, self.progress.step
+        if log is not None:
+            held_out = evaluate(self.best_model, self.shown, beta=self.config.beta)
+            if not math.isfinite(held_out.loss_at_fixed_beta):  # the last step ruined the weights
+                raise self._diverged(f"the held-out loss is not finite after step {step - 1}")
+            log.write(step, {f"held_out/{name}": value for name, value in asdict(held_out).items()})
+            rows = np.linspace(0, len(self.shown) - 1, min(_PICTURE_FRAMES, len(self.shown))).astype(int)
+            sheet = reconstruction_sheet(self.best_model, self.shown[rows])
+            save_picture(self.config.out / "reconstructions" / f"epoch_{epoch + 1:03d}.png", sheet)
+            log.picture(step, "held_out/reconstructions", sheet)
+            if self.beta.is_comparable(step - 1):
+                progress.since_best += 1
+                if held_out.loss_at_fixed_beta < progress.best_loss:
+                    progress.best_loss, progress.best_step, progress.since_best = held_out.loss_at_fixed_beta, step, 0
+                    self._save("best")
+            self._save("latest")
+        best_loss, best_step, since_best = self.ranks.broadcast(
+            [progress.best_loss, progress.best_step, progress.since_best]
+        )
+        progress.best_loss, progress.best_step, progress.since_best = best_loss, int(best_step), int(since_best)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the held-out loss has not improved for as long as `patience` allows."""
+        return self.config.patience is not None and self.progress.since_best >= self.config.patience
+
+    def _begin(self) -> None:
+        """Write the settings and a first checkpoint, so that a run killed in its first epoch can be resumed."""
+        config, count, size = self.config, self.ranks.world_size, self.progress.super_batch
+        if self.ranks.is_main:
+            config.out.mkdir(parents=True, exist_ok=True)
+            write_json(config.out / "config.json", config.to_json())
+            if self.is_new:
+                self._save("latest")
+        height, width, channels = self.model.architecture.img_shape
+        files = dict.fromkeys(Path(str(getattr(d, "filename", ""))).name for d in self.held_out)
+        together = f" and {count - 1} other process(es), batches of {count} x {config.batch_size}" if count > 1 else ""
+        self.say(
+            f"Training on {len(self.training)} file(s), {sum(len(d) for d in self.training):,} frames of "
+            f"{height}x{width}x{channels}, on {self.device}{together}; held out: {', '.join(files)}. "
+            f"{config.epochs} epochs of {size:,} frames = {self.total_steps:,} steps"
+            f"{'' if self.is_new else f', from step {self.progress.step:,} on'}."
+        )
+        if self.split_note:
+            self.say(self.split_note)
+        if size < config.batch_size * count:
+            self.say(
+                f"An epoch has {size:,} frames, fewer than a batch of {config.batch_size * count:,}, so it is a single "
+                f"step. Use more frames, or a smaller --batch-size (such as {max(1, size // count // 8)})."
+            )
+
+    def _bar(self, shown: bool | None) -> tqdm:
+        size, (epochs, steps) = self.progress.super_batch, divmod(self.progress.step, self.steps_per_epoch)
+        return tqdm(
+            total=self.config.epochs * size,
+            initial=epochs * size + sum(share.total for share in self.shards.shares[:steps]),
+            unit="img",
+            unit_scale=True,
+            disable=None if shown is None else not shown,
+            desc="train-vae",
+        )
+
+    def _batch(self, frames: NDArray[np.uint8] | SuperBatch, number: int) -> Batch:
+        """This process's shard of a batch, on its device."""
+        rows = self.shards.rows[number]
+        share = self.shards.shares[number] if self.ranks.world_size > 1 else None
+        return make_batch(frames.cut(rows) if isinstance(frames, SuperBatch) else frames[rows], self.device, share)
+
+    def _log_step(self, log: RunLog, bar: tqdm, losses: Losses, wait_seconds: float) -> None:
+        reconstruction, kl, elapsed = losses.reconstruction.item(), losses.kl.item(), time.perf_counter() - self._began
+        log.write(
+            self.progress.step,
+            {
+                "loss/total": losses.total.item(),
+                "loss/reconstruction": reconstruction,
+                "loss/kl_nats": kl,
+                **{f"loss/{name}": value.item() for name, value in losses.terms.items()},
+                "schedule/beta": self.model.beta,
+                "optimizer/learning_rate": self.learning_rate,
+                "speed/images_per_second": self.images / elapsed,
+                "speed/data_wait_share": wait_seconds / elapsed,
+            },
+        )
+        bar.set_postfix_str(f"error {reconstruction:.4g}, KL {kl:.4g} nats, beta {self.model.beta:.3g}", refresh=False)
+
+    def _must_stop(self, stop: GracefulStop) -> bool:
+        """Whether to stop after this step: in all processes, or in none."""
+        step = self.progress.step
+        if self.ranks.world_size == 1:
+            return stop.requested
+        is_time = step % _AGREE_EVERY_STEPS == 0 or step % self.steps_per_epoch == 0
+        return is_time and self.ranks.any(stop.requested)
+
+    def _save_if_due(self) -> None:
+        # Not after the last step of an epoch: a run resumed from there would skip the evaluation at its end.
+        within = self.progress.step % self.steps_per_epoch != 0
+        if within and time.perf_counter() - self._saved_at >= _SAVE_EVERY_SECONDS:
+            self._save("latest")
+
+    def _save(self, name: str) -> None:
+        """Write a checkpoint, in process 0."""
+        if not self.ranks.is_main:
+            return
+        # A step may ruin the weights although its own loss was finite.
+        if not all(bool(torch.isfinite(p).all()) for p in self.loss.parameters()):
+            raise self._diverged(f"the weights are not finite after step {self.progress.step - 1}")
+        self.progress.seconds = self._seconds_before + time.perf_counter() - self._began
+        path = self.checkpoints / f"{name}.safetensors"
+        save_checkpoint(path, self.model, self.optimizer, self.progress, parts=self.parts, about=self.about)
+        self._saved_at = time.perf_counter()
+
+    def _diverged(self, what: str) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"{what} (beta {self.model.beta:.4g}, learning rate {self.config.learning_rate:g}). The last good "
+            f"checkpoint is kept in {self.checkpoints}; start again with a smaller --learning-rate"
+        )
+
+    def _finish(self, interrupted: bool, wait_seconds: float) -> TrainResult:
+        """Export the best comparable weights, or the last ones if there are none."""
+        config, progress = self.config, self.progress
+        elapsed = max(time.perf_counter() - self._began, 1e-9)
+        rate, encoder = self.images / elapsed, config.out / "encoder"
+        if progress.best_step >= 0:
+            load_checkpoint(self.checkpoints / "best.safetensors", self.model, parts=self.parts)
+        held_out = HeldOut(*self.ranks.broadcast(list(astuple(self._export())) if self.ranks.is_main else [0.0] * 4))
+        stopped_early = self.is_stalled and not interrupted
+        end = "Stopped" if interrupted else "Stopped early" if stopped_early else "Done"
+        moment = "cycle end" if config.schedule == "cyclical" else "epoch at the wanted beta"
+        best = (
+            f"best {moment}, step {progress.best_step:,}" if progress.best_step >= 0 else f"last step, as no {moment}"
+        )
+        self.say(
+            f"{end} at step {progress.step:,}: {self.images:,} images in {elapsed:.0f} s, {rate:.0f} images/s, "
+            f"{wait_seconds / elapsed:.1%} of it waiting for frames.\n"
+            f"Held out ({best}): squared error {held_out.reconstruction:.4g}, KL {held_out.kl_nats:.4g} nats, "
+            f"{held_out.active_latents:.0f} of {config.latent_dim} latents active.\n"
+            f"Encoder:  {encoder}\nPictures: {config.out / 'reconstructions'}"
+        )
+        if interrupted:
+            self.say(f"Go on with: latent-obs train-vae --out {config.out} --resume")
+        return TrainResult(config.out, encoder, progress.step, held_out, interrupted, rate, stopped_early)
+
+    def _export(self) -> HeldOut:
+        """Write the encoder folder, and evaluate its weights."""
+        config, progress = self.config, self.progress
+        held_out = evaluate(self.best_model, self.shown, beta=config.beta)
+        export_encoder(
+            config.out / "encoder",
+            self.best_model,
+            self.shown,
+            overwrite=True,
+            statistics=measure_latents(self.best_model, self.training, self.held_out),
+            provenance={
+                "trained_on": describe_datasets(self.training),
+                "settings": config.to_json(),
+                "schedule": self.beta.to_json(),
+                "step": progress.best_step if progress.best_step >= 0 else progress.step,
+                "held_out": asdict(held_out),
+                "training_seconds": round(progress.seconds, 1),
+            },
+        )
+        return held_out
+
+
+def schedule_of(config: TrainConfig, steps_per_epoch: int) -> BetaSchedule:
+    """The annealing schedule of a run, in steps.
+
+    Example:
+        >>> schedule_of(TrainConfig(beta=2.0, batch_freeze=1, half_beta_cycle=2), steps_per_epoch=10)
+        CyclicalBeta(fixed_beta=2.0, half_cycle_steps=20, freeze_steps=10)
+    """
+    return make_schedule(
+        config.schedule,
+        config.beta,
+        rise_steps=config.half_beta_cycle * steps_per_epoch,
+        freeze_steps=config.batch_freeze * steps_per_epoch,
+    )
+
+
 @torch.inference_mode()
 def evaluate(model: CVAE, frames: NDArray[np.uint8], *, beta: float) -> HeldOut:
-    """Evaluate a CVAE; the same frames and weights give the same numbers, and training's random state is left alone.
+    """Evaluate a CVAE; repeatable, and without effect on the global random state.
 
     Args:
         model: The CVAE.
@@ -188,695 +573,9 @@ def evaluate(model: CVAE, frames: NDArray[np.uint8], *, beta: float) -> HeldOut:
     return HeldOut(reconstruction + beta * kl_nats, reconstruction, kl_nats, float(active))
 
 
-_LAYERS = ("latent_dim", "bottleneck", "widths", "strides", "first_activation", "linear_path", "standardize")
-
-
-def with_layers_of(config: TrainConfig, source: Path) -> TrainConfig:
-    """Settings with the layers of the encoder that training starts from.
-
-    Args:
-        config: Settings as given; layers at their defaults count as not given.
-        source: The encoder folder, or the run folder that it is in.
-
-    Raises:
-        InputError: Other layers were given, or frames came to the encoder by another resize rule than that of
-            train-vae.
-        EncoderFolderError: There is no such encoder folder, or it is damaged.
-    """
-    folder = read_encoder_folder(source)
-    architecture, default = folder.architecture, TrainConfig()
-    if folder.contract != PixelContract(*architecture.img_shape):
-        raise InputError(
-            f"{folder.path} has a pixel contract of its own ({folder.contract}), and train-vae writes encoders of the usual "
-            "one: frames would be resized in another way than before. Train an encoder anew instead"
-        )
-    has = {name: getattr(architecture, name) for name in _LAYERS}
-    for name, value in has.items():
-        if getattr(config, name) not in (value, getattr(default, name)):
-            raise InputError(f"{name} is {value!r} in {source}, and {getattr(config, name)!r} was given; leave it out")
-    if config.preset is not None:
-        raise InputError(f"the layers are those of {source}: leave --preset out")
-    return dataclasses.replace(config, **has)
-
-
-def put_weights(source: Path, model: CVAE) -> None:
-    """Put the weights of a trained CVAE into a model.
-
-    Args:
-        source: Its encoder folder with the decoder; or its run folder, whose checkpoint is taken where there is no
-            decoder.
-        model: Changed in place.
-
-    Raises:
-        InputError: They are of other layers or frames, or there is neither decoder nor checkpoint.
-        EncoderFolderError: The folder is missing or damaged.
-    """
-    folder = read_encoder_folder(source)
-    if folder.architecture != model.architecture:
-        raise InputError(
-            f"{source} is an encoder of frames {folder.architecture.img_shape}, and these are of "
-            f"{model.architecture.img_shape}: record or extract frames of its size"
-            if folder.architecture.img_shape != model.architecture.img_shape
-            else f"{source} has other layers than this run: {folder.architecture}, and {model.architecture}"
-        )
-    if folder.has_decoder:
-        model.encoder.load_state_dict(folder.encoder)
-        model.decoder.load_state_dict(folder.decoder())
-    else:
-        load_checkpoint(_checkpoint_of(source, folder), model)
-
-
-def _checkpoint_of(source: Path, folder: EncoderFolder) -> Path:
-    for name in ("best", "latest"):
-        file = folder.path.parent / "checkpoints" / f"{name}.safetensors"
-        if file.exists():
-            return file
-    raise InputError(
-        f"{source} has no decoder.safetensors and no checkpoints beside it; training on needs the whole CVAE. Give the run "
-        "folder of train-vae, or an encoder folder that was exported with its decoder"
-    )
-
-
-_DEFAULT_SUPER_BATCH = 10_000
-_HELD_OUT_FRAMES = 1_024  # the loss on these is compared between cycles: enough for a steady mean, a second on a CPU
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A run that is ready to begin or to go on.
-
-    Attributes:
-        config: Its settings.
-        ranks: Its processes.
-        model: The CVAE, on its device.
-        objective: What is descended, around the model.
-        optimizer: Over the objective's parameters.
-        average: Average of the weights, or None.
-        training: What is trained on.
-        held_out: What is not.
-        shown: uint8 (n, H, W, C), frames of the held-out recordings to measure and draw.
-        progress: How far the run has come.
-        transitions: What follows each frame, where a term needs it.
-        parts: How a super-batch is cut into batches, and which rows this process has.
-        about: What checkpoints keep of the frames.
-        notes: What the user should know.
-    """
-
-    config: TrainConfig
-    ranks: Ranks
-    model: CVAE
-    objective: Objective
-    optimizer: Optimizer
-    average: WeightAverage | None
-    training: list[NDArray[np.uint8]]
-    held_out: list[NDArray[np.uint8]]
-    shown: NDArray[np.uint8]
-    progress: Progress
-    transitions: Transitions | None
-    parts: BatchParts
-    about: dict[str, Any]
-    notes: list[str]
-
-    @property
-    def saved_parts(self) -> dict[str, nn.Module]:
-        """What checkpoints hold beside model and optimizer."""
-        return _saved_parts(self.objective, self.average)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Gradient steps of an epoch."""
-        return len(self.parts)
-
-    @property
-    def learning_rate(self) -> LearningRate:
-        """The learning rate by step."""
-        config = self.config
-        steps = config.epochs * self.steps_per_epoch
-        return LearningRate(config.learning_rate, config.learning_rate_schedule, steps, config.warm_up_steps)
-
-    def gradient_step(self) -> GradientStep:
-        """The gradient step of this run."""
-        return GradientStep(
-            self.objective,
-            self.optimizer,
-            self.learning_rate,
-            clip_norm=self.config.clip_norm,
-            average=self.average,
-            ranks=self.ranks,
-        )
-
-    def super_batches(self) -> SuperBatches:
-        """The super-batches that are still to come; of each, the rows of this process."""
-        config, size = self.config, self.progress.super_batch
-        # Drawing with repeats is for the default size only: who asks for a size gets it without repeats, or an error.
-        return SuperBatches(
-            self.training,
-            size,
-            dataset_weights=config.dataset_weights or None,
-            seed=config.seed,
-            start_epoch=min(self.progress.step // self.steps_per_epoch, config.epochs),
-            epochs=config.epochs,
-            replace_small=config.super_batch is None,
-            places=self.parts.places if self.ranks.count > 1 else None,
-            transitions=self.transitions,
-            device=next(self.model.parameters()).device,
-        )
-
-
-def prepare(
-    config: TrainConfig, ranks: Ranks, device: torch.device, *, resume: bool, say: Callable[[str], object] = print
-) -> Setup:
-    """Open the frames, build everything, and put back what a checkpoint has. Nothing is written.
-
-    Args:
-        config: Settings, of the saved run where it is resumed.
-        ranks: The processes.
-        device: Where to train.
-        resume: Go on with the run in `config.out`.
-        say: Where later messages go.
-
-    Raises:
-        InputError: Something about the frames, the settings or the run folder.
-    """
-    checkpoints = config.out / "checkpoints"
-    latest = checkpoints / "latest.safetensors"
-    # A run killed before its first checkpoint begins anew; one that has lost it does not.
-    resume_from = latest if resume and (latest.exists() or (checkpoints / "best.safetensors").exists()) else None
-    if not resume:
-        _check_new(config.out)
-    datasets = get_datasets(config.frames)
-    before = read_about(latest) if resume_from else None
-    if before is None:
-        training, held_out = split_held_out(datasets, config.held_out)
-    else:
-        training, held_out = split_as_before(
-            datasets, before["frames"], allow_added=config.allow_added_files, folder=config.frames
-        )
-    height, width, channels = training[0].shape[1:]
-    widths, strides = layers_of(
-        (height, width, channels), config.bottleneck, config.preset, config.widths, config.strides
-    )
-    torch.manual_seed(config.seed)
-    model = CVAE(
-        (height, width, channels),
-        config.latent_dim,
-        config.beta,
-        config.scale_losses,
-        widths=widths,
-        strides=strides,
-        bottleneck=config.bottleneck,
-        first_activation=config.first_activation,
-        linear_path=config.linear_path,
-        standardize=config.standardize,
-    ).to(device)
-    check_worth_learning(training)
-    transitions = Transitions(training, acts=True) if config.terms.need_actions else None
-    objective = make_objective(config, model, transitions, say)
-    if resume_from is None:
-        start_from_data(config, objective, training, transitions)
-        if config.start_from is not None:
-            put_weights(config.start_from, model)
-    optimizer = make_optimizer(
-        objective.parameters(),
-        config.optimizer,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        device=device,
-    )
-    average = WeightAverage(model, config.ema) if config.ema else None
-    size = _super_batch_size(config, sum(len(d) for d in training))
-    progress = Progress(super_batch=size, ranks=ranks.count)
-    if resume_from:
-        progress = load_checkpoint(resume_from, model, optimizer, parts=_saved_parts(objective, average))
-    if progress.ranks != ranks.count:
-        raise InputError(
-            f"the run to resume was trained by {progress.ranks} process(es), and now there are {ranks.count}: a step takes a "
-            "batch of each, so their number must stay. Start as many (torchrun --nproc-per-node), or another run"
-        )
-    whole = config.batch_size * ranks.count
-    notes = [split_note(datasets, training, held_out)]
-    if progress.super_batch < whole:
-        notes.append(
-            f"An epoch has {progress.super_batch:,} frames, fewer than a batch of {whole:,}, so that each epoch is a single "
-            "step. More frames, or a smaller --batch-size "
-            f"(such as {max(1, progress.super_batch // ranks.count // 8)}), would do better."
-        )
-    setup = Setup(
-        config,
-        ranks,
-        model,
-        objective,
-        optimizer,
-        average,
-        training,
-        held_out,
-        _frames_to_show(held_out),
-        progress,
-        transitions,
-        BatchParts(progress.super_batch, whole, ranks.rank, ranks.count),
-        {"frames": identify(training, held_out)},
-        [note for note in notes if note],
-    )
-    setup.super_batches().close()  # refuses what cannot be drawn, before anything is written
-    _ = setup.learning_rate  # refuses a warm-up that is too long
-    return setup
-
-
-def _saved_parts(objective: Objective, average: WeightAverage | None) -> dict[str, nn.Module]:
-    parts: dict[str, nn.Module] = {} if average is None else {"ema": average.state()}
-    return {**parts, "heads": objective.heads} if len(objective.heads) else parts
-
-
-def check_resumable(saved: TrainConfig, config: TrainConfig) -> TrainConfig:
-    """Settings that may change alone, but not together with others.
-
-    Raises:
-        InputError: More epochs for a learning rate that was planned to end.
-    """
-    if config.learning_rate_schedule == "cosine" and config.epochs != saved.epochs:
-        raise InputError(
-            f"epochs is {saved.epochs} in the run to resume, and its learning rate falls to 0 there (cosine); with "
-            f"{config.epochs} it would have fallen otherwise from the start. Leave --epochs out, or start another run"
-        )
-    return config
-
-
 def _check_new(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose another --out")
-    # What a run leaves that was killed while it wrote its first file is no reason to refuse.
+    # A first file that a killed run was writing is no reason to refuse.
     if out.exists() and any(entry.name != ".config.part.json" for entry in out.iterdir()):
         raise InputError(f"{out} is not empty. Go on with the run in it with --resume, or choose another --out")
-
-
-def _super_batch_size(config: TrainConfig, available: int) -> int:
-    if config.super_batch is None:
-        return min(_DEFAULT_SUPER_BATCH, available)
-    if config.super_batch > available:
-        raise InputError(
-            f"super_batch {config.super_batch:,} is more than the {available:,} frames to train on in {config.frames}. "
-            f"Use --super-batch {available} or less, or record more frames"
-        )
-    return config.super_batch
-
-
-def _frames_to_show(held_out: list[Any]) -> NDArray[np.uint8]:
-    """Frames spread evenly over the held-out recordings, read once."""
-    total = sum(len(d) for d in held_out)
-    wanted = np.unique(np.linspace(0, total - 1, min(_HELD_OUT_FRAMES, total)).astype(int))
-    starts = np.cumsum([0, *(len(d) for d in held_out)])
-    parts = [
-        np.array(dataset[wanted[(wanted >= start) & (wanted < start + len(dataset))] - start])
-        for dataset, start in zip(held_out, starts, strict=False)
-    ]
-    return np.concatenate(parts)
-
-
-_PICTURE_FRAMES = 10
-_LOOK_EVERY_STEPS = 20  # at the losses, where looking at each would make the GPU wait
-
-
-class Run:
-    """One run under way.
-
-    Args:
-        setup: What it began with.
-        schedule: Beta by step.
-        evaluate: As `vae_training.evaluate.evaluate`.
-
-    Attributes:
-        progress: How far it has come.
-        images: Frames trained on in this call, over all processes.
-    """
-
-    def __init__(self, setup: Setup, schedule: BetaSchedule, evaluate: Callable[..., HeldOut]) -> None:
-        self.setup, self.schedule, self._evaluate = setup, schedule, evaluate
-        self.config, self.model, self.progress = setup.config, setup.model, setup.progress
-        self.images = 0
-        self.checkpoints = setup.config.out / "checkpoints"
-        self._gradient_step = setup.gradient_step()
-        self._seconds_before = setup.progress.seconds
-        self._looks_always = next(setup.model.parameters()).device.type != "cuda"
-        self._saved_at = time.monotonic()
-
-    @property
-    def best_model(self) -> CVAE:
-        """The weights to evaluate and export: the average where there is one."""
-        return self.model if self.setup.average is None else self.setup.average.model
-
-    @property
-    def is_stopped_early(self) -> bool:
-        """Whether the held-out loss has not improved for as long as `patience` allows."""
-        return self.config.patience is not None and self.progress.since_best >= self.config.patience
-
-    def step(self, batch: Batch) -> Losses:
-        """One gradient step, with beta as the schedule has it."""
-        self.model.beta = self.schedule(self.progress.step)
-        losses = self._gradient_step(batch, self.progress.step)
-        look = self._looks_always or self.progress.step % _LOOK_EVERY_STEPS == 0
-        if look and not torch.isfinite(losses.total):
-            terms = f"squared error {losses.reconstruction.item()}, KL {losses.kl.item()}"
-            raise self._diverged(f"the loss is not finite ({terms})", f"at step {self.progress.step}")
-        self.progress = replace(self.progress, step=self.progress.step + 1)
-        self.images += batch.share.total if batch.share is not None else len(batch)
-        return losses
-
-    def _diverged(self, what: str, where: str) -> TrainingDivergedError:
-        return TrainingDivergedError(
-            f"{what} {where} (beta {self.model.beta:.4g}, learning rate {self.config.learning_rate:g}). The last good "
-            f"checkpoint is kept in {self.checkpoints}; start again with a smaller --learning-rate"
-        )
-
-    def clock(self, began: float) -> None:
-        """Add the time of this call to the run's."""
-        self.progress = replace(self.progress, seconds=self._seconds_before + time.perf_counter() - began)
-
-    def log_step(self, log: RunLog, bar: Any, losses: Losses, elapsed: float, wait: float) -> None:
-        """Log a step's losses, and show them on the bar."""
-        reconstruction, kl = losses.reconstruction.item(), losses.kl.item()
-        more = getattr(losses, "terms", {})
-        log.write(
-            self.progress.step,
-            {
-                "loss/total": losses.total.item(),
-                "loss/reconstruction": reconstruction,
-                "loss/kl_nats": kl,
-                **({f"loss/{name}": float(value) for name, value in more.items()} if isinstance(more, Mapping) else {}),
-                "schedule/beta": self.model.beta,
-                **optimizer_metrics(self._gradient_step),
-                "speed/images_per_second": self.images / elapsed,
-                "speed/data_wait_share": wait / elapsed,
-            },
-        )
-        bar.set_postfix_str(f"error {reconstruction:.4g}, KL {kl:.4g} nats, beta {self.model.beta:.3g}", refresh=False)
-
-    def end_epoch(self, epoch: int, log: RunLog | None) -> None:
-        """Evaluate and draw the held-out frames, and write checkpoints; process 0 does, and tells the others."""
-        if self.setup.ranks.leads and log is not None:
-            self._evaluate_and_save(epoch, log)
-        self.progress = Progress(**self.setup.ranks.share(asdict(self.progress)))
-
-    def _evaluate_and_save(self, epoch: int, log: RunLog) -> None:
-        shown, step = self.setup.shown, self.progress.step
-        held_out = self._evaluate(self.best_model, shown, beta=self.config.beta)
-        if not math.isfinite(
-            held_out.loss_at_fixed_beta
-        ):  # the last step ruined the weights, and no step has noticed yet
-            raise self._diverged("the held-out loss is not finite", f"after step {step - 1}")
-        log.write(step, {f"held_out/{name}": value for name, value in asdict(held_out).items()})
-        rows = np.linspace(0, len(shown) - 1, min(_PICTURE_FRAMES, len(shown))).astype(int)
-        sheet = reconstruction_sheet(self.best_model, shown[rows])
-        save_picture(self.config.out / "reconstructions" / f"epoch_{epoch + 1:03d}.png", sheet)
-        log.picture(step, "held_out/reconstructions", sheet)
-        if self.schedule.is_comparable(step - 1):
-            if held_out.loss_at_fixed_beta < self.progress.best_loss:
-                self.progress = replace(
-                    self.progress, best_loss=held_out.loss_at_fixed_beta, best_step=step, since_best=0
-                )
-                self._save("best.safetensors")
-            else:
-                self.progress = replace(self.progress, since_best=self.progress.since_best + 1)
-        self._save("latest.safetensors")
-
-    def save(self) -> None:
-        """Write where the run is; process 0 does."""
-        if self.setup.ranks.leads:
-            self._save("latest.safetensors")
-
-    def save_if_due(self) -> None:
-        """Write a checkpoint within an epoch, if the last one is old enough.
-
-        Never after the last step of an epoch: its end comes first, and a run resumed from here would pass over it.
-        """
-        if not self.setup.ranks.leads or self.progress.step % self.setup.steps_per_epoch == 0:
-            return
-        minutes = self.config.checkpoint_minutes
-        if minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes:
-            self._save("latest.safetensors")
-
-    def _save(self, name: str) -> None:
-        # A step may ruin the weights although its own loss was finite.
-        if not all(bool(torch.isfinite(p).all()) for p in self.setup.objective.parameters()):
-            raise self._diverged("the weights are not finite", f"after step {self.progress.step - 1}")
-        setup = self.setup
-        save_checkpoint(
-            self.checkpoints / name,
-            self.model,
-            setup.optimizer,
-            self.progress,
-            parts=setup.saved_parts,
-            about=setup.about,
-        )
-        if name == "latest.safetensors":
-            self._saved_at = time.monotonic()
-
-    def load_best(self) -> None:
-        """Put the best comparable weights into the model (and the average), where there are any."""
-        if self.progress.best_step >= 0:
-            load_checkpoint(self.checkpoints / "best.safetensors", self.model, parts=self.setup.saved_parts)
-
-
-_LOG_EVERY_STEPS = 20
-_AGREE_EVERY_STEPS = 10  # on stopping, where there are several processes: each has its own signal, at its own step
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training run leaves.
-
-    Attributes:
-        run: The run folder.
-        encoder: The encoder folder, `run / "encoder"`.
-        steps: Gradient steps taken in all.
-        held_out: Losses on the held-out frames of the exported weights.
-        interrupted: Whether it was stopped before its last epoch.
-        images_per_second: Training speed of this call, waiting for data included; of all processes together.
-        stopped_early: Whether `patience` ended it.
-    """
-
-    run: Path
-    encoder: Path
-    steps: int
-    held_out: HeldOut
-    interrupted: bool
-    images_per_second: float
-    stopped_early: bool = False
-
-
-def schedule_of(config: TrainConfig, steps_per_epoch: int) -> BetaSchedule:
-    """The annealing schedule of a run, in steps.
-
-    Example:
-        >>> schedule_of(TrainConfig(beta=2.0, batch_freeze=1, half_beta_cycle=2), steps_per_epoch=10)
-        CyclicalBeta(fixed_beta=2.0, half_cycle_steps=20, freeze_steps=10)
-    """
-    return make_schedule(
-        config.schedule,
-        config.beta,
-        rise_steps=config.half_beta_cycle * steps_per_epoch,
-        freeze_steps=config.batch_freeze * steps_per_epoch,
-    )
-
-
-def train(
-    config: TrainConfig, *, resume: bool = False, progress_bar: bool | None = None, say: Callable[[str], object] = print
-) -> TrainResult:
-    """Train a CVAE on a folder of frames, and write the encoder folder that an agent uses.
-
-    Each epoch draws a super-batch at random from the files, cuts it into batches, and takes a gradient step
-    (`CVAE.compute_apply_gradients`) on each, while the next super-batch is drawn in the background. Beta follows
-    the schedule (`CyclicalBeta`, unless another is chosen), updated every step. At the end of each epoch the held-out
-    recordings are evaluated at the wanted beta and drawn, and a checkpoint is written; within an epoch
-    too, every few minutes. The weights exported are the best among the ends of cycles (losses at another beta cannot be
-    compared; where there are no cycles, among the epochs at the wanted beta), or the last ones where there was no such
-    moment.
-
-        out/
-        ├── config.json, log.jsonl, tensorboard/
-        ├── reconstructions/epoch_001.png …   held-out frames above their reconstructions
-        ├── checkpoints/latest.safetensors, best.safetensors
-        └── encoder/                          for latent_obs.make(..., encoder=...)
-
-    Ctrl-C (or SIGTERM) finishes the step under way, and leaves a checkpoint and an encoder. A run killed at any moment
-    and resumed gives, on a CPU, the weights of the run never killed, bit by bit.
-
-    Started by torchrun, several processes train one model; see `vae_training.training.distributed`.
-
-    Args:
-        config: All settings.
-        resume: Go on with the run in `config.out`, exactly as it would have gone on; see `TrainConfig.resumed_from`.
-        progress_bar: Show it; None shows it in a terminal only.
-        say: Where messages go.
-
-    Returns:
-        Where the results lie and how good they are.
-
-    Raises:
-        InputError: Something about the frames, the settings or the run folder; before training starts.
-        DeviceError: The device asked for is not there.
-        TrainingDivergedError: A loss is not finite; the last good checkpoint is kept.
-        DiskFullError: A checkpoint or a picture could not be written; the last good checkpoint is kept.
-        RankLostError: Another process of this run has ended.
-    """
-    with told_once():
-        if resume:
-            saved = TrainConfig.load(config.out)
-            config = check_resumable(saved, config.resumed_from(saved))
-        elif config.start_from is not None:
-            config = with_layers_of(config, config.start_from)
-    with meet(config.device) as (ranks, device):
-        if not ranks.leads:
-            say, progress_bar = _say_nothing, False
-        try:
-            setup = ranks.together(lambda: prepare(config, ranks, device, resume=resume, say=say))
-            with (
-                explain_disk_full(
-                    config.out, "The last good checkpoint is kept; free some space, and go on with --resume"
-                ),
-                kept_memory() if device.type == "cpu" else contextlib.nullcontext(),
-            ):
-                return _train(setup, resume, progress_bar, say)
-        except RuntimeError as error:
-            lost = ranks.explain(error)
-            if lost is None:
-                raise
-            raise lost from error
-        except TrainingDivergedError:
-            with told_once():
-                raise
-    raise AssertionError("unreachable")
-
-
-def _say_nothing(text: str) -> None:
-    """Where the messages of all processes but the first go."""
-
-
-def _train(setup: Setup, resume: bool, progress_bar: bool | None, say: Callable[[str], object]) -> TrainResult:
-    """The run itself: epochs of steps."""
-    config, ranks, progress, steps_per_epoch = setup.config, setup.ranks, setup.progress, setup.steps_per_epoch
-    device, size, whole = next(setup.model.parameters()).device, progress.super_batch, config.batch_size * ranks.count
-    run = Run(setup, schedule_of(config, steps_per_epoch), evaluate)
-    if ranks.leads:
-        config.out.mkdir(parents=True, exist_ok=True)
-        write_json(config.out / "config.json", config.to_json())
-        if not resume:
-            run.save()  # so that --resume works even for a run killed in its first epoch
-    start_epoch, first_batch = divmod(progress.step, steps_per_epoch)
-    _announce(setup, device, resume, say)
-    began, wait = time.perf_counter(), 0.0
-    with (
-        (
-            RunLog(config.out, from_step=progress.step, tensorboard=config.tensorboard)
-            if ranks.leads
-            else contextlib.nullcontext()
-        ) as log,
-        GracefulStop() as stop,
-        setup.super_batches() as batches,
-        tqdm(
-            total=config.epochs * size,
-            initial=min(start_epoch * size + first_batch * whole, config.epochs * size),
-            unit="img",
-            unit_scale=True,
-            disable=None if progress_bar is None else not progress_bar,
-            desc="train-vae",
-        ) as bar,
-    ):
-        if log is not None and log.note:
-            say(log.note)
-        stopping = run.is_stopped_early
-        for epoch, frames in enumerate(batches, start_epoch) if not stopping else ():
-            for number in range(first_batch, steps_per_epoch):
-                share = setup.parts.shares[number]
-                rows = setup.parts.rows[number]
-                rows = frames.cut(rows) if isinstance(frames, SuperBatch) else frames[rows]
-                losses = run.step(make_batch(rows, device, share if ranks.count > 1 else None))
-                bar.update(share.total)
-                if log is not None and run.progress.step % _LOG_EVERY_STEPS == 0:
-                    elapsed = time.perf_counter() - began
-                    run.log_step(log, bar, losses, elapsed, batches.wait_seconds)
-                if _asked_to_stop(ranks, stop, run.progress.step, last=number == steps_per_epoch - 1):
-                    break
-                run.clock(began)
-                run.save_if_due()
-            first_batch = 0
-            run.clock(began)
-            if run.progress.step % steps_per_epoch:  # stopped within the epoch
-                break
-            run.end_epoch(epoch, log)
-            if run.is_stopped_early or ranks.any(stop.requested):
-                break
-        wait = batches.wait_seconds
-        interrupted = ranks.any(stop.requested)
-        run.save()
-    return _finish(run, interrupted, time.perf_counter() - began, wait, say)
-
-
-def _asked_to_stop(ranks: Ranks, stop: GracefulStop, step: int, *, last: bool) -> bool:
-    """Whether to end after this step: in all processes, or in none."""
-    if ranks.count == 1:
-        return stop.requested
-    return (last or step % _AGREE_EVERY_STEPS == 0) and ranks.any(stop.requested)
-
-
-def _announce(setup: Setup, device: torch.device, resume: bool, say: Callable[[str], object]) -> None:
-    """Tell what begins, and what to know of it."""
-    training, config, count = setup.training, setup.config, setup.ranks.count
-    height, width, channels = training[0].shape[1:]
-    files = list(dict.fromkeys(Path(str(getattr(d, "filename", ""))).name for d in setup.held_out))
-    together = f" and {count - 1} other process(es), batches of {count} x {config.batch_size}" if count > 1 else ""
-    say(
-        f"Training on {len(training)} file(s), {sum(len(d) for d in training):,} frames of {height}x{width}x{channels}, on "
-        f"{device}{together}; held out: {', '.join(files)}. {config.epochs} epochs of {setup.progress.super_batch:,} frames = "
-        f"{config.epochs * setup.steps_per_epoch:,} steps{f', from step {setup.progress.step:,} on' if resume else ''}."
-    )
-    for note in setup.notes:
-        say(note)
-
-
-def _finish(run: Run, interrupted: bool, elapsed: float, wait: float, say: Callable[[str], object]) -> TrainResult:
-    """Export the weights that can be compared best, and say where everything lies; process 0 does."""
-    config, progress, ranks = run.config, run.progress, run.setup.ranks
-    encoder, rate = config.out / "encoder", run.images / elapsed if elapsed > 0 else 0.0
-    stopped_early = run.is_stopped_early and not interrupted
-    run.load_best()
-    losses = asdict(_export(run)) if ranks.leads else {}
-    held_out = HeldOut(**ranks.share(losses))
-    cyclical = config.schedule == "cyclical"
-    if progress.best_step >= 0:
-        which = f"the best {'cycle end' if cyclical else 'epoch at the wanted beta'}, step {progress.best_step:,}"
-    else:
-        missing = "cycle was completed" if cyclical else "epoch was at the wanted beta"
-        which = f"the last step, {progress.step:,}, as no {missing}"
-    early = f" (no better for {progress.since_best} comparable moments)" if stopped_early else ""
-    say(
-        f"{'Stopped' if interrupted or stopped_early else 'Done'}{early} at step {progress.step:,}: {run.images:,} images in "
-        f"{elapsed:.0f} s, {rate:.0f} images/s, {100 * wait / max(elapsed, 1e-9):.1f}% of it waiting for frames.\n"
-        f"Held out ({which}): squared error {held_out.reconstruction:.4g}, KL {held_out.kl_nats:.4g} nats, "
-        f"{held_out.active_latents:.0f} of {config.latent_dim} latents active.\n"
-        f"Encoder:  {encoder}\nPictures: {config.out / 'reconstructions'}"
-    )
-    if interrupted:
-        say(f"Go on with: latent-obs train-vae --out {config.out} --resume")
-    return TrainResult(config.out, encoder, progress.step, held_out, interrupted, rate, stopped_early)
-
-
-def _export(run: Run) -> HeldOut:
-    """Write the encoder folder, and tell how good its weights are."""
-    config, progress, setup = run.config, run.progress, run.setup
-    held_out = evaluate(run.best_model, setup.shown, beta=config.beta)
-    export_encoder(
-        config.out / "encoder",
-        run.best_model,
-        setup.shown,
-        overwrite=True,
-        statistics=measure_latents(run.best_model, setup.training, setup.held_out),
-        provenance={
-            "trained_on": describe_datasets(setup.training),
-            "settings": config.to_json(),
-            "schedule": run.schedule.to_json(),
-            "step": progress.best_step if progress.best_step >= 0 else progress.step,
-            "held_out": asdict(held_out),
-            "training_seconds": round(progress.seconds, 1),
-        },
-    )
-    return held_out

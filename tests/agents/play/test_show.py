@@ -77,7 +77,7 @@ def test_what_is_shown_is_done_and_a_restart_does_not_count(run: Path):
     [
         {},
         {"history": 3},
-        {"standardize": True},
+        {"with_statistics": True},
         {"env_kwargs": {"kind": "dict"}},
         {"env_kwargs": {"kind": "dict"}, "flatten": True, "history": 2},
         {"normalize_observation": "off"},
@@ -91,7 +91,8 @@ def test_the_newest_latent_is_what_is_drawn_and_decoded(
 
     plain, folder = read_encoder_folder(encoder_folder), encoder_folder
     statistics = None
-    if settings.get("standardize"):
+    settings = dict(settings)
+    if settings.pop("with_statistics", False):
         statistics = LatentStatistics.from_latents(np.random.default_rng(0).normal(0.4, 2.0, (500, 6)))
         folder = write_encoder_folder(
             tmp_path / "with",

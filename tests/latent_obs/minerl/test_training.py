@@ -92,7 +92,6 @@ def test_from_recording_to_an_agent_that_chops(tmp_path: Path, capsys: pytest.Ca
                 half_beta_cycle=1,
                 beta=0.02,
                 device="cpu",
-                tensorboard=False,
             ),
             progress_bar=False,
             say=quiet,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from latent_obs.util.errors import InputError
-from tests.support.tiny import IMG_SHAPE, LATENT_DIM, tiny_cvae
-from vae_training.model.cvae import CVAE, gaussian_kl_nats, images_to_tensor
+from tests.support.tiny import LATENT_DIM, tiny_cvae
+from vae_training.model.cvae import CVAE, gaussian_kl_nats
 
 QUICK = settings(max_examples=60, deadline=None)
 
@@ -62,24 +62,7 @@ def test_losses_are_sums_over_a_sample_and_means_over_the_batch(beta: float, sca
         assert term.dtype == torch.float32
 
 
-def test_scale_losses_divides_exactly():
-    plain, scaled, x = tiny_cvae(beta=2.0), tiny_cvae(beta=2.0, scale_losses=True), batch()
-    torch.manual_seed(3)
-    a = plain.compute_loss(x)
-    torch.manual_seed(3)
-    b = scaled.compute_loss(x)
-    assert torch.equal(b.reconstruction, a.reconstruction / math.prod(IMG_SHAPE))
-    assert torch.equal(b.kl, a.kl / LATENT_DIM)
-    assert torch.equal(b.total, b.reconstruction + 2.0 * b.kl)
-
-
-def test_a_batch_repeated_has_the_same_kl():
-    model, x = tiny_cvae(), batch()
-    one, two = model.compute_loss(x), model.compute_loss(torch.cat([x, x]))
-    assert one.kl.item() == pytest.approx(two.kl.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("side", [32, 64, 128])
+@pytest.mark.parametrize("side", [32, 64])
 def test_usual_sizes_train(side: int):
     torch.manual_seed(0)
     model = CVAE((side, side, 3), 8)
@@ -181,13 +164,6 @@ def test_gradients_flow_through_the_sample():
     torch.testing.assert_close(logvar.grad, 0.5 * z.detach())  # d/dlogvar exp(logvar/2) * noise at 0 is noise/2
 
 
-@pytest.mark.parametrize("first_activation", [False, True])
-def test_first_activation_reaches_the_encoder(first_activation: bool):
-    model = tiny_cvae(first_activation=first_activation)
-    assert model.architecture.first_activation is first_activation
-    assert len(model.encoder.convolutions) == 3 + first_activation
-
-
 def test_from_architecture_is_the_same_model():
     kwargs: dict[str, Any] = {"bottleneck": "spatial", "widths": (4, 8), "strides": (2, 1), "first_activation": True}
     model = CVAE((16, 16, 3), 64, 2.0, True, **kwargs)
@@ -195,11 +171,3 @@ def test_from_architecture_is_the_same_model():
     assert again.architecture == model.architecture
     assert (again.fixed_beta, again.scale_losses) == (2.0, True)
     again.load_state_dict(model.state_dict(), strict=True)
-
-
-def test_images_to_tensor_against_numpy():
-    frames = np.random.default_rng(0).integers(0, 256, (4, 6, 8, 3), np.uint8)
-    tensor = images_to_tensor(torch.from_numpy(frames))
-    np.testing.assert_allclose(tensor.numpy(), frames.transpose(0, 3, 1, 2) / np.float32(255), rtol=1e-6)
-    assert tensor.dtype == torch.float32
-    assert (frames == np.random.default_rng(0).integers(0, 256, (4, 6, 8, 3), np.uint8)).all()  # not changed in place

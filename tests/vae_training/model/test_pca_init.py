@@ -9,16 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from latent_obs.encoder.architecture import Architecture
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.encoder.networks import Encoder
 from latent_obs.util.errors import EncoderFolderError, InputError
-from tests.support.tiny import random_frames, tiny_architecture, tiny_cvae
+from tests.support.tiny import random_frames, tiny_cvae
 from vae_training.model.cvae import CVAE, images_to_tensor
 from vae_training.model.pca_init import start_linear_path
 from vae_training.training.export import export_encoder
@@ -41,38 +37,6 @@ def write_sums(folder: Path) -> None:
     (folder / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
 
 
-@given(
-    linear=st.booleans(),
-    first=st.booleans(),
-    spatial=st.booleans(),
-    channels=st.integers(1, 4),
-    side=st.sampled_from([32, 64]),
-)
-@settings(max_examples=30, deadline=None)
-def test_the_architecture_survives_json(linear: bool, first: bool, spatial: bool, channels: int, side: int):
-    architecture = Architecture(
-        (side, side, channels),
-        64,
-        bottleneck="spatial" if spatial else "dense",
-        first_activation=first,
-        linear_path=linear,
-    )
-    values = json.loads(json.dumps(architecture.to_json()))
-    assert values["linear_path"] is linear
-    assert Architecture.from_json(values) == architecture
-
-
-def test_a_config_from_before_has_no_linear_path():
-    values = tiny_architecture().to_json()
-    values = {name: value for name, value in values.items() if name not in ("linear_path", "standardize")}
-    architecture = Architecture.from_json(values)
-    assert architecture == tiny_architecture()
-    assert Encoder(architecture).linear is None
-    for wrong in ({**values, "linear_paths": True}, {k: v for k, v in values.items() if k != "widths"}):
-        with pytest.raises(InputError, match="architecture has fields"):
-            Architecture.from_json(wrong)
-
-
 def test_an_encoder_folder_from_before_loads(encoder_folder: Path, tmp_path: Path):
     for file in encoder_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -86,13 +50,11 @@ def test_an_encoder_folder_from_before_loads(encoder_folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kwargs", [{}, SPATIAL, {"standardize": True}], ids=["dense", "spatial", "standardized"])
-@pytest.mark.parametrize("started", [False, True])
-def test_the_frozen_encoder_gives_the_means_of_training(tmp_path: Path, kwargs: dict[str, Any], started: bool):
+def test_the_frozen_encoder_gives_the_means_of_training(tmp_path: Path, kwargs: dict[str, Any]):
     model = CVAE((16, 16, 3), 32, linear_path=True, **{"widths": (4, 8), "strides": (2, 2), **kwargs})
     frames = random_frames(40)
     x = images_to_tensor(torch.from_numpy(frames))
-    if started:
-        start(model, x)
+    start(model, x)
     folder = export_encoder(tmp_path / "encoder", model, frames)
     assert json.loads((folder / "config.json").read_text())["architecture"]["linear_path"] is True
     encoder = FrozenEncoder.load(folder, device="cpu")  # checks itself
@@ -110,7 +72,7 @@ def test_the_frozen_encoder_gives_the_means_of_training(tmp_path: Path, kwargs: 
     other = export_encoder(tmp_path / "other", model, frames)
     (other / "selfcheck.safetensors").write_bytes((folder / "selfcheck.safetensors").read_bytes())
     write_sums(other)
-    with pytest.raises(EncoderFolderError, match="self-check failed"):
+    with pytest.raises(EncoderFolderError, match="self-check"):
         FrozenEncoder.load(other, device="cpu")
 
 
@@ -193,7 +155,7 @@ def test_the_start_is_repeatable_and_leaves_the_random_state_alone():
         assert torch.equal(value, two.state_dict()[name]), name
 
 
-def test_standardised_pixels_have_mean_0_and_spread_1_and_come_back():
+def test_standardized_pixels_have_mean_0_and_spread_1_and_come_back():
     frames = low_rank(50, 5, 0)
     standard = tiny_cvae(standardize=True).encoder.standard
     assert standard is not None
@@ -207,7 +169,7 @@ def test_standardised_pixels_have_mean_0_and_spread_1_and_come_back():
     assert standard(x).abs().max() < 1001
 
 
-def test_a_standardised_decoder_begins_at_the_mean_picture():
+def test_a_standardized_decoder_begins_at_the_mean_picture():
     x = images_to_tensor(torch.from_numpy(low_rank(50, 5, 0)))
     model = tiny_cvae(standardize=True)
     plain = tiny_cvae()  # the same weights

@@ -1,5 +1,4 @@
-"""The running normalization of what an agent sees, with numpy as the oracle, and frames stacked for agents on
-pixels."""
+"""The running normalization of observations, with numpy as the oracle."""
 
 import contextlib
 import pickle
@@ -14,10 +13,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.config import AgentConfig
 from agents.envs import make_vec_env, with_normalization
-from agents.evaluation import evaluate_agent
 from agents.normalization import LatentNormalize
 from agents.play.show import Show
-from agents.store import load_agent
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError
 from tests.support.agent_runs import train
@@ -37,7 +34,7 @@ VIEWS: dict[str, dict[str, Any]] = {
 def seen(
     config: AgentConfig, encoder: FrozenEncoder | None, steps: int = 25
 ) -> tuple[VecNormalize, list[Any], list[Any]]:
-    """Raw observations, and as the agent saw them; the last episode's end among them."""
+    """The environments, raw observations, and the normalized ones, over several episodes."""
     venv = with_normalization(config, make_vec_env(config, encoder), training=True)
     shown: list[Any] = [venv.reset()]
     raw: list[Any] = [venv.get_original_obs()]
@@ -53,13 +50,12 @@ def latents_of(value: Any, config: AgentConfig) -> NDArray[Any]:
 
 
 def others_of(value: Any, config: AgentConfig) -> NDArray[Any]:
-    """What stands beside them."""
+    """The other numbers of an observation."""
     return value["clock"] if isinstance(value, dict) else value[..., config.history * LATENT_DIM :]
 
 
 def running(values: list[NDArray[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and variance of all, with the ten-thousandth of a sample (mean 0, variance 1) that VecNormalize begins
-    with."""
+    """Mean and variance, with the 1e-4 samples (mean 0, variance 1) that VecNormalize begins with."""
     x, start = np.concatenate(values).astype(np.float64), 1e-4
     total = len(x) + start
     return x.sum(0) / total, (len(x) * x.var(0) + start + x.mean(0) ** 2 * len(x) * start / total) / total
@@ -93,7 +89,7 @@ def test_each_number_by_itself_is_what_stable_baselines_does(encoder: FrozenEnco
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_it_can_be_undone(encoder: FrozenEncoder, view: str):
+def test_normalization_is_undone_by_unnormalize_obs(encoder: FrozenEncoder, view: str):
     config = tiny(**VIEWS[view])
     venv, raw, shown = seen(config, encoder)
     back = venv.unnormalize_obs(shown[-1])
@@ -101,16 +97,8 @@ def test_it_can_be_undone(encoder: FrozenEncoder, view: str):
     np.testing.assert_allclose(others_of(back, config), others_of(raw[-1], config), atol=1e-4)
 
 
-def test_latents_keep_their_relation(encoder: FrozenEncoder):
-    config = tiny()
-    _, raw, shown = seen(config, encoder, steps=60)
-    before, after = (np.concatenate(values[30:]).std(0) for values in (raw, shown))
-    assert before.max() / before.min() > 1.5, "else there is nothing to keep"
-    np.testing.assert_allclose(after / after[0], before / before[0], rtol=0.1)
-
-
 @pytest.mark.parametrize(("given", "becomes"), [({}, 0.5), ({"latent_deviation": 0.25}, 0.25)])
-def test_a_latents_values_have_the_deviation_asked_for(encoder: FrozenEncoder, given: dict[str, Any], becomes: float):
+def test_a_latents_values_have_the_requested_deviation(encoder: FrozenEncoder, given: dict[str, Any], becomes: float):
     venv, raw, _ = seen(tiny(**given), encoder, steps=200)
     after = venv.normalize_obs(np.concatenate(raw))
     assert isinstance(after, np.ndarray)
@@ -141,63 +129,16 @@ def test_it_goes_where_vec_normalize_would(encoder: FrozenEncoder, kind: str):
     np.testing.assert_array_equal(latents_of(venv.reset(), config), latents_of(expected.normalize_obs(raw[0]), config))
     again = pickle.loads(pickle.dumps(venv))
     assert again.latents == venv.latents == {("pov" if kind == "dict" else None): LATENT_DIM}
-    with pytest.raises(InputError, match="LatentNormalize finds no latents: put VecLatentObservation"):
+    with pytest.raises(InputError, match="latents"):
         LatentNormalize(make_vec_env(tiny(observation="pixels"), None))
 
 
-@pytest.mark.parametrize("value", [True, False, "all"])
-def test_a_way_to_normalise_that_is_none(value: Any):
-    with pytest.raises(InputError, match="normalize_observation must be one of together, each, off, got"):
-        tiny(normalize_observation=value)
-
-
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_deviation_that_is_none(encoder: FrozenEncoder, value: float):
-    with pytest.raises(InputError, match="latent_deviation must be a positive number, got"):
-        tiny(latent_deviation=value)
-    with pytest.raises(InputError, match="deviation must be above 0, got"):
+def test_an_invalid_deviation(encoder: FrozenEncoder, value: float):
+    with pytest.raises(InputError, match="deviation"):
         LatentNormalize(make_vec_env(tiny(), encoder), deviation=value)
 
 
-@pytest.mark.parametrize("kind", ["box", "dict"])
-def test_an_agent_on_pixels_sees_the_last_frames(kind: str):
-    config = tiny(observation="pixels", env_kwargs={"kind": kind}, history=3)
-    one = make_vec_env(tiny(observation="pixels", env_kwargs={"kind": kind}), None)
-    venv = make_vec_env(config, None)
-    entry = lambda value: value["pov"] if kind == "dict" else value  # noqa: E731
-    frames, stacks = [entry(one.reset())], [entry(venv.reset())]
-    assert entry(venv.observation_space).shape == (*frames[0].shape[1:3], 9) if kind == "box" else True
-    ended = 0
-    for step in range(1, 12):
-        frames.append(entry(one.step(NOTHING)[0]))
-        observation, _, dones, infos = venv.step(NOTHING)
-        stacks.append(entry(observation))
-        if dones.any():
-            last = entry(infos[0]["terminal_observation"])
-            assert last.shape == stacks[-1].shape[1:]
-            np.testing.assert_array_equal(last[..., :3], frames[-3][0])
-            assert not stacks[-1][..., :6].any(), "an episode begins with nothing before it"
-            ended = step
-        elif step - ended >= 2:
-            np.testing.assert_array_equal(stacks[-1], np.concatenate(frames[-3:], axis=-1))
-    assert ended
-
-
-def test_an_agent_on_stacked_pixels_is_trained_judged_and_drawn(tmp_path: Path):
-    big = tiny(observation="pixels", out=tmp_path / "run", history=2, net_arch=())
-    train(big)
-    assert load_agent(big.out, "last", device="cpu").observation_space.shape == (6, 64, 64)
-    assert len(evaluate_agent(big.out, episodes=2).returns) == 2
-    with contextlib.closing(Show(big.out, which="last", seed=3, device="cpu")) as show:
-        show.step()
-        picture, caption = show._seen(None)
-        stacked = show._venv.get_original_obs()
-        assert isinstance(stacked, np.ndarray)
-        assert picture is not None
-        np.testing.assert_array_equal(picture, stacked[0, ..., 3:])
-        assert "the last frame" in caption
-
-
-def test_no_space_of_latents_is_changed(encoder: FrozenEncoder):
+def test_the_space_of_latents_stays(encoder: FrozenEncoder):
     venv, _, _ = seen(tiny(), encoder, steps=1)
     assert venv.observation_space == spaces.Box(-np.inf, np.inf, (LATENT_DIM,), np.float32)

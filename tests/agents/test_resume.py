@@ -1,0 +1,314 @@
+"""Runs that are killed, stopped or resumed give the same agent, to the bit, as runs that are not."""
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from tests.support import ROOT
+
+pytest.importorskip("stable_baselines3")
+
+from stable_baselines3 import PPO
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+import agents.training
+from agents.config import AgentConfig, AlgorithmName
+from agents.envs import load_encoder, make_vec_env, with_normalization
+from agents.evaluation import Evaluation, evaluate_agent
+from agents.store import agent_state, load_agent
+from agents.training import loaded_model, part_seed, read_evaluations, train_agent
+from latent_obs.util.errors import InputError
+from tests.support.agent_runs import algorithm_config, copied, files_of, finished, train, weights_of  # noqa: F401
+from tests.support.side_env import SIDE, SideEnv, tiny
+
+# ruff: noqa: F811  (arguments are named like the fixtures)
+
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def everything(run: Path, name: str = "last") -> dict[str, Any]:
+    """All that decides how an agent continues: weights, optimizers, statistics, replay buffer."""
+    config = dataclasses.replace(AgentConfig.load(run), encoder=run / "encoder")
+    venv = with_normalization(config, make_vec_env(config, load_encoder(config)), training=True)
+    model = loaded_model(config, venv) if name == "last" else load_agent(run, name)
+    state = agent_state(run, name)
+    values = {"steps": model.num_timesteps, "model": model.get_parameters()}
+    values |= {"statistics": (state["returns"], state["observations"])}
+    if name == "last" and isinstance(model, OffPolicyAlgorithm):
+        buffer = model.replay_buffer
+        assert buffer is not None
+        arrays = {k: v for k, v in vars(buffer).items() if isinstance(v, np.ndarray)}
+        values |= {"replay": arrays, "position": (buffer.pos, buffer.full)}
+    return values
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(np.array_equal(a, b))
+
+
+def die_at(patch: pytest.MonkeyPatch, at: int, die: Callable[[], object]) -> None:
+    """Call `die` in a step of an environment, counted over all of them."""
+    step, count = SideEnv.step, itertools.count(1)
+
+    def dying(self: SideEnv, action: Any) -> Any:
+        if next(count) == at:
+            die()
+        return step(self, action)
+
+    patch.setattr(SideEnv, "step", dying)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt  # not handled: nothing is saved
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "at"),
+    [("ppo", 10), ("ppo", 45), *((name, 70) for name in get_args(AlgorithmName)), ("dqn", 45)],
+)
+def test_a_killed_and_resumed_run_is_the_same(
+    algorithm: AlgorithmName, at: int, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`at`: before the first checkpoint, between two, and after an evaluation that is not at a checkpoint."""
+    settings: dict[str, Any] = {"encoder": encoder_folder, "steps": 96, "checkpoint_every": 32, "eval_every": 48}
+    settings |= {"learning_rate_schedule": "linear", "deterministic": False, "seed": 3}
+    if algorithm in ("ppo", "recurrent-ppo"):
+        settings |= {"n_steps": 8, "batch_size": 16}
+    whole, killed = (algorithm_config(algorithm, out=tmp_path / name, **settings) for name in ("whole", "killed"))
+    train(whole)
+    with monkeypatch.context() as patch:
+        die_at(patch, at, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(killed)
+    assert agent_state(killed.out, "last")["steps"] == (0 if at == 10 else 32)
+    assert train(AgentConfig(out=killed.out), resume=True).steps == 96
+    for name in ("last", "best"):
+        assert same(everything(whole.out, name), everything(killed.out, name)), name
+    rows = [read_evaluations(config.out) for config in (whole, killed)]
+    for row in (*rows[0], *rows[1]):
+        assert row.pop("seconds") > 0
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0]] == [48, 96]
+    assert len(evaluate_agent(killed.out, episodes=2, device="cpu").returns) == 2
+
+
+KILLED = """
+import json, os, random, signal, sys, time
+import tests.support.side_env
+import torch
+from agents.config import AgentConfig
+from agents.training import train_agent
+torch.set_num_threads(1)
+config = AgentConfig.from_json(json.loads(sys.argv[1]))
+last = config.out / "last.zip"
+written = lambda: last.stat().st_mtime_ns if last.exists() else 0
+dice = random.Random(1)
+for attempt in range(4):
+    before, child = written(), os.fork()
+    if child == 0:
+        train_agent(config, resume=(config.out / "config.json").exists(), progress_bar=False, say=lambda _: None)
+        os._exit(0)
+    while attempt < 3 and written() == before:  # until it has made a checkpoint
+        time.sleep(0.01)
+    if attempt < 3:
+        time.sleep(dice.uniform(0, 0.1))
+        os.kill(child, signal.SIGKILL)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
+def test_a_process_killed_at_any_moment_continues_the_same(
+    algorithm: AlgorithmName, encoder_folder: Path, tmp_path: Path
+):
+    settings: dict[str, Any] = {"encoder": encoder_folder, "steps": 480, "checkpoint_every": 64, "eval_every": 256}
+    whole, killed = (algorithm_config(algorithm, out=tmp_path / name, **settings) for name in ("whole", "killed"))
+    words = [sys.executable, "-c", KILLED, json.dumps(killed.to_json())]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * 3 + ["0"]
+    train(whole)
+    assert same(everything(whole.out), everything(killed.out))
+
+
+def test_the_same_seed_gives_the_same_agent_and_another_does_not(encoder_folder: Path, finished: Path, tmp_path: Path):
+    train(tiny(encoder=encoder_folder, out=tmp_path / "same"))
+    train(tiny(encoder=encoder_folder, out=tmp_path / "other", seed=7))
+    assert same(everything(finished), everything(tmp_path / "same"))
+    assert not same(everything(finished)["model"], everything(tmp_path / "other")["model"])
+
+
+def test_seeds_of_parts_differ_by_step_and_purpose():
+    seeds = [part_seed(s, step, purpose) for s in range(5) for step in range(0, 50_000, 1_000) for purpose in (0, 1)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_a_resumed_run_continues(copied: Path):
+    best_before, rows, count = (copied / "best.zip").read_bytes(), read_evaluations(copied), statistics_count(copied)
+    assert train(AgentConfig(out=copied, steps=128), resume=True).steps == 128
+    assert load_agent(copied, "last", device="cpu").num_timesteps == 128
+    assert read_evaluations(copied)[:2] == rows
+    assert [r["step"] for r in read_evaluations(copied)] == [32, 64, 96, 128]
+    # 2 first observations and 2 per step pair, on top of what there was
+    assert statistics_count(copied) == pytest.approx(count + 64 + 2)
+    assert {f.name for f in (copied / "logs").iterdir()} == {"from_000000000", "from_000000064"}
+    assert AgentConfig.load(copied).steps == 128
+    improved = max(r["mean_return"] for r in read_evaluations(copied)[2:]) > max(r["mean_return"] for r in rows)
+    assert ((copied / "best.zip").read_bytes() != best_before) is improved
+
+
+def statistics_count(run: Path) -> float:
+    return agent_state(run, "last")["observations"]["count"]
+
+
+def test_a_resumed_run_keeps_an_agent_that_was_better(copied: Path, monkeypatch: pytest.MonkeyPatch):
+    best = (copied / "best.zip").read_bytes()
+    monkeypatch.setattr(agents.training, "play", lambda *_, **__: Evaluation((-1.0, -1.0), (8, 8)))
+    result = train(AgentConfig(out=copied, steps=96), resume=True)
+    assert result.best_return == max(r["mean_return"] for r in read_evaluations(copied)) >= 0
+    assert (copied / "best.zip").read_bytes() == best
+
+
+def test_resuming_a_finished_run_changes_nothing(copied: Path):
+    rows, before = read_evaluations(copied), weights_of(copied)
+    result = train(AgentConfig(out=copied), resume=True)  # steps at their default: not given
+    assert (result.steps, result.interrupted) == (64, False)
+    assert read_evaluations(copied) == rows
+    np.testing.assert_equal(weights_of(copied), before)
+
+
+def test_without_evaluations_best_is_the_last_agent(encoder_folder: Path, tmp_path: Path):
+    config = tiny(encoder=encoder_folder, out=tmp_path / "run", steps=32, eval_every=0)
+    train(config)
+    for steps in (64, 96):  # twice with the same words
+        assert train(dataclasses.replace(config, steps=steps), resume=True).steps == steps
+    assert load_agent(tmp_path / "run", "best", device="cpu").num_timesteps == 96
+
+
+@pytest.mark.parametrize("observation", ["latent", "random-latent"])
+def test_a_run_does_not_need_the_given_encoder_folder_any_more(encoder_folder: Path, tmp_path: Path, observation: Any):
+    given = Path(shutil.copytree(encoder_folder, tmp_path / "given"))
+    train(tiny(encoder=given, out=tmp_path / "run", observation=observation, steps=32))
+    shutil.rmtree(given)
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert len(evaluate_agent(moved, episodes=2).returns) == 2
+    assert train(AgentConfig(out=moved, steps=64), resume=True).steps == 64
+
+
+def test_a_run_killed_before_its_first_update_can_be_resumed(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = tiny(encoder=encoder_folder, out=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(PPO, "learn", lambda *_, **__: interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    (config.out / "last.zip").unlink()
+    assert train(config, resume=True).steps == 64
+
+
+def test_what_decided_the_agent_cannot_change_on_resume(finished: Path):
+    before = files_of(finished)
+    with pytest.raises(InputError, match="learning_rate"):
+        train(AgentConfig(out=finished, learning_rate=0.1), resume=True)
+    assert files_of(finished) == before
+
+
+def test_environments_are_closed_when_training_fails(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    open_now: set[int] = set()
+    init = SideEnv.__init__
+
+    def make(self: SideEnv, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        open_now.add(id(self))
+
+    monkeypatch.setattr(SideEnv, "__init__", make)
+    monkeypatch.setattr(SideEnv, "close", lambda self: open_now.discard(id(self)))
+    die_at(monkeypatch, 21, interrupt)
+    handlers = signal.getsignal(signal.SIGINT), torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(encoder=encoder_folder, out=tmp_path / "run"))
+    assert not open_now
+    assert (signal.getsignal(signal.SIGINT), torch.get_num_threads()) == handlers
+
+
+@pytest.mark.parametrize(("exact", "saved"), [(True, 32), (False, 50)])
+def test_a_signal_stops_the_run_and_saves_the_agent(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: bool, saved: int
+):
+    die_at(monkeypatch, 50, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    said: list[str] = []
+    config = tiny(encoder=encoder_folder, out=tmp_path / "run", steps=1_000, eval_every=0, checkpoint_every=32)
+    result = train_agent(dataclasses.replace(config, exact_resume=exact), say=said.append)
+    assert (result.interrupted, result.steps) == (True, saved)
+    assert load_agent(result.run, "last", device="cpu").num_timesteps == saved
+    assert "step 50" in said[-3]
+    assert f"latent-obs train-agent --out {result.run} --resume" in said[-1]
+
+
+@pytest.mark.integration
+def test_ctrl_c_saves_the_agent_and_leaves_no_process_behind(encoder_folder: Path, tmp_path: Path):
+    run, log = tmp_path / "run", tmp_path / "log.txt"
+    words = (
+        f"train-agent --env {SIDE} --encoder {encoder_folder} --out {run} --envs 2 --n-steps 64 --batch-size 64 "
+        "--n-epochs 1 --net-arch 8 --steps 100000000 --eval-every 128 --eval-episodes 2 --checkpoint-every 128 "
+        "--device cpu"
+    )
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "latent_obs_cli.main", *words.split()],
+            stdout=file,
+            stderr=file,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    children: list[psutil.Process] = []
+    try:
+        deadline = time.monotonic() + 900
+        while not (run / "best.zip").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert (run / "best.zip").exists(), log.read_text()
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 4  # two to train in, two to evaluate in, and the server that they are forked from
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+        assert process.wait(900) == 0, log.read_text()
+        assert psutil.wait_procs(children, timeout=60)[1] == []
+    finally:
+        for child in children:
+            if child.is_running():
+                child.kill()
+        process.kill()
+        process.wait(60)
+    assert "Traceback" not in log.read_text()
+    steps = load_agent(run, "last", device="cpu").num_timesteps
+    assert steps >= 128
+    result = train(AgentConfig(out=run, steps=steps + 128, workers="serial"), resume=True)
+    assert result.steps >= steps + 128
+    assert not result.interrupted

@@ -1,0 +1,361 @@
+"""train_agent: it learns, writes its files, leaves the encoder unchanged, and rejects invalid input."""
+
+import csv
+import dataclasses
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+pytest.importorskip("stable_baselines3")
+
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+import agents.training
+from agents.config import AgentConfig, AlgorithmName
+from agents.envs import load_encoder, make_monitor, make_vec_env
+from agents.evaluation import Evaluation, evaluate_agent, evaluate_random
+from agents.schedules import Schedule
+from agents.store import agent_state, load_agent
+from agents.training import AgentResult, DriftCallback, read_evaluations, train_agent
+from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.encoder.statistics import LatentStatistics
+from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError
+from latent_obs.wrappers.drift import DriftMonitor, DriftWarning
+from latent_obs.wrappers.sb3 import VecLatentObservation
+from tests.support.agent_runs import algorithm_config, files_of, finished, train, weights_of  # noqa: F401  (a fixture)
+from tests.support.drift_cases import latents_like_training, picture_encoder, quiet, smooth  # noqa: F401  (a fixture)
+from tests.support.side_env import tiny
+from tests.support.tiny import IMG_SHAPE, LATENT_DIM, limited, picture, random_frames, tiny_cvae
+from vae_training.training.export import export_encoder, measure_latents
+
+# ruff: noqa: F811  (arguments are named like the fixtures)
+
+
+@pytest.fixture(scope="module")
+def with_statistics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder that was trained on dark noise, with statistics of its latents."""
+    model, folder = tiny_cvae(), tmp_path_factory.mktemp("encoders") / "encoder"
+    return export_encoder(folder, model, random_frames(4), statistics=measure_latents(model, [random_frames(300) // 8]))
+
+
+ON_POLICY: dict[str, Any] = {"n_steps": 64, "batch_size": 64, "n_epochs": 8, "learning_rate": 5e-3}
+OFF_POLICY: dict[str, Any] = {"buffer_size": 5_000, "learning_starts": 100, "learning_rate": 3e-3}
+EXPLORING: dict[str, Any] = {**OFF_POLICY, "exploration_fraction": 0.5, "gradient_steps": 4}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("algorithm", "steps", "settings"),
+    [
+        ("ppo", 1_200, ON_POLICY),
+        ("recurrent-ppo", 1_200, ON_POLICY),
+        ("dqn", 700, EXPLORING),
+        ("qr-dqn", 700, EXPLORING),
+        ("sac", 900, {**OFF_POLICY, "gradient_steps": 1}),
+    ],
+)
+def test_every_algorithm_learns(
+    algorithm: AlgorithmName, steps: int, settings: dict[str, Any], encoder_folder: Path, tmp_path: Path
+):
+    common: dict[str, Any] = {"encoder": encoder_folder, "envs": 4, "gamma": 0.3, "eval_every": 0, "seed": 1}
+    config = algorithm_config(algorithm, out=tmp_path / "run", steps=steps, **common, **settings)
+    train(config)
+    assert type(load_agent(config.out, "last")) is config.trainer.load_class()
+    agent, chance = (play(20) for play in (partial(evaluate, config.out), partial(random_play, config)))
+    assert chance.mean == pytest.approx(4, abs=1), "half of 8 steps"
+    assert agent.sigmas_above(chance) > 5
+
+
+def evaluate(run: Path, episodes: int) -> Evaluation:
+    return evaluate_agent(run, episodes=episodes, device="cpu")
+
+
+def random_play(config: AgentConfig, episodes: int) -> Evaluation:
+    return evaluate_random(config, episodes=episodes)
+
+
+def test_a_run_leaves_its_files_and_leaves_none_open(encoder_folder: Path, tmp_path: Path):
+    said: list[str] = []
+    config, before = tiny(encoder=encoder_folder, out=tmp_path / "run"), open_files()
+    result, run = train_agent(config, say=said.append), tmp_path / "run"
+    assert not open_files() - before
+    rows = read_evaluations(run)
+    assert result == AgentResult(run, 64, result.steps_per_second, max(r["mean_return"] for r in rows), False)
+    assert result.steps_per_second > 0
+    expected = {"config.json", "encoder", "best.zip", "last.zip", "evaluations.jsonl", "logs"}
+    assert {f.name for f in run.iterdir()} == expected
+    assert AgentConfig.load(run) == config.settled()
+    assert [r["step"] for r in rows] == [32, 64]
+    for row in rows:
+        assert len(row["returns"]) == 2
+        assert row["mean_return"] == pytest.approx(np.mean(row["returns"]))
+        assert row["standard_error"] == pytest.approx(np.std(row["returns"], ddof=1) / math.sqrt(2))
+    assert files_of(run / "encoder") == files_of(encoder_folder)
+    FrozenEncoder.load(run / "encoder", device="cpu")
+    model = load_agent(run, "last", device="cpu")
+    assert isinstance(model, PPO)
+    assert (model.num_timesteps, model.gamma, model.n_steps) == (64, 0.99, 16)
+    assert model.observation_space.shape == (6,)
+    state = agent_state(run, "last")
+    assert state["steps"] == 64
+    assert np.shape(state["observations"]["mean"]) == (6,)
+    assert state["observations"]["count"] > 64
+    (logs,) = (run / "logs").iterdir()
+    assert logs.name == "from_000000000"
+    with (logs / "progress.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [int(float(r["time/total_timesteps"])) for r in table] == [32, 64]
+    assert len((logs / "progress.json").read_text().splitlines()) == len(table)
+    assert list(logs.glob("events.out.tfevents*"))
+    assert any("Side-v0" in text for text in said)
+    assert f"latent-obs evaluate --run {run}" in said[-1]
+
+
+def open_files() -> set[str]:
+    return {f.path for f in psutil.Process().open_files()}
+
+
+def test_the_best_agent_is_the_one_of_the_best_evaluation(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    returns = iter([1.0, 5.0, 3.0, 5.0])
+    played: list[dict[str, Any]] = []
+
+    def play(policy: PPO, venv: VecNormalize, *_: Any, **__: Any) -> Evaluation:
+        training = policy.get_vec_normalize_env()
+        assert training is not None
+        assert venv.obs_rms is training.obs_rms, "judged on observations as it is trained on"
+        played.append({k: v.clone().numpy() for k, v in policy.policy.state_dict().items()})
+        mean = next(returns)
+        return Evaluation((mean, mean), (8, 8))
+
+    monkeypatch.setattr(agents.training, "play", play)
+    result = train(tiny(encoder=encoder_folder, out=tmp_path / "run", steps=128))
+    assert [r["mean_return"] for r in read_evaluations(result.run)] == [1.0, 5.0, 3.0, 5.0]
+    assert result.best_return == 5.0
+    best = weights_of(result.run, "best")
+    np.testing.assert_equal(best, played[1])
+    for other in (played[0], played[2], played[3], weights_of(result.run)):
+        assert any(not np.array_equal(values, other[name]) for name, values in best.items())
+    assert agent_state(result.run, "best")["steps"] == load_agent(result.run, "best").num_timesteps == 64
+
+
+@pytest.mark.parametrize(
+    ("observation", "kind", "shape"),
+    [
+        ("random-latent", "box", (512,)),
+        ("random-latent", "dict", None),
+        ("pixels", "box", (6, 64, 64)),
+        ("pixels", "dict", None),
+    ],
+)
+def test_every_kind_of_observation_is_trained_on_resumed_and_evaluated(
+    tmp_path: Path, observation: Any, kind: str, shape: tuple[int, ...] | None
+):
+    settings: dict[str, Any] = {"steps": 16, "n_steps": 8, "batch_size": 16, "eval_every": 0, "history": 2}
+    config = tiny(out=tmp_path / "run", observation=observation, env_kwargs={"kind": kind}, **settings)
+    assert math.isnan(train(config).best_return)
+    assert train(dataclasses.replace(config, steps=32), resume=True).steps == 32
+    assert load_agent(config.out, "last").observation_space.shape == shape
+    assert evaluate_agent(config.out, episodes=2).lengths == (8, 8)
+    assert read_evaluations(config.out) == []
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "recurrent-ppo"])
+def test_several_choices_at_once(algorithm: AlgorithmName, encoder_folder: Path, tmp_path: Path):
+    train(algorithm_config(algorithm, encoder=encoder_folder, out=tmp_path / "run", env_kwargs={"actions": "multi"}))
+
+
+def test_training_leaves_the_encoder_the_same_to_the_bit(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loaded: list[FrozenEncoder] = []
+    before: dict[str, torch.Tensor] = {}
+
+    def spy(config: AgentConfig) -> FrozenEncoder | None:
+        encoder = load_encoder(config)
+        assert encoder is not None
+        loaded.append(encoder)
+        before.update({k: v.clone() for k, v in encoder._network.state_dict().items()})
+        return encoder
+
+    folder = files_of(encoder_folder)
+    monkeypatch.setattr(agents.training, "load_encoder", spy)
+    result = train(tiny(encoder=encoder_folder, out=tmp_path / "run"))
+    (encoder,) = loaded
+    assert not encoder._network.training
+    for name, tensor in encoder._network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+        assert not tensor.requires_grad
+    assert files_of(encoder_folder) == files_of(result.run / "encoder") == folder
+
+
+def test_a_time_out_bootstraps_from_the_encoded_last_frame(
+    encoder_folder: Path, encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[Any] = []
+    values = ActorCriticPolicy.predict_values
+
+    def spy(self: ActorCriticPolicy, obs: Any) -> torch.Tensor:
+        asked.append(obs.numpy().copy())
+        return values(self, obs)
+
+    monkeypatch.setattr(ActorCriticPolicy, "predict_values", spy)
+    settings: dict[str, Any] = {"steps": 16, "n_steps": 8, "batch_size": 16, "eval_every": 0}
+    story: dict[str, Any] = {"env": "Story-v0", "env_kwargs": {"size": IMG_SHAPE[:2]}, "normalize_observation": "off"}
+    train(tiny(encoder=encoder_folder, out=tmp_path / "run", **story, **settings))
+    # Eight steps are two whole episodes of three in each of two environments, asked for one at a time …
+    last = [latent for latent in asked if len(latent) == 1]
+    stories = [encoder(picture(episode, 3, *IMG_SHAPE[:2])) for episode in (0, 1) for _ in range(2)]
+    np.testing.assert_allclose(np.concatenate(last), stories, atol=1e-5)
+    # … and the values of the rollout's end, of both environments at once.
+    (end,) = [latent for latent in asked if len(latent) == 2]
+    np.testing.assert_allclose(end, [encoder(picture(2, 2, *IMG_SHAPE[:2]))] * 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
+def test_the_schedule_reaches_the_optimizer(shape: Any, encoder_folder: Path, tmp_path: Path):
+    schedule: dict[str, Any] = {"learning_rate": 0.01, "learning_rate_schedule": shape, "clip_range": 0.3}
+    config = tiny(encoder=encoder_folder, out=tmp_path / "run", eval_every=0, **schedule)
+    train(config)
+    model: Any = load_agent(config.out, "last")
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(Schedule(0.01, shape)(0.0))
+    assert model.clip_range(0.5) == 0.3
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_a_run_without_any_reward_says_so(encoder_folder: Path, tmp_path: Path, reward: float):
+    said: list[str] = []
+    config = tiny(encoder=encoder_folder, out=tmp_path / "run", env_kwargs={"reward": reward}, eval_every=0)
+    train_agent(config, say=said.append, progress_bar=False)
+    assert any("--ent-coef" in text for text in said) is (reward == 0)
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(encoder_folder: Path, finished: Path, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for out in (tmp_path, finished):
+        before = files_of(out)
+        with pytest.raises(InputError, match=r"out: .*--resume"):
+            train(tiny(encoder=encoder_folder, out=out))
+        assert files_of(out) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"env": "Syde-v0"}, InputError),
+        ({"encoder": None}, InputError),
+        ({"observation": "pixels"}, InputError),  # 16x16 frames, the encoder's, are too small for a CNN
+        ({"encoder": Path("nowhere/at/all")}, EncoderFolderError),
+        ({"device": "cuda:63"}, DeviceError),
+        ({"device": "tpu9"}, DeviceError),
+    ],
+)
+def test_invalid_input_is_rejected_before_anything_is_written(
+    encoder_folder: Path, tmp_path: Path, settings: dict[str, Any], error: type[Exception]
+):
+    with pytest.raises(error):
+        train(tiny(**{"encoder": encoder_folder, "out": tmp_path / "run", **settings}))
+    assert not (tmp_path / "run").exists()
+
+
+def first_observation(config: AgentConfig) -> Any:
+    return make_vec_env(config, load_encoder(config)).reset()
+
+
+def test_history_repeats_the_first_latent_and_bfloat16_is_near(encoder_folder: Path):
+    one = first_observation(tiny(encoder=encoder_folder))
+    assert one.shape == (2, LATENT_DIM)
+    np.testing.assert_array_equal(first_observation(tiny(encoder=encoder_folder, history=3)), np.tile(one, 3))
+    other = first_observation(tiny(encoder=encoder_folder, precision="bfloat16"))
+    assert 0 < np.abs(one - other).max() < 0.03 * np.abs(one).max()
+
+
+def test_drift_is_logged_and_a_warning_is_printed(
+    with_statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("agents.envs.DriftMonitor", partial(DriftMonitor, least_frames=8, window=64))
+    said: list[str] = []
+    config = tiny(encoder=with_statistics, out=tmp_path / "run", eval_every=0)
+    train_agent(config, say=said.append, progress_bar=False)
+    assert any("frames record" in text for text in said), "the encoder was not trained on such pictures"
+    log = next((config.out / "logs").rglob("progress.csv")).read_text()
+    assert "drift/share_outside" in log.splitlines()[0]
+
+
+def test_drift_is_observed_for_trained_encoders_with_statistics_only(with_statistics: Path, encoder_folder: Path):
+    for config, observed in (
+        (tiny(encoder=with_statistics), True),
+        (tiny(encoder=encoder_folder), False),  # it has no statistics
+        (tiny(encoder=with_statistics, watch_drift=False), False),
+        (tiny(encoder=with_statistics, observation="random-latent"), False),
+        (tiny(observation="pixels"), False),
+    ):
+        assert (make_monitor(config, load_encoder(config)) is not None) is observed
+
+
+class Rows(KVWriter):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        self.rows.append(dict(key_values))
+
+    def close(self) -> None:
+        pass
+
+
+def learn(algorithm: str, encoder: FrozenEncoder, monitor: DriftMonitor, given: bool = True) -> list[dict[str, Any]]:
+    """The rows that Stable-Baselines3's own agents log with a `DriftCallback`."""
+    venv = DummyVecEnv([partial(limited, "box", 100 * i, 9) for i in range(2)])
+    latents = VecLatentObservation(venv, encoder, monitor=monitor if given else None)
+    model: BaseAlgorithm
+    if algorithm == "ppo":
+        model = PPO("MlpPolicy", latents, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
+    else:
+        model = DQN("MlpPolicy", latents, learning_starts=50, buffer_size=500, seed=0, device="cpu")
+    rows = Rows()
+    model.set_logger(Logger(None, [rows]))
+    model.learn(320, DriftCallback(monitor), log_interval=1)
+    return rows.rows
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
+def test_the_callback_logs_the_monitors_numbers(picture_encoder: FrozenEncoder, algorithm: str):
+    monitor = quiet(picture_encoder, reconstruct_every=5)
+    rows = [row for row in learn(algorithm, picture_encoder, monitor) if "drift/share_outside" in row]
+    assert len(rows) >= 5
+    report = monitor.report()
+    for name in ("share_outside", "mean_shift", "reconstruction_ratio"):
+        assert all(math.isfinite(row.get(f"drift/{name}", 0)) for row in rows)
+        assert rows[-1][f"drift/{name}"] == pytest.approx(getattr(report, name), rel=0.2)
+    assert len({row["drift/mean_shift"] for row in rows}) > 1
+    assert report.frames >= 320 + 2  # every step's frames, the first ones, and the last ones of episodes
+
+
+def test_a_warning_during_training_comes_once(tmp_path: Path):
+    statistics = LatentStatistics.from_latents(latents_like_training(500) + 50)  # those of this network are around 0
+    folder = export_encoder(tmp_path / "e", tiny_cvae(), smooth(4), statistics=statistics, with_decoder=False)
+    encoder = FrozenEncoder.load(folder, device="cpu")
+    with pytest.warns(DriftWarning) as caught:
+        rows = learn("ppo", encoder, DriftMonitor(encoder, least_frames=50))
+    assert len(caught) == 1
+    assert rows[-1]["drift/share_outside"] > 0.2
+    assert "drift/reconstruction_ratio" not in rows[-1]  # no decoder
+
+
+def test_a_monitor_that_no_wrapper_has_is_an_input_error(picture_encoder: FrozenEncoder):
+    with pytest.raises(InputError, match="monitor"):
+        learn("ppo", picture_encoder, quiet(picture_encoder), given=False)

@@ -1,0 +1,239 @@
+"""train(): what it refuses before anything is written, frames that changed since, and a disk that is full."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latent_obs.util.errors import DeviceError, InputError
+from tests.support.tiny import picture, tiny_cvae
+from tests.support.training_runs import PREAMBLE, config_for, module_frames, run, same_run, same_tensors
+from vae_training.data.frames import get_datasets, identify
+from vae_training.training.checkpoint import load_checkpoint, save_checkpoint
+from vae_training.training.config import TrainConfig
+
+
+@pytest.fixture
+def begun(frames_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    (tmp_path / "out").mkdir()  # an empty folder is accepted
+    run(config_for(frames_folder, tmp_path / "out", epochs=1))
+    return frames_folder, tmp_path / "out"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_a_folder_that_is_not_empty_and_a_file_are_left_alone(begun: tuple[Path, Path], tmp_path: Path):
+    frames, out = begun
+    before = contents(out)
+    with pytest.raises(InputError, match="--out"):
+        run(config_for(frames, out))
+    assert contents(out) == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="--out"):
+        run(config_for(frames, tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(InputError, match="nothing"):
+        run(TrainConfig(out=tmp_path / "nothing"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "named"),
+    [
+        ({"super_batch": 49}, InputError, "super_batch"),
+        ({"widths": (), "strides": (), "bottleneck": "spatial"}, InputError, "latent_dim"),
+        ({"dataset_weights": (1.0, 2.0, 3.0)}, InputError, "weight"),
+        ({"held_out": 3}, InputError, "held_out"),
+        ({"inverse_dynamics": 1.0}, InputError, "inverse_dynamics"),
+        ({"device": "cuda:99"}, DeviceError, "cuda:99"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    frames_folder: Path, tmp_path: Path, change: dict[str, Any], error: type[Exception], named: str
+):
+    with pytest.raises(error, match=named):
+        run(config_for(frames_folder, tmp_path / "out", **change))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["--salience", "-1"], "salience"), (["--augment", "2"], "augment"), (["--objective", "classic"], "objective")],
+)
+def test_the_command_line_refuses_in_one_line(
+    tmp_path: Path, arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+):
+    from latent_obs_cli.main import main
+
+    try:
+        code = main(["train-vae", "--frames", str(tmp_path), "--out", str(tmp_path / "out"), *arguments])
+    except SystemExit as left:
+        code = left.code
+    assert code == 2
+    errors = capsys.readouterr().err
+    assert named in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fingerprint_sees_what_was_changed_anywhere(tmp_path: Path):
+    frames = np.random.default_rng(0).integers(0, 256, (400, 64, 64, 3), np.uint8)
+    seen: set[str] = set()
+    file = tmp_path / "a.npy"
+    for start, end in [(0, 0), (0, 1), (399, 400), *((n, n + 25) for n in range(25, 375, 50))]:
+        changed = frames.copy()
+        changed[start:end] ^= 255
+        np.save(file, changed)
+        seen.add(identify(get_datasets(tmp_path), [])["training"][0]["fingerprint"])
+    assert len(seen) == 3 + 7  # each of them another one
+    np.save(file, frames)
+    assert identify(get_datasets(tmp_path), [])["training"][0]["fingerprint"] in seen  # the same frames, the same one
+
+
+@pytest.mark.parametrize("what", ["changed", "removed", "added"])
+def test_other_frames_are_refused_on_resume(begun: tuple[Path, Path], what: str):
+    frames, out = begun
+    before = contents(out)
+    file = frames / "recording_1.npy"
+    if what == "changed":
+        array = np.load(file)
+        array[12] ^= 1
+        np.save(file, array)
+    elif what == "removed":
+        file.unlink()
+    else:
+        file = frames / "recording_9.npy"
+        np.save(file, np.stack([picture(9, step, 16, 16) for step in range(24)]))
+    with pytest.raises(InputError, match=file.name):
+        run(TrainConfig(out=out, epochs=2), resume=True)
+    assert contents(out) == before
+
+
+def test_a_moved_folder_is_accepted_and_other_frames_of_the_same_names_are_not(
+    begun: tuple[Path, Path], tmp_path: Path
+):
+    frames, out = begun
+    for name in ("moved", "other"):
+        shutil.copytree(frames, tmp_path / name)
+    for file in (tmp_path / "other").iterdir():
+        np.save(file, 255 - np.load(file))
+    with pytest.raises(InputError, match="recording_0"):
+        run(TrainConfig(frames=tmp_path / "other", out=out, epochs=2), resume=True)
+    run(TrainConfig(frames=tmp_path / "moved", out=out, epochs=2), resume=True)
+    run(config_for(frames, tmp_path / "whole"))
+    same_run(out, tmp_path / "whole")
+
+
+def test_a_single_recording_keeps_its_split(tmp_path: Path):
+    (tmp_path / "frames").mkdir()
+    np.save(tmp_path / "frames" / "one.npy", np.stack([picture(0, step, 16, 16) for step in range(200)]))
+    said: list[str] = []
+    for name, epochs in (("whole", [2]), ("parts", [1, 2])):
+        for i, last in enumerate(epochs):
+            run(config_for(tmp_path / "frames", tmp_path / name, epochs=last, batch_size=90), i > 0, said.append)
+    same_run(tmp_path / "whole", tmp_path / "parts")
+    assert sum("last 20 frames" in text for text in said) == 3
+
+
+def test_frames_that_are_all_equal_are_refused(tmp_path: Path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(3):
+        np.save(frames / f"{number}.npy", np.full((300, 16, 16, 3), 7, np.uint8))
+    with pytest.raises(InputError, match="600 frames"):
+        run(config_for(frames, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    odd = np.full((300, 16, 16, 3), 7, np.uint8)
+    odd[271, 3, 3, 0] = 8  # one value of one frame, that a sample would miss
+    np.save(frames / "1.npy", odd)
+    run(config_for(frames, tmp_path / "out", epochs=1, batch_size=300))
+
+
+def test_fewer_frames_than_a_batch_are_reported(module_frames: Path, tmp_path: Path):
+    said: list[str] = []
+    run(config_for(module_frames, tmp_path / "out", batch_size=128, epochs=1), say=said.append)
+    assert any("--batch-size (such as 6)" in text for text in said)
+
+
+@pytest.mark.parametrize(("change", "value"), [("widths", [4, 12]), ("ema", 0.9)])
+def test_a_checkpoint_that_does_not_fit_the_settings_is_refused(begun: tuple[Path, Path], change: str, value: Any):
+    out = begun[1]
+    settings = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**settings, change: value}))
+    with pytest.raises(InputError, match=r"latest\.safetensors"):
+        run(TrainConfig(out=out, epochs=2), resume=True)
+
+
+def test_a_checkpoint_without_a_record_of_its_frames_is_resumed(module_frames: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    run(config_for(module_frames, out, epochs=1))
+    latest, model = out / "checkpoints" / "latest.safetensors", tiny_cvae()
+    optimizer = torch.optim.Adam(model.parameters())
+    progress = load_checkpoint(latest, model, optimizer)
+    save_checkpoint(latest, model, optimizer, progress)
+    run(TrainConfig(out=out, epochs=2), resume=True)
+    run(config_for(module_frames, tmp_path / "whole"))
+    same_tensors(latest, tmp_path / "whole" / "checkpoints" / "latest.safetensors")
+
+
+LIMITED = f"""{PREAMBLE}
+import resource
+t._LOG_EVERY_STEPS = 20
+from latent_obs.util.errors import LatentObsError
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    t.train(TrainConfig.from_json(json.loads(sys.argv[1])), resume=True, progress_bar=False)
+except LatentObsError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+@pytest.mark.integration
+def test_a_checkpoint_that_cannot_be_written_keeps_the_last_one(module_frames: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    run(config_for(module_frames, out, epochs=1))
+    latest = out / "checkpoints" / "latest.safetensors"
+    before, config = latest.read_bytes(), config_for(module_frames, out, epochs=3)
+    command = [sys.executable, "-c", LIMITED, json.dumps(config.to_json()), str(len(before) - 1000)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 2, done.stderr
+    assert ".safetensors" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert latest.read_bytes() == before
+    run(TrainConfig(out=out, epochs=3), resume=True)
+    run(config_for(module_frames, tmp_path / "whole", epochs=3))
+    same_run(out, tmp_path / "whole")
+
+
+@pytest.mark.integration
+def test_a_disk_that_is_full_keeps_the_last_checkpoint(module_frames: Path, tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        config = config_for(module_frames, disk / "out", epochs=1)
+        run(config)
+        latest = disk / "out" / "checkpoints" / "latest.safetensors"
+        before = latest.read_bytes()
+        with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
+            filler.writelines([bytes(4096)] * 1000)
+        with pytest.raises(OSError, match="--resume"):
+            run(TrainConfig(out=config.out, epochs=2), resume=True)
+        assert latest.read_bytes() == before
+        (disk / "filler").unlink()
+        run(TrainConfig(out=config.out, epochs=2), resume=True)
+        run(config_for(module_frames, tmp_path / "whole", epochs=2))
+        same_run(config.out, tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", disk], check=True)
