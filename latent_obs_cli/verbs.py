@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from latent_obs.util.errors import InputError, require
 
-Which = Annotated[str, tyro.conf.arg(metavar="{best,last,STEP}")]
+Which = Annotated[str, tyro.conf.arg(metavar="{best,last}")]
 
 
 def _parse(function: Callable[..., Any], verb: str, words: Sequence[str]) -> Any:
@@ -27,8 +27,7 @@ def frames_record(words: Sequence[str]) -> None:
 
         Args:
             config: Settings.
-            which: Which agent of the run folder (--agent): best (by the evaluations during training), last, or a
-                checkpoint that was kept, by its step.
+            which: Which agent of the run folder (--agent): best (by the evaluations during training) or last.
             device: Where the encoder of that agent runs: auto, cpu, cuda, cuda:N, mps.
         """
         policy = None

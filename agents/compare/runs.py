@@ -44,7 +44,7 @@ WORKER = ("-P", "-m", "agents.compare.worker")
 _PAUSE_S = 0.2
 _GRACE_S = 15.0  # after SIGTERM, to finish a step and to save
 _LAST_LINES = 3  # of its log, shown where a process died without a reason
-_NOT_COMPARED = ("out", "device", "encoder", "pca", "env", "seed", "keep_checkpoints")
+_NOT_COMPARED = ("out", "device", "encoder", "pca", "env", "seed")
 
 
 @dataclass(frozen=True)

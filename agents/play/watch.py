@@ -41,7 +41,7 @@ def watch_agent(
 
     Args:
         run: The folder that train-agent wrote.
-        which: best (by the evaluations during training), last, or a kept checkpoint by its step.
+        which: best (by the evaluations during training) or last.
         speed: 1 for the game's own speed, 2 for twice as fast.
         seed: Seed of the environment.
         episodes: End after this many; by default it goes on until you press q.

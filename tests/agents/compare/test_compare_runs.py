@@ -1,6 +1,7 @@
 """The runs of a comparison: processes that are started, shared out, stopped and gone on with, and what each leaves."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -206,7 +207,7 @@ def job(encoder_folder: Path, tmp_path: Path) -> dict[str, Any]:
 
 def test_a_run_leaves_its_numbers_and_goes_on_where_it_stopped(job: dict[str, Any], tmp_path: Path):
     config = tiny(env=SIDE, encoder=Path(job["config"]["encoder"]), out=tmp_path / "seed_0", checkpoint_every=32)
-    train_agent(config, until=32, progress_bar=False, say=quiet)
+    train_agent(dataclasses.replace(config, steps=32), progress_bar=False, say=quiet)
     (before,) = read_evaluations(config.out)
     assert run_job(job) == FINISHED
     values = json.loads(Path(job["result"]).read_text())
