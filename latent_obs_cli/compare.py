@@ -1,9 +1,8 @@
 """`latent-obs compare`: are latents worth it, in one environment or in a study of several tasks."""
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,9 @@ class CompareConfig:
     frames: Path | None = None
     """Frames of the environment to train that encoder on. If they are not given, they are recorded first."""
     arms: tuple[str, ...] = OBSERVATIONS
-    """What the agents see; one group of runs each."""
+    """What the agents see: latent, random-latent (an untrained encoder), pca-latent (principal components), pixels."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """One run each, for each arm."""
+    """Each arm is trained once with each seed. With fewer than 5, differences are easily luck."""
     steps: int = 150_000
     """Environment steps of each run."""
     episodes: int = 50
@@ -67,7 +66,7 @@ def run_compare(words: Sequence[str]) -> None:
     def run(config: OmitArgPrefixes[CompareConfig]) -> None:
         """Train agents on pixels, on latents and on baselines, and report whether latents were worth it.
 
-        Compares one environment, given by options, or the tasks of a study file. If there is no encoder, it is made
+        Compares them in one environment, given by options, or in the tasks of a study file. A missing encoder is made
         first: frames are recorded, a CVAE is trained, principal components are fitted. Writes compare.html, a page with
         a verdict, learning curves and intervals, and compare.json with every number. Ctrl-C stops all runs, and the
         same command goes on. Exit status 1 if runs failed.
@@ -88,13 +87,7 @@ def run_compare(words: Sequence[str]) -> None:
 
 
 def study_of(config: CompareConfig) -> Study:
-    """The study of one environment.
-
-    Example:
-        >>> study = study_of(CompareConfig(steps=2_000, frame_skip=4, arms=("pixels",)))
-        >>> study.steps, study.settings, list(study.tasks)
-        (2000, {'frame_skip': 4}, ['VizdoomBasic-v1'])
-    """
+    """The study of one environment."""
     settings: dict[str, Any] = {} if config.frame_skip is None else {"frame_skip": config.frame_skip}
     if config.latent_only:
         settings["latent_only"] = True
@@ -104,12 +97,11 @@ def study_of(config: CompareConfig) -> Study:
 
 
 def run_study(study: Study, out: Path, *, jobs: int | None = None, threads: int | None = None) -> None:
-    """Make the encoders that are missing, train, and write the page.
+    """Make the encoders that are missing, train, and write the page. Exits with status 1 if runs failed.
 
     Raises:
         InputError: A setting is not allowed, or runs in the folder were made with other settings.
         MissingExtraError: A package of the extra "compare" is not installed.
-        SystemExit: With status 1: some runs failed; the page names them.
         KeyboardInterrupt: It was interrupted; the same call goes on.
     """
     for module in ("psutil", "scipy", "matplotlib"):  # before hours of training
@@ -144,11 +136,6 @@ def prepare(study: Study, out: Path, say: Callable[[str], object] = print) -> St
 
     They are written to out/prepared/TASK/. What is there already is not made again.
 
-    Args:
-        study: What is to be compared.
-        out: Its folder.
-        say: Receives the messages.
-
     Returns:
         The study with the paths, and with the seconds that encoders took.
 
@@ -156,12 +143,11 @@ def prepare(study: Study, out: Path, say: Callable[[str], object] = print) -> St
         InputError: A setting of [record] or [vae] is not allowed, or the frames are not usable.
         KeyboardInterrupt: It was interrupted; the same call goes on.
     """
-    tasks: dict[str, Task] = {}
+    tasks = dict(study.tasks)
     for name, task in study.tasks.items():
         own = [(study.observation(arm), study.own_settings(name, arm)) for arm in study.arms]
         encoder = task.encoder is None and any(seen == "latent" and not has.get("encoder") for seen, has in own)
         pca = task.pca is None and any(seen == "pca-latent" and not has.get("pca") for seen, has in own)
-        tasks[name] = task
         if encoder or pca:
             with only_one(out):
                 tasks[name] = _prepared(study, name, out / "prepared" / folder_name(name), encoder, pca, say)
@@ -171,40 +157,59 @@ def prepare(study: Study, out: Path, say: Callable[[str], object] = print) -> St
 def _prepared(study: Study, name: str, folder: Path, encoder: bool, pca: bool, say: Callable[[str], object]) -> Task:
     """A task with its encoder and principal components, made where they are asked for."""
     task, noted = study.tasks[name], folder / "seconds.json"
-    frames = task.frames or folder / "frames"
+
+    def stage(what: str, text: str, work: Callable[[], None]) -> float:
+        """Do the work of a stage unless it is finished; its seconds, also those before an interruption."""
+        stages = read_json(noted) or {}
+        before = stages.get(what, {"seconds": 0.0, "finished": False})
+        seconds, finished = before["seconds"], before["finished"]
+        if finished:
+            return seconds
+        say(f"{name}: {text} …")
+        began = time.perf_counter()
+        try:
+            work()
+            finished = True
+        finally:
+            seconds += time.perf_counter() - began
+            write_json(noted, stages | {what: {"seconds": seconds, "finished": finished}})
+        return seconds
+
+    seconds, frames = 0.0, task.frames or folder / "frames"
     if task.frames is None:
         settings = {**study.settings, **task.settings}
         settings = {key: settings[key] for key in _OF_FRAMES if key in settings} | study.record
         decided = {"env": task.env, "out": frames, "state": False}
         recording = _stage_config(lambda values: RecordConfig(**values), "record", settings, decided)
-        if not _is_finished(noted, "frames"):
-            say(f"{name}: records {recording.frames:,} frames …")
-            with _timed(noted, "frames"):
-                record(recording, say=_quiet)
-                if sum(len(d) for d in get_datasets(frames)) < recording.frames:
-                    raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
+
+        def record_frames() -> None:
+            record(recording, say=_quiet)
+            if sum(len(d) for d in get_datasets(frames)) < recording.frames:
+                raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
+
+        seconds += stage("frames", f"records {recording.frames:,} frames", record_frames)
     if encoder:
         vae = _stage_config(TrainConfig.from_json, "vae", study.vae, {"frames": frames, "out": folder / "vae"})
-        if not _is_finished(noted, "encoder"):
-            say(f"{name}: trains an encoder on {frames}, {vae.epochs} epochs …")
-            with _timed(noted, "encoder"):
-                resume = (vae.out / "checkpoints" / "latest.safetensors").exists()
-                if train(vae, resume=resume, say=_quiet).interrupted:
-                    raise KeyboardInterrupt
-        stages = read_json(noted)
-        seconds = sum(stages[stage]["seconds"] for stage in ("frames", "encoder") if stage in stages)
+
+        def train_encoder() -> None:
+            resume = (vae.out / "checkpoints" / "latest.safetensors").exists()
+            if train(vae, resume=resume, say=_quiet).interrupted:
+                raise KeyboardInterrupt
+
+        seconds += stage("encoder", f"trains an encoder on {frames}, {vae.epochs} epochs", train_encoder)
         say(f"{name}: the encoder took {duration(seconds)}, recording included.")
         task = dataclasses.replace(task, encoder=vae.out / "encoder", encoder_seconds=seconds)
     if pca:
         components = folder / "pca.safetensors"
-        if not components.exists():
-            say(f"{name}: fits principal components to {frames} …")
-            with _timed(noted, "pca"):
-                count, contract = _COMPONENTS, contract_of(None)
-                if task.encoder is not None:  # as many components as latents, of the same frames
-                    read = read_encoder_folder(task.encoder)
-                    count, contract = read.architecture.latent_dim, read.contract
-                save_pca(components, fit_pca_of_folder(frames, count, contract))
+
+        def fit_components() -> None:
+            count, contract = _COMPONENTS, contract_of(None)
+            if task.encoder is not None:  # as many components as latents, of the same frames
+                read = read_encoder_folder(task.encoder)
+                count, contract = read.architecture.latent_dim, read.contract
+            save_pca(components, fit_pca_of_folder(frames, count, contract))
+
+        stage("pca", f"fits principal components to {frames}", fit_components)
         task = dataclasses.replace(task, pca=components)
     return task
 
@@ -219,24 +224,6 @@ def _stage_config(
         return make({**given, **decided})
     except (InputError, TypeError) as error:
         raise InputError(f"[{table}] of the study: {error}") from None
-
-
-def _is_finished(noted: Path, stage: str) -> bool:
-    return bool((read_json(noted) or {}).get(stage, {}).get("finished"))
-
-
-@contextlib.contextmanager
-def _timed(noted: Path, stage: str) -> Iterator[None]:
-    """Add the seconds of a block to those of its stage, also where it is interrupted; at its end it is finished."""
-    began, finished = time.perf_counter(), False
-    try:
-        yield
-        finished = True
-    finally:
-        stages = read_json(noted) or {}
-        before = stages.get(stage, {"seconds": 0.0})["seconds"]
-        stages[stage] = {"seconds": before + time.perf_counter() - began, "finished": finished}
-        write_json(noted, stages)
 
 
 def _quiet(text: str) -> None:

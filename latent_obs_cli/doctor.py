@@ -16,7 +16,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -26,21 +26,7 @@ from latent_obs.util.errors import LatentObsError, MissingExtraError
 
 Status = Literal["ok", "optional", "missing", "wrong"]
 MARKS = {"ok": "ok", "optional": "--", "missing": "no", "wrong": "!!"}
-LEGEND = (
-    "ok: found.  --: not found, and optional.  no: not found, and needed by something that is.  !!: to be repaired."
-)
-PURPOSES = {  # of the extras
-    "agents": "train agents",
-    "vizdoom": "play the 3D game of the quickstart",
-    "video": "film agents",
-    "watch": "watch agents in a window",
-    "compare": "compare agents over tasks and seeds",
-    "plots": "draw learning curves",
-    "report": "report on an encoder",
-    "logs": "log to TensorBoard",
-    "openvino": "encode faster on a CPU",
-    "hub": "load encoders by Hugging Face repository id",
-}
+LEGEND = "ok: found.  --: not found, and optional.  no: not found, and needed by something that is.  !!: needs repair."
 _CORE = ("Python", "core packages", "torch")
 ABILITIES = {  # by what one wants to do: the findings that must be ok for it
     "train a CVAE, encode frames": _CORE,
@@ -75,21 +61,14 @@ class Finding:
 
 def doctor() -> list[Finding]:
     """Check this machine and this installation. A check that fails is a finding, too."""
-    checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
-        ("This machine", _machine),
-        ("PyTorch", _torch),
-        ("Packages", _packages),
-        ("MineRL", _minerl),
-    ]
+    checks = {"This machine": _machine, "PyTorch": _torch, "Packages": _packages, "MineRL": _minerl}
     findings: list[Finding] = []
-    for group, check in checks:
+    for group, check in checks.items():
         try:
-            for finding in check():
-                findings.append(dataclasses.replace(finding, group=group))
+            findings.extend(dataclasses.replace(finding, group=group) for finding in check())
         except Exception as error:
-            step = "If what it names is installed, please report this, with the output of\n$ latent-obs doctor --json"
             found = f"could not be checked: {type(error).__name__}: {error}"
-            findings.append(Finding(group, "wrong", found, step, group))
+            findings.append(Finding(group, "wrong", found, "Please report this, with the traceback.", group))
     return findings
 
 
@@ -107,7 +86,7 @@ def healthy(findings: Sequence[Finding]) -> bool:
 def as_text(findings: Sequence[Finding], *, width: int = 100) -> str:
     """The findings for a terminal. Commands are never wrapped, so that they can be copied."""
     lines: list[str] = []
-    column = max((len(finding.name) for finding in findings), default=0)
+    column = max(len(finding.name) for finding in findings)
     group = ""
     for finding in findings:
         if finding.group != group:
@@ -124,112 +103,28 @@ def as_text(findings: Sequence[Finding], *, width: int = 100) -> str:
     return "\n".join([*lines[1:], "", LEGEND])
 
 
-def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """The same for other programs."""
-    return {
-        "latent_obs": installation.version_of("latent-obs"),
-        "healthy": healthy(findings),
-        "findings": [dataclasses.asdict(finding) for finding in findings],
-        "abilities": {what: {"can": not lacks, "lacks": lacks} for what, lacks in abilities(findings).items()},
-    }
-
-
 def run_doctor(words: Sequence[str]) -> None:
-    """Parse `latent-obs doctor`, and report; without tyro, which may be what is missing.
-
-    Raises:
-        SystemExit: With status 1 if something is to be repaired.
-    """
-    about = "Check what is installed, what is missing, the command that installs it, and what can be done now."
+    """Parse `latent-obs doctor` without tyro, which may be missing, and report. Exits 1 if something is broken."""
+    about = (
+        "Check this machine and this installation: what is there, what is missing, the command that installs it, and "
+        "what can be done now. Exit status 1 if something is broken."
+    )
     parser = argparse.ArgumentParser(prog="latent-obs doctor", description=about)
     parser.add_argument("--json", action="store_true", help="print JSON, for other programs")
     wants_json = parser.parse_args(list(words)).json
     findings = doctor()
-    width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
-    print(json.dumps(as_json(findings), indent=2) if wants_json else as_text(findings, width=width))
+    if wants_json:
+        report = {
+            "latent_obs": installation.version_of("latent-obs"),
+            "healthy": healthy(findings),
+            "findings": [dataclasses.asdict(finding) for finding in findings],
+            "abilities": {what: {"can": not lacks, "lacks": lacks} for what, lacks in abilities(findings).items()},
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        print(as_text(findings, width=min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)))
     if not healthy(findings):
         sys.exit(1)
-
-
-def _judged(name: str, fits: bool, found: str, otherwise: Status, next_step: str) -> Finding:
-    return Finding(name, "ok", found) if fits else Finding(name, otherwise, found, next_step)
-
-
-def _sync(extra: str = "") -> str:
-    """How to install the core or an extra: from a clone by uv, or by pip."""
-    uv = "./uvw" if shutil.which("uv") is None and Path("uvw").is_file() else "uv"
-    option, target = (f" --extra {extra}", f"'.[{extra}]'") if extra else ("", ".")
-    return f"$ {uv} sync{option}\n$ {_pip('install')} -c constraints.txt {target}    # instead, without uv sync"
-
-
-def _pip(words: str) -> str:
-    """A pip command for this environment; uv makes environments without pip."""
-    if importlib.util.find_spec("pip") is None:
-        return f"uv pip {words} --python {sys.executable}"
-    return f"{sys.executable} -m pip {words}"
-
-
-def _import_error(module: str) -> str | None:
-    """The last line of the error when a module is imported in a process of its own; None if it can be."""
-    command = [sys.executable, "-W", "ignore", "-c", f"import {module}"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    return None if done.returncode == 0 else (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-
-
-def _machine() -> Iterable[Finding]:
-    found = f"{platform.python_version()} ({sys.executable})"
-    step = "$ uv venv --clear --python 3.11\n$ uv sync"
-    yield _judged("Python", sys.version_info >= (3, 11), found, "wrong", f"It must be 3.11 or newer.\n{step}")
-    tested = "" if sys.platform == "linux" else "; tested on Linux only"
-    yield Finding("system", "ok", f"{platform.platform()}, {os.cpu_count()} CPU cores{tested}")
-    free = shutil.disk_usage(".").free
-    step = "Free some space, or work on another disk: a quickstart writes 0.2 GB"
-    yield _judged("free disk", free > 1e9, f"{free / 1e9:.1f} GB in {Path.cwd()}", "missing", step)
-
-
-def _torch() -> Iterable[Finding]:
-    version = installation.version_of("torch")
-    if version is None:
-        yield Finding("torch", "wrong", "not installed", _sync())
-        return
-    with warnings.catch_warnings(record=True) as caught:  # torch warns of drivers that are too old, and of unknown GPUs
-        warnings.simplefilter("always")
-        try:
-            torch = importlib.import_module("torch")
-            gpus = _gpus(torch)
-        except Exception as error:  # a missing library, a GPU that this build has no code for
-            first = (str(error).splitlines() or [""])[0]
-            found = f"{version}, but it cannot be used: {type(error).__name__}: {first}"
-            yield Finding("torch", "wrong", found, _REINSTALL_TORCH)
-            return
-    cuda, hip = torch.version.cuda, torch.version.hip
-    build = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "the CPU or Apple's MPS"
-    yield Finding("torch", "ok", f"{version}, built for {build}")
-    if gpus:
-        yield Finding("GPU", "ok", "; ".join(gpus))
-    elif not _has_nvidia_driver():
-        yield Finding("GPU", "optional", "none seen; everything runs on the CPU, more slowly")
-    elif cuda is None:
-        found = f"there is an NVIDIA driver, but this torch is built for {build}"
-        yield Finding("GPU", "missing", found, _REINSTALL_TORCH)
-    else:
-        why = str(caught[-1].message).partition("\n")[0] if caught else "torch gives no reason"
-        step = f"Check that nvidia-smi works, then install the build for its driver:\n{_REINSTALL_TORCH}"
-        yield Finding("GPU", "wrong", f"there is an NVIDIA driver, but torch cannot use it: {why}", step)
-
-
-def _has_nvidia_driver() -> bool:
-    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
-
-
-def _gpus(torch: Any) -> list[str]:
-    """The GPUs that torch computes on, each tried."""
-    found = []
-    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        torch.ones(2, device=f"cuda:{i}").sum().item()
-        seen = torch.cuda.get_device_properties(i)
-        found.append(f"cuda:{i} {seen.name}, {seen.total_memory / 2**30:.0f} GiB")
-    return [*found, "mps, Apple's"] if torch.backends.mps.is_available() else found
 
 
 def requirements() -> dict[str, dict[str, str]]:
@@ -252,6 +147,81 @@ def requirements() -> dict[str, dict[str, str]]:
     return wanted
 
 
+def _judged(name: str, fits: bool, found: str, otherwise: Status, next_step: str) -> Finding:
+    return Finding(name, "ok", found) if fits else Finding(name, otherwise, found, next_step)
+
+
+def _sync(extra: str = "") -> str:
+    """How to install the core or an extra: from a clone by uv, or by pip."""
+    uv = "./uvw" if shutil.which("uv") is None and Path("uvw").is_file() else "uv"
+    option, target = (f" --extra {extra}", f"'.[{extra}]'") if extra else ("", ".")
+    return f"$ {uv} sync{option}\n$ {_pip('install')} -c constraints.txt {target}    # instead, without uv sync"
+
+
+def _pip(words: str) -> str:
+    """A pip command for this environment; uv makes environments without pip."""
+    has_pip = importlib.util.find_spec("pip") is not None
+    return f"{sys.executable} -m pip {words}" if has_pip else f"uv pip {words} --python {sys.executable}"
+
+
+def _import_error(module: str) -> str | None:
+    """The last line of the error when a module is imported in a process of its own; None if it can be."""
+    command = [sys.executable, "-W", "ignore", "-c", f"import {module}"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+
+
+def _machine() -> Iterable[Finding]:
+    found = f"{platform.python_version()} ({sys.executable})"
+    step = "It must be 3.11 or newer.\n$ uv venv --clear --python 3.11\n$ uv sync"
+    yield _judged("Python", sys.version_info >= (3, 11), found, "wrong", step)
+    yield Finding("system", "ok", f"{platform.platform()}, {os.cpu_count()} CPU cores (tested on Linux only)")
+    free = shutil.disk_usage(".").free
+    step = "Free some space, or work on another disk: a quickstart writes 0.2 GB"
+    yield _judged("free disk", free > 1e9, f"{free / 1e9:.1f} GB in {Path.cwd()}", "missing", step)
+
+
+def _torch() -> Iterable[Finding]:
+    version = installation.version_of("torch")
+    if version is None:
+        yield Finding("torch", "wrong", "not installed", _sync())
+        return
+    with warnings.catch_warnings(record=True) as caught:  # torch warns of drivers that are too old, and of unknown GPUs
+        warnings.simplefilter("always")
+        try:
+            torch = importlib.import_module("torch")
+            gpus = _gpus(torch)
+        except Exception as error:  # a missing library, a GPU that this build has no code for
+            found = f"{version}, but it cannot be used: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            yield Finding("torch", "wrong", found, _REINSTALL_TORCH)
+            return
+    cuda, hip = torch.version.cuda, torch.version.hip
+    build = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "the CPU or Apple's MPS"
+    yield Finding("torch", "ok", f"{version}, built for {build}")
+    if gpus or not _has_nvidia_driver():
+        found = "; ".join(gpus) or "none seen; everything runs on the CPU, more slowly"
+        yield _judged("GPU", bool(gpus), found, "optional", "")
+    else:
+        why = str(caught[-1].message).partition("\n")[0] if caught else f"it is built for {build}"
+        found = f"there is an NVIDIA driver, but torch cannot use it: {why}"
+        step = f"Check that nvidia-smi works, then install the build for its driver:\n{_REINSTALL_TORCH}"
+        yield Finding("GPU", "wrong" if cuda else "missing", found, step)
+
+
+def _has_nvidia_driver() -> bool:
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+
+
+def _gpus(torch: Any) -> list[str]:
+    """The GPUs that torch computes on, each tried."""
+    found = []
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        torch.ones(2, device=f"cuda:{i}").sum().item()
+        seen = torch.cuda.get_device_properties(i)
+        found.append(f"cuda:{i} {seen.name}, {seen.total_memory / 2**30:.0f} GiB")
+    return [*found, "mps, Apple's"] if torch.backends.mps.is_available() else found
+
+
 def _compared(packages: dict[str, str]) -> tuple[list[str], list[str]]:
     """Packages that fit, and those that do not, each with its version in words."""
     from packaging.specifiers import SpecifierSet
@@ -259,12 +229,10 @@ def _compared(packages: dict[str, str]) -> tuple[list[str], list[str]]:
     good, bad = [], []
     for package, wanted in packages.items():
         version = installation.version_of(package)
-        if version is None:
-            bad.append(f"{package} is not installed")
-        elif not SpecifierSet(wanted).contains(version, prereleases=True):
-            bad.append(f"{package} {version} (needs {wanted})")
-        else:
+        if version is not None and SpecifierSet(wanted).contains(version, prereleases=True):
             good.append(f"{package} {version}")
+        else:
+            bad.append(f"{package} {version or 'is not installed'} (needs {wanted or 'any version'})")
     return good, bad
 
 
@@ -278,12 +246,10 @@ def _packages() -> Iterable[Finding]:
         if extra in ("all", "minerl"):
             continue
         good, bad = _compared(packages)
-        purpose = f" (to {PURPOSES[extra]})" if extra in PURPOSES and bad else ""
-        error = _import_error("vizdoom.gymnasium_wrapper") if extra == "vizdoom" and not bad else None
-        if error is not None:
-            bad = [f"{', '.join(good)} does not start: {error}"]
-        status: Status = "wrong" if not extra or error is not None else "missing" if good else "optional"
-        yield _judged(extra or "core packages", not bad, ", ".join(bad or good) + purpose, status, _sync(extra))
+        status: Status = "wrong" if not extra else "missing" if good else "optional"
+        if extra == "vizdoom" and not bad and (error := _import_error("vizdoom.gymnasium_wrapper")):
+            status, bad = "wrong", [f"{', '.join(good)} does not start: {error}"]
+        yield _judged(extra or "core packages", not bad, ", ".join(bad or good), status, _sync(extra))
     if any(map(installation.version_of, ("cloudpickle", "stable-baselines3", "gym"))):
         good, bad = _compared({"cloudpickle": ">=2.2"})
         step = f"Older ones fail on Python 3.11, whatever gym asks for.\n$ {_pip('install')} 'cloudpickle>=2.2'"
@@ -293,18 +259,17 @@ def _packages() -> Iterable[Finding]:
 def _minerl() -> Iterable[Finding]:
     version = installation.minerl_version()
     needed: Status = "missing" if version else "optional"
-    recipe = f"Without uv sync, follow {installation.RECIPE}."
+    step = f"$ uv sync --extra minerl --reinstall-package minerl\nWithout uv sync, follow {installation.RECIPE}."
     try:
         installation.check_client()
+    except LatentObsError as error:
+        yield Finding("minerl", "optional" if isinstance(error, MissingExtraError) else "wrong", str(error), step)
+    else:
         error = _import_error("minerl")
-        step = f"$ uv sync --extra minerl --reinstall-package minerl\n{recipe}"
         if error and any(library in error for library in ("libGL", "libgthread")):  # opencv-python's
             step = "$ sudo apt install libgl1 libglib2.0-0"
         found = f"{version}" + (f", but it cannot be imported: {error}" if error else "")
         yield _judged("minerl", error is None, found, "wrong", step)
-    except LatentObsError as error:
-        status: Status = "optional" if isinstance(error, MissingExtraError) else "wrong"
-        yield Finding("minerl", status, str(error), f"$ uv sync --extra minerl\n{recipe}")
     opencvs = [f"opencv-{kind}" for kind in ("python", "contrib-python", "python-headless", "contrib-python-headless")]
     versions = {name: installation.version_of(name) for name in opencvs if installation.version_of(name)}
     text = ", ".join(f"{name} {version}" for name, version in versions.items()) or "not installed"

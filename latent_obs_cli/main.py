@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after `latent-obs`; the process's own by default.
 
     Returns:
-        The exit status: 0, or 2 for a mistake of the user, or 130 after Ctrl-C.
+        The exit status: 0, 2 for a mistake of the user, 130 after Ctrl-C, 141 where the reader of the output ended.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):

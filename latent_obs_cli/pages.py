@@ -1,130 +1,57 @@
-"""The pages of the command line: the summary of a quickstart, and a comparison of agents."""
+"""The page of a comparison of agents."""
 
 import json
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agents.compare import Results, summarize
 from agents.compare.runs import duration
-from agents.compare.statistics import Estimate, number
+from agents.compare.statistics import in_words, number
 from agents.compare.study import BASELINE
 from latent_obs.util.atomic import write_json
 from latent_obs_cli.plots import draw
-from vae_training.report.page import render_html, write_html
+from vae_training.report.page import write_html
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SHOWN = 6  # of the runs that are not finished
 Cells = tuple[list[str], list[list[str]]]
 
 
-@dataclass(frozen=True)
-class Section:
-    """A heading, a few sentences, and a picture or video.
-
-    Attributes:
-        title: The heading.
-        text: What one sees and how to read it.
-        media: A .png or .mp4 file, embedded in the page.
-    """
-
-    title: str
-    text: str
-    media: Path | None = None
-
-
-def write_page(
-    target: Path, *, title: str, lead: str, results: dict[str, str], sections: list[Section], commands: list[str]
-) -> Path:
-    """Write the page of a quickstart.
-
-    Args:
-        target: The HTML file; it appears whole or not at all.
-        title: Its heading.
-        lead: What it shows, in a sentence.
-        results: Name and value of each result, for the table at the top.
-        sections: What to look at.
-        commands: Commands to go on with.
-    """
-    values = {"title": title, "lead": lead, "results": results, "sections": sections, "commands": commands}
-    return write_html(target, _TEMPLATES / "quickstart.html.j2", values)
-
-
 def write_comparison(results: Results, out: Path) -> tuple[Path, dict[str, Any]]:
-    """Write compare.json, plots/ and compare.html of the runs that are finished.
-
-    Args:
-        results: From `agents.compare.compare` or `collect`.
-        out: The folder of the comparison.
-
-    Returns:
-        The page, and the summary.
+    """Write compare.json, plots/ and compare.html of the runs that are finished; the page, and the summary.
 
     Raises:
         MissingExtraError: A package of the extra "compare" is not installed.
     """
     summary = summarize(results)
     write_json(out / "compare.json", {"summary": summary, "results": results.to_json()})
-    values = _values(results, summary, draw(summary, out / "plots"))
-    return write_html(out / "compare.html", _TEMPLATES / "compare.html.j2", values), summary
-
-
-def page(results: Results, summary: dict[str, Any], pictures: dict[str, Path]) -> str:
-    """The page of a comparison as HTML.
-
-    Args:
-        results: The raw numbers.
-        summary: From `agents.compare.summarize`.
-        pictures: From `latent_obs_cli.plots.draw`.
-    """
-    return render_html(_TEMPLATES / "compare.html.j2", _values(results, summary, pictures))
-
-
-def _values(results: Results, summary: dict[str, Any], pictures: dict[str, Path]) -> dict[str, Any]:
     runs = [run for task in results.runs.values() for arm in task.values() for run in arm]
-    missing = summary["missing"]
-    failed = [f"{name}: {why}" for name, why in missing.items() if why.startswith("failed")]
-    unfinished = [name for name, why in missing.items() if not why.startswith("failed")]
-    more = f"; and {len(unfinished) - _SHOWN} more" if len(unfinished) > _SHOWN else ""
-    machines = Counter(_machine(run) for run in runs)
-    return {
+    machines = Counter(
+        f"{run['machine']}; {run['jobs']} run(s) at once, {run['threads']} thread(s) of torch each; "
+        + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        for run in runs
+    )
+    values = {
         "study": results.study,
         "runs": len(runs),
         "summary": summary,
-        "failed": failed,
-        "unfinished": [f"not finished: {'; '.join(unfinished[:_SHOWN])}{more}"] if unfinished else [],
-        "pictures": pictures,
-        "estimate": _estimate,
+        "missing": [f"{name}: {why}" for name, why in summary["missing"].items()],
+        "pictures": draw(summary, out / "plots"),
+        "estimate": in_words,
         "number": number,
         "duration": duration,
         "over_table": _over_tasks(summary["over_tasks"]),
         "returns": _returns,
         "costs": _costs,
         "settings": _settings,
-        "memory": sorted({arm["memory_how"] for task in summary["tasks"].values() for arm in task["arms"].values()}),
+        "memory": sorted({run["memory_how"] for run in runs}),
         "machines": [f"{count} run(s): {line}" for line, count in machines.items()],
     }
+    return write_html(out / "compare.html", _TEMPLATES / "compare.html.j2", values), summary
 
 
 def _returns(task: dict[str, Any]) -> Cells:
     """Returns of a task's arms, with what they are beside the pixel agent."""
-    rows: list[list[str]] = []
-    for arm, numbers in task["arms"].items():
-        against = numbers.get("against_pixels") if arm != BASELINE else None
-        t_interval, success = numbers["t_interval"], numbers["success_share"]
-        rows.append(
-            [
-                arm,
-                ", ".join(number(score) for score in numbers["scores"]),
-                _estimate(numbers["mean"]),
-                "–" if t_interval is None else f"{number(t_interval[0])} to {number(t_interval[1])}",
-                _estimate(numbers["iqm"]),
-                "" if against is None else _estimate(against["difference"]),
-                "" if against is None else _estimate(against["probability_of_improvement"]),
-                "" if success is None else f"{success:.0%}",
-            ]
-        )
     heads = [
         "arm",
         "by seed",
@@ -135,6 +62,22 @@ def _returns(task: dict[str, Any]) -> Cells:
         "P(better than pixels)",
         "solved",
     ]
+    rows: list[list[str]] = []
+    for arm, numbers in task["arms"].items():
+        against = numbers.get("against_pixels") if arm != BASELINE else None
+        t_interval, success = numbers["t_interval"], numbers["success_share"]
+        rows.append(
+            [
+                arm,
+                ", ".join(number(score) for score in numbers["scores"]),
+                in_words(numbers["mean"]),
+                "–" if t_interval is None else f"{number(t_interval[0])} to {number(t_interval[1])}",
+                in_words(numbers["iqm"]),
+                in_words(against and against["difference"]),
+                in_words(against and against["probability_of_improvement"]),
+                "" if success is None else f"{success:.0%}",
+            ]
+        )
     used = 8 if any(row[7] for row in rows) else 7
     return heads[:used], [row[:used] for row in rows]
 
@@ -158,7 +101,7 @@ def _costs(task: dict[str, Any]) -> Cells:
             there = [r for r in against["reached_by_seed"] if r is not None]
             each = "; ".join(f"{r['step'] / 1000:,.0f}k, {duration(r['seconds'])}" for r in there)
             row += [
-                "not begun" if then is None else _estimate(then),
+                "not begun" if then is None else in_words(then),
                 "never" if reached is None else f"{reached['step']:,.0f} steps, {duration(reached['seconds'])}",
                 f"{len(there)} of {len(against['reached_by_seed'])}" + (f": {each}" if there else ""),
             ]
@@ -171,8 +114,8 @@ def _over_tasks(over: dict[str, Any]) -> Cells:
     rows: list[list[str]] = []
     for arm, numbers in over["arms"].items():
         better = numbers.get("probability_of_improvement") if arm != BASELINE else None
-        shown = [_estimate(numbers[name]) for name in ("iqm", "mean", "optimality_gap")]
-        rows.append([arm, str(numbers["seeds"]), *shown, "" if better is None else _estimate(better)])
+        shown = [numbers[name] for name in ("iqm", "mean", "optimality_gap")]
+        rows.append([arm, str(numbers["seeds"]), *map(in_words, (*shown, better))])
     return ["arm", "seeds", "IQM [95%]", "mean [95%]", "optimality gap [95%]", "P(better than pixels)"], rows
 
 
@@ -183,15 +126,6 @@ def _settings(task: dict[str, Any]) -> tuple[list[str], list[list[str]], str]:
     rows = [[name, *(_value(values.get(name)) for values in arms.values())] for name in names]
     shared = ", ".join(f"{row[0]} {row[1]}" for row in rows if len(set(row[1:])) == 1)
     return ["setting", *arms], [row for row in rows if len(set(row[1:])) > 1], shared
-
-
-def _machine(run: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    return f"{run['machine']}; {run['jobs']} run(s) at once, {run['threads']} thread(s) of torch each; {versions}"
-
-
-def _estimate(values: dict[str, float]) -> str:
-    return str(Estimate(**values))
 
 
 def _value(value: Any) -> str:

@@ -1,15 +1,11 @@
 """Plots of runs: losses and beta, an agent's learning curve, and the curves and intervals of a comparison."""
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from agents import Evaluation, read_evaluations
 from agents.compare.study import BASELINE, folder_name
-from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import require
 from vae_training import read_log
 from vae_training.report.pictures import BLUE, GREEN, GREY, ORANGE, figure, save_figure
@@ -79,43 +75,15 @@ def plot_agent(run: Path, target: Path, *, chance: Evaluation | None = None, fin
 
 def training_returns(run: Path) -> tuple[list[float], list[float]]:
     """Steps, and running means of the returns of training episodes, from Stable-Baselines3's logs of a run."""
-    steps: list[float] = []
-    returns: list[float] = []
-    for file in sorted(run.glob("logs/*/progress.csv")):
-        with file.open() as handle:
-            for row in csv.DictReader(handle):
-                if row.get("rollout/ep_rew_mean") and row.get("time/total_timesteps"):
-                    steps.append(float(row["time/total_timesteps"]))
-                    returns.append(float(row["rollout/ep_rew_mean"]))
-    return steps, returns
-
-
-def overview(pictures: Sequence[Path], target: Path) -> Path:
-    """Stack pictures into one, each scaled to the width of the widest; for a README or a message.
-
-    Args:
-        pictures: PNG files, from top to bottom.
-        target: The PNG to write.
-    """
-    images = [Image.open(picture).convert("RGB") for picture in pictures]
-    width = max(image.width for image in images)
-    heights = [round(image.height * width / image.width) for image in images]
-    sheet = Image.new("RGB", (width, sum(heights)), "white")
-    top = 0
-    for image, height in zip(images, heights, strict=True):
-        sheet.paste(image.resize((width, height), Image.Resampling.LANCZOS), (0, top))
-        top += height
-    with atomic_write(target) as aside:
-        sheet.save(aside, optimize=True)
-    return target
+    files = sorted(run.glob("logs/*/progress.csv"))
+    rows = [row for file in files for row in csv.DictReader(file.read_text().splitlines())]
+    pairs = [(row.get("time/total_timesteps"), row.get("rollout/ep_rew_mean")) for row in rows]
+    found = [(float(step), float(mean)) for step, mean in pairs if step and mean]  # cells may be empty
+    return [step for step, _ in found], [mean for _, mean in found]
 
 
 def draw(summary: dict[str, Any], folder: Path) -> dict[str, Path]:
-    """Draw all pictures of a comparison, as PNG files.
-
-    Args:
-        summary: From `agents.compare.summarize`.
-        folder: Where they go.
+    """Draw all pictures of a comparison, as PNG files in `folder`.
 
     Returns:
         The picture of each task by its name, and that of all scores together as "". Where there are several tasks,

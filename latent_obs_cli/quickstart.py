@@ -1,7 +1,6 @@
 """`latent-obs quickstart`: frames, CVAE, frozen encoder, PPO on latents, and a page of results."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from agents import AgentConfig, Evaluation, evaluate_agent, evaluate_random, film, train_agent
+from agents.compare.runs import read_json
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.util.atomic import write_json
-from latent_obs.util.errors import InputError, require
-from latent_obs_cli.pages import Section, write_page
-from latent_obs_cli.plots import overview, plot_agent, plot_vae
+from latent_obs.util.errors import InputError, check_count, require
+from latent_obs_cli.plots import plot_agent, plot_vae
 from vae_training import (
     CVAE,
     RecordConfig,
@@ -27,9 +26,11 @@ from vae_training import (
     train,
     traversal_sheet,
 )
+from vae_training.report.page import write_html
 from vae_training.training.checkpoint import load_checkpoint
 from vae_training.training.logs import save_picture
 
+_TEMPLATE = Path(__file__).parent / "templates" / "quickstart.html.j2"
 _HOW_TO_GO_ON = "Go on with (with ./uvw run or uv run in front, if the environment is not active)"
 _SIGMAS = 3.0  # standard errors above the random policy from which the agent counts as trained
 
@@ -56,24 +57,15 @@ class QuickstartConfig:
     """auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps."""
 
     def __post_init__(self) -> None:
-        for name in ("frames", "vae_epochs", "steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.episodes < 2:
-            raise InputError(f"episodes must be 2 or more, for a standard error, got {self.episodes}")
+        for name, least in (("frames", 1), ("vae_epochs", 1), ("steps", 1), ("episodes", 2)):  # 2 for a standard error
+            check_count(name, getattr(self, name), least)
 
     @property
     def recording(self) -> RecordConfig:
         """Settings of stage 1."""
-        return RecordConfig(
-            env=self.env,
-            out=self.out / "frames",
-            frames=self.frames,
-            frames_per_file=max(1, self.frames // 8),
-            frame_skip=4,
-            seed=self.seed,
-            state=False,
-        )
+        frames, out = self.frames, self.out / "frames"
+        parts = max(1, frames // 8)
+        return RecordConfig(self.env, out, frames, frames_per_file=parts, frame_skip=4, seed=self.seed, state=False)
 
     @property
     def vae(self) -> TrainConfig:
@@ -110,14 +102,7 @@ class QuickstartConfig:
 
 @dataclass(frozen=True)
 class QuickstartResult:
-    """What a quickstart leaves.
-
-    Attributes:
-        page: The page of results, HTML.
-        agent: Evaluation of the trained agent.
-        chance: Evaluation of the random policy.
-        seconds: Seconds of each stage of this call.
-    """
+    """What a quickstart leaves: its page, evaluations of agent and random policy, and seconds of each stage."""
 
     page: Path
     agent: Evaluation
@@ -168,10 +153,9 @@ def quickstart(config: QuickstartConfig | None = None, *, say: Callable[[str], o
         page = _page(config, trained, chance, video, dict(seconds))
 
     sigmas = trained.sigmas_above(chance)
-    success = f"The agent is {sigmas:.1f} standard errors above chance."
-    failure = f"The agent is only {sigmas:.1f} standard errors above chance. Try --steps {2 * config.steps}."
+    more = "" if sigmas > _SIGMAS else f" Try --steps {2 * config.steps}."
     say(f"\nTrained agent:  mean return {trained}\nRandom policy:  mean return {chance}")
-    say(success if sigmas > _SIGMAS else failure)
+    say(f"The agent is {sigmas:.1f} standard errors above chance.{more}")
     say(f"\nSummary: {page}\n{_HOW_TO_GO_ON}:\n" + "\n".join(f"  {command}" for command in _commands(config)))
     return QuickstartResult(page, trained, chance, seconds)
 
@@ -193,12 +177,10 @@ def _claim(config: QuickstartConfig) -> None:
     file = config.out / "quickstart.json"
     settings: dict[str, Any] = {name: value for name, value in vars(config).items() if name != "out"}
     if file.exists():
-        try:
-            before = dict(json.loads(file.read_text()))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"out: {file} is damaged ({error}); choose another --out") from None
-        changed = sorted(name for name in settings if before.get(name) != settings[name])
-        if changed:
+        before = read_json(file)
+        if before != settings:
+            old = before if isinstance(before, dict) else {}
+            changed = [name for name in settings if old.get(name) != settings[name]]
             raise InputError(
                 f"out: {config.out} holds a quickstart with other settings ({', '.join(changed)}); choose another --out"
             )
@@ -211,58 +193,31 @@ def _page(
     config: QuickstartConfig, trained: Evaluation, chance: Evaluation, video: Path, seconds: dict[str, float]
 ) -> Path:
     """Draw the pictures, and write the page."""
-    pictures, vae = config.out / "pictures", config.vae
+    folder, vae = config.out / "pictures", config.vae
+    pictures = {name: folder / f"{name}.png" for name in ("reconstructions", "traversal", "vae", "agent")}
     _, held_out = split_held_out(get_datasets(vae.frames))
     frames = np.array(held_out[0][:: max(1, len(held_out[0]) // 200)])
     model = CVAE.from_architecture(read_encoder_folder(vae.out).architecture, vae.beta)
     best, latest = (vae.out / "checkpoints" / f"{name}.safetensors" for name in ("best", "latest"))
     load_checkpoint(best if best.exists() else latest, model)
-    save_picture(pictures / "reconstructions.png", reconstruction_sheet(model, frames[:: max(1, len(frames) // 9)][:9]))
-    save_picture(pictures / "traversal.png", traversal_sheet(model, frames[0], sample=frames))
-    plot_vae(vae.out, pictures / "vae.png")
-    plot_agent(config.agent.out, pictures / "agent.png", chance=chance, final=trained)
-    overview([pictures / "reconstructions.png", pictures / "agent.png"], pictures / "overview.png")
-    return write_page(
-        config.out / "summary.html",
-        title="latent-obs quickstart",
-        lead=f"{config.env}: an agent that learnt from {vae.latent_dim} numbers a frame and never saw a pixel.",
-        results={
+    save_picture(pictures["reconstructions"], reconstruction_sheet(model, frames[:: max(1, len(frames) // 9)][:9]))
+    save_picture(pictures["traversal"], traversal_sheet(model, frames[0], sample=frames))
+    plot_vae(vae.out, pictures["vae"])
+    plot_agent(config.agent.out, pictures["agent"], chance=chance, final=trained)
+    values = {
+        "env": config.env,
+        "latent_dim": vae.latent_dim,
+        "results": {
             "Trained agent, mean return": str(trained),
             "Random policy, mean return": str(chance),
             "Difference": f"{trained.sigmas_above(chance):.1f} standard errors",
             **{f"Time: {name}": f"{time:.0f} s" for name, time in seconds.items()},
         },
-        sections=[
-            Section(
-                "The agent at play",
-                "Left, the game. Right, the latent vector that the agent acts on, decoded. What is faint there is "
-                "faint in the latent too, though a small network may still find it.",
-                video,
-            ),
-            Section(
-                "Learning curve",
-                "Return of whole episodes over training. The grey line is the random policy, with its standard error; "
-                "the dashed line is the best agent on episodes that neither training nor its selection saw.",
-                pictures / "agent.png",
-            ),
-            Section(
-                "Reconstructions",
-                "Above, frames of a recording that training never saw. Below, what their mean latents decode to.",
-                pictures / "reconstructions.png",
-            ),
-            Section(
-                "Latent traversal",
-                "Each row changes one latent over its range and keeps the others: the six that carry most information.",
-                pictures / "traversal.png",
-            ),
-            Section(
-                "Losses and the schedule of beta",
-                "Beta rises from 0 in cycles (Fu et al. 2019); the KL falls as it does.",
-                pictures / "vae.png",
-            ),
-        ],
-        commands=[f"# {_HOW_TO_GO_ON}", *_commands(config)],
-    )
+        "video": video,
+        "pictures": pictures,
+        "commands": [f"# {_HOW_TO_GO_ON}", *_commands(config)],
+    }
+    return write_html(config.out / "summary.html", _TEMPLATE, values)
 
 
 def _commands(config: QuickstartConfig) -> list[str]:

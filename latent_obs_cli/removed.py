@@ -11,16 +11,15 @@ REMOVED_VERBS = {
 
 #: Settings of train-agent that were options of compare, separated by blanks.
 _IN_STUDY = """
-workers envs env-kwargs pixel-key flatten history standardize standardise precision backend watch-drift algorithm
-learning-rate learning-rate-schedule gamma net-arch batch-size normalize-reward normalize-observation latent-deviation
-n-steps n-epochs gae-lambda ent-coef clip-range clip-range-schedule lstm-size buffer-size learning-starts train-freq
-gradient-steps tau target-update-interval exploration-fraction exploration-final-eps n-quantiles checkpoint-every
-exact-resume keep-checkpoints eval-every eval-episodes deterministic device
+workers envs env-kwargs pixel-key flatten history precision backend watch-drift algorithm learning-rate
+learning-rate-schedule gamma net-arch batch-size normalize-reward normalize-observation latent-deviation n-steps
+n-epochs ent-coef clip-range buffer-size learning-starts train-freq gradient-steps target-update-interval
+exploration-fraction exploration-final-eps checkpoint-every exact-resume eval-every eval-episodes deterministic device
 """
 
 
 def _in_study(option: str) -> str:
-    name = option.replace("-", "_").replace("standardise", "standardize")
+    name = option.replace("-", "_")
     return (
         f"set {name} under [settings] in a TOML file, and name that with --study (its format: agents/compare/study.py)"
     )

@@ -9,31 +9,26 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from latent_obs.util.errors import InputError, require
 
-Which = Annotated[str, tyro.conf.arg(metavar="{best,last,STEP}")]
+Which = Annotated[str, tyro.conf.arg(metavar="{best,last}")]
 
 
-def _parse(function: Callable[..., Any], verb: str, words: Sequence[str]) -> None:
-    tyro.cli(function, prog=f"latent-obs {verb}", args=list(words), config=(tyro.conf.CascadeSubcommandArgs,))
+def _parse(function: Callable[..., Any], verb: str, words: Sequence[str]) -> Any:
+    return tyro.cli(function, prog=f"latent-obs {verb}", args=list(words), config=(tyro.conf.CascadeSubcommandArgs,))
 
 
 def frames_record(words: Sequence[str]) -> None:
     """Parse `latent-obs frames record`, and record."""
     from vae_training import RecordConfig, record
 
-    def run(
-        config: OmitArgPrefixes[RecordConfig],
-        which: Which = "best",
-        device: str = "auto",
-    ) -> None:
+    def run(config: OmitArgPrefixes[RecordConfig], which: Which = "best", device: str = "auto") -> None:
         """Record frames of a Gymnasium environment to .npy files for train-vae.
 
         Safe to interrupt: what was recorded stays valid, and the same command goes on.
 
         Args:
             config: Settings.
-            which: Which agent of a run folder: best (by the evaluations during training), last, or a checkpoint that
-                was kept, by its step.
-            device: Where an agent on latents encodes: auto, cpu, cuda, cuda:N, mps.
+            which: Which agent of the run folder (--agent): best (by the evaluations during training) or last.
+            device: Where the encoder of that agent runs: auto, cpu, cuda, cuda:N, mps.
         """
         policy = None
         if config.agent is not None:
@@ -61,14 +56,15 @@ def frames_extract(words: Sequence[str]) -> None:
 
 def frames_stats(words: Sequence[str]) -> None:
     """Parse `latent-obs frames stats`, and measure."""
-    import json as json_format
+    from json import dumps
 
     from vae_training import find_warnings, frame_stats, stats_table, write_contact_sheet, write_mean_sheet
 
     def run(folder: Positional[Path], out: Path | None = None, json: bool = False, sample: int | None = None) -> None:
         """Measure a folder of frames, warn of what looks wrong, and draw contact sheets.
 
-        Exit status 1 if training would refuse a file; the other files are measured all the same.
+        Look at the sheets: a blue face or an orange sky means that red and blue are swapped. Exit status 1 if training
+        would refuse a file; the other files are measured all the same.
 
         Args:
             folder: The folder of .npy files.
@@ -77,21 +73,16 @@ def frames_stats(words: Sequence[str]) -> None:
             sample: Measure about this many frames instead of all, for a quick look at a huge dataset.
         """
         stats = frame_stats(folder, sample)
-        pictures: list[Path] = []
+        pictures: list[str] = []
         if stats.files:
             target = out or folder.resolve().with_name(f"{folder.resolve().name}_stats")
-            pictures = [
-                write_contact_sheet(target / "contact_sheet.png", stats),
-                write_mean_sheet(target / "mean_images.png", stats),
-            ]
+            pictures.append(str(write_contact_sheet(target / "contact_sheet.png", stats)))
+            pictures.append(str(write_mean_sheet(target / "mean_images.png", stats)))
         if json:
-            extra = {"warnings": find_warnings(stats), "pictures": [str(picture) for picture in pictures]}
-            print(json_format.dumps({**stats.to_json(), **extra}, indent=2))
+            print(dumps({**stats.to_json(), "warnings": find_warnings(stats), "pictures": pictures}, indent=2))
         else:
             print(stats_table(stats))
-            if pictures:
-                print("\nPictures to look at (a blue face or an orange sky means that red and blue are swapped):")
-                print("\n".join(f"  {picture}" for picture in pictures))
+            print("\nPictures to look at:", ", ".join(pictures) or "none")
             repair = "repair the refused files or move them elsewhere, then: latent-obs frames stats"
             print(f"next: {repair if stats.refused else 'latent-obs train-vae --frames'} {folder}")
         if stats.refused:
@@ -203,10 +194,8 @@ def actions_fit(words: Sequence[str]) -> None:
         """
         if out.exists():
             raise InputError(f"out: {out} exists; name another file with --out, or remove it")
-        missing = [str(path) for path in demonstrations if not path.exists()]
-        if missing or not demonstrations:
-            found = f"there is no {', '.join(missing)}" if missing else "none are named"
-            raise InputError(f"demonstrations: {found}; name a folder, or .npz and .npy files")
+        if missing := [str(path) for path in demonstrations if not path.exists()]:
+            raise InputError(f"demonstrations: there is no {', '.join(missing)}; name a folder, or .npz and .npy files")
         centroids = fit_centroids(demonstrations, k=clusters, seed=seed, key=key)
         file = centroids.save(out)
         print(f"{len(centroids.vectors)} centroids of {int(centroids.counts.sum()):,} actions: {file}")
@@ -302,64 +291,22 @@ def evaluate(words: Sequence[str]) -> None:
 
 
 def quickstart(words: Sequence[str]) -> None:
-    """Parse `latent-obs quickstart`, and walk through all stages."""
-    from latent_obs_cli.quickstart import QuickstartConfig
-    from latent_obs_cli.quickstart import quickstart as walk
+    """Parse `latent-obs quickstart`, and run all stages."""
+    from latent_obs_cli import quickstart as module
 
-    def run(config: OmitArgPrefixes[QuickstartConfig]) -> None:
-        """Record a 3D game, train a CVAE, freeze its encoder, train PPO on the latents, and write a page of results."""
-        walk(config)
+    def run(config: OmitArgPrefixes[module.QuickstartConfig]) -> None:
+        """Record a 3D game, train a CVAE, freeze its encoder, train PPO on the latents, and write a page of results.
+
+        Takes minutes on two CPU cores. Stopped at any moment, the same command goes on.
+        """
+        module.quickstart(config)
 
     _parse(run, "quickstart", words)
 
 
 def watch(words: Sequence[str]) -> None:
-    """Parse `latent-obs watch`, and open the window."""
-    from agents.evaluation import Evaluation
+    """Parse `latent-obs watch`, open the window, and report the episodes that ended."""
     from agents.play.watch import watch_agent
 
-    def run(
-        run: Path,
-        which: Which = "best",
-        speed: float = 1.0,
-        seed: int = 3_000_017,
-        episodes: int | None = None,
-        deterministic: bool | None = None,
-        success_return: float | None = None,
-        paused: bool = False,
-        device: str = "auto",
-    ) -> None:
-        """Watch a trained agent play, live in a window: the game, what it sees of it, its latent and its action.
-
-        Keys: space pauses, n or the right arrow takes one step, + and - change the speed, r begins another episode, q
-        or Esc ends it. Needs a display; without one, latent-obs evaluate writes a video of the same.
-
-        Args:
-            run: The folder that train-agent wrote.
-            which: best (by the evaluations during training), last, or a kept checkpoint by its step.
-            speed: 1 for the game's own speed.
-            seed: Seed of the environment.
-            episodes: End after this many; without it, it goes on until q.
-            deterministic: True for the most likely action, False for a sample; by default as the run's settings say.
-            success_return: An episode is a success if its return reaches this, in place of what is known of the task.
-            paused: Begin with a pause.
-            device: Where to encode: auto, cpu, cuda, cuda:N, mps.
-        """
-        ended = watch_agent(
-            run,
-            which=which,
-            speed=speed,
-            seed=seed,
-            episodes=episodes,
-            deterministic=deterministic,
-            device=device,
-            success_return=success_return,
-            paused=paused,
-        )
-        if ended:
-            judged = [end.success for end in ended]
-            successes = None if all(success is None for success in judged) else tuple(map(bool, judged))
-            played = Evaluation(tuple(end.total for end in ended), tuple(end.length for end in ended), successes)
-            print(f"{len(ended)} whole episodes: mean return {played}")
-
-    _parse(run, "watch", words)
+    if ended := _parse(watch_agent, "watch", words):
+        print(f"{len(ended)} whole episodes: mean return {sum(end.total for end in ended) / len(ended):.1f}")

@@ -4,13 +4,12 @@ import platform
 import sys
 import threading
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
 
+from latent_obs.minerl.installation import version_of
 from latent_obs.util.atomic import write_json
 from latent_obs.util.device import cores, processor
 from latent_obs.util.errors import require
@@ -29,18 +28,8 @@ class Meter:
         file: A list with an entry for each attempt; this one is appended.
         before: Entries of earlier attempts.
 
-    Attributes:
-        how: How memory is measured, in words.
-
     Raises:
         MissingExtraError: psutil is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> with Meter(Path(tempfile.mkdtemp()) / "usage.json", []) as meter:
-        ...     _ = sum(range(100_000))
-        >>> meter.entry["wall_seconds"] > 0 and meter.entry["peak_memory_mb"] > 1
-        True
     """
 
     how = (
@@ -69,9 +58,7 @@ class Meter:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         self._sample()
@@ -109,10 +96,5 @@ def machine_line() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the installed packages on which the numbers of a run depend."""
-    found: dict[str, str] = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: version_of(name) for name in _PACKAGES}
+    return {name: version for name, version in found.items() if version is not None}

@@ -21,7 +21,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from agents.config import AgentConfig
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.util.atomic import write_json
 from latent_obs.util.device import cores
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_count
 from latent_obs.util.interrupt import GracefulStop
 from latent_obs.util.run_config import ANY
 
@@ -45,21 +44,12 @@ WORKER = ("-P", "-m", "agents.compare.worker")
 _PAUSE_S = 0.2
 _GRACE_S = 15.0  # after SIGTERM, to finish a step and to save
 _LAST_LINES = 3  # of its log, shown where a process died without a reason
-_NOT_COMPARED = ("out", "device", "encoder", "pca", "env", "seed", "keep_checkpoints")
+_NOT_COMPARED = ("out", "device", "encoder", "pca", "env", "seed")
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One process to start: a training run with its final evaluation, or a task's random policy.
-
-    Attributes:
-        kind: "train", or "random" for the random policy.
-        task: Name of the task.
-        arm: Name of the arm; "random policy" for that.
-        seed: Seed of the run.
-        config: All settings.
-        episodes: Episodes of the final evaluation.
-    """
+    """One process to start: a training run with its final evaluation, or a task's random policy (kind "random")."""
 
     kind: Literal["train", "random"]
     task: str
@@ -91,10 +81,16 @@ class Planned:
         values |= {"env": self.config.env, "episodes": self.episodes}
         if self.kind == "random":
             values = {name: values[name] for name in ("env", "episodes", "frame_skip", "env_kwargs")}
-        elif self.config.encoder is not None:
-            values["encoder"] = _checksum(read_encoder_folder(self.config.encoder).path / "encoder.safetensors")
-        if self.kind == "train" and self.config.pca is not None:
-            values["pca"] = _checksum(self.config.pca)
+        else:
+            files = {"pca": self.config.pca}
+            if self.config.encoder is not None:
+                files["encoder"] = read_encoder_folder(self.config.encoder).path / "encoder.safetensors"
+            for name, file in files.items():
+                if file is not None:
+                    try:
+                        values[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+                    except OSError as error:
+                        raise InputError(f"{name}: {file} cannot be read: {error.strerror}") from None
         return json.loads(json.dumps(values))
 
 
@@ -143,7 +139,7 @@ def check_same(run: Planned) -> None:
     old |= {AgentConfig.RENAMED.get(name, name): value for name, value in before.items()}
     changed = [name for name in sorted({*old, *now}) if old.get(name) != now.get(name)]
     if changed:
-        what = "; ".join(f"{name} was {_short(old.get(name))}, is now {_short(now.get(name))}" for name in changed)
+        what = "; ".join(f"{name} was {old.get(name)!r}, is now {now.get(name)!r}" for name in changed)
         raise InputError(
             f"{run.name}: {file} is of a run with other settings: {what}. Take them back, give the new ones to another "
             "arm, choose another --out, or remove the run's files to make it again"
@@ -157,45 +153,36 @@ def run_all(
     threads: int | None = None,
     say: Callable[[str], object] = print,
 ) -> dict[str, str]:
-    """Make every run that is not finished.
-
-    Args:
-        runs: From `plan_runs`, in the order to start them.
-        jobs: How many at once; half the cores by default, at least 1.
-        threads: Threads that torch computes with in each; cores / jobs by default.
-        say: Receives the messages: a line when a run begins, and one when it ends.
+    """Make every run that is not finished; arguments and errors as for `compare`.
 
     Returns:
         Name and reason of each run that failed.
-
-    Raises:
-        InputError: A run that is there already has other settings; before anything starts.
-        KeyboardInterrupt: It was interrupted. No process is left, and the same call goes on.
     """
-    for name, count in (("jobs", jobs), ("threads", threads)):
-        if count is not None and count < 1:
-            raise InputError(f"{name} must be 1 or more, got {count}")
-    jobs = max(1, cores() // 2) if jobs is None else jobs
-    threads = max(1, cores() // jobs) if threads is None else threads
+    jobs = max(1, cores() // 2) if jobs is None else check_count("jobs", jobs)
+    threads = max(1, cores() // jobs) if threads is None else check_count("threads", threads)
     for run in runs:
         check_same(run)
     waiting = [run for run in runs if not run.is_finished]
     say(
-        f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before; {jobs} at once, "
-        f"{threads} thread{'s' if threads > 1 else ''} of torch each."
+        f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before; {jobs} at once, {threads} threads each."
     )
     places = {run.name: f"[{i}/{len(runs)}]" for i, run in enumerate(runs, 1)}
     failures: dict[str, str] = {}
     stopping = threading.Event()
 
     def make(run: Planned) -> str | None:
+        """Make one run; why it failed, or None."""
         if stopping.is_set():
             return None
         say(f"{places[run.name]} begins: {run.name}")
         process = _start(run, jobs, threads)
         while process.poll() is None:
-            if stopping.is_set():
-                _end(process)
+            if stopping.is_set():  # ask the process to stop, wait a while, then kill what is left of its session
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_GRACE_S)
+                end_session(process.pid)
+                process.wait()
                 return None
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_PAUSE_S)
@@ -209,11 +196,12 @@ def run_all(
                     run = left.pop(future)
                     reason = future.result()
                     if reason is None:
+                        mean = json.loads(run.file(".json").read_text())["final"]["mean"]
                         remaining = _remaining(runs, list(left.values()), jobs)
-                        say(f"{places[run.name]} ended:  {run.name}: {_outcome(run)}. {remaining}")
+                        say(f"{places[run.name]} ended:  {run.name}: mean return {mean:.1f}. {remaining}")
                     else:
                         failures[run.name] = reason
-                        say(f"{places[run.name]} FAILED: {run.name}: {reason} (all it said: {run.file('.log')})")
+                        say(f"{places[run.name]} FAILED: {run.name}: {reason} (its messages: {run.file('.log')})")
         finally:
             stopping.set()
             if left:
@@ -280,38 +268,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6_000 else f"{seconds / 3600:.1f} h"
 
 
-def _short(value: Any) -> str:
-    return f"{value[:10]}…" if isinstance(value, str) and len(value) == 64 else repr(value)
-
-
-def _checksum(file: Path) -> str:
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from None
-
-
 def _start(run: Planned, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
     """Start a run's process in a session of its own, so that Ctrl-C in a terminal reaches this process only."""
     run.file(".failed.json").unlink(missing_ok=True)
-    job: dict[str, Any] = {
-        "kind": run.kind,
-        "task": run.task,
-        "arm": run.arm,
-        "seed": run.seed,
-        "episodes": run.episodes,
-        "settings": run.signature(),
-        "config": run.config.to_json(),
-        "threads": threads,
-        "jobs": jobs,
-        "result": str(run.file(".json")),
-        "usage": str(run.file(".usage.json")),
-        "failed": str(run.file(".failed.json")),
-        "parent": os.getpid(),
-    }
+    job: dict[str, Any] = {name: getattr(run, name) for name in ("kind", "task", "arm", "seed", "episodes")}
+    job |= {"settings": run.signature(), "config": run.config.to_json()}
+    job |= {"threads": threads, "jobs": jobs, "parent": os.getpid(), "result": str(run.file(".json"))}
+    job |= {name: str(run.file(f".{name}.json")) for name in ("usage", "failed")}
     write_json(run.file(".job.json"), job)
     paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)  # to find the user's own environments
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
     with run.file(".log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, *WORKER, str(run.file(".job.json"))],
@@ -319,18 +284,8 @@ def _start(run: Planned, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=environment,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
         )
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Ask a process to stop, wait a while, then kill what is left of its session."""
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_GRACE_S)
-    end_session(process.pid)
-    process.wait()
 
 
 def _failure(run: Planned, process: "subprocess.Popen[bytes]") -> str | None:
@@ -340,32 +295,22 @@ def _failure(run: Planned, process: "subprocess.Popen[bytes]") -> str | None:
         return None
     end_session(process.pid)  # a process that crashed may have left its environments behind
     if noted := read_json(run.file(".failed.json")):
-        return str(noted.get("reason"))
+        return str(noted["reason"])
     last = run.file(".log").read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
-    how = f"it was ended by signal {-status}" if status < 0 else f"exit status {status}"
-    reason = f"{'it was stopped from outside' if status == STOPPED else how}; last lines: {' / '.join(last) or 'none'}"
+    how = "stopped from outside" if status == STOPPED else f"exit status {status}"
+    reason = f"{how}; last lines: {' / '.join(last) or 'none'}"
     write_json(run.file(".failed.json"), {"reason": reason})
     return reason
 
 
-def _outcome(run: Planned) -> str:
-    numbers = read_json(run.file(".json")) or {}
-    final = numbers["final"]
-    text = f"mean return {final['mean']:.1f} over {len(final['returns'])} new episodes"
-    return text + (f", {numbers['steps_per_second']:.0f} steps/s" if "steps_per_second" in numbers else "")
-
-
 def _remaining(runs: Sequence[Planned], left: Sequence[Planned], jobs: int) -> str:
-    """How many runs are left, and how long they will take, judged by finished ones of the same arm, or of any."""
-    rates: dict[str, list[float]] = defaultdict(list)  # seconds per step, by arm
-    for run in runs:
-        if run.kind == "train" and (numbers := read_json(run.file(".json"))):
-            rates[run.arm].append(numbers["wall_seconds"] / run.config.steps)
-    known = [rate for of_arm in rates.values() for rate in of_arm]
-    if not left or not known:
+    """How many runs are left, and how long they will take, judged by finished ones."""
+    done = [run for run in runs if run.kind == "train" and run.is_finished]
+    steps = sum(run.config.steps for run in left if run.kind == "train")
+    if not left or not done:
         return f"{len(left)} runs left."
-    training = [(run.config.steps, rates.get(run.arm, known)) for run in left if run.kind == "train"]
-    seconds = sum(steps * sum(of_arm) / len(of_arm) for steps, of_arm in training)
+    wall = sum(json.loads(run.file(".json").read_text())["wall_seconds"] for run in done)
+    seconds = steps * wall / sum(run.config.steps for run in done)
     return f"{len(left)} runs left, about {duration(seconds / jobs)}."
 
 
@@ -375,8 +320,7 @@ class Results:
 
     Attributes:
         study: What is compared.
-        runs: Numbers of each finished run, as `agents.compare.worker` writes them, by task and arm, in the order of
-            seeds.
+        runs: Numbers of each finished run, as `agents.compare.worker` writes them, by task and arm, in order of seeds.
         random: Returns of the random policy on each task that has them.
         missing: Name of each run without numbers, and why: "not finished", or how it failed.
     """
@@ -402,7 +346,7 @@ def collect(study: Study, out: Path) -> Results:
         numbers = read_json(run.file(".json"))
         if numbers is None:
             failed = read_json(run.file(".failed.json"))
-            results.missing[run.name] = f"failed: {failed.get('reason')}" if failed else "not finished"
+            results.missing[run.name] = f"failed: {failed['reason']}" if failed else "not finished"
         elif run.kind == "random":
             results.random[run.task] = numbers["final"]["returns"]
         else:
@@ -427,11 +371,11 @@ def compare(
         out: The folder of all results.
         jobs: Runs at once; half the cores by default, at least 1.
         threads: Threads that torch computes with in each; cores / jobs by default.
-        say: Receives the messages.
+        say: Receives the messages: a line when a run begins, and one when it ends.
 
     Raises:
         InputError: A setting is not allowed, or runs in the folder have other settings; before training starts.
-        KeyboardInterrupt: It was interrupted; the same call goes on.
+        KeyboardInterrupt: It was interrupted. No process is left, and the same call goes on.
     """
     out = Path(out)
     runs = plan_runs(study, out)

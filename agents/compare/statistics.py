@@ -5,7 +5,6 @@ The measures are those of the paper's library rliable: interquartile mean, optim
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,33 +17,8 @@ _POINTS = 41  # of a curve over time, where the evaluations of two seeds are nev
 
 Array = NDArray[np.float64]
 Run = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and the 95% interval around it.
-
-    Attributes:
-        value: The estimate.
-        low: Lower end of the interval; equal to `value` for a single seed.
-        high: Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def above(self, other: "Estimate") -> bool:
-        """Whether the whole interval lies above another one.
-
-        Example:
-            >>> Estimate(3, 2, 4).above(Estimate(1, 0, 1.5)), Estimate(3, 2, 4).above(Estimate(1, 0, 2.5))
-            (True, False)
-        """
-        return self.low > other.high
-
-    def __str__(self) -> str:
-        return f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
+Estimate = dict[str, float]
+"""A number and its 95% interval, which is the number itself for a single seed: "value", "low", "high"."""
 
 
 def number(value: float) -> str:
@@ -61,6 +35,16 @@ def number(value: float) -> str:
     return "0" if float(text.replace(",", "")) == 0 else text
 
 
+def in_words(estimate: Estimate | None) -> str:
+    """An estimate with its interval, as text; empty for None.
+
+    Example:
+        >>> in_words({"value": 3.0, "low": 1.0, "high": 6.0})
+        '3.00 [1.00, 6.00]'
+    """
+    return "" if estimate is None else "{} [{}, {}]".format(*(number(estimate[k]) for k in ("value", "low", "high")))
+
+
 def aggregates(scores: ArrayLike) -> dict[str, Estimate]:
     """Mean, interquartile mean and optimality gap of all runs of one arm.
 
@@ -71,8 +55,8 @@ def aggregates(scores: ArrayLike) -> dict[str, Estimate]:
         "mean", "iqm", and "optimality_gap": how far runs stay below 1 on average, where a score above 1 counts as 1.
 
     Example:
-        >>> print(aggregates([[1.0], [2.0], [6.0]])["mean"])
-        3.00 [1.00, 6.00]
+        >>> aggregates([[1.0], [2.0], [6.0]])["mean"]
+        {'value': 3.0, 'low': 1.0, 'high': 6.0}
     """
     values = np.asarray(scores, np.float64)
     drawn = _resamples(values, np.random.default_rng(0)).reshape(RESAMPLES, -1)
@@ -85,18 +69,14 @@ def aggregates(scores: ArrayLike) -> dict[str, Estimate]:
 
 
 def versus(scores: ArrayLike, other: ArrayLike) -> dict[str, Estimate]:
-    """Compare two arms, which may have different numbers of seeds.
-
-    Args:
-        scores: (seeds, tasks).
-        other: (seeds, tasks) of the other arm.
+    """Compare two arms, each (seeds, tasks), which may have different numbers of seeds.
 
     Returns:
         "difference" of the interquartile means, and "probability_of_improvement" from `chance_of_more`.
 
     Example:
-        >>> print(versus([[3.0], [4.0]], [[1.0], [2.0]])["probability_of_improvement"])
-        1.00 [1.00, 1.00]
+        >>> versus([[3.0], [4.0]], [[1.0], [2.0]])["probability_of_improvement"]
+        {'value': 1.0, 'low': 1.0, 'high': 1.0}
     """
     x, y = np.asarray(scores, np.float64), np.asarray(other, np.float64)
     rng = np.random.default_rng(0)
@@ -121,11 +101,7 @@ def iqm(values: Array) -> Array:
 
 
 def chance_of_more(x: Array, y: Array) -> Array:
-    """P(x > y) + P(x = y) / 2 of two runs on the same task, averaged over tasks.
-
-    Args:
-        x: (..., seeds, tasks).
-        y: (..., seeds of the other arm, tasks).
+    """P(x > y) + P(x = y) / 2 of two runs on the same task, averaged over tasks; arrays of (..., seeds, tasks).
 
     Example:
         >>> float(chance_of_more(np.array([[2.0], [1.0]]), np.array([[1.0], [1.0]])))
@@ -140,11 +116,6 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
     Raises:
         MissingExtraError: scipy is not installed.
-
-    Example:
-        >>> low, high = t_interval([1.0, 2.0, 3.0])
-        >>> round(low, 2), round(high, 2)
-        (-0.48, 4.48)
     """
     if len(values) < 2:
         return None
@@ -161,35 +132,15 @@ def _resamples(scores: Array, rng: np.random.Generator) -> Array:
 
 def _estimate(value: Array, drawn: Array) -> Estimate:
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(float(value), float(low), float(high))
+    return {"value": float(value), "low": float(low), "high": float(high)}
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Interquartile mean of the evaluations of several seeds, with pointwise 95% intervals.
-
-    Attributes:
-        at: (points,) environment steps, or seconds of training.
-        iqm: (points,) returns.
-        low: (points,) lower ends of the intervals.
-        high: (points,) upper ends.
-    """
-
-    at: list[float]
-    iqm: list[float]
-    low: list[float]
-    high: list[float]
-
-
-def mean_curve(runs: Sequence[Run], over: str) -> Curve | None:
-    """The learning curve of an arm, over the range in which all its seeds have evaluations.
-
-    Args:
-        runs: Finished runs, one per seed.
-        over: "step" or "seconds".
+def mean_curve(runs: Sequence[Run], over: str) -> dict[str, list[float]] | None:
+    """The learning curve of an arm over "step" or "seconds", in the range in which all its seeds have evaluations.
 
     Returns:
-        The curve; None if there is no such range.
+        "at": steps or seconds; "iqm": interquartile means of the returns; "low", "high": 95% interval of each point.
+        None if there is no such range.
     """
     places, returns = [_column(run, over) for run in runs], [_column(run, "mean_return") for run in runs]
     if not runs or any(len(place) == 0 for place in places):
@@ -204,18 +155,12 @@ def mean_curve(runs: Sequence[Run], over: str) -> Curve | None:
     values = np.array([np.interp(grid, place, own) for place, own in zip(places, returns, strict=True)])
     rows = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     points = [_estimate(iqm(point), iqm(point[rows])) for point in values.T]
-    return Curve(grid.tolist(), [p.value for p in points], [p.low for p in points], [p.high for p in points])
+    ends = {"iqm": "value", "low": "low", "high": "high"}
+    return {"at": grid.tolist(), **{name: [point[key] for point in points] for name, key in ends.items()}}
 
 
 def at_seconds(run: Run, seconds: float) -> float | None:
-    """The return of a run at a time of training, interpolated between evaluations; later, that of the last one.
-
-    Args:
-        run: A finished run.
-        seconds: Seconds of training.
-
-    Returns:
-        The return; None before the first evaluation.
+    """The return of a run after so many seconds of training, interpolated between evaluations; None before the first.
 
     Example:
         >>> run = {"evaluations": [{"seconds": 10, "mean_return": 0}, {"seconds": 20, "mean_return": 5}]}
@@ -242,7 +187,7 @@ def mean_reach(runs: Sequence[Run], target: float) -> dict[str, float] | None:
     Unlike `first_reach`, a single lucky evaluation of one seed does not count.
     """
     mean = mean_curve(runs, "step")
-    for step, value in zip(mean.at, mean.iqm, strict=True) if mean is not None else ():
+    for step, value in zip(mean["at"], mean["iqm"], strict=True) if mean is not None else ():
         if value >= target:
             seconds = [np.interp(step, _column(run, "step"), _column(run, "seconds")) for run in runs]
             return {"step": step, "seconds": float(np.mean(seconds))}
@@ -250,5 +195,4 @@ def mean_reach(runs: Sequence[Run], target: float) -> dict[str, float] | None:
 
 
 def _column(run: Run, name: str) -> Array:
-    """One number of each evaluation of a run, (evaluations,)."""
     return np.array([row[name] for row in run["evaluations"]], np.float64)

@@ -36,7 +36,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -44,7 +44,7 @@ from typing import Any, get_args
 from agents.config import AgentConfig, Observation
 from agents.envs import contract_of
 from latent_obs.encoder.folder import read_encoder_folder
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_choice, check_count
 
 Settings = dict[str, Any]
 
@@ -125,24 +125,23 @@ class Study:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise InputError(f"{name} must be one or more, and none twice, got {list(values)}")
-        counts = {name: getattr(self, name) for name in ("steps", "episodes", "evaluations")}
-        counts |= {f"tasks.{name}.steps": task.steps for name, task in self.tasks.items() if task.steps is not None}
-        for name, count in counts.items():
-            if not isinstance(count, int) or count < 1:
-                raise InputError(f"{name} must be 1 or more, got {count!r}")
-        if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
-            raise InputError(f"seeds must be whole numbers, 0 or more, got {list(self.seeds)}")
-        for what, names in (("tasks", list(self.tasks)), ("arms", list(self.arms))):
+        for name in ("steps", "episodes", "evaluations"):
+            check_count(name, getattr(self, name))
+        for name, task in self.tasks.items():
+            check_count(f"tasks.{name}.steps", self.steps if task.steps is None else task.steps)
+        for seed in self.seeds:
+            check_count("seeds", seed, at_least=0)
+        for what, names in (("tasks", self.tasks), ("arms", self.arms)):
             folders = [folder_name(name) for name in names]
             if len(set(folders)) != len(folders) or not all(folders):
-                raise InputError(f"{what} need names that differ as folders: {names} would become {folders}")
+                raise InputError(f"{what} need names that differ as folders: {list(names)} would become {folders}")
         for arm in self.arms:
             self.observation(arm)
-        named = {"arm_settings": self.arm_settings}
-        named |= {f"tasks.{name}.arms": task.arms for name, task in self.tasks.items()}
-        for where, arms in named.items():
-            if unused := [arm for arm in arms if arm not in self.arms]:
-                raise InputError(f"{where} has {unused}, which are not among the arms {list(self.arms)}")
+        given = {"arm_settings": self.arm_settings}
+        given |= {f"tasks.{name}.arms": task.arms for name, task in self.tasks.items()}
+        for where, arms in given.items():
+            for arm in arms:
+                check_choice(f"an arm in {where}", arm, self.arms)
 
     def observation(self, arm: str) -> str:
         """What the agents of an arm see: one of train-agent's observations.
@@ -152,10 +151,9 @@ class Study:
         """
         seen = self.arm_settings.get(arm, {}).get("observation", arm)
         if seen not in OBSERVATIONS:
-            got = "" if seen == arm else f", got observation = {seen!r}"
             raise InputError(
                 f"arms: {arm!r} must be one of {', '.join(OBSERVATIONS)}, or a variant with a table "
-                f'[arm_settings."{arm}"] that has observation = one of them{got}'
+                f'[arm_settings."{arm}"] whose observation is one of them; got observation = {seen!r}'
             )
         return seen
 
@@ -187,21 +185,18 @@ class Study:
         }
         where = f"task {task!r}, arm {arm!r}"
         if values["observation"] == "pca-latent":
-            if values.setdefault("pca", of_task.pca) is None:
-                raise InputError(f"{where}: pca is missing; name the file that latent_obs.encoder.pca.save_pca wrote")
-            values["encoder"] = None  # the file holds the preprocessing of its frames
-        if values["observation"] == "latent" and values["encoder"] is None:
-            raise InputError(f"{where}: encoder is missing; name the folder that train-vae made")
+            values["encoder"] = None  # the PCA file holds the preprocessing of its frames
+            values.setdefault("pca", of_task.pca)
+        for observation, name in (("latent", "encoder"), ("pca-latent", "pca")):
+            if values["observation"] == observation and values[name] is None:
+                raise InputError(f"{where}: {name} is missing; name it in the study")
         try:
             config = AgentConfig.from_json(values)
-        except (InputError, TypeError, AttributeError) as error:
-            texts = {k: v for k, v in values.items() if isinstance(v, str) and k not in ("env", "observation")}
-            hint = "" if isinstance(error, InputError) else f"; is one of these a number: {texts}?"
+        except (InputError, TypeError, AttributeError) as error:  # TypeError: text in place of a number
+            hint = "" if isinstance(error, InputError) else f"; check the types of {self.own_settings(task, arm)}"
             raise InputError(f"{where}: {error}{hint}") from None
         if not config.eval_every:
-            raise InputError(
-                f"{where}: eval_every must be 1 or more, as learning curves are made of evaluations, got 0"
-            )
+            raise InputError(f"{where}: eval_every must be 1 or more, for a learning curve, got 0")
         if config.observation == "pixels" and config.encoder is not None:
             # Of a pixel agent the encoder decides only the size of frames. It is left out where that is the usual size,
             # or too small for a CNN, so that another encoder does not make these runs again.
@@ -243,7 +238,7 @@ def study_from(values: Mapping[str, Any], folder: Path) -> Study:
         InputError: Something in it is unknown or not allowed.
     """
     _check_names(values, Study, "study")
-    given = {**values, **{name: dict(_table(values, name)) for name in ("record", "vae")}}
+    given = {**values, **{name: _table(values, name) for name in ("record", "vae")}}
     given["settings"] = _settings(values, "settings", "", folder, _SET_BY_ARM)
     variants = _table(values, "arm_settings")
     given["arm_settings"] = {arm: _settings(variants, arm, "arm_settings.", folder) for arm in variants}
@@ -306,10 +301,9 @@ def _settings(
     return settings
 
 
-def _check_names(names: Mapping[str, Any] | list[str], kind: type[Any], where: str) -> None:
+def _check_names(names: Iterable[str], kind: type[Any], where: str) -> None:
     known = [f.name for f in dataclasses.fields(kind)]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}"
-            raise InputError(f"{where}: {name!r} is unknown; {hint}")
+            near = difflib.get_close_matches(name, known, n=2) or known
+            raise InputError(f"{where}: {name!r} is unknown; use {' or '.join(near)}")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ import numpy as np
 from agents.compare.runs import Results
 from agents.compare.statistics import (
     Array,
-    Estimate,
     Run,
     aggregates,
     at_seconds,
@@ -33,9 +31,6 @@ def summarize(results: Results) -> dict[str, Any]:
     """Summarize the finished runs in plain numbers, texts and lists, as JSON holds them.
 
     Every score is the mean return of a run's last agent over new episodes; every interval is over seeds.
-
-    Args:
-        results: From `compare` or `collect`; runs may be missing.
 
     Returns:
         "tasks": by task, its random policy and arms, each with estimates ("mean", "iqm": value, low, high), costs,
@@ -83,10 +78,10 @@ def _arm(observation: str, runs: Sequence[Run]) -> dict[str, Any]:
         "observation": observation,
         "seeds": [run["seed"] for run in runs],
         "scores": scores.ravel().tolist(),
-        "mean": asdict(estimates["mean"]),
-        "iqm": asdict(estimates["iqm"]),
+        "mean": estimates["mean"],
+        "iqm": estimates["iqm"],
         "t_interval": t_interval(scores.ravel().tolist()),
-        **{name: None if curve is None else asdict(curve) for name, curve in curves.items()},
+        **curves,
         **{name: float(np.mean([run[name] for run in runs])) for name in costs},
         "memory_how": runs[0]["memory_how"],
         "success_share": float(np.mean([np.mean(one) for one in solved])) if len(solved) == len(runs) else None,
@@ -98,13 +93,13 @@ def _against(runs: Sequence[Run], pixels: Sequence[Run]) -> dict[str, Any]:
     """An arm beside the pixel agent: at equal steps, at equal time, and how soon it is as good."""
     ended, curve = float(np.mean([run["training_seconds"] for run in pixels])), mean_curve(pixels, "step")
     # The end of the pixel agent's curve, not its score: curves are compared, and new episodes may be easier.
-    target = float(iqm(_scores(pixels).ravel())) if curve is None else curve.iqm[-1]
+    target = float(iqm(_scores(pixels).ravel())) if curve is None else curve["iqm"][-1]
     then = [value for value in (at_seconds(run, ended) for run in runs) if value is not None]
     rates = [float(np.mean([run["steps_per_second"] for run in some])) for some in (runs, pixels)]
     return {
-        **{name: asdict(estimate) for name, estimate in versus(_scores(runs), _scores(pixels)).items()},
+        **versus(_scores(runs), _scores(pixels)),
         "pixels_ended_seconds": ended,
-        "at_that_time": asdict(aggregates(np.array(then)[:, None])["iqm"]) if len(then) == len(runs) else None,
+        "at_that_time": aggregates(np.array(then)[:, None])["iqm"] if len(then) == len(runs) else None,
         "target": target,
         "reached_by_seed": [first_reach(run, target) for run in runs],
         "reached": mean_reach(runs, target),
@@ -139,40 +134,24 @@ def over_tasks(names: Sequence[str], tasks: dict[str, Any]) -> dict[str, Any]:
         one = task["reference"] if task["reference"] is not None else pixels and pixels["mean"]["value"]
         if missing:
             left_out[name] = f"no finished runs of {', '.join(missing)}"
-        elif task["random"] is None:
-            left_out[name] = "no score of the random policy"
-        elif one is None:
-            left_out[name] = f"neither an arm {BASELINE!r} nor a reference in the task, which would count as 1"
+        elif task["random"] is None or one is None:
+            left_out[name] = f"a score of the random policy, and an arm {BASELINE!r} or a reference are needed"
         elif one <= task["random"]["mean"]:
-            what = "the pixel agent" if task["reference"] is None else "the reference"
-            left_out[name] = f"{what} ({one:.1f}) is not above the random policy ({task['random']['mean']:.1f})"
+            left_out[name] = f"the score {one:.1f}, which would count as 1, is not above the random policy's"
         else:
             scale[name] = (task["random"]["mean"], one)
     scores: dict[str, Array] = {}
     for arm in names if scale else ():
-        seeds = min(len(tasks[task]["arms"][arm]["scores"]) for task in scale)
-        columns = [
-            [normalize(score, *ends) for score in tasks[task]["arms"][arm]["scores"][:seeds]]
-            for task, ends in scale.items()
-        ]
-        scores[arm] = np.array(columns, np.float64).T
+        own = {task: tasks[task]["arms"][arm]["scores"] for task in scale}
+        seeds = min(map(len, own.values()))
+        scores[arm] = np.array([(np.array(own[n][:seeds]) - zero) / (one - zero) for n, (zero, one) in scale.items()]).T
     arms: dict[str, Any] = {}
     for arm, mine in scores.items():
-        arms[arm] = {name: asdict(estimate) for name, estimate in aggregates(mine).items()} | {"seeds": len(mine)}
+        arms[arm] = aggregates(mine) | {"seeds": len(mine)}
         if BASELINE in scores:
-            better = versus(mine, scores[BASELINE])["probability_of_improvement"]
-            arms[arm]["probability_of_improvement"] = asdict(better)
+            name = "probability_of_improvement"
+            arms[arm][name] = versus(mine, scores[BASELINE])[name]
     return {"tasks": list(scale), "left_out": left_out, "scale": scale, "arms": arms}
-
-
-def normalize(score: float, zero: float, one: float) -> float:
-    """A score on a scale where `zero` is 0 and `one` is 1.
-
-    Example:
-        >>> normalize(5.0, zero=-5.0, one=15.0)
-        0.5
-    """
-    return (score - zero) / (one - zero)
 
 
 def verdict(tasks: dict[str, Any]) -> dict[str, Any]:
@@ -181,9 +160,6 @@ def verdict(tasks: dict[str, Any]) -> dict[str, Any]:
     An arm is "above" or "below" another if the 95% intervals of the two interquartile means do not overlap, else
     "level". It is "sooner" if its curve reaches the final return of the pixel agent in less training time than the
     pixel agent's curve. A single seed gives no verdict.
-
-    Args:
-        tasks: By name, as in `summarize`.
 
     Returns:
         "headline": a sentence on the first arm on trained latents; "sentences": one or more for each arm; "warnings";
@@ -207,26 +183,18 @@ def verdict(tasks: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def beside(mine: dict[str, Any], other: dict[str, Any]) -> str:
-    """Where an arm's IQM lies beside another's: "above", "level" (the intervals overlap), "below", or "one seed".
-
-    Example:
-        >>> low = {"iqm": {"value": 1, "low": 0, "high": 2}, "seeds": [0, 1]}
-        >>> high = {"iqm": {"value": 4, "low": 3, "high": 5}, "seeds": [0, 1]}
-        >>> beside(high, low), beside(low, high), beside(low, low), beside(high, low | {"seeds": [0]})
-        ('above', 'below', 'level', 'one seed')
-    """
+def _beside(mine: dict[str, Any], other: dict[str, Any]) -> str:
+    """Where an arm's IQM lies beside another's: "above", "level" (the intervals overlap), "below", or "one seed"."""
     if min(len(mine["seeds"]), len(other["seeds"])) < 2:
         return ONE_SEED
-    a, b = Estimate(**mine["iqm"]), Estimate(**other["iqm"])
-    return "above" if a.above(b) else "below" if b.above(a) else "level"
+    a, b = mine["iqm"], other["iqm"]
+    return "above" if a["low"] > b["high"] else "below" if b["low"] > a["high"] else "level"
 
 
 def _count(task: dict[str, Any], arm: str) -> dict[str, Any]:
-    """How an arm stands in one task: beside the other arms, the random policy, and in time."""
     mine, pixels = task["arms"][arm], task["arms"].get(BASELINE)
     others = (BASELINE, *(_CONTROLS if mine["observation"] == "latent" else ()))
-    count: dict[str, Any] = {other: beside(mine, task["arms"][other]) for other in others if other in task["arms"]}
+    count: dict[str, Any] = {other: _beside(mine, task["arms"][other]) for other in others if other in task["arms"]}
     if task["random"] is not None:
         count["learnt"] = mine["iqm"]["low"] > task["random"]["mean"]
     if count.get(BASELINE, ONE_SEED) != ONE_SEED:
@@ -236,36 +204,39 @@ def _count(task: dict[str, Any], arm: str) -> dict[str, Any]:
 
 
 def _sentences(tasks: dict[str, Any], arm: str, counts: dict[str, dict[str, Any]]) -> list[str]:
+    """The verdict on one arm."""
+
     def on(which: str, where: str) -> list[str]:
         """The tasks on which the arm lies so beside another."""
         return [name for name, count in counts.items() if count.get(which) == where]
 
     def scored(names: Sequence[str]) -> str:
         values = {n: [number(tasks[n]["arms"][a]["iqm"]["value"]) for a in (arm, BASELINE)] for n in names}
-        return _list([f"{name} ({mine} against {pixels})" for name, (mine, pixels) in values.items()])
+        return ", ".join(f"{name} ({mine} against {pixels})" for name, (mine, pixels) in values.items())
 
     alone = on(BASELINE, ONE_SEED)
     above, level, below = (on(BASELINE, where) for where in ("above", "level", "below"))
     total = len(above) + len(level) + len(below)
     if not total and not alone:
         return [f"{arm}: there is no pixel agent to compare it with."]
-    if not total:
-        return [f"{arm}: no verdict, as one seed says nothing of another: {scored(alone)}."]
-    parts = [f"{arm}: at equal steps not below pixels on {_of(total - len(below), total)}"]
-    parts[0] += f" (above on {len(above)})" if above else ""
-    sooner = [name for name, count in counts.items() if count.get("sooner")]
-    parts.append(f"reached the pixel agent's final return in less time on {_of(len(sooner), total)}")
-    for other, called in _CONTROLS.items():
-        if judged := [name for where in ("above", "level", "below") for name in on(other, where)]:
-            parts.append(f"above {called} on {_of(len(on(other, 'above')), len(judged))}")
-    texts = ["; ".join(parts) + "."]
+    texts: list[str] = []
+    if total:
+        sooner = sum(bool(count.get("sooner")) for count in counts.values())
+        parts = [
+            f"{arm}: at equal steps not below pixels on {_of(total - len(below), total)} (above on {len(above)})",
+            f"reached the pixel agent's final return in less time on {_of(sooner, total)}",
+        ]
+        for other, called in _CONTROLS.items():
+            if judged := sum(len(on(other, where)) for where in ("above", "level", "below")):
+                parts.append(f"above {called} on {_of(len(on(other, 'above')), judged)}")
+        texts.append("; ".join(parts) + ".")
     if below:
         texts.append(f"{arm} loses to pixels on {scored(below)}.")
     if alone:
-        texts.append(f"{arm}: no verdict, with one seed, on {scored(alone)}.")
+        texts.append(f"{arm}: no verdict, as one seed says nothing of another, on {scored(alone)}.")
     for other, called in _CONTROLS.items():
         if lost := on(other, "below"):
-            texts.append(f"{arm} is below {called} on {_list(lost)}.")
+            texts.append(f"{arm} is below {called} on {', '.join(lost)}.")
     return texts
 
 
@@ -276,8 +247,7 @@ def _warnings(name: str, task: dict[str, Any]) -> list[str]:
     if chance is not None and pixels is not None and pixels["iqm"]["low"] <= chance["mean"]:
         texts.append(
             f"On {name} the pixel agent ({number(pixels['iqm']['value'])}) is not above the random policy "
-            f"({number(chance['mean'])}): it has learnt nothing there, and being level with it is no merit. If the "
-            "task can be learnt, it needs more steps or other settings."
+            f"({number(chance['mean'])}): it has learnt nothing there, and being level with it is no merit."
         )
     skips = {arm: one["settings"].get("frame_skip") for arm, one in task["arms"].items()}
     if len(set(skips.values())) > 1:
@@ -291,9 +261,6 @@ def few_seeds(seeds: int) -> str:
     All `n` draws of a resample of `n` values are the smallest one with probability n^-n. Up to three seeds that is more
     than 2.5%, so the 95% interval is the range of the seeds. The range of `n` values contains the median of the
     distribution with probability 1 - 2^(1 - n).
-
-    Args:
-        seeds: The smallest number of seeds of an arm.
     """
     if seeds <= 1:
         return "One seed does not show how much another would differ: there are no intervals here, and no verdict."
@@ -306,16 +273,9 @@ def few_seeds(seeds: int) -> str:
             "intervals may be luck; use 5 to 10 seeds to be sure."
         )
     if seeds < 10:
-        return (
-            f"{seeds} seeds are few: percentile bootstrap intervals of so few values are somewhat too narrow. Small "
-            "gaps between intervals may be luck."
-        )
+        return f"{seeds} seeds are few: their bootstrap intervals are somewhat too narrow. Small gaps may be luck."
     return f"{seeds} seeds: enough for the bootstrap intervals to be about right."
 
 
 def _of(count: int, total: int) -> str:
     return f"{count} of {total} task{'s' if total > 1 else ''}"
-
-
-def _list(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

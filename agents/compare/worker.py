@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,7 @@ _GRACE_S = 15.0
 
 
 def run_job(job: dict[str, Any]) -> int:
-    """Make one run, and write its numbers.
-
-    Args:
-        job: As `agents.compare.runs` writes it.
-
-    Returns:
-        The exit status.
-    """
+    """Make the run of a job that `agents.compare.runs` wrote, write its numbers, and return the exit status."""
     config = AgentConfig.from_json(job["config"])
     with torch_threads(job["threads"]):
         if job["kind"] == "random":
@@ -71,8 +65,7 @@ def _train(config: AgentConfig, episodes: int, usage: Path) -> dict[str, Any] | 
         "steps": result.steps,
         "training_seconds": seconds,
         "steps_per_second": result.steps / seconds,
-        "wall_seconds": sum(a["wall_seconds"] for a in attempts),
-        "cpu_seconds": sum(a["cpu_seconds"] for a in attempts),
+        **{name: sum(a[name] for a in attempts) for name in ("wall_seconds", "cpu_seconds")},
         "peak_memory_mb": max(a["peak_memory_mb"] for a in attempts),
         "memory_how": meter.how,
         "attempts": len(attempts),
@@ -80,13 +73,7 @@ def _train(config: AgentConfig, episodes: int, usage: Path) -> dict[str, Any] | 
 
 
 def _evaluated(played: Evaluation) -> dict[str, Any]:
-    return {
-        "mean": played.mean,
-        "standard_error": played.standard_error,
-        "returns": list(played.returns),
-        "lengths": list(played.lengths),
-        "successes": None if played.successes is None else list(played.successes),
-    }
+    return {"mean": played.mean, "standard_error": played.standard_error, **asdict(played)}
 
 
 def stop_with_parent(parent: int) -> None:

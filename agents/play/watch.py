@@ -33,21 +33,22 @@ def watch_agent(
     success_return: float | None = None,
     paused: bool = False,
 ) -> list[EpisodeEnd]:
-    """Play an agent in a window that also shows what it sees, its latent and its decision.
+    """Watch a trained agent play, live in a window: the game, what it sees of it, its latent and its action.
 
-    Keys: space pauses, n or the right arrow takes one step, + and - change the speed, r begins another episode, q or
-    Esc quits.
+    Keys: space pauses, n or the right arrow takes one step, + and - double and halve the speed, r begins another
+    episode, q or Esc (or closing the window) quits. Needs a display; without one, `latent-obs evaluate` writes a video
+    of the same.
 
     Args:
-        run: The run folder.
-        which: "best", "last" or the step of a kept checkpoint.
-        speed: 1 for the game's own speed; slower where the machine is.
+        run: The folder that train-agent wrote.
+        which: best (by the evaluations during training) or last.
+        speed: 1 for the game's own speed, 2 for twice as fast.
         seed: Seed of the environment.
-        episodes: End after so many; None plays until the user quits.
-        deterministic: The most likely action rather than a sample; by default as in the run's settings.
-        device: Where to encode.
-        success_return: As for `evaluate_agent`.
-        paused: Begin paused.
+        episodes: End after this many; by default it goes on until you press q.
+        deterministic: True for the most likely action, False for a sample; by default as in the run's settings.
+        device: Where to encode: auto, cpu, cuda, cuda:N, mps.
+        success_return: An episode is a success if its return reaches this, in place of the task's own rule.
+        paused: Start paused.
 
     Returns:
         How each whole episode ended.

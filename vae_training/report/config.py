@@ -25,10 +25,10 @@ class ReportConfig:
     out: Path | None = None
     """Folder to make: report.html, report.json and pictures. By default report, beside the encoder folder."""
     targets: Path | None = None
-    """An .npz of own values to read from the latents: named arrays, an entry for each frame of all files in name
+    """An .npz of your own values to predict from the latents: named arrays, an entry for each frame of all files in name
     order."""
     probes: bool = True
-    """Measure how well what is known of the state can be read from the latents, where anything is known."""
+    """Measure how well the recorded state of the game can be predicted from the latents, where there is any."""
     autoencoder_steps: int | None = None
     """Gradient steps of the autoencoder (beta 0) that is trained to compare with; 0 leaves it out. By default 300,
     quick 0."""

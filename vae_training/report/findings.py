@@ -222,11 +222,7 @@ PROBE_RULES: dict[str, tuple[Level, str, str]] = {
 
 
 def verdict(numbers: Numbers) -> list[Finding]:
-    """What the numbers say, the worst first.
-
-    Args:
-        numbers: What was measured.
-    """
+    """What the numbers say, the worst first."""
     facts = _facts(numbers)
     texts = _texts(numbers, facts)
     findings: dict[str, Finding] = {}
@@ -245,8 +241,6 @@ def headline(findings: Sequence[Finding], missing: Sequence[str] = ()) -> str:
     """The verdict in a sentence.
 
     Example:
-        >>> headline([Finding("information.enough", "good", "…")], ["probes"])
-        'What was measured looks good. Not measured: probes.'
         >>> headline([Finding("probes.lost", "warning", "…", lost=("monster.x",))])
         'Usable, unless the agent needs what is lost: monster.x. 1 warning to look at first.'
     """
@@ -335,22 +329,19 @@ def _probes(table: ProbeTable, more: str) -> Iterator[Finding]:
     own, *others = table.representations
     linear = {(r.representation, r.target): r for r in table.results if r.head == "linear"}
     for name in others:
-        pairs = {t: (linear[name, t], linear[own, t]) for t in table.targets if (name, t) in linear}
-        better = {
-            target: (theirs.main.value, ours.main.value)
-            for target, (theirs, ours) in pairs.items()
-            if theirs.interval[0] > ours.interval[1] and theirs.above_chance - ours.above_chance > _BETTER
-        }
+        better: dict[str, tuple[float, float]] = {}
+        for target in table.targets:
+            ours, theirs = linear.get((own, target)), linear.get((name, target))
+            if ours is None or theirs is None or theirs.interval[0] <= ours.interval[1]:
+                continue
+            if theirs.above_chance - ours.above_chance > _BETTER:
+                better[target] = (theirs.main.value, ours.main.value)
         if better:
             listed = _some([f"{target} ({theirs:.2f} against {ours:.2f})" for target, (theirs, ours) in better.items()])
-            yield Finding(
-                "probes.baseline_reads_more",
-                "warning",
-                f"A linear probe reads more from {name} than from the latents: {listed}.",
-                {f"{target}, {name}": theirs for target, (theirs, _) in better.items()}
-                | {target: ours for target, (_, ours) in better.items()},
-                more,
-            )
+            said = f"A linear probe reads more from {name} than from the latents: {listed}."
+            scores = {f"{target}, {name}": theirs for target, (theirs, _) in better.items()}
+            scores |= {target: ours for target, (_, ours) in better.items()}
+            yield Finding("probes.baseline_reads_more", "warning", said, scores, more)
 
 
 def _group(table: ProbeTable, target: str) -> str | None:

@@ -21,14 +21,6 @@ def write_html(target: Path, template: Path, values: dict[str, Any]) -> Path:
             (a .png or .mp4 file), `digits` (a small error) and `percent` (a share).
         values: What the template shows, and functions that it calls.
     """
-    text = render_html(template, values)
-    with atomic_write(target) as aside:
-        aside.write_text(text, encoding="utf-8")
-    return target
-
-
-def render_html(template: Path, values: dict[str, Any]) -> str:
-    """A page as HTML; arguments as for `write_html`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, _TEMPLATES]),
         autoescape=True,
@@ -36,17 +28,16 @@ def render_html(template: Path, values: dict[str, Any]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"data_uri": _data_uri, "digits": _digits, "percent": _percent}
-    return environment.get_template(template.name).render(values)
+    environment.filters |= {
+        "data_uri": _data_uri,
+        "digits": lambda value: f"{value:.5f}" if value < 0.1 else f"{value:.3f}",
+        "percent": lambda share: f"{100 * share:.1f}%",
+    }
+    text = environment.get_template(template.name).render(values)
+    with atomic_write(target) as aside:
+        aside.write_text(text, encoding="utf-8")
+    return target
 
 
 def _data_uri(media: Path) -> str:
     return f"data:{_MEDIA[media.suffix]};base64,{base64.b64encode(media.read_bytes()).decode('ascii')}"
-
-
-def _digits(value: float) -> str:
-    return f"{value:.5f}" if value < 0.1 else f"{value:.3f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"

@@ -27,15 +27,9 @@ _MOST_NAMED = 40  # dimensions, with a number each beside a plot
 def figure(
     width: float, height: float, *, rows: int = 1, columns: int = 1, extra: str = "report", **options: Any
 ) -> tuple[Any, Any]:
-    """A matplotlib figure without a display or global state.
+    """A matplotlib figure of `width` x `height` inches, without a display or global state.
 
-    Args:
-        width: In inches.
-        height: In inches.
-        rows: Number of rows of plots.
-        columns: Number of plots side by side.
-        extra: The extra that brings matplotlib, for the error where it is missing.
-        options: For `Figure.subplots`.
+    `extra` is named by the error where matplotlib is missing; `options` are those of `Figure.subplots`.
 
     Returns:
         The figure, and its only axes or an array of them.
@@ -63,29 +57,17 @@ def draw_pictures(
     folder: Path,
     model: ReportModel,
     frames: Frames,
-    *,
     latents: Latents,
     reconstruction: Reconstruction | None,
+    probes: ProbeTable | None,
+    *,
     methods: Mapping[str, Reconstruct],
     errors: Measured | None,
-    probes: ProbeTable | None,
     seed: int,
 ) -> dict[str, Path]:
-    """Draw everything that was measured.
+    """Draw everything that was measured on held-out frames, and return the PNG file of each picture by its name.
 
-    Args:
-        folder: Where the PNG files go.
-        model: Encoder and decoder.
-        frames: The held-out frames, uint8 (N, H, W, C).
-        latents: Their statistics.
-        reconstruction: Scores; None without a decoder.
-        methods: How each method reconstructs; those but the mean image are shown.
-        errors: Errors of the encoder by frame; None without a decoder.
-        probes: Scores of the probes; None where there are none.
-        seed: Of the frames that are interpolated between, and of the samples from the prior.
-
-    Returns:
-        The file of each picture, by its name.
+    `methods` reconstruct frames, and those but the mean image are shown; `errors` are the encoder's by frame.
     """
     drawn: dict[str, Path] = {}
 
@@ -162,16 +144,8 @@ def _kl_bars(latents: Latents) -> Any:
 def _aggregate_posterior(latents: Latents) -> Any:
     made, axes = figure(8.0, 3.0)
     axes.axhspan(-1, 1, color=LIGHT, alpha=0.4, lw=0, label="the prior, mean ± standard deviation")
-    axes.errorbar(
-        np.arange(latents.latent_dim),
-        latents.aggregate_mean,
-        yerr=latents.aggregate_std,
-        fmt="o",
-        color=BLUE,
-        ms=3,
-        lw=1,
-        label="the latents, mean ± standard deviation",
-    )
+    means, stds, label = latents.aggregate_mean, latents.aggregate_std, "the latents, mean ± standard deviation"
+    axes.errorbar(np.arange(latents.latent_dim), means, yerr=stds, fmt="o", color=BLUE, ms=3, lw=1, label=label)
     axes.set(xlabel="dimension", xlim=(-0.7, latents.latent_dim - 0.3))
     made.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return made

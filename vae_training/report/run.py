@@ -49,8 +49,7 @@ _FORMAT, _FORMAT_VERSION = "latent-obs-report", 1
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 _MOST_FRAMES = 20_000  # that probes are fitted on
 _NOTHING_KNOWN = (
-    "nothing is known of the state beside these frames (frames record keeps it where the environment reports it; or "
-    "give --targets FILE)"
+    "there is no state beside these frames: record with an environment that reports it, or give --targets FILE"
 )
 
 
@@ -158,18 +157,11 @@ def report(
     reconstruction = _reconstruct(work, pca)
     probes = _probe(work, known, pca)
     disentanglement = None if known is None or probes is None else _disentanglement(work, known, probes, means)
-    findings = verdict(
-        Numbers(
-            latents,
-            reconstruction,
-            stability,
-            probes,
-            model.architecture.bottleneck,
-            (model.provenance.get("settings") or {}).get("beta"),
-            recordings.certain,
-            work.training_mse,
-        )
+    architecture, beta = model.architecture, (model.provenance.get("settings") or {}).get("beta")
+    numbers = Numbers(
+        latents, reconstruction, stability, probes, architecture.bottleneck, beta, recordings.certain, work.training_mse
     )
+    findings = verdict(numbers)
     result = ReportResult(
         out / "report.html",
         out / "report.json",
@@ -209,13 +201,9 @@ def _reconstruct(work: _Work, pca: Pca) -> Reconstruction | None:
     if config.steps:
         fitted = f"{config.steps} steps on {len(training):,} frames"
         with work.step("autoencoder", f"beta 0, the same layers, {fitted}"):
+            device, bar = next(model.cvae.parameters()).device, work.progress_bar
             work.methods["autoencoder"], seconds = train_autoencoder(
-                model.architecture,
-                training,
-                steps=config.steps,
-                seed=config.seed,
-                device=next(model.cvae.parameters()).device,
-                progress_bar=work.progress_bar,
+                model.architecture, training, steps=config.steps, seed=config.seed, device=device, progress_bar=bar
             )
         notes["autoencoder"] = f"trained here for {fitted}, {seconds:.0f} s"
     else:
@@ -289,17 +277,10 @@ def _disentanglement(work: _Work, known: Known, table: ProbeTable, means: Floats
 
 def _write_page(work: _Work, result: ReportResult) -> None:
     model = work.model
-    pictures = draw_pictures(
-        result.page.parent / "pictures",
-        model,
-        work.sample.frames,
-        latents=result.latents,
-        reconstruction=result.reconstruction,
-        methods=work.methods,
-        errors=work.measured.get("encoder"),
-        probes=result.probes,
-        seed=work.config.seed,
-    )
+    errors = work.measured.get("encoder")
+    folder, frames, seed = result.page.parent / "pictures", work.sample.frames, work.config.seed
+    parts = (result.latents, result.reconstruction, result.probes)
+    pictures = draw_pictures(folder, model, frames, *parts, methods=work.methods, errors=errors, seed=seed)
     settings = model.provenance.get("settings") or {}
     trained = [f"{name} {settings[name]}" for name in ("beta", "epochs", "seed") if name in settings]
     if seconds := model.provenance.get("training_seconds"):
@@ -329,9 +310,8 @@ def _probe_rows(table: ProbeTable) -> tuple[list[str], list[list[str]]]:
     columns = probe_scores(table)
     rows: list[list[str]] = []
     for target in table.targets:
-        metric = table.best(target).main.metric
         scores = [f"{found[target].main.value:.2f}" if target in found else "" for found in columns.values()]
-        rows.append([target, METRIC_NAMES[metric], *scores, table.keeps(target).verdict])
+        rows.append([target, METRIC_NAMES[table.best(target).main.metric], *scores, table.keeps(target).verdict])
     return ["known value", "score", *columns, "the latents"], rows
 
 
@@ -396,11 +376,9 @@ _NUMBERS = re.compile(r"\[\s+((?:-?[\d.eE+-]+|true|false|null)(?:,\s+(?:-?[\d.eE
 
 
 def write_compact_json(path: Path, values: Any) -> Path:
-    """Write values as indented JSON with lists of numbers on one line; the file appears whole or not at all.
+    """Write values as indented JSON, with lists of numbers on one line, and return the path.
 
-    Args:
-        path: The file.
-        values: Plain values; floats are kept to six digits, and those that are not finite become null.
+    Floats are kept to six digits; those that are not finite become null.
     """
     text = json.dumps(_plain(values), indent=2, allow_nan=False, ensure_ascii=False)
     text = _NUMBERS.sub(lambda match: "[" + re.sub(r"\s+", " ", match.group(1)) + "]", text)

@@ -113,12 +113,6 @@ def test_a_study_is_written_and_read(whole: Study, tmp_path: Path):
     assert again == whole
 
 
-def test_a_setting_of_an_earlier_version_is_read_by_its_new_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(AgentConfig, "RENAMED", {"discount": "gamma"})
-    study = study_from({"settings": {"discount": 0.7}, "tasks": {"t": {"env": "Side-v0"}}}, tmp_path)
-    assert config_of(study, "t", "pixels").gamma == 0.7
-
-
 def test_runs_go_seed_by_seed(whole: Study, tmp_path: Path):
     runs = plan_runs(whole, tmp_path)
     assert [run.kind for run in runs[:3]] == ["random", "random", "train"]
@@ -139,18 +133,14 @@ def test_runs_go_seed_by_seed(whole: Study, tmp_path: Path):
         ("seeds = [3, 5]", "seeds = [3, 3]", "seeds"),
         ("seeds = [3, 5]", "seeds = [-1]", "seeds"),
         ("seeds = [3, 5]", "seeds = 3", "seeds"),
-        ("seeds = [3, 5]", "seeds = []", "seeds"),
         ("episodes = 7", "episodes = 0", "episodes"),
         ("steps = 500", 'steps = "500"', r"tasks\.other\.steps"),
         ('"pixels", "latent",', '"pixel", "latent",', "arms: 'pixel'"),
         ('observation = "latent"', 'observation = "eyes"', "observation = 'eyes'"),
-        ('observation = "latent"\n', "", "observation"),
         ("frame_skip = 4", "frameskip = 4", "settings: 'frameskip'.*frame_skip"),
-        ("frame_skip = 4", 'env = "x"', "settings: env"),
         ("frame_skip = 4", 'observation = "pixels"', "settings: observation"),
         ("history = 2", "steps = 2", r"tasks\.other\.arms\.latent, 4 frames: steps"),
-        ("[tasks.side.arms.pixels]", "[tasks.side.arms.pixel]", r"tasks\.side\.arms has \['pixel'\]"),
-        ("[settings]", "[settings.more]\n[nothing]", "'nothing'"),
+        ("[tasks.side.arms.pixels]", "[tasks.side.arms.pixel]", r"tasks\.side\.arms .*'pixel'"),
         ("[tasks.side]", "[tasks]\nmore = 3\n[tasks.side]", r"tasks\.more"),
     ],
 )
@@ -172,14 +162,11 @@ def test_settings_that_are_not_allowed_are_named_with_task_and_arm(
         config_of(study, "side", "latent")
 
 
-def test_names_that_would_share_a_folder_are_refused():
-    with pytest.raises(InputError, match="tasks"):
-        Study({"a b": Task("x"), "a-b": Task("x")})
-
-
-def test_a_file_that_is_not_there(tmp_path: Path):
+def test_a_file_and_names_that_cannot_be(tmp_path: Path):
     with pytest.raises(InputError, match=r"no\.toml"):
         load_study(tmp_path / "no.toml")
+    with pytest.raises(InputError, match="tasks"):
+        Study({"a b": Task("x"), "a-b": Task("x")})
 
 
 def test_a_run_that_is_there_with_other_settings_is_refused(encoder_folder: Path, tmp_path: Path):
@@ -194,24 +181,24 @@ def test_a_run_that_is_there_with_other_settings_is_refused(encoder_folder: Path
     check_same(planned(history=2, device="cpu"))
     with pytest.raises(InputError, match=r"t, latent, seed 0.*history was 2, is now 3; n_steps was 128, is now 64"):
         check_same(planned(history=3, n_steps=64))
-    with pytest.raises(InputError, match="history was 2, is now 1"):
-        check_same(planned())
     before = run.signature()
     del before["precision"], before["gamma"]  # a setting that came later was at its default
     write_json(run.file(".json"), {"settings": before | {"encoder": "0" * 64}})
-    with pytest.raises(InputError, match=r"encoder was 0000000000…, is now [0-9a-f]{10}…\. ") as caught:
+    with pytest.raises(InputError, match=r"encoder was '0{64}', is now '[0-9a-f]{64}'\. ") as caught:
         check_same(run)
     assert "precision" not in str(caught.value)
     run.file(".json").write_text("{")
-    with pytest.raises(InputError, match=r"seed_0\.json is damaged"):
+    with pytest.raises(InputError, match=r"seed_0\.json"):
         check_same(run)
 
 
-def test_runs_of_an_earlier_version_are_compared_by_todays_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_settings_of_an_earlier_version_have_their_new_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (run,) = plan_runs(Study({"t": Task("Side-v0")}, ("random-latent",), (0,), 64), tmp_path)[1:]
     settings = run.signature()
     monkeypatch.setattr(AgentConfig, "RENAMED", {"discount": "gamma"})
     monkeypatch.setattr(AgentConfig, "REMOVED", {"glasses": (0, "leave it out")})
+    study = study_from({"settings": {"discount": 0.7}, "tasks": {"t": {"env": "Side-v0"}}}, tmp_path)
+    assert config_of(study, "t", "pixels").gamma == 0.7
     before = settings | {"discount": settings["gamma"], "glasses": 0}
     del before["gamma"]
     write_json(run.file(".json"), {"settings": before})
