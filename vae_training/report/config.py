@@ -25,8 +25,8 @@ class ReportConfig:
     out: Path | None = None
     """Folder to make: report.html, report.json and pictures. By default report, beside the encoder folder."""
     targets: Path | None = None
-    """An .npz of your own values to predict from the latents: named arrays, an entry for each frame of all files in name
-    order."""
+    """An .npz of your own values to predict from the latents: named arrays, an entry for each frame of all files in
+    name order."""
     probes: bool = True
     """Measure how well the recorded state of the game can be predicted from the latents, where there is any."""
     autoencoder_steps: int | None = None
