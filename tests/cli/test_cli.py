@@ -130,7 +130,7 @@ def test_a_removed_verb_names_what_to_run(call: Call):
     [
         ("train-vae --ramp cosine", "linearly"),
         ("compare --learning-rate 1e-3", r"learning_rate under \[settings\]"),
-        ("compare --no-watch-drift", r"watch_drift under \[settings\]"),
+        ("compare --no-normalize-reward", r"normalize_reward under \[settings\]"),
         ("compare --pca file", r"pca under \[tasks"),
         ("compare --seed=3", "--seeds"),
         ("compare --observation pixels", "--arms"),
