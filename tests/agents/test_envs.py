@@ -4,13 +4,11 @@ starts.
 
 import dataclasses
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import psutil
 import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
@@ -66,19 +64,6 @@ def test_processes_see_what_this_process_sees(encoder: FrozenEncoder):
         processes.close()
 
 
-def holding_torch(venv: VecEnv) -> list[bool]:
-    """Whether torch's libraries are mapped into the memory of each worker."""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("reads Linux's list of mapped files")
-    assert isinstance(venv.unwrapped, ProcessVecEnv)
-    here, *there = [
-        any("torch" in mapped.path for mapped in psutil.Process(pid).memory_maps())
-        for pid in (None, *(process.pid for process in venv.unwrapped.processes))
-    ]
-    assert here, "it is here, so that it would be found there"
-    return there
-
-
 @pytest.mark.integration
 def test_no_worker_imports_torch(encoder: FrozenEncoder, tmp_path: Path):
     scripted = {"folder": str(tmp_path), "size": 16}
@@ -90,7 +75,6 @@ def test_no_worker_imports_torch(encoder: FrozenEncoder, tmp_path: Path):
             venv.step(np.zeros(2, np.int64))
         for module in ("torch", "stable_baselines3"):
             assert venv.env_method("imports", module) == [False, False], module
-        assert holding_torch(venv) == [False, False]
     finally:
         venv.close()
 
@@ -119,15 +103,11 @@ def test_vizdoom_in_two_processes_gives_the_latents_of_its_frames(encoder: Froze
     pytest.importorskip("vizdoom")
     config = tiny(env="VizdoomBasic-v1", frame_skip=4, workers="processes", latent_only=True)
     latents = make_vec_env(config, encoder)
-    try:
-        seen = play(latents, 3)
-        assert holding_torch(latents) == [False, False]
-    finally:
-        latents.close()
     frames = make_vec_env(dataclasses.replace(config, observation="pixels", workers="serial"), encoder)
     try:
-        pictures = play(frames, 3)
+        seen, pictures = play(latents, 3), play(frames, 3)
     finally:
+        latents.close()
         frames.close()
     for latent, picture in zip(seen[:1] + seen[1::4], pictures[:1] + pictures[1::4], strict=True):
         assert latent.shape == (2, LATENT_DIM)

@@ -23,7 +23,6 @@ from tests.support.tiny import LATENT_DIM
 NOTHING = np.zeros(2, np.int64)
 VIEWS: dict[str, dict[str, Any]] = {
     "latent": {},
-    "history": {"history": 3},
     "vector": {"env_kwargs": {"kind": "dict"}, "flatten": True},
     "vector with history": {"env_kwargs": {"kind": "dict"}, "flatten": True, "history": 2},
     "Dict": {"env_kwargs": {"kind": "dict"}},
@@ -67,12 +66,12 @@ def test_latents_share_a_deviation_and_other_numbers_have_their_own(encoder: Fro
     mean, variance = running([latents_of(value, config) for value in raw])
     expected = (latents_of(raw[-1], config) - mean) / np.sqrt(variance.mean() + 1e-8) * 0.5  # PPO's own
     np.testing.assert_allclose(latents_of(shown[-1], config), expected, rtol=1e-4, atol=1e-5)
-    if view in ("latent", "history"):
+    if view == "latent":
         return
     own_mean, own_variance = running([others_of(value, config) for value in raw])
     expected = (others_of(raw[-1], config) - own_mean) / np.sqrt(own_variance + 1e-8)
     np.testing.assert_allclose(others_of(shown[-1], config), expected, rtol=1e-4, atol=1e-5)
-    assert not np.isclose(own_variance[0], variance.mean(), rtol=0.2), "else the test could not tell them apart"
+    assert not np.isclose(own_variance[0], variance.mean(), rtol=0.2), "else the test could not distinguish them"
 
 
 @pytest.mark.parametrize("view", ["vector", "Dict"])
@@ -98,10 +97,10 @@ def test_normalization_is_undone_by_unnormalize_obs(encoder: FrozenEncoder, view
 
 @pytest.mark.parametrize(("given", "becomes"), [({}, 0.5), ({"latent_deviation": 0.25}, 0.25)])
 def test_a_latents_values_have_the_requested_deviation(encoder: FrozenEncoder, given: dict[str, Any], becomes: float):
-    venv, raw, _ = seen(tiny(**given), encoder, steps=200)
+    venv, raw, _ = seen(tiny(**given), encoder, steps=100)
     after = venv.normalize_obs(np.concatenate(raw))
     assert isinstance(after, np.ndarray)
-    assert np.sqrt(after.var(0).mean()) == pytest.approx(becomes, rel=0.01)
+    assert np.sqrt(after.var(0).mean()) == pytest.approx(becomes, rel=0.02)
 
 
 def test_an_evaluation_sees_what_training_saw(encoder_folder: Path, encoder: FrozenEncoder, tmp_path: Path):

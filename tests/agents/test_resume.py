@@ -116,7 +116,7 @@ def test_a_killed_and_resumed_run_is_the_same(
 KILLED = """
 import json, os, random, signal, sys, time
 import tests.support.side_env
-import torch
+import torch._dynamo  # optimizers import it, which takes long: once here, not in each child
 from agents.config import AgentConfig
 from agents.training import train_agent
 torch.set_num_threads(1)

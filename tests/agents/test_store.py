@@ -29,7 +29,7 @@ from agents.store import (
     save_agent,
 )
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.util.errors import EncoderFolderError, InputError
+from latent_obs.util.errors import InputError
 from tests.support.agent_runs import change_state, copied, finished, train, with_state  # noqa: F401  (fixtures)
 from tests.support.side_env import tiny
 from tests.support.tiny import random_frames, tiny_cvae
@@ -62,17 +62,12 @@ def test_a_checkpoint_of_an_earlier_version_is_found_by_its_step(copied: Path):
     assert len(evaluate_agent(copied, which="64", episodes=2, device="cpu").returns) == 2
 
 
-def flip_in(name: bytes) -> Callable[[bytes], bytes]:
-    def flip(data: bytes) -> bytes:
-        place = data.index(name) + len(name) + 200  # in the contents of that entry
-        return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
-
-    return flip
+def flipped(data: bytes) -> bytes:
+    place = data.index(b"policy.pth") + 210  # in the contents of that entry
+    return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", flip_in(b"policy.pth"), flip_in(b"data")]
-)
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", flipped])
 def test_a_damaged_agent_is_an_input_error(copied: Path, damage: Callable[[bytes], bytes]):
     file = copied / "best.zip"
     file.write_bytes(damage(file.read_bytes()))
@@ -84,15 +79,6 @@ def test_a_damaged_agent_is_an_input_error(copied: Path, damage: Callable[[bytes
 def test_a_damaged_state_is_an_input_error(copied: Path, text: str | None):
     with_state(copied / "best.zip", text)
     with pytest.raises(InputError, match=r"best\.zip"):
-        evaluate_agent(copied, episodes=1)
-
-
-def test_a_damaged_encoder_is_an_error_that_names_the_file(copied: Path):
-    file = copied / "encoder" / "encoder.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-3] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(EncoderFolderError, match=r"encoder\.safetensors"):
         evaluate_agent(copied, episodes=1)
 
 
