@@ -10,24 +10,14 @@ require("stable_baselines3", extra="agents", purpose="train and evaluate agents"
 
 from agents.config import AgentConfig  # noqa: E402  (after the hint above)
 from agents.envs import load_encoder, make_vec_env  # noqa: E402
-from agents.evaluation import (  # noqa: E402
-    Evaluation,
-    evaluate_agent,
-    evaluate_random,
-    success_rule,
-)
+from agents.evaluation import Evaluation, evaluate_agent, evaluate_random, success_rule  # noqa: E402
 from agents.normalization import LatentNormalize  # noqa: E402
 from agents.play.policy import PlayPolicy, load_policy  # noqa: E402
 from agents.play.show import Show  # noqa: E402
 from agents.play.video import film, write_video  # noqa: E402
 from agents.play.watch import watch_agent  # noqa: E402
 from agents.store import encoder_of  # noqa: E402
-from agents.training import (  # noqa: E402
-    AgentResult,
-    DriftCallback,
-    read_evaluations,
-    train_agent,
-)
+from agents.training import AgentResult, DriftCallback, read_evaluations, train_agent  # noqa: E402
 
 __all__ = [
     "AgentConfig",

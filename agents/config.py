@@ -15,7 +15,7 @@ from agents.normalization import Normalization
 from agents.schedules import Shape
 from latent_obs.encoder.frozen import Backend, Precision
 from latent_obs.envs.pixel_envs import is_minerl_id
-from latent_obs.util.errors import InputError, require
+from latent_obs.util.errors import InputError, check_choice, require
 from latent_obs.util.run_config import ANY, RunConfig
 
 AlgorithmName = Literal["ppo", "recurrent-ppo", "dqn", "qr-dqn", "sac"]
@@ -25,58 +25,37 @@ Observation = Literal["latent", "random-latent", "pca-latent", "pixels"]
 
 @dataclass(frozen=True)
 class Algorithm:
-    """An algorithm of Stable-Baselines3 and its hyperparameters.
-
-    Attributes:
-        title: Its usual name.
-        source: Module and class.
-        actions: Action spaces that it supports.
-        on_policy: Whether it learns from its latest steps only; the others keep a replay buffer.
-        defaults: Every hyperparameter of `AgentConfig` that it has, with its default on latents.
-        on_pixels: The defaults that differ for a CNN on pixels.
-        policy: Name of its policy after "Mlp", "Cnn" or "MultiInput".
-        policy_kwargs: Further arguments of its policy.
-    """
+    """An algorithm of Stable-Baselines3 (or of sb3-contrib) and its hyperparameters."""
 
     title: str
     source: str
+    """Module and class."""
     actions: tuple[type[spaces.Space[Any]], ...]
     on_policy: bool
+    """Whether it learns from its latest steps only; the others keep a replay buffer."""
     defaults: Mapping[str, Any]
+    """Every hyperparameter of `AgentConfig` that it has, with its default on latents."""
     on_pixels: Mapping[str, Any]
+    """The defaults that differ for a CNN on pixels."""
     policy: str = "Policy"
+    """Name of its policy after "Mlp", "Cnn" or "MultiInput"."""
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def load_class(self) -> type[BaseAlgorithm]:
-        """The class itself.
-
-        Raises:
-            MissingExtraError: The class is in sb3-contrib, which is not installed.
-        """
+        """Import the class; raises MissingExtraError if it is in sb3-contrib, which is not installed."""
         module, name = self.source.split(":")
         require(module.split(".")[0], extra="agents", purpose=f"train {self.title}")
         return getattr(importlib.import_module(module), name)
 
     def check_actions(self, env: str, space: spaces.Space[Any]) -> None:
-        """Reject an action space that it does not support.
-
-        Raises:
-            InputError: Naming the algorithms that support the space.
-
-        Example:
-            >>> ALGORITHMS["sac"].check_actions("Maze-v0", spaces.Discrete(4))
-            Traceback (most recent call last):
-            ...
-            latent_obs.util.errors.InputError: algorithm SAC supports the actions Box, and Maze-v0 has Discrete(4);
-            choose one of ppo, recurrent-ppo, dqn, qr-dqn
-        """
+        """Reject an action space that it does not support; the error names the algorithms that do."""
         if isinstance(space, self.actions):
             return
         supported = ", ".join(kind.__name__ for kind in self.actions)
         able = ", ".join(name for name, other in ALGORITHMS.items() if isinstance(space, other.actions))
         raise InputError(
             f"algorithm {self.title} supports the actions {supported}, and {env} has {' '.join(str(space).split())}; "
-            + (f"choose one of {able}" if able else "wrap its actions first")
+            f"choose an algorithm that supports them ({able or 'none: wrap the actions first'})"
         )
 
 
@@ -97,7 +76,6 @@ _PPO: dict[str, Any] = {
     "n_steps": 128,
     "n_epochs": 10,
     "ent_coef": 0.01,
-    "clip_range": 0.2,
     "latent_deviation": 0.5,
 }
 _DQN: dict[str, Any] = {
@@ -140,13 +118,7 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     ),
     "dqn": Algorithm("DQN", "stable_baselines3:DQN", (spaces.Discrete,), False, _DQN, _CNN),
     "qr-dqn": Algorithm(
-        title="QR-DQN",
-        source="sb3_contrib:QRDQN",
-        actions=(spaces.Discrete,),
-        on_policy=False,
-        defaults=_DQN,
-        on_pixels=_CNN,
-        policy_kwargs={"n_quantiles": 50},
+        "QR-DQN", "sb3_contrib:QRDQN", (spaces.Discrete,), False, _DQN, _CNN, policy_kwargs={"n_quantiles": 50}
     ),
     "sac": Algorithm("SAC", "stable_baselines3:SAC", (spaces.Box,), False, _SAC, {"learning_rate": 3e-4}),
 }
@@ -166,7 +138,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("1 or more, or -1 for one a step", lambda value: value >= 1 or value == -1, ("gradient_steps",)),
     ("0 or more", lambda value: value >= 0, ("eval_every", "seed", "checkpoint_every", "learning_starts")),
     ("positive widths", lambda value: all(width >= 1 for width in value), ("net_arch",)),
-    ("a positive number", lambda value: 0 < value < math.inf, ("learning_rate", "clip_range", "latent_deviation")),
+    ("a positive number", lambda value: 0 < value < math.inf, ("learning_rate", "latent_deviation")),
     ("above 0 and at most 1", lambda value: 0 < value <= 1, ("gamma",)),
     ("from 0 to 1", lambda value: 0 <= value <= 1, ("exploration_fraction", "exploration_final_eps")),
     ("a number, 0 or more, or auto", lambda value: value == "auto" or 0 <= value < math.inf, ("ent_coef",)),
@@ -182,20 +154,13 @@ class AgentConfig(RunConfig):
     """
 
     CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = (
-        "out",
-        "steps",
-        "device",
-        "eval_every",
-        "eval_episodes",
-        "workers",
-        "watch_drift",
-        "backend",
+        *("out", "steps", "device", "eval_every", "eval_episodes", "workers", "backend"),
     )
     REMOVED: ClassVar[dict[str, tuple[Any, str]]] = {
         **dict.fromkeys(("standardise", "standardize"), (False, "train a new agent with normalize_observation 'each'")),
         # The .zip of an agent holds the values of these that it was trained with.
-        **dict.fromkeys(("clip_range_schedule", "gae_lambda", "lstm_size", "tau", "n_quantiles"), (ANY, "")),
-        "keep_checkpoints": (ANY, ""),
+        **dict.fromkeys(("clip_range", "clip_range_schedule", "gae_lambda", "lstm_size", "tau"), (ANY, "")),
+        **dict.fromkeys(("n_quantiles", "keep_checkpoints", "exact_resume", "watch_drift"), (ANY, "")),
     }
     KIND: ClassVar[str] = "agent"
     WHERE_FROM: ClassVar[str] = "latent-obs train-agent"
@@ -235,8 +200,6 @@ class AgentConfig(RunConfig):
     """Precision of the encoder's layers: float32, or bfloat16, which is faster on processors that support it."""
     backend: Backend = "torch"
     """Library that encodes: torch, or openvino (on a CPU; an extra)."""
-    watch_drift: bool = True
-    """Log drift, and warn when the frames differ from those that the encoder was trained on."""
     algorithm: AlgorithmName = "ppo"
     """ppo, recurrent-ppo, dqn and qr-dqn (Discrete actions), or sac (continuous actions)."""
     learning_rate: float | None = None
@@ -264,8 +227,6 @@ class AgentConfig(RunConfig):
     """Steps in each environment between two updates."""
     n_epochs: int | None = None
     """Passes over the samples of an update."""
-    clip_range: float | None = None
-    """How far an update may move the policy."""
     buffer_size: int | None = None
     """Steps that the replay buffer holds, over all environments."""
     learning_starts: int | None = None
@@ -281,10 +242,8 @@ class AgentConfig(RunConfig):
     exploration_final_eps: float | None = None
     """Share of random actions after that."""
     checkpoint_every: int = 10_000
-    """Environment steps between checkpoints, from which --resume continues. 0: only at the end."""
-    exact_resume: bool | None = None
-    """Reset all environments at each checkpoint, so that a run that was stopped or killed gives the same agent (to the
-    bit, on a CPU) as one that was not. None: for all but MineRL, whose resets are slow and whose episodes are long."""
+    """Environment steps between checkpoints, at which environments are reset (not MineRL's), so that a resumed run
+    gives the same agent. 0: only at the end, or when the run is stopped."""
     eval_every: int = 25_000
     """Environment steps between evaluations. 0: none."""
     eval_episodes: int = 20
@@ -297,12 +256,10 @@ class AgentConfig(RunConfig):
     """Where to encode, and where pixel agents learn: auto, cpu, cuda, cuda:N, mps."""
 
     def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise InputError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}")
-        for name in self._given:
-            if name not in self.trainer.defaults:
-                users = ", ".join(a.title for a in ALGORITHMS.values() if name in a.defaults)
-                raise InputError(f"{name} is a setting of {users}, not of {self.trainer.title}; leave it out")
+        check_choice("algorithm", self.algorithm, ALGORITHMS)
+        for name in self._given.keys() - self.trainer.defaults.keys():
+            users = ", ".join(a.title for a in ALGORITHMS.values() if name in a.defaults)
+            raise InputError(f"{name} is a setting of {users}, not of {self.trainer.title}; leave it out")
         for expected, is_valid, names in _RANGES:
             for name in names:
                 value = getattr(self, name)
@@ -330,13 +287,7 @@ class AgentConfig(RunConfig):
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """Every hyperparameter of the algorithm: the given value, or the default for latents or for pixels.
-
-        Example:
-            >>> values = AgentConfig(algorithm="sac", gamma=0.9).hyperparameters
-            >>> values["gamma"], values["ent_coef"]
-            (0.9, 'auto')
-        """
+        """Every hyperparameter of the algorithm: the given value, or the default for latents or for pixels."""
         on_pixels = self.trainer.on_pixels if self.observation == "pixels" else {}
         return {**self.trainer.defaults, **on_pixels, **self._given}
 
@@ -346,9 +297,11 @@ class AgentConfig(RunConfig):
 
     @property
     def exact(self) -> bool:
-        """Whether a resumed run gives the same agent as one that was never stopped."""
-        wanted = not is_minerl_id(self.env) if self.exact_resume is None else self.exact_resume
-        return wanted and self.checkpoint_every > 0
+        """Whether environments are reset at checkpoints, so that a resumed run equals one that was never stopped.
+
+        Not for MineRL, whose resets are slow and whose episodes are long.
+        """
+        return self.checkpoint_every > 0 and not is_minerl_id(self.env)
 
     @property
     def flattened(self) -> bool:

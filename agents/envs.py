@@ -37,7 +37,7 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
     if config.observation == "pca-latent":
         if config.pca is None:
             raise InputError(
-                "pca: observation 'pca-latent' needs --pca FILE, which latent_obs.encoder.pca.save_pca writes"
+                "pca: observation 'pca-latent' needs a file of latent_obs.encoder.pca.save_pca; give --pca"
             )
         return load_pca(config.pca, device=config.device)
     if config.observation == "random-latent":
@@ -48,9 +48,7 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
     if config.encoder is not None:
         return FrozenEncoder.load(config.encoder, **how)
     if config.observation == "latent":
-        raise InputError(
-            "encoder: observation 'latent' needs an encoder folder: --encoder runs/…/encoder (train-vae makes one)"
-        )
+        raise InputError("encoder: observation 'latent' needs an encoder folder, which train-vae makes; give --encoder")
     return None
 
 
@@ -84,10 +82,12 @@ def make_vec_env(
     count = config.envs if envs is None else envs
     contract = contract_of(encoder)
     check_environment(config, contract, first)
-    in_processes = config.workers == "processes" and count > 1
     makers = [_maker(config, contract, first + i) for i in range(count)]
-    frames: VecEnv = ProcessVecEnv(makers, close_grace_s=_CLOSE_GRACE_S) if in_processes else DummyVecEnv(makers)
-    venv: VecEnv = _EpisodeReturns(frames)
+    if config.workers == "processes" and count > 1:
+        frames: VecEnv = ProcessVecEnv(makers, close_grace_s=_CLOSE_GRACE_S)
+    else:
+        frames = DummyVecEnv(makers)
+    venv = _EpisodeReturns(frames)
     venv.seed(config.seed if seed is None else seed)
     return with_latents(config, venv, encoder, monitor)
 
@@ -113,15 +113,6 @@ def with_latents(
     )
 
 
-def make_monitor(
-    config: AgentConfig, encoder: FrozenEncoder | None, say: Callable[[str], object] | None = None
-) -> DriftMonitor | None:
-    """A monitor of drift; None if it is not wanted, or if the encoder is not a trained one with statistics."""
-    if not config.watch_drift or config.observation != "latent" or encoder is None or encoder.statistics is None:
-        return None
-    return DriftMonitor(encoder, say=say)
-
-
 def check_environment(config: AgentConfig, contract: PixelContract, number: int = 0) -> None:
     """Make one environment and close it again, so that a wrong name or space is one clear error before workers start.
 
@@ -129,7 +120,7 @@ def check_environment(config: AgentConfig, contract: PixelContract, number: int 
         InputError: The environment is unknown, has no pixels that the contract can read, or has actions that the
             algorithm does not support.
     """
-    env = make_pixel_env(config.env, **env_arguments(config, number))
+    env = make_pixel_env(config.env, **_env_arguments(config, number))
     try:
         seen = as_seen(config, contract)(env)
         if config.observation == "latent":
@@ -139,13 +130,11 @@ def check_environment(config: AgentConfig, contract: PixelContract, number: int 
         env.close()
 
 
-def env_arguments(config: AgentConfig, number: int) -> dict[str, EnvArgument]:
+def _env_arguments(config: AgentConfig, number: int) -> dict[str, EnvArgument]:
     """Arguments of the environment of this number. A running MineRL game serves one environment only."""
     arguments = config.all_env_kwargs
     port = arguments.get("port")
-    if is_minerl_id(config.env) and isinstance(port, int):
-        return {**arguments, "port": port + number}
-    return arguments
+    return {**arguments, "port": port + number} if is_minerl_id(config.env) and isinstance(port, int) else arguments
 
 
 def contract_of(encoder: FrozenEncoder | None) -> PixelContract:
@@ -165,7 +154,7 @@ def as_seen(config: AgentConfig, contract: PixelContract) -> Callable[[gym.Env[A
 
 
 def _maker(config: AgentConfig, contract: PixelContract, number: int) -> Callable[[], gym.Env[Any, Any]]:
-    make, seen = env_maker(config.env, **env_arguments(config, number)), as_seen(config, contract)
+    make, seen = env_maker(config.env, **_env_arguments(config, number)), as_seen(config, contract)
     return lambda: seen(make())  # names nothing of this package, which a worker would import, and torch with it
 
 
@@ -173,13 +162,11 @@ class _EpisodeReturns(VecMonitor):
     """`VecMonitor` that sums in double precision and rounds to six decimals, as `Monitor` does."""
 
     def reset(self) -> VecEnvObs:
-        """Reset all, and count from zero."""
         observation = super().reset()
         self.episode_returns = np.zeros(self.num_envs)
         return observation
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Wait for the step, and add up."""
         observation, rewards, dones, infos = super().step_wait()
         for i in np.flatnonzero(dones):
             episode = infos[i]["episode"]

@@ -19,7 +19,7 @@ from agents.envs import load_encoder, make_vec_env, with_normalization
 from agents.store import check_encoder, check_spaces, encoder_of, load_agent, restore_statistics
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.device import torch_threads
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_count
 
 _EVALUATION_SEED = 1_000_003  # far from training's seeds, so that an agent is judged on new episodes
 _MOST_ENVS = 4
@@ -35,13 +35,8 @@ class Evaluation:
         successes: Whether each was a success; None if the task does not define success.
 
     Example:
-        >>> played = Evaluation((1.0, 3.0), (10, 12), (True, True))
-        >>> print(played)
+        >>> print(Evaluation((1.0, 3.0), (10, 12), (True, True)))
         2.0 ± 1.0 (standard error, 2 episodes), success 100%
-        >>> print(played.details())
-        95% interval 1.0 to 3.0, median 2.0, from 1.0 to 3.0
-        steps in an episode: mean 11.0, from 10 to 12
-        success in 2 of 2 episodes, 100% (95% interval 34% to 100%)
     """
 
     returns: tuple[float, ...]
@@ -59,24 +54,9 @@ class Evaluation:
         return float(np.std(self.returns, ddof=1) / math.sqrt(len(self.returns))) if len(self.returns) > 1 else math.nan
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """95% interval of the mean return (`bootstrap_interval`)."""
-        return bootstrap_interval(self.returns)
-
-    @property
-    def median(self) -> float:
-        """Median return."""
-        return float(np.median(self.returns))
-
-    @property
     def success_rate(self) -> float | None:
         """Share of episodes that were a success; None if the task does not define success."""
         return None if self.successes is None else float(np.mean(self.successes))
-
-    @property
-    def success_interval(self) -> tuple[float, float] | None:
-        """95% interval of the success rate (`wilson_interval`)."""
-        return None if self.successes is None else wilson_interval(sum(self.successes), len(self.successes))
 
     def sigmas_above(self, other: "Evaluation") -> float:
         """By how many standard errors of the difference this mean is above another's (Welch's t); NaN for one episode.
@@ -97,66 +77,52 @@ class Evaluation:
 
     def details(self) -> str:
         """Interval, median, episode lengths and success, a line each."""
-        low, high = self.interval
-        interval = "" if math.isnan(low) else f"95% interval {low:.1f} to {high:.1f}, "
-        lines = [
-            f"{interval}median {self.median:.1f}, from {min(self.returns):.1f} to {max(self.returns):.1f}",
-            f"steps in an episode: mean {np.mean(self.lengths):.1f}, from {min(self.lengths)} to {max(self.lengths)}",
-        ]
-        if self.successes is not None and self.success_interval is not None:
-            low, high = self.success_interval
+        numbers, lengths = self.to_json(), self.lengths
+        line = f"median {numbers['median_return']:.1f}, from {min(self.returns):.1f} to {max(self.returns):.1f}"
+        if numbers["mean_return_95"] is not None:
+            low, high = numbers["mean_return_95"]
+            line = f"95% interval {low:.1f} to {high:.1f}, {line}"
+        lines = [line, f"steps in an episode: mean {np.mean(lengths):.1f}, from {min(lengths)} to {max(lengths)}"]
+        if self.successes is not None:
+            low, high = numbers["success_rate_95"]
             share = f"{self.success_rate:.0%} (95% interval {low:.0%} to {high:.0%})"
             lines.append(f"success in {sum(self.successes)} of {len(self.successes)} episodes, {share}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers; None instead of NaN, which JSON does not have."""
-        interval, success_interval = self.interval, self.success_interval
+        """All numbers, with 95% intervals; None instead of NaN, which JSON does not have."""
+        several, judged = len(self.returns) > 1, self.successes
         return {
             "episodes": len(self.returns),
             "mean_return": self.mean,
-            "standard_error": None if math.isnan(self.standard_error) else self.standard_error,
-            "mean_return_95": None if math.isnan(interval[0]) else list(interval),
-            "median_return": self.median,
+            "standard_error": self.standard_error if several else None,
+            "mean_return_95": list(bootstrap_interval(self.returns)) if several else None,
+            "median_return": float(np.median(self.returns)),
             "least_return": min(self.returns),
             "most_return": max(self.returns),
             "mean_length": float(np.mean(self.lengths)),
             "success_rate": self.success_rate,
-            "success_rate_95": None if success_interval is None else list(success_interval),
+            "success_rate_95": None if judged is None else list(wilson_interval(sum(judged), len(judged))),
             "returns": list(self.returns),
             "lengths": list(self.lengths),
-            "successes": None if self.successes is None else list(self.successes),
+            "successes": None if judged is None else list(judged),
         }
 
 
 def bootstrap_interval(values: tuple[float, ...]) -> tuple[float, float]:
     """95% interval of a mean: the 2.5% and 97.5% quantiles of the means of 10,000 resamples (Efron 1979).
 
-    It assumes no normal distribution. Below some twenty values it is a little too narrow. The same values give the same
-    interval; one value gives NaN.
-
-    Example:
-        >>> low, high = bootstrap_interval(tuple(float(n) for n in range(101)))
-        >>> round(low), round(high)
-        (44, 56)
+    Below some twenty values it is a little too narrow. The same values give the same interval.
     """
-    count = len(values)
-    if count < 2:
-        return math.nan, math.nan
     array, rng = np.asarray(values, np.float64), np.random.default_rng(0)
     # Drawn in ten parts, to need less memory.
-    means = [array[rng.integers(count, size=(1_000, count))].mean(axis=1) for _ in range(10)]
+    means = [array[rng.integers(len(array), size=(1_000, len(array)))].mean(axis=1) for _ in range(10)]
     low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return float(low), float(high)
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
-    """95% interval of a share, which is also valid near 0 and 1 (Wilson 1927).
-
-    Example:
-        >>> tuple(round(end, 3) for end in wilson_interval(20, 20))
-        (0.839, 1.0)
-    """
+    """95% interval of a share, which is also valid near 0 and 1 (Wilson 1927)."""
     z = 1.959963984540054  # 97.5% quantile of the normal distribution
     share, spread = successes / episodes, z**2 / episodes
     middle = (share + spread / 2) / (1 + spread)
@@ -172,10 +138,6 @@ class SuccessRule:
         least_return: The return (of the game's own rewards) that an episode has to reach. None: an episode that ends
             before its time limit is a success.
         reason: Where the rule comes from.
-
-    Example:
-        >>> SuccessRule(64.0, "the task's own threshold").is_success(64.0, truncated=True)
-        True
     """
 
     least_return: float | None
@@ -224,22 +186,12 @@ def success_rule(config: AgentConfig, least_return: float | None = None) -> Succ
 
     Args:
         config: The settings; its environment has been made before, so that it is registered.
-        least_return: A return to reach, instead of the task's own rule.
-
-    Returns:
-        A rule for the return that was given; else for the environment's registered `reward_threshold`; else the rule of
-        a known scenario (`_KNOWN`); else None.
-
-    Raises:
-        InputError: `least_return` is not finite.
+        least_return: A finite return to reach, instead of the environment's `reward_threshold` or of the rule of a
+            known scenario. None is returned if there are none of them.
 
     Example:
-        >>> print(success_rule(AgentConfig(env="VizdoomBasic-MultiBinary-v1")))
-        the monster was shot before the time was up
         >>> print(success_rule(AgentConfig(env="CartPole-v1")))
         a return of 475 or more: the environment's reward_threshold
-        >>> success_rule(AgentConfig(env="VizdoomHealthGathering-v1")) is None
-        True
     """
     if least_return is not None:
         if not math.isfinite(least_return):
@@ -261,8 +213,7 @@ class EpisodeSuccess(VecEnvWrapper):
     """Put ``info["is_success"]``, as Stable-Baselines3 reads it, into the last step of each episode.
 
     Args:
-        venv: Its infos have ``info["episode"]["r"]``, the return, at the end of an episode (`VecMonitor` puts it
-            there).
+        venv: Its infos have the return, ``info["episode"]["r"]``, at the end of an episode (of `VecMonitor`).
         rule: The rule to judge by; None leaves it to the environment.
         overrule: Judge by the rule also if the environment has put ``info["is_success"]``.
     """
@@ -283,20 +234,6 @@ class EpisodeSuccess(VecEnvWrapper):
                 truncated = bool(info.get("TimeLimit.truncated", False))
                 info["is_success"] = self.rule.is_success(info["episode"]["r"], truncated=truncated)
         return observation, rewards, dones, infos
-
-
-class RandomPolicy:
-    """Uniformly random actions, by the method `predict` that Stable-Baselines3's `evaluate_policy` calls."""
-
-    def __init__(self, venv: VecEnv, seed: int) -> None:
-        self._space, self._envs = venv.action_space, venv.num_envs
-        self._space.seed(seed)
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray[Any, Any], Any]:
-        """A sample of the action space for each environment."""
-        return np.array([self._space.sample() for _ in range(self._envs)]), state
 
 
 def evaluate_agent(
@@ -321,7 +258,7 @@ def evaluate_agent(
         success_return: An episode is a success if its return reaches this; by default as in `success_rule`.
 
     Raises:
-        InputError: There is no such agent, it was trained with another encoder, or `episodes` is less than 1.
+        InputError: There is no such agent, or it was trained with another encoder.
         EncoderFolderError: The run's encoder is damaged.
     """
     config, model, encoder = load_run(run, which, device)
@@ -344,9 +281,20 @@ def evaluate_random(
     blind = dataclasses.replace(config, observation="pixels", device="cpu")
     venv = evaluation_env(blind, episodes, seed, success_return=success_return)
     try:
-        return play(RandomPolicy(venv, seed), venv, episodes)
+        return play(_RandomPolicy(venv, seed), venv, episodes)
     finally:
         venv.close()
+
+
+class _RandomPolicy:
+    """Uniformly random actions, by the method `predict` that Stable-Baselines3's `evaluate_policy` calls."""
+
+    def __init__(self, venv: VecEnv, seed: int) -> None:
+        self._space, self._envs = venv.action_space, venv.num_envs
+        self._space.seed(seed)
+
+    def predict(self, observation: Any, state: Any = None, **_: Any) -> tuple[np.ndarray[Any, Any], Any]:
+        return np.array([self._space.sample() for _ in range(self._envs)]), state
 
 
 def run_config(run: str | Path) -> AgentConfig:
@@ -359,12 +307,7 @@ def run_config(run: str | Path) -> AgentConfig:
 def load_run(
     run: str | Path, which: str, device: str = "auto"
 ) -> tuple[AgentConfig, BaseAlgorithm, FrozenEncoder | None]:
-    """The settings of a run folder, its agent `which`, and the encoder that the agent was trained with.
-
-    Raises:
-        InputError: There is no such agent, or the encoder is not the one that it was trained with.
-        EncoderFolderError: The encoder is damaged.
-    """
+    """The settings of a run folder, its agent `which`, and the encoder that the agent was trained with."""
     run, config = Path(run), dataclasses.replace(run_config(run), device=device)
     model = load_agent(run, which, device="cpu")
     config = dataclasses.replace(config, encoder=encoder_of(run, which) or config.encoder)
@@ -384,16 +327,10 @@ def evaluation_env(
 ) -> VecNormalize:
     """Environments to evaluate in: the game's own rewards, fixed statistics, and each episode judged.
 
-    Args:
-        config: The settings.
-        episodes: Episodes that will be played; there are no more environments than that.
-        seed: Seed of the first one.
-        first: Its number among all that run at the same time (`make_vec_env`).
-        success_return: As for `evaluate_agent`.
-        encoder: The encoder of `config`, if it is loaded already.
+    There are no more of them than `episodes`. `encoder` is that of `config`, if it is loaded already; `first` is as for
+    `make_vec_env`.
     """
-    if episodes < 1:
-        raise InputError(f"episodes must be 1 or more, got {episodes}")
+    check_count("episodes", episodes)
     encoder = load_encoder(config) if encoder is None else encoder
     venv = make_vec_env(config, encoder, envs=min(_MOST_ENVS, config.envs, episodes), seed=seed, first=first)
     try:
@@ -407,11 +344,7 @@ def evaluation_env(
 def play(policy: Any, venv: VecEnv, episodes: int, *, deterministic: bool = True) -> Evaluation:
     """Play whole episodes, the same number in each environment, so that short ones are not favored.
 
-    Args:
-        policy: Anything with the method `predict` of Stable-Baselines3; its state is reset between episodes.
-        venv: As `evaluation_env` makes it: ``info["is_success"]`` of an episode's last step is its success.
-        episodes: How many in all.
-        deterministic: The most likely action rather than a sample.
+    `policy` is anything with the method `predict` of Stable-Baselines3, and `venv` is of `evaluation_env`.
     """
     judged: list[bool | None] = []
 

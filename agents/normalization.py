@@ -23,9 +23,8 @@ class LatentNormalize(VecNormalize):
 
     If every value is divided by its own deviation, those that hardly vary get the same weight as the informative ones:
     nearly all principal components hardly vary. Such whitening speeds up a linear fit to plenty of samples (LeCun et
-    al. 2012, "Efficient BackProp", section 4.3), but an agent has few: it has to find what matters among hundreds of
-    values from a few thousand frames. Each value is still shifted by its own mean, and numbers beside the latent are
-    normalized each by itself.
+    al. 2012, "Efficient BackProp", section 4.3), but an agent has few. Each value is still shifted by its own mean, and
+    numbers beside the latent are normalized each by itself.
 
     Args:
         venv: Environments, some of whose numbers are latents.
@@ -35,15 +34,13 @@ class LatentNormalize(VecNormalize):
         **kwargs: As for `VecNormalize`; `norm_obs_keys` is by default all entries of numbers.
 
     Raises:
-        InputError: `latents` is not given, and there is no `VecLatentObservation` beneath; or `deviation` is not above
-            0.
+        InputError: `deviation` is not above 0, or there are neither `latents` nor a `VecLatentObservation` beneath.
 
     Example:
         >>> import gymnasium as gym
         >>> import numpy as np
         >>> from stable_baselines3.common.vec_env import DummyVecEnv
-        >>> venv = DummyVecEnv([lambda: gym.make("CartPole-v1")])
-        >>> normalize = LatentNormalize(venv, {None: 2}, deviation=1)
+        >>> normalize = LatentNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]), {None: 2}, deviation=1)
         >>> normalize.obs_rms.mean, normalize.obs_rms.var = np.zeros(4), np.array([1.0, 7.0, 1.0, 9.0])
         >>> normalize.normalize_obs(np.full((1, 4), 6.0)).round(2)
         array([[3., 3., 6., 2.]], dtype=float32)
@@ -56,10 +53,7 @@ class LatentNormalize(VecNormalize):
             raise InputError(f"deviation must be above 0, got {deviation}")
         found = latents_in(venv) if latents is None else dict(latents)
         if latents is None and not found:
-            raise InputError(
-                "latents: there is no VecLatentObservation beneath LatentNormalize; put it around the environments "
-                "first, pass `latents`, or use Stable-Baselines3's VecNormalize"
-            )
+            raise InputError("latents: there is no VecLatentObservation beneath; wrap in one first, or pass `latents`")
         kwargs.setdefault("norm_obs_keys", number_keys(venv.observation_space))
         super().__init__(venv, **kwargs)
         self.latents = found
@@ -91,9 +85,9 @@ def number_keys(space: spaces.Space[Any]) -> list[str] | None:
 
 
 def latents_in(venv: VecEnv) -> dict[str | None, int]:
-    """How many numbers the latents take, by entry of the observation, or by None for a vector, where they come first.
+    """How many numbers the latents of the `VecLatentObservation` beneath take; empty if there is none.
 
-    Empty if there is no `VecLatentObservation` among the wrappers.
+    By entry of the observation, or by None for a vector, where they come first.
     """
     inner = venv
     while not isinstance(inner, VecLatentObservation):

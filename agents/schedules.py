@@ -1,7 +1,4 @@
-"""How the learning rate falls over a run.
-
-The module keeps its name, because the .zip files of trained agents refer to `Schedule` by it.
-"""
+"""How the learning rate falls over a run. The .zip files of trained agents refer to this module by its name."""
 
 import math
 from dataclasses import dataclass
@@ -14,10 +11,7 @@ Shape = Literal["constant", "linear", "cosine"]
 class Schedule:
     """A value that is constant or falls to 0 over a run, as a function that Stable-Baselines3 takes.
 
-    Attributes:
-        value: The value at the beginning.
-        shape: "constant"; "linear"; or "cosine", the half wave of Loshchilov and Hutter (2017), which falls slowly at
-            the beginning and at the end.
+    "cosine" is the half wave of Loshchilov and Hutter (2017), which falls slowly at the beginning and at the end.
 
     Example:
         >>> [round(Schedule(0.1, shape)(0.25), 4) for shape in ("constant", "linear", "cosine")]
@@ -32,6 +26,4 @@ class Schedule:
         remaining = min(1.0, max(0.0, remaining))
         if self.shape == "linear":
             return self.value * remaining
-        if self.shape == "cosine":
-            return self.value * 0.5 * (1.0 - math.cos(math.pi * remaining))
-        return self.value
+        return self.value * 0.5 * (1.0 - math.cos(math.pi * remaining)) if self.shape == "cosine" else self.value

@@ -95,8 +95,7 @@ def agent_file(run: Path, name: str) -> Path:
         file = run / "checkpoints" / f"step_{int(name):09d}.zip"
     if not file.exists():
         present = sorted(f.stem for f in [*run.glob("*.zip"), *run.glob("checkpoints/*.zip")])
-        advice = f"found {present}" if present else "train one with latent-obs train-agent"
-        raise InputError(f"there is no agent {file}; {advice}")
+        raise InputError(f"there is no agent {file}; found {present}. latent-obs train-agent trains one")
     return file
 
 
@@ -109,10 +108,7 @@ def agent_state(run: Path, name: str) -> dict[str, Any]:
     file = agent_file(run, name)
     try:
         with zipfile.ZipFile(file) as archive:
-            state = json.loads(archive.read(_STATE))
-        if not isinstance(state, dict):
-            raise TypeError(f"expected an object, found {type(state).__name__}")
-        return state
+            return dict(json.loads(archive.read(_STATE)))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{file} has no {_STATE} that can be read ({error}); expected an agent that latent-obs train-agent wrote"
@@ -139,7 +135,7 @@ def restore_statistics(run: Path, name: str, normalize: VecNormalize) -> None:
         normalize.ret_rms = _from_json(state["returns"])
         if not normalize.norm_obs:
             return
-        stored, current = state["observations"], normalize.obs_rms
+        current, stored = normalize.obs_rms, state["observations"]
         if isinstance(current, dict):
             statistics = {key: _from_json(values) for key, values in stored.items()}
             fits = {k: s.mean.shape for k, s in statistics.items()} == {k: s.mean.shape for k, s in current.items()}
@@ -169,20 +165,16 @@ def restore_replay(run: Path, name: str, model: BaseAlgorithm) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             pos, full, size = (int(n) for n in _read_array(archive, "position"))
-            stored = {name: _read_array(archive, name) for name, _ in _replay_arrays(buffer)}
+            if size != buffer.buffer_size:
+                raise ValueError(f"it holds {size:,} steps an environment, not {buffer.buffer_size:,}")
+            filled = size if full else pos
+            for name, array in _replay_arrays(buffer):
+                stored = _read_array(archive, name)
+                if stored.shape != (filled, *array.shape[1:]) or stored.dtype != array.dtype:
+                    raise ValueError(f"{name} is {stored.dtype}{stored.shape}, expected {array.dtype}{array.shape[1:]}")
+                array[:filled] = stored
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} has no replay buffer that can be read: {error}") from None
-    if size != buffer.buffer_size:
-        raise InputError(f"{file} has a replay buffer of {size:,} steps an environment, not {buffer.buffer_size:,}")
-    filled = size if full else pos
-    for name, array in _replay_arrays(buffer):
-        expected = (filled, *array.shape[1:])
-        if stored[name].shape != expected or stored[name].dtype != array.dtype:
-            raise InputError(
-                f"{file}: {name} in the replay buffer is {stored[name].dtype}{stored[name].shape}, expected "
-                f"{array.dtype}{expected}"
-            )
-        array[:filled] = stored[name]
+        raise InputError(f"{file} has no replay buffer of this agent: {error}") from None
     buffer.pos, buffer.full = pos, bool(full)
 
 
@@ -224,7 +216,6 @@ def _from_json(values: dict[str, Any]) -> RunningMeanStd:
 
 
 def _line(space: Any) -> str:
-    """A space in one line."""
     return " ".join(str(space).split())
 
 
@@ -239,14 +230,7 @@ def keep_file(source: Path, target: Path) -> None:
 
 
 def fingerprint(encoder: FrozenEncoder | None) -> str | None:
-    """SHA-256 of an encoder's weights and of the frames that it takes; None for no encoder.
-
-    Example:
-        >>> from latent_obs.encoder.architecture import Architecture
-        >>> one, two = (FrozenEncoder.random(Architecture((16, 16, 3), 8), seed=seed, device="cpu") for seed in (0, 1))
-        >>> fingerprint(one) == fingerprint(one), fingerprint(one) == fingerprint(two)
-        (True, False)
-    """
+    """SHA-256 of an encoder's weights and of the frames that it takes; None for no encoder."""
     if encoder is None:
         return None
     digest = hashlib.sha256(repr(encoder.contract).encode())
@@ -260,11 +244,10 @@ def check_encoder(run: Path, name: str, encoder: FrozenEncoder | None) -> None:
     """Reject another encoder than the one that the agent was trained with."""
     trained, given = agent_state(run, name).get("encoder"), fingerprint(encoder)
     if trained is not None and trained != given:
-        source = "no encoder" if encoder is None else encoder.path or encoder
         raise InputError(
-            f"encoder: agent {name!r} of {run} was trained with an encoder whose fingerprint is {trained[:12]}…, and "
-            f"{source} has {(given or 'none')[:12]}…: its latents have another meaning. Put the encoder back that was "
-            f"copied to {run / 'encoder'} when the agent was trained, or train a new agent with --encoder"
+            f"encoder: agent {name!r} of {run} was trained with another encoder than {encoder and encoder.path} (the "
+            f"fingerprint was {trained[:12]}…, and is {(given or 'none')[:12]}…), so its latents have another meaning. "
+            f"Put the first one back into {run / 'encoder'}, or train a new agent"
         )
 
 
@@ -274,8 +257,7 @@ def encoder_of(run: Path, name: str) -> Path | None:
     It is `encoder/` of the run, or, in runs of the former command `latent-obs alternate`, one of those in `encoders/`.
 
     Raises:
-        InputError: There are encoders, and the agent was trained with none of them.
-        EncoderFolderError: The only encoder is damaged.
+        InputError: There are several encoders, and the agent was trained with none of them.
     """
     present = run / "encoder"
     folders = [f for f in [present, *sorted(run.glob("encoders/*"), reverse=True)] if f.is_dir()]

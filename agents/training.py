@@ -23,8 +23,8 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage
 
 from agents.config import NOT_ITS_OWN, AgentConfig
-from agents.envs import load_encoder, make_monitor, make_vec_env, with_normalization
-from agents.evaluation import evaluation_env, play
+from agents.envs import load_encoder, make_vec_env, with_normalization
+from agents.evaluation import evaluation_env, play, run_config
 from agents.schedules import Schedule
 from agents.store import (
     agent_state,
@@ -43,6 +43,8 @@ from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.errors import InputError
 from latent_obs.util.interrupt import GracefulStop
 from latent_obs.wrappers.drift import DriftMonitor
+
+Say = Callable[[str], object]
 
 _SMALLEST_CNN = 36  # pixels that the three convolutions of NatureCNN need
 _EVALUATION_SEED = 500_009  # is added to the run's seed for the environments of evaluations
@@ -68,11 +70,7 @@ class AgentResult:
 
 
 def train_agent(
-    config: AgentConfig,
-    *,
-    resume: bool = False,
-    progress_bar: bool | None = None,
-    say: Callable[[str], object] = print,
+    config: AgentConfig, *, resume: bool = False, progress_bar: bool | None = None, say: Say = print
 ) -> AgentResult:
     """Train an agent on an environment's latents, or on a baseline's observations.
 
@@ -82,8 +80,9 @@ def train_agent(
 
     **Resuming.** The state of an environment cannot be saved, so every run resets its environments at each checkpoint,
     with seeds that follow from the settings and the step. A run that was stopped (Ctrl-C, SIGTERM) or killed therefore
-    continues from its last checkpoint and gives the same agent, to the bit on a CPU, as one that was not. With
-    `exact_resume` off, environments are not reset at checkpoints, and a run that is stopped saves its present agent.
+    continues from its last checkpoint and gives the same agent, to the bit on a CPU, as one that was not. MineRL's
+    environments, and those of a run without checkpoints, are not reset; such a run saves its present agent when it is
+    stopped.
 
     Args:
         config: All settings.
@@ -97,11 +96,12 @@ def train_agent(
         DeviceError: The device does not exist.
     """
     if resume:
-        config = _resumed(config)
+        saved = run_config(config.out)
+        # The copies in the run are used, whatever paths are given.
+        copies = {name: None for name in ("encoder", "pca") if getattr(saved, name) is not None}
+        config = dataclasses.replace(config, **copies).resumed_from(saved)
     elif config.out.exists() and any(config.out.iterdir()):
-        raise InputError(
-            f"out: {config.out} is not empty. Continue with the agent in it with --resume, or choose another"
-        )
+        raise InputError(f"out: {config.out} is not empty; choose another, or continue the agent in it with --resume")
     config = config.settled()
     device = resolve_device(config.device)
     encoder = load_encoder(config)
@@ -117,7 +117,9 @@ def train_agent(
         check_encoder(config.out, "last", seen)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch_threads(1 if not on_pixels and device.type == "cpu" else None))
-        monitor = make_monitor(config, encoder, say)
+        monitor = None
+        if config.observation == "latent" and encoder is not None and encoder.statistics is not None:
+            monitor = DriftMonitor(encoder, say=say)
         venv = make_vec_env(config, encoder, monitor=monitor)
         stack.callback(venv.close)
         venv = with_normalization(config, venv, training=True)
@@ -127,7 +129,12 @@ def train_agent(
             evaluations = evaluation_env(config, config.eval_episodes, seed, config.envs, encoder=encoder)
             stack.callback(evaluations.close)
 
-        _write_inputs(config)
+        config.out.mkdir(parents=True, exist_ok=True)
+        if config.encoder is not None:
+            keep_file(read_encoder_folder(config.encoder).path, config.out / "encoder")
+        if config.pca is not None:
+            keep_file(config.pca, config.out / "pca.safetensors")
+        write_json(config.out / "config.json", config.to_json())
         notes = {"encoder": fingerprint(seen)}
         if continues:
             model = loaded_model(config, venv)
@@ -135,73 +142,46 @@ def train_agent(
             model = new_model(config, venv, device.type)
             save_agent(config.out, "last", model, notes={**notes, "seconds": 0.0}, replay=True)
         before = model.num_timesteps
-        shape = model.observation_space.shape or "Dict"
         say(
-            f"Training {config.trainer.title} on {config.env} ({config.observation}, {shape} observations), "
-            f"{config.envs} environments, {config.steps:,} steps{f', from step {before:,} on' if before else ''}."
+            f"Training {config.trainer.title} on {config.env} ({config.observation}, "
+            f"{model.observation_space.shape or 'Dict'} observations), {config.envs} environments, "
+            f"{config.steps:,} steps{f', from step {before:,} on' if before else ''}."
         )
         formats = ["json", "csv", *(["tensorboard"] if find_spec("tensorboard") else [])]
         model.set_logger(configure(str(config.out / "logs" / f"from_{before:09d}"), formats))
         stack.callback(model.logger.close)
 
         stop = stack.enter_context(GracefulStop())
-        earlier = agent_state(config.out, "last").get("seconds", 0.0)
-        clock = _TrainingClock(earlier)
-        evaluate = _EvaluateCallback(config, evaluations, clock, notes, say)
-        checkpoint = _CheckpointCallback(config, clock, notes, stop)
-        game = _GameCallback()
-        callbacks = [evaluate, checkpoint, game, *([] if monitor is None else [DriftCallback(monitor)])]
-        for callback in callbacks:
-            callback.init_callback(model)  # learn() does so too, but there may be nothing left to learn
+        run = _RunCallback(config, evaluations, notes, stop, say)
+        earlier = run.seconds
+        callbacks = [run, *([] if monitor is None else [DriftCallback(monitor)])]
+        run.init_callback(model)  # learn() does so too, but there may be nothing left to learn
         if config.steps > before:
             begin_part(model, part_seed(config.seed, before))
             shown = sys.stderr.isatty() if progress_bar is None else progress_bar
             model.learn(config.steps - before, callbacks, reset_num_timesteps=False, progress_bar=shown)
-        seconds, steps, stopped = clock.seconds - earlier, model.num_timesteps, stop.requested
-        if not stopped or (not config.exact and checkpoint.saved < steps):
-            checkpoint.save()
+        seconds, steps, stopped = run.seconds - earlier, model.num_timesteps, stop.requested
+        if not stopped or (not config.exact and run.saved < steps):
+            run.save()
         if not stopped:
-            evaluate.evaluate()  # the last agent may be the best
-        if math.isnan(evaluate.best):  # none was evaluated, so the last agent counts as the best
+            run.evaluate()  # the last agent may be the best
+        if math.isnan(run.best):  # none was evaluated, so the last agent counts as the best
             save_agent(config.out, "best", model, notes=notes)
 
     rate = (steps - before) / seconds
-    say(
-        f"{'Stopped' if stopped else 'Done'} at step {steps:,}: {seconds:.0f} s of training, {rate:.0f} steps/s."
-        + ("" if math.isnan(evaluate.best) else f" Best mean return {evaluate.best:.1f}.")
-    )
-    if not game.rewarded and not stopped and steps > before:
+    best = "" if math.isnan(run.best) else f" Best mean return {run.best:.1f}."
+    say(f"{'Stopped' if stopped else 'Done'} at step {steps:,}: {seconds:.0f} s, {rate:.0f} steps/s.{best}")
+    if not run.rewarded and not stopped and steps > before:
         say(
-            f"No step of this run gave any reward, so there was nothing to learn from. {config.env} may need more than "
-            f"{config.steps:,} steps, more exploration (--ent-coef), fewer decisions an episode (--frame-skip), or a "
-            "denser reward."
+            "No step gave any reward, so there was nothing to learn from. Train for more steps, explore more "
+            "(--ent-coef), decide less often (--frame-skip), or use a denser reward."
         )
     say(f"Agent: {config.out}")
     if stopped:
-        say(f"Continue from step {checkpoint.saved:,} with: latent-obs train-agent --out {config.out} --resume")
+        say(f"Continue from step {run.saved:,} with: latent-obs train-agent --out {config.out} --resume")
     else:
         say(f"Evaluate and film it with: latent-obs evaluate --run {config.out}")
-    return AgentResult(config.out, checkpoint.saved, rate, evaluate.best, stopped)
-
-
-def _resumed(config: AgentConfig) -> AgentConfig:
-    """The settings of the run in `config.out`, with those of `config` that may change on resume."""
-    saved = AgentConfig.load(config.out)
-    for field, name in (("encoder", "encoder"), ("pca", "pca.safetensors")):
-        if (config.out / name).exists():  # the copy in the run is used, whatever path is given
-            config = dataclasses.replace(config, **{field: None})
-            saved = dataclasses.replace(saved, **{field: config.out / name})
-    return config.resumed_from(saved)
-
-
-def _write_inputs(config: AgentConfig) -> None:
-    """Write the settings, and copies of the encoder and of the principal components, into the run folder."""
-    config.out.mkdir(parents=True, exist_ok=True)
-    if config.encoder is not None:
-        keep_file(read_encoder_folder(config.encoder).path, config.out / "encoder")
-    if config.pca is not None:
-        keep_file(config.pca, config.out / "pca.safetensors")
-    write_json(config.out / "config.json", config.to_json())
+    return AgentResult(config.out, run.saved, rate, run.best, stopped)
 
 
 def new_model(config: AgentConfig, venv: VecEnv, device: str) -> BaseAlgorithm:
@@ -237,12 +217,7 @@ def loaded_model(config: AgentConfig, venv: VecNormalize) -> BaseAlgorithm:
 
 
 def part_seed(seed: int, step: int, purpose: int = 0) -> int:
-    """The seed, below 2^31, of the part of a run that begins at a step; at step 0, that of the run itself.
-
-    Example:
-        >>> part_seed(7, 0), part_seed(7, 10_000) == part_seed(7, 10_000), part_seed(7, 10_000) == part_seed(7, 20_000)
-        (7, True, False)
-    """
+    """The seed, below 2^31, of the part of a run that begins at a step; at step 0, that of the run itself."""
     if step == 0 and purpose == 0:
         return seed
     return int(np.random.SeedSequence([seed, step, purpose]).generate_state(1)[0] >> 1)
@@ -267,47 +242,30 @@ def begin_part(model: BaseAlgorithm, seed: int) -> None:
         model._last_lstm_states = type(states)(*zeros)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class _TrainingClock:
-    """Seconds of training: those of earlier parts of the run included, those of evaluations not."""
+class _RunCallback(BaseCallback):
+    """Evaluate and save the agent between updates, watch for rewards and lost games, and end training on a signal."""
 
-    def __init__(self, earlier: float) -> None:
-        self._earlier, self._began = earlier, time.perf_counter()
+    def __init__(
+        self, config: AgentConfig, env: VecNormalize | None, notes: dict[str, Any], stop: GracefulStop, say: Say
+    ) -> None:
+        super().__init__()
+        self.config, self.env, self.notes, self.stop, self.say = config, env, notes, stop, say
+        self.best = math.nan  # highest mean return of an evaluation
+        self.saved = self._evaluated = 0  # steps of the last checkpoint and of the last evaluation
+        self.rewarded = False
+        self._faults: dict[int, int] = {}  # by environment
+        self._seconds, self._began = agent_state(config.out, "last").get("seconds", 0.0), time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        return self._earlier + time.perf_counter() - self._began
-
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        self._earlier = self.seconds
-        yield
-        self._began = time.perf_counter()
-
-
-class _EvaluateCallback(BaseCallback):
-    """Evaluate the agent at the beginning of a rollout, when the update is done, and keep the best one.
-
-    Attributes:
-        best: Highest mean return of an evaluation; NaN if there was none.
-    """
-
-    def __init__(
-        self,
-        config: AgentConfig,
-        env: VecNormalize | None,
-        clock: _TrainingClock,
-        notes: dict[str, Any],
-        say: Callable[[str], object],
-    ) -> None:
-        super().__init__()
-        self.config, self.env, self.clock, self.notes, self.say = config, env, clock, notes, say
-        self.best = math.nan
-        self._evaluated = 0
+        """Seconds of training: those of earlier parts of the run included, those of evaluations not."""
+        return self._seconds + time.perf_counter() - self._began
 
     def _init_callback(self) -> None:
         """Drop the evaluations after the step to resume from: their part of the run is done again."""
+        self.saved = self.model.num_timesteps
         rows = read_evaluations(self.config.out)
-        kept = [row for row in rows if row["step"] <= self.model.num_timesteps]
+        kept = [row for row in rows if row["step"] <= self.saved]
         if len(kept) < len(rows):
             with atomic_write(self.config.out / "evaluations.jsonl") as aside:
                 aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -315,45 +273,54 @@ class _EvaluateCallback(BaseCallback):
         self._evaluated = int(kept[-1]["step"]) if kept else 0
 
     def _on_rollout_start(self) -> None:
-        if self.config.eval_every and self.model.num_timesteps - self._evaluated >= self.config.eval_every:
+        step, every = self.model.num_timesteps, self.config.checkpoint_every
+        if self.config.eval_every and step - self._evaluated >= self.config.eval_every:
             self.evaluate()
+        if every and step // every > self.saved // every:
+            self.save()
+            if self.config.exact:
+                begin_part(self.model, part_seed(self.config.seed, step))
 
     def _on_step(self) -> bool:
-        return True
+        normalize = self.model.get_vec_normalize_env()
+        if not self.rewarded and normalize is not None:
+            self.rewarded = bool(np.any(normalize.get_original_reward()))
+        for i, info in enumerate(self.locals["infos"]):
+            if "fault" in info:
+                self._faults[i] = info["faults"]
+                self.model.logger.record("env/faults", sum(self._faults.values()))
+        return not self.stop.requested
+
+    def save(self) -> None:
+        """Save the agent, its statistics and its replay buffer, to resume from."""
+        self.saved = self.model.num_timesteps
+        save_agent(self.config.out, "last", self.model, notes={**self.notes, "seconds": self.seconds}, replay=True)
 
     def evaluate(self) -> None:
         """Play whole episodes, log them, and keep the agent if it is the best so far."""
         step = self.model.num_timesteps
         if self.env is None or step == self._evaluated:
             return
-        self._evaluated = step
-        with self.clock.stopped():
-            seconds = self.clock.seconds
-            normalize = self.model.get_vec_normalize_env()
-            if normalize is not None and normalize.norm_obs:
-                self.env.obs_rms = normalize.obs_rms
-            with _random_state_kept():
-                self.env.seed(part_seed(self.config.seed, step, purpose=1))
-                result = play(self.model, self.env, self.config.eval_episodes, deterministic=self.config.deterministic)
-            self.say(f"  step {step:>9,}: mean return {result}")
-            if not self.best >= result.mean:  # also if there is no best yet, NaN
-                self.best = result.mean
-                # Saved before its score is written: a run that is killed in between has no score, and evaluates again.
-                save_agent(self.config.out, "best", self.model, notes={**self.notes, "seconds": seconds})
-            row = {
-                "step": step,
-                "mean_return": result.mean,
-                "standard_error": result.standard_error,
-                "returns": result.returns,
-                "lengths": result.lengths,
-                "successes": result.success_rate,
-                "seconds": seconds,
-            }
-            with (self.config.out / "evaluations.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            self.model.logger.record("eval/mean_return", result.mean)
-            if result.success_rate is not None:
-                self.model.logger.record("eval/success_rate", result.success_rate)
+        self._evaluated, self._seconds = step, self.seconds
+        normalize = self.model.get_vec_normalize_env()
+        if normalize is not None and normalize.norm_obs:
+            self.env.obs_rms = normalize.obs_rms
+        with _random_state_kept():
+            self.env.seed(part_seed(self.config.seed, step, purpose=1))
+            result = play(self.model, self.env, self.config.eval_episodes, deterministic=self.config.deterministic)
+        self.say(f"  step {step:>9,}: mean return {result}")
+        if not self.best >= result.mean:  # also if there is no best yet, NaN
+            self.best = result.mean
+            # Saved before its score is written: a run that is killed in between has no score, and evaluates again.
+            save_agent(self.config.out, "best", self.model, notes={**self.notes, "seconds": self._seconds})
+        row = {"step": step, "mean_return": result.mean, "standard_error": result.standard_error}
+        row |= {"returns": result.returns, "lengths": result.lengths, "successes": result.success_rate}
+        with (self.config.out / "evaluations.jsonl").open("a") as file:
+            file.write(json.dumps({**row, "seconds": self._seconds}) + "\n")
+        self.model.logger.record("eval/mean_return", result.mean)
+        if result.success_rate is not None:
+            self.model.logger.record("eval/success_rate", result.success_rate)
+        self._began = time.perf_counter()
 
 
 @contextlib.contextmanager
@@ -368,57 +335,6 @@ def _random_state_kept() -> Iterator[None]:
             np.random.set_state(numpy)  # noqa: NPY002
 
 
-class _CheckpointCallback(BaseCallback):
-    """Save the agent at the beginning of a rollout, and end training when a signal has come.
-
-    Attributes:
-        saved: Step of the last checkpoint.
-    """
-
-    def __init__(self, config: AgentConfig, clock: _TrainingClock, notes: dict[str, Any], stop: GracefulStop) -> None:
-        super().__init__()
-        self.config, self.clock, self.notes, self.stop = config, clock, notes, stop
-        self.saved = 0
-
-    def _init_callback(self) -> None:
-        self.saved = self.model.num_timesteps
-
-    def _on_rollout_start(self) -> None:
-        step, every = self.model.num_timesteps, self.config.checkpoint_every
-        if every and step // every > self.saved // every:
-            self.save()
-            if self.config.exact:
-                begin_part(self.model, part_seed(self.config.seed, step))
-
-    def _on_step(self) -> bool:
-        return not self.stop.requested
-
-    def save(self) -> None:
-        """Save the agent, its statistics and its replay buffer, to resume from."""
-        notes = {**self.notes, "seconds": self.clock.seconds}
-        save_agent(self.config.out, "last", self.model, notes=notes, replay=True)
-        self.saved = self.model.num_timesteps
-
-
-class _GameCallback(BaseCallback):
-    """Log the number of lost games as `env/faults`, and notice whether there is any reward at all."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rewarded = False
-        self._faults: dict[int, int] = {}  # by environment
-
-    def _on_step(self) -> bool:
-        normalize = self.model.get_vec_normalize_env()
-        if not self.rewarded and normalize is not None:
-            self.rewarded = bool(np.any(normalize.get_original_reward()))
-        for i, info in enumerate(self.locals["infos"]):
-            if "fault" in info:
-                self._faults[i] = info["faults"]
-                self.model.logger.record("env/faults", sum(self._faults.values()))
-        return True
-
-
 class DriftCallback(BaseCallback):
     """Log at the end of each rollout how far recent frames are from those that the encoder was trained on.
 
@@ -429,16 +345,7 @@ class DriftCallback(BaseCallback):
     The monitor itself warns, once. Works with every algorithm of Stable-Baselines3.
 
     Args:
-        monitor: The monitor of the vector environment's wrapper.
-
-    Raises:
-        InputError: (in training) the monitor is not given to a wrapper in this process.
-
-    Example::
-
-        monitor = DriftMonitor(encoder)
-        model = PPO("MlpPolicy", VecLatentObservation(venv, encoder, monitor=monitor))
-        model.learn(1_000_000, DriftCallback(monitor))
+        monitor: The monitor that the vector environment's wrapper was given, as in docs/wrapping.md.
     """
 
     def __init__(self, monitor: DriftMonitor) -> None:
@@ -451,10 +358,7 @@ class DriftCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         report = self.monitor.report()
         if not report.frames:
-            raise InputError(
-                "monitor: DriftCallback's monitor has seen no frame. Give the wrapper the same one, in this process: "
-                "VecLatentObservation(venv, encoder, monitor=monitor); worker processes only have copies of it"
-            )
+            raise InputError("monitor has seen no frame; give the same one to a VecLatentObservation in this process")
         for name in ("share_outside", "mean_shift", "reconstruction_ratio"):
             value = getattr(report, name)
             if not math.isnan(value):
@@ -464,8 +368,8 @@ class DriftCallback(BaseCallback):
 def read_evaluations(run: Path) -> list[dict[str, Any]]:
     """Rows of a run's `evaluations.jsonl`.
 
-    Each has step, mean_return, standard_error, returns, lengths, successes (a share, or None), and seconds (of training
-    before it, evaluations not counted).
+    Each has step, mean_return, standard_error, returns, lengths, successes (a share, or None), and seconds (of
+    training).
     """
     file = run / "evaluations.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

@@ -28,7 +28,10 @@ def _in_study(option: str) -> str:
 _AGENT = {
     "standardise": "use --normalize-observation",
     "standardize": "use --normalize-observation",
+    "clip-range": "it is 0.2; leave it out",
     "clip-range-schedule": "the clip range is constant; leave it out",
+    "exact-resume": "environments are reset at checkpoints, but for MineRL's; --checkpoint-every 0 does not reset them",
+    "watch-drift": "drift is logged if the encoder has statistics; leave it out",
     "gae-lambda": "it is 0.95; leave it out",
     "lstm-size": "it is 128; leave it out",
     "tau": "it is 1 for DQN and QR-DQN and 0.005 for SAC; leave it out",

@@ -4,13 +4,11 @@ starts.
 
 import dataclasses
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import psutil
 import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
@@ -21,7 +19,6 @@ pytest.importorskip("stable_baselines3")
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from agents.config import AgentConfig
 from agents.envs import check_environment, load_encoder, make_vec_env, with_normalization
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.envs.pixel_envs import _GameOfItsOwn
@@ -48,9 +45,8 @@ def test_the_tiny_environment_is_one():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("observation", ["latent", "pixels"])
-def test_processes_see_what_this_process_sees(encoder: FrozenEncoder, observation: Any):
-    config, before = tiny(env=SIDE, observation=observation, seed=3), signal.getsignal(signal.SIGINT)
+def test_processes_see_what_this_process_sees(encoder: FrozenEncoder):
+    config, before = tiny(env=SIDE, seed=3), signal.getsignal(signal.SIGINT)
     serial = make_vec_env(config, encoder)
     processes = make_vec_env(dataclasses.replace(config, workers="processes"), encoder)
     try:
@@ -68,19 +64,6 @@ def test_processes_see_what_this_process_sees(encoder: FrozenEncoder, observatio
         processes.close()
 
 
-def holding_torch(venv: VecEnv) -> list[bool]:
-    """Whether torch's libraries are mapped into the memory of each worker."""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("reads Linux's list of mapped files")
-    assert isinstance(venv.unwrapped, ProcessVecEnv)
-    here, *there = [
-        any("torch" in mapped.path for mapped in psutil.Process(pid).memory_maps())
-        for pid in (None, *(process.pid for process in venv.unwrapped.processes))
-    ]
-    assert here, "it is here, so that it would be found there"
-    return there
-
-
 @pytest.mark.integration
 def test_no_worker_imports_torch(encoder: FrozenEncoder, tmp_path: Path):
     scripted = {"folder": str(tmp_path), "size": 16}
@@ -92,26 +75,21 @@ def test_no_worker_imports_torch(encoder: FrozenEncoder, tmp_path: Path):
             venv.step(np.zeros(2, np.int64))
         for module in ("torch", "stable_baselines3"):
             assert venv.env_method("imports", module) == [False, False], module
-        assert holding_torch(venv) == [False, False]
     finally:
         venv.close()
 
 
-@pytest.mark.parametrize("workers", ["serial", "processes"])
-def test_returns_are_those_of_a_monitor_around_each(encoder: FrozenEncoder, workers: Any):
+def test_returns_are_those_of_a_monitor_around_each(encoder: FrozenEncoder):
     def episodes(venv: VecEnv) -> list[Any]:
         venv.reset()
         infos = [venv.step(np.zeros(2, np.int64))[3] for _ in range(200)]
         return [[info.get("episode") for info in both] for both in infos]
 
-    kwargs = {"length": 99, "reward": 0.1}  # of which single precision makes sums that can be told from the true ones
+    kwargs = {"length": 99, "reward": 0.1}  # sums of which differ in single precision
     monitored = DummyVecEnv([lambda: Monitor(gym.make("Side-v0", **kwargs))] * 2)
     monitored.seed(4)
-    venv = make_vec_env(tiny(env=SIDE, env_kwargs=kwargs, workers=workers, seed=4), encoder)
-    try:
-        counted, expected = episodes(venv), episodes(monitored)
-    finally:
-        venv.close()
+    counted = episodes(make_vec_env(tiny(env_kwargs=kwargs, seed=4), encoder))
+    expected = episodes(monitored)
     ends = [one for both in counted for one in both if one is not None]
     assert len(ends) == 4
     for one in (*ends, *(one for both in expected for one in both if one is not None)):
@@ -125,15 +103,11 @@ def test_vizdoom_in_two_processes_gives_the_latents_of_its_frames(encoder: Froze
     pytest.importorskip("vizdoom")
     config = tiny(env="VizdoomBasic-v1", frame_skip=4, workers="processes", latent_only=True)
     latents = make_vec_env(config, encoder)
-    try:
-        seen = play(latents, 3)
-        assert holding_torch(latents) == [False, False]
-    finally:
-        latents.close()
     frames = make_vec_env(dataclasses.replace(config, observation="pixels", workers="serial"), encoder)
     try:
-        pictures = play(frames, 3)
+        seen, pictures = play(latents, 3), play(frames, 3)
     finally:
+        latents.close()
         frames.close()
     for latent, picture in zip(seen[:1] + seen[1::4], pictures[:1] + pictures[1::4], strict=True):
         assert latent.shape == (2, LATENT_DIM)
@@ -177,11 +151,8 @@ def test_what_a_dict_becomes(encoder: FrozenEncoder):
         ({"env": "CartPole-v1"}, "uint8"),
         ({"env_kwargs": {"actions": "dict"}}, "actions"),
         ({"algorithm": "sac"}, "ppo, recurrent-ppo, dqn, qr-dqn"),
-        ({"algorithm": "dqn", "env_kwargs": {"actions": "box"}}, "ppo, recurrent-ppo, sac"),
         ({"algorithm": "qr-dqn", "env_kwargs": {"actions": "multi"}}, "ppo, recurrent-ppo"),
         ({"env": "Syde-v0"}, "Side-v0"),
-        ({"env": "Zzyzzxq"}, "Zzyzzxq"),
-        ({"env": "not an id"}, "not an id"),
         ({"env": "no_such_module_here:Side-v0"}, "no_such_module_here"),
         ({"env_kwargs": {"color": 3}}, "color"),
         ({"env_kwargs": {"kind": "grey"}}, r"\(16, 16, 1\)"),
@@ -266,20 +237,9 @@ def test_rewards_are_scaled_in_training_only(encoder: FrozenEncoder):
     assert judging.ret_rms.count == pytest.approx(1e-4), "statistics do not move outside training"
 
 
-@pytest.mark.integration
-def test_many_games_can_start_at_the_same_moment_in_a_fresh_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    config = AgentConfig(env="VizdoomBasic-v1", observation="pixels", frame_skip=4, envs=8, latent_only=True)
-    venv = make_vec_env(config, None)
-    try:
-        assert len(venv.reset()) == 8  # pyright: ignore[reportArgumentType]
-    finally:
-        venv.close()
-
-
 def test_the_folder_that_games_race_for_is_there_before_one_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # ViZDoom makes it where it runs; of games that start together one may find it made a moment ago, and die. That is
-    # rare: so not the race is tested, but that there is none.
+    # ViZDoom makes it where it runs; of games that start together one may find it made a moment ago, and die. The race
+    # is rare, so the test is that the folder exists before.
     class Game:
         def is_running(self) -> bool:
             return False

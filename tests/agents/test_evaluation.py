@@ -75,6 +75,7 @@ def run(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "run"
 
 
+@settings(max_examples=30)
 @given(returns, returns)
 def test_mean_standard_error_and_sigmas_are_numpys(one: list[float], other: list[float]):
     a, b = np.array(one), np.array(other)
@@ -89,15 +90,10 @@ def test_mean_standard_error_and_sigmas_are_numpys(one: list[float], other: list
 @pytest.mark.parametrize(("one", "other", "sigmas"), [(1, 0, math.inf), (0, 1, -math.inf), (1, 1, 0)])
 def test_sigmas_of_returns_that_do_not_vary(one: float, other: float, sigmas: float):
     assert evaluation([one, one]).sigmas_above(evaluation([other, other])) == sigmas
+    assert math.isnan(evaluation([1.0]).sigmas_above(evaluation([1.0, 2.0]))), "one episode has no standard error"
 
 
-def test_one_episode_has_no_standard_error():
-    assert math.isnan(evaluation([3.0]).standard_error)
-    assert math.isnan(evaluation([3.0]).sigmas_above(evaluation([1.0, 2.0])))
-    assert math.isnan(evaluation([1.0, 2.0]).sigmas_above(evaluation([3.0])))
-
-
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=4)
 @given(st.integers(0, 1_000), st.integers(15, 60), st.sampled_from(["normal", "exponential"]))
 def test_a_bootstrap_interval_is_scipys(seed: int, count: int, kind: str):
     stats = pytest.importorskip("scipy.stats")
@@ -105,14 +101,9 @@ def test_a_bootstrap_interval_is_scipys(seed: int, count: int, kind: str):
     low, high = bootstrap_interval(tuple(values.tolist()))
     theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
     error = values.std() / math.sqrt(count)  # the ends themselves vary by some 3% of it
+    assert (low, high) == bootstrap_interval(tuple(values.tolist())), "the same values give the same interval"
     assert low == pytest.approx(theirs.low, abs=0.2 * error)
     assert high == pytest.approx(theirs.high, abs=0.2 * error)
-
-
-def test_a_bootstrap_interval_is_always_the_same_and_nan_for_one_value():
-    assert bootstrap_interval((1.0, 2.0, 5.0)) == bootstrap_interval((1.0, 2.0, 5.0))
-    assert bootstrap_interval((4.0,) * 5) == (4.0, 4.0)
-    assert all(map(math.isnan, bootstrap_interval((1.0,))))
 
 
 @settings(deadline=None)
@@ -134,17 +125,18 @@ def test_all_numbers_are_in_the_json():
     assert numbers["success_rate"] == pytest.approx(2 / 3)
     assert numbers["success_rate_95"] == list(wilson_interval(2, 3))
     assert numbers["mean_return_95"] == list(bootstrap_interval(three.returns))
-    assert one.success_rate is one.success_interval is None
-    assert "success" not in one.details()
+    assert one.success_rate is None
     assert "nan" not in one.details()
-    assert "success in 2 of 3 episodes, 67%" in three.details()
+    assert "2 of 3 episodes, 67%" in three.details()
 
 
-def test_a_policys_state_is_kept_and_starts_of_episodes_are_passed(encoder_folder: Path):
+def test_environments_states_and_starts_of_episodes(encoder_folder: Path):
     policy = Constant()
     play(policy, evaluation_env(tiny(encoder=encoder_folder, envs=1), 2, seed=0), 2)
     assert [state for state, _ in policy.seen] == [None, *range(1, 16)]
     assert [starts for _, starts in policy.seen] == [[step % 8 == 0] for step in range(16)]
+    venv = evaluation_env(tiny(encoder=encoder_folder, envs=8), episodes=3, seed=0)
+    assert (venv.num_envs, venv.training, venv.norm_reward) == (3, False, False)
 
 
 def test_the_command_prints_and_writes_the_numbers(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -161,14 +153,15 @@ def test_the_command_prints_and_writes_the_numbers(run: Path, tmp_path: Path, ca
     assert numbers["agent"] == json.loads(json.dumps(played.to_json()))
     assert numbers["random_policy"]["episodes"] == 6
     assert numbers["env"] == "Side-v0"
-    assert main(["evaluate", "--run", str(run), "--json", str(tmp_path)]) == 2
-    assert str(tmp_path) in capsys.readouterr().err
+    for words, named in (["--json", str(tmp_path)], str(tmp_path)), (["--episodes", "0"], "episodes"):
+        assert main(["evaluate", "--run", str(run), "--no-video", *words]) == 2
+        assert named in capsys.readouterr().err
 
 
 def test_the_seed_decides_the_episodes_and_the_agent_the_returns(run: Path):
     before = files_of(run)
     last = evaluate_agent(run, episodes=10, which="last", seed=11)
-    assert last == evaluate_agent(run, episodes=10, which="last", seed=11, deterministic=True)
+    assert last == evaluate_agent(run, episodes=10, which="last", seed=11)
     assert last.lengths == (8,) * 10
     assert last.mean > 5.5, "chance is 4"
     # Sampled actions: an untrained agent's are at chance, while its most likely ones may be good by luck.
@@ -198,20 +191,6 @@ def test_a_gray_game_is_trained_on_evaluated_and_filmed(tmp_path: Path):
     assert film(config.out, episodes=1, seconds=0)[0].stat().st_size > 1_000
 
 
-@pytest.mark.parametrize(("envs", "episodes", "made"), [(8, 20, 4), (8, 3, 3), (1, 3, 1)])
-def test_there_are_no_more_environments_than_episodes(encoder_folder: Path, envs: int, episodes: int, made: int):
-    venv = evaluation_env(tiny(encoder=encoder_folder, envs=envs), episodes=episodes, seed=0)
-    assert (venv.num_envs, venv.training, venv.norm_reward) == (made, False, False)
-
-
-@pytest.mark.parametrize("episodes", [0, -1])
-def test_no_episodes(run: Path, episodes: int):
-    with pytest.raises(InputError, match="episodes"):
-        evaluate_agent(run, episodes=episodes)
-    with pytest.raises(InputError, match="episodes"):
-        evaluate_random(tiny(), episodes=episodes)
-
-
 def test_the_saved_statistics_decide_what_the_agent_sees(run: Path, tmp_path: Path):
     copied = Path(shutil.copytree(run, tmp_path / "copied"))
     good, observations = evaluate_agent(copied, episodes=20, which="last"), agent_state(copied, "last")["observations"]
@@ -233,17 +212,6 @@ def scenario(name: str) -> tuple[dict[str, str], str]:
     raise AssertionError(f"{name}.wad has no script")
 
 
-def test_basic_ends_early_only_by_the_kill():
-    settings, script = scenario("basic")
-    assert (settings["living_reward"], settings["episode_timeout"]) == ("-1", "300")
-    assert script.count("Exit_Normal") == 1
-    assert re.search(r"script 4 \(void\)\s*\{\s*reward = reward \+ 106\.0;\s*Exit_Normal", script)
-    assert re.search(r"SetThingSpecial\(target_id, ACS_ExecuteAlways, 4\)", script)
-    rule = _KNOWN["VizdoomBasic"]
-    assert rule.is_success(106 - 263 - 25, truncated=False), "a late kill after five shots"
-    assert not rule.is_success(-300, truncated=True)
-
-
 @pytest.mark.parametrize(
     ("name", "env"), [("predict_position", "VizdoomPredictPosition"), ("my_way_home", "VizdoomMyWayHome")]
 )
@@ -253,7 +221,6 @@ def test_a_reward_of_one_and_a_small_one_for_living(name: str, env: str):
     living, limit = float(settings["living_reward"]), int(settings["episode_timeout"])
     rule = _KNOWN[env]
     assert rule.is_success(1 + living * limit, truncated=False)
-    assert not rule.is_success(0.0, truncated=False)
     assert not rule.is_success(living * limit, truncated=True)
 
 
@@ -272,10 +239,10 @@ def test_basic_in_play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("vizdoom")
     monkeypatch.chdir(tmp_path)
     config = tiny(env="VizdoomBasic-v1", frame_skip=4, latent_only=True, envs=2)
-    played = evaluate_random(config, episodes=12, seed=3)
+    played = evaluate_random(config, episodes=8, seed=3)
     assert played.successes == tuple(length < 75 for length in played.lengths), "75 steps of 4 tics are the time-out"
     assert played.successes is not None
-    assert 0 < sum(played.successes) < 12
+    assert 0 < sum(played.successes) < 8
     assert all(r >= -182 for r, won in zip(played.returns, played.successes, strict=True) if won)
 
 

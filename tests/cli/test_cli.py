@@ -120,7 +120,7 @@ def test_an_unknown_verb(call: Call, words: str, hints: list[str]):
         ("alternate --env Side-v0 --out runs/turns", "frames record --agent.*train-vae --start-from.*train-agent"),
         ("train-vae --ramp cosine", "--ramp.*linearly"),
         ("compare --learning-rate 1e-3", r"learning_rate under \[settings\]"),
-        ("compare --no-watch-drift", r"watch_drift under \[settings\]"),
+        ("compare --no-normalize-reward", r"normalize_reward under \[settings\]"),
         ("compare --pca file", r"pca under \[tasks"),
         ("compare --seed=3", "--seed was.*--seeds"),
     ],

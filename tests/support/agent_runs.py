@@ -1,4 +1,4 @@
-"""Tiny runs of agents, and what they leave in their folders; the tests of train_agent share them."""
+"""Tiny runs of agents, and what they leave in their folders."""
 
 import json
 import shutil
@@ -14,10 +14,6 @@ from agents.config import AgentConfig, AlgorithmName
 from agents.store import agent_file, agent_state, load_agent
 from agents.training import AgentResult, train_agent
 from tests.support.side_env import tiny
-
-
-def quiet(text: str) -> None:
-    """Where messages go that a test does not read."""
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -43,7 +39,7 @@ def change_state(run: Path, name: str, **changes: Any) -> None:
 
 
 def train(config: AgentConfig, **kwargs: Any) -> AgentResult:
-    return train_agent(config, say=quiet, progress_bar=False, **kwargs)
+    return train_agent(config, say=lambda _: None, progress_bar=False, **kwargs)
 
 
 def algorithm_config(algorithm: AlgorithmName, **settings: Any) -> AgentConfig:

@@ -1,5 +1,4 @@
-"""A tiny environment that an agent learns in no time, and settings of tiny agents on it; the tests of agents share
-them.
+"""A tiny environment that an agent learns in no time, and settings of tiny agents on it.
 
 Worker processes import this module by the name in `SIDE` to find the environment, so it imports no torch.
 """
@@ -33,12 +32,7 @@ class SideEnv(gym.Env[Any, Any]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(
-        self,
-        kind: str = "box",
-        length: int = 8,
-        actions: str = "two",
-        reward: float = 1.0,
-        render_mode: str | None = None,
+        self, kind: str = "box", length: int = 8, actions: str = "two", reward: float = 1.0, render_mode: Any = None
     ) -> None:
         self.kind, self.length, self.reward, self.render_mode = kind, length, reward, render_mode
         image = spaces.Box(0, 255, (16, 16, 1 if kind == "grey" else 3), np.uint8)
@@ -90,17 +84,6 @@ def tiny(**settings: Any) -> AgentConfig:
     """Settings of a tiny agent on `SideEnv`, in this process."""
     from agents.config import AgentConfig
 
-    values: dict[str, Any] = {
-        "env": "Side-v0",
-        "workers": "serial",
-        "envs": 2,
-        "n_steps": 16,
-        "batch_size": 32,
-        "n_epochs": 1,
-        "steps": 64,
-        "eval_every": 32,
-        "eval_episodes": 2,
-        "net_arch": (16,),
-        "device": "cpu",
-    }
+    values: dict[str, Any] = {"env": "Side-v0", "workers": "serial", "envs": 2, "steps": 64, "device": "cpu"}
+    values |= {"n_steps": 16, "batch_size": 32, "n_epochs": 1, "net_arch": (16,), "eval_every": 32, "eval_episodes": 2}
     return AgentConfig(**{**values, **settings})

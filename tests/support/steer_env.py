@@ -1,5 +1,4 @@
-"""An environment to steer through by numbers, agents trained in it, and what they do, for tests of recording with
-agents."""
+"""An environment to steer through by numbers, and agents trained in it, for tests of recording with agents."""
 
 import dataclasses
 from collections.abc import Callable
@@ -33,10 +32,7 @@ EPISODE = 5
 class Steer(gym.Env[Any, Any]):
     """Noise of 24x20 to steer through by two numbers; what is seen next depends on what was done.
 
-    Args:
-        kind: "box"; "dict", a camera "pov" beside a nested inventory, or "two", with a second camera before it.
-        frame_skip: Shown in the inventory.
-        actions: How many numbers an action has.
+    A `kind` of "dict" has a camera "pov" beside a nested inventory, and "two" a second camera before it.
     """
 
     def __init__(self, kind: str = "box", frame_skip: int = 1, actions: int = 2) -> None:
@@ -73,22 +69,20 @@ class Steer(gym.Env[Any, Any]):
 gym.register("test/Steer-v0", lambda **kwargs: Steer(**kwargs), disable_env_checker=True)
 gym.register("test/Road-v0", lambda **kwargs: Steer(**kwargs), disable_env_checker=True)
 
+_PIXELS: dict[str, Any] = {"observation": "pixels", "learning_rate": 3e-4, "seed": 1}
+_ONE_CAMERA: dict[str, Any] = {"env_kwargs": {"kind": "two"}, "pixel_key": "pov", "latent_only": True}
 VIEWS: dict[str, dict[str, Any]] = {
     "latent": {"frame_skip": 3},
     "history": {"history": 3, "frame_skip": 2},
     "vector": {"env_kwargs": {"kind": "dict"}, "flatten": True},
-    "latent only": {
-        "env_kwargs": {"kind": "two"},
-        "pixel_key": "pov",
-        "latent_only": True,
-        "normalize_observation": "off",
-    },
-    "pixels": {"observation": "pixels", "encoder": None, "learning_rate": 3e-4, "seed": 1},
-    "pixels in the size of an encoder": {"observation": "pixels", "learning_rate": 3e-4, "seed": 1},
+    "latent only": {**_ONE_CAMERA, "normalize_observation": "off"},
+    "pixels": {**_PIXELS, "encoder": None},
+    "pixels in the size of an encoder": _PIXELS,
     "pixels beside numbers": {
-        "observation": "pixels",
+        **_PIXELS,
         "encoder": None,
         "learning_rate": 1e-3,
+        "seed": 0,
         "env_kwargs": {"kind": "dict"},
     },
 }
@@ -106,21 +100,9 @@ def run_of(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
             if "size" in view:  # for a CNN, the tests' own is too small
                 model = CVAE((40, 40, 3), 6, widths=(4, 8), strides=(2, 2))
                 encoder = export_encoder(home / "larger", model, random_frames(4, (40, 40, 3)), provenance={})
-            settings: dict[str, Any] = {
-                "env": "test/Steer-v0",
-                "encoder": encoder,
-                "out": run,
-                "workers": "serial",
-                "envs": 2,
-                "steps": 64,
-                "n_steps": 16,
-                "batch_size": 16,
-                "n_epochs": 2,
-                "eval_every": 0,
-                "net_arch": (16,),
-                "device": "cpu",
-                "learning_rate": 0.01,
-            }
+            settings: dict[str, Any] = {"env": "test/Steer-v0", "encoder": encoder, "out": run, "device": "cpu"}
+            settings |= {"workers": "serial", "envs": 2, "steps": 64, "n_steps": 16, "batch_size": 16, "n_epochs": 2}
+            settings |= {"eval_every": 0, "net_arch": (16,), "learning_rate": 0.01}
             train_agent(AgentConfig(**{**settings, **VIEWS[view]}), progress_bar=False, say=lambda _: None)
         return run
 
