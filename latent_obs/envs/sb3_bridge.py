@@ -5,6 +5,7 @@ Needs stable-baselines3 (`latent-obs[agents]`).
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -64,8 +65,11 @@ class GymnasiumVecEnv(VecEnv):
             )
         self.vector_env = vector_env
         self._mode = _usable_mode(vector_env)
-        self._dtypes = _dtypes("observation", vector_env.single_observation_space)
-        _dtypes("action", vector_env.single_action_space)
+        parts = vector_env.single_observation_space
+        if isinstance(parts, spaces.Dict | spaces.Tuple):
+            parts = dict(parts.spaces) if isinstance(parts, spaces.Dict) else tuple(parts.spaces)
+        self._dtypes = _each(partial(_dtype, "observation"), parts)
+        _dtype("action", vector_env.single_action_space)
         self._base: Any = vector_env.unwrapped
         # What these return with copy=True is the caller's already; wrappers and others may lend a buffer.
         copied = isinstance(vector_env, SyncVectorEnv | AsyncVectorEnv) and vector_env.copy
@@ -314,14 +318,10 @@ def _usable_mode(venv: VectorEnv[Any, Any, Any]) -> AutoresetMode:
         # A worker without shared memory forgets that it has been reset, and resets again at the next step.
         shared = isinstance(base, AsyncVectorEnv) and base.shared_memory and base.worker is None
         usable = isinstance(base, SyncVectorEnv) or shared
-        if not usable or not all(isinstance(layer, VectorLatentObservation) for layer in wrappers):
-            raise InputError(
-                f"autoreset_mode NEXT_STEP of {venv} takes a step for each reset, which only a bare SyncVectorEnv, or "
-                "AsyncVectorEnv with shared memory, can do without; make it with autoreset_mode SAME_STEP"
-            )
-        return mode
+        if usable and all(isinstance(layer, VectorLatentObservation) for layer in wrappers):
+            return mode
     if mode is not AutoresetMode.SAME_STEP:
-        raise InputError(f"autoreset_mode of {venv} must be SAME_STEP (or NEXT_STEP), got {found}; make it with that")
+        raise InputError(f"autoreset_mode of {venv} must be SAME_STEP, got {found}; make it with that")
     if tuple(map(int, gym.__version__.split(".")[:2])) < (1, 4):
         for layer in wrappers:
             if isinstance(layer, RecordEpisodeStatistics | NormalizeReward):
@@ -332,22 +332,14 @@ def _usable_mode(venv: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     return mode
 
 
-def _dtypes(what: str, space: spaces.Space[Any]) -> Any:
-    """The dtype of each part of a space, in the structure of the space."""
-    parts: Any = space
-    if what == "observation" and isinstance(space, spaces.Dict | spaces.Tuple):
-        parts = dict(space.spaces) if isinstance(space, spaces.Dict) else tuple(space.spaces)
-
-    def dtype(part: spaces.Space[Any]) -> Any:
-        if not isinstance(part, _PLAIN):
-            nested = ", or a Dict or Tuple of them" if what == "observation" else ""
-            raise InputError(
-                f"{what} space must be Box, Discrete, MultiDiscrete or MultiBinary{nested}, got {part}; change the "
-                "environments with a wrapper, such as gymnasium.wrappers.FlattenObservation"
-            )
-        return part.dtype
-
-    return _each(dtype, parts)
+def _dtype(what: str, space: spaces.Space[Any]) -> Any:
+    """The dtype of a space of numbers."""
+    if not isinstance(space, _PLAIN):
+        raise InputError(
+            f"{what} space must be Box, Discrete, MultiDiscrete or MultiBinary, got {space}; change the environments "
+            "with a wrapper, such as gymnasium.wrappers.FlattenObservation"
+        )
+    return space.dtype
 
 
 def _each(function: Callable[..., Any], first: Any, *others: Any) -> Any:

@@ -114,7 +114,7 @@ def kill_tree(process: Any) -> None:
                 each.kill()
 
 
-def end_game(instance: Any, pool: list[Any]) -> None:
+def end_game(instance: Any) -> None:
     """End a game that was started here, and all that is left of it; a second call does no harm.
 
     Minerl's own way fails for a process that died by itself, and leaves a zombie.
@@ -137,6 +137,7 @@ def end_game(instance: Any, pool: list[Any]) -> None:
         process.stdout.close()
     if instance.instance_dir is not None:
         shutil.rmtree(instance.instance_dir, ignore_errors=True)
+    pool = require("minerl.env.malmo", extra="minerl", purpose="end a game").InstanceManager._instance_pool
     if instance in pool:
         pool.remove(instance)
         instance.release_lock()
@@ -197,7 +198,7 @@ class GameConnection:
                     instance.client_socket.close()
             instance.client_socket = None
             if not instance.existing:
-                self._end(instance)
+                end_game(instance)
         self.core.instances = []
 
     def close(self) -> None:
@@ -226,15 +227,11 @@ class GameConnection:
                 with quietly(), self._launched_in_time(instance):
                     instance.launch(replaceable=True)
             except BaseException:
-                self._end(instance)
+                end_game(instance)
                 raise
         instance.had_to_clean = False
         self._watch(instance)
         return instance
-
-    def _end(self, instance: Any) -> None:
-        malmo = require("minerl.env.malmo", extra="minerl", purpose="end a game")
-        end_game(instance, malmo.InstanceManager._instance_pool)
 
     @contextlib.contextmanager
     def _launched_in_time(self, instance: Any) -> Iterator[None]:
@@ -306,7 +303,7 @@ class GameConnection:
                 sock.shutdown(how)
 
         if not instance.existing:
-            instance.kill = lambda: self._end(instance)
+            instance.kill = lambda: end_game(instance)
         instance.create_multiagent_instance_socket = connect
         instance.client_socket_shutdown = shutdown
         instance.client_socket_send_message = send

@@ -169,6 +169,7 @@ def test_next_steps(monkeypatch: pytest.MonkeyPatch, program: Program, platform:
     assert command in how_to_get_java(None)
     assert "PATH" not in how_to_get_java(None)
     assert "first on the PATH" in how_to_get_java(JavaVersion(Path("/usr/bin/java"), "17.0.15", 17))
+    monkeypatch.setattr(sys, "platform", "linux")
     assert "apt" not in how_to_get_display()
     program("apt-get", "")
     assert how_to_get_display() == "$ sudo apt install xvfb xauth\n$ export MINERL_HEADLESS=1"

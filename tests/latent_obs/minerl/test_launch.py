@@ -85,9 +85,9 @@ def processes(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def wait_for(event: Callable[[], bool], seconds: float = 60.0) -> bool:
-    """Whether something happens in that time."""
-    until = time.monotonic() + seconds
+def wait_for(event: Callable[[], bool]) -> bool:
+    """Whether something happens within a minute."""
+    until = time.monotonic() + 60
     while not (happened := event()) and time.monotonic() < until:
         time.sleep(0.05)
     return happened
@@ -107,12 +107,12 @@ def the_game(folder: Path) -> psutil.Process:
     return found
 
 
-@pytest.mark.parametrize(("how", "deadline"), [("SIGKILL", 20.0), ("SIGSTOP", 1.0)])
+@pytest.mark.parametrize(("how", "deadline"), [("SIGKILL", 900.0), ("SIGSTOP", 5.0)])
 def test_a_game_is_started_replaced_when_it_dies_or_hangs_and_ended(
     java: Java, tmp_path: Path, how: str, deadline: float
 ):
     java(PLAY)
-    with closing(latent_obs.make_minerl(TASK, step_deadline_s=deadline, reset_deadline_s=60)) as env:
+    with closing(latent_obs.make_minerl(TASK, step_deadline_s=deadline, reset_deadline_s=900.0)) as env:
         find(env, RestartOnFault).first_pause_s = 0.01
         assert processes(tmp_path) == []  # not before it is needed
         first, info = env.reset(seed=1)
@@ -145,14 +145,14 @@ LAST_WORDS = "echo '[main/ERROR]: first'; seq 40; echo 'Pixel format not acceler
 @pytest.mark.parametrize(
     ("does", "message"),
     [
-        (f"trap '' TERM; {LAST_WORDS}", r"not ready within 2 s.*\n(.*\n)*.*Pixel format not accelerated"),
+        (f"trap '' TERM; {LAST_WORDS}", r"not ready within 5 s.*\n(.*\n)*.*Pixel format not accelerated"),
         ("echo '\tat org.lwjgl.opengl.Display.<clinit>(Display.java:135)'", "could not detect an X Server"),
     ],
     ids=["is never ready", "finds no display"],
 )
 def test_a_game_that_does_not_start_is_ended(java: Java, tmp_path: Path, does: str, message: str):
     java(f"{does}; exec sleep 600")
-    with closing(MineRLEnv(make_client(TASK), reset_deadline_s=2.0)) as env:
+    with closing(MineRLEnv(make_client(TASK), reset_deadline_s=5.0)) as env:
         with pytest.raises(GameFaultError, match=message) as error:
             env.reset(seed=1)
         assert "[main/ERROR]: first" not in str(error.value)  # the last of them only
@@ -161,7 +161,7 @@ def test_a_game_that_does_not_start_is_ended(java: Java, tmp_path: Path, does: s
 
 def test_a_game_that_dies_as_it_starts_is_given_up_with_its_last_words(java: Java, tmp_path: Path):
     java(f"{LAST_WORDS}; exit 1")
-    with closing(latent_obs.make_minerl(TASK, reset_deadline_s=60, faults_in_a_row=1)) as env:
+    with closing(latent_obs.make_minerl(TASK, reset_deadline_s=900.0, faults_in_a_row=1)) as env:
         with pytest.raises(GameLostError, match=r"ended while it started.*\n(.*\n)*.*Pixel format not acc"):
             env.reset(seed=1)
         check_nothing_is_left(tmp_path)
