@@ -35,12 +35,6 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             its own end, or with 1,000 steps without a fault.
         first_pause_s: Seconds to wait before the first restart of a row.
 
-    Attributes:
-        faults_so_far: Number of faults since this was made.
-
-    Raises:
-        InputError: An argument is out of range.
-
     Example:
         >>> def make():
         ...     return gym.make("CartPole-v1")
@@ -74,11 +68,7 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._last: Any = None  # the last real observation
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode, with as many restarts as it takes.
-
-        Raises:
-            GameLostError: The game was lost `most_in_a_row` times in a row.
-        """
+        """Begin an episode, with restarts; a GameLostError after `most_in_a_row` faults in a row."""
         self._seed = self._seed if seed is None else seed
         while True:
             if self._in_a_row >= self.most_in_a_row:

@@ -34,10 +34,6 @@ class OldGymEnv(gym.Env[Any, Any]):
         time_limit_slack: An end this many steps before the limit still counts as a time-out: a server's own clock may
             be a little ahead.
 
-    Attributes:
-        gym_env: The old environment.
-        noop: The action that does nothing.
-
     Raises:
         InputError: It is no environment of the old API, a space has no counterpart, or it has no such render mode.
     """
@@ -67,16 +63,7 @@ class OldGymEnv(gym.Env[Any, Any]):
         return noop_of(self.action_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode.
-
-        Args:
-            seed: Seeds this episode and, through this environment's generator, those that follow.
-            options: Passed on where the old environment takes some.
-
-        Raises:
-            InputError: Options were given and it takes none.
-            gymnasium.error.ClosedEnvironmentError: It was closed.
-        """
+        """Begin an episode; options are an InputError where the old environment's `reset` takes none."""
         takes = _parameters(self.gym_env.reset)
         super().reset(seed=seed)
         if options and "options" not in takes:
@@ -97,13 +84,7 @@ class OldGymEnv(gym.Env[Any, Any]):
         return self._observation.from_old(observation), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """One step.
-
-        Raises:
-            InputError: The action is not in the space.
-            gymnasium.error.ResetNeeded: There is no episode under way.
-            gymnasium.error.ClosedEnvironmentError: It was closed.
-        """
+        """Take a step; an action outside the space is an InputError."""
         if self._elapsed is None:
             _ = self.gym_env.step  # raises if this is closed
             raise gym.error.ResetNeeded("no episode is under way: call reset() first, and after each episode's end")

@@ -47,7 +47,9 @@ def make_pixel_env(env_id: str | EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
         near = difflib.get_close_matches(name, list(gym.registry), n=4, cutoff=0.5)
         hint = f"Did you mean {', '.join(near)}?" if near else "gymnasium.pprint_registry() lists those there are"
         raise InputError(f"no environment {name!r} is registered ({error}). {hint}") from None
-    except (gym.error.Error, ImportError, TypeError, ValueError, RuntimeError) as error:
+    except TypeError as error:
+        raise InputError(f"{name} does not take the arguments {kwargs}: {error}") from None
+    except (gym.error.Error, ImportError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} could not be made with the arguments {kwargs}: {error}") from error
     if is_vizdoom:
         # The engine writes its settings into the current folder, several games over each other; they are not needed.

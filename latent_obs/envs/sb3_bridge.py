@@ -98,11 +98,7 @@ class GymnasiumVecEnv(VecEnv):
         return self._own(observation)
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Begin a step with actions (num_envs, …); with `AsyncVectorEnv` the environments work when this returns.
-
-        Raises:
-            InputError: They are of another shape, or floats where whole numbers are needed.
-        """
+        """Begin a step with actions (num_envs, …); with `AsyncVectorEnv` the environments work when this returns."""
         dtype, given = np.dtype(self.vector_env.action_space.dtype), np.asarray(actions)
         shape = (self.num_envs, *(self.action_space.shape or ()))
         fits = given.shape[:1] == shape[:1] and given.size == np.prod(shape)
@@ -116,11 +112,7 @@ class GymnasiumVecEnv(VecEnv):
             self._base.step_async(self._actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """End the step: observations, float32 rewards (num_envs,), bool dones (num_envs,), and a dict for each.
-
-        Raises:
-            InputError: No step was begun, or last observations are missing.
-        """
+        """End the step: observations, float32 rewards (num_envs,), bool dones (num_envs,), and a dict for each."""
         actions, self._actions = self._actions, None
         if actions is None:
             raise InputError("step_wait() ends a step, and none has begun; call step_async(actions) before it")

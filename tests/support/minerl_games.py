@@ -40,18 +40,12 @@ def upstream(module: str) -> Any:
     return importlib.import_module(module)
 
 
-def plain_task(task: Any) -> Any:
-    """The specification under those that obfuscate it."""
-    while hasattr(task, "env_to_wrap"):
-        task = task.env_to_wrap
-    return task
-
-
 def noop_command(task: Any) -> str:
     """The commands that minerl sends for its own no-op."""
-    plain = plain_task(task)
-    noop = plain.action_space.no_op()
-    return "\n".join(handler.to_hero(noop[handler.to_string()]) for handler in plain.actionables)
+    while hasattr(task, "env_to_wrap"):
+        task = task.env_to_wrap
+    noop = task.action_space.no_op()
+    return "\n".join(handler.to_hero(noop[handler.to_string()]) for handler in task.actionables)
 
 
 def find(env: gym.Env[Any, Any], kind: type[Kind]) -> Kind:
