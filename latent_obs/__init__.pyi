@@ -6,7 +6,6 @@ from .encoder.pca import load_pca as load_pca
 from .encoder.pca import save_pca as save_pca
 from .encoder.statistics import LatentStatistics as LatentStatistics
 from .envs.factory import make as make
-from .envs.factory import make_many as make_many
 from .envs.factory import wrap as wrap
 from .envs.faults import LastRealFrame as LastRealFrame
 from .envs.faults import RestartOnFault as RestartOnFault

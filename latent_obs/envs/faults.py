@@ -21,10 +21,9 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
     """Continue when a game is lost in the middle of an episode.
 
     The step in which it was lost is a truncation with no reward and the *last real* observation, so that an agent
-    bootstraps from something that it saw, and nothing invented enters its rollout or replay buffer. The next `reset`
-    starts the game anew, after a pause that doubles from fault to fault, up to a minute. Faults are logged, and counted
-    in ``info``: a step that lost its game has ``info["fault"]`` (what happened) and ``info["faults"]`` (how many so
-    far), and every reset the latter.
+    bootstraps from something that it saw. The next `reset` starts the game anew, after a pause that doubles from fault
+    to fault, up to a minute. Faults are logged. A step that lost its game has ``info["fault"]`` (what happened) and
+    ``info["faults"]`` (how many so far), and every reset the latter.
 
     Args:
         env: The environment. Without `remake` it raises `GameFaultError` from `step` and `reset` when its game is lost,
@@ -36,23 +35,12 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             its own end, or with 1,000 steps without a fault.
         first_pause_s: Seconds to wait before the first restart of a row.
 
-    Attributes:
-        faults_so_far: Number of faults since this was made.
-
-    Raises:
-        InputError: An argument is out of range.
-
     Example:
-        >>> class Fragile(gym.Env):
-        ...     observation_space = action_space = gym.spaces.Discrete(3)
-        ...     def reset(self, *, seed=None, options=None):
-        ...         return 1, {}
-        ...     def step(self, action):
-        ...         raise ConnectionError("the game is gone")
-        >>> env = RestartOnFault(Fragile(), remake=Fragile)
-        >>> _ = env.reset()
-        >>> env.step(0)
-        (1, 0.0, False, True, {'fault': 'ConnectionError: the game is gone', 'faults': 1})
+        >>> def make():
+        ...     return gym.make("CartPole-v1")
+        >>> env = RestartOnFault(make(), remake=make)
+        >>> env.reset(seed=1)[1]
+        {'faults': 0}
     """
 
     def __init__(
@@ -80,11 +68,7 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._last: Any = None  # the last real observation
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode, with as many restarts as it takes.
-
-        Raises:
-            GameLostError: The game was lost `most_in_a_row` times in a row.
-        """
+        """Begin an episode, with restarts; a GameLostError after `most_in_a_row` faults in a row."""
         self._seed = self._seed if seed is None else seed
         while True:
             if self._in_a_row >= self.most_in_a_row:
@@ -100,7 +84,9 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             try:
                 if self._fault is not None and self.remake is not None:
                     self._make_anew(self.remake)
-                    seed = self._fresh_seed() if seed is None else seed
+                    if seed is None and self._seed is not None:  # another one for each new environment
+                        sequence = np.random.SeedSequence([self._seed, self.faults_so_far])
+                        seed = int(sequence.generate_state(1)[0] >> 1)
                 self._last, info = self.env.reset(seed=seed, options=options)
             except Exception as error:
                 self._count(error)
@@ -133,8 +119,8 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._in_a_row += 1
         self._healthy = 0
         self._fault = error
-        text = "%s (fault %d, %d in a row); it is started anew"
-        _log.warning(text, _described(error), self.faults_so_far, self._in_a_row)
+        message = "%s (fault %d, %d in a row); it is started anew"
+        _log.warning(message, _described(error), self.faults_so_far, self._in_a_row)
 
     def _make_anew(self, make: Callable[[], gym.Env[Any, Any]]) -> None:
         with contextlib.suppress(Exception):
@@ -143,12 +129,6 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             self.env = make()
         except Exception as error:
             raise GameFaultError(f"it could not be made anew: {error}") from error
-
-    def _fresh_seed(self) -> int | None:
-        """Another seed for each new environment, and always the same for the same seed and number of faults."""
-        if self._seed is None:
-            return None
-        return int(np.random.SeedSequence([self._seed, self.faults_so_far]).generate_state(1)[0] >> 1)
 
 
 def _described(fault: Exception | None) -> str:
@@ -161,20 +141,6 @@ class LastRealFrame(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
     Some engines (ViZDoom) have no state left once an episode is over: the observation of the last step is all zeros. An
     agent that bootstraps from a time-out would then value a black frame that it never saw in play. They also set
     `terminated` beside `truncated`, and Stable-Baselines3 counts that as a death.
-
-    Example:
-        >>> class Ends(gym.Env):
-        ...     observation_space = gym.spaces.Box(0, 255, (2, 2, 1), np.uint8)
-        ...     action_space = gym.spaces.Discrete(2)
-        ...     def reset(self, *, seed=None, options=None):
-        ...         return np.full((2, 2, 1), 7, np.uint8), {}
-        ...     def step(self, action):
-        ...         return np.zeros((2, 2, 1), np.uint8), 0.0, True, True, {}
-        >>> env = LastRealFrame(Ends())
-        >>> _ = env.reset()
-        >>> observation, _, terminated, truncated, _ = env.step(0)
-        >>> int(observation.max()), terminated, truncated
-        (7, False, True)
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from latent_obs.envs.old_spaces import convert_space, noop_of
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_choice, check_count
 
 
 def is_old_gym(env: object) -> bool:
@@ -23,66 +23,36 @@ class OldGymEnv(gym.Env[Any, Any]):
 
     - `step` gives five values. A time-out (``info["TimeLimit.truncated"]``, as Gym's TimeLimit sets it, or an end
       within `time_limit_slack` steps of the specification's limit) is a truncation, any other end a termination.
-    - `reset` takes a seed and options. An environment that forgets its seed after one episode, as MineRL does, is given
-      the next one from this environment's own generator (`seed_every_reset`), so that one seed fixes a whole run.
     - Spaces are converted, MineRL's Enum, DiscreteRange and Text among them; frames are fresh, contiguous and writable.
     - Actions outside the space raise before the old environment sees them.
 
     Args:
         env: The old environment.
         render_mode: "rgb_array" or "human", where it can draw itself; None for not at all.
-        seed_every_reset: Seed it at every reset, once it was seeded at all.
+        seed_every_reset: Seed it at every reset, once it was seeded at all, so that one seed fixes a whole run of an
+            environment that forgets its seed after one episode, as MineRL's do.
         time_limit_slack: An end this many steps before the limit still counts as a time-out: a server's own clock may
             be a little ahead.
 
-    Attributes:
-        gym_env: The old environment.
-        noop: The action that does nothing.
-
     Raises:
         InputError: It is no environment of the old API, a space has no counterpart, or it has no such render mode.
-
-    Example:
-        >>> class Box:  # in earnest: gym.spaces.Box
-        ...     low, high, shape, dtype = np.zeros(2), np.ones(2), (2,), np.dtype("float32")
-        >>> class Discrete:
-        ...     n = 3
-        >>> class Old:
-        ...     observation_space, action_space = Box(), Discrete()
-        ...     def reset(self):
-        ...         return np.zeros(2)
-        ...     def step(self, action):
-        ...         return np.ones(2), 1.0, True, {"TimeLimit.truncated": True}
-        >>> env = OldGymEnv(Old())
-        >>> _ = env.reset(seed=1)
-        >>> env.step(2)
-        (array([1., 1.], dtype=float32), 1.0, False, True, {'TimeLimit.truncated': True})
     """
 
     def __init__(
         self, env: Any, *, render_mode: str | None = None, seed_every_reset: bool = False, time_limit_slack: int = 0
     ) -> None:
         if not is_old_gym(env):
-            raise InputError(
-                f"env must be an environment of the old Gym API, with reset, step and spaces; got {type(env).__name__}"
-                f"{', one of Gymnasium' if isinstance(env, gym.Env) else ''}"
-            )
-        if time_limit_slack < 0:
-            raise InputError(f"time_limit_slack must be 0 or more steps, got {time_limit_slack}")
+            raise InputError(f"env must be an environment of the old Gym API, with reset, step and spaces; got {env}")
+        self.time_limit_slack = check_count("time_limit_slack", time_limit_slack, at_least=0)
         self.gym_env = env
         self.metadata = _metadata(env)
-        modes = self.metadata["render_modes"]
-        if render_mode is not None and render_mode not in modes:
-            raise InputError(
-                f"render_mode must be one that this environment has ({modes or 'none'}), got {render_mode!r}"
-            )
+        check_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         self.render_mode = render_mode
         self._observation = convert_space(env.observation_space, "observation")
         self._action = convert_space(env.action_space, "action")
         self.observation_space: spaces.Space[Any] = self._observation.space
         self.action_space: spaces.Space[Any] = self._action.space
         self.seed_every_reset = seed_every_reset
-        self.time_limit_slack = time_limit_slack
         self.max_episode_steps: int | None = getattr(getattr(env, "spec", None), "max_episode_steps", None)
         self._seeded = False
         self._elapsed: int | None = None  # steps of the episode; None when there is none under way
@@ -93,16 +63,7 @@ class OldGymEnv(gym.Env[Any, Any]):
         return noop_of(self.action_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode.
-
-        Args:
-            seed: Seeds this episode and, through this environment's generator, those that follow.
-            options: Passed on where the old environment takes some.
-
-        Raises:
-            InputError: Options were given and it takes none.
-            gymnasium.error.ClosedEnvironmentError: It was closed.
-        """
+        """Begin an episode; options are an InputError where the old environment's `reset` takes none."""
         takes = _parameters(self.gym_env.reset)
         super().reset(seed=seed)
         if options and "options" not in takes:
@@ -123,13 +84,7 @@ class OldGymEnv(gym.Env[Any, Any]):
         return self._observation.from_old(observation), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """One step.
-
-        Raises:
-            InputError: The action is not in the space.
-            gymnasium.error.ResetNeeded: There is no episode under way.
-            gymnasium.error.ClosedEnvironmentError: It was closed.
-        """
+        """Take a step; an action outside the space is an InputError."""
         if self._elapsed is None:
             _ = self.gym_env.step  # raises if this is closed
             raise gym.error.ResetNeeded("no episode is under way: call reset() first, and after each episode's end")
@@ -170,13 +125,11 @@ class OldGymEnv(gym.Env[Any, Any]):
         if self.render_mode != "rgb_array":
             return None
         if picture is None:  # Gym 0.26 settles it when the environment is made
-            raise InputError(
-                f"render_mode: {self.gym_env} gave no picture; make it with its own render_mode='rgb_array'"
-            )
+            raise InputError(f"render_mode: {self.gym_env} gave no picture; make it with render_mode='rgb_array' too")
         return np.array(picture, order="C")
 
     def close(self) -> None:
-        """Close the old environment; again and again does no harm."""
+        """Close the old environment; closing it twice does no harm."""
         env, self.gym_env = self.gym_env, _Closed()
         self._elapsed = None
         env.close()
@@ -199,9 +152,7 @@ class _Closed:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copying and pickling look for these
             raise AttributeError(name)
-        raise gym.error.ClosedEnvironmentError(
-            f"the environment was closed, and {name!r} needs it open; make a new one"
-        )
+        raise gym.error.ClosedEnvironmentError(f"{name!r} needs an open environment: this one was closed")
 
 
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_choice
 
 
 class Enum(spaces.Discrete):
@@ -20,18 +20,13 @@ class Enum(spaces.Discrete):
 
     Args:
         names: One per entry, in order.
-        default: The entry that does nothing or stands for nothing; the first one when not given.
-
-    Attributes:
-        names: The names.
-        default: Index of the default entry.
+        default: The entry that does nothing or stands for nothing; the first one when not given. The attribute
+            `default` is its index.
 
     Example:
         >>> craft = Enum(["none", "planks", "torch"], default="none")
         >>> craft.index("torch"), craft.names[1], int(craft.n)
         (2, 'planks', 3)
-        >>> craft
-        Enum('none', 'planks', 'torch')
     """
 
     def __init__(
@@ -40,19 +35,13 @@ class Enum(spaces.Discrete):
         self.names = tuple(str(name) for name in names)
         if len(set(self.names)) != len(self.names):
             raise InputError(f"names of an Enum must differ, got {self.names}")
-        if default is not None and default not in self.names:
-            raise InputError(f"default of an Enum must be one of its names {self.names}, got {default!r}")
+        check_choice("default", default, (None, *self.names))
         self.default = 0 if default is None else self.names.index(default)
         super().__init__(len(self.names), seed=seed)
 
     def index(self, name: str) -> int:
-        """Index of a name.
-
-        Raises:
-            InputError: There is no such entry.
-        """
-        if name not in self.names:
-            raise InputError(f"{name!r} is none of {', '.join(self.names)}")
+        """Index of a name; an InputError if there is none."""
+        check_choice("name", name, self.names)
         return self.names.index(name)
 
     def __repr__(self) -> str:
@@ -69,11 +58,8 @@ class Enum(spaces.Discrete):
 class Converted:
     """A space of the old Gym as Gymnasium's, with the conversion of its values in both directions.
 
-    Attributes:
-        space: Gymnasium's space.
-        from_old: A value that the old environment gave, as a value of `space`: arrays are fresh, C-contiguous and
-            writable; numbers a little out of their bounds (an obfuscated vector can be) are clipped to them.
-        to_old: A value of `space`, checked (InputError), as the old environment wants it.
+    `from_old` gives fresh, C-contiguous and writable arrays, and clips numbers to their bounds, as an obfuscated vector
+    may be a little outside of them. `to_old` checks a value of `space` (InputError).
     """
 
     space: spaces.Space[Any]
@@ -97,15 +83,13 @@ def convert_space(old: Any, what: str = "space") -> Converted:
         if name in names:
             return convert(old, what)
     raise InputError(
-        f"{what} is {old!r} of the type {type(old).__module__}.{type(old).__name__}, which has no counterpart in "
-        f"Gymnasium: expected one of {', '.join(_KINDS)}. Put an old-Gym wrapper around the environment that gives one"
+        f"{what} space {old!r} has no counterpart in Gymnasium: expected one of {', '.join(_KINDS)}. Change it with a "
+        "wrapper of the old Gym"
     )
 
 
 def noop_of(space: spaces.Space[Any]) -> Any:
-    """The value of an action space that does nothing: no key pressed, no turn, nothing crafted.
-
-    Zeros for numbers (or the bound nearest to zero), the default of an `Enum`, and so on inwards.
+    """The value of an action space that does nothing: zeros (or the bound nearest to zero), the default of an `Enum`.
 
     Example:
         >>> noop_of(spaces.Dict(jump=spaces.Discrete(2), craft=Enum(["log", "none"], default="none")))
@@ -126,7 +110,7 @@ def noop_of(space: spaces.Space[Any]) -> Any:
             return tuple(noop_of(inner) for inner in space.spaces)
         case spaces.Text():
             return ""
-    raise InputError(f"it is not known which action of {space} does nothing; expected a Box, Discrete, Dict, …")
+    raise InputError(f"space must be a Box, Discrete, Dict, … to have an action that does nothing, got {space}")
 
 
 def _box(old: Any, what: str) -> Converted:
@@ -143,7 +127,7 @@ def _box(old: Any, what: str) -> Converted:
     def from_old(value: Any) -> NDArray[Any]:
         array = np.asarray(value)
         check_shape(array)
-        # Always a copy: MineRL's frame is a read-only, flipped view.
+        # Always a copy: a frame of MineRL's is a read-only, flipped view.
         return np.array(np.minimum(np.maximum(array, low), high) if clips else array, dtype, order="C")
 
     def to_old(value: Any) -> NDArray[Any]:
@@ -168,26 +152,21 @@ def _array(value: Any) -> NDArray[Any]:
         return np.asarray(None)
 
 
-def _whole_in(numbers: range, value: Any) -> int | None:
-    """A whole number, Python's, numpy's or in an array of one; None for anything else, or if it is out of range."""
+def _whole_number(value: Any, numbers: range, what: str) -> int:
+    """Check a whole number: Python's, numpy's or in an array of one."""
     try:
         number = operator.index(value.item() if isinstance(value, np.ndarray) and value.size == 1 else value)
     except TypeError:
-        return None
-    return number if number in numbers else None
+        number = None
+    if number is None or number not in numbers:
+        raise InputError(f"{what} must be a whole number from {numbers[0]} to {numbers[-1]}, got {value!r}")
+    return number
 
 
 def _discrete(old: Any, what: str) -> Converted:
     n, start = int(old.n), int(getattr(old, "begin", getattr(old, "start", 0)))  # MineRL's DiscreteRange has `begin`
     numbers = range(start, start + n)
-
-    def to_old(value: Any) -> int:
-        number = _whole_in(numbers, value)
-        if number is None:
-            raise InputError(f"{what} must be a whole number from {start} to {numbers[-1]}, got {value!r}")
-        return number
-
-    return Converted(spaces.Discrete(n, start=start), np.int64, to_old)
+    return Converted(spaces.Discrete(n, start=start), np.int64, lambda value: _whole_number(value, numbers, what))
 
 
 def _enum(old: Any, what: str) -> Converted:
@@ -195,19 +174,12 @@ def _enum(old: Any, what: str) -> Converted:
     places = {name: np.int64(i) for i, name in enumerate(names)}
 
     def from_old(value: Any) -> np.int64:
-        if str(value) not in places:
-            raise InputError(f"{what} is {value!r}, which is none of {', '.join(names)}")
+        check_choice(what, str(value), names)
         return places[str(value)]
 
-    def to_old(value: Any) -> str:
-        number = _whole_in(range(len(names)), value)
-        if number is None:
-            raise InputError(
-                f"{what} must be a whole number from 0 to {len(names) - 1} ({', '.join(names)}), got {value!r}"
-            )
-        return names[number]
-
-    return Converted(Enum(names, str(old.default)), from_old, to_old)
+    return Converted(
+        Enum(names, str(old.default)), from_old, lambda value: names[_whole_number(value, range(len(names)), what)]
+    )
 
 
 def _multi(old: Any, what: str) -> Converted:

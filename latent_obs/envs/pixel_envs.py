@@ -5,7 +5,7 @@ import difflib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ from latent_obs.wrappers.pixel_reader import ContractObservation
 def make_pixel_env(env_id: str | EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
     """Make a registered environment, with its observations unchanged.
 
-    ViZDoom's environments are registered first, and get `LastRealFrame`: their engine has no picture left at the end of
-    an episode and gives a black one, and they report a time-out as a termination as well. MineRL's are registered too,
-    with actions that Stable-Baselines3 takes; `make_minerl` has their arguments.
+    ViZDoom's environments are registered first, and get `LastRealFrame`. MineRL's are registered too, with actions that
+    Stable-Baselines3 takes; `make_minerl` has their arguments.
 
     Raises:
         InputError: No environment of this name is registered, or it does not take these arguments.
@@ -48,11 +47,9 @@ def make_pixel_env(env_id: str | EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
         near = difflib.get_close_matches(name, list(gym.registry), n=4, cutoff=0.5)
         hint = f"Did you mean {', '.join(near)}?" if near else "gymnasium.pprint_registry() lists those there are"
         raise InputError(f"no environment {name!r} is registered ({error}). {hint}") from None
-    except (gym.error.Error, ImportError) as error:  # a malformed or outdated name, or a package that it needs
-        raise InputError(f"{name!r} could not be made: {error}") from error
     except TypeError as error:
         raise InputError(f"{name} does not take the arguments {kwargs}: {error}") from None
-    except (ValueError, RuntimeError) as error:
+    except (gym.error.Error, ImportError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} could not be made with the arguments {kwargs}: {error}") from error
     if is_vizdoom:
         # The engine writes its settings into the current folder, several games over each other; they are not needed.
@@ -80,32 +77,19 @@ class _GameOfItsOwn(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
         # quicker.
         with contextlib.suppress(OSError):
             Path("_vizdoom").mkdir(exist_ok=True)
-        with _ctrl_c_ignored():
+        if threading.current_thread() is not threading.main_thread():
             return self.env.reset(**kwargs)
-
-
-@contextlib.contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C, which reaches every process of a terminal, in processes that are started meanwhile."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits what is ignored
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits what is ignored
+        try:
+            return self.env.reset(**kwargs)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
 def env_maker(env_id: str, **kwargs: Any) -> Callable[[], gym.Env[Any, Any]]:
-    """Return what makes an environment here or in a worker, where a fault of it costs an episode and not the run.
+    """Return what makes a `make_pixel_env` in `RestartOnFault`, here or in a worker.
 
-    The environment is a `make_pixel_env` in `RestartOnFault`. The worker need not know the name: what this process has
-    registered under it comes along.
-
-    Args:
-        env_id: A registered id.
-        **kwargs: For the environment.
+    The worker need not know the name: what this process has registered under it comes along.
     """
     if is_minerl_id(env_id):
         return partial(make_pixel_env, env_id, **kwargs)  # restarts by itself
@@ -130,7 +114,7 @@ def make_small_frames(
     Args:
         make: Makes the environment.
         contract: What frames are resized to; None leaves them as they are.
-        pixel_key: Entry of a Dict observation that holds the pixels; found by itself when only one fits.
+        pixel_key: Entry of a Dict observation that holds the pixels; not needed when only one fits.
         latent_only: Drop every other entry.
         flatten: The other entries will be joined to the latent, as one vector.
 

@@ -5,6 +5,7 @@ Needs stable-baselines3 (`latent-obs[agents]`).
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -35,45 +36,40 @@ class GymnasiumVecEnv(VecEnv):
     the last one, from which agents bootstrap after a time-out. The vector environment's autoreset mode must give both:
 
     - SAME_STEP does so in one step. Take this one where there is a choice.
-    - NEXT_STEP spends a step on the reset, for which Stable-Baselines3 has no place. Only a bare `SyncVectorEnv`, or
+    - NEXT_STEP spends a step on the reset, which Stable-Baselines3 does not know. Only a bare `SyncVectorEnv`, or
       `AsyncVectorEnv` with shared memory, can be reset right after the step instead.
 
     Infos become a dict per environment; those of resets go to `reset_infos`. "episode" of `RecordEpisodeStatistics`
-    arrives as agents log it (``rollout/ep_rew_mean``). What other vector wrappers add to the infos of an ended episode
-    goes to `reset_infos`. Observations and infos are memory of their own, also with ``copy=False``.
+    arrives as agents log it (``rollout/ep_rew_mean``). Observations and infos are memory of their own, also with
+    ``copy=False``.
 
     Args:
         vector_env: The vector environment, from `gymnasium.make_vec` or `latent_obs.VectorLatentObservation`.
             Observations: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them; actions: one of the
             four.
 
-    Attributes:
-        vector_env: The vector environment.
-
     Raises:
         InputError: It is no vector environment, its autoreset mode does not fit, or its spaces are of other kinds.
 
     Example:
         >>> same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        >>> pendulums = gym.make_vec("Pendulum-v1", 2, vectorization_mode="sync", vector_kwargs=same_step)
-        >>> venv = GymnasiumVecEnv(pendulums)
+        >>> venv = GymnasiumVecEnv(gym.make_vec("Pendulum-v1", 2, vectorization_mode="sync", vector_kwargs=same_step))
         >>> venv.seed(0), venv.reset().shape
         ([0, 1], (2, 3))
-        >>> _, rewards, dones, infos = venv.step(np.zeros((2, 1), np.float32))
-        >>> rewards.dtype, dones, infos
-        (dtype('float32'), array([False, False]), [{'TimeLimit.truncated': False}, {'TimeLimit.truncated': False}])
     """
 
     def __init__(self, vector_env: VectorEnv[Any, Any, Any]) -> None:
         if not isinstance(vector_env, VectorEnv):
             raise InputError(
-                f"vector_env must be a gymnasium.vector.VectorEnv, got {type(vector_env).__module__}."
-                f"{type(vector_env).__name__}; gymnasium.make_vec makes one"
+                f"vector_env must be a gymnasium.vector.VectorEnv, got {vector_env}; gymnasium.make_vec makes one"
             )
         self.vector_env = vector_env
         self._mode = _usable_mode(vector_env)
-        self._dtypes = _dtypes("observation", vector_env.single_observation_space)
-        _dtypes("action", vector_env.single_action_space)
+        parts = vector_env.single_observation_space
+        if isinstance(parts, spaces.Dict | spaces.Tuple):
+            parts = dict(parts.spaces) if isinstance(parts, spaces.Dict) else tuple(parts.spaces)
+        self._dtypes = _each(partial(_dtype, "observation"), parts)
+        _dtype("action", vector_env.single_action_space)
         self._base: Any = vector_env.unwrapped
         # What these return with copy=True is the caller's already; wrappers and others may lend a buffer.
         copied = isinstance(vector_env, SyncVectorEnv | AsyncVectorEnv) and vector_env.copy
@@ -94,7 +90,6 @@ class GymnasiumVecEnv(VecEnv):
             self._actions = None
             if self._concurrent:
                 self._base.step_wait()
-        # One number seeds environment i with seed + i, as `seed` has promised.
         seed = None if self._seeds[0] is None else int(self._seeds[0])
         observation, infos = self.vector_env.reset(seed=seed, options=self._options[0] or None)
         self._reset_seeds()
@@ -103,14 +98,7 @@ class GymnasiumVecEnv(VecEnv):
         return self._own(observation)
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Begin a step; with `AsyncVectorEnv` the environments are at work when this returns.
-
-        Args:
-            actions: (num_envs, …) of the action space's shape.
-
-        Raises:
-            InputError: They are of another shape, or floats where whole numbers are needed.
-        """
+        """Begin a step with actions (num_envs, …); with `AsyncVectorEnv` the environments work when this returns."""
         dtype, given = np.dtype(self.vector_env.action_space.dtype), np.asarray(actions)
         shape = (self.num_envs, *(self.action_space.shape or ()))
         fits = given.shape[:1] == shape[:1] and given.size == np.prod(shape)
@@ -124,11 +112,7 @@ class GymnasiumVecEnv(VecEnv):
             self._base.step_async(self._actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """End the step: observations, float32 rewards (num_envs,), bool dones (num_envs,), and a dict for each.
-
-        Raises:
-            InputError: No step was begun, or last observations are missing.
-        """
+        """End the step: observations, float32 rewards (num_envs,), bool dones (num_envs,), and a dict for each."""
         actions, self._actions = self._actions, None
         if actions is None:
             raise InputError("step_wait() ends a step, and none has begun; call step_async(actions) before it")
@@ -141,7 +125,10 @@ class GymnasiumVecEnv(VecEnv):
         elif dones.any():
             for i in np.flatnonzero(dones):
                 infos[i]["terminal_observation"] = _each(lambda part, i=i: part[i].copy(), observation)
-            observation = self._reset_some(dones)
+            first, reset_infos = self.vector_env.reset(options={"reset_mask": dones.copy()})
+            reset_infos, observation = self._infos(reset_infos), self._own(first)
+            for i in np.flatnonzero(dones):
+                self.reset_infos[i] = reset_infos[i]
         for i, info in enumerate(infos):
             info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
         return observation, rewards.astype(np.float32), dones, infos
@@ -155,10 +142,7 @@ class GymnasiumVecEnv(VecEnv):
         if not done:
             return info
         if last is None:
-            raise InputError(
-                f"infos['final_obs'] of {self.vector_env} must hold the last observation of each episode, as its "
-                f"autoreset mode is SAME_STEP; environment {i} ended one without"
-            )
+            raise InputError(f"infos['final_obs'] of {self.vector_env} must hold the last observation of each episode")
         if final is None:
             final, info = info, {}
         # RecordEpisodeStatistics stands outside, and adds this after the reset.
@@ -168,23 +152,11 @@ class GymnasiumVecEnv(VecEnv):
         final["terminal_observation"] = _each(lambda dtype, part: np.asarray(part, dtype)[()], self._dtypes, last)
         return final
 
-    def _reset_some(self, ended: NDArray[np.bool_]) -> Any:
-        """Reset those that ended; the observations of all."""
-        observation, infos = self.vector_env.reset(options={"reset_mask": ended.copy()})
-        for i, info in enumerate(self._infos(infos)):
-            if ended[i]:
-                self.reset_infos[i] = info
-        return self._own(observation)
-
     def _own(self, observation: Any) -> Any:
         return _each(lambda dtype, part: self._take(part, dtype=dtype), self._dtypes, observation)
 
     def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
-        """Set the options of the next reset, the same for all: Gymnasium's vector environments take one dict.
-
-        Raises:
-            InputError: A list of options that differ, or are not as many as the environments.
-        """
+        """Set the options of the next reset, the same for all: Gymnasium's vector environments take one dict."""
         if isinstance(options, list) and (
             len(options) != self.num_envs or not all(data_equivalence(one, options[0]) for one in options)
         ):
@@ -207,11 +179,7 @@ class GymnasiumVecEnv(VecEnv):
         return all(self._ask("has_wrapper_attr", attr_name))
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of each environment; of the vector environment, where it keeps no single ones.
-
-        Raises:
-            AttributeError: It is not there.
-        """
+        """An attribute of each environment; of the vector environment, where it keeps no single ones."""
         if attr_name == "render_mode":
             return [self.vector_env.render_mode for _ in self._get_indices(indices)]
         if not isinstance(self._base, SyncVectorEnv | AsyncVectorEnv):
@@ -226,12 +194,7 @@ class GymnasiumVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of the environments.
-
-        Raises:
-            AttributeError: It is not there.
-            InputError: The vector environment keeps no single ones.
-        """
+        """Call a method of the environments."""
         self._check_there(method_name, indices)
         return self._ask(method_name, *method_args, indices=indices, **method_kwargs)
 
@@ -273,16 +236,8 @@ class ProcessVecEnv(GymnasiumVecEnv):
 
     Unlike those of `SubprocVecEnv`, its workers may start processes, import neither torch nor Stable-Baselines3, and
     end with their parent. An environment that raises, or a worker that dies, ends the vector with an error; to have an
-    environment that raises made anew instead, put `RestartOnFault` around it.
-
-    Args:
-        env_fns: Functions that make one environment each, in its own process.
-        start_method: "forkserver" (by default, where there is one) or "spawn".
-        close_grace_s: Seconds that `close` gives the workers; see `ProcessVectorEnv`.
-
-    Raises:
-        InputError: An argument that earlier versions had was given, such as `restarts`.
-        LatentObsError: An environment could not be made, or a worker died meanwhile (`WorkerError`).
+    environment that raises made anew instead, put `RestartOnFault` around it. Arguments and errors as in
+    `ProcessVectorEnv`.
 
     Example:
         >>> from functools import partial
@@ -298,13 +253,7 @@ class ProcessVecEnv(GymnasiumVecEnv):
         start_method: str | None = None,
         *,
         close_grace_s: float = 10.0,
-        **removed: Any,
     ) -> None:
-        if removed:
-            raise InputError(
-                f"{', '.join(removed)}: ProcessVecEnv has no such argument, as it does not replace workers. "
-                "RestartOnFault(env, remake=...) makes an environment that raises anew"
-            )
         workers = _InfosAsSent(env_fns, start_method, close_grace_s=close_grace_s)
         try:
             super().__init__(workers)
@@ -330,23 +279,10 @@ class _InfosAsSent(ProcessVectorEnv):
 
 
 def infos_by_environment(infos: Any, count: int) -> list[dict[str, Any]]:
-    """Give each environment the dict that it sent, out of what `gymnasium.vector.VectorEnv._add_info` made of them.
+    """Split the infos of a vector environment, arrays by key, into a dict for each environment, as it sent it.
 
-    Args:
-        infos: Values by key, arrays (count, …) or dicts of such, with masks: ``infos["_key"][i]`` says whether
-            environment i sent "key". A key without a mask is everybody's, as are those in the "episode" of
-            `RecordEpisodeStatistics`. A list of dicts, from `DictInfoToList`, is copied.
-        count: Number of environments.
-
-    Returns:
-        A dict for each, with Python's own bool, int and float where they had sent them, and memory of its own.
-
-    Example:
-        >>> infos_by_environment({"lives": np.array([3, 0]), "_lives": np.array([True, False])}, 2)
-        [{'lives': 3}, {}]
+    ``infos["_key"][i]`` says whether environment i sent "key"; a key without such a mask is everybody's.
     """
-    if isinstance(infos, list | tuple):
-        return [deepcopy(info) for info in infos]
     by_environment: list[dict[str, Any]] = [{} for _ in range(count)]
     # An environment's own key may begin with an underscore as well: it is a mask only beside what it is the mask of.
     masks = {f"_{key}" for key in infos}
@@ -374,14 +310,10 @@ def _usable_mode(venv: VectorEnv[Any, Any, Any]) -> AutoresetMode:
         # A worker without shared memory forgets that it has been reset, and resets again at the next step.
         shared = isinstance(base, AsyncVectorEnv) and base.shared_memory and base.worker is None
         usable = isinstance(base, SyncVectorEnv) or shared
-        if not usable or not all(isinstance(layer, VectorLatentObservation) for layer in wrappers):
-            raise InputError(
-                f"autoreset_mode NEXT_STEP of {venv} takes a step for each reset, which only a bare SyncVectorEnv, or "
-                "AsyncVectorEnv with shared memory, can do without; make it with autoreset_mode SAME_STEP"
-            )
-        return mode
+        if usable and all(isinstance(layer, VectorLatentObservation) for layer in wrappers):
+            return mode
     if mode is not AutoresetMode.SAME_STEP:
-        raise InputError(f"autoreset_mode of {venv} must be SAME_STEP (or NEXT_STEP), got {found}; make it with that")
+        raise InputError(f"autoreset_mode of {venv} must be SAME_STEP, got {found}; make it with that")
     if tuple(map(int, gym.__version__.split(".")[:2])) < (1, 4):
         for layer in wrappers:
             if isinstance(layer, RecordEpisodeStatistics | NormalizeReward):
@@ -392,23 +324,14 @@ def _usable_mode(venv: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     return mode
 
 
-def _dtypes(what: str, space: spaces.Space[Any]) -> Any:
-    """The dtype of each part of a space, in the structure of the space."""
-    parts: Any = space
-    if what == "observation" and isinstance(space, spaces.Dict | spaces.Tuple):
-        parts = dict(space.spaces) if isinstance(space, spaces.Dict) else tuple(space.spaces)
-
-    def dtype(part: spaces.Space[Any]) -> Any:
-        if not isinstance(part, _PLAIN):
-            nested = ", or a Dict or Tuple of them that holds no other" if what == "observation" else ""
-            raise InputError(
-                f"{what} space must be Box, Discrete, MultiDiscrete or MultiBinary{nested}, got {part}"
-                f"{'' if part is space else f' in {space}'}. Change the environments with a wrapper, such as "
-                "gymnasium.wrappers.FlattenObservation, before they are put together"
-            )
-        return part.dtype
-
-    return _each(dtype, parts)
+def _dtype(what: str, space: spaces.Space[Any]) -> Any:
+    """The dtype of a space of numbers."""
+    if not isinstance(space, _PLAIN):
+        raise InputError(
+            f"{what} space must be Box, Discrete, MultiDiscrete or MultiBinary, got {space}; change the environments "
+            "with a wrapper, such as gymnasium.wrappers.FlattenObservation"
+        )
+    return space.dtype
 
 
 def _each(function: Callable[..., Any], first: Any, *others: Any) -> Any:

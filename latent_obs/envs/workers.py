@@ -16,6 +16,7 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -26,18 +27,14 @@ from latent_obs.util import errors
 
 
 class WorkerError(errors.LatentObsError, RuntimeError):
-    """A worker process ended although nobody asked it to."""
+    """A worker process ended by itself."""
 
 
 def default_start_method() -> str:
-    """Return "forkserver" where there is one, else "spawn".
-
-    This process is never forked itself, because it may have started CUDA and threads. The server that is forked
-    imports once what every worker needs.
-    """
+    """Return "forkserver" where there is one, else "spawn": this process may have started CUDA and threads."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
-    modules = ["latent_obs.envs.workers", "latent_obs.envs.pixel_envs"]
+    modules = ["latent_obs.envs.workers", "latent_obs.envs.pixel_envs"]  # imported once, by the server
     multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
     return "forkserver"
 
@@ -73,11 +70,8 @@ class ProcessVectorEnv(AsyncVectorEnv):
         close_grace_s: float = 10.0,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ) -> None:
-        if start_method == "fork":
-            raise errors.InputError(
-                "start_method must be 'forkserver' or 'spawn', got 'fork': a forked worker cannot see that its parent "
-                "was killed"
-            )
+        # A forked worker cannot see that its parent was killed.
+        errors.check_choice("start_method", start_method, (None, "forkserver", "spawn"))
         self.close_grace_s = close_grace_s
         self.parent_pipes, self.processes = [], []
         try:
@@ -94,7 +88,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
             raise
 
     def _check_spaces(self) -> None:
-        """Watch the workers, which have all been started, before they are asked for the first time."""
+        """Watch the workers, which have all been started, before the first call."""
         # At exit, multiprocessing waits for processes that are not daemonic for ever, but runs its finalizers first.
         arguments = (self.parent_pipes, self.processes, self.close_grace_s)
         self._finalizer = Finalize(self, _stop, arguments, exitpriority=10)
@@ -166,9 +160,7 @@ class _Pipe:
             code = self.process.exitcode
             how = "closed its pipe" if code is None else f"died with exit code {code}"
             if code is not None and code < 0:
-                how += (
-                    f" ({signal.Signals(-code).name}{', as when memory runs out' if code == -signal.SIGKILL else ''})"
-                )
+                how += f" ({signal.Signals(-code).name})"
             self._end(f"worker {self.index} (pid {self.process.pid}) {how}")
         return _ended(self.why_ended[0])
 
@@ -236,11 +228,18 @@ def _work(
         os.set_inheritable(pipe.fileno(), False)
     threading.Thread(target=_end_with_parent, args=(grace,), daemon=True).start()
     shared_memory, error_queue, *modes = rest
-    failures = _Failures(error_queue)
+
+    def put(failure: tuple[int, type[BaseException], BaseException, str]) -> None:
+        """Queue a failure as the nearest class that the parent can unpickle and raise."""
+        _, kind, error, trace = failure
+        known = ("builtins", "gymnasium.error", errors.__name__)
+        error_queue.put((index, next(cls for cls in kind.__mro__ if cls.__module__ in known), str(error), trace))
+
+    failures: Any = SimpleNamespace(put=put)
     try:
         env = env_fn()
     except Exception as error:
-        failures.put((index, type(error), error, traceback.format_exc()))
+        put((index, type(error), error, traceback.format_exc()))
         pipe.send((None, False))
         return
     try:
@@ -249,18 +248,6 @@ def _work(
         pass  # the parent has closed its end
     except Exception as error:  # the parent no longer listens
         print(f"environment {index}: close() raised {type(error).__name__}: {error}", file=sys.stderr)
-
-
-class _Failures:
-    """The queue of a worker's exceptions, changed such that the parent can unpickle and raise each of them."""
-
-    def __init__(self, queue: Any) -> None:
-        self.queue = queue
-
-    def put(self, failure: tuple[int, type[BaseException], BaseException, str]) -> None:
-        index, kind, error, trace = failure
-        known = ("builtins", "gymnasium.error", errors.__name__)
-        self.queue.put((index, next(cls for cls in kind.__mro__ if cls.__module__ in known), str(error), trace))
 
 
 def _end_with_parent(grace: float) -> None:
@@ -281,7 +268,7 @@ def _main_script_hidden() -> Iterator[None]:
     """Start processes that do not import the main script.
 
     Scripts import torch, which takes seconds and memory in each worker, and those without ``if __name__ ==
-    "__main__"`` would start workers themselves. What makes an environment comes along whole, by cloudpickle.
+    "__main__"`` would start workers themselves.
     """
     main = vars(sys.modules["__main__"])
     kept = {name: main[name] for name in ("__spec__", "__file__") if name in main}

@@ -1,8 +1,7 @@
-"""All that touches the insides of minerl 0.4.4: its import, its specifications, and its connection to a game.
+"""All that touches the internals of minerl 0.4.4: its import, its specifications, and its connection to a game.
 
-Upstream waits up to four minutes for each message, takes a closed connection for an empty message here and there, and
-starts a second game when it cannot connect to the first. `GameConnection` puts a deadline on each step and reset, and
-makes of every way to lose a game one kind of error.
+Minerl waits up to four minutes for each message, and starts a second game when it cannot connect to the first.
+`GameConnection` puts a deadline on each step and reset, and raises one kind of error however a game is lost.
 """
 
 import contextlib
@@ -22,67 +21,16 @@ from typing import Any
 from latent_obs.minerl.installation import check_client, check_game
 from latent_obs.util.errors import GameFaultError, InputError, require
 
-
-def kill_tree(process: Any) -> None:
-    """End a launch script and all that it started: first by SIGTERM, as a virtual display has files to remove."""
-    with contextlib.suppress(Exception):  # it may be gone, or half gone
-        processes = [*process.children(recursive=True), process]
-        for each in processes:
-            with contextlib.suppress(Exception):
-                each.terminate()
-        until = time.monotonic() + 3
-        for each in processes:
-            with contextlib.suppress(Exception):
-                each.wait(max(0.0, until - time.monotonic()))
-        for each in processes:
-            with contextlib.suppress(Exception):
-                each.kill()
-
-
-def end_game(instance: Any, pool: list[Any]) -> None:
-    """End a game that was started here, and all that is left of it; again does no harm.
-
-    Upstream's way takes seconds, trips over a process that died by itself, and then leaves a zombie, for whose end its
-    watcher process waits for ever.
-
-    Args:
-        instance: minerl's instance, launched or on the way to it.
-        pool: The instances that minerl keeps account of.
-    """
-    instance.running = instance._starting = False
-    process = instance.minecraft_process
-    if process is not None and process.returncode is None:
-        with contextlib.suppress(
-            OSError, AttributeError
-        ):  # a game whose script is gone is of its group still; not on Windows
-            os.killpg(process.pid, signal.SIGCONT)
-        kill_tree(process)
-        with contextlib.suppress(OSError, AttributeError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(Exception):
-            process.wait(5)
-    if process is not None:
-        reader = getattr(instance, "_logger_thread", None)
-        if reader is not None:
-            reader.join(5)
-        process.stdout.close()
-    if instance.instance_dir is not None:
-        shutil.rmtree(instance.instance_dir, ignore_errors=True)
-    if instance in pool:
-        pool.remove(instance)
-        instance.release_lock()
-
-
 _LONGEST_MESSAGE = 256 * 2**20  # bytes; more than any picture, and less than the length in a garbled header
-# What upstream logs when it loses a game; what is done about it here is logged by `RestartOnFault`.
+# What minerl logs when it loses a game; `RestartOnFault` logs it here.
 _UPSTREAM_ON_FAULTS = ("Failed to take a step", "Failed to reset (socket error)", "Cleaning connection!")
 _NOOP_CORRECTIONS = 4  # the first leaves some 1e-3 degrees, the second 1e-5
-_GYM_ERRORS_ONLY = 40  # gym.logger.ERROR: upstream warns of its own spaces' precision, many times at every reset
+_GYM_ERRORS_ONLY = 40  # gym.logger.ERROR: it warns of the precision of minerl's spaces at every reset
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Without the deprecation warnings of packages that nobody maintains any more; they are not the user's to mend."""
+    """Hide the deprecation warnings of minerl and gym, which users cannot fix."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -109,27 +57,22 @@ def _is_no_fault(record: logging.LogRecord) -> bool:
 
 
 def minerl_specs() -> dict[str, Any]:
-    """Upstream's specifications by environment id, those that are registered and can be made."""
+    """Minerl's specifications by environment id."""
     return {spec.id: spec for spec in load_minerl().all() if spec.id.startswith("MineRL")}
 
 
 def make_client(env_id: str) -> Any:
-    """Upstream's environment, connected to nothing yet."""
+    """Minerl's own environment, connected to nothing yet."""
     registry = load_minerl()
     with quietly():
         return registry.make(env_id)
 
 
 def core_of(client: Any) -> Any:
-    """The environment under Gym's wrappers, that holds the connection.
-
-    Raises:
-        InputError: It is none of minerl's.
-    """
-    core = getattr(client, "unwrapped", None)
+    """The environment under Gym's wrappers, that holds the connection; an InputError if it is none of minerl's."""
     if not is_minerl(client):
-        raise InputError(f"expected an environment that minerl's gym.make gave, got {client}")
-    return core
+        raise InputError(f"client must be an environment from minerl's gym.make, got {client}")
+    return client.unwrapped
 
 
 def is_minerl(client: Any) -> bool:
@@ -138,16 +81,10 @@ def is_minerl(client: Any) -> bool:
 
 
 def noop_vector(task: Any) -> Mapping[str, Any] | None:
-    """The no-op of an obfuscated or vectorized task: not zeros, but the plain task's no-op as they encode it.
+    """The no-op of an obfuscated or vectorized task: the plain task's no-op, encoded. None for a plain task.
 
-    The encoding is not exact: the plain no-op comes back as a turn of 0.1 degrees a step, twice round in an episode. So
-    the camera is moved against it until what comes back stands still.
-
-    Args:
-        task: The environment's specification.
-
-    Returns:
-        The action, or None for a plain task, whose no-op is known from its space.
+    The encoding is not exact: the plain no-op decodes to a turn of 0.1 degrees a step. So the camera is moved against
+    it until what is decoded stands still.
     """
     plain = task
     while hasattr(plain, "env_to_wrap"):
@@ -161,16 +98,55 @@ def noop_vector(task: Any) -> Mapping[str, Any] | None:
     return task.wrap_action(action)
 
 
+def kill_tree(process: Any) -> None:
+    """End a launch script and all that it started: first by SIGTERM, as a virtual display has files to remove."""
+    with contextlib.suppress(Exception):  # it may be gone, or half gone
+        processes = [*process.children(recursive=True), process]
+        for each in processes:
+            with contextlib.suppress(Exception):
+                each.terminate()
+        until = time.monotonic() + 3
+        for each in processes:
+            with contextlib.suppress(Exception):
+                each.wait(max(0.0, until - time.monotonic()))
+        for each in processes:
+            with contextlib.suppress(Exception):
+                each.kill()
+
+
+def end_game(instance: Any) -> None:
+    """End a game that was started here, and all that is left of it; a second call does no harm.
+
+    Minerl's own way fails for a process that died by itself, and leaves a zombie.
+    """
+    instance.running = instance._starting = False
+    process = instance.minecraft_process
+    if process is not None and process.returncode is None:
+        # A game whose script is gone still belongs to its group; Windows has no killpg.
+        with contextlib.suppress(OSError, AttributeError):
+            os.killpg(process.pid, signal.SIGCONT)
+        kill_tree(process)
+        with contextlib.suppress(OSError, AttributeError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(Exception):
+            process.wait(5)
+    if process is not None:
+        reader = getattr(instance, "_logger_thread", None)
+        if reader is not None:
+            reader.join(5)
+        process.stdout.close()
+    if instance.instance_dir is not None:
+        shutil.rmtree(instance.instance_dir, ignore_errors=True)
+    pool = require("minerl.env.malmo", extra="minerl", purpose="end a game").InstanceManager._instance_pool
+    if instance in pool:
+        pool.remove(instance)
+        instance.release_lock()
+
+
 class GameConnection:
-    """A minerl environment's connection to its game: who starts it, how long it may take, what was heard of it.
+    """A minerl environment's connection to its game: starts it, ends it, and puts a deadline on its messages.
 
-    Args:
-        client: The environment from `make_client`, or any that minerl's `gym.make` gave.
-        port: Of a game that runs already; None starts one when it is needed.
-        host: Where that game runs.
-
-    Raises:
-        InputError: A game would have to be started, and cannot be; or none listens on the port.
+    Arguments and errors as in `MineRLEnv`.
     """
 
     def __init__(self, client: Any, *, port: int | None = None, host: str = "localhost") -> None:
@@ -178,9 +154,9 @@ class GameConnection:
         self.core = core_of(client)
         self.port, self.host = port, host
         self.picture_missing = False  # whether the last picture that the game sent was empty
-        self.trouble = ""  # what went wrong with the connection last; upstream says "Connection timed out!" to anything
-        self._picture_shape: tuple[int, ...] = self.core.observation_space.spaces["pov"].shape
-        self._picture = bytes(math.prod(self._picture_shape))  # the last one that was not empty
+        self.trouble = ""  # what went wrong with the connection last; minerl reports a timeout for anything
+        shape: tuple[int, ...] = self.core.observation_space.spaces["pov"].shape
+        self._picture = bytes(math.prod(shape))  # the last one that was not empty
         self._picture_is_next = False
         self._deadline = 0.0
         self._seconds = 0.0
@@ -195,16 +171,16 @@ class GameConnection:
         elif not self.core.instances:
             check_game()
         self.core._get_new_instance = self._new_instance
-        # Upstream's own answer to a failed connection is to start another game and to forget it.
+        # Minerl would start another game after a failed connection, and forget it.
         self.core._TO_MOVE_handle_frozen_minecraft = lambda _instance: None
 
     @property
     def address(self) -> str:
-        """Where the game is, for messages."""
+        """Where the game is, for error messages."""
         return f"{self.host}:{self.port}" if self.port is not None else "a game of its own"
 
     def begin(self, seconds: float) -> None:
-        """What is sent and heard from now on must be done within this time."""
+        """Start the deadline of all messages from now on."""
         self.trouble = ""
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
@@ -222,13 +198,13 @@ class GameConnection:
                     instance.client_socket.close()
             instance.client_socket = None
             if not instance.existing:
-                self._end(instance)
+                end_game(instance)
         self.core.instances = []
 
     def close(self) -> None:
         """Say goodbye to the game, and end it if it was started here."""
         self.begin(5.0)
-        for window in (self.core.viewers or {}).values():  # upstream stumbles over them
+        for window in (self.core.viewers or {}).values():  # minerl fails on them
             with contextlib.suppress(Exception):
                 window.close()
         if self.core.viewers:
@@ -238,7 +214,7 @@ class GameConnection:
         self.drop()
 
     def _new_instance(self, port: int | None = None, instance_id: int | None = None) -> Any:
-        """In place of upstream's method of this purpose: the game on the port, or a new one."""
+        """Replaces minerl's method: the game on the port, or a new one."""
         malmo = require("minerl.env.malmo", extra="minerl", purpose="reach a game")
         if self.port is not None:
             instance = malmo.MinecraftInstance(port=self.port, existing=True, status_dir=None)
@@ -251,24 +227,20 @@ class GameConnection:
                 with quietly(), self._launched_in_time(instance):
                     instance.launch(replaceable=True)
             except BaseException:
-                self._end(instance)
+                end_game(instance)
                 raise
         instance.had_to_clean = False
         self._watch(instance)
         return instance
 
-    def _end(self, instance: Any) -> None:
-        malmo = require("minerl.env.malmo", extra="minerl", purpose="end a game")
-        end_game(instance, malmo.InstanceManager._instance_pool)
-
     @contextlib.contextmanager
     def _launched_in_time(self, instance: Any) -> Iterator[None]:
-        """Upstream reads a starting game's output until it says that it is ready, for ever if it never does."""
+        """End a game that does not start in time; minerl would wait for ever."""
         late, launched = threading.Event(), threading.Event()
 
         def end() -> None:
             late.set()
-            while not launched.wait(0.1):  # it may be that its files are still being copied
+            while not launched.wait(0.1):  # perhaps its files are still being copied
                 if instance.minecraft_process is not None:
                     kill_tree(instance.minecraft_process)
 
@@ -280,13 +252,13 @@ class GameConnection:
         except EOFError as error:
             last = "\n".join(str(error).strip().splitlines()[-15:])
             what = f"was not ready within {self._seconds:g} s" if late.is_set() else "ended while it started"
-            raise GameFaultError(f"the game {what}. Its last words:\n{last}") from None
+            raise GameFaultError(f"the game {what}. Its last output:\n{last}") from None
         finally:
             timer.cancel()
             launched.set()
 
     def _watch(self, instance: Any) -> None:
-        """Put our sending and receiving, with their deadline, in the place of an instance's own."""
+        """Replace an instance's sending and receiving by ours, with the deadline."""
 
         def connect(socktime: float) -> None:
             del socktime  # four minutes
@@ -294,59 +266,48 @@ class GameConnection:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             instance.client_socket = sock
 
-        def send(message: bytes) -> None:
+        @contextlib.contextmanager
+        def connected() -> Iterator[socket.socket]:
             try:
-                sock = self._socket_of(instance)
-                sock.settimeout(self._remaining())
-                sock.sendall(struct.pack("!I", len(message)) + message)
+                if instance.client_socket is None:
+                    raise ConnectionError("there is no connection to the game")
+                yield instance.client_socket
             except OSError as error:
                 self.trouble = str(error)
                 raise
+
+        def send(message: bytes) -> None:
+            with connected() as sock:
+                sock.settimeout(self._remaining())
+                sock.sendall(struct.pack("!I", len(message)) + message)
             self._picture_is_next = message.startswith((b"<StepClient", b"<Peek"))
 
         def receive() -> bytes:
-            try:
-                sock = self._socket_of(instance)
+            with connected() as sock:
                 (length,) = struct.unpack("!I", self._exactly(sock, 4))
                 if length > _LONGEST_MESSAGE:
-                    raise ConnectionError(
-                        f"a message of {length} bytes was announced: this is no game of minerl's protocol"
-                    )
+                    raise ConnectionError(f"a message of {length} bytes: this game does not use minerl's protocol")
                 message = self._exactly(sock, length)
-                if self._picture_is_next:
-                    self._picture_is_next = False
-                    return self._checked_picture(message)
-                return message
-            except OSError as error:
-                self.trouble = str(error)
-                raise
+                if not self._picture_is_next:
+                    return message
+                # An empty picture, which minerl would show black or fail on, is the last one.
+                self._picture_is_next, self.picture_missing = False, not message
+                if message and len(message) != len(self._picture):
+                    raise ConnectionError(f"a picture of {len(message)} bytes, expected {len(self._picture)}")
+                self._picture = message or self._picture
+                return self._picture
 
         def shutdown(how: int) -> None:
             sock, instance.client_socket = instance.client_socket, None
-            with contextlib.closing(sock):  # upstream leaves that to the garbage collector
+            with contextlib.closing(sock):  # minerl leaves that to the garbage collector
                 sock.shutdown(how)
 
         if not instance.existing:
-            instance.kill = lambda: self._end(instance)
+            instance.kill = lambda: end_game(instance)
         instance.create_multiagent_instance_socket = connect
         instance.client_socket_shutdown = shutdown
         instance.client_socket_send_message = send
         instance.client_socket_recv_message = receive
-
-    def _checked_picture(self, picture: bytes) -> bytes:
-        """The picture, or the last one if it is empty: the client would paint it black or fail on it."""
-        self.picture_missing = not picture
-        if picture and len(picture) != len(self._picture):
-            raise ConnectionError(
-                f"a picture of {len(picture)} bytes, expected {len(self._picture)} for {self._picture_shape}"
-            )
-        self._picture = picture or self._picture
-        return self._picture
-
-    def _socket_of(self, instance: Any) -> socket.socket:
-        if instance.client_socket is None:
-            raise ConnectionError("there is no connection to the game")
-        return instance.client_socket
 
     def _remaining(self) -> float:
         remaining = self._deadline - time.monotonic()
@@ -355,7 +316,7 @@ class GameConnection:
         return remaining
 
     def _exactly(self, sock: socket.socket, count: int) -> bytes:
-        """Receive so many bytes, or raise; upstream gives None for a closed connection."""
+        """Receive so many bytes, or raise; minerl gives None for a closed connection."""
         buffer = bytearray(count)
         view, got = memoryview(buffer), 0
         while got < count:
@@ -371,11 +332,7 @@ class GameConnection:
 
 
 def _greet(host: str, port: int) -> None:
-    """Make sure that something listens on the port, and leave it as politely as the protocol allows.
-
-    Raises:
-        InputError: Nothing does.
-    """
+    """Check that something listens on the port (InputError), and leave as the protocol demands."""
     malmo = require("minerl.env.malmo", extra="minerl", purpose="reach a game")
     try:
         with socket.create_connection((host, port), timeout=5) as sock:
@@ -383,6 +340,6 @@ def _greet(host: str, port: int) -> None:
                 sock.sendall(struct.pack("!I", len(message)) + message)
     except OSError as error:
         raise InputError(
-            f"no game listens on {host}:{port} ({error}). Start one there (docs/minerl.md says how), name the port of "
-            "a running one, or leave port out to have one started"
+            f"port: no game listens on {host}:{port} ({error}). Start one there (docs/minerl.md explains how), or omit "
+            "port to have one started"
         ) from None

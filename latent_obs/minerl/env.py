@@ -10,22 +10,16 @@ from latent_obs.minerl.client import GameConnection, core_of, noop_vector, quiet
 from latent_obs.util.errors import GameFaultError, InputError, LatentObsError
 
 _PEEK_PAUSE_S = 0.1
-_TIME_LIMIT_SLACK = (
-    20  # steps, one second of the game: its own clock started before the first observation was asked for
-)
+_TIME_LIMIT_SLACK = 20  # steps, one second of the game: its clock starts before the first observation is asked for
 
 
 class MineRLEnv(OldGymEnv):
     """A minerl environment with its own Dict observations and actions, as a Gymnasium environment.
 
-    It raises `GameFaultError` where upstream would hand on a random observation, an exception of its insides, or
-    nothing for
-    minutes: when the connection breaks, when no answer comes in time, or when what comes cannot be read. The next
-    `reset` then connects anew (and starts the game anew, if it was started here). `RestartOnFault` makes a truncation
-    of it.
-
-    A picture that the game leaves empty, which upstream paints black, is the last one that there was again
-    (``info["frame_missing"]``).
+    It raises `GameFaultError` when the connection breaks, no answer comes in time, or the answer cannot be read; minerl
+    itself would give a random observation, an error from its internals, or nothing for minutes. The next `reset`
+    connects anew, and starts the game anew if it was started here. A picture that the game leaves empty is the one
+    before it again (``info["frame_missing"]``).
 
     Args:
         client: What `client.make_client` or minerl's own `gym.make` gave.
@@ -53,10 +47,6 @@ class MineRLEnv(OldGymEnv):
             if not seconds > 0:
                 raise InputError(f"{name} must be a positive number of seconds, got {seconds}")
         self.core = core_of(client)
-        if self.core.task.agent_count != 1 or not self.core.task.is_single_agent:
-            raise InputError(
-                f"{self.core.task.name} has {self.core.task.agent_count} agents; only one at a time can be adapted"
-            )
         # BASALT's reset does nothing for some steps, to see whether the player lives; the game's clock runs.
         slack = _TIME_LIMIT_SLACK + getattr(client, "n_noops", 0)
         super().__init__(client, render_mode=render_mode, seed_every_reset=True, time_limit_slack=slack)
@@ -87,11 +77,9 @@ class MineRLEnv(OldGymEnv):
         except LatentObsError:
             self._lost = True
             raise
-        except (
-            Exception
-        ) as error:  # sockets, struct, json, minerl's assertions: a reset that broke off, whatever broke it
+        except Exception as error:  # of sockets, struct, json, or an assertion of minerl's
             raise self._fault("while an episode began", error) from error
-        if self.connection.trouble:  # in a step of BASALT's reset, which began another episode for it, without the seed
+        if self.connection.trouble:  # in a step of BASALT's reset, which then began another, unseeded episode
             raise self._fault("while an episode began", self.connection.trouble)
         return observation, {}
 
@@ -99,15 +87,13 @@ class MineRLEnv(OldGymEnv):
         self.connection.begin(self.step_deadline_s)
         where = f"in step {(self._elapsed or 0) + 1} of an episode"
         try:
-            with np.errstate(
-                all="ignore"
-            ):  # the obfuscated tasks' decoder divides 0 by 0 for vectors far from any action
+            with np.errstate(all="ignore"):  # a decoder of obfuscated actions may divide 0 by 0
                 observation, reward, done, info = self.gym_env.step(action)
         except Exception as error:  # the action was checked before: this is the game's doing
             raise self._fault(where, error) from error
         if "error" in info:  # and the observation is a random one
             raise self._fault(where, self.connection.trouble or info["error"])
-        if self.core.done and not done:  # the picture came, and then the game could not be told to go on
+        if self.core.done and not done:  # the picture came, and then the connection broke
             raise self._fault(where, self.connection.trouble)
         if self.connection.picture_missing:
             info = {**info, "frame_missing": True}
@@ -116,8 +102,8 @@ class MineRLEnv(OldGymEnv):
     def _fault(self, where: str, reason: object) -> GameFaultError:
         self._lost = True
         self._elapsed = None
-        told = f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else str(reason)
-        return GameFaultError(f"{self.env_id} lost its game ({self.connection.address}) {where}: {told}")
+        what = f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else str(reason)
+        return GameFaultError(f"{self.env_id} lost its game ({self.connection.address}) {where}: {what}")
 
     def close(self) -> None:
         """Leave the game, and end it if it was started here."""

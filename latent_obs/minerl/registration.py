@@ -8,11 +8,9 @@ import gymnasium as gym
 
 from latent_obs.actions import FrameSkip, sb3_actions
 from latent_obs.envs.faults import RestartOnFault
-from latent_obs.minerl.client import is_minerl, make_client, minerl_specs
+from latent_obs.minerl.client import make_client, minerl_specs
 from latent_obs.minerl.env import MineRLEnv
 from latent_obs.util.errors import InputError
-
-PREFIX = "MineRL"
 
 
 def make_minerl(
@@ -33,8 +31,7 @@ def make_minerl(
 ) -> gym.Env[Any, Any]:
     """Make a MineRL 0.4.4 environment as a Gymnasium environment whose actions Stable-Baselines3 can take.
 
-    Observations stay as MineRL has them (a Dict with ``pov``, nested where MineRL nests), converted; a lost game is a
-    truncation and a restart (`RestartOnFault`).
+    Observations are MineRL's own (a Dict with ``pov``). A lost game is a truncation and a restart (`RestartOnFault`).
 
     Args:
         env_id: Such as "MineRLTreechop-v0"; `minerl_specs` has all of them.
@@ -60,69 +57,48 @@ def make_minerl(
     specs = minerl_specs()
     if env_id not in specs:
         near = difflib.get_close_matches(env_id, list(specs), n=4, cutoff=0.5)
-        raise InputError(
-            f"minerl 0.4.4 has no environment {env_id!r}. "
-            + (f"Did you mean {', '.join(near)}?" if near else "")
-            + f" It has {len(specs)}; latent_obs.minerl.client.minerl_specs() lists them"
-        )
-    return adapt_minerl(
+        hint = f"Did you mean {', '.join(near)}?" if near else "latent_obs.minerl.client.minerl_specs() lists all"
+        raise InputError(f"minerl 0.4.4 has no environment {env_id!r}. {hint}")
+    game = MineRLEnv(
         make_client(env_id),
         port=port,
         host=host,
-        actions=actions,
+        render_mode=render_mode,
+        step_deadline_s=step_deadline_s,
+        reset_deadline_s=reset_deadline_s,
+    )
+    return _with_actions(
+        game,
+        actions,
+        frame_skip,
+        faults_in_a_row,
         camera_step_degrees=camera_step_degrees,
         always=always,
         camera_bins=camera_bins,
         camera_max_degrees=camera_max_degrees,
-        frame_skip=frame_skip,
-        render_mode=render_mode,
-        step_deadline_s=step_deadline_s,
-        reset_deadline_s=reset_deadline_s,
-        faults_in_a_row=faults_in_a_row,
     )
 
 
-def adapt_minerl(
-    client: Any,
-    *,
-    actions: str | Path = "auto",
-    camera_step_degrees: float = 10.0,
-    always: str | None = None,
-    camera_bins: int = 11,
-    camera_max_degrees: float = 10.0,
-    frame_skip: int = 1,
-    faults_in_a_row: int = 8,
-    **kwargs: Any,
+def adapt_minerl(client: Any) -> gym.Env[Any, Any]:
+    """An environment that minerl's own `gym.make` gave, as `make_minerl` makes it by default."""
+    return _with_actions(MineRLEnv(client))
+
+
+def _with_actions(
+    game: MineRLEnv, actions: str | Path = "auto", frame_skip: int = 1, faults_in_a_row: int = 8, **kwargs: Any
 ) -> gym.Env[Any, Any]:
-    """An environment that minerl's own `gym.make` gave, as `make_minerl` makes them; arguments and errors as there."""
-    if not is_minerl(client):
-        raise InputError(f"expected an environment that minerl's gym.make gave, got {client}")
-    game = MineRLEnv(client, **kwargs)
     try:
         env: gym.Env[Any, Any] = RestartOnFault(game, most_in_a_row=faults_in_a_row)
         if frame_skip != 1:
             env = FrameSkip(env, frame_skip)
-        return sb3_actions(
-            env,
-            actions,
-            env_id=game.env_id,
-            camera_step_degrees=camera_step_degrees,
-            always=always,
-            camera_bins=camera_bins,
-            camera_max_degrees=camera_max_degrees,
-        )
+        return sb3_actions(env, actions, env_id=game.env_id, **kwargs)
     except BaseException:
         game.close()
         raise
 
 
 def register_minerl() -> None:
-    """Enter MineRL's environments in Gymnasium's registry, so that `gymnasium.make` knows them; twice does no harm.
-
-    Raises:
-        MissingExtraError: minerl is not installed.
-        InputError: It, or gym, is of another version than this was written for.
-    """
+    """Enter MineRL's environments in Gymnasium's registry, so that `gymnasium.make` knows them; errors as there."""
     for env_id, spec in minerl_specs().items():
         if env_id not in gym.registry:
             gym.register(

@@ -1,7 +1,4 @@
-"""What the tests of MineRL's environments share; where minerl is not installed, importing it skips the module that
-does."""
-
-from __future__ import annotations
+"""What the tests of MineRL's environments share; importing it skips a test module where minerl is not installed."""
 
 import hashlib
 import importlib
@@ -22,11 +19,11 @@ from tests.support.minerl_server import World
 if minerl_version() is None:
     pytest.skip("minerl is not installed", allow_module_level=True)
 
-#: Upstream's specifications by id, and the ids: 64 x 64 pixels, and 1024 x 1024.
+#: Minerl's specifications by id, and the ids: 64 x 64 pixels, and 1024 x 1024.
 SPECS = minerl_specs()
 HIGH_RES = tuple(env_id for env_id in SPECS if "HighRes" in env_id)
 LOW_RES = tuple(env_id for env_id in SPECS if env_id not in HIGH_RES)
-#: One task of each kind of observation, action and wrapper that upstream has.
+#: One task of each kind of observation, action and wrapper.
 ONE_OF_EACH = (
     "MineRLTreechop-v0",
     "MineRLNavigateDense-v0",
@@ -39,22 +36,16 @@ Kind = TypeVar("Kind")
 
 
 def upstream(module: str) -> Any:
-    """A module of gym or minerl; `SPECS` has imported both, without the warnings of their age."""
+    """A module of gym or minerl; `SPECS` has imported both, without their deprecation warnings."""
     return importlib.import_module(module)
 
 
-def plain_task(task: Any) -> Any:
-    """The specification under those that obfuscate it."""
+def noop_command(task: Any) -> str:
+    """The commands that minerl sends for its own no-op."""
     while hasattr(task, "env_to_wrap"):
         task = task.env_to_wrap
-    return task
-
-
-def noop_command(task: Any) -> str:
-    """The commands that upstream sends for its own no-op."""
-    plain = plain_task(task)
-    noop = plain.action_space.no_op()
-    return "\n".join(handler.to_hero(noop[handler.to_string()]) for handler in plain.actionables)
+    noop = task.action_space.no_op()
+    return "\n".join(handler.to_hero(noop[handler.to_string()]) for handler in task.actionables)
 
 
 def find(env: gym.Env[Any, Any], kind: type[Kind]) -> Kind:
@@ -68,8 +59,7 @@ def find(env: gym.Env[Any, Any], kind: type[Kind]) -> Kind:
 def picture_of(world: World | None) -> NDArray[np.uint8]:
     """What a world looks like now, top row first."""
     assert world is not None
-    mission = world.mission
-    return np.frombuffer(world.frame(), np.uint8).reshape(mission.height, mission.width, mission.channels)[::-1]
+    return np.frombuffer(world.frame(), np.uint8).reshape(world.mission.height, world.mission.width, 3)[::-1]
 
 
 def fingerprint(picture: Any) -> bytes:
@@ -84,8 +74,7 @@ def record_pictures(monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
 
     def frame(world: World) -> bytes:
         picture = draw(world)
-        mission = world.mission
-        shape = mission.height, mission.width, mission.channels
+        shape = world.mission.height, world.mission.width, 3
         drawn.add(fingerprint(np.frombuffer(picture, np.uint8).reshape(shape)[::-1]))
         return picture
 
@@ -95,7 +84,7 @@ def record_pictures(monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
 
 @contextmanager
 def connected(env_id: str, port: int) -> Iterator[Any]:
-    """Upstream's own environment as its users have it, set up to play with a game that runs already."""
+    """Minerl's own environment as its users have it, connected to a game that runs already."""
     manager = upstream("minerl.env.malmo").InstanceManager
     client = upstream("gym").make(env_id)
     instance = manager.add_existing_instance(port)

@@ -7,20 +7,18 @@ import subprocess
 import sys
 import time
 from enum import IntEnum
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import FlattenObservation, TimeLimit
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
-from latent_obs.envs.faults import RestartOnFault
 from latent_obs.util.errors import GameLostError, InputError
 
-Act = IntEnum("Act", "VALUE INPUT OWN ATTRIBUTES EOF EXIT KILLED CRASHED GONE SLOW HANG HANG_HARD STRANGE")
+Act = IntEnum("Act", "VALUE OWN ATTRIBUTES KILLED GONE SLOW HANG HANG_HARD STRANGE")
 GO = 0
 
 
@@ -91,20 +89,12 @@ class Scripted(gym.Env[Any, Any]):
         match int(action):
             case Act.VALUE:
                 raise ValueError("a bad value")
-            case Act.INPUT:
-                raise InputError("a bad input")
             case Act.OWN:
                 raise OwnInputError(7)
             case Act.ATTRIBUTES:
                 raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad byte")
-            case Act.EOF:
-                raise EOFError("the game closed the connection")
-            case Act.EXIT:
-                sys.exit("enough")
             case Act.KILLED:
                 os.kill(os.getpid(), signal.SIGKILL)
-            case Act.CRASHED:
-                os.kill(os.getpid(), signal.SIGSEGV)
             case Act.GONE:
                 os._exit(3)
             case Act.SLOW:
@@ -156,9 +146,6 @@ class Scripted(gym.Env[Any, Any]):
         """Start a process that would outlive this one; its id."""
         return subprocess.Popen(["sleep", "600"]).pid
 
-    def value_error(self) -> None:
-        raise ValueError("a bad call")
-
 
 def limited(folder: Path, number: int) -> gym.Env[Any, Any]:
     return TimeLimit(Scripted(folder, number), 3 + 4 * number)  # the first one times out, the others terminate
@@ -174,11 +161,6 @@ class Faulty(Scripted):
         if self.calls == 10:
             raise RuntimeError("the engine is gone")
         return super().step(GO)
-
-
-def faulty(folder: Path, number: int) -> gym.Env[Any, Any]:
-    make = partial(Faulty, folder, number)
-    return FlattenObservation(RestartOnFault(make(), remake=make, first_pause_s=0))
 
 
 gym.register("Scripted-v0", entry_point=f"{__name__}:Scripted", disable_env_checker=True)

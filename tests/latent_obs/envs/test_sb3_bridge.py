@@ -11,10 +11,8 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.error import AlreadyPendingCallError
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.vector.async_vector_env import _async_worker
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics
-from gymnasium.wrappers.vector import DictInfoToList
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,7 +65,7 @@ SCRIPT = st.lists(st.tuples(st.integers(1, 4), st.sampled_from([OVER, OUT, BOTH]
 
 
 @given(scripts=st.lists(SCRIPT, min_size=1, max_size=5), mode=st.sampled_from(MODES))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_same_whatever_the_episodes(scripts: list[list[Episode]], mode: AutoresetMode):
     assert_same_story(DummyVecEnv(makers(scripts)), GymnasiumVecEnv(sync(mode, scripts)), 8)
 
@@ -100,23 +98,6 @@ def test_statistics_of_the_single_environments_arrive(mode: AutoresetMode):
     bridge = GymnasiumVecEnv(SyncVectorEnv(wrapped, autoreset_mode=mode))
     assert assert_same_story(DummyVecEnv(wrapped), bridge) >= 20
     assert bridge.env_is_wrapped(RecordEpisodeStatistics) == [True] * 3
-
-
-def test_infos_that_come_as_a_list_are_the_same():
-    # DictInfoToList leaves out keys that begin with an underscore.
-    one, other = DummyVecEnv(makers()), GymnasiumVecEnv(DictInfoToList(sync()))
-    one.reset()
-    other.reset()
-    logs: list[Any] = []
-    for _ in range(5):
-        a, b = one.step(np.zeros(3, int))[3], other.step(np.zeros(3, int))[3]
-        for info, listed in zip(a, b, strict=True):
-            assert set(info) - {"_own"} == set(listed)
-            assert_same(info.get("terminal_observation"), listed.get("terminal_observation"))
-            assert info["half"] == listed["half"]
-            logs.append((info["log"], listed["log"]))
-    assert len(logs) == 15
-    assert all(log == listed for log, listed in logs)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -153,13 +134,13 @@ def test_infos_by_environment():
 
 
 class Arrays(VectorEnv[Any, Any, Any]):
-    """A vector environment without single ones: its own buffers, last observations in one array, infos without
-    masks."""
+    """A vector environment without single ones: its own buffers, and infos without masks."""
 
     metadata = {"autoreset_mode": "SameStep"}  # noqa: RUF012
 
-    def __init__(self, silent: bool = False) -> None:
-        self.num_envs, self.silent = 2, silent
+    num_envs = 2
+
+    def __init__(self) -> None:
         self.single_observation_space = spaces.Box(0, 99, (1,), np.float32)
         self.single_action_space = spaces.Discrete(2)
         self.observation_space = spaces.Box(0, 99, (2, 1), np.float32)
@@ -176,7 +157,7 @@ class Arrays(VectorEnv[Any, Any, Any]):
         ends = self.lent[:, 0] % 3 == 0
         self.last[:] = self.lent
         self.lent[ends] -= 3
-        infos = {"wind": self.wind, "map": "plain"} | ({} if self.silent else {"final_obs": self.last})
+        infos = {"wind": self.wind, "map": "plain", "final_obs": self.last}
         return self.lent, np.ones(2, np.float64), ends, np.zeros(2, bool), infos
 
 
@@ -189,9 +170,7 @@ def test_a_vector_environment_without_single_ones():
     assert_same(steps[2][1][1]["terminal_observation"], np.array([12], np.float32))
     assert steps[3][1][0]["terminal_observation"].tolist() == [3]
     assert "terminal_observation" not in steps[3][1][1]
-    assert venv.reset_infos == [{}, {}], (
-        "both began again in the middle of a step, which tells nothing of the new beginning"
-    )
+    assert venv.reset_infos == [{}, {}]
     venv.reset()
     assert venv.reset_infos == [{"map": "plain"}] * 2
     assert venv.get_attr("lent", 0)[0] is venv.vector_env.lent  # type: ignore[attr-defined]
@@ -201,13 +180,9 @@ def test_a_vector_environment_without_single_ones():
         venv.get_attr("sun")
     with pytest.raises(InputError):
         venv.env_method("add", 1)
-    quiet = GymnasiumVecEnv(Arrays(silent=True))
-    quiet.reset()
-    quiet.step(np.zeros(2, int))
-    with pytest.raises(InputError, match="final_obs"):
-        quiet.step(np.zeros(2, int))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("make", [sync, worked], ids=["sync", "async"])
 def test_environments_are_reached_one_by_one(make: Callable[[], Any]):
     venv = GymnasiumVecEnv(make())
@@ -230,27 +205,13 @@ def test_environments_are_reached_one_by_one(make: Callable[[], Any]):
             venv.env_method("sun", indices=0)
         assert venv.env_is_wrapped(Monitor) == [False] * count
         assert [image[0, 0, 0] for image in venv.get_images() if image is not None] == list(range(count))
-        picture = venv.render("rgb_array")
-        assert picture is not None
-        assert picture.shape == (4, 6, 3) if count > 2 else (2, 6, 3)
-        assert venv.unwrapped is venv
         assert (venv.metadata["render_fps"], venv.render_mode) == (7, "rgb_array")
         venv.reset()  # and they are alive
     finally:
         venv.close()
 
 
-def test_wrappers_in_worker_processes_are_seen():
-    venv = GymnasiumVecEnv(
-        AsyncVectorEnv([lambda: Monitor(Counting(0, SCRIPTS[0]))], autoreset_mode="SameStep", context="fork")
-    )
-    try:
-        assert venv.env_is_wrapped(Monitor) == [True]
-        assert venv.env_is_wrapped(gym.wrappers.TimeLimit, 0) == [False]
-    finally:
-        venv.close()
-
-
+@pytest.mark.integration
 def test_a_step_under_way_is_dropped_by_a_reset_and_by_closing():
     one, other = GymnasiumVecEnv(worked()), GymnasiumVecEnv(sync(scripts=SCRIPTS[:2]))
     for venv in (one, other):
@@ -325,9 +286,7 @@ def test_seeds_are_used_once():
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: gym.make("CartPole-v1"), "vector_env .*gymnasium.wrappers"),
-        (lambda: DummyVecEnv(makers()), "vector_env .*stable_baselines3"),
-        (lambda: gym.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point"), "autoreset_mode.*SAME_STEP"),
+        (lambda: gym.make("CartPole-v1"), "vector_env"),
         (lambda: RecordVectorStatistics(sync(AutoresetMode.NEXT_STEP)), "autoreset_mode.*SAME_STEP"),
         (lambda: sync(AutoresetMode.DISABLED), "autoreset_mode .*DISABLED"),
         (lambda: SyncVectorEnv([partial(Strange, spaces.Text(3))]), "observation space .*Text"),
@@ -359,18 +318,9 @@ class Strange(Counting):
         self.observation_space = space
 
 
-@pytest.mark.parametrize("mode", [None, "sometimes"])
-def test_a_vector_environment_must_have_a_mode(mode: Any):
-    vector_env = sync()
-    vector_env.metadata["autoreset_mode"] = mode
-    with pytest.raises(InputError, match="autoreset_mode"):
-        GymnasiumVecEnv(vector_env)
-
-
 @pytest.mark.integration
-@pytest.mark.parametrize("kwargs", [{"shared_memory": False}, {"worker": _async_worker}])
-def test_workers_that_may_not_know_that_they_were_reset_are_refused(kwargs: dict[str, Any]):
-    vector_env = worked(AutoresetMode.NEXT_STEP, **kwargs)
+def test_workers_that_may_not_know_that_they_were_reset_are_refused():
+    vector_env = worked(AutoresetMode.NEXT_STEP, shared_memory=False)
     try:
         with pytest.raises(InputError, match="autoreset_mode"):
             GymnasiumVecEnv(vector_env)
@@ -449,20 +399,9 @@ def test_ppo_stores_what_the_environments_sent_and_bootstraps_from_last_observat
 
 @pytest.mark.parametrize("mode", MODES)
 def test_dqn_stores_what_the_environments_sent(mode: AutoresetMode):
-    model = DQN(
-        "MlpPolicy",
-        GymnasiumVecEnv(sync(mode, copy=False)),
-        learning_starts=30,
-        buffer_size=900,
-        batch_size=8,
-        train_freq=4,
-        target_update_interval=60,
-        seed=0,
-        device="cpu",
-    )
-    before = [weight.clone() for weight in model.policy.parameters()]
+    venv = GymnasiumVecEnv(sync(mode, copy=False))
+    model = DQN("MlpPolicy", venv, learning_starts=270, buffer_size=900, batch_size=8, seed=0, device="cpu")
     model.learn(300)
-    assert any(not torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
     memory: Any = model.replay_buffer
     assert memory.pos == 100
     assert_observed(memory.observations[:100], memory.actions)
@@ -473,23 +412,3 @@ def test_dqn_stores_what_the_environments_sent(mode: AutoresetMode):
         assert memory.rewards[step, i] == np.float32(i + episode / 8 + (at + 1) / 64)
         assert memory.dones[step, i] == (at + 1 == length)
         assert memory.timeouts[step, i] == (at + 1 == length and end == OUT)
-
-
-@pytest.mark.parametrize("wrappers", [VecMonitor, pytest.param(RecordVectorStatistics, marks=STATISTICS)])
-def test_ppo_learns_what_make_vec_makes(wrappers: Any):
-    vector_env = gym.make_vec(
-        "CartPole-v1", 4, vectorization_mode="sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}
-    )
-    if wrappers is VecMonitor:
-        venv: VecEnv = VecNormalize(VecMonitor(GymnasiumVecEnv(vector_env)))
-    else:
-        venv = VecFrameStack(GymnasiumVecEnv(RecordVectorStatistics(vector_env)), 2)
-    model, seen = ppo(venv), Seen()
-    model.set_logger(Logger(None, [seen]))
-    model.learn(400)
-    assert seen.rows[-1]["rollout/ep_rew_mean"] == pytest.approx(
-        seen.rows[-1]["rollout/ep_len_mean"]
-    )  # 1 for each step
-    assert 8 < seen.rows[-1]["rollout/ep_len_mean"] < 100
-    venv.close()
-    assert vector_env.closed

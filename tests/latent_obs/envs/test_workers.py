@@ -1,7 +1,4 @@
-"""Environments in worker processes: the results of one process, one clear error for each failure, and none left behind.
-
-Covers `latent_obs.envs.workers`, and `ProcessVecEnv` around it.
-"""
+"""Environments in worker processes: the results of one process, one clear error for each failure, and none left."""
 
 import contextlib
 import multiprocessing
@@ -25,8 +22,6 @@ from gymnasium.wrappers import TimeLimit
 
 pytest.importorskip("stable_baselines3")
 
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
@@ -34,7 +29,7 @@ from latent_obs.envs.sb3_bridge import ProcessVecEnv
 from latent_obs.envs.workers import WorkerError, default_start_method
 from latent_obs.util.errors import GameLostError, InputError
 from tests.support import ROOT
-from tests.support.scripted_env import GO, Act, Scripted, Unfit, faulty, limited
+from tests.support.scripted_env import GO, Act, Scripted, Unfit, limited
 from tests.support.tiny import closed_without_a_trace
 
 pytestmark = pytest.mark.integration
@@ -55,9 +50,9 @@ def forkserver() -> None:
 def start(tmp_path: Path) -> Iterator[Callable[..., ProcessVecEnv]]:
     """Make a `ProcessVecEnv` of `Scripted`s, each with its own fault; it is closed in the end, and all must be gone."""
 
-    def make(*faults: str, start_method: str | None = None, close_grace_s: float = 5.0, size: int = 8) -> ProcessVecEnv:
+    def make(*faults: str, start_method: str | None = None, close_grace_s: float = 5.0) -> ProcessVecEnv:
         # The vector makes one of the first kind in this process, for its spaces; it is not counted.
-        makers: Any = [partial(Scripted, tmp_path, number, fault, size) for number, fault in enumerate(faults)]
+        makers: Any = [partial(Scripted, tmp_path, number, fault) for number, fault in enumerate(faults)]
         made.append(ProcessVecEnv(makers, start_method, close_grace_s=close_grace_s))
         (tmp_path / "closed-0").unlink()
         return made[-1]
@@ -67,7 +62,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., ProcessVecEnv]]:
 
 
 def play(venv: VecEnv, steps: int = 9) -> list[Any]:
-    """All that one can see."""
+    """All that an agent can see."""
     venv.seed(7)
     venv.set_options({"level": 3})
     story: list[Any] = [venv.reset(), list(venv.reset_infos)]
@@ -129,15 +124,11 @@ def test_workers_import_neither_torch_nor_stable_baselines3(start: Callable[...,
     ("action", "error", "message"),
     [
         (Act.VALUE, ValueError, r"^environment 1: a bad value$"),
-        (Act.INPUT, InputError, r"^environment 1: a bad input$"),
         (Act.OWN, InputError, r"^environment 1: code 7$"),
-        (Act.EOF, EOFError, r"^environment 1: the game closed the connection$"),
         (Act.ATTRIBUTES, RuntimeError, r"^environment 1 raised UnicodeDecodeError: .*bad byte"),
         (Act.STRANGE, Exception, r"^environment 1: .*pickle"),
-        (Act.EXIT, WorkerError, r"worker 1 .*exit code 1"),
         (Act.GONE, WorkerError, r"worker 1 .*exit code 3"),
         (Act.KILLED, WorkerError, r"worker 1 .*exit code -9 \(SIGKILL.*--resume"),
-        (Act.CRASHED, WorkerError, r"worker 1 .*exit code -11 \(SIGSEGV"),
     ],
 )
 def test_a_failure_is_one_error_and_ends_all(
@@ -151,7 +142,7 @@ def test_a_failure_is_one_error_and_ends_all(
         assert type(caught.value) is error
         assert "in step" in str(caught.value.__cause__), "the worker's traceback"
     assert not any(process.is_alive() for process in venv.processes)
-    own = {Act.EXIT: {1: "t"}, Act.GONE: {}, Act.KILLED: {}, Act.CRASHED: {}}.get(action, {1: "x"})
+    own = {} if action in (Act.GONE, Act.KILLED) else {1: "x"}
     assert closed(tmp_path) == {0: "x", **own, 2: "x"}
     with pytest.raises(WorkerError, match=r"(environment|worker) 1"):
         venv.env_method("pid")
@@ -161,8 +152,6 @@ def test_a_failure_is_one_error_and_ends_all(
 def test_errors_of_reset_and_methods_cross_over(start: Callable[..., ProcessVecEnv]):
     with pytest.raises(GameLostError, match=r"^environment 1: it did not start"):
         start("", "reset").reset()
-    with pytest.raises(ValueError, match=r"^environment 0: a bad call"):
-        start("", "").env_method("value_error", indices=0)
     with pytest.raises(LookupError, match=r"^environment 0: not here"):
         start("", "").set_attr("colour", Unfit())
 
@@ -178,11 +167,6 @@ def test_an_environment_that_cannot_be_made_stops_all(
     assert caught.tb  # holds on to everything: so it was not the garbage collector
 
 
-def test_an_error_of_the_first_one_is_its_own(start: Callable[..., ProcessVecEnv]):
-    with pytest.raises(InputError, match=r"^no such world$"):
-        start("make", "")
-
-
 @pytest.mark.parametrize(("bad", "error"), [(threading.Lock(), TypeError), (Unfit(), WorkerError)])
 def test_a_maker_that_cannot_be_sent(tmp_path: Path, bad: Any, error: type[Exception]):
     before = multiprocessing.active_children()
@@ -192,24 +176,22 @@ def test_a_maker_that_cannot_be_sent(tmp_path: Path, bad: Any, error: type[Excep
     assert multiprocessing.active_children() == before
 
 
-@pytest.mark.parametrize("use", ["step", "reset", "get_attr"])
-def test_a_worker_killed_between_two_calls(start: Callable[..., ProcessVecEnv], use: str):
+def test_a_worker_killed_between_two_calls(start: Callable[..., ProcessVecEnv]):
     venv = start("", "")
     venv.reset()
     games = venv.env_method("start_game")
     venv.processes[1].kill()
     venv.processes[1].join(5)
-    calls = {"step": lambda: venv.step(np.array([GO, GO])), "reset": venv.reset, "get_attr": lambda: venv.get_attr("x")}
     with pytest.raises(WorkerError, match=rf"worker 1 \(pid {venv.processes[1].pid}\) .*SIGKILL.*--resume"):
-        calls[use]()
-    deadline = time.monotonic() + 10
+        venv.step(np.array([GO, GO]))
+    deadline = time.monotonic() + 60
     while runs(psutil.Process(games[1])) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not runs(psutil.Process(games[1])), "the game of the dead one has ended too"
     os.kill(games[0], signal.SIGKILL)  # a worker that ends by itself has its own ways with its game
 
 
-def test_a_closed_one_says_so(start: Callable[..., ProcessVecEnv], tmp_path: Path):
+def test_a_closed_one_raises(start: Callable[..., ProcessVecEnv], tmp_path: Path):
     venv = start("", "")
     with pytest.raises(InputError, match="step_wait"):
         venv.step_wait()
@@ -220,10 +202,9 @@ def test_a_closed_one_says_so(start: Callable[..., ProcessVecEnv], tmp_path: Pat
         venv.reset()
 
 
-@pytest.mark.parametrize("removed", [{"restarts": 3}, {"answer_timeout_s": 1.0}, {"start_method": "fork"}])
-def test_arguments_that_are_no_more(tmp_path: Path, removed: Any):
-    with pytest.raises(InputError, match=next(iter(removed))):
-        ProcessVecEnv([partial(Scripted, tmp_path)], **removed)
+def test_forked_workers_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="start_method"):
+        ProcessVecEnv([partial(Scripted, tmp_path)], "fork")
 
 
 def test_ctrl_c_while_waiting_ends_all(start: Callable[..., ProcessVecEnv], monkeypatch: pytest.MonkeyPatch):
@@ -262,7 +243,7 @@ def test_an_error_while_closing_is_one_line(capfd: pytest.CaptureFixture[str], s
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's list of open files")
 def test_nothing_piles_up_and_no_worker_holds_anothers_pipe(start: Callable[..., ProcessVecEnv]):
     kept: list[int] = []
-    for _ in range(4):
+    for _ in range(3):
         first, second = start("", ""), start("")
         pipes = [pipe.pipe for venv in (first, second) for pipe in venv.vector_env.parent_pipes]  # pyright: ignore
         ours = {str(Path(f"/proc/self/fd/{pipe.fileno()}").readlink()) for pipe in pipes}
@@ -275,7 +256,7 @@ def test_nothing_piles_up_and_no_worker_holds_anothers_pipe(start: Callable[...,
         del first, second, pipes
         kept.append(len(list(Path("/proc/self/fd").iterdir())))
     # Each vector that is still referenced keeps the files by which the ends of its processes are seen.
-    assert len(set(np.diff(kept[1:]))) == 1, kept
+    assert len(set(np.diff(kept))) == 1, kept
 
 
 def test_a_dropped_one_is_closed(tmp_path: Path):
@@ -316,10 +297,10 @@ def runs(process: psutil.Process) -> bool:
 
 
 def leave(folder: Path, method: str, end: str) -> tuple[int, str]:
-    """Run a script to its end, see that no process outlives it, and return its exit code and what it complained of."""
-    script, said = folder / "script.py", folder / "said.txt"
+    """Run a script to its end, check that no process outlives it, and return its exit code and stderr."""
+    script, stderr = folder / "script.py", folder / "stderr.txt"
     script.write_text(SCRIPT + end)
-    with said.open("w") as file:
+    with stderr.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, script, folder, method],
             stdin=subprocess.PIPE,
@@ -333,7 +314,7 @@ def leave(folder: Path, method: str, end: str) -> tuple[int, str]:
     assert process.stdout is not None
     family: list[psutil.Process] = []
     try:
-        assert process.stdout.readline() == "ready\n", said.read_text()
+        assert process.stdout.readline() == "ready\n", stderr.read_text()
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 5
         process.stdin.write("\n")
@@ -342,8 +323,8 @@ def leave(folder: Path, method: str, end: str) -> tuple[int, str]:
         deadline = time.monotonic() + 60
         while (left := [member for member in family if runs(member)]) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert left == [], said.read_text()
-        return code, said.read_text()
+        assert left == [], stderr.read_text()
+        return code, stderr.read_text()
     finally:
         process.stdin.close()
         process.stdout.close()
@@ -353,16 +334,18 @@ def leave(folder: Path, method: str, end: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("method", "end", "code", "said"),
+    ("method", "end", "code", "printed"),
     [
         ("spawn", "raise ValueError('oh')", 1, r"Traceback[^\n]*\n(  [^\n]*\n)+ValueError: oh\n"),
         ("forkserver", "second.close()\nfirst.step_async(np.array([GO, Act.SLOW, GO]))\nsys.exit(5)", 5, ""),
     ],
 )
-def test_a_script_that_leaves_without_close_leaves_nothing(tmp_path: Path, method: str, end: str, code: int, said: str):
+def test_a_script_that_leaves_without_close_leaves_nothing(
+    tmp_path: Path, method: str, end: str, code: int, printed: str
+):
     left, stderr = leave(tmp_path, method, end)
     assert left == code, stderr
-    assert re.fullmatch(said, stderr), stderr
+    assert re.fullmatch(printed, stderr), stderr
     assert closed(tmp_path) == dict.fromkeys(range(5), "x")
 
 
@@ -406,25 +389,17 @@ def main():
     venv = make("Mine-v0", encoder, num_envs=2, vectorization="sb3-async")
     print(venv.env_method("imported"), venv.reset().shape)
     venv.close()
-    try:
-        ProcessVecEnv([lambda: gym.make("Mine-v0")] * 2)
-    except gym.error.NameNotFound as error:
-        print(type(error).__name__)
 
+main()
 """
 
 
-@pytest.mark.parametrize(
-    ("words", "guard"),
-    [(["users_script.py"], "main()"), (["-m", "users_script"], "if __name__ == '__main__':\n    main()")],
-    ids=["file", "guarded module"],
-)
-def test_scripts_start_workers_that_do_not_import_them(tmp_path: Path, words: list[str], guard: str):
-    (tmp_path / "users_script.py").write_text(PLAIN_SCRIPT + guard)
+def test_scripts_start_workers_that_do_not_import_them(tmp_path: Path):
+    (tmp_path / "users_script.py").write_text(PLAIN_SCRIPT)
     (tmp_path / "users_library.py").touch()
     path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, *words],
+        [sys.executable, "users_script.py"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
@@ -433,24 +408,4 @@ def test_scripts_start_workers_that_do_not_import_them(tmp_path: Path, words: li
         check=False,
     )
     none = [[False, False]] * 2
-    assert done.stdout.splitlines() == [str(none), f"{none} (2, 4)", "NameNotFound"], done.stderr
-
-
-class CountFaults(BaseCallback):
-    faults = 0
-
-    def _on_step(self) -> bool:
-        self.faults += sum("fault" in info for info in self.locals["infos"])
-        return True
-
-
-def test_ppo_learns_through_environments_that_raise(tmp_path: Path):
-    venv = ProcessVecEnv([partial(faulty, tmp_path, number) for number in range(2)])
-    try:
-        model = PPO("MlpPolicy", venv, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
-        counted = CountFaults()
-        model.learn(128, counted)
-        assert (model.num_timesteps, counted.faults) == (128, 2 * 6)
-        assert np.isfinite(model.rollout_buffer.returns).all()
-    finally:
-        venv.close()
+    assert done.stdout.splitlines() == [str(none), f"{none} (2, 4)"], done.stderr

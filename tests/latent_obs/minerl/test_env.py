@@ -1,8 +1,5 @@
 """MineRL's environments through the real client of minerl 0.4.4, playing against the stand-in game."""
 
-from __future__ import annotations
-
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -38,7 +35,7 @@ from tests.support.minerl_games import (
 from tests.support.minerl_server import StandInGame, WorldSettings
 from tests.support.tiny import LATENT_DIM
 
-#: What the checkers have to say of every environment of this kind, and what is so on purpose.
+#: Warnings of the checkers about what is so on purpose.
 EXPECTED = (
     ".*different from the unwrapped version",  # the wrappers are what is to be checked
     ".*symmetric and normalized",  # the bounds of MineRL's obfuscated vectors are -1.05 and 1.05
@@ -58,7 +55,7 @@ def raw(env_id: str, game: StandInGame, **kwargs: Any) -> MineRLEnv:
 
 
 @pytest.mark.parametrize(
-    "env_id", [*LOW_RES, *HIGH_RES[:1], *(pytest.param(env_id, marks=pytest.mark.slow) for env_id in HIGH_RES[1:])]
+    "env_id", [*ONE_OF_EACH, *(pytest.param(env_id, marks=pytest.mark.slow) for env_id in HIGH_RES)]
 )
 def test_gymnasiums_checker_passes(env_id: str, game: StandInGame):
     register_minerl()
@@ -69,7 +66,7 @@ def test_gymnasiums_checker_passes(env_id: str, game: StandInGame):
     assert len(set(game.seeds)) > 2  # it is asked with other seeds, too
 
 
-@pytest.mark.parametrize("env_id", ONE_OF_EACH)
+@pytest.mark.parametrize("env_id", ["MineRLTreechop-v0", "MineRLObtainDiamondVectorObf-v0", "MineRLBasaltFindCave-v0"])
 def test_stable_baselines_checker_passes_on_the_one_liner(env_id: str, game: StandInGame, encoder: FrozenEncoder):
     sb3 = pytest.importorskip("stable_baselines3.common.env_checker")
     with allowing(*EXPECTED), closing(latent_obs.make(env_id, encoder, port=game.port)) as env:
@@ -79,24 +76,9 @@ def test_stable_baselines_checker_passes_on_the_one_liner(env_id: str, game: Sta
         check_env(env, skip_render_check=True)
 
 
-@pytest.mark.parametrize(
-    "env_id", ["MineRLTreechop-v0", "MineRLObtainDiamondVectorObf-v0", "MineRLBasaltMakeWaterfall-v0"]
-)
-def test_ppo_takes_the_one_liner(env_id: str, game: StandInGame, encoder: FrozenEncoder):
-    ppo = pytest.importorskip("stable_baselines3").PPO
-    with closing(latent_obs.make(env_id, encoder, port=game.port)) as env:
-        model = ppo(
-            "MlpPolicy", env, n_steps=32, batch_size=16, n_epochs=1, policy_kwargs={"net_arch": [8]}, device="cpu"
-        )
-        model.learn(64)
-        assert model.num_timesteps == 64
-    assert game.steps >= 64
-
-
 @pytest.mark.parametrize("env_id", ONE_OF_EACH)
 def test_it_plays_as_upstreams_own_environment_does(env_id: str, game: StandInGame):
-    """The same seed and actions on either side: the observations, converted, are the same, and so is what the game
-    heard."""
+    """The same seed and actions give the same observations, converted, and the same commands for the game."""
     with StandInGame() as other, connected(env_id, other.port) as client, closing(raw(env_id, game)) as env:
         client.seed(11)
         with allowing("space.noop"):
@@ -168,24 +150,11 @@ def test_doing_nothing_is_what_upstream_sends_for_it(env_id: str, game: StandInG
 
 
 def commands_of(heard: str) -> dict[str, str]:
-    """What the game was told, by verb."""
+    """The commands that the game got, by verb."""
     return {verb: rest for verb, _, rest in (line.partition(" ") for line in heard.split("\n"))}
 
 
-def test_zeros_are_not_what_does_nothing_in_an_obfuscated_task(game: StandInGame):
-    with closing(raw("MineRLTreechopVectorObf-v0", game)) as env:
-        env.reset(seed=1)
-        zeros = env.core.action_space.no_op()  # upstream's
-        assert not np.any(zeros["vector"])
-        env.step(zeros)
-        assert "1" in commands_of(game.commands[-1]).values()
-        noop = env.noop
-        assert noop in env.action_space
-        noop["vector"][:] = 0
-        assert np.any(env.noop["vector"])  # a copy
-
-
-def test_a_vector_that_upstream_decodes_to_no_number_is_no_fault(game: StandInGame):
+def test_a_vector_that_minerl_decodes_to_nan_is_no_fault(game: StandInGame):
     with closing(raw("MineRLObtainDiamondVectorObf-v0", game)) as env:
         vectors = np.random.default_rng(0).choice(np.array([-1.05, 1.05], np.float32), (2000, 64))
         with np.errstate(all="ignore"):
@@ -202,7 +171,7 @@ def test_a_vector_that_upstream_decodes_to_no_number_is_no_fault(game: StandInGa
         ("MineRLTreechop-v0", 80, (80, False, True)),  # a second before the limit is still the limit
         ("MineRLTreechop-v0", 79, (79, True, False)),
         ("MineRLObtainDiamondVectorObf-v0", 100, (100, False, True)),
-        ("MineRLBasaltFindCave-v0", 100, (70, False, True)),  # upstream lets 30 ticks go by in its reset
+        ("MineRLBasaltFindCave-v0", 100, (70, False, True)),  # 30 ticks go by in its reset
         ("MineRLBasaltFindCave-v0", 50, (20, True, False)),
     ],
 )
@@ -220,13 +189,6 @@ def how_it_ends(env: gym.Env[Any, Any]) -> tuple[int, bool, bool]:
         *_, terminated, truncated, _ = env.step(noop)
         flags, step = [terminated, truncated], step + 1
     return step, flags[0], flags[1]
-
-
-def test_the_time_limit_of_a_real_mission(game: StandInGame):
-    with closing(raw("MineRLBasaltFindCave-v0", game)) as env:
-        assert env.max_episode_steps == 3600
-        env.reset(seed=2)
-        assert how_it_ends(env) == (3570, False, True)
 
 
 def test_a_limit_of_ones_own(game: StandInGame):
@@ -256,7 +218,7 @@ def test_the_picture_to_look_at_is_the_observations(env_id: str, game: StandInGa
 
 
 class Window:
-    """In place of upstream's window, for which this machine may have no display."""
+    """In place of minerl's window, for which this machine may have no display."""
 
     open_ones = 0
 
@@ -272,8 +234,8 @@ class Window:
         self.isopen = False
 
 
-@pytest.mark.parametrize("env_id", ["MineRLTreechop-v0", "MineRLBasaltFindCave-v0"])
-def test_windows_open_and_close(env_id: str, game: StandInGame, monkeypatch: pytest.MonkeyPatch):
+def test_windows_open_and_close(game: StandInGame, monkeypatch: pytest.MonkeyPatch):
+    env_id = "MineRLBasaltFindCave-v0"
     module = ModuleType("minerl.viewer.trajectory_display")
     vars(module).update(HumanTrajectoryDisplay=Window, VectorTrajectoryDisplay=Window)
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -287,9 +249,6 @@ def test_windows_open_and_close(env_id: str, game: StandInGame, monkeypatch: pyt
         env.step(1)
         assert window.drawn == drawn + 1
     assert Window.open_ones == 0
-    register_minerl()
-    with allowing(*EXPECTED), closing(gym.make(env_id, port=game.port, render_mode="human")) as env:
-        check_env(env)  # in each render mode
 
 
 def test_an_environment_in_hand_is_adapted(game: StandInGame, encoder: FrozenEncoder):
@@ -315,43 +274,27 @@ def test_names_of_what_makes_them(game: StandInGame, monkeypatch: pytest.MonkeyP
         assert isinstance(env.unwrapped, latent_obs.MineRLEnv)
         assert env.action_space == env.unwrapped.action_space
         assert "MineRLTreechop-v0" in str(env)
-    with pytest.raises(InputError, match=r"MineRLTreechop-v0 does not take the arguments .*colour"):
+    with pytest.raises(InputError, match=r"MineRLTreechop-v0 .*colour"):
         latent_obs.make_pixel_env("MineRLTreechop-v0", colour="red")
 
 
-@pytest.mark.parametrize("make", [make_minerl, latent_obs.make_pixel_env])
-@pytest.mark.parametrize(
-    ("wrong", "near"), [("MineRLTreeChop-v0", "MineRLTreechop-v0"), ("MineRLObtainDiamond-v1", "Diamond-v0")]
-)
-def test_an_unknown_name_suggests_its_neighbours(make: Any, wrong: str, near: str):
-    with pytest.raises(InputError, match=rf"{wrong}.*Did you mean .*{near}"):
-        make(wrong)
-
-
-def test_what_is_no_minerl_environment_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_what_is_no_minerl_environment_is_refused():
     for thing in (3, upstream("gym").make("CartPole-v1")):
-        with pytest.raises(InputError, match=r"expected an environment that minerl's gym\.make gave, got"):
+        with pytest.raises(InputError, match="client"):
             MineRLEnv(thing)
-    client = make_client("MineRLTreechop-v0")
-    monkeypatch.setattr(client.unwrapped.task, "agent_count", 2)
-    with pytest.raises(InputError, match="has 2 agents; only one"):
-        MineRLEnv(client)
 
 
 @pytest.mark.parametrize("make", [make_minerl, latent_obs.make_pixel_env])
-def test_a_missing_minerl_names_its_extra(make: Any, monkeypatch: pytest.MonkeyPatch):
+def test_wrong_names_and_installations(make: Any, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(InputError, match=r"MineRLTreeChop-v0.*Did you mean .*MineRLTreechop-v0"):
+        make("MineRLTreeChop-v0")
     for name in [name for name in sys.modules if name.partition(".")[0] == "minerl"]:
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
-    with pytest.raises(MissingExtraError, match=re.escape("'minerl' is needed to make MineRL environments")) as error:
+    with pytest.raises(MissingExtraError, match="--extra minerl"):
         make("MineRLTreechop-v0")
-    assert "--extra minerl" in str(error.value)
     monkeypatch.setattr(installation, "minerl_version", lambda: None)
-    with pytest.raises(MissingExtraError, match=r"'minerl' is needed to use MineRL.*--extra minerl"):
+    with pytest.raises(MissingExtraError, match="--extra minerl"):
         make("MineRLTreechop-v0")
-
-
-@pytest.mark.parametrize(("package", "version"), [("minerl", "1.0.2"), ("gym", "0.26.2"), ("gym", None)])
-def test_other_versions_are_refused(package: str, version: str | None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(installation, f"{package}_version", lambda: version)
-    with pytest.raises(InputError, match=rf"{package} {version or 'is not'}.*expected 0\.\d+\.\d.*--extra minerl"):
-        latent_obs.make_pixel_env("MineRLTreechop-v0")
+    monkeypatch.setattr(installation, "minerl_version", lambda: "1.0.2")
+    with pytest.raises(InputError, match=r"minerl 1\.0\.2"):
+        make("MineRLTreechop-v0")

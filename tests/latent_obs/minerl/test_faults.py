@@ -1,6 +1,4 @@
-"""MineRL's environments when their game dies, hangs or talks nonsense: against each fault that the stand-in knows."""
-
-from __future__ import annotations
+"""MineRL's environments when their game dies, hangs or sends nonsense: against each fault that the stand-in has."""
 
 import os
 import re
@@ -32,12 +30,12 @@ from tests.support.minerl_games import find, fingerprint, picture_of, record_pic
 from tests.support.minerl_server import Fault, StandInGame, World
 
 TASK = "MineRLTreechop-v0"
-#: What becomes of a fault in a step, as far as its message tells.
+#: The message of each fault in a step.
 STEP_FAULTS: dict[Fault, str] = {
     "drop": "the game closed the connection",
     "crash": "the game closed the connection",
     "hang": r"no answer within 0\.5 s",
-    "short": r"a picture of 6144 bytes, expected 12288 for \(64, 64, 3\)",
+    "short": "a picture of 6144 bytes, expected 12288",
     "bad-json": "JSONDecodeError",
 }
 
@@ -71,8 +69,10 @@ def second_episode(env: gym.Env[Any, Any]) -> list[Any]:
     return [env.reset()[0]["pov"], turn(env, 20)[0]["pov"], turn(env, 20)[0]["pov"]]
 
 
-@pytest.mark.parametrize(("fault", "told"), STEP_FAULTS.items())
-def test_a_fault_in_a_step_is_a_truncation_with_the_last_real_observation(game: StandInGame, fault: Fault, told: str):
+@pytest.mark.parametrize(("fault", "message"), STEP_FAULTS.items())
+def test_a_fault_in_a_step_is_a_truncation_with_the_last_real_observation(
+    game: StandInGame, fault: Fault, message: str
+):
     with closing(restarting(game, fault=fault)) as env:
         env.reset(seed=9)
         turn(env, 30)
@@ -87,20 +87,18 @@ def test_a_fault_in_a_step_is_a_truncation_with_the_last_real_observation(game: 
         assert observation in env.observation_space
         assert (reward, terminated, truncated) == (0.0, False, True)
         assert info.pop("faults") == 1
-        where = f"{TASK} lost its game (localhost:{game.port}) in step 2 of an episode: "
-        assert re.fullmatch(f"{re.escape(where)}{told}.*", info.pop("fault"))
+        assert re.match(rf"{TASK} .*localhost:{game.port}.* step 2 .*{message}", info.pop("fault"))
         assert info == {}
         np.testing.assert_array_equal(second_episode(env), expected)  # as if nothing had happened
         assert turn(env, 1)[-1] == {}
         assert env.reset(seed=1)[1] == {"faults": 1}
 
 
-@pytest.mark.parametrize(("fault", "told"), STEP_FAULTS.items())
-def test_by_itself_the_environment_raises(game: StandInGame, fault: Fault, told: str):
-    with closing(raw(game, fault=fault, render_mode="rgb_array")) as env:
+def test_by_itself_the_environment_raises(game: StandInGame):
+    with closing(raw(game, render_mode="rgb_array")) as env:
         last = env.reset(seed=1)[0]["pov"]
-        game.fail_next(fault)
-        with pytest.raises(GameFaultError, match=rf"{TASK} lost its game .* in step 1 of an episode: {told}"):
+        game.fail_next("crash")
+        with pytest.raises(GameFaultError, match=TASK):
             turn(env, 10)
         np.testing.assert_array_equal(env.render(), last)
         with pytest.raises(gym.error.ResetNeeded):
@@ -111,33 +109,29 @@ def test_by_itself_the_environment_raises(game: StandInGame, fault: Fault, told:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told", "faults"),
+    ("fault", "message", "faults"),
     [
-        ("drop-reset", "ConnectionError: the game closed the connection", 2),
-        ("crash-reset", "ConnectionError: the game closed the connection", 2),
-        ("hang-reset", "TimeoutError: no answer within 1.5 s", 1),
-        ("busy", "", 1),  # upstream asks again a second later
+        ("drop-reset", "the game closed the connection", 2),
+        ("crash-reset", "the game closed the connection", 2),
+        ("hang-reset", "no answer within 1.5 s", 1),
+        ("busy", "", 1),  # minerl asks again a second later
     ],
 )
 def test_a_fault_in_a_reset_is_tried_again_with_the_same_seed(
-    game: StandInGame, fault: Fault, told: str, faults: int, caplog: pytest.LogCaptureFixture
+    game: StandInGame, fault: Fault, message: str, faults: int, caplog: pytest.LogCaptureFixture
 ):
     with closing(restarting(game, fault=fault)) as env:
         game.fail_next(fault, faults)
         observation, info = env.reset(seed=4)
         np.testing.assert_array_equal(observation["pov"], picture_of(game.world))
         assert game.seeds == [4]
-        assert info == {"faults": faults if told else 0}
+        assert info == {"faults": faults if message else 0}
         assert turn(env, 1)[2:] == (False, False, {})
-    where = f"{TASK} lost its game (localhost:{game.port}) while an episode began: {told}"
-    assert [message for message in caplog.messages if where in message] == [
-        f"{where} (fault {i}, {i} in a row); it is started anew" for i in range(1, info["faults"] + 1)
-    ]
+    assert sum("while an episode began" in line and message in line for line in caplog.messages) == info["faults"]
 
 
 def test_a_fault_in_the_steps_of_basalts_own_reset_counts_as_one(game: StandInGame):
-    """Upstream does nothing for 30 steps there, and takes a lost game for an early death: on to another, unseeded
-    world."""
+    """Minerl does nothing for 30 steps there, and takes a lost game for a death: it would begin an unseeded world."""
     with closing(restarting(game, "MineRLBasaltFindCave-v0")) as env:
         game.fail_next("drop")
         observation, info = env.reset(seed=4)
@@ -152,13 +146,13 @@ def test_a_game_that_stays_away_is_given_up(game: StandInGame):
         env.reset(seed=1)
         game.crash()
         assert turn(env, 1)[3]
-        with pytest.raises(GameLostError, match=r"lost 3 times in a row.*The last time: .*Connection refused.*doctor"):
+        with pytest.raises(GameLostError, match=r"3 times in a row.*Connection refused.*doctor"):
             env.reset()
         game.revive()
         assert env.reset()[1] == {"faults": 3}
 
 
-@pytest.mark.parametrize("env_id", [TASK, "MineRLObtainDiamond-v0", "MineRLObtainDiamondVectorObf-v0"])
+@pytest.mark.parametrize("env_id", [TASK, "MineRLObtainDiamondVectorObf-v0"])
 def test_an_empty_picture_is_the_one_before(game: StandInGame, env_id: str):
     with closing(restarting(game, env_id)) as env:
         first, info = env.reset(seed=3)
@@ -208,6 +202,7 @@ def process(port: int = 0) -> Iterator[tuple[subprocess.Popen[str], int]]:
             server.kill()
 
 
+@pytest.mark.integration
 def test_a_game_that_is_killed_and_started_again():
     with process() as (server, port):
         env = latent_obs.make_minerl(TASK, port=port, step_deadline_s=5.0)
@@ -224,36 +219,21 @@ def test_a_game_that_is_killed_and_started_again():
         assert env.step(1)[2:] == (False, False, {})
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 @pytest.mark.parametrize("make", [latent_obs.make_minerl, latent_obs.make_pixel_env])
-def test_a_port_with_nobody_there_is_named_at_once(make: Callable[..., Any]):
-    port = free_port()
-    with pytest.raises(InputError, match=rf"no game listens on 127\.0\.0\.1:{port} \(.*refused\).*port"):
+def test_bad_arguments(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(InputError, match=rf"port.* 127\.0\.0\.1:{port} \(.*refused\)"):
         make(TASK, port=port, host="127.0.0.1")
-    for wrong in (0, 65536):
-        with pytest.raises(InputError, match=f"port must be from 1 to 65535, got {wrong}"):
-            make(TASK, port=wrong)
-
-
-def test_without_a_port_what_a_game_needs_is_named(monkeypatch: pytest.MonkeyPatch):
+    for wrong in ({"port": 0}, {"port": 65536}, {"step_deadline_s": 0}, {"reset_deadline_s": float("nan")}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            make(TASK, **wrong)
     monkeypatch.setattr(installation, "find_java", lambda: None)
-    with pytest.raises(InputError, match=r"cannot be started here: no java on the PATH.*latent-obs doctor.*port="):
-        latent_obs.make_minerl(TASK)
+    with pytest.raises(InputError, match="no java"):
+        make(TASK)
 
 
-@pytest.mark.parametrize("name", ["step_deadline_s", "reset_deadline_s"])
-@pytest.mark.parametrize("seconds", [0, -1.5, float("nan")])
-def test_deadlines_must_be_positive(game: StandInGame, name: str, seconds: float):
-    deadline: dict[str, Any] = {name: seconds}
-    with pytest.raises(InputError, match=f"{name} must be a positive number of seconds, got {seconds}"):
-        raw(game, **deadline)
-
-
-def test_what_speaks_another_protocol_is_told_from_a_game():
+def test_a_server_of_another_protocol_is_no_game():
     def serve(server: socket.socket) -> None:
         for _ in range(2):  # the greeting, and the reset
             connection, _ = server.accept()
@@ -266,9 +246,8 @@ def test_what_speaks_another_protocol_is_told_from_a_game():
         thread = threading.Thread(target=serve, args=(server,), daemon=True)
         thread.start()
         client, port = make_client(TASK), server.getsockname()[1]
-        told = "of 1213486160 bytes was announced: this is no game of minerl's protocol"
-        env = MineRLEnv(client, port=port, host="127.0.0.1", reset_deadline_s=5.0)
-        with closing(env), pytest.raises(GameFaultError, match=told):
+        env = MineRLEnv(client, port=port, host="127.0.0.1", reset_deadline_s=60.0)
+        with closing(env), pytest.raises(GameFaultError, match="1213486160 bytes"):
             env.reset()
         thread.join(5)
 
@@ -301,7 +280,7 @@ class Flat(gym.ObservationWrapper[Any, Any, Any]):
 
 
 class Watch(BaseCallback):
-    """Keeps what an agent of Stable-Baselines3 has been told: the infos, and the pictures of its rollouts."""
+    """Keeps the infos that an agent of Stable-Baselines3 gets, and the pictures of its rollouts."""
 
     def __init__(self) -> None:
         super().__init__()

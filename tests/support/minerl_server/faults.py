@@ -1,7 +1,5 @@
 """What can go wrong with the game, and when it will."""
 
-from __future__ import annotations
-
 from collections import deque
 from typing import Literal, get_args
 
@@ -18,11 +16,7 @@ AT_RESET: frozenset[Fault] = frozenset({"crash-reset", "drop-reset", "hang-reset
 
 
 class FaultPlan:
-    """The faults to come, each of which strikes once.
-
-    Args:
-        crash_every: Crash at each multiple of this number of steps, too.
-    """
+    """The faults to come, each of which strikes once; and a crash at each multiple of `crash_every` steps."""
 
     def __init__(self, crash_every: int | None = None) -> None:
         self.crash_every = crash_every
@@ -31,18 +25,15 @@ class FaultPlan:
         self._next_reset: deque[Fault] = deque()
 
     def add(self, kind: Fault, times: int = 1, at_step: int | None = None) -> None:
-        """Plans a fault for the next steps or resets, or for the given step (or the first reset after it).
-
-        Raises:
-            ValueError: If there is no such fault.
-        """
+        """Plan a fault for the next steps or resets, or for the given step (or the first reset after it)."""
         if kind not in FAULTS:
             raise ValueError(f"no such fault: {kind!r}; there are {', '.join(FAULTS)}")
-        if at_step is None:
-            queue = self._next_reset if kind in AT_RESET else self._next_step
-            queue.extend(kind for _ in range(times))
+        if at_step is not None:
+            self._by_step.setdefault(at_step, []).extend([kind] * times)
+        elif kind in AT_RESET:
+            self._next_reset.extend([kind] * times)
         else:
-            self._by_step.setdefault(at_step, []).extend(kind for _ in range(times))
+            self._next_step.extend([kind] * times)
 
     def at_step(self, step: int) -> Fault | None:
         """What goes wrong at this step, if anything."""

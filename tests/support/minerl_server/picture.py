@@ -2,10 +2,8 @@
 
 A frame is a window on a panorama (sky, hills and ground, blurred into blocks as Minecraft's are) that is drawn once a
 world, with upright rectangles for the trunks on top. That costs some tens of microseconds at 64 x 64 pixels, little
-enough that a benchmark measures the client and not this. Pictures have their bottom row first, as the game sends them.
+enough that a benchmark measures the client. Pictures have their bottom row first, as the game sends them.
 """
-
-from __future__ import annotations
 
 import math
 import random
@@ -27,68 +25,48 @@ WIDE, HIGH = 3, 3
 BARK = (104, 82, 50)
 BARK_LIGHT = (122, 98, 62)
 LEAVES = (38, 92, 30)
-DIAMOND = (98, 226, 222)
-DIAMOND_DARK = (60, 180, 186)
 
 
 class Painter:
     """Draws what one world looks like; each world has its own hour and tint."""
 
-    def __init__(self, width: int, height: int, channels: int, rng: random.Random) -> None:
-        self.width, self.height, self.channels = width, height, channels
+    def __init__(self, width: int, height: int, rng: random.Random) -> None:
+        self.width, self.height = width, height
         self.focal = height / 2 / math.tan(math.radians(FIELD_OF_VIEW / 2))
-        self.light = rng.uniform(0.72, 1.0)
-        self._background = _panorama(width, channels, self.light, np.random.default_rng(rng.getrandbits(32)))
+        light = rng.uniform(0.72, 1.0)
+        self._background = _panorama(width, light, np.random.default_rng(rng.getrandbits(32)))
         self._rows = np.arange(height * HIGH) * BLOCKS // height  # the panorama's, of each row that a frame can show
-        self._frame = np.empty((height, width * channels), np.uint8)
+        self._frame = np.empty((height, width * 3), np.uint8)
         # One row of each colour: copying rows is several times faster than broadcasting a colour to every pixel.
-        self._bark, self._bark_light, self._leaves, self._diamond, self._diamond_dark = (
-            np.tile(np.array([*(int(c * self.light) for c in colour), 255][:channels], np.uint8), width)
-            for colour in (BARK, BARK_LIGHT, LEAVES, DIAMOND, DIAMOND_DARK)
+        self._bark, self._bark_light, self._leaves = (
+            np.tile(np.array([int(c * light) for c in colour], np.uint8), width)
+            for colour in (BARK, BARK_LIGHT, LEAVES)
         )
 
-    def draw(
-        self,
-        yaw: float,
-        pitch: float,
-        eye: float,
-        trunks: Iterable[tuple[float, float]],
-        goal: tuple[float, float] | None,
-    ) -> bytes:
+    def draw(self, yaw: float, pitch: float, trunks: Iterable[tuple[float, float]]) -> bytes:
         """The picture as bytes, bottom row first.
 
         Args:
             yaw: Where the player looks, degrees, more is further right.
             pitch: Degrees, more is further down.
-            eye: The eyes' height above the ground, in metres.
             trunks: (bearing relative to the view in degrees, distance in metres) of each tree.
-            goal: The same of the diamond block, where there is one.
         """
         width, height, focal = self.width, self.height, self.focal
         tilt = math.tan(math.radians(max(-80.0, min(80.0, pitch))))
         horizon = height / 2 + focal * tilt  # counted from the bottom: looking down lifts it
-        period = width * WIDE
         turn = width * WIDE * (yaw % 360.0) / 360.0 * round(360.0 / FIELD_OF_VIEW / WIDE)
-        left = int(turn) % period
+        left = int(turn) % (width * WIDE)
         top = int(min(max(height * HIGH / 2 - horizon, 0), height * (HIGH - 1)))
         frame = self._frame
-        view = self._background[:, left * self.channels : (left + width) * self.channels]
+        view = self._background[:, left * 3 : (left + width) * 3]
         np.take(view, self._rows[top : top + height], axis=0, out=frame, mode="clip")
-        things = [(distance, bearing, False) for bearing, distance in trunks]
-        if goal is not None:
-            things.append((goal[1], goal[0], True))
-        things.sort(reverse=True)
-        for distance, bearing, is_goal in things:
+        for distance, bearing in sorted(((distance, bearing) for bearing, distance in trunks), reverse=True):
             depth = distance * math.cos(math.radians(bearing))
             if abs(bearing) >= 80.0 or depth < 0.1:
                 continue
             scale = focal / depth
             middle = width / 2 + focal * math.tan(math.radians(bearing))
-            ground = horizon - scale * eye
-            if is_goal:
-                self._box(middle - scale / 2, middle + scale / 2, ground, ground + scale, self._diamond)
-                self._box(middle - scale / 4, middle + scale / 4, ground, ground + scale / 2, self._diamond_dark)
-                continue
+            ground = horizon - scale * EYES
             half, up = scale * TRUNK_WIDTH / 2, ground + scale * TRUNK_HEIGHT
             crown = scale * CROWN
             self._box(middle - crown / 2, middle + crown / 2, up - crown * 0.4, up + crown * 0.6, self._leaves)
@@ -97,40 +75,33 @@ class Painter:
         return frame.tobytes()
 
     def _box(self, left: float, right: float, low: float, high: float, colour: NDArray[np.uint8]) -> None:
-        """Fills a rectangle, of one pixel at least, as far as it is in the picture; ``colour`` is a full row of it."""
+        """Fill a rectangle, of one pixel at least, as far as it is in the picture; ``colour`` is a full row of it."""
         first, last, bottom, top = round(left), round(right), round(low), round(high)
         first, last = max(0, first), min(self.width, max(last, first + 1))
         bottom, top = max(0, bottom), min(self.height, max(top, bottom + 1))
         if first < last and bottom < top:
-            row = colour[: (last - first) * self.channels]
-            self._frame[bottom:top, first * self.channels : last * self.channels] = row
+            self._frame[bottom:top, first * 3 : last * 3] = colour[: (last - first) * 3]
 
 
-def _panorama(width: int, channels: int, light: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Sky, hills and ground all around, bottom row first; (HIGH * BLOCKS, (WIDE + 1) * width * channels).
-
-    Its rows are those of blocks; a frame repeats them, so that a large picture costs little more to make up than a
-    small one.
-    """
+def _panorama(width: int, light: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Sky, hills and ground all around in rows of blocks, bottom row first; (HIGH * BLOCKS, (WIDE + 1) * width * 3)."""
     rows, columns = BLOCKS * HIGH, BLOCKS * WIDE
-    scene = np.empty((rows, columns, channels), np.float32)
-    if channels == 4:
-        scene[..., 3] = 255
+    scene = np.empty((rows, columns, 3), np.float32)
     up = np.linspace(-1, 1, rows, dtype=np.float32)[:, None, None]  # -1 straight down, 0 the horizon
     grass = np.array([88, 128, 56], np.float32) + rng.uniform(-16, 16, 3).astype(np.float32)
     sky = np.array([140, 178, 244], np.float32) + rng.uniform(-14, 10, 3).astype(np.float32)
-    scene[..., :3] = np.where(up < 0, grass * (0.85 - 0.3 * up), sky * (0.98 - 0.35 * up))
+    scene[:] = np.where(up < 0, grass * (0.85 - 0.3 * up), sky * (0.98 - 0.35 * up))
     ground = rows // 2
-    scene[:ground, :, :3] += rng.uniform(-11, 11, (ground, columns, 1)).astype(np.float32)
+    scene[:ground] += rng.uniform(-11, 11, (ground, columns, 1)).astype(np.float32)
     clouds = np.kron(rng.random((rows // 8, columns // 12)) > 0.82, np.ones((4, 12), bool))
     sky_rows = np.arange(ground + 10, min(rows, ground + 10 + clouds.shape[0]))
-    scene[sky_rows, :, :3] = np.where(clouds[: len(sky_rows), :, None], 236, scene[sky_rows, :, :3])
+    scene[sky_rows] = np.where(clouds[: len(sky_rows), :, None], 236, scene[sky_rows])
     angle = np.arange(columns) / columns * 2 * math.pi
     hills = sum(rng.uniform(0.5, 1.6) * np.sin(k * angle + rng.uniform(0, 6.3)) for k in (1, 2, 3, 5, 8))
     hill = np.maximum(0, np.round(2.5 + hills)).astype(int)
     for step in range(int(hill.max()) if hill.max() > 0 else 0):
-        scene[ground + step, hill > step, :3] = grass * 0.72
-    scene[..., :3] *= light
+        scene[ground + step, hill > step] = grass * 0.72
+    scene *= light
     blocks = np.clip(scene, 0, 255).astype(np.uint8)
     x = np.arange(width * (WIDE + 1)) * columns // (width * WIDE) % columns
     return blocks[:, x].reshape(rows, -1)

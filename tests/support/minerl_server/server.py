@@ -1,37 +1,34 @@
 """The game's side of the socket: what Malmo's ``MalmoEnvServer`` answers, and how it fails.
 
-The order and the form of the replies are those of the Java server; so is what it does where a client asks at the wrong
-time, since that is what the real client meets after a fault.
+The order and the form of the replies are those of the Java server, also where a client asks at the wrong time, as the
+real client does after a fault.
 """
-
-from __future__ import annotations
 
 import socket
 import struct
 import threading
-import time
 from collections import deque
 from contextlib import suppress
+from typing import Self
 
 from .faults import Fault, FaultPlan
 from .wire import Closed, Line
 from .world import World, WorldSettings
 
 MALMO_VERSION = "0.37.0"
-#: How long a ``<Find>`` waits for a token, as in the game.
-FIND_WAIT_S = 3.0
-
 _STEP = struct.Struct("!dbb")
 
 
 class StandInGame:
     """A game that listens on a port and has at most one mission at a time, as Malmo has.
 
-    Use it as a context manager, or call `close`. Attributes are for reading; they are written by the connections'
-    threads.
+    Args:
+        port: Where to listen; 0 takes a free one.
+        settings: Of the worlds that the missions get.
+        crash_every: Crash at each multiple of this number of steps.
+        revive_after_s: Come back by itself this long after a crash; None waits for `revive`.
 
     Attributes:
-        port: Where it listens.
         commands: The commands of the last 10,000 steps, as the client wrote them.
         missions: The XML of every mission begun.
         tokens: The token of every mission begun.
@@ -47,22 +44,12 @@ class StandInGame:
         self,
         port: int = 0,
         settings: WorldSettings | None = None,
-        host: str = "127.0.0.1",
         *,
         crash_every: int | None = None,
         revive_after_s: float | None = None,
     ) -> None:
-        """Starts to listen.
-
-        Args:
-            port: Where; 0 takes a free one.
-            settings: Of the worlds that the missions get.
-            host: The address to bind.
-            crash_every: Crash at each multiple of this number of steps.
-            revive_after_s: Come back by itself this long after a crash; None waits for `revive`.
-        """
         self.settings = settings or WorldSettings()
-        self.host, self.port = host, port
+        self.port = port
         self.revive_after_s = revive_after_s
         self.commands: deque[str] = deque(maxlen=10_000)
         self.missions: list[str] = []
@@ -81,12 +68,10 @@ class StandInGame:
         self._closed = False
         self._listen()
 
-    # ---- for the test ----
-
     @property
     def address(self) -> tuple[str, int]:
         """Host and port."""
-        return self.host, self.port
+        return "127.0.0.1", self.port
 
     @property
     def alive(self) -> bool:
@@ -94,20 +79,17 @@ class StandInGame:
         return self._listener is not None
 
     def schedule(self, kind: Fault, *, at_step: int) -> None:
-        """Lets something go wrong at the given step, counted from 1 over the game's life.
-
-        The faults of a reset strike at the first reset after that step.
-        """
+        """Plan a fault at this step of the game's life, counted from 1; that of a reset strikes at the next reset."""
         with self._lock:
             self._plan.add(kind, at_step=at_step)
 
     def fail_next(self, kind: Fault, times: int = 1) -> None:
-        """Lets the next steps (for the faults of a reset: the next missions) go wrong, this many of them."""
+        """Plan a fault for the next steps (for the faults of a reset: the next missions), this many of them."""
         with self._lock:
             self._plan.add(kind, times)
 
     def crash(self) -> None:
-        """Dies at once, as a process does: no reply, no listening socket."""
+        """Die at once, as a process does: no reply, no listening socket."""
         with self._lock:
             self._stop()
             if self.revive_after_s is not None and not self._closed:
@@ -116,30 +98,28 @@ class StandInGame:
                 timer.start()
 
     def revive(self) -> None:
-        """Listens again, on the same port and without a mission; nothing happens to a game that is alive."""
+        """Listen again, on the same port and without a mission; nothing happens to a game that is alive."""
         with self._lock:
             if not self.alive and not self._closed:
                 self._listen()
 
     def close(self) -> None:
-        """Ends it for good."""
+        """End it for good."""
         with self._lock:
             self._closed = True
             self._stop()
 
-    def __enter__(self) -> StandInGame:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # ---- sockets ----
-
     def _listen(self) -> None:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((self.host, self.port))
+            listener.bind(self.address)
         except OSError:
             listener.close()
             raise
@@ -193,13 +173,11 @@ class StandInGame:
                 self._lines.discard(line)
             line.close()
 
-    # ---- messages ----
-
     def _message(self, line: Line, data: bytes) -> None:
         if data.startswith(b"<StepClient"):
             self._step(line, data.decode())
         elif data.startswith(b"<StepServer"):
-            pass  # the world's tick is in the client's step; there is no reply either way
+            pass  # the world's tick is in the client's step; there is no reply
         elif data.startswith(b"<Peek"):
             self._peek(line)
         elif data.startswith(b"<MissionInit"):
@@ -208,29 +186,13 @@ class StandInGame:
             with self._lock:
                 self._quit()
             line.answer(1)
-        elif data.startswith(b"<Find"):
-            line.answer(self._find(data.decode()[len("<Find>") : -len("</Find>")]))
-        elif data.startswith(b"<Init"):
-            with self._lock:
-                self._known.clear()
-            line.answer(1)
-        elif data.startswith(b"<Close"):
-            with self._lock:
-                self._known.discard(data.decode()[len("<Close>") : -len("</Close>")])
-            line.answer(1)
-        elif data.startswith(b"<Interact"):
-            line.answer(1)
-        elif data.startswith(b"<Status"):
-            line.send(b"{}")
-        elif data.startswith(b"<Echo"):
-            line.send(b"<Echo>" + data + b"</Echo>")
         elif data.startswith(b"<Exit"):
             line.answer(1)
             with self._lock:
                 self._stop()
             self.exited.set()
             raise Closed
-        else:  # <Disconnect/>, and what the game does not know either
+        else:  # <Disconnect/>, and what the game does not know
             raise Closed
 
     def _mission(self, line: Line, xml: str, token: str) -> None:
@@ -254,7 +216,7 @@ class StandInGame:
             else:
                 seed = int(parts[5]) if len(parts) > 5 else None
                 try:
-                    self.world = World.from_xml(xml, seed, self.settings)
+                    self.world = World(xml, seed, self.settings)
                 except ValueError:
                     line.answer(0)
                     return
@@ -270,16 +232,6 @@ class StandInGame:
         if self.world is not None:
             self.world.done, self.world.reward = True, 0.0
         self._running = False
-
-    def _find(self, token: str) -> int:
-        """The port of the mission's integrated server, for the other agents of a mission; 0 if it does not come in
-        time."""
-        until = time.monotonic() + FIND_WAIT_S
-        while token not in self._known:
-            if time.monotonic() > until:
-                return 0
-            time.sleep(0.05)
-        return self.port
 
     def _peek(self, line: Line) -> None:
         with self._lock:

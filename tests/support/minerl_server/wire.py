@@ -1,14 +1,11 @@
 """Messages on a socket, as Malmo frames them: four bytes of length, big-endian, before each."""
 
-from __future__ import annotations
-
 import socket
 import struct
 from contextlib import suppress
 
 _WORD = struct.Struct("!I")
-#: The longest message taken; a mission with a large inventory has some 20 kB, so anything longer is not the client.
-LONGEST = 1 << 24
+LONGEST = 1 << 24  # bytes; a longer message is not the client's
 
 
 class Closed(Exception):
@@ -16,51 +13,41 @@ class Closed(Exception):
 
 
 class Line:
-    """One client's connection.
-
-    It reads through a buffer, as a step comes in four small packets, and sends a whole reply at once: at 64 x 64 pixels
-    the system calls cost more than the world does.
-    """
+    """One client's connection; reads through a buffer, and sends a whole reply at once, as system calls are slow."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
         self._reader = connection.makefile("rb", buffering=1 << 16)
-        #: A hung connection is read, so that the client does not block on sending, but nothing comes of it.
+        #: A hung connection is read, so that the client does not block on sending, but never answered.
         self.mute = False
 
     def receive(self) -> bytes:
-        """The next message.
-
-        Raises:
-            Closed: If the client went away, or sends something else than messages.
-        """
+        """The next message; `Closed` if the client went away, or sends something else than messages."""
         header = self._reader.read(4)
         if len(header) < 4:
             raise Closed
         (length,) = _WORD.unpack(header)
-        if length > LONGEST:
-            raise Closed
-        data = self._reader.read(length)
+        data = self._reader.read(length) if length <= LONGEST else b""
         if len(data) < length:
             raise Closed
         return data
 
     def send(self, *messages: bytes) -> None:
-        """Sends messages, each with its length before it, in one go."""
+        """Send messages, each with its length before it, in one go."""
         self._socket.sendall(b"".join(part for message in messages for part in (_WORD.pack(len(message)), message)))
 
     def answer(self, number: int) -> None:
-        """Sends the four-byte reply that most commands get."""
+        """Send the four-byte reply that most commands get."""
         self.send(_WORD.pack(number))
 
     def hang_up(self) -> None:
-        """Ends the connection; a thread that waits on it wakes up."""
+        """End the connection; a thread that waits on it wakes up."""
         with suppress(OSError):  # the client may have been faster
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Hangs up and frees the socket; for the thread that reads."""
+        """Hang up and free the socket; for the thread that reads."""
         self.hang_up()
         self._reader.close()
         self._socket.close()
