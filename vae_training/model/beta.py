@@ -59,9 +59,8 @@ class MonotonicBeta(BetaSchedule):
 
     def __call__(self, step: int) -> float:
         """Beta at a step."""
-        if step < self.freeze_steps + self.ramp_steps:
-            return self.fixed_beta * (max(0, step - self.freeze_steps) / self.ramp_steps)
-        return self.fixed_beta
+        risen = step - self.freeze_steps
+        return self.fixed_beta * (risen / self.ramp_steps) if 0 <= risen < self.ramp_steps else super().__call__(step)
 
     def is_comparable(self, step: int) -> bool:
         """Whether the rise is over."""

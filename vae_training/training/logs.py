@@ -160,4 +160,4 @@ def to_images(model: CVAE, frames: NDArray[np.uint8]) -> torch.Tensor:
 
 def to_uint8(images: torch.Tensor) -> NDArray[np.uint8]:
     """Float (N, C, H, W) to uint8 (N, H, W, C)."""
-    return images.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return images.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

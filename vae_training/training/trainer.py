@@ -449,7 +449,8 @@ class Trainer:
         stopped_early = self.is_stalled and not interrupted
         self.say(
             f"{'Stopped' if interrupted or stopped_early else 'Done'} at step {progress.step:,}: "
-            f"{self.images:,} images in {elapsed:.0f} s, {rate:.0f} images/s, {wait_seconds / elapsed:.1%} of it waiting for frames.\n"
+            f"{self.images:,} images in {elapsed:.0f} s, {rate:.0f} images/s, "
+            f"{wait_seconds / elapsed:.1%} of it waiting for frames.\n"
             f"Held out ({'best' if has_best else 'last'} step, {exported_step:,}): "
             f"squared error {held_out.reconstruction:.4g}, KL {held_out.kl_nats:.4g} nats, "
             f"{held_out.active_latents:.0f} of {config.latent_dim} latents active.\n"
