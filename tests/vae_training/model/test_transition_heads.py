@@ -42,7 +42,7 @@ class World:
         return self.before[rows], self.after[rows], self.action[rows], self.valid[rows]
 
 
-def learn(head: nn.Module, loss: Callable[[Tensor], Tensor], count: int, steps: int = 300) -> None:
+def learn(head: nn.Module, loss: Callable[[Tensor], Tensor], count: int, steps: int = 500) -> None:
     torch.manual_seed(1)
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
     for _ in range(steps):
