@@ -1,7 +1,5 @@
 """Images as the loss takes them: frames as tensors, and random changes of them for small datasets."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -37,11 +35,6 @@ def augment(images: Tensor, strength: float, noise: Tensor) -> Tensor:
 
     Returns:
         float32 (N, C, H, W) in [0, 1], channels last in memory.
-
-    Example:
-        >>> images = torch.rand(4, 3, 16, 16)
-        >>> augment(images, 1.0, torch.randn(4, CHANGES)).shape == images.shape
-        True
     """
     if not strength:
         return images
@@ -54,12 +47,7 @@ def augment(images: Tensor, strength: float, noise: Tensor) -> Tensor:
     transform[:, :, 2] = 0.5 * strength * signed[:, 2:4]  # half of a side that is 2 long
     grid = functional.affine_grid(transform, list(images.shape), align_corners=False)
     moved = functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    channels = images.shape[1]
-    gain = (1 + 0.2 * strength * _cycle(signed[:, 4:7], channels))[:, :, None, None]
-    offset = (0.1 * strength * _cycle(signed[:, 7:10], channels))[:, :, None, None]
+    color = torch.arange(images.shape[1], device=images.device) % 3  # more channels than three take them in turn
+    gain = (1 + 0.2 * strength * signed[:, 4 + color])[:, :, None, None]
+    offset = (0.1 * strength * signed[:, 7 + color])[:, :, None, None]
     return (moved * gain + offset).clamp_(0, 1).contiguous(memory_format=torch.channels_last)
-
-
-def _cycle(columns: Tensor, channels: int) -> Tensor:
-    """The columns, repeated to as many as there are channels."""
-    return columns.repeat(1, math.ceil(channels / columns.shape[1]))[:, :channels]

@@ -4,17 +4,13 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_choice
 
 ScheduleKind = Literal["cyclical", "constant", "monotonic"]
 
 
 class BetaSchedule:
-    """Base of the schedules: frozen dataclasses with a wanted beta, and steps at 0 before anything else.
-
-    A schedule is called with a step, counted from 0, and returns beta. Its method `is_comparable` states whether a
-    checkpoint made after a step may be compared with others.
-    """
+    """Base of the schedules, which are called with a step, counted from 0, and return beta."""
 
     fixed_beta: float
     freeze_steps: int
@@ -28,11 +24,7 @@ class BetaSchedule:
 
     def __call__(self, step: int) -> float:
         """Beta at a step."""
-        return 0.0 if step < self.freeze_steps else self.fixed_beta * self._share(step - self.freeze_steps)
-
-    def _share(self, step: int) -> float:
-        """Share of the wanted beta at a step after the freeze."""
-        return 1.0
+        return 0.0 if step < self.freeze_steps else self.fixed_beta
 
     def is_comparable(self, step: int) -> bool:
         """Whether the weights after this step may be compared with others: beta has its wanted value."""
@@ -45,13 +37,7 @@ class BetaSchedule:
 
 @dataclass(frozen=True)
 class ConstantBeta(BetaSchedule):
-    """The wanted beta from the first step after the freeze on.
-
-    Example:
-        >>> beta = ConstantBeta(2.0, freeze_steps=1)
-        >>> [beta(step) for step in range(3)], beta.is_comparable(0), beta.is_comparable(1)
-        ([0.0, 2.0, 2.0], False, True)
-    """
+    """The wanted beta from the first step after the freeze on."""
 
     fixed_beta: float
     freeze_steps: int = 0
@@ -71,8 +57,10 @@ class MonotonicBeta(BetaSchedule):
     ramp_steps: int
     freeze_steps: int = 0
 
-    def _share(self, step: int) -> float:
-        return 1.0 if step >= self.ramp_steps else step / self.ramp_steps
+    def __call__(self, step: int) -> float:
+        """Beta at a step."""
+        risen = step - self.freeze_steps
+        return self.fixed_beta * (risen / self.ramp_steps) if 0 <= risen < self.ramp_steps else super().__call__(step)
 
     def is_comparable(self, step: int) -> bool:
         """Whether the rise is over."""
@@ -98,10 +86,12 @@ class CyclicalBeta(BetaSchedule):
     half_cycle_steps: int
     freeze_steps: int = 0
 
-    def _share(self, step: int) -> float:
-        if self.half_cycle_steps == 0:
-            return 1.0
-        return min(1.0, step % (2 * self.half_cycle_steps) / self.half_cycle_steps)
+    def __call__(self, step: int) -> float:
+        """Beta at a step."""
+        if step < self.freeze_steps or self.half_cycle_steps == 0:
+            return super().__call__(step)
+        step = (step - self.freeze_steps) % (2 * self.half_cycle_steps)
+        return self.fixed_beta * min(1.0, step / self.half_cycle_steps)
 
     def is_comparable(self, step: int) -> bool:
         """Whether the step is the last one of a cycle."""
@@ -110,14 +100,8 @@ class CyclicalBeta(BetaSchedule):
 
 
 def make_schedule(kind: ScheduleKind, fixed_beta: float, *, rise_steps: int, freeze_steps: int = 0) -> BetaSchedule:
-    """The schedule of a kind; `rise_steps` are those of a rise, and of the plateau after it where there are cycles.
-
-    Example:
-        >>> make_schedule("monotonic", 2.0, rise_steps=10)
-        MonotonicBeta(fixed_beta=2.0, ramp_steps=10, freeze_steps=0)
-    """
-    if kind not in get_args(ScheduleKind):
-        raise InputError(f"schedule must be one of {', '.join(get_args(ScheduleKind))}, got {kind!r}")
+    """The schedule of a kind; `rise_steps` are those of a rise, and of the plateau after it where there are cycles."""
+    check_choice("schedule", kind, get_args(ScheduleKind))
     if kind == "constant":
         return ConstantBeta(fixed_beta, freeze_steps)
     return (MonotonicBeta if kind == "monotonic" else CyclicalBeta)(fixed_beta, rise_steps, freeze_steps)

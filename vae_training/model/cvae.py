@@ -29,11 +29,10 @@ class CVAE(nn.Module):
     - kl: the divergence from the unit Gaussian in nats, summed over the latent dimensions, mean over the batch.
 
     With ``scale_losses=False``, beta weighs nats against the squared error of the whole image: beta = 1 is the evidence
-    lower bound of a Gaussian decoder with variance 1/2 per value, and a larger image outweighs the KL more. With
-    ``scale_losses=True`` the reconstruction is divided by the number of values in the image and the KL by `latent_dim`,
-    so beta weighs the mean error of a value against the mean nats of a dimension, whatever the image size. A beta of
-    the unscaled loss has the same balance as a scaled ``beta * latent_dim / (height * width * channels)``. A scaled
-    beta of 1 is very strong: squared errors of pixels in [0, 1] are around 0.001 to 0.01.
+    lower bound of a Gaussian decoder with variance 1/2 per value. With ``scale_losses=True`` the reconstruction is
+    divided by the number of values in the image and the KL by `latent_dim`. A beta of the unscaled loss has the same
+    balance as a scaled ``beta * latent_dim / (height * width * channels)``. A scaled beta of 1 is very strong: squared
+    errors of pixels in [0, 1] are around 0.001 to 0.01.
 
     Args:
         img_shape: (height, width, channels). Without `widths` and `strides`: square, a power of two.
@@ -48,7 +47,7 @@ class CVAE(nn.Module):
         standardize: Standardize the pixels that the convolutions take; see `Standard`.
 
     Attributes:
-        fixed_beta: The wanted beta; nothing changes it.
+        fixed_beta: The wanted beta, which cannot be set.
         beta: The beta in force, which training changes.
 
     Example:
@@ -126,14 +125,7 @@ class CVAE(nn.Module):
         return self.decode(self.reparameterize(mean, logvar)), mean, logvar
 
     def compute_loss(self, x: Tensor) -> Losses:
-        """Losses of a batch, with the beta in force.
-
-        Args:
-            x: float32 (N, C, H, W) in [0, 1].
-
-        Raises:
-            InputError: The batch has another shape than the model's images.
-        """
+        """Losses of a batch float32 (N, C, H, W) in [0, 1], with the beta in force."""
         height, width, channels = self.architecture.img_shape
         if x.dim() != 4 or tuple(x.shape[1:]) != (channels, height, width):
             raise InputError(f"a batch must be (N, {channels}, {height}, {width}), got {tuple(x.shape)}")
@@ -145,8 +137,5 @@ class CVAE(nn.Module):
         Args:
             x: float32 (N, C, H, W) in [0, 1].
             optimizer: An optimizer over this model's parameters.
-
-        Returns:
-            The losses, detached.
         """
         return apply_gradients(self.compute_loss(x), optimizer)

@@ -21,19 +21,12 @@ _TINY = 1e-12  # below any squared difference of 8-bit pixels; keeps a still bat
 
 @dataclass(frozen=True)
 class Losses:
-    """Terms of the loss of one batch, each a 0-d float32 tensor on the model's device.
+    """Terms of the loss of one batch, each a 0-d float32 tensor on the model's device."""
 
-    Attributes:
-        total: What the gradient step descends.
-        reconstruction: Squared error, unweighted; see `CVAE` for what it is summed over.
-        kl: KL divergence from the prior in nats, unweighted.
-        terms: Further terms by name, each before its weight.
-    """
-
-    total: Tensor
-    reconstruction: Tensor
-    kl: Tensor
-    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    total: Tensor  # what the gradient step descends
+    reconstruction: Tensor  # squared error, unweighted; see `CVAE` for what it is summed over
+    kl: Tensor  # from the prior in nats, unweighted
+    terms: Mapping[str, Tensor] = field(default_factory=dict)  # further ones by name, each before its weight
 
     def detach(self) -> "Losses":
         """The same numbers without gradient."""
@@ -42,7 +35,7 @@ class Losses:
 
 
 class VAE(Protocol):
-    """What the loss needs of a model: `CVAE` has it."""
+    """What the loss needs of a `CVAE`."""
 
     architecture: Architecture
     scale_losses: bool
@@ -54,35 +47,23 @@ class VAE(Protocol):
 class VAELoss(nn.Module):
     """Reconstruction error plus beta times KL, with options.
 
-    - `salience`: the squared error is weighted by pixel; see `Background`. `Losses.reconstruction` stays unweighted.
-    - `free_bits`: beta weighs the sum over latent dimensions of ``max(free_bits, KL)``, with the KL of a dimension
-      averaged over the batch, so a dimension below the threshold is not pressed towards the prior (Kingma et al. 2016,
-      "Improved Variational Inference with Inverse Autoregressive Flow", appendix C.8, each dimension a group).
-      `Losses.kl` stays the true KL. With several processes the average is over each one's part of the batch.
-    - `augment`: the images are changed at random; the changed image is the target.
-    - `heads`: their losses are added, each times its weight.
-
     The layers compute in `dtype`; the KL, `exp`, the squared error and all sums are float32. No gradient scaler is
     needed, as bfloat16 has the exponents of float32 (Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning
     Training").
 
     Args:
         model: The CVAE, whose `beta` is the one in force.
-        salience: Weight of pixels that the background does not explain.
-        free_bits: Nats per latent dimension.
-        augment: Strength of the changes, 0 to 1.
-        heads: Heads that are trained on transitions.
+        salience: Weight of pixels that the background does not explain; `Losses.reconstruction` stays unweighted.
+        free_bits: Beta weighs the sum over latent dimensions of ``max(free_bits, KL)``, in nats, with the KL of a
+            dimension averaged over this process's part of the batch (Kingma et al. 2016, "Improved Variational
+            Inference with Inverse Autoregressive Flow", appendix C.8, each dimension a group). `Losses.kl` stays the
+            true KL.
+        augment: Strength of random changes, 0 to 1; the changed image is the target.
+        heads: Heads that are trained on transitions; their losses are added, each times its weight.
         dtype: float32 or bfloat16.
         compile: Compile the loss without its heads, for the batch size of the first call.
         say: Called with the reason when the loss cannot be compiled; it then runs uncompiled.
 
-    Example:
-        >>> from vae_training.model.cvae import CVAE
-        >>> images = torch.rand(4, 3, 32, 32)
-        >>> loss = VAELoss(CVAE((32, 32, 3), latent_dim=8, beta=2.0), free_bits=0.5)
-        >>> losses = loss(images, lambda *shape: torch.randn(4, *shape))
-        >>> bool(losses.total >= losses.reconstruction + 2.0 * 8 * 0.5)
-        True
     """
 
     def __init__(
@@ -123,7 +104,7 @@ class VAELoss(nn.Module):
         total = descended + self.model.beta * rate
         terms = {"weighted_reconstruction": descended} if self.salience else {}
         if self.heads is not None and transitions is not None and after is not None:
-            with self._autocast(after):
+            with torch.autocast(after.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
                 later = self.model.encoder.mean(after)
             for name, loss in self.heads(mean, later.float(), transitions).items():
                 terms[name] = loss
@@ -133,10 +114,9 @@ class VAELoss(nn.Module):
     def _compute_terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Means, the reconstruction error that is descended and the plain one, KL, and what beta weighs."""
         model = self.model
-        with self._autocast(images):
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             mean, logvar = model.encoder(images)
-        mean, logvar = mean.float(), logvar.float()
-        with self._autocast(images):
+            mean, logvar = mean.float(), logvar.float()
             decoded = model.decoder(mean + torch.exp(0.5 * logvar) * noise)
         squared = (decoded.float() - images).square()
         values, dimensions = (images[0].numel(), mean.shape[1]) if model.scale_losses else (1, 1)
@@ -149,9 +129,6 @@ class VAELoss(nn.Module):
         if self.free_bits:
             rate = nats.mean(0).clamp(min=self.free_bits).sum() / dimensions
         return mean, descended, reconstruction, kl, rate
-
-    def _autocast(self, images: Tensor) -> torch.autocast:
-        return torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
 class _Compiled:
@@ -188,9 +165,6 @@ def gaussian_kl_nats(mean: Tensor, logvar: Tensor) -> Tensor:
         mean: Means, any shape.
         logvar: Log-variances, the same shape.
 
-    Returns:
-        The KL of each entry, the same shape; 0 at the prior, positive elsewhere.
-
     Example:
         >>> gaussian_kl_nats(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 0.0]))
         tensor([0.0000, 0.5000])
@@ -201,18 +175,8 @@ def gaussian_kl_nats(mean: Tensor, logvar: Tensor) -> Tensor:
 def pixel_weights(salience: float, marked: Tensor) -> Tensor:
     """Weights ``1 + salience * marked``, divided by their mean over the batch.
 
-    The mean of 1 keeps the balance of squared error and KL, so that beta means the same at any salience.
-
-    Args:
-        salience: How much a marked pixel counts.
-        marked: (N, 1, H, W).
-
-    Returns:
-        float32 (N, 1, H, W) without gradient.
-
-    Example:
-        >>> pixel_weights(1.0, torch.tensor([0.0, 2.0]).view(1, 1, 1, 2)).flatten().tolist()
-        [0.5, 1.5]
+    The mean of 1 keeps the balance of squared error and KL, so that beta means the same at any salience. They carry no
+    gradient.
     """
     weights = 1 + salience * marked
     return (weights / weights.mean()).detach()
@@ -228,15 +192,6 @@ class Background(nn.Module):
     Args:
         pixels: Values of a frame, C x H x W.
         rank: Components.
-
-    Example:
-        >>> background = Background(pixels=4, rank=1)
-        >>> dark, bright = torch.zeros(8, 1, 2, 2), torch.ones(8, 1, 2, 2)
-        >>> background.fit(torch.cat([dark, bright]))
-        >>> frame = bright[:1].clone()
-        >>> frame[0, 0, 0, 1] = 0.0  # one pixel that differs from what the others predict
-        >>> int(background(frame).argmax())
-        1
     """
 
     mean: Tensor
@@ -277,11 +232,8 @@ def apply_gradients(
         losses: Losses of a batch.
         optimizer: Over the parameters of the loss.
         weight: Weight of this process's part of the batch in the mean over processes.
-        reduce: Averages the losses, with this weight, over the processes.
+        reduce: Averages the losses, with this weight, over the processes, and detaches them.
         check: Skip the step when the loss is not finite. On a GPU the check waits for all computations.
-
-    Returns:
-        The losses, detached, over the whole batch.
     """
     optimizer.zero_grad(set_to_none=True)
     (weight * losses.total).backward()

@@ -14,8 +14,7 @@ _SCALE = 0.1  # of the convolutions' heads: their random output would drown the 
 def start_linear_path(model: CVAE, images: Tensor) -> None:
     """Set both linear maps to the principal components of images, each latent with variance 1, and scale the rest down.
 
-    Reconstructions from the means are then almost those of PCA with `latent_dim` components. If the images have fewer
-    components than there are latents, the linear weights of the other latents are 0.
+    If the images have fewer components than there are latents, the linear weights of the other latents are 0.
 
     Args:
         model: A model with a linear path, changed in place.

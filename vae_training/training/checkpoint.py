@@ -23,7 +23,6 @@ from torch.optim import Optimizer
 
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import InputError
-from vae_training.data.frames import explain_disk_full
 from vae_training.model.cvae import CVAE
 
 _FORMAT = "latent-obs-checkpoint-1"
@@ -31,25 +30,15 @@ _FORMAT = "latent-obs-checkpoint-1"
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """How far a run has come."""
 
-    Attributes:
-        step: Gradient steps taken.
-        best_loss: Lowest held-out loss at the wanted beta among comparable moments; infinity before the first.
-        best_step: The step it belongs to; -1 before the first.
-        seconds: Wall-clock seconds spent training, over all resumes.
-        super_batch: Frames of an epoch.
-        ranks: Number of processes, which decides what a step is.
-        since_best: Comparable moments since the best one, for early stopping.
-    """
-
-    step: int = 0
-    best_loss: float = float("inf")
-    best_step: int = -1
-    seconds: float = 0.0
-    super_batch: int = 0
-    ranks: int = 1
-    since_best: int = 0
+    step: int = 0  # gradient steps taken
+    best_loss: float = float("inf")  # lowest held-out loss at the wanted beta, among comparable moments
+    best_step: int = -1  # that of the lowest loss; -1 before the first comparable moment
+    seconds: float = 0.0  # spent training, over all resumes
+    super_batch: int = 0  # frames of an epoch
+    ranks: int = 1  # processes, whose number decides what a step is
+    since_best: int = 0  # comparable moments since the best one
 
 
 def save_checkpoint(
@@ -70,9 +59,6 @@ def save_checkpoint(
         progress: How far the run has come.
         parts: Other modules of the run by name.
         about: Further JSON: the frames that the run is trained on.
-
-    Raises:
-        DiskFullError: (an OSError) the disk is full; the existing file is intact.
     """
     tensors: dict[str, Tensor] = {}
     for part, module in {"model": model, **(parts or {})}.items():
@@ -86,8 +72,7 @@ def save_checkpoint(
     metadata = {"format": _FORMAT, "progress": json.dumps(asdict(progress))}
     if about is not None:
         metadata["about"] = json.dumps(about)
-    kept = "The last good checkpoint is kept; free some space, and go on with --resume"
-    with explain_disk_full(path, kept), atomic_write(path) as aside:
+    with atomic_write(path) as aside:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(aside), metadata)
 
 
@@ -96,8 +81,7 @@ def read_about(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     with _open(path) as file:
-        text = (file.metadata() or {}).get("about")
-    return None if text is None else json.loads(text)
+        return json.loads((file.metadata() or {}).get("about", "null"))
 
 
 @contextlib.contextmanager
@@ -137,10 +121,7 @@ def load_checkpoint(
         try:
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         except RuntimeError as error:
-            raise InputError(
-                f"{path} does not fit this run's architecture: {error}. Use the settings it was made with, or "
-                "choose another --out"
-            ) from None
+            raise InputError(f"{path} is of another architecture than this run: {error}") from None
     if optimizer is not None:
         states: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

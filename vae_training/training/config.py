@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from latent_obs.encoder.architecture import Bottleneck
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_choice, check_count
 from latent_obs.util.run_config import ANY, RunConfig
 from vae_training.model.beta import ScheduleKind
 
@@ -16,7 +16,17 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 #: Settings that are weights of the heads in `transition_heads`.
 HEADS = ("inverse_dynamics", "next_latent", "reward")
+#: Settings that are layers of the networks.
+LAYERS = ("latent_dim", "bottleneck", "widths", "strides", "first_activation", "linear_path", "standardize")
+_COUNTS = {"epochs": 1, "batch_size": 1, "patience": 1, "batch_freeze": 0, "half_beta_cycle": 0, "seed": 0}
+_CHOICES = {
+    "schedule": ScheduleKind,
+    "optimizer": OptimizerName,
+    "precision": Precision,
+    "learning_rate_schedule": LearningRateKind,
+}
 _SALIENCE = "train another run, with --salience instead"
+_DIVERGED = "train another run, with a smaller --learning-rate if it diverges"
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,8 @@ class TrainConfig(RunConfig):
         "ramp": ("linear", "train another run, in which beta rises linearly"),
         "block_frames": (1, "train another run, which draws frames one by one"),
         "preset": (None, "train another run, with --widths and --strides instead"),
-        "warm_up_steps": (0, "train another run, with a smaller --learning-rate if it diverges"),
-        "clip_norm": (None, "train another run, with a smaller --learning-rate if it diverges"),
+        "warm_up_steps": (0, _DIVERGED),
+        "clip_norm": (None, _DIVERGED),
         **dict.fromkeys(
             ("checkpoint_steps", "checkpoint_minutes", "compile", "allow_added_files", "tensorboard"), (ANY, "")
         ),
@@ -121,37 +131,20 @@ class TrainConfig(RunConfig):
     """Number format of the layers: auto (bfloat16 on CUDA, else float32), float32 or bfloat16."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be 1 or more, got {value}")
-        for name in (
-            "beta",
-            "free_bits",
-            "salience",
-            *HEADS,
-            "weight_decay",
-            "batch_freeze",
-            "half_beta_cycle",
-            "seed",
-        ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} must be a finite number, 0 or more, got {value}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+        for name, at_least in _COUNTS.items():
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), at_least)
+        for name, kind in _CHOICES.items():
+            check_choice(name, getattr(self, name), get_args(kind))
+        for name in ("beta", "free_bits", "salience", *HEADS, "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be a finite number, 0 or more, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be a positive number, got {self.learning_rate}")
         if not 0 <= self.augment <= 1:
             raise InputError(f"augment must be from 0 (off) to 1, got {self.augment}")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema must be 0 (none) or a decay below 1, such as 0.999, got {self.ema}")
-        for name, kind in (
-            ("schedule", ScheduleKind),
-            ("optimizer", OptimizerName),
-            ("precision", Precision),
-            ("learning_rate_schedule", LearningRateKind),
-        ):
-            if getattr(self, name) not in get_args(kind):
-                raise InputError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
         if self.patience is not None and self.schedule == "cyclical" and self.half_beta_cycle == 0:
             raise InputError("patience counts ends of cycles, and half_beta_cycle 0 has none; use --schedule constant")
         if self.super_batch is not None and self.super_batch < self.batch_size:
@@ -164,6 +157,16 @@ class TrainConfig(RunConfig):
         if values.pop("objective", "acting") == "classic":
             values |= dict.fromkeys(("salience", *HEADS), 0.0)
         return super().from_json(values)
+
+    def resumed_from(self, saved: Self) -> Self:
+        """As `RunConfig.resumed_from`; a cosine schedule fixes the number of epochs."""
+        config = super().resumed_from(saved)
+        if config.learning_rate_schedule == "cosine" and config.epochs != saved.epochs:
+            raise InputError(
+                f"epochs is {saved.epochs} in the run to resume, whose learning rate then reaches 0 (cosine), and "
+                f"cannot become {config.epochs}. Leave --epochs out, or start another run"
+            )
+        return config
 
     @property
     def head_weights(self) -> dict[str, float]:

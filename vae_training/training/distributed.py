@@ -28,13 +28,7 @@ class RankLostError(LatentObsError, RuntimeError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run.
-
-    Attributes:
-        rank: Number of this process; process 0 writes and prints.
-        world_size: Number of processes.
-        device: Device of this process.
-    """
+    """The processes of a run, as one of them sees it."""
 
     rank: int
     world_size: int
@@ -42,16 +36,11 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is process 0."""
+        """Whether this is process 0, which writes and prints."""
         return self.rank == 0
 
     def mean_losses(self, losses: Losses, weight: float) -> Losses:
-        """Losses over the whole batch, detached.
-
-        Args:
-            losses: Losses of this process's shard.
-            weight: Weight of this shard; the weights of all processes add up to `world_size`.
-        """
+        """Losses over the whole batch, detached; the weights of all shards add up to `world_size`."""
         losses = losses.detach()
         if self.world_size == 1:
             return losses
@@ -80,27 +69,27 @@ class Ranks:
         """Do work in each process; where it fails in any, all processes end, and one of them raises its error."""
         if self.world_size == 1:
             return work()
-        failed, result = None, None
+        result: T | LatentObsError
         try:
             result = work()
         except LatentObsError as error:
-            failed = error
+            result = error
         flags = torch.zeros(self.world_size, device=self.device)
-        flags[self.rank] = failed is not None
+        flags[self.rank] = isinstance(result, LatentObsError)
         dist.all_reduce(flags)
-        if failed is not None and int(flags.argmax()) == self.rank:
-            raise failed
-        if flags.any():
+        if isinstance(result, LatentObsError) and int(flags.argmax()) == self.rank:
+            raise result
+        if isinstance(result, LatentObsError) or flags.any():
             raise SystemExit(2)
-        return result  # pyright: ignore[reportReturnType]
+        return result
 
 
 @contextlib.contextmanager
-def raised_once() -> Iterator[None]:
+def raised_once(error: type[Exception] = LatentObsError) -> Iterator[None]:
     """For errors that occur in all processes alike: process 0 raises them, and the others exit quietly."""
     try:
         yield
-    except LatentObsError:
+    except error:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
             raise SystemExit(2) from None
         raise
@@ -108,26 +97,23 @@ def raised_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[Ranks]:
-    """Join the other processes that torchrun started, if it did.
+    """Join the other processes that torchrun started, if it did; each takes the GPU of its local rank.
 
     Args:
-        device: As for `resolve_device`. With several processes on CUDA, each takes the GPU of its local rank.
+        device: As for `resolve_device`; with several processes, without a number.
 
     Raises:
-        InputError: A single device was named for several processes.
         RankLostError: Another process ended.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1 or "RANK" not in os.environ:
         yield Ranks(0, 1, resolve_device(device))
         return
-    if ":" in device:
-        raise InputError(f"device {device!r} is one device, and {world_size} processes were started; use --device cuda")
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    resolved = resolve_device(device)
-    if resolved.type == "mps":
-        raise InputError("device mps cannot train with several processes; use --device cpu")
+    if ":" in device or device == "mps":
+        raise InputError(f"device {device!r} is a single one, and {world_size} processes were started; use cuda or cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    resolved = resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device)
     if resolved.type == "cuda":
         torch.cuda.set_device(resolved)
     dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo")
@@ -140,6 +126,6 @@ def process_group(device: str) -> Iterator[Ranks]:
             raise
         raise RankLostError(
             f"process {rank} of {world_size} stops, because another process of this run has ended (see its message). "
-            f"The last checkpoint is kept; start all again with --resume ({str(error).strip().splitlines()[0][:200]})"
+            "The last checkpoint is kept; start all again with --resume"
         ) from error
     dist.destroy_process_group()  # only after a good end: it would wait for a process that has ended

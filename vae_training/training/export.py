@@ -13,7 +13,8 @@ from latent_obs.encoder.folder import make_selfcheck, package_versions, write_en
 from latent_obs.encoder.statistics import LatentStatistics, reconstruction_errors
 from latent_obs.pixels import PixelContract
 from vae_training.data.loader import gather
-from vae_training.model.cvae import CVAE, images_to_tensor
+from vae_training.model.cvae import CVAE
+from vae_training.training.logs import to_images, to_uint8
 
 _BATCH = 256
 _TRAINING_FRAMES = 4_096  # a quantile of 0.5% has some twenty frames beyond it
@@ -31,12 +32,12 @@ def export_encoder(
     with_decoder: bool = True,
     overwrite: bool = False,
 ) -> Path:
-    """Write a CVAE's encoder folder, with its self-check.
+    """Write a CVAE's encoder folder, with its self-check, and return the folder.
 
     Args:
         folder: The folder to create.
         model: The CVAE.
-        sample_frames: uint8 (N, H, W, C), some frames as it was trained on; up to four are kept for the self-check.
+        sample_frames: uint8 (N, H, W, C), some training frames; up to four are kept for the self-check.
         provenance: Where it came from; package versions are added.
         statistics: From `measure_latents`; without them the encoder can neither standardize nor detect drift.
         with_decoder: Write the decoder as well, for pictures.
@@ -83,11 +84,6 @@ def measure_latents(
         training_frames: Largest number of frames of `training` to encode.
         held_out_frames: Largest number of frames of `held_out` to encode.
         decoded_frames: Largest number of frames to decode as well, of either.
-
-    Example:
-        >>> frames = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)
-        >>> measure_latents(CVAE((32, 32, 3), latent_dim=8), [frames[:40]], [frames[40:]]).frames
-        (40, 20)
     """
     latents, errors = _encode(model, training, training_frames, decoded_frames)
     other, other_errors = _encode(model, held_out, held_out_frames, decoded_frames)
@@ -99,42 +95,29 @@ def _encode(
     model: CVAE, datasets: Sequence[NDArray[np.uint8]], at_most: int, decoded_at_most: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Mean latents (n, latent_dim), and reconstruction errors of some of the frames."""
-    device = next(model.parameters()).device
     latents, errors = [np.empty((0, model.latent_dim), np.float32)], [np.empty(0)]
     every = -(-min(at_most, sum(len(dataset) for dataset in datasets)) // max(1, decoded_at_most))  # rounded up
     start = 0
     for frames in evenly_spread(datasets, at_most):
-        mean = model.encoder.mean(images_to_tensor(torch.from_numpy(frames).to(device)))
+        mean = model.encoder.mean(to_images(model, frames))
         latents.append(mean.float().cpu().numpy())
         chosen = slice(-start % every, None, every)
         start += len(frames)
         if len(frames[chosen]):
             # As FrozenEncoder.decode makes images: these errors are compared with those of its images.
-            images = model.decode(mean[chosen]).float().mul(255).round().clamp(0, 255).byte()
-            errors.append(reconstruction_errors(frames[chosen], images.permute(0, 2, 3, 1).cpu().numpy()))
+            errors.append(reconstruction_errors(frames[chosen], to_uint8(model.decode(mean[chosen]))))
     return np.concatenate(latents), np.concatenate(errors)
 
 
 def evenly_spread(datasets: Sequence[NDArray[np.uint8]], at_most: int) -> Iterator[NDArray[np.uint8]]:
-    """Frames spread evenly over all datasets, in order, in batches uint8 (n, H, W, C).
-
-    Example:
-        >>> datasets = [np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)] * 2
-        >>> [batch.ravel().tolist() for batch in evenly_spread(datasets, 4)]
-        [[0, 3, 1, 5]]
-    """
+    """Frames spread evenly over all datasets, in order, in batches uint8 (n, H, W, C)."""
     lengths = np.array([len(dataset) for dataset in datasets], np.int64)
     ends, total = np.cumsum(lengths), min(at_most, int(lengths.sum()))
     numbers = np.linspace(0, lengths.sum() - 1, total).astype(np.int64)
     for start in range(0, total, _BATCH):
         batch = numbers[start : start + _BATCH]
-        owner = np.searchsorted(ends, batch, side="right")
+        owner, starts = np.searchsorted(ends, batch, side="right"), ends - lengths
         frames = np.empty((len(batch), *datasets[0].shape[1:]), np.uint8)
-        gather(
-            [
-                (datasets[i], batch[owner == i] - (ends - lengths)[i], np.flatnonzero(owner == i))
-                for i in np.unique(owner)
-            ],
-            frames,
-        )
+        owners = [(i, np.flatnonzero(owner == i)) for i in np.unique(owner)]
+        gather([(datasets[i], batch[places] - starts[i], places) for i, places in owners], frames)
         yield frames

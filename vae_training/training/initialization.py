@@ -14,17 +14,17 @@ from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
 from vae_training.data.loader import get_random_samples
 from vae_training.data.transitions import Transitions
-from vae_training.model.augmentation import CHANGES, augment, images_to_tensor
+from vae_training.model.augmentation import CHANGES, augment
 from vae_training.model.cvae import CVAE
 from vae_training.model.losses import VAELoss
 from vae_training.model.pca_init import start_linear_path
 from vae_training.training.checkpoint import load_checkpoint
-from vae_training.training.config import TrainConfig
+from vae_training.training.config import LAYERS, TrainConfig
+from vae_training.training.logs import to_images
 
 _SAMPLE_FRAMES = 2_048  # for principal components: many times their number
 _SAMPLE_BYTES = 256 << 20  # as float32; fewer frames if they are large
 _SAMPLE_STEPS = 100_000  # of actions and rewards, for their mean and spread
-_LAYERS = ("latent_dim", "bottleneck", "widths", "strides", "first_activation", "linear_path", "standardize")
 
 
 def start_from_data(
@@ -39,7 +39,18 @@ def start_from_data(
     A function of the frames and the seed alone, so that all processes of a run begin with the same weights.
     """
     if model.architecture.linear_path or model.architecture.standardize or loss.background is not None:
-        images = _sample_images(config, model, training)
+        values = int(np.prod(model.architecture.img_shape))
+        frames = get_random_samples(
+            training,
+            min(_SAMPLE_FRAMES, sum(len(d) for d in training), max(256, _SAMPLE_BYTES // (4 * values))),
+            list(config.dataset_weights) or None,
+            normalize=False,
+            seed=np.random.default_rng([config.seed, 2]),
+            replace_small=True,
+        )
+        images = to_images(model, frames)
+        noise = np.random.default_rng([config.seed, 3]).standard_normal((len(images), CHANGES), np.float32)
+        images = augment(images, config.augment, torch.from_numpy(noise).to(images.device))
         for network in (model.encoder, model.decoder):
             if network.standard is not None:
                 network.standard.measure(images)
@@ -49,51 +60,28 @@ def start_from_data(
             loss.background.fit(images)
     if loss.heads is not None and transitions is not None:
         rng = np.random.default_rng([config.seed, 1])
-        loss.heads.fit(*(_sample_column(transitions, name, rng) for name in ("action", "reward")))
-
-
-def _sample_images(config: TrainConfig, model: CVAE, training: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """Some thousand training frames, float32 (n, C, H, W), changed as in training."""
-    values = int(np.prod(model.architecture.img_shape))
-    frames = get_random_samples(
-        training,
-        min(_SAMPLE_FRAMES, sum(len(d) for d in training), max(256, _SAMPLE_BYTES // (4 * values))),
-        list(config.dataset_weights) or None,
-        normalize=False,
-        seed=np.random.default_rng([config.seed, 2]),
-        replace_small=True,
-    )
-    images = images_to_tensor(torch.from_numpy(frames).to(next(model.parameters()).device))
-    noise = np.random.default_rng([config.seed, 3]).standard_normal((len(images), CHANGES), np.float32)
-    return augment(images, config.augment, torch.from_numpy(noise).to(images.device))
-
-
-def _sample_column(transitions: Transitions, name: str, rng: np.random.Generator) -> Tensor:
-    values = np.concatenate(list(transitions.column(name)))
-    if len(values) > _SAMPLE_STEPS:
-        values = values[rng.choice(len(values), _SAMPLE_STEPS, replace=False)]
-    return torch.from_numpy(np.ascontiguousarray(values))
+        columns: list[Tensor] = []
+        for name in ("action", "reward"):
+            values = np.concatenate(list(transitions.column(name)))
+            if len(values) > _SAMPLE_STEPS:
+                values = values[rng.choice(len(values), _SAMPLE_STEPS, replace=False)]
+            columns.append(torch.from_numpy(np.ascontiguousarray(values)))
+        loss.heads.fit(*columns)
 
 
 def with_layers_of(config: TrainConfig, source: Path) -> TrainConfig:
-    """The settings, with the layers of the encoder that training starts from.
-
-    Args:
-        config: The settings; layers at their defaults count as not given.
-        source: An encoder folder, or the run folder that it is in.
+    """The settings, with the layers of the encoder (or run) folder that training starts from.
 
     Raises:
         InputError: Other layers were given, or the encoder has another pixel contract than train-vae writes.
-        EncoderFolderError: There is no such encoder folder, or it is damaged.
     """
     folder = read_encoder_folder(source)
     architecture, default = folder.architecture, TrainConfig()
     if folder.contract != PixelContract(*architecture.img_shape):
         raise InputError(
-            f"start_from {folder.path} has a pixel contract ({folder.contract}) that train-vae cannot write. Train a "
-            "new encoder instead"
+            f"start_from {folder.path} has a pixel contract that train-vae cannot write: {folder.contract}"
         )
-    layers = {name: getattr(architecture, name) for name in _LAYERS}
+    layers = {name: getattr(architecture, name) for name in LAYERS}
     for name, value in layers.items():
         if getattr(config, name) not in (value, getattr(default, name)):
             raise InputError(f"{name} is {value!r} in {source}, and {getattr(config, name)!r} was given; leave it out")
@@ -101,35 +89,23 @@ def with_layers_of(config: TrainConfig, source: Path) -> TrainConfig:
 
 
 def put_weights(source: Path, model: CVAE) -> None:
-    """Load the weights of a trained CVAE into a model.
-
-    Args:
-        source: Its encoder folder with the decoder, or its run folder; if there is no decoder, the checkpoint is used.
-        model: Changed in place.
+    """Load the weights of an encoder (or run) folder into a model; without a decoder, those of its checkpoint.
 
     Raises:
         InputError: The layers or frames differ, or there is neither decoder nor checkpoint.
-        EncoderFolderError: The folder is missing or damaged.
     """
     folder = read_encoder_folder(source)
     theirs, ours = folder.architecture, model.architecture
-    if theirs.img_shape != ours.img_shape:
-        raise InputError(
-            f"start_from {source} is an encoder of frames {theirs.img_shape}, and the frames are {ours.img_shape}. "
-            "Record or extract frames of its size"
-        )
     if theirs != ours:
-        raise InputError(f"start_from {source} has other layers than this run: {theirs}, and {ours}")
+        raise InputError(f"start_from {source} is of other layers or frame size than this run: {theirs}, and {ours}")
     if folder.has_decoder:
         model.encoder.load_state_dict(folder.encoder)
         model.decoder.load_state_dict(folder.decoder())
         return
     checkpoints = folder.path.parent / "checkpoints"
-    for file in (checkpoints / "best.safetensors", checkpoints / "latest.safetensors"):
-        if file.exists():
-            load_checkpoint(file, model)
-            return
-    raise InputError(
-        f"start_from {source} has neither decoder.safetensors nor checkpoints beside it. Give the run folder of "
-        "train-vae, or an encoder folder that was exported with its decoder"
-    )
+    found = [name for name in ("best", "latest") if (checkpoints / f"{name}.safetensors").exists()]
+    if not found:
+        raise InputError(
+            f"start_from {source} has neither decoder.safetensors nor checkpoints beside it; give a run of train-vae"
+        )
+    load_checkpoint(checkpoints / f"{found[0]}.safetensors", model)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -31,14 +30,6 @@ class RunLog:
 
     Attributes:
         note: Why there is no TensorBoard log, if it is not installed; empty otherwise.
-
-    Example:
-        >>> import tempfile
-        >>> run = Path(tempfile.mkdtemp())
-        >>> with RunLog(run, tensorboard=False) as log:
-        ...     log.write(1, {"loss/total": 3.0})
-        >>> read_log(run)
-        [{'step': 1, 'loss/total': 3.0}]
     """
 
     def __init__(self, run: Path, *, from_step: int = 0, tensorboard: bool = True) -> None:
@@ -53,13 +44,13 @@ class RunLog:
         if tensorboard:
             try:
                 require("tensorboard", extra="logs", purpose="write TensorBoard logs")
-                board = require("torch.utils.tensorboard", extra="logs", purpose="write TensorBoard logs")
             except MissingExtraError as error:
                 self.note = f"{error} The same numbers are in {self._path}."
             else:
-                self._writer = board.SummaryWriter(
-                    str(run / "tensorboard"), purge_step=from_step + 1 if from_step else None
-                )
+                from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+                purge_step = from_step + 1 if from_step else None
+                self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=purge_step)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Log metrics of a step."""
@@ -76,9 +67,7 @@ class RunLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
         if self._writer is not None:
             self._writer.close()
@@ -101,19 +90,12 @@ _GAP, _BACKGROUND = 2, 255
 
 
 def grid(rows: Sequence[NDArray[np.uint8]], scale: int = 2) -> Picture:
-    """Arrange rows of images as one picture.
+    """Arrange rows of images as one picture, uint8 (H', W', 3), with a white line between them.
 
     Args:
         rows: Each uint8 (n, H, W, C). One channel is shown in gray; of more than three, the last three (the newest
             frame of a stack).
         scale: Whole number by which each pixel is enlarged.
-
-    Returns:
-        uint8 (H', W', 3).
-
-    Example:
-        >>> grid([np.zeros((5, 8, 8, 3), np.uint8)] * 2, scale=1).shape
-        (18, 48, 3)
     """
     height, width = rows[0].shape[1:3]
     columns = max(len(row) for row in rows)
@@ -136,16 +118,8 @@ def save_picture(path: Path, picture: Picture) -> None:
 
 @torch.inference_mode()
 def reconstruct(model: CVAE, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames decoded from their mean latents.
-
-    Args:
-        model: The CVAE, on any device.
-        frames: uint8 (N, H, W, C).
-
-    Returns:
-        uint8 (N, H, W, C).
-    """
-    return _to_uint8(model.decode(model.encode(_to_images(model, frames))[0]))
+    """Frames uint8 (N, H, W, C), each decoded from its mean latent."""
+    return to_uint8(model.decode(model.encode(to_images(model, frames))[0]))
 
 
 def reconstruction_sheet(model: CVAE, frames: NDArray[np.uint8]) -> Picture:
@@ -159,34 +133,31 @@ def traversal_sheet(
 ) -> Picture:
     """What single latents encode: each row changes one latent over its range and keeps the others.
 
-    The rows are the latents with the largest mean KL over a sample, the largest first; each changes over the range that
-    it has in the sample (1st to 99th percentile).
-
     Args:
         model: The CVAE.
         frame: uint8 (H, W, C), the frame to start from.
-        sample: uint8 (N, H, W, C), some hundred frames.
-        latents: Rows.
+        sample: uint8 (N, H, W, C), some hundred frames: a latent changes over its 1st to 99th percentile in them.
+        latents: Rows, for the latents with the largest mean KL over the sample, the largest first.
         steps: Images per row.
     """
-    mean, logvar = model.encode(_to_images(model, sample))
+    mean, logvar = model.encode(to_images(model, sample))
     strongest = gaussian_kl_nats(mean, logvar).mean(0).argsort(descending=True)[:latents]
     low, high = (torch.quantile(mean[:, strongest], q, dim=0) for q in (0.01, 0.99))
-    start, _ = model.encode(_to_images(model, frame[None]))
+    start, _ = model.encode(to_images(model, frame[None]))
     rows: list[NDArray[np.uint8]] = []
     for i, latent in enumerate(strongest):
         z = start.repeat(steps, 1)
         z[:, latent] = torch.linspace(float(low[i]), float(high[i]), steps, device=z.device)
-        rows.append(_to_uint8(model.decode(z)))
+        rows.append(to_uint8(model.decode(z)))
     return grid(rows)
 
 
-def _to_images(model: CVAE, frames: NDArray[np.uint8]) -> torch.Tensor:
-    """Frames as a batch on the model's device."""
+def to_images(model: CVAE, frames: NDArray[np.uint8]) -> torch.Tensor:
+    """Frames uint8 (N, H, W, C) as a batch on the model's device."""
     writable = np.require(frames, requirements=("C", "W"))
     return images_to_tensor(torch.from_numpy(writable).to(next(model.parameters()).device))
 
 
-def _to_uint8(images: torch.Tensor) -> NDArray[np.uint8]:
+def to_uint8(images: torch.Tensor) -> NDArray[np.uint8]:
     """Float (N, C, H, W) to uint8 (N, H, W, C)."""
-    return images.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return images.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -42,11 +42,6 @@ def make_scheduler(optimizer: Optimizer, kind: LearningRateKind, *, total_steps:
         kind: "constant" or "cosine".
         total_steps: Steps of the whole run.
         step: Steps already taken.
-
-    Example:
-        >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-        >>> make_scheduler(optimizer, "cosine", total_steps=4, step=2).get_last_lr()
-        [0.5]
     """
 
     def factor(step: int) -> float:
@@ -62,10 +57,6 @@ def average_weights(model: nn.Module, decay: float) -> AveragedModel:
 
     Update n (from 0) makes it ``d * average + (1 - d) * weights`` with ``d = min(decay, (1 + n) / (10 + n))``: short at
     first, so that the initial weights are soon forgotten (as in TensorFlow's ``ExponentialMovingAverage``).
-
-    Args:
-        model: The model to follow, with `update_parameters` after each step.
-        decay: 0.999 averages over about the last thousand steps.
     """
 
     def follow(averages: Any, weights: Any, updates: Any) -> None:
@@ -85,10 +76,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
 
     Raises:
         InputError: The device does not compute in bfloat16.
-
-    Example:
-        >>> resolve_precision("auto", torch.device("cpu")), resolve_precision("bfloat16", torch.device("cpu"))
-        (torch.float32, torch.bfloat16)
     """
     # GPUs before compute capability 8.0 emulate bfloat16, slower than float32.
     has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -107,11 +94,9 @@ def compiles_on(device: torch.device) -> bool:
     return device.type == "cuda" and any(shutil.which(name) for name in ("g++", "clang++", "c++", "gcc", "clang", "cc"))
 
 
-# Parameters of mallopt(3), with values that keep freed memory, and the limits of glibc's own moving thresholds. A
-# super-batch is larger than 256 MB and stays outside the heap; the activations of a batch are smaller, and are reused.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEEP = ((_M_TRIM_THRESHOLD, 2**31 - 1), (_M_MMAP_THRESHOLD, 256 << 20))
-_RESTORE = ((_M_TRIM_THRESHOLD, 64 << 20), (_M_MMAP_THRESHOLD, 32 << 20))
+# Parameters of mallopt(3). A super-batch is larger than 256 MB and stays outside the heap; the activations of a batch
+# are smaller, and are reused.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 @contextlib.contextmanager
@@ -125,11 +110,11 @@ def keep_freed_memory() -> Iterator[None]:
     if not hasattr(libc, "gnu_get_libc_version") or not hasattr(libc, "mallopt"):
         yield
         return
-    for parameter, value in _KEEP:
-        libc.mallopt(parameter, value)
+    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_MMAP_THRESHOLD, 256 << 20)
     try:
         yield
-    finally:
-        for parameter, value in _RESTORE:
-            libc.mallopt(parameter, value)
+    finally:  # with the limits of glibc's own moving thresholds
+        libc.mallopt(_TRIM_THRESHOLD, 64 << 20)
+        libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
         libc.malloc_trim(0)

@@ -31,15 +31,15 @@ from vae_training.data.frames import (
 from vae_training.data.loader import Batch, BatchParts, SuperBatches, make_batch
 from vae_training.data.transitions import SuperBatch, Transitions
 from vae_training.model.beta import BetaSchedule, make_schedule
-from vae_training.model.cvae import CVAE, Losses, gaussian_kl_nats, images_to_tensor
+from vae_training.model.cvae import CVAE, Losses, gaussian_kl_nats
 from vae_training.model.losses import VAELoss, apply_gradients
 from vae_training.model.transition_heads import TransitionHeads
 from vae_training.training.checkpoint import Progress, load_checkpoint, read_about, save_checkpoint
-from vae_training.training.config import TrainConfig
+from vae_training.training.config import LAYERS, TrainConfig
 from vae_training.training.distributed import Ranks, process_group, raised_once
 from vae_training.training.export import evenly_spread, export_encoder, measure_latents
 from vae_training.training.initialization import put_weights, start_from_data, with_layers_of
-from vae_training.training.logs import RunLog, reconstruction_sheet, save_picture
+from vae_training.training.logs import RunLog, reconstruction_sheet, save_picture, to_images
 from vae_training.training.optim import (
     average_weights,
     compiles_on,
@@ -106,10 +106,10 @@ def train(
     """Train a CVAE on a folder of frames, and write the encoder folder that an agent uses.
 
     Each epoch draws a super-batch at random from the files, divides it into batches, and takes a gradient step on each,
-    while the next super-batch is read in the background. Beta follows its schedule, step by step. At the end of each
-    epoch the held-out recordings are evaluated at the wanted beta, and a checkpoint is written; long epochs have
-    checkpoints every few minutes, too. The exported weights are the best among the comparable moments (ends of cycles;
-    without cycles, epochs at the wanted beta), or the last ones if there was none.
+    while the next super-batch is read in the background. At the end of each epoch the held-out recordings are evaluated
+    at the wanted beta, and a checkpoint is written; long epochs have checkpoints every few minutes, too. The exported
+    weights are the best among the comparable moments (ends of cycles; without cycles, epochs at the wanted beta), or
+    the last ones if there was none.
 
         out/
         ├── config.json, log.jsonl, tensorboard/
@@ -136,32 +136,18 @@ def train(
     """
     with raised_once():
         if resume:
-            saved = TrainConfig.load(config.out)
-            config = config.resumed_from(saved)
-            if config.learning_rate_schedule == "cosine" and config.epochs != saved.epochs:
-                raise InputError(
-                    f"epochs is {saved.epochs} in the run to resume, where its learning rate reaches 0 (cosine), and "
-                    f"cannot become {config.epochs}. Leave --epochs out, or start another run"
-                )
+            config = config.resumed_from(TrainConfig.load(config.out))
         elif config.start_from is not None:
             config = with_layers_of(config, config.start_from)
     with process_group(config.device) as ranks:
-        if not ranks.is_main:
-            say, progress_bar = _ignore, False
-        trainer = ranks.agree(lambda: Trainer(config, ranks, resume=resume, say=say))
+        trainer = ranks.agree(
+            lambda: Trainer(config, ranks, resume=resume, say=say if ranks.is_main else lambda _: None)
+        )
         kept = "The last good checkpoint is kept; free some space, and go on with --resume"
         memory = keep_freed_memory() if ranks.device.type == "cpu" else contextlib.nullcontext()
-        try:
-            with explain_disk_full(config.out, kept), memory:
-                return trainer.fit(progress_bar)
-        except TrainingDivergedError:
-            with raised_once():
-                raise
+        with raised_once(TrainingDivergedError), explain_disk_full(config.out, kept), memory:
+            return trainer.fit(progress_bar if ranks.is_main else False)
     raise AssertionError("unreachable")
-
-
-def _ignore(text: str) -> None:
-    """Takes the messages of all processes but the first."""
 
 
 class Trainer:
@@ -182,56 +168,19 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, ranks: Ranks, *, resume: bool, say: Callable[[str], object]) -> None:
         self.config, self.ranks, self.device, self.say = config, ranks, ranks.device, say
-        self.checkpoints = config.out / "checkpoints"
+        self.is_new, self.checkpoints = not resume, config.out / "checkpoints"
         latest = self.checkpoints / "latest.safetensors"
         # A run killed before its first checkpoint begins anew; one that has lost it does not.
-        resume_from = (
-            latest if resume and (latest.exists() or (self.checkpoints / "best.safetensors").exists()) else None
-        )
-        self.is_new = not resume
+        begun = resume and (latest.exists() or (self.checkpoints / "best.safetensors").exists())
         if self.is_new:
             _check_new(config.out)
-        self._open_frames(read_about(latest) if resume_from else None)
+        self._open_frames(read_about(latest) if begun else None)
         self._build_model()
-        if resume_from is None:
+        if not begun:
             start_from_data(config, self.model, self.loss, self.training, self.transitions)
             if config.start_from is not None:
                 put_weights(config.start_from, self.model)
-        self.optimizer = make_optimizer(
-            self.loss.parameters(),
-            config.optimizer,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            device=self.device,
-        )
-        self.average = average_weights(self.model, config.ema) if config.ema else None
-        average: Any = self.average
-        self.best_model: CVAE = self.model if average is None else average.module  # to evaluate and export
-        heads = dict(self.loss.heads.items()) if self.loss.heads is not None else {}
-        if self.loss.background is not None:
-            heads["background"] = self.loss.background
-        named = {"ema": self.average, "heads": nn.ModuleDict(heads) if heads else None}
-        self.parts = {name: module for name, module in named.items() if module is not None}  # of a checkpoint
-        self.progress = Progress(super_batch=self._super_batch_size(), ranks=ranks.world_size)
-        if resume_from:
-            self.progress = load_checkpoint(resume_from, self.model, self.optimizer, parts=self.parts)
-        if self.progress.ranks != ranks.world_size:
-            raise InputError(
-                f"the run to resume was trained by {self.progress.ranks} process(es), not by {ranks.world_size}. Start "
-                "as many (torchrun --nproc-per-node), or another run"
-            )
-        size = self.progress.super_batch
-        self.shards = BatchParts(size, config.batch_size * ranks.world_size, ranks.rank, ranks.world_size)
-        self.steps_per_epoch = len(self.shards)
-        self.total_steps = config.epochs * self.steps_per_epoch
-        self.beta = schedule_of(config, self.steps_per_epoch)
-        self.scheduler = make_scheduler(
-            self.optimizer, config.learning_rate_schedule, total_steps=self.total_steps, step=self.progress.step
-        )
-        self.forward: Callable[..., Losses] = self.loss
-        if ranks.world_size > 1:
-            self.forward = DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
-        self.super_batches().close()  # raises if they cannot be drawn, before anything is written
+        self._prepare_steps(latest if begun else None)
         self.images, self.learning_rate = 0, config.learning_rate
         self._seconds_before = self.progress.seconds
         self._began = self._saved_at = time.perf_counter()
@@ -250,24 +199,15 @@ class Trainer:
         self.split_note = split_note(datasets, self.training, self.held_out)
 
     def _build_model(self) -> None:
+        """Make model, loss, and the average of the weights, on their device."""
         config = self.config
         height, width, channels = self.training[0].shape[1:]
-        widths, strides = config.widths, config.strides
-        if (height, width) == (64, 64) and config.bottleneck == "spatial" and not (widths or strides):
-            widths, strides = (64, 128), (4, 2)  # a first stride of 4: lower error for less work than 2, 2, 2
+        layers: dict[str, Any] = {name: getattr(config, name) for name in LAYERS}
+        if (height, width) == (64, 64) and config.bottleneck == "spatial" and not (config.widths or config.strides):
+            layers |= {"widths": (64, 128), "strides": (4, 2)}  # lower error for less work than strides of 2, 2, 2
         torch.manual_seed(config.seed)
-        self.model = CVAE(
-            (height, width, channels),
-            config.latent_dim,
-            config.beta,
-            config.scale_losses,
-            widths=widths,
-            strides=strides,
-            bottleneck=config.bottleneck,
-            first_activation=config.first_activation,
-            linear_path=config.linear_path,
-            standardize=config.standardize,
-        ).to(self.device)
+        model = CVAE((height, width, channels), beta=config.beta, scale_losses=config.scale_losses, **layers)
+        self.model = model.to(self.device)
         heads = None
         if self.transitions is not None and self.transitions.actions is not None:
             actions = self.transitions.actions
@@ -283,14 +223,52 @@ class Trainer:
             say=self.say,
         ).to(self.device)
 
-    def _super_batch_size(self) -> int:
-        available, wanted = sum(len(d) for d in self.training), self.config.super_batch
-        if wanted is not None and wanted > available:
+    def _prepare_steps(self, resume_from: Path | None) -> None:
+        """Make what takes the steps (optimizer, schedules, batches), and read the checkpoint if there is one."""
+        config, ranks = self.config, self.ranks
+        self.optimizer = make_optimizer(
+            self.loss.parameters(),
+            config.optimizer,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            device=self.device,
+        )
+        self.average = average_weights(self.model, config.ema) if config.ema else None
+        average: Any = self.average
+        self.best_model: CVAE = self.model if average is None else average.module  # to evaluate and export
+        heads: dict[str, nn.Module] = dict(self.loss.heads.items()) if self.loss.heads is not None else {}
+        if self.loss.background is not None:
+            heads["background"] = self.loss.background
+        self.parts: dict[str, nn.Module] = {"heads": nn.ModuleDict(heads)} if heads else {}  # of a checkpoint
+        if self.average is not None:
+            self.parts["ema"] = self.average
+        available = sum(len(dataset) for dataset in self.training)
+        size = config.super_batch or min(_DEFAULT_SUPER_BATCH, available)
+        self.progress = Progress(super_batch=size, ranks=ranks.world_size)
+        if resume_from is not None:
+            self.progress = load_checkpoint(resume_from, self.model, self.optimizer, parts=self.parts)
+        size = self.progress.super_batch
+        if size > available:
             raise InputError(
-                f"super_batch {wanted:,} is more than the {available:,} frames to train on in {self.config.frames}. "
+                f"super_batch {size:,} is more than the {available:,} frames to train on in {config.frames}. "
                 f"Use --super-batch {available} or less, or record more frames"
             )
-        return wanted or min(_DEFAULT_SUPER_BATCH, available)
+        if self.progress.ranks != ranks.world_size:
+            raise InputError(
+                f"the run to resume was trained by {self.progress.ranks} process(es), not by {ranks.world_size}. Start "
+                "as many (torchrun --nproc-per-node), or another run"
+            )
+        self.shards = BatchParts(size, config.batch_size * ranks.world_size, ranks.rank, ranks.world_size)
+        self.steps_per_epoch = len(self.shards)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.beta = schedule_of(config, self.steps_per_epoch)
+        self.scheduler = make_scheduler(
+            self.optimizer, config.learning_rate_schedule, total_steps=self.total_steps, step=self.progress.step
+        )
+        self.forward: Callable[..., Losses] = self.loss
+        if ranks.world_size > 1:
+            self.forward = DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
+        self.super_batches().close()  # raises if they cannot be drawn, before anything is written
 
     def super_batches(self) -> SuperBatches:
         """The super-batches of the remaining epochs; of each, the rows of this process."""
@@ -310,29 +288,36 @@ class Trainer:
 
     def fit(self, progress_bar: bool | None = None) -> TrainResult:
         """Train until the last epoch, early stopping or a signal, and export the encoder."""
-        config = self.config
+        progress = self.progress
         self._begin()
-        start_epoch, first_batch = divmod(self.progress.step, self.steps_per_epoch)
+        start_epoch, first_batch = divmod(progress.step, self.steps_per_epoch)
         self._began = time.perf_counter()
+        hidden = None if progress_bar is None else not progress_bar
         with (
-            RunLog(config.out, from_step=self.progress.step) if self.ranks.is_main else contextlib.nullcontext() as log,
+            RunLog(self.config.out, from_step=progress.step) if self.ranks.is_main else contextlib.nullcontext() as log,
             GracefulStop() as stop,
             self.super_batches() as batches,
-            self._bar(progress_bar) as bar,
+            tqdm(total=self.total_steps, initial=progress.step, unit="step", disable=hidden, desc="train-vae") as bar,
         ):
             if log is not None and log.note:
                 self.say(log.note)
             for epoch, frames in enumerate(batches, start_epoch) if not self.is_stalled else ():
                 for number in range(first_batch, self.steps_per_epoch):
-                    losses = self.step(self._batch(frames, number))
-                    bar.update(self.shards.shares[number].total)
-                    if log is not None and self.progress.step % _LOG_EVERY_STEPS == 0:
+                    rows, share = self.shards.rows[number], self.shards.shares[number]
+                    mine = frames.cut(rows) if isinstance(frames, SuperBatch) else frames[rows]
+                    losses = self.step(make_batch(mine, self.device, share if self.ranks.world_size > 1 else None))
+                    bar.update()
+                    if log is not None and progress.step % _LOG_EVERY_STEPS == 0:
                         self._log_step(log, bar, losses, batches.wait_seconds)
-                    if self._must_stop(stop):
+                    is_time = self.ranks.world_size == 1 or progress.step % _AGREE_EVERY_STEPS == 0
+                    if is_time and self.ranks.any(stop.requested):
                         break
-                    self._save_if_due()
+                    # Not after an epoch's last step: a run resumed from there would skip the evaluation at its end.
+                    is_due = time.perf_counter() - self._saved_at >= _SAVE_EVERY_SECONDS
+                    if is_due and progress.step % self.steps_per_epoch:
+                        self._save("latest")
                 first_batch = 0
-                if self.progress.step % self.steps_per_epoch:  # stopped within the epoch
+                if progress.step % self.steps_per_epoch:  # stopped within the epoch
                     break
                 self.end_epoch(epoch, log)
                 if self.is_stalled or self.ranks.any(stop.requested):
@@ -402,10 +387,9 @@ class Trainer:
                 self._save("latest")
         height, width, channels = self.model.architecture.img_shape
         files = dict.fromkeys(Path(str(getattr(d, "filename", ""))).name for d in self.held_out)
-        together = f" and {count - 1} other process(es), batches of {count} x {config.batch_size}" if count > 1 else ""
         self.say(
             f"Training on {len(self.training)} file(s), {sum(len(d) for d in self.training):,} frames of "
-            f"{height}x{width}x{channels}, on {self.device}{together}; held out: {', '.join(files)}. "
+            f"{height}x{width}x{channels}, on {self.device} by {count} process(es); held out: {', '.join(files)}. "
             f"{config.epochs} epochs of {size:,} frames = {self.total_steps:,} steps"
             f"{'' if self.is_new else f', from step {self.progress.step:,} on'}."
         )
@@ -417,53 +401,21 @@ class Trainer:
                 f"step. Use more frames, or a smaller --batch-size (such as {max(1, size // count // 8)})."
             )
 
-    def _bar(self, shown: bool | None) -> tqdm:
-        size, (epochs, steps) = self.progress.super_batch, divmod(self.progress.step, self.steps_per_epoch)
-        return tqdm(
-            total=self.config.epochs * size,
-            initial=epochs * size + sum(share.total for share in self.shards.shares[:steps]),
-            unit="img",
-            unit_scale=True,
-            disable=None if shown is None else not shown,
-            desc="train-vae",
-        )
-
-    def _batch(self, frames: NDArray[np.uint8] | SuperBatch, number: int) -> Batch:
-        """This process's shard of a batch, on its device."""
-        rows = self.shards.rows[number]
-        share = self.shards.shares[number] if self.ranks.world_size > 1 else None
-        return make_batch(frames.cut(rows) if isinstance(frames, SuperBatch) else frames[rows], self.device, share)
-
     def _log_step(self, log: RunLog, bar: tqdm, losses: Losses, wait_seconds: float) -> None:
         reconstruction, kl, elapsed = losses.reconstruction.item(), losses.kl.item(), time.perf_counter() - self._began
-        log.write(
-            self.progress.step,
-            {
-                "loss/total": losses.total.item(),
-                "loss/reconstruction": reconstruction,
-                "loss/kl_nats": kl,
-                **{f"loss/{name}": value.item() for name, value in losses.terms.items()},
-                "schedule/beta": self.model.beta,
-                "optimizer/learning_rate": self.learning_rate,
-                "speed/images_per_second": self.images / elapsed,
-                "speed/data_wait_share": wait_seconds / elapsed,
-            },
-        )
-        bar.set_postfix_str(f"error {reconstruction:.4g}, KL {kl:.4g} nats, beta {self.model.beta:.3g}", refresh=False)
-
-    def _must_stop(self, stop: GracefulStop) -> bool:
-        """Whether to stop after this step: in all processes, or in none."""
-        step = self.progress.step
-        if self.ranks.world_size == 1:
-            return stop.requested
-        is_time = step % _AGREE_EVERY_STEPS == 0 or step % self.steps_per_epoch == 0
-        return is_time and self.ranks.any(stop.requested)
-
-    def _save_if_due(self) -> None:
-        # Not after the last step of an epoch: a run resumed from there would skip the evaluation at its end.
-        within = self.progress.step % self.steps_per_epoch != 0
-        if within and time.perf_counter() - self._saved_at >= _SAVE_EVERY_SECONDS:
-            self._save("latest")
+        metrics = {
+            "loss/total": losses.total.item(),
+            "loss/reconstruction": reconstruction,
+            "loss/kl_nats": kl,
+            **{f"loss/{name}": value.item() for name, value in losses.terms.items()},
+            "schedule/beta": self.model.beta,
+            "optimizer/learning_rate": self.learning_rate,
+            "speed/images_per_second": self.images / elapsed,
+            "speed/data_wait_share": wait_seconds / elapsed,
+        }
+        log.write(self.progress.step, metrics)
+        terms = f"error {reconstruction:.4g}, KL {kl:.4g} nats, beta {self.model.beta:.3g}"
+        bar.set_postfix_str(f"{terms}, {self.images / elapsed:.0f} images/s", refresh=False)
 
     def _save(self, name: str) -> None:
         """Write a checkpoint, in process 0."""
@@ -488,19 +440,19 @@ class Trainer:
         config, progress = self.config, self.progress
         elapsed = max(time.perf_counter() - self._began, 1e-9)
         rate, encoder = self.images / elapsed, config.out / "encoder"
-        if progress.best_step >= 0:
+        has_best = progress.best_step >= 0
+        if has_best:
             load_checkpoint(self.checkpoints / "best.safetensors", self.model, parts=self.parts)
-        held_out = HeldOut(*self.ranks.broadcast(list(astuple(self._export())) if self.ranks.is_main else [0.0] * 4))
+        exported_step = progress.best_step if has_best else progress.step
+        numbers = list(astuple(self._export(encoder, exported_step))) if self.ranks.is_main else [0.0] * 4
+        held_out = HeldOut(*self.ranks.broadcast(numbers))
         stopped_early = self.is_stalled and not interrupted
-        end = "Stopped" if interrupted else "Stopped early" if stopped_early else "Done"
-        moment = "cycle end" if config.schedule == "cyclical" else "epoch at the wanted beta"
-        best = (
-            f"best {moment}, step {progress.best_step:,}" if progress.best_step >= 0 else f"last step, as no {moment}"
-        )
         self.say(
-            f"{end} at step {progress.step:,}: {self.images:,} images in {elapsed:.0f} s, {rate:.0f} images/s, "
+            f"{'Stopped' if interrupted or stopped_early else 'Done'} at step {progress.step:,}: "
+            f"{self.images:,} images in {elapsed:.0f} s, {rate:.0f} images/s, "
             f"{wait_seconds / elapsed:.1%} of it waiting for frames.\n"
-            f"Held out ({best}): squared error {held_out.reconstruction:.4g}, KL {held_out.kl_nats:.4g} nats, "
+            f"Held out ({'best' if has_best else 'last'} step, {exported_step:,}): "
+            f"squared error {held_out.reconstruction:.4g}, KL {held_out.kl_nats:.4g} nats, "
             f"{held_out.active_latents:.0f} of {config.latent_dim} latents active.\n"
             f"Encoder:  {encoder}\nPictures: {config.out / 'reconstructions'}"
         )
@@ -508,24 +460,20 @@ class Trainer:
             self.say(f"Go on with: latent-obs train-vae --out {config.out} --resume")
         return TrainResult(config.out, encoder, progress.step, held_out, interrupted, rate, stopped_early)
 
-    def _export(self) -> HeldOut:
+    def _export(self, folder: Path, step: int) -> HeldOut:
         """Write the encoder folder, and evaluate its weights."""
-        config, progress = self.config, self.progress
-        held_out = evaluate(self.best_model, self.shown, beta=config.beta)
+        held_out = evaluate(self.best_model, self.shown, beta=self.config.beta)
+        provenance = {
+            "trained_on": describe_datasets(self.training),
+            "settings": self.config.to_json(),
+            "schedule": self.beta.to_json(),
+            "step": step,
+            "held_out": asdict(held_out),
+            "training_seconds": round(self.progress.seconds, 1),
+        }
+        statistics = measure_latents(self.best_model, self.training, self.held_out)
         export_encoder(
-            config.out / "encoder",
-            self.best_model,
-            self.shown,
-            overwrite=True,
-            statistics=measure_latents(self.best_model, self.training, self.held_out),
-            provenance={
-                "trained_on": describe_datasets(self.training),
-                "settings": config.to_json(),
-                "schedule": self.beta.to_json(),
-                "step": progress.best_step if progress.best_step >= 0 else progress.step,
-                "held_out": asdict(held_out),
-                "training_seconds": round(progress.seconds, 1),
-            },
+            folder, self.best_model, self.shown, overwrite=True, statistics=statistics, provenance=provenance
         )
         return held_out
 
@@ -537,12 +485,8 @@ def schedule_of(config: TrainConfig, steps_per_epoch: int) -> BetaSchedule:
         >>> schedule_of(TrainConfig(beta=2.0, batch_freeze=1, half_beta_cycle=2), steps_per_epoch=10)
         CyclicalBeta(fixed_beta=2.0, half_cycle_steps=20, freeze_steps=10)
     """
-    return make_schedule(
-        config.schedule,
-        config.beta,
-        rise_steps=config.half_beta_cycle * steps_per_epoch,
-        freeze_steps=config.batch_freeze * steps_per_epoch,
-    )
+    rise, freeze = config.half_beta_cycle * steps_per_epoch, config.batch_freeze * steps_per_epoch
+    return make_schedule(config.schedule, config.beta, rise_steps=rise, freeze_steps=freeze)
 
 
 @torch.inference_mode()
@@ -554,11 +498,10 @@ def evaluate(model: CVAE, frames: NDArray[np.uint8], *, beta: float) -> HeldOut:
         frames: uint8 (N, H, W, C), N ≥ 1.
         beta: The wanted beta.
     """
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
     squared_error, kl, means = 0.0, 0.0, []
     for i in range(0, len(frames), _BATCH):
-        x = images_to_tensor(torch.from_numpy(np.require(frames[i : i + _BATCH], requirements=("C", "W"))).to(device))
+        x = to_images(model, frames[i : i + _BATCH])
         mean, logvar = model.encode(x)
         decoded = model.decode(model.reparameterize(mean, logvar, generator))
         squared_error += (decoded - x).square().sum().item()
@@ -568,8 +511,7 @@ def evaluate(model: CVAE, frames: NDArray[np.uint8], *, beta: float) -> HeldOut:
     if model.scale_losses:
         reconstruction /= float(np.prod(model.architecture.img_shape))
         kl_nats /= model.latent_dim
-    variance = torch.cat(means).var(0, correction=0)
-    active = int((variance > _ACTIVE_VARIANCE).sum())
+    active = int((torch.cat(means).var(0, correction=0) > _ACTIVE_VARIANCE).sum())
     return HeldOut(reconstruction + beta * kl_nats, reconstruction, kl_nats, float(active))
 
 

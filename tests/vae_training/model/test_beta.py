@@ -73,7 +73,3 @@ def test_without_cycles_beta_is_constant_after_the_freeze():
 def test_bad_arguments_are_refused_by_name(arguments: dict, named: str):
     with pytest.raises(InputError, match=named):
         make_schedule(**{"kind": "cyclical", "fixed_beta": 1.0, "rise_steps": 1, **arguments})
-
-
-def test_repr_shows_the_parameters():
-    assert repr(CyclicalBeta(2.0, 4, 1)) == "CyclicalBeta(fixed_beta=2.0, half_cycle_steps=4, freeze_steps=1)"

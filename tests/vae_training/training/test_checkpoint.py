@@ -34,9 +34,9 @@ def whole_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("progress", [Progress(), Progress(step=7, best_loss=0.1 + 0.2, best_step=5, seconds=1 / 3)])
-def test_round_trip_is_exact(tmp_path: Path, progress: Progress):
+def test_round_trip_is_exact(tmp_path: Path):
     torch.manual_seed(9)
+    progress = Progress(step=7, best_loss=0.1 + 0.2, best_step=5, seconds=1 / 3)
     model, optimizer = trained()
     random_state = torch.get_rng_state()
     path = tmp_path / "checkpoints" / "latest.safetensors"
@@ -82,13 +82,8 @@ def test_names_are_as_described(whole_checkpoint: Path):
     assert {n.removeprefix("model/") for n in names if n.startswith("model/")} == set(tiny_cvae().state_dict())
 
 
-def test_a_missing_file(tmp_path: Path):
-    with pytest.raises(InputError, match=r"gone\.safetensors"):
-        load_checkpoint(tmp_path / "gone.safetensors", tiny_cvae())
-
-
 @given(share=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_a_cut_file_is_refused_by_name(whole_checkpoint: Path, share: float):
     data, cut = whole_checkpoint.read_bytes(), whole_checkpoint.with_name("cut.safetensors")
     cut.write_bytes(data[: int(share * len(data))])
@@ -101,10 +96,11 @@ def test_another_architecture_is_refused(whole_checkpoint: Path):
         load_checkpoint(whole_checkpoint, tiny_cvae(widths=(4, 9)))
 
 
-def test_other_safetensors_are_refused(tmp_path: Path):
+def test_other_and_missing_files_are_refused(tmp_path: Path):
     save_file({"a": torch.zeros(1)}, tmp_path / "c.safetensors")
-    with pytest.raises(InputError, match="latent-obs-checkpoint-1"):
-        load_checkpoint(tmp_path / "c.safetensors", tiny_cvae())
+    for name in ("c", "gone"):
+        with pytest.raises(InputError, match=rf"{name}\.safetensors"):
+            load_checkpoint(tmp_path / f"{name}.safetensors", tiny_cvae())
 
 
 class Bomb:

@@ -112,12 +112,7 @@ def test_the_classic_objective_of_earlier_versions_is_a_salience_of_0(tmp_path: 
     [
         {"latent_dim": 7},
         {"beta": 2.0},
-        {"learning_rate": 0.5},
-        {"batch_size": 10},
-        {"seed": 3},
         {"super_batch": 200},
-        {"held_out": 2},
-        {"half_beta_cycle": 2},
         {"widths": (4, 9)},
         {"dataset_weights": (1.0, 2.0)},
         {"learning_rate_schedule": "cosine"},

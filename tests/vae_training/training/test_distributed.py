@@ -49,7 +49,7 @@ Path(settings["out"]).with_name(f"state_{{os.environ['RANK']}}.txt").write_text(
 sys.stdout.flush()
 os._exit(0)  # gloo's threads at times abort an interpreter that ends by itself
 """
-PAIR: dict[str, Any] = {"epochs": 3, "batch_size": 8, "super_batch": 67, "scale_losses": True, "ema": 0.9}
+PAIR: dict[str, Any] = {"epochs": 2, "batch_size": 8, "super_batch": 67, "scale_losses": True, "ema": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def curve(out: Path, name: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def pair(many_frames: Path) -> tuple[Path, str]:
-    """Three epochs of 67 frames in batches of 2 x 8; of the last one of an epoch they get two and one."""
+    """Two epochs of 67 frames in batches of 2 x 8; of the last one of an epoch they get two and one."""
     out = many_frames.parent / "pair"
     done = train_pair(config_for(many_frames, out, **PAIR))
     assert done.returncode == 0, done.stderr
@@ -91,26 +91,16 @@ def test_two_processes_are_one_with_the_doubled_batch(many_frames: Path, pair: t
     run(config_for(many_frames, single, **{**PAIR, "batch_size": 16}))
     for name in ("loss/total", "loss/reconstruction", "loss/kl_nats", "schedule/beta", "held_out/loss_at_fixed_beta"):
         np.testing.assert_allclose(curve(pair[0], name), curve(single, name), rtol=1e-4, err_msg=name)
-    assert len(curve(single, "loss/total")) == 15
+    assert len(curve(single, "loss/total")) == 10
     one, two = (load_file(out / "checkpoints" / "latest.safetensors") for out in (single, pair[0]))
     assert one.keys() == two.keys()
     for name in one:
         if not name.startswith("optimizer"):
             np.testing.assert_allclose(one[name].numpy(), two[name].numpy(), atol=2e-5, rtol=0, err_msg=name)
     assert (one["rng/cpu"] == two["rng/cpu"]).all()
-
-
-@pytest.mark.integration
-def test_both_end_with_the_same_weights_and_process_0_alone_prints(pair: tuple[Path, str]):
-    one, two = states(pair[0])
-    assert len(one) == 64
-    assert one == two
-    assert pair[1].count("Training on 2 file(s)") == 1
+    assert len(set(states(pair[0]))) == 1
+    assert pair[1].count("Training on 2 file(s)") == 1  # process 0 alone prints
     assert pair[1].count("Encoder:") == 1
-
-
-@pytest.mark.integration
-def test_another_number_of_processes_cannot_resume(pair: tuple[Path, str]):
     with pytest.raises(InputError, match="process"):
         run(TrainConfig(out=pair[0], epochs=9), resume=True)
 
@@ -142,17 +132,16 @@ def test_a_mistake_is_reported_once(many_frames: Path, tmp_path: Path):
 @pytest.mark.integration
 @pytest.mark.usefixtures("log_every_step")
 def test_two_processes_train_a_loss_with_everything(transition_frames: Path, tmp_path: Path):
-    more = {**EVERYTHING, "super_batch": 41}
+    more = {**EVERYTHING, "super_batch": 41, "epochs": 1}
     config = config_for(transition_frames, tmp_path / "pair", batch_size=8, **more)
     done = train_pair(config)
     assert done.returncode == 0, done.stderr
-    one, two = states(config.out)
-    assert one == two
+    assert len(set(states(config.out))) == 1
     rows = [row for row in read_log(config.out) if "loss/total" in row]
-    assert len(rows) == 6
+    assert len(rows) == 3
     names = ("weighted_reconstruction", "inverse_dynamics", "next_latent", "reward")
     assert all(np.isfinite(row[f"loss/{name}"]) for row in rows for name in names)
-    run(config_for(transition_frames, tmp_path / "single", batch_size=16, **{**more, "epochs": 1}))
+    run(config_for(transition_frames, tmp_path / "single", batch_size=16, **more))
     first = read_log(tmp_path / "single")[0]
     for name in ("reconstruction", "kl_nats"):  # the others weigh rows among those of their own process
         assert rows[0][f"loss/{name}"] == pytest.approx(first[f"loss/{name}"], rel=1e-4), name

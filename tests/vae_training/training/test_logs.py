@@ -10,7 +10,6 @@ import torch
 from tests.support.tiny import random_frames, tiny_cvae
 from vae_training.model.cvae import CVAE
 from vae_training.training.logs import RunLog, grid, read_log, reconstruct, reconstruction_sheet, traversal_sheet
-from vae_training.training.trainer import evaluate
 
 
 def test_a_log_of_a_killed_run_goes_on_where_the_checkpoint_was(tmp_path: Path):
@@ -62,13 +61,7 @@ def only_latent(model: CVAE, latent: int | None) -> CVAE:
     return model
 
 
-def test_active_latents_are_those_that_move():
-    frames = random_frames(64)
-    assert evaluate(only_latent(tiny_cvae(), None), frames, beta=1.0).active_latents == 0
-    assert evaluate(only_latent(tiny_cvae(), 2), frames, beta=1.0).active_latents == 1
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4, 12])
+@pytest.mark.parametrize("channels", [1, 12])
 def test_pictures(channels: int):
     model = CVAE((16, 16, channels), 6, widths=(4, 8), strides=(2, 2))
     frames = random_frames(5, (16, 16, channels))

@@ -39,11 +39,7 @@ def test_the_cosine_is_that_of_torch_also_when_resumed(step: int):
             each.step()
             schedule.step()
     assert ours.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
-
-
-def test_a_constant_learning_rate_is_exact():
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    assert make_scheduler(optimizer, "constant", total_steps=3, step=10**6).get_last_lr() == [0.1]
+    assert make_scheduler(optimizer(), "constant", total_steps=3, step=10**6).get_last_lr() == [0.1]
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
@@ -110,11 +106,3 @@ def test_freed_memory_is_kept_inside_and_returned_after():
         inside = resident()
     assert inside - resident() > 100 << 20
     assert min(pages_of_a_round() for _ in range(2)) > all_pages / 1000  # freed, and fetched again
-
-
-@glibc
-def test_an_error_inside_takes_the_setting_back():
-    with pytest.raises(ValueError, match="inside"), keep_freed_memory():
-        raise ValueError("inside")
-    pages_of_a_round()
-    assert pages_of_a_round() > 0

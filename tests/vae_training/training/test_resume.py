@@ -45,12 +45,9 @@ def stopping(at: int, number: signal.Signals = signal.SIGINT) -> Callable[[int, 
     return lambda call, _: os.kill(os.getpid(), number) if call == at else None
 
 
-@pytest.mark.parametrize("first", [1, 2])
-def test_more_epochs_later_are_the_same_as_at_once(
-    module_frames: Path, uninterrupted: Path, tmp_path: Path, first: int
-):
+def test_more_epochs_later_are_the_same_as_at_once(module_frames: Path, uninterrupted: Path, tmp_path: Path):
     out = tmp_path / "out"
-    run(config_for(module_frames, out, epochs=first))
+    run(config_for(module_frames, out, epochs=1))
     torch.manual_seed(99)
     assert run(TrainConfig(out=out, epochs=4), resume=True).steps == 4 * STEPS
     same_run(out, uninterrupted)
@@ -59,8 +56,7 @@ def test_more_epochs_later_are_the_same_as_at_once(
 
 
 @pytest.mark.parametrize(
-    ("number", "stops"),
-    [(signal.SIGINT, stops) for stops in [(0,), (2,), (4,), (11,), (1, 1, 6)]] + [(signal.SIGTERM, (4,))],
+    ("number", "stops"), [(signal.SIGINT, (0,)), (signal.SIGINT, (1, 1, 6)), (signal.SIGTERM, (11,))]
 )
 def test_stopped_at_any_step_and_resumed_is_the_same(
     module_frames: Path,
@@ -94,12 +90,11 @@ def everything(transition_frames: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("stop", [1, 5])
 def test_a_loss_with_everything_is_resumed_the_same(
-    transition_frames: Path, everything: Path, tmp_path: Path, stop: int, around_step: Callable[..., None]
+    transition_frames: Path, everything: Path, tmp_path: Path, around_step: Callable[..., None]
 ):
     out = tmp_path / "out"
-    around_step(stopping(stop))
+    around_step(stopping(1))
     assert run(config_for(transition_frames, out, epochs=3, **EVERYTHING)).interrupted
     around_step(lambda *_: None)
     torch.manual_seed(1234)
@@ -191,14 +186,12 @@ began = time.monotonic()
 assert end(child(dataclasses.replace(config, out=config.out.with_name("whole")))) == 0
 length = time.monotonic() - began
 kills = []
-for how, at in [("half", 1), ("renamed", 1), ("renamed", 1), ("half", 4), ("whole", 2), ("renamed", 3)]:
+for how, at in [("half", 1), ("renamed", 1), ("half", 4), ("whole", 2), ("renamed", 3)]:
     kills.append(end(child(config, how, at)))
-dice = random.Random(0)
-for _ in range(3):
-    number = child(config)
-    time.sleep(dice.uniform(0.02, 0.6) * length)
-    os.kill(number, signal.SIGKILL)
-    kills.append(end(number))
+number = child(config)
+time.sleep(random.uniform(0.02, 0.6) * length)
+os.kill(number, signal.SIGKILL)
+kills.append(end(number))
 assert end(child(config)) == 0
 print(json.dumps(kills))
 """
@@ -207,12 +200,12 @@ print(json.dumps(kills))
 @pytest.mark.integration
 def test_killed_at_any_moment_and_resumed_is_the_same(module_frames: Path, tmp_path: Path):
     config = config_for(
-        module_frames, tmp_path / "killed", epochs=5, ema=0.9, learning_rate_schedule="cosine", patience=3
+        module_frames, tmp_path / "killed", epochs=3, ema=0.9, learning_rate_schedule="cosine", patience=3
     )
     command = [sys.executable, "-c", KILLS, json.dumps(config.to_json())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])[:6] == [-9] * 6  # each was killed where it was meant to be
+    assert json.loads(done.stdout.splitlines()[-1])[:5] == [-9] * 5  # each was killed where it was meant to be
     same_run(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -260,17 +253,16 @@ def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(
     same_run(config.out, uninterrupted)
 
 
-@pytest.mark.parametrize("at", [STEPS + 1, 2 * STEPS])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
-    module_frames: Path, uninterrupted: Path, tmp_path: Path, around_step: Callable[..., None], at: int
+    module_frames: Path, uninterrupted: Path, tmp_path: Path, around_step: Callable[..., None]
 ):
     out = tmp_path / "out"
-    around_step(lambda call, x: x.fill_(float("nan")) if call == at else None)
+    around_step(lambda call, x: x.fill_(float("nan")) if call == STEPS + 1 else None)
     with pytest.raises(TrainingDivergedError, match="--learning-rate") as error:
         run(config_for(module_frames, out, epochs=4))
     assert str(out / "checkpoints") in str(error.value)
     progress = load_checkpoint(out / "checkpoints" / "latest.safetensors", tiny_cvae())
-    assert progress.step == at // STEPS * STEPS
+    assert progress.step == STEPS
     assert all(torch.isfinite(t).all() for t in load_file(out / "checkpoints/latest.safetensors").values())
     assert not (out / "encoder").exists()
     around_step(lambda *_: None)
@@ -278,12 +270,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     same_run(out, uninterrupted)
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_weights_that_a_step_ruined_are_never_saved_as_good(module_frames: Path, tmp_path: Path, epochs: int):
+def test_weights_that_a_step_ruined_are_never_saved_as_good(module_frames: Path, tmp_path: Path):
     # One step an epoch: the loss of the last step is still finite, and only the weights after it are not.
     out = tmp_path / "out"
     with pytest.raises(TrainingDivergedError):
-        run(config_for(module_frames, out, epochs=epochs, batch_size=48, learning_rate=1e30))
+        run(config_for(module_frames, out, epochs=1, batch_size=48, learning_rate=1e30))
     assert not (out / "encoder").exists()
     weights = load_file(out / "checkpoints" / "latest.safetensors")  # the one from before the first step
     assert all(torch.isfinite(w).all() for name, w in weights.items() if name.startswith("model/"))
@@ -298,20 +289,3 @@ def test_draws_go_on_where_they_were_stopped(module_frames: Path, tmp_path: Path
     around_step(lambda *_: None)
     run(TrainConfig(out=tmp_path / "out"), resume=True)
     same_run(tmp_path / "out", tmp_path / "whole")
-
-
-def test_a_run_of_the_first_version_is_resumed(tmp_path: Path):
-    import shutil
-
-    first = Path(__file__).parents[2] / "artefacts" / "first"
-    out = Path(shutil.copytree(first / "vae", tmp_path / "vae"))
-    before = load_checkpoint(out / "checkpoints" / "latest.safetensors", _old_model(out)).step
-    result = run(TrainConfig(frames=first / "recorded", out=out, epochs=3), resume=True)
-    assert result.steps > before
-    assert FrozenEncoder.load(result.encoder, device="cpu").latent_dim == 16
-
-
-def _old_model(out: Path) -> CVAE:
-    architecture = FrozenEncoder.load(out, device="cpu").architecture
-    assert architecture is not None
-    return CVAE.from_architecture(architecture)

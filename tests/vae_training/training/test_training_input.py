@@ -1,7 +1,6 @@
 """train(): what it refuses before anything is written, frames that changed since, and a disk that is full."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -51,7 +50,6 @@ def test_a_folder_that_is_not_empty_and_a_file_are_left_alone(begun: tuple[Path,
         ({"super_batch": 49}, InputError, "super_batch"),
         ({"widths": (), "strides": (), "bottleneck": "spatial"}, InputError, "latent_dim"),
         ({"dataset_weights": (1.0, 2.0, 3.0)}, InputError, "weight"),
-        ({"held_out": 3}, InputError, "held_out"),
         ({"inverse_dynamics": 1.0}, InputError, "inverse_dynamics"),
         ({"device": "cuda:99"}, DeviceError, "cuda:99"),
     ],
@@ -61,26 +59,6 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 ):
     with pytest.raises(error, match=named):
         run(config_for(frames_folder, tmp_path / "out", **change))
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [(["--salience", "-1"], "salience"), (["--augment", "2"], "augment"), (["--objective", "classic"], "objective")],
-)
-def test_the_command_line_refuses_in_one_line(
-    tmp_path: Path, arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
-):
-    from latent_obs_cli.main import main
-
-    try:
-        code = main(["train-vae", "--frames", str(tmp_path), "--out", str(tmp_path / "out"), *arguments])
-    except SystemExit as left:
-        code = left.code
-    assert code == 2
-    errors = capsys.readouterr().err
-    assert named in errors
-    assert "Traceback" not in errors
     assert not (tmp_path / "out").exists()
 
 
@@ -143,20 +121,6 @@ def test_a_single_recording_keeps_its_split(tmp_path: Path):
     assert sum("last 20 frames" in text for text in said) == 3
 
 
-def test_frames_that_are_all_equal_are_refused(tmp_path: Path):
-    frames = tmp_path / "frames"
-    frames.mkdir()
-    for number in range(3):
-        np.save(frames / f"{number}.npy", np.full((300, 16, 16, 3), 7, np.uint8))
-    with pytest.raises(InputError, match="600 frames"):
-        run(config_for(frames, tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-    odd = np.full((300, 16, 16, 3), 7, np.uint8)
-    odd[271, 3, 3, 0] = 8  # one value of one frame, that a sample would miss
-    np.save(frames / "1.npy", odd)
-    run(config_for(frames, tmp_path / "out", epochs=1, batch_size=300))
-
-
 def test_fewer_frames_than_a_batch_are_reported(module_frames: Path, tmp_path: Path):
     said: list[str] = []
     run(config_for(module_frames, tmp_path / "out", batch_size=128, epochs=1), say=said.append)
@@ -206,34 +170,9 @@ def test_a_checkpoint_that_cannot_be_written_keeps_the_last_one(module_frames: P
     command = [sys.executable, "-c", LIMITED, json.dumps(config.to_json()), str(len(before) - 1000)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 2, done.stderr
-    assert ".safetensors" in done.stdout
+    assert "--resume" in done.stdout
     assert "Traceback" not in done.stderr
     assert latest.read_bytes() == before
     run(TrainConfig(out=out, epochs=3), resume=True)
     run(config_for(module_frames, tmp_path / "whole", epochs=3))
     same_run(out, tmp_path / "whole")
-
-
-@pytest.mark.integration
-def test_a_disk_that_is_full_keeps_the_last_checkpoint(module_frames: Path, tmp_path: Path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk]
-    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    try:
-        config = config_for(module_frames, disk / "out", epochs=1)
-        run(config)
-        latest = disk / "out" / "checkpoints" / "latest.safetensors"
-        before = latest.read_bytes()
-        with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
-            filler.writelines([bytes(4096)] * 1000)
-        with pytest.raises(OSError, match="--resume"):
-            run(TrainConfig(out=config.out, epochs=2), resume=True)
-        assert latest.read_bytes() == before
-        (disk / "filler").unlink()
-        run(TrainConfig(out=config.out, epochs=2), resume=True)
-        run(config_for(module_frames, tmp_path / "whole", epochs=2))
-        same_run(config.out, tmp_path / "whole")
-    finally:
-        subprocess.run(["umount", disk], check=True)
