@@ -67,7 +67,7 @@ def test_an_invalid_value_is_rejected_by_name(name: str, values: list[Any]):
 
 
 @pytest.mark.parametrize("samples", [{"n_steps": 1, "batch_size": 2}, {"n_steps": 17, "batch_size": 8}])
-def test_a_batch_of_one_sample_is_rejected(samples: dict[str, int]):
+def test_a_batch_of_one_sample_is_rejected(samples: dict[str, Any]):
     with pytest.raises(InputError, match="n_steps"):
         AgentConfig(envs=1, **samples)
 

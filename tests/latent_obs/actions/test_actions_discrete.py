@@ -109,6 +109,7 @@ def test_numbers_outside_are_refused(wrong: Any):
 
 def test_what_is_no_dict_needs_no_table():
     for space in (spaces.Discrete(2), spaces.Dict()):
-        for wrapper, more in ((DiscreteActions, ([{"a": 1}],)), (MultiDiscreteActions, ())):
+        cases: list[tuple[Any, tuple[Any, ...]]] = [(DiscreteActions, ([{"a": 1}],)), (MultiDiscreteActions, ())]
+        for wrapper, more in cases:
             with pytest.raises(InputError, match=wrapper.__name__):
                 wrapper(Recorder(space), *more)

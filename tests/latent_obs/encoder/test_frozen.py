@@ -80,7 +80,7 @@ def test_other_frames_are_rejected(encoder: FrozenEncoder, shape: tuple[int, ...
 
 def test_an_agent_that_holds_it_cannot_change_it(encoder: FrozenEncoder):
     agent, before = nn.Linear(LATENT_DIM, 1), weights_of(encoder)
-    agent.encoder = encoder  # pyright: ignore[reportAttributeAccessIssue]
+    agent.encoder = encoder  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     agent.train().double().requires_grad_(True)
     assert [name for name, _ in agent.named_parameters()] == ["weight", "bias"]
     assert_frozen(encoder)

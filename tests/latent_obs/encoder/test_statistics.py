@@ -271,7 +271,6 @@ def test_training_writes_those_of_the_exported_weights(frames_folder: Path, tmp_
         half_beta_cycle=1,
         ema=0.5,
         device="cpu",
-        tensorboard=False,
     )
     encoder = FrozenEncoder.load(train(config, progress_bar=False).encoder, device="cpu")
     training, held_out = map(np.concatenate, split_held_out(get_datasets(frames_folder), None))

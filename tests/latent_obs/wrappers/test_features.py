@@ -92,7 +92,11 @@ def numbers_of(space: spaces.Space[Any], value: Any) -> list[float]:
         (spaces.Box(-181.0, 181.0, (), np.float32), 90.5, [0.5]),
         (spaces.Box(-1, 1562, (), np.int64), 781, [0.5]),
         (spaces.Box(0, 1, (2,), np.int8), [1, 0], [1.0, 0.0]),
-        (spaces.Box(np.float32([-1, -50, 0]), np.float32([1, 100, INFINITY])), [0.5, 50, 9], [0.5, 0.5, 9]),
+        (
+            spaces.Box(np.array([-1, -50, 0], np.float32), np.array([1, 100, INFINITY], np.float32)),
+            [0.5, 50, 9],
+            [0.5, 0.5, 9],
+        ),
         (spaces.Box(0.0, INFINITY, (2,), np.float32), [-1.0, 5e20], [0.0, 5e20]),
         (spaces.Box(-INFINITY, INFINITY, (), np.float64), 1e300, [INFINITY]),
         (spaces.Box(np.finfo(np.float32).min, np.finfo(np.float32).max, (1,), np.float32), [3.5], [3.5]),

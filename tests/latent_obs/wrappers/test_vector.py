@@ -192,7 +192,8 @@ def test_the_mode_may_be_text(encoder: FrozenEncoder, said: Any):
 
 
 def test_a_mode_that_is_not_known_and_other_environments_are_refused(encoder: FrozenEncoder):
-    for said in ({}, {"autoreset_mode": "sometimes"}):
+    modes: list[dict[str, Any]] = [{}, {"autoreset_mode": "sometimes"}]
+    for said in modes:
         with pytest.raises(InputError, match="autoreset_mode"):
             VectorLatentObservation(Changes(pixels(AutoresetMode.SAME_STEP), **said), encoder)
     with pytest.raises(InputError, match="venv"):

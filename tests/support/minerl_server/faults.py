@@ -28,12 +28,13 @@ class FaultPlan:
         """Plan a fault for the next steps or resets, or for the given step (or the first reset after it)."""
         if kind not in FAULTS:
             raise ValueError(f"no such fault: {kind!r}; there are {', '.join(FAULTS)}")
+        kinds: list[Fault] = [kind] * times
         if at_step is not None:
-            self._by_step.setdefault(at_step, []).extend([kind] * times)
+            self._by_step.setdefault(at_step, []).extend(kinds)
         elif kind in AT_RESET:
-            self._next_reset.extend([kind] * times)
+            self._next_reset.extend(kinds)
         else:
-            self._next_step.extend([kind] * times)
+            self._next_step.extend(kinds)
 
     def at_step(self, step: int) -> Fault | None:
         """What goes wrong at this step, if anything."""

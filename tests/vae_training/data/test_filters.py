@@ -1,5 +1,7 @@
 """Which frames are kept: laws of the filters, above all that it does not matter how a recording is cut into chunks."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -95,6 +97,6 @@ def test_grey_is_about_pillows():
 
 
 @pytest.mark.parametrize(("name", "value"), [("stride", 0), ("limit", 0), ("drop_duplicates", float("nan"))])
-def test_wrong_options(name: str, value: float):
+def test_wrong_options(name: str, value: Any):
     with pytest.raises(InputError, match=name):
         FrameFilters(**{name: value})

@@ -137,7 +137,8 @@ def write_with_sound(file: Path, frames: np.ndarray | None, seconds: int, codec:
             for pixels in frames:
                 container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
             container.mux(video.encode())
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, seconds * 16000), dtype), kind, "mono")
+        samples: Any = np.zeros((1, seconds * 16000), dtype)
+        silence = av.AudioFrame.from_ndarray(samples, kind, "mono")
         silence.sample_rate = 16000
         container.mux(sound.encode(silence))
         container.mux(sound.encode())

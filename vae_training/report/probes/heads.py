@@ -118,7 +118,7 @@ def predict_cnn(
     learned = np.unique(np.concatenate([target.fit for target in targets]))
     # Pixels minus the mean image, over their spread: what never changes must not hide the rest.
     chunks = [learned[i : i + _CHUNK] for i in range(0, len(learned), _CHUNK)]
-    mean = sum(frames[rows].sum(0, dtype=np.int64) for rows in chunks) / len(learned)
+    mean = np.sum([frames[rows].sum(0, dtype=np.int64) for rows in chunks], axis=0) / len(learned)
     squares = sum(float(np.square(frames[rows] - mean).sum()) for rows in chunks)
     center = torch.from_numpy(mean).to(place, torch.float32).permute(2, 0, 1)  # (C, H, W)
     scale = max(squares / len(learned) / mean.size, 1.0) ** -0.5
