@@ -1,6 +1,7 @@
 """The linear map beside the convolutions: in config.json, in the frozen encoder, and begun as the principal
 components."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.util.errors import EncoderFolderError
 from tests.support.tiny import random_frames, tiny_cvae
 from vae_training.model.cvae import CVAE, images_to_tensor
 from vae_training.model.pca_init import start_linear_path
@@ -43,6 +45,21 @@ def test_the_frozen_encoder_gives_the_means_of_training(tmp_path: Path, kwargs: 
         np.testing.assert_allclose(model.encoder.mean(x), mean, atol=1e-6)
         decoded = model.decode(mean).clamp(0, 1).permute(0, 2, 3, 1).mul(255)
     assert np.abs(encoder.decode(mean.numpy()).astype(float) - decoded.numpy()).max() <= 1
+
+
+def test_a_changed_linear_path_fails_the_self_check(tmp_path: Path):
+    model, frames = tiny_cvae(linear_path=True), random_frames(10)
+    start(model, images_to_tensor(torch.from_numpy(frames)))
+    folder = export_encoder(tmp_path / "encoder", model, frames)
+    assert model.encoder.linear is not None
+    with torch.no_grad():
+        model.encoder.linear.weight.add_(0.05)
+    other = export_encoder(tmp_path / "other", model, frames)
+    (other / "selfcheck.safetensors").write_bytes((folder / "selfcheck.safetensors").read_bytes())
+    sums = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in other.glob("*.*")]
+    (other / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+    with pytest.raises(EncoderFolderError, match="self-check"):
+        FrozenEncoder.load(other, device="cpu")
 
 
 def test_the_linear_path_is_added_in_both_directions():
