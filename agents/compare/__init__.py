@@ -1,4 +1,4 @@
-"""Whether latents are worth it: training runs of several arms on several tasks with several seeds, and what they tell.
+"""Are latents worth it? Training runs of several arms on several tasks with several seeds, and their results.
 
 study = load_study("study.toml")
 results = compare(study, "runs/compare")
