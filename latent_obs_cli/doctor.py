@@ -93,9 +93,11 @@ def as_text(findings: Sequence[Finding], *, width: int = 100) -> str:
             group = finding.group
             lines += ["", group]
         head = f"  {MARKS[finding.status]}  {finding.name:<{column}}  "
-        lines += textwrap.wrap(finding.found, width, initial_indent=head, subsequent_indent=" " * len(head))
+        lines += textwrap.wrap(
+            finding.found, width, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
+        )
         for step in finding.next_step.splitlines():
-            wrapped = [step] if step.startswith("$ ") else textwrap.wrap(step, width - 6)
+            wrapped = [step] if step.startswith("$ ") else textwrap.wrap(step, width - 6, break_on_hyphens=False)
             lines += [f"      {line}" for line in wrapped]
     lines += ["", "What this installation can do"]
     for what, lacks in abilities(findings).items():

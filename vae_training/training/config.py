@@ -158,7 +158,7 @@ class TrainConfig(RunConfig):
             values |= dict.fromkeys(("salience", *HEADS), 0.0)
         return super().from_json(values)
 
-    def resumed_from(self, saved: Self) -> Self:
+    def resumed_from(self, saved: Self) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As `RunConfig.resumed_from`; a cosine schedule fixes the number of epochs."""
         config = super().resumed_from(saved)
         if config.learning_rate_schedule == "cosine" and config.epochs != saved.epochs:
