@@ -126,7 +126,7 @@ def test_pairs_are_no_sign_of_the_new_dialect():
 def test_one_seed_fixes_a_whole_run(seed: int):
     one, again, other = (play(OldGymEnv(Old(), seed_every_reset=True), seed=s) for s in (seed, seed, seed + 1))
     assert all(map(np.array_equal, one, again))
-    assert not any(map(np.array_equal, one, other))
+    assert not all(map(np.array_equal, one, other))  # two seeds may share a picture by chance, not a run
     assert not np.array_equal(one[0], one[2])  # its episodes differ
 
 
