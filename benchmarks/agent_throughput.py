@@ -1,6 +1,6 @@
 """Environment steps per second of PPO on latents, of PPO on pixels, and of a random policy in the same environments.
 
-All share one set of worker processes, whose frames are resized to the size that the encoder eats. Each agent is built
+All share one set of worker processes, whose frames are resized to the encoder's size. Each agent is built
 as `agents.train_agent` builds it, rewards and latents normalized; the pixel agent (CnnPolicy) gets whichever number of
 threads suits it best. Rates include the game, the encoder and the learning; no evaluations.
 """

@@ -1,6 +1,6 @@
 """Scenes of one coloured shape whose factors are known and independent: what disentanglement is measured on.
 
-Each scene is told by whole numbers, one per factor; f is such a number as a share of its range, 0 for the first value
+Each scene is given by whole numbers, one per factor; f is such a number as a share of its range, 0 for the first value
 and 1 for the last (½ where a factor has a single value):
 
     position_x, position_y   centre at ¼ + f/2 of the picture's width (height); y points down

@@ -2,8 +2,8 @@
 
 The network is that of PPO's policy on latents (two layers of 64, tanh, orthogonal weights, Adam at PPO's step size,
 batches of 64); what it learns is where an object is, from frames whose rows name it (`latent-obs frames record`). A
-probe of many frames tells what is in a latent; an agent has to find it from the few thousand frames of its first
-updates, and this tells how soon it can.
+probe of many frames shows what is in a latent; an agent has to find it from the few thousand frames of its first
+updates, and this shows how soon it can.
 """
 
 from dataclasses import dataclass

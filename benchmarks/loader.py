@@ -159,7 +159,7 @@ def rates(folder: Path, options: Options, *, cached: bool) -> dict[str, list[flo
     if cached:
         for (
             file
-        ) in files:  # all of it: more than the memory there is makes the arms no cached ones, and the share tells
+        ) in files:  # all of it: more than the memory there is makes the arms no cached ones, and the share shows
             with file.open("rb", buffering=0) as handle:
                 while handle.readinto(out.reshape(-1).data):
                     pass

@@ -38,7 +38,7 @@ def picture(episode: int, step: int, height: int = ENV_SIZE[0], width: int = ENV
 
 
 class PixelEnv(gym.Env[Any, Any]):
-    """Pictures whose content tells episode and step; it never ends by itself, put a TimeLimit around it.
+    """Pictures whose content shows episode and step; it never ends by itself, put a TimeLimit around it.
 
     Args:
         kind: "box" (H, W, C); "chw" (C, H, W); "grey" (H, W, 1); "dict" with the picture as "pov" and a "compass";
