@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.vec_env import VecNormalize
 
-from agents.envs import make_vec_env, with_normalization
-from agents.evaluation import EpisodeSuccess, load_run, success_rule
+from agents.evaluation import evaluation_env, load_run
 from agents.play.policy import Decision, action_names, choices_of, decide
 from agents.store import check_spaces, restore_statistics
 from latent_obs.encoder.pca import read_pca
@@ -105,16 +104,10 @@ class Show:
         try:
             with warnings.catch_warnings():  # an error says it below
                 warnings.filterwarnings("ignore", message=".*not in the possible render_modes")
-                venv = make_vec_env(config, self._encoder, envs=1, seed=seed)
+                return evaluation_env(config, 1, seed, 0, encoder=self._encoder, success_return=success_return)
         except InputError as error:
             if "render_mode" in str(error):
                 raise InputError(f"{config.env} cannot be shown: render_mode='rgb_array' fails: {error}") from None
-            raise
-        try:
-            judged = EpisodeSuccess(venv, success_rule(config, success_return), overrule=success_return is not None)
-            return with_normalization(config, judged, training=False)
-        except BaseException:
-            venv.close()
             raise
 
     def restart(self) -> None:

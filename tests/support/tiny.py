@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LATENT_DIM = 6
 IMG_SHAPE = (16, 16, 3)
-#: Size of the tiny environments' pictures: neither square nor what the tiny encoder eats.
+#: Size of the tiny environments' pictures: neither square nor the size of the tiny encoder's input.
 ENV_SIZE = (20, 28)
 
 PixelKind = Literal["box", "chw", "grey", "dict", "two-images"]
