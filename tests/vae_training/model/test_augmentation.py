@@ -93,15 +93,6 @@ def test_the_share_that_is_mirrored():
     np.testing.assert_allclose(after[mirrored], before[mirrored].flip(3), atol=1e-5)
 
 
-def test_colors_change_on_their_own_and_more_channels_take_them_in_turn():
-    flat = torch.full((1, 4, 4, 4), 0.5)
-    changes = nothing()
-    changes[0, 4:10] = noise(1)[0, :6]
-    levels = augment(flat, 1.0, changes)[0, :, 0, 0]
-    assert len(set(levels[:3].tolist())) == 3
-    assert levels[3] == levels[0]
-
-
 def test_images_to_tensor_against_numpy():
     frames = np.random.default_rng(0).integers(0, 256, (4, 6, 8, 3), np.uint8)
     before = frames.copy()

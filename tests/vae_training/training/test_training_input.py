@@ -121,12 +121,6 @@ def test_a_single_recording_keeps_its_split(tmp_path: Path):
     assert sum("last 20 frames" in text for text in said) == 3
 
 
-def test_fewer_frames_than_a_batch_are_reported(module_frames: Path, tmp_path: Path):
-    said: list[str] = []
-    run(config_for(module_frames, tmp_path / "out", batch_size=128, epochs=1), say=said.append)
-    assert any("--batch-size (such as 6)" in text for text in said)
-
-
 @pytest.mark.parametrize(("change", "value"), [("widths", [4, 12]), ("ema", 0.9)])
 def test_a_checkpoint_that_does_not_fit_the_settings_is_refused(begun: tuple[Path, Path], change: str, value: Any):
     out = begun[1]
@@ -134,18 +128,6 @@ def test_a_checkpoint_that_does_not_fit_the_settings_is_refused(begun: tuple[Pat
     (out / "config.json").write_text(json.dumps({**settings, change: value}))
     with pytest.raises(InputError, match=r"latest\.safetensors"):
         run(TrainConfig(out=out, epochs=2), resume=True)
-
-
-def test_a_checkpoint_without_a_record_of_its_frames_is_resumed(module_frames: Path, tmp_path: Path):
-    out = tmp_path / "out"
-    run(config_for(module_frames, out, epochs=1))
-    latest, model = out / "checkpoints" / "latest.safetensors", tiny_cvae()
-    optimizer = torch.optim.Adam(model.parameters())
-    progress = load_checkpoint(latest, model, optimizer)
-    save_checkpoint(latest, model, optimizer, progress)
-    run(TrainConfig(out=out, epochs=2), resume=True)
-    run(config_for(module_frames, tmp_path / "whole"))
-    same_tensors(latest, tmp_path / "whole" / "checkpoints" / "latest.safetensors")
 
 
 LIMITED = f"""{PREAMBLE}
