@@ -82,7 +82,7 @@ class VAELoss(nn.Module):
         self.model, self.heads = model, heads
         self.salience, self.free_bits, self.augment, self.dtype = salience, free_bits, augment, dtype
         height, width, channels = model.architecture.img_shape
-        self.background = Background(height * width * channels) if salience else None
+        self.background = Background(height * width * channels, salience) if salience else None
         self._terms: Callable[..., Any] = _Compiled(self._compute_terms, say) if compile else self._compute_terms
 
     def forward(
@@ -122,8 +122,7 @@ class VAELoss(nn.Module):
         values, dimensions = (images[0].numel(), mean.shape[1]) if model.scale_losses else (1, 1)
         reconstruction = descended = squared.sum() / len(images) / values
         if self.background is not None:
-            weights = pixel_weights(self.salience, self.background(images))
-            descended = (squared * weights).sum() / len(images) / values
+            descended = (squared * self.background(images)).sum() / len(images) / values
         nats = gaussian_kl_nats(mean, logvar)  # (N, latent_dim)
         kl = rate = nats.sum(1).mean() / dimensions
         if self.free_bits:
@@ -172,18 +171,8 @@ def gaussian_kl_nats(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean.square() + (torch.expm1(logvar) - logvar))
 
 
-def pixel_weights(salience: float, marked: Tensor) -> Tensor:
-    """Weights ``1 + salience * marked``, divided by their mean over the batch.
-
-    The mean of 1 keeps the balance of squared error and KL, so that beta means the same at any salience. They carry no
-    gradient.
-    """
-    weights = 1 + salience * marked
-    return (weights / weights.mean()).detach()
-
-
 class Background(nn.Module):
-    """A low-rank model of what the recordings show all the time; what it does not explain is small, rare, or moves.
+    """Weighs pixels by how little a low-rank model of the recordings explains them: what is small, rare, or moves.
 
     Frames of one place are nearly a low-rank matrix, and what moves in front is sparse: background subtraction by
     principal components (Oliver et al. 2000, "A Bayesian Computer Vision System for Modeling Human Interactions";
@@ -191,14 +180,16 @@ class Background(nn.Module):
 
     Args:
         pixels: Values of a frame, C x H x W.
+        salience: Weight of what the components do not explain; 0 weighs all pixels the same.
         rank: Components.
     """
 
     mean: Tensor
     basis: Tensor
 
-    def __init__(self, pixels: int, rank: int = 32) -> None:
+    def __init__(self, pixels: int, salience: float = 1.0, rank: int = 32) -> None:
         super().__init__()
+        self.salience = salience
         self.register_buffer("mean", torch.zeros(pixels))
         self.register_buffer("basis", torch.zeros(pixels, rank))
 
@@ -211,11 +202,17 @@ class Background(nn.Module):
         self.basis[:, : components.shape[1]].copy_(components)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Squared residual of each pixel: float32 (N, 1, H, W), mean 1 over the batch before the cap, at most `CAP`."""
+        """Weights of the pixels, float32 (N, 1, H, W), without gradient.
+
+        They are ``1 + salience * marked``, divided by their mean over the batch, with the squared residual of a pixel
+        as ``marked``: mean 1 over the batch before it is cut at `CAP`. The mean weight of 1 keeps the balance of
+        squared error and KL, so that beta means the same at any salience.
+        """
         centred = images.detach().flatten(1) - self.mean
         rest = centred - (centred @ self.basis) @ self.basis.T
         marked = rest.view_as(images).square().mean(1, keepdim=True)
-        return (marked / (marked.mean() + _TINY)).clamp(max=CAP)
+        weights = 1 + self.salience * (marked / (marked.mean() + _TINY)).clamp(max=CAP)
+        return (weights / weights.mean()).detach()
 
 
 def apply_gradients(

@@ -13,7 +13,7 @@ from tests.support.tiny import LATENT_DIM, tiny_cvae
 from vae_training.data.loader import Batch, Share, make_batch
 from vae_training.model.augmentation import CHANGES, augment, images_to_tensor
 from vae_training.model.cvae import gaussian_kl_nats
-from vae_training.model.losses import CAP, Background, VAELoss, pixel_weights
+from vae_training.model.losses import CAP, Background, VAELoss
 from vae_training.model.transition_heads import TransitionHeads
 
 QUICK = settings(max_examples=40, deadline=None)
@@ -88,7 +88,7 @@ def test_each_term_is_what_its_own_function_says(scaled: bool):
         mean, logvar = loss.model.encoder(batch.images)
         decoded = loss.model.decoder(mean + torch.exp(0.5 * logvar) * torch.randn(7, 6))
         later = loss.model.encoder(images_to_tensor(batch.more["after"]))[0]
-        weights = pixel_weights(ALL["salience"], loss.background(batch.images))
+        weights = loss.background(batch.images)
         step = batch.more["action"], batch.more["follows"]
         oracle = {
             "weighted_reconstruction": (weights * (decoded - batch.images).square()).sum() / 7 / (768 if scaled else 1),
@@ -196,13 +196,13 @@ def images(seed: int, count: int = 3, size: int = 8, spread: float = 1.0) -> tor
 @given(seed=st.integers(0, 999), salience=st.floats(0, 100))
 @QUICK
 def test_pixel_weights_have_mean_1_and_are_what_numpy_says(seed: int, salience: float):
-    background = Background(3 * 8 * 8, rank=4)
+    background = Background(3 * 8 * 8, salience, rank=4)
     background.fit(images(seed, count=9))
     new = images(seed + 1000)
     new[0, :, 0, 0] += 100.0  # one flash is not the whole loss
-    assert not pixel_weights(salience, background(new.requires_grad_())).requires_grad
+    assert not background(new.requires_grad_()).requires_grad
     new = new.detach()
-    weights = pixel_weights(salience, background(new)).numpy()
+    weights = background(new).numpy()
     mean, basis = background.mean.double().numpy(), background.basis.double().numpy()
     centred = new.double().flatten(1).numpy() - mean
     by_pixel = ((centred - centred @ basis @ basis.T) ** 2).reshape(3, 3, 8, 8).mean(1, keepdims=True)
@@ -214,9 +214,9 @@ def test_pixel_weights_have_mean_1_and_are_what_numpy_says(seed: int, salience: 
 
 def test_a_still_batch_weighs_all_pixels_the_same():
     still = torch.full((4, 3, 8, 8), 0.5)
-    background = Background(3 * 8 * 8)
+    background = Background(3 * 8 * 8, salience=5.0)
     background.fit(still)
-    assert torch.equal(pixel_weights(5.0, background(still)), torch.ones(4, 1, 8, 8))
+    assert torch.equal(background(still), torch.ones(4, 1, 8, 8))
 
 
 def drifting_scene(count: int, seed: int = 0) -> tuple[torch.Tensor, NDArray[np.bool_]]:
@@ -234,7 +234,7 @@ def drifting_scene(count: int, seed: int = 0) -> tuple[torch.Tensor, NDArray[np.
 
 
 def test_background_marks_a_small_square_that_moves():
-    background = Background(3 * 24 * 24, rank=8)
+    background = Background(3 * 24 * 24, salience=1e6, rank=8)
     background.fit(drifting_scene(400)[0])
     new, square = drifting_scene(50, seed=1)
     salient = background(new).numpy()[:, 0]
