@@ -9,6 +9,7 @@ Tensors are named "model/…", "optimizer/<parameter>/…", "rng/…", and "<par
 """
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
@@ -25,7 +26,8 @@ from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import InputError
 from vae_training.model.cvae import CVAE
 
-_FORMAT = "latent-obs-checkpoint-1"
+_FORMAT = "latent-obs-checkpoint-2"
+_WITHOUT_CHECKSUM = "latent-obs-checkpoint-1"  # of earlier versions
 
 
 @dataclass
@@ -72,8 +74,18 @@ def save_checkpoint(
     metadata = {"format": _FORMAT, "progress": json.dumps(asdict(progress))}
     if about is not None:
         metadata["about"] = json.dumps(about)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    metadata["sha256"] = _checksum(tensors, metadata)
     with atomic_write(path) as aside:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(aside), metadata)
+        save_file(tensors, str(aside), metadata)
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps([metadata.get("progress"), metadata.get("about")]).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
@@ -90,9 +102,11 @@ def _open(path: Path) -> Generator[Any]:
         with safe_open(str(path), framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise InputError(
-            f"{path} is damaged: {error}. If best.safetensors is intact, rename it to latest.safetensors"
-        ) from None
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(f"{path} is damaged: {what}. If best.safetensors is intact, rename it to latest.safetensors")
 
 
 def load_checkpoint(
@@ -114,8 +128,10 @@ def load_checkpoint(
     with _open(path) as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if metadata.get("format") != _FORMAT:
+    if metadata.get("format") not in (_FORMAT, _WITHOUT_CHECKSUM):
         raise InputError(f"{path} has the checkpoint format {metadata.get('format')!r}, expected {_FORMAT!r}")
+    if metadata["format"] == _FORMAT and metadata.get("sha256") != _checksum(tensors, metadata):
+        raise _damaged(path, "its content is not what its checksum promises")
     for part, module in {"model": model, **(parts or {})}.items():
         prefix = f"{part}/"
         try:

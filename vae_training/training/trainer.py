@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError, TrainingDivergedError
 from latent_obs.util.interrupt import GracefulStop
+from latent_obs.util.lock import LOCK_FILE, folder_lock
 from vae_training.data.frames import (
     check_worth_learning,
     describe_datasets,
@@ -139,10 +140,19 @@ def train(
             config = config.resumed_from(TrainConfig.load(config.out))
         elif config.start_from is not None:
             config = with_layers_of(config, config.start_from)
-    with process_group(config.device) as ranks:
-        trainer = ranks.agree(
-            lambda: Trainer(config, ranks, resume=resume, say=say if ranks.is_main else lambda _: None)
-        )
+    with contextlib.ExitStack() as held, process_group(config.device) as ranks:
+
+        def start() -> Trainer:
+            if resume and ranks.is_main:
+                held.enter_context(folder_lock(config.out))
+            trainer = Trainer(config, ranks, resume=resume, say=say if ranks.is_main else lambda _: None)
+            if not resume and ranks.is_main:  # only now: settings that cannot be used leave no folder behind
+                config.out.mkdir(parents=True, exist_ok=True)
+                held.enter_context(folder_lock(config.out))
+                _check_new(config.out)
+            return trainer
+
+        trainer = ranks.agree(start)
         kept = "The last good checkpoint is kept; free some space, and go on with --resume"
         memory = keep_freed_memory() if ranks.device.type == "cpu" else contextlib.nullcontext()
         with raised_once(TrainingDivergedError), explain_disk_full(config.out, kept), memory:
@@ -381,7 +391,6 @@ class Trainer:
         """Write the settings and a first checkpoint, so that a run killed in its first epoch can be resumed."""
         config, count, size = self.config, self.ranks.world_size, self.progress.super_batch
         if self.ranks.is_main:
-            config.out.mkdir(parents=True, exist_ok=True)
             write_json(config.out / "config.json", config.to_json())
             if self.is_new:
                 self._save("latest")
@@ -519,5 +528,5 @@ def _check_new(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose another --out")
     # A first file that a killed run was writing is no reason to refuse.
-    if out.exists() and any(entry.name != ".config.part.json" for entry in out.iterdir()):
+    if out.exists() and any(entry.name not in (".config.part.json", LOCK_FILE) for entry in out.iterdir()):
         raise InputError(f"{out} is not empty. Go on with the run in it with --resume, or choose another --out")

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,6 +21,7 @@ from latent_obs.util.atomic import atomic_write, write_json
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_choice, check_count
 from latent_obs.util.interrupt import GracefulStop
+from latent_obs.util.lock import folder_lock
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -141,3 +144,28 @@ def test_torchs_threads_are_restored(count: int | None):
         assert torch.get_num_threads() == (count or before)
         raise KeyError
     assert torch.get_num_threads() == before
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from latent_obs.util.lock import folder_lock
+with folder_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(900)
+"""
+
+
+@pytest.mark.integration
+def test_a_folder_has_one_owner_and_is_free_when_the_owner_was_killed(tmp_path: Path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match=str(owner.pid)), folder_lock(tmp_path):
+            pass
+        owner.kill()
+    with folder_lock(tmp_path), pytest.raises(InputError, match=str(os.getpid())), folder_lock(tmp_path):
+        pass
+    with folder_lock(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())

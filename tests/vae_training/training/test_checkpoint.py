@@ -83,6 +83,17 @@ def test_a_cut_file_is_refused_by_name(whole_checkpoint: Path, share: float):
         load_checkpoint(cut, tiny_cvae())
 
 
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+@settings(max_examples=40, deadline=None)
+def test_a_flipped_bit_is_refused_by_name(whole_checkpoint: Path, place: int, bit: int):
+    data, flipped = bytearray(whole_checkpoint.read_bytes()), whole_checkpoint.with_name("flipped.safetensors")
+    data[place % len(data)] ^= 1 << bit
+    flipped.write_bytes(data)
+    model = tiny_cvae()
+    with pytest.raises(InputError, match=r"flipped\.safetensors"):
+        load_checkpoint(flipped, model, torch.optim.Adam(model.parameters()))
+
+
 def test_other_and_missing_files_are_refused(tmp_path: Path):
     save_file({"a": torch.zeros(1)}, tmp_path / "c.safetensors")
     for name in ("c", "gone"):

@@ -1,9 +1,11 @@
 """train(): what it refuses before anything is written, frames that changed since, and a disk that is full."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 
 from latent_obs.util.errors import DeviceError, InputError
 from tests.support.tiny import picture, tiny_cvae
-from tests.support.training_runs import PREAMBLE, config_for, module_frames, run, same_run, same_tensors
+from tests.support.training_runs import PREAMBLE, around_step, config_for, module_frames, run, same_run
 from vae_training.data.frames import get_datasets, identify
 from vae_training.training.checkpoint import load_checkpoint, save_checkpoint
 from vae_training.training.config import TrainConfig
@@ -42,6 +44,23 @@ def test_a_folder_that_is_not_empty_and_a_file_are_left_alone(begun: tuple[Path,
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(InputError, match="nothing"):
         run(TrainConfig(out=tmp_path / "nothing"), resume=True)
+
+
+def test_a_run_in_progress_is_not_run_twice(module_frames: Path, tmp_path: Path, around_step: Callable[..., None]):
+    config = config_for(module_frames, tmp_path / "out", epochs=1)
+    refused: list[InputError] = []
+
+    def second(call: int, _: object) -> None:
+        for resume in (False, True) if call == 0 else ():
+            with pytest.raises(InputError, match="out") as error:
+                run(config, resume)
+            refused.append(error.value)
+
+    around_step(second)
+    run(config)
+    assert len(refused) == 2
+    assert str(os.getpid()) in str(refused[1])
+    run(config, True)  # nothing holds it any more
 
 
 @pytest.mark.parametrize(
