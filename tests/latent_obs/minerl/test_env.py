@@ -17,8 +17,7 @@ from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.envs.faults import RestartOnFault
 from latent_obs.minerl import installation
 from latent_obs.minerl.client import make_client
-from latent_obs.minerl.env import MineRLEnv
-from latent_obs.minerl.registration import make_minerl, register_minerl
+from latent_obs.minerl.env import MineRLEnv, make_minerl, register_minerl
 from latent_obs.util.errors import InputError, MissingExtraError
 from tests.support.minerl_games import (
     HIGH_RES,

@@ -14,8 +14,7 @@ from gymnasium import spaces
 from latent_obs.util.errors import InputError
 from vae_training.data.frames import get_datasets
 from vae_training.data.rows import load_rows
-from vae_training.recording.camera import find_pixels
-from vae_training.recording.recorder import RecordConfig, record
+from vae_training.recording.recorder import RecordConfig, find_pixels, record
 
 EPISODE = 7
 

@@ -202,7 +202,7 @@ def test_the_commands_of_multidiscrete_actions(old_gym: ModuleType, env_id: str)
     game = Commands(old_gym, env_id)
     env = MultiDiscreteActions(game, CameraBins(5, 20.0, "linear"))
     noop = game.own_noop()
-    for name, place in env.index.items():
+    for place, name in enumerate(env.names):
         for number, word in enumerate(env.choices[place]):
             row = env.noop
             row[place] = number
@@ -213,7 +213,7 @@ def test_the_commands_of_multidiscrete_actions(old_gym: ModuleType, env_id: str)
                 line = f"{VERBS.get(name, name)} {word}"
             assert differs(sent(env, row), noop) == ({line} if number != env.noop[place] else set())
     row = env.noop
-    row[[env.index[key] for key in ("attack", "jump", "camera pitch", "camera yaw")]] = [1, 1, 1, 4]
+    row[[env.names.index(key) for key in ("attack", "jump", "camera pitch", "camera yaw")]] = [1, 1, 1, 4]
     assert differs(sent(env, row), noop) == {"attack 1", "jump 1", "camera -10.0 20.0"}
     assert set(env.names[:8]) <= {*MOVES, "use"}
 
