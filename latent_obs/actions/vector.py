@@ -69,8 +69,14 @@ class Centroids:
         file = Path(path)
         if file.suffix != ".safetensors":
             raise InputError(f"centroids are saved as a .safetensors file, got {str(path)!r}")
-        about = {"format": FORMAT, "format_version": FORMAT_VERSION, "sha256": _digest(self.vectors, self.counts)}
-        about |= {"inertia": float(self.inertia), "key": self.key, "source": self.source}
+        about = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "inertia": float(self.inertia),
+            "key": self.key,
+            "source": self.source,
+            "sha256": _digest(self.vectors, self.counts),
+        }
         tensors: dict[str, NDArray[Any]] = {"vectors": self.vectors.copy(), "counts": self.counts.copy()}
         with atomic_write(file) as aside:
             save_file(tensors, aside, {FORMAT: json.dumps(about)})

@@ -162,14 +162,12 @@ class GameConnection:
             if port is None and instance.existing:
                 self.port, self.host = instance.port, instance.host  # where to find the game again
             self._watch(instance)
-        if self.core.instances:
-            pass
-        elif port is None:
-            check_game()
-        elif 0 < port < 65536:
+        if port is not None and not self.core.instances:
+            if not 0 < port < 65536:
+                raise InputError(f"port must be from 1 to 65535, got {port}")
             _greet(host, port)
-        else:
-            raise InputError(f"port must be from 1 to 65535, got {port}")
+        elif not self.core.instances:
+            check_game()
         self.core._get_new_instance = self._new_instance
         # Minerl would start another game after a failed connection, and forget it.
         self.core._TO_MOVE_handle_frozen_minecraft = lambda _instance: None
@@ -254,7 +252,8 @@ class GameConnection:
     def _watch(self, instance: Any) -> None:
         """Replace an instance's sending and receiving by ours, with the deadline."""
 
-        def connect(_socktime: float) -> None:
+        def connect(socktime: float) -> None:
+            del socktime  # four minutes
             sock = socket.create_connection((instance.host, instance.port), timeout=self._remaining())
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             instance.client_socket = sock

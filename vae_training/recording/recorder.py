@@ -210,24 +210,22 @@ def _with_settings_of(config: RecordConfig, policy: Policy, say: Callable[[str],
     )
 
 
+@dataclass
 class _Recorder:
     """Records one file after the other."""
 
-    def __init__(
-        self,
-        config: RecordConfig,
-        env: gym.Env[Any, Any],
-        policy: Policy,
-        present_shape: tuple[int, ...] | None,  # of frames that the folder has already
-        bar: "tqdm[Any]",
-        stop: GracefulStop,
-    ) -> None:
-        self.config, self.env, self.policy, self.present_shape = config, env, policy, present_shape
-        self.bar, self.stop = bar, stop
-        self.key, self.channels = find_pixels(env.observation_space, config.pixel_key)
-        self.state = StateReader(env, self.key) if config.state else None
-        self.contract: PixelContract | None = None  # how frames are recorded
-        policy.begin(env)
+    config: RecordConfig
+    env: gym.Env[Any, Any]
+    policy: Policy
+    present_shape: tuple[int, ...] | None  # of frames that the folder has already
+    bar: "tqdm[Any]"
+    stop: GracefulStop
+    contract: PixelContract | None = None  # how frames are recorded
+
+    def __post_init__(self) -> None:
+        self.key, self.channels = find_pixels(self.env.observation_space, self.config.pixel_key)
+        self.state = StateReader(self.env, self.key) if self.config.state else None
+        self.policy.begin(self.env)
 
     def record_file(self, index: int, wanted: int) -> int:
         """Record a file of at most so many frames, from a reset on, with its rows; return how many it has."""

@@ -46,15 +46,6 @@ def test_far_groups_are_found():
     assert centroids.source == "an array of 390 actions"
 
 
-def test_each_centroid_is_the_mean_of_its_actions():
-    actions = np.random.default_rng(1).normal(size=(500, 3)).astype(np.float32)
-    centroids = fit_centroids(actions, k=8)
-    labels = ((actions[:, None] - centroids.vectors) ** 2).sum(-1).argmin(1)
-    means = np.array([actions[labels == i].mean(0) for i in range(8)])
-    np.testing.assert_allclose(centroids.vectors, means, atol=0.05)
-    assert centroids.counts.sum() == 500
-
-
 def test_the_seed_decides_and_the_global_random_state_is_left_alone():
     actions = np.random.default_rng(1).normal(size=(300, 4))
     before = repr(np.random.get_state())  # noqa: NPY002
