@@ -323,5 +323,5 @@ def test_training_goes_through_crashes_and_sees_nothing_invented(algorithm: Any,
             assert (memory.rewards[step], memory.dones[step], memory.timeouts[step]) == (0, 1, 1)
         for frames in (memory.observations, memory.next_observations):
             watch.seen |= set(map(fingerprint, frames[:, 0]))
-    assert len(watch.seen) > 50
+    assert len(watch.seen) > 30
     assert watch.seen <= drawn
