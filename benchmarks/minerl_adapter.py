@@ -20,8 +20,7 @@ import tyro
 
 from benchmarks.common import interleaved, machine_line, markdown_table
 from latent_obs.minerl.client import make_client
-from latent_obs.minerl.env import MineRLEnv
-from latent_obs.minerl.registration import make_minerl
+from latent_obs.minerl.env import MineRLEnv, make_minerl
 from latent_obs.wrappers.features import FeatureObservation
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,8 +14,8 @@ from .envs.pixel_envs import make_pixel_env as make_pixel_env
 from .envs.sb3_bridge import GymnasiumVecEnv as GymnasiumVecEnv
 from .envs.sb3_bridge import ProcessVecEnv as ProcessVecEnv
 from .minerl.env import MineRLEnv as MineRLEnv
-from .minerl.registration import make_minerl as make_minerl
-from .minerl.registration import register_minerl as register_minerl
+from .minerl.env import make_minerl as make_minerl
+from .minerl.env import register_minerl as register_minerl
 from .pixels import PixelContract as PixelContract
 from .util.errors import DeviceError as DeviceError
 from .util.errors import EncoderFolderError as EncoderFolderError

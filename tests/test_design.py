@@ -137,7 +137,6 @@ LIGHT = [
     ".envs.workers",
     ".minerl.env",
     ".minerl.installation",
-    ".minerl.registration",
     ".util.device",
     ".util.errors",
     ".wrappers.features",

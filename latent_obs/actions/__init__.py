@@ -3,15 +3,12 @@
 env = sb3_actions(FrameSkip(env, 4), "discrete")
 """
 
-from latent_obs.actions.camera import CameraBins
-from latent_obs.actions.centroids import Centroids, fit_centroids
-from latent_obs.actions.choose import CHOICES, sb3_actions
+from latent_obs.actions.choose import CHOICES, FAMILIES, curated_actions, family_of, sb3_actions
 from latent_obs.actions.common import noop_action
-from latent_obs.actions.curated import FAMILIES, curated_actions, family_of
 from latent_obs.actions.discrete import DiscreteActions
 from latent_obs.actions.frame_skip import FrameSkip
-from latent_obs.actions.multi_discrete import MultiDiscreteActions
-from latent_obs.actions.vector import CentroidActions, VectorActions
+from latent_obs.actions.multi_discrete import CameraBins, MultiDiscreteActions
+from latent_obs.actions.vector import CentroidActions, Centroids, VectorActions, fit_centroids
 
 __all__ = [
     "CHOICES",

@@ -1,5 +1,6 @@
 """`DiscreteActions`: a table of whole Dict actions, chosen from by number."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,15 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from latent_obs.actions.common import (
-    copy_action,
-    dict_space,
-    is_camera,
-    is_key,
-    noop_action,
-    value_of,
-    whole_number,
-)
+from latent_obs.actions.common import dict_space, is_camera, is_key, noop_action, value_of
 from latent_obs.envs.old_spaces import Enum
 from latent_obs.util.errors import InputError
 
@@ -69,34 +62,35 @@ class DiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstruc
         for key in [] if isinstance(always, Mapping) else self.always:
             if not is_key(space.spaces[key]):
                 raise InputError(f"always: {key!r} is no key but {space.spaces[key]}; give it a value: {{{key!r}: …}}")
-        table, names = [noop], [NOOP]
-        for i, (name, changes) in enumerate(_named(actions), 1):
+        if not isinstance(actions, Mapping | Sequence) or isinstance(actions, str) or not actions:
+            raise InputError(f"actions must be a list of mappings or a mapping of named ones, got {actions!r}")
+        named = actions.items() if isinstance(actions, Mapping) else [("", changes) for changes in actions]
+        self._table, names, effects = [noop], [NOOP], [_numbers(space, noop)]
+        for i, (name, changes) in enumerate(named, 1):
             what = f"action {i}" + (f" ({name!r})" if name else "")
+            if not isinstance(name, str) or not isinstance(changes, Mapping):
+                raise InputError(f"{what} must be a mapping such as {{'forward': 1}}, got {changes!r}")
             entries = _entries(space, changes, what)
-            action = {**copy_action(noop), **copy_action(self.always), **entries}
-            name = name or _name(space, entries or self.always, noop, self.always)
-            for j, other in enumerate(table):
-                if _equal(other, action) or names[j] == name:
-                    raise InputError(
-                        f"{what}, {dict(changes)}, does the same or has the same name as action {j} ({names[j]!r}); "
-                        "leave it out, or name it"
-                    )
-            table.append(action)
-            names.append(name)
-        self._table = table
+            self._table.append({**noop, **self.always, **entries})
+            names.append(name or _name(space, entries or self.always, noop, self.always))
+            effects.append(_numbers(space, self._table[i]))
+            first = min(names.index(names[i]), effects.index(effects[i]))
+            if first < i:
+                raise InputError(
+                    f"{what}, {dict(changes)}, does the same or has the same name as action {first} "
+                    f"({names[first]!r}); leave it out, or name it"
+                )
         self.names = tuple(names)
-        self.action_space: spaces.Discrete = spaces.Discrete(len(table))
+        self.action_space: spaces.Discrete = spaces.Discrete(len(names))
 
     @property
     def actions(self) -> list[dict[str, Any]]:
         """A fresh copy of the table: the whole Dict action behind each number."""
-        return [copy_action(action) for action in self._table]
+        return [copy.deepcopy(action) for action in self._table]
 
     def action(self, action: Any) -> dict[str, Any]:
         """A fresh copy of the Dict action with a number; `InputError` for a number outside the action space."""
-        chosen = self._table[whole_number(action, 0, len(self._table), "the action")]
-        # Plain numbers need no copy: a third of copy_action's time.
-        return {key: value if isinstance(value, int) else copy_action(value) for key, value in chosen.items()}
+        return copy.deepcopy(self._table[value_of(self.action_space, action, "the action")])
 
 
 def held(always: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
@@ -109,47 +103,34 @@ def held(always: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
     return dict.fromkeys(keys, 1)
 
 
-def _named(actions: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """The actions with their names, an empty one where it is still to be made."""
-    if not isinstance(actions, Mapping | Sequence) or isinstance(actions, str) or not actions:
-        raise InputError(f"actions must be a list of mappings or a mapping of named ones, got {actions!r}")
-    pairs = list(actions.items()) if isinstance(actions, Mapping) else [("", changes) for changes in actions]
-    for i, (name, changes) in enumerate(pairs, 1):
-        if not isinstance(name, str) or not isinstance(changes, Mapping):
-            raise InputError(f"action {i} must be a mapping such as {{'forward': 1}}, got {name!r}: {changes!r}")
-    return pairs
-
-
 def _entries(space: spaces.Dict, changes: Mapping[str, Any], what: str) -> dict[str, Any]:
-    unknown = [key for key in changes if key not in space.spaces]
-    if unknown:
-        raise InputError(f"{what} has the entry {unknown[0]!r}; the action space has {', '.join(space.spaces)}")
+    for key in changes:
+        if key not in space.spaces:
+            raise InputError(f"{what} has the entry {key!r}; the action space has {', '.join(space.spaces)}")
     return {key: value_of(space.spaces[key], value, f"{what}: {key}") for key, value in changes.items()}
+
+
+def _numbers(space: spaces.Space[Any], value: Any) -> list[float]:
+    """The numbers in a value of a space; equal values have equal ones."""
+    return np.asarray(spaces.flatten(space, value)).tolist()
 
 
 def _name(space: spaces.Dict, entries: Mapping[str, Any], noop: Mapping[str, Any], always: Mapping[str, Any]) -> str:
     """The entries in words; one that equals the no-op says nothing, unless it releases a key that is always held."""
-    named = [key for key, value in entries.items() if key in always or not _equal(value, noop[key])]
-    return "+".join(_part(space.spaces[key], key, entries[key]) for key in named) or "nothing held"
-
-
-def _part(space: spaces.Space[Any], key: str, value: Any) -> str:
-    """One entry of an action in words."""
-    if is_key(space):
-        return key if value else f"no {key}"
-    if isinstance(space, Enum):
-        return f"{key} {space.names[value]}"
-    if is_camera(key, space):
-        pitch, yaw = (float(degrees) for degrees in value)
-        words = [f"{'down' if pitch > 0 else 'up'} {abs(pitch):g}"] if pitch else []
-        words += [f"{'right' if yaw > 0 else 'left'} {abs(yaw):g}"] if yaw else []
-        return " ".join([key, *(words or ["still"])])
-    return f"{key} {value.tolist() if isinstance(value, np.ndarray) else value}"
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(_equal(value, other[key]) for key, value in one.items())
-    if isinstance(one, tuple):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return bool(np.array_equal(one, other))
+    words: list[str] = []
+    for key, value in entries.items():
+        part = space.spaces[key]
+        if key not in always and _numbers(part, value) == _numbers(part, noop[key]):
+            continue
+        if is_key(part):
+            words.append(key if value else f"no {key}")
+        elif isinstance(part, Enum):
+            words.append(f"{key} {part.names[value]}")
+        elif is_camera(key, part):
+            pitch, yaw = map(float, value)
+            turns = [f"{'down' if pitch > 0 else 'up'} {abs(pitch):g}"] if pitch else []
+            turns += [f"{'right' if yaw > 0 else 'left'} {abs(yaw):g}"] if yaw else []
+            words.append(" ".join([key, *(turns or ["still"])]))
+        else:
+            words.append(f"{key} {value.tolist() if isinstance(value, np.ndarray) else value}")
+    return "+".join(words) or "nothing held"

@@ -1,11 +1,12 @@
 """`FrameSkip`: an action for several frames, in which a key is held and a turn or a recipe happens once."""
 
+import copy
 from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
 
-from latent_obs.actions.common import copy_action, is_camera, noop_action, value_of
+from latent_obs.actions.common import is_camera, noop_action, value_of
 from latent_obs.envs.old_spaces import Enum
 from latent_obs.util.errors import check_count
 
@@ -37,12 +38,11 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
         ...     def step(self, action):
         ...         print(action["attack"], action["camera"].tolist())
         ...         return None, 1.0, False, False, {}
-        >>> env = FrameSkip(Turns(), 3)
+        >>> env = FrameSkip(Turns(), 2)
         >>> env.step({"attack": 1, "camera": env.noop["camera"] + 10})[1]
         1 [10.0, 10.0]
         1 [0.0, 0.0]
-        1 [0.0, 0.0]
-        3.0
+        2.0
     """
 
     def __init__(self, env: gym.Env[Any, Any], frames: int) -> None:
@@ -50,25 +50,24 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
         gym.Wrapper.__init__(self, env)
         self.frames = check_count("frames", frames)
         self._noop = noop_action(env)
-        space = env.action_space
-        inner = space.spaces if isinstance(space, spaces.Dict) else {}
-        self.once = tuple(key for key, part in inner.items() if isinstance(part, Enum) or is_camera(key, part))
+        entries = env.action_space.spaces.items() if isinstance(env.action_space, spaces.Dict) else ()
+        self.once = tuple(key for key, space in entries if isinstance(space, Enum) or is_camera(key, space))
 
     @property
     def noop(self) -> Any:
         """The environment's no-op; a fresh copy."""
-        return copy_action(self._noop)
+        return copy.deepcopy(self._noop)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Do an action for `frames` frames, or until the episode ends."""
         action = value_of(self.action_space, action, "action")
-        rest = {**action, **{key: self._noop[key] for key in self.once}} if self.once else action
-        # A copy each time: the environment may keep or change its action.
-        observation, reward, terminated, truncated, info = self.env.step(copy_action(action))
-        total = float(reward)
-        for _ in range(self.frames - 1):
+        total = 0.0
+        for frame in range(self.frames):
+            if frame == 1 and self.once:
+                action |= {key: self._noop[key] for key in self.once}
+            # A copy each time: the environment may keep or change its action.
+            observation, reward, terminated, truncated, info = self.env.step(copy.deepcopy(action))
+            total += float(reward)
             if terminated or truncated:
                 break
-            observation, reward, terminated, truncated, info = self.env.step(copy_action(rest))
-            total += float(reward)
-        return observation, total, bool(terminated), bool(truncated), info
+        return observation, total, bool(terminated), bool(truncated), info  # pyright: ignore[reportPossiblyUnbound]

@@ -1,17 +1,102 @@
-"""`MultiDiscreteActions`: every key, every Enum and both turns of the camera as choices of their own."""
+"""`MultiDiscreteActions`: each key, each Enum and both turns of the camera (`CameraBins`) as choices of their own."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from latent_obs.actions.camera import CameraBins
 from latent_obs.actions.common import CAMERA, dict_space, is_camera, is_key, noop_action, value_of
 from latent_obs.envs.old_spaces import Enum
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_choice, check_count
+
+
+@dataclass(frozen=True)
+class CameraBins:
+    """An odd number of bins of degrees, symmetric around a central one that is exactly 0.0.
+
+    "linear" spaces them evenly from -max to max. "mu-law" spaces them evenly after companding, so that they are fine
+    near zero, where aiming happens, and coarse further out: with v in degrees, m the largest turn and mu the curvature,
+
+        encode(v) = sign(v) · m · log(1 + mu |v| / m) / log(1 + mu)
+        decode(u) = sign(u) · m · ((1 + mu)^(|u| / m) - 1) / mu
+
+    Bins are equally spaced values of encode; a turn goes to the bin nearest in them. The formula and the defaults (11
+    bins, 10 degrees, mu 10) are those of VPT: Baker et al. 2022, "Video PreTraining (VPT): Learning to Act by Watching
+    Unlabeled Online Videos", whose bins these are.
+
+    Args:
+        bins: An odd number from 3 to 999.
+        max_degrees: The largest turn; larger ones go to the outermost bins.
+        rule: "mu-law" or "linear".
+        mu: Curvature of the mu-law; the larger, the finer near zero.
+
+    Attributes:
+        values: float64 (bins,), degrees of each bin, ascending; read-only.
+
+    Raises:
+        InputError: An argument is out of its range, or two bins are the same as float32 numbers.
+
+    Example:
+        >>> camera = CameraBins()
+        >>> camera.values.round(2).tolist()
+        [-10.0, -5.81, -3.22, -1.61, -0.62, 0.0, 0.62, 1.61, 3.22, 5.81, 10.0]
+        >>> camera.to_bins([0.1, -4.0, 90.0])
+        array([ 5,  2, 10])
+    """
+
+    bins: int = 11
+    max_degrees: float = 10.0
+    rule: Literal["mu-law", "linear"] = "mu-law"
+    mu: float = 10.0
+    values: NDArray[np.float64] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if check_count("bins", self.bins, 3) > 999 or self.bins % 2 == 0:
+            raise InputError(f"bins must be an odd number from 3 to 999, got {self.bins!r}")
+        check_choice("rule", self.rule, ("mu-law", "linear"))
+        for name, most in (("max_degrees", 180.0), ("mu", np.finfo(float).max)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float | np.number) or not 0 < value <= most:
+                raise InputError(f"{name} must be a number above 0 and at most {most:g}, got {value!r}")
+        share = np.arange(-self.center, self.center + 1) / self.center
+        if self.rule == "mu-law":
+            share = np.sign(share) * np.expm1(np.abs(share) * np.log1p(self.mu)) / self.mu
+        share[[0, -1]] = -1, 1  # without the error of rounding
+        values = share * self.max_degrees
+        if not (np.diff(values.astype(np.float32)) > 0).all():
+            raise InputError(f"bins of {self} are the same as float32 numbers; take a smaller mu or fewer bins")
+        values.flags.writeable = False
+        object.__setattr__(self, "values", values)
+
+    @property
+    def center(self) -> int:
+        """The bin of no turn."""
+        return self.bins // 2
+
+    def to_degrees(self, bins: ArrayLike) -> NDArray[np.float64]:
+        """Degrees of bins, in their shape; `InputError` if they are not whole numbers from 0 to bins - 1."""
+        array = np.asarray(bins)
+        if array.dtype.kind not in "iu" or not ((array >= 0) & (array < self.bins)).all():
+            raise InputError(f"bins of the camera must be whole numbers from 0 to {self.bins - 1}, got {bins!r}")
+        return self.values[array]
+
+    def to_bins(self, degrees: ArrayLike) -> NDArray[np.int64]:
+        """Nearest bin of each turn (after companding), int64 in the shape of `degrees`; `InputError` for NaN.
+
+        Turns beyond `max_degrees` go to the outermost bins.
+        """
+        array = np.asarray(degrees)
+        if array.dtype.kind not in "fiu" or np.isnan(array).any():
+            raise InputError(f"degrees of the camera must be numbers, got {degrees!r}")
+        share = np.clip(array.astype(np.float64) / self.max_degrees, -1, 1)
+        if self.rule == "mu-law":
+            share = np.sign(share) * np.log1p(self.mu * np.abs(share)) / np.log1p(self.mu)
+        return self.center + np.rint(share * self.center).astype(np.int64)
+
 
 _VPT = CameraBins()
 
@@ -29,7 +114,6 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
 
     Attributes:
         names: A name per choice: "attack", …, "craft", …, "camera pitch", "camera yaw".
-        index: The place of each name.
         choices: What each choice chooses from, in words.
         noop: int64 (n,), the action that does nothing.
 
@@ -57,38 +141,31 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
         gym.ActionWrapper.__init__(self, env)
         self.camera = camera
         self._space = dict_space(env.action_space, "MultiDiscreteActions")
-        self._inner = self._space.spaces
-        for key, space in self._inner.items():
-            if not isinstance(space, spaces.Discrete) and not is_camera(key, space):
+        self._starts: dict[str, int] = {}  # of the Discrete entries, in the order of the choices
+        self._turns: NDArray[Any] | None = None  # degrees of each bin, as the camera's dtype
+        self.choices: list[list[str]] = []
+        for key, space in sorted(self._space.spaces.items(), key=lambda item: not is_key(item[1])):  # keys first
+            if isinstance(space, spaces.Discrete):
+                start = self._starts[key] = int(space.start)
+                words = space.names if isinstance(space, Enum) else range(start, start + int(space.n))
+                self.choices.append(list(map(str, words)))
+            elif isinstance(space, spaces.Box) and is_camera(key, space):
+                self._turns = camera.values.astype(space.dtype)
+                if (space.low > self._turns[0]).any() or (space.high < self._turns[-1]).any():
+                    raise InputError(f"max_degrees is {camera.max_degrees:g}, more than {CAMERA} allows: {space}")
+            else:
                 raise InputError(
                     f"action[{key!r}] is {space}; MultiDiscreteActions takes Discrete and Enum entries and a `camera` "
                     "of two floats. List actions with DiscreteActions instead"
                 )
-        discrete = {key: space for key, space in self._inner.items() if isinstance(space, spaces.Discrete)}
-        order = sorted(discrete, key=lambda key: not is_key(discrete[key]))  # stable: else the order of the Dict
-        self._places = [(key, i, int(discrete[key].start)) for i, key in enumerate(order)]
-        sizes = [int(discrete[key].n) for key in order]
-        self.names = tuple(order)
-        self.choices = [
-            list(part.names) if isinstance(part, Enum) else [str(int(part.start) + i) for i in range(int(part.n))]
-            for part in (discrete[key] for key in order)
-        ]
-        self._camera_at = len(order) if CAMERA in self._inner and CAMERA not in discrete else None
-        if self._camera_at is not None:
-            turn = self._inner[CAMERA]
-            assert isinstance(turn, spaces.Box)
-            self._turns = camera.values.astype(turn.dtype)
-            if (turn.low > self._turns[0]).any() or (turn.high < self._turns[-1]).any():
-                raise InputError(f"max_degrees is {camera.max_degrees:g}, more than action['{CAMERA}'] allows: {turn}")
-            sizes += [camera.bins] * 2
+        self.names = tuple(self._starts)
+        if self._turns is not None:
             self.names += (f"{CAMERA} pitch", f"{CAMERA} yaw")
             self.choices += [[f"{degrees:.3g}" for degrees in camera.values]] * 2
-        self.index = {name: i for i, name in enumerate(self.names)}
-        self._sizes = sizes
-        self.action_space: spaces.MultiDiscrete = spaces.MultiDiscrete(sizes)
+        self.action_space: spaces.MultiDiscrete = spaces.MultiDiscrete(list(map(len, self.choices)))
         noop = noop_action(env)
         self._noop = self.inverse(noop)
-        if self._camera_at is not None and not np.array_equal(self.action(self._noop)[CAMERA], noop[CAMERA]):
+        if self._turns is not None and not np.array_equal(self.action(self._noop)[CAMERA], noop[CAMERA]):
             raise InputError(
                 f"the environment's no-op turns the camera by {noop[CAMERA].tolist()}, which no bin of {camera} does"
             )
@@ -100,19 +177,16 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
 
     def action(self, action: Any) -> dict[str, Any]:
         """The Dict action of a row of choices, whole numbers (n,); `InputError` if it is not in the action space."""
-        array = np.asarray(action)
-        if array.dtype.kind not in "iu" or array.shape != (len(self._sizes),):
-            raise InputError(
-                f"the action must be {len(self._sizes)} whole numbers ({', '.join(self.names)}), got {action!r}"
-            )
-        numbers = array.tolist()
-        for name, number, size in zip(self.names, numbers, self._sizes, strict=True):
-            if not 0 <= number < size:
-                raise InputError(f"{name} must be from 0 to {size - 1}, got {number}")
-        chosen: dict[str, Any] = {key: numbers[i] + start for key, i, start in self._places}
-        if self._camera_at is not None:
-            chosen[CAMERA] = self._turns[array[self._camera_at :]]
-        return {key: chosen[key] for key in self._inner}
+        row = np.asarray(action)
+        if row.dtype.kind not in "iu" or not self.action_space.contains(row):
+            choices = ", ".join(f"{n} for {name}" for name, n in zip(self.names, self.action_space.nvec, strict=True))
+            raise InputError(f"the action must be a whole number from 0 for each choice ({choices}), got {action!r}")
+        chosen: dict[str, Any] = {
+            key: number + start for (key, start), number in zip(self._starts.items(), row.tolist(), strict=False)
+        }
+        if self._turns is not None:
+            chosen[CAMERA] = self._turns[row[-2:]]
+        return {key: chosen[key] for key in self._space.spaces}
 
     def inverse(self, action: Mapping[str, Any]) -> NDArray[np.int64]:
         """The row of choices nearest to a Dict action, such as one of a demonstration: int64 (n,).
@@ -121,7 +195,5 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
         environment's action space.
         """
         values = value_of(self._space, action, "action")
-        row = [values[key] - start for key, _, start in self._places]
-        if self._camera_at is not None:
-            row += self.camera.to_bins(values[CAMERA]).tolist()
-        return np.array(row, np.int64)
+        turns = [] if self._turns is None else self.camera.to_bins(values[CAMERA])
+        return np.array([*(values[key] - start for key, start in self._starts.items()), *turns], np.int64)

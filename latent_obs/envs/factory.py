@@ -92,7 +92,7 @@ def wrap(env: Any, encoder: EncoderLike, **options: Unpack[OptionsDict]) -> Late
     encoder = _loaded(encoder, options)
     is_minerl = is_minerl_env(env) and minerl_version() == MINERL
     if is_minerl:
-        from latent_obs.minerl.registration import adapt_minerl
+        from latent_obs.minerl.env import adapt_minerl
 
         env = adapt_minerl(env)
     elif is_old_gym(env):

@@ -36,7 +36,7 @@ def make_pixel_env(env_id: str | EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
     if is_vizdoom:
         require("vizdoom.gymnasium_wrapper", extra="vizdoom", purpose=f"make {name}")
     elif is_minerl_id(name):
-        from latent_obs.minerl.registration import register_minerl
+        from latent_obs.minerl.env import register_minerl
 
         register_minerl()
     try:

@@ -16,6 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from latent_obs.minerl.installation import check_client, check_game
@@ -28,12 +29,9 @@ _NOOP_CORRECTIONS = 4  # the first leaves some 1e-3 degrees, the second 1e-5
 _GYM_ERRORS_ONLY = 40  # gym.logger.ERROR: it warns of the precision of minerl's spaces at every reset
 
 
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
+def quietly() -> contextlib.AbstractContextManager[Any]:
     """Hide the deprecation warnings of minerl and gym, which users cannot fix."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return warnings.catch_warnings(action="ignore")
 
 
 def load_minerl() -> Any:
@@ -54,6 +52,10 @@ def load_minerl() -> Any:
 
 def _is_no_fault(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(_UPSTREAM_ON_FAULTS)
+
+
+def _malmo() -> Any:
+    return require("minerl.env.malmo", extra="minerl", purpose="reach a game")
 
 
 def minerl_specs() -> dict[str, Any]:
@@ -93,24 +95,21 @@ def noop_vector(task: Any) -> Mapping[str, Any] | None:
         return None
     action = plain.action_space.no_op()
     for _ in range(_NOOP_CORRECTIONS):
-        turn = task.unwrap_action(task.wrap_action(action))["camera"]
-        action["camera"] = action["camera"] - turn
+        action["camera"] = action["camera"] - task.unwrap_action(task.wrap_action(action))["camera"]
     return task.wrap_action(action)
 
 
 def kill_tree(process: Any) -> None:
     """End a launch script and all that it started: first by SIGTERM, as a virtual display has files to remove."""
-    with contextlib.suppress(Exception):  # it may be gone, or half gone
+    import psutil  # which minerl needs
+
+    with suppress(psutil.Error):  # it may be gone, or half gone
         processes = [*process.children(recursive=True), process]
         for each in processes:
-            with contextlib.suppress(Exception):
+            with suppress(psutil.Error):
                 each.terminate()
-        until = time.monotonic() + 3
-        for each in processes:
-            with contextlib.suppress(Exception):
-                each.wait(max(0.0, until - time.monotonic()))
-        for each in processes:
-            with contextlib.suppress(Exception):
+        for each in psutil.wait_procs(processes, timeout=3)[1]:
+            with suppress(psutil.Error):
                 each.kill()
 
 
@@ -123,12 +122,12 @@ def end_game(instance: Any) -> None:
     process = instance.minecraft_process
     if process is not None and process.returncode is None:
         # A game whose script is gone still belongs to its group; Windows has no killpg.
-        with contextlib.suppress(OSError, AttributeError):
+        with suppress(OSError, AttributeError):
             os.killpg(process.pid, signal.SIGCONT)
         kill_tree(process)
-        with contextlib.suppress(OSError, AttributeError):
+        with suppress(OSError, AttributeError):
             os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(Exception):
+        with suppress(Exception):
             process.wait(5)
     if process is not None:
         reader = getattr(instance, "_logger_thread", None)
@@ -137,7 +136,7 @@ def end_game(instance: Any) -> None:
         process.stdout.close()
     if instance.instance_dir is not None:
         shutil.rmtree(instance.instance_dir, ignore_errors=True)
-    pool = require("minerl.env.malmo", extra="minerl", purpose="end a game").InstanceManager._instance_pool
+    pool = _malmo().InstanceManager._instance_pool
     if instance in pool:
         pool.remove(instance)
         instance.release_lock()
@@ -158,8 +157,7 @@ class GameConnection:
         shape: tuple[int, ...] = self.core.observation_space.spaces["pov"].shape
         self._picture = bytes(math.prod(shape))  # the last one that was not empty
         self._picture_is_next = False
-        self._deadline = 0.0
-        self._seconds = 0.0
+        self._deadline = self._seconds = 0.0
         for instance in self.core.instances:  # of an environment that was in use before
             if port is None and instance.existing:
                 self.port, self.host = instance.port, instance.host  # where to find the game again
@@ -185,15 +183,10 @@ class GameConnection:
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
 
-    def peek(self) -> Any:
-        """Ask for the observation once more."""
-        (observation,) = self.core._peek_obs().values()
-        return observation
-
     def drop(self) -> None:
         """Forget the game after a fault: close the connection, and end the game if it was started here."""
         for instance in self.core.instances:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 if instance.client_socket is not None:
                     instance.client_socket.close()
             instance.client_socket = None
@@ -205,24 +198,23 @@ class GameConnection:
         """Say goodbye to the game, and end it if it was started here."""
         self.begin(5.0)
         for window in (self.core.viewers or {}).values():  # minerl fails on them
-            with contextlib.suppress(Exception):
+            with suppress(Exception):
                 window.close()
         if self.core.viewers:
             self.core.viewers = {}
-        with contextlib.suppress(Exception), quietly():
+        with suppress(Exception), quietly():
             self.client.close()
         self.drop()
 
     def _new_instance(self, port: int | None = None, instance_id: int | None = None) -> Any:
         """Replaces minerl's method: the game on the port, or a new one."""
-        malmo = require("minerl.env.malmo", extra="minerl", purpose="reach a game")
         if self.port is not None:
-            instance = malmo.MinecraftInstance(port=self.port, existing=True, status_dir=None)
+            instance = _malmo().MinecraftInstance(port=self.port, existing=True, status_dir=None)
             instance._host = self.host
             instance.launch()
         else:
             check_game()
-            instance = malmo.InstanceManager.get_instance(os.getpid(), instance_id=instance_id)
+            instance = _malmo().InstanceManager.get_instance(os.getpid(), instance_id=instance_id)
             try:
                 with quietly(), self._launched_in_time(instance):
                     instance.launch(replaceable=True)
@@ -272,6 +264,9 @@ class GameConnection:
                 if instance.client_socket is None:
                     raise ConnectionError("there is no connection to the game")
                 yield instance.client_socket
+            except TimeoutError:
+                self.trouble = f"no answer within {self._seconds:g} s"
+                raise TimeoutError(self.trouble) from None
             except OSError as error:
                 self.trouble = str(error)
                 raise
@@ -279,7 +274,7 @@ class GameConnection:
         def send(message: bytes) -> None:
             with connected() as sock:
                 sock.settimeout(self._remaining())
-                sock.sendall(struct.pack("!I", len(message)) + message)
+                sock.sendall(_framed(message))
             self._picture_is_next = message.startswith((b"<StepClient", b"<Peek"))
 
         def receive() -> bytes:
@@ -310,34 +305,32 @@ class GameConnection:
         instance.client_socket_recv_message = receive
 
     def _remaining(self) -> float:
-        remaining = self._deadline - time.monotonic()
-        if remaining <= 0:
+        if (remaining := self._deadline - time.monotonic()) <= 0:
             raise TimeoutError(f"no answer within {self._seconds:g} s")
         return remaining
 
     def _exactly(self, sock: socket.socket, count: int) -> bytes:
         """Receive so many bytes, or raise; minerl gives None for a closed connection."""
-        buffer = bytearray(count)
-        view, got = memoryview(buffer), 0
-        while got < count:
+        received = bytearray()
+        while len(received) < count:
             sock.settimeout(self._remaining())
-            try:
-                n = sock.recv_into(view[got:])
-            except TimeoutError:
-                raise TimeoutError(f"no answer within {self._seconds:g} s") from None
-            if n == 0:
+            chunk = sock.recv(count - len(received))
+            if not chunk:
                 raise ConnectionError("the game closed the connection")
-            got += n
-        return bytes(buffer)
+            received += chunk
+        return bytes(received)
+
+
+def _framed(message: bytes) -> bytes:
+    """A message with its length before it, as the protocol demands."""
+    return struct.pack("!I", len(message)) + message
 
 
 def _greet(host: str, port: int) -> None:
     """Check that something listens on the port (InputError), and leave as the protocol demands."""
-    malmo = require("minerl.env.malmo", extra="minerl", purpose="reach a game")
     try:
         with socket.create_connection((host, port), timeout=5) as sock:
-            for message in (f"<MalmoEnv{malmo.malmo_version}/>".encode(), b"<Disconnect/>"):
-                sock.sendall(struct.pack("!I", len(message)) + message)
+            sock.sendall(_framed(f"<MalmoEnv{_malmo().malmo_version}/>".encode()) + _framed(b"<Disconnect/>"))
     except OSError as error:
         raise InputError(
             f"port: no game listens on {host}:{port} ({error}). Start one there (docs/minerl.md explains how), or omit "

@@ -1,12 +1,18 @@
-"""`MineRLEnv`: a minerl 0.4.4 environment as a Gymnasium environment that says when its game is lost."""
+"""MineRL 0.4.4 as Gymnasium environments: `MineRLEnv`, `make_minerl` by name, and their entry in the registry."""
 
+import copy
+import difflib
 import time
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
+from latent_obs.actions import FrameSkip, sb3_actions
+from latent_obs.envs.faults import RestartOnFault
 from latent_obs.envs.old_gym import OldGymEnv
-from latent_obs.minerl.client import GameConnection, core_of, noop_vector, quietly
+from latent_obs.minerl.client import GameConnection, core_of, make_client, minerl_specs, noop_vector, quietly
 from latent_obs.util.errors import GameFaultError, InputError, LatentObsError
 
 _PEEK_PAUSE_S = 0.1
@@ -60,7 +66,7 @@ class MineRLEnv(OldGymEnv):
     @property
     def noop(self) -> Any:
         """The action that does nothing; of an obfuscated task, the vector that stands for it."""
-        return {key: np.copy(value) if isinstance(value, np.ndarray) else value for key, value in self._noop.items()}
+        return copy.deepcopy(self._noop)
 
     def _begin(self, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         del keywords  # the client's reset takes none; its seed was set
@@ -73,7 +79,7 @@ class MineRLEnv(OldGymEnv):
                 observation = self.gym_env.reset()
             while self.connection.picture_missing:  # the world is there, its picture not yet
                 time.sleep(_PEEK_PAUSE_S)
-                observation = self.connection.peek()
+                (observation,) = self.core._peek_obs().values()
         except LatentObsError:
             self._lost = True
             raise
@@ -91,10 +97,9 @@ class MineRLEnv(OldGymEnv):
                 observation, reward, done, info = self.gym_env.step(action)
         except Exception as error:  # the action was checked before: this is the game's doing
             raise self._fault(where, error) from error
-        if "error" in info:  # and the observation is a random one
-            raise self._fault(where, self.connection.trouble or info["error"])
-        if self.core.done and not done:  # the picture came, and then the connection broke
-            raise self._fault(where, self.connection.trouble)
+        # With an error the observation is a random one; or the picture came, and then the connection broke.
+        if "error" in info or (self.core.done and not done):
+            raise self._fault(where, self.connection.trouble or info.get("error"))
         if self.connection.picture_missing:
             info = {**info, "frame_missing": True}
         return observation, reward, done, False, info
@@ -109,3 +114,86 @@ class MineRLEnv(OldGymEnv):
         """Leave the game, and end it if it was started here."""
         self.connection.close()
         super().close()
+
+
+def make_minerl(
+    env_id: str,
+    *,
+    port: int | None = None,
+    host: str = "localhost",
+    actions: str | Path = "auto",
+    camera_step_degrees: float = 10.0,
+    always: str | None = None,
+    camera_bins: int = 11,
+    camera_max_degrees: float = 10.0,
+    frame_skip: int = 1,
+    render_mode: str | None = None,
+    step_deadline_s: float = 60.0,
+    reset_deadline_s: float = 900.0,
+    faults_in_a_row: int = 8,
+) -> gym.Env[Any, Any]:
+    """Make a MineRL 0.4.4 environment as a Gymnasium environment whose actions Stable-Baselines3 can take.
+
+    Observations are MineRL's own (a Dict with ``pov``). A lost game is a truncation and a restart (`RestartOnFault`).
+
+    Args:
+        env_id: Such as "MineRLTreechop-v0"; `minerl_specs` has all of them.
+        port: Of a game that runs already. None starts one, which needs Java 8 and the built game (docs/minerl.md).
+        host: Where the game on that port runs.
+        actions: "auto": a curated set for the task ("discrete"), or the obfuscated vector ("continuous").
+            "multidiscrete", "multidiscrete-linear", "dict" (MineRL's own), or a file of k-means centroids. See
+            `latent_obs.actions`.
+        camera_step_degrees: How far one discrete action turns.
+        always: Keys held in every discrete action but the no-op, such as "attack+sprint"; None: as fits the task.
+        camera_bins: Bins of each axis of the camera, for "multidiscrete".
+        camera_max_degrees: The largest turn among them.
+        frame_skip: Game steps per action; keys are held, turns and crafting happen once.
+        render_mode: "rgb_array" or "human".
+        step_deadline_s: Seconds after which a game that does not answer counts as hung.
+        reset_deadline_s: The same for the start of an episode, and of the game.
+        faults_in_a_row: After so many lost games in a row it stops with `GameLostError`.
+
+    Raises:
+        InputError: The id or an argument is wrong, nothing listens on the port, or a game cannot be started here.
+        MissingExtraError: minerl is not installed.
+    """
+    specs = minerl_specs()
+    if env_id not in specs:
+        near = difflib.get_close_matches(env_id, list(specs), n=4, cutoff=0.5)
+        hint = f"Did you mean {', '.join(near)}?" if near else "latent_obs.minerl.client.minerl_specs() lists all"
+        raise InputError(f"minerl 0.4.4 has no environment {env_id!r}. {hint}")
+    deadlines: dict[str, Any] = {"step_deadline_s": step_deadline_s, "reset_deadline_s": reset_deadline_s}
+    game = MineRLEnv(make_client(env_id), port=port, host=host, render_mode=render_mode, **deadlines)
+    try:
+        env: gym.Env[Any, Any] = RestartOnFault(game, most_in_a_row=faults_in_a_row)
+        return sb3_actions(
+            env if frame_skip == 1 else FrameSkip(env, frame_skip),
+            actions,
+            env_id=env_id,
+            camera_step_degrees=camera_step_degrees,
+            always=always,
+            camera_bins=camera_bins,
+            camera_max_degrees=camera_max_degrees,
+        )
+    except BaseException:
+        game.close()
+        raise
+
+
+def adapt_minerl(client: Any) -> gym.Env[Any, Any]:
+    """An environment that minerl's own `gym.make` gave, as `make_minerl` makes it by default."""
+    game = MineRLEnv(client)
+    return sb3_actions(RestartOnFault(game), env_id=game.env_id)
+
+
+def register_minerl() -> None:
+    """Enter MineRL's environments in Gymnasium's registry, so that `gymnasium.make` knows them; errors as there."""
+    for env_id, spec in minerl_specs().items():
+        if env_id not in gym.registry:
+            gym.register(
+                env_id,
+                "latent_obs.minerl.env:make_minerl",
+                kwargs={"env_id": env_id},
+                max_episode_steps=spec.max_episode_steps,
+                reward_threshold=spec.reward_threshold,
+            )

@@ -18,8 +18,6 @@ from pathlib import Path
 from latent_obs.util.errors import InputError, MissingExtraError
 
 MINERL = "0.4.4"
-GYM = ((0, 13, 1), (0, 20))  # what minerl 0.4.4 asks for: from the first, below the second
-GYM_TO_INSTALL = "0.17.3"
 JAVA = 8
 GAME_JAR = Path("build", "libs", "MalmoMod-0.37.0-fat.jar")
 RECIPE = "docs/minerl.md"
@@ -51,13 +49,9 @@ def find_java(timeout: float = 10.0) -> JavaVersion | None:
     if program is None:
         return None
     try:
-        done = subprocess.run(
-            [program, "-version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return JavaVersion(Path(program), f"no answer in {timeout:g} seconds", None)
-    except OSError as error:
-        return JavaVersion(Path(program), error.strerror or str(error), None)
+        done = subprocess.run([program, "-version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
+    except (subprocess.TimeoutExpired, OSError) as error:
+        return JavaVersion(Path(program), f"no answer ({error})", None)
     printed = (done.stderr + b"\n" + done.stdout).decode(errors="replace")
     # The line that begins with "<vendor> version"; others may stand above it (JAVA_TOOL_OPTIONS) and below it.
     found = re.search(r'^\s*\w+ version "?((?:1\.)?(\d+)[^"\s]*)', printed, re.MULTILINE)
@@ -78,11 +72,6 @@ def version_of(distribution: str) -> str | None:
 def minerl_version() -> str | None:
     """Version of the minerl that is installed, or None."""
     return version_of("minerl")
-
-
-def gym_version() -> str | None:
-    """Version of the gym (not gymnasium) that is installed, or None."""
-    return version_of("gym")
 
 
 def game_jar() -> Path | None:
@@ -111,22 +100,20 @@ def display() -> Display:
 
 def how_to_get_java(java: JavaVersion | None) -> str:
     """How to install Java 8 here, where `find_java` found `java`; lines that begin with "$ " are commands."""
-    distribution = ""
-    if sys.platform == "linux" and Path("/etc/os-release").exists():
-        distribution = platform.freedesktop_os_release()["ID"]
-    if sys.platform == "darwin":
-        steps = ["$ brew install --cask temurin@8"]
-    elif sys.platform == "win32":
-        steps = ["$ winget install EclipseAdoptium.Temurin.8.JDK"]
-    elif distribution == "ubuntu":
-        steps = ["$ sudo apt install openjdk-8-jdk"]
-    else:
-        temurin = "Take Temurin 8 (https://adoptium.net/temurin/releases/?version=8), or with conda:"
-        steps = [temurin, "$ conda install -c conda-forge openjdk=8"]
-    if java is not None:
-        choose = " (sudo update-alternatives --config java)" if distribution in ("debian", "ubuntu") else ""
-        steps.append(f"Then have it first on the PATH{choose}: java -version must print 1.8. JAVA_HOME has no effect.")
-    return "\n".join(steps)
+    system = sys.platform
+    if system == "linux" and Path("/etc/os-release").exists():
+        system = platform.freedesktop_os_release()["ID"]
+    commands = {
+        "darwin": "$ brew install --cask temurin@8",
+        "win32": "$ winget install EclipseAdoptium.Temurin.8.JDK",
+        "ubuntu": "$ sudo apt install openjdk-8-jdk",
+    }
+    temurin = "Take Temurin 8 (https://adoptium.net/temurin/releases/?version=8), or with conda:"
+    step = commands.get(system, f"{temurin}\n$ conda install -c conda-forge openjdk=8")
+    if java is None:
+        return step
+    choose = " (sudo update-alternatives --config java)" if system in ("debian", "ubuntu") else ""
+    return f"{step}\nThen have it first on the PATH{choose}: java -version must print 1.8. JAVA_HOME has no effect."
 
 
 def how_to_get_display() -> str:
@@ -142,7 +129,7 @@ def check_client() -> None:
         MissingExtraError: minerl is not installed.
         InputError: It is, but in another version than 0.4.4, or with a gym that it does not run with.
     """
-    minerl, gym = minerl_version(), gym_version()
+    minerl, gym = minerl_version(), version_of("gym")
     install = f"uv sync --extra minerl    (pip needs a recipe of its own: {RECIPE})"
     if minerl is None:
         python = "" if sys.version_info < (3, 12) else " It needs Python 3.11."
@@ -151,13 +138,11 @@ def check_client() -> None:
         )
     if minerl != MINERL:
         raise InputError(f"minerl {minerl} is installed, expected {MINERL}. Install it with: {install}")
-    leading = re.match(r"\d+(?:\.\d+)*", gym or "")
-    numbers = tuple(map(int, leading[0].split("."))) if leading else ()
-    if not GYM[0] <= numbers < GYM[1]:
-        found = f"gym {gym} is installed" if gym is not None else "gym is not installed"
-        raise InputError(
-            f"{found}, expected {GYM_TO_INSTALL} (minerl {MINERL} needs gym >=0.13.1,<0.20). Install it with: {install}"
-        )
+    numbers = tuple(map(int, re.findall(r"\d+", gym or "")[:3]))
+    if not (0, 13, 1) <= numbers < (0, 20):
+        found = f"gym {gym} is installed" if gym else "gym is not installed"
+        needed = f"expected 0.17.3 (minerl {MINERL} needs gym >=0.13.1,<0.20)"
+        raise InputError(f"{found}, {needed}. Install it with: {install}")
 
 
 def check_game() -> None:
@@ -170,10 +155,10 @@ def check_game() -> None:
     problems = []
     if java is None or java.major != JAVA:
         problems.append(f"it runs on Java {JAVA}, and on the PATH is {java or 'no java'}")
-    if jar is None or not jar.is_file():
-        problems.append(
-            f"it is not built, there is no {jar}" if jar else "it comes with minerl, which is not installed"
-        )
+    if jar is None:
+        problems.append("it comes with minerl, which is not installed")
+    elif not jar.is_file():
+        problems.append(f"it is not built, there is no {jar}")
     if not screen.usable:
         problems.append(f"it needs a display, found {screen.found}")
     if problems:

@@ -249,7 +249,7 @@ def test_basic_in_play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_minerls_thresholds_are_upstreams_own():
     pytest.importorskip("minerl")
     from latent_obs.minerl.client import minerl_specs
-    from latent_obs.minerl.registration import register_minerl
+    from latent_obs.minerl.env import register_minerl
 
     register_minerl()
     specs: dict[str, Any] = {env_id: entry._kwargs["env_spec"] for env_id, entry in minerl_specs().items()}

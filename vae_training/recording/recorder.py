@@ -11,20 +11,24 @@ Safe to interrupt and to start again: files are numbered on, and file k is recor
 rows when it is finished, after a Ctrl-C as well; one that is recovered after a `kill -9` has none.
 """
 
-import contextlib
 import dataclasses
 import json
 import re
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium as gym
+import numpy as np
 import torch
+from gymnasium import spaces
 from tqdm import tqdm
 
 from latent_obs.encoder.folder import package_versions
 from latent_obs.envs.pixel_envs import make_pixel_env
+from latent_obs.pixels import PixelContract, find_pixel_key
 from latent_obs.util.atomic import write_json
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_choice, check_count
@@ -32,9 +36,8 @@ from latent_obs.util.interrupt import GracefulStop
 from vae_training.data.frames import Frames, get_datasets
 from vae_training.data.npy_writer import NpyWriter, recover_parts
 from vae_training.data.rows import load_rows, rows_file_of
-from vae_training.recording.camera import Camera, is_no_picture
 from vae_training.recording.policy import Policy, RandomPolicy
-from vae_training.recording.state import RowsTable
+from vae_training.recording.state import RowsTable, StateReader
 
 _MANIFEST = "recording.json"
 _FORMAT_VERSION = 1
@@ -114,32 +117,6 @@ class RecordConfig:
         return {**values, "agent": str(self.agent) if self.agent else None}
 
 
-def _with_settings_of(config: RecordConfig, policy: Policy, say: Callable[[str], object]) -> RecordConfig:
-    """Fill in what was not given from the environment that the policy was made for."""
-    known = policy.settings
-    trained = known.get("env")
-    if not config.env and not trained:
-        raise InputError("env must be given: the settings of this agent do not name its environment")
-    if not known:
-        return config
-    same = config.env in ("", trained)
-    if not same:
-        say(f"the agent was trained in {trained}, and acts in {config.env} here")
-    given, own = config.make_kwargs.get("frame_skip"), known.get("frame_skip")
-    if given not in (None, own):
-        raise InputError(
-            f"frame_skip is {given} here, and the agent was trained with {'none given' if own is None else own}: it "
-            "would see and do other things than in training. Leave frame_skip out, and the agent's is taken"
-        )
-    return dataclasses.replace(
-        config,
-        env=config.env or str(trained),
-        frame_skip=own,
-        env_kwargs={**(known.get("env_kwargs") or {}), **config.env_kwargs} if same else config.env_kwargs,
-        pixel_key=config.pixel_key or (known.get("pixel_key") if same else None),
-    )
-
-
 def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[[str], object] = print) -> Path:
     """Record frames until the folder has as many as asked for.
 
@@ -174,20 +151,18 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
     if have:
         more = "; --frames is how many to have in all" if have >= config.frames else ""
         say(f"{folder} holds {have:,} frames of {config.env} already, of {config.frames:,} asked for{more}")
-    index = first_index
     if have < config.frames:
+        index = first_index
+        actor = policy or RandomPolicy(config.stickiness if config.policy == "sticky" else 0.0)
         try:
             with (
                 GracefulStop() as stop,
                 # An agent acts on one frame at a time: more threads would only wait for each other.
                 torch_threads(None if policy is None else 1),
-                contextlib.closing(make_pixel_env(config.env, **config.make_kwargs)) as env,
+                closing(make_pixel_env(config.env, **config.make_kwargs)) as env,
                 tqdm(total=config.frames, initial=have, unit="frame", desc=config.env, disable=None) as bar,
             ):
-                camera = Camera(env, config.env, config.size, pixel_key=config.pixel_key, state=config.state)
-                actor = policy or RandomPolicy(config.stickiness if config.policy == "sticky" else 0.0)
-                actor.begin(env)
-                recorder = _Recorder(config, camera, actor, present_shape, bar, stop)
+                recorder = _Recorder(config, env, actor, present_shape, bar, stop)
                 while have < config.frames and not stop.requested:
                     have += recorder.record_file(index, min(config.frames_per_file, config.frames - have))
                     index += 1
@@ -210,75 +185,141 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
     return folder
 
 
+def _with_settings_of(config: RecordConfig, policy: Policy, say: Callable[[str], object]) -> RecordConfig:
+    """Fill in what was not given from the environment that the policy was made for."""
+    known = policy.settings
+    trained, own = known.get("env"), known.get("frame_skip")
+    if not config.env and not trained:
+        raise InputError("env must be given: the settings of this agent do not name its environment")
+    if not known:
+        return config
+    if config.make_kwargs.get("frame_skip") not in (None, own):
+        raise InputError(
+            f"frame_skip is {config.make_kwargs['frame_skip']} here, and was {own} when the agent was trained: it "
+            "would see and do other things. Leave frame_skip out, and the agent's is taken"
+        )
+    if config.env not in ("", trained):
+        say(f"the agent was trained in {trained}, and acts in {config.env} here")
+        return dataclasses.replace(config, frame_skip=own)
+    return dataclasses.replace(
+        config,
+        env=str(trained),
+        frame_skip=own,
+        env_kwargs={**(known.get("env_kwargs") or {}), **config.env_kwargs},
+        pixel_key=config.pixel_key or known.get("pixel_key"),
+    )
+
+
 @dataclass
 class _Recorder:
     """Records one file after the other."""
 
     config: RecordConfig
-    camera: Camera
+    env: gym.Env[Any, Any]
     policy: Policy
     present_shape: tuple[int, ...] | None  # of frames that the folder has already
     bar: "tqdm[Any]"
     stop: GracefulStop
+    contract: PixelContract | None = None  # how frames are recorded
+
+    def __post_init__(self) -> None:
+        self.key, self.channels = find_pixels(self.env.observation_space, self.config.pixel_key)
+        self.state = StateReader(self.env, self.key) if self.config.state else None
+        self.policy.begin(self.env)
 
     def record_file(self, index: int, wanted: int) -> int:
         """Record a file of at most so many frames, from a reset on, with its rows; return how many it has."""
-        config, camera = self.config, self.camera
+        config = self.config
         path, seed = config.out / config.file_name(index), config.seed + index
-        camera.env.action_space.seed(seed)
+        self.env.action_space.seed(seed)
         observation = self._reset(seed)
         entry: dict[str, Any] = {**config.to_json(), "seed": seed}
         if not isinstance(self.policy, RandomPolicy):
             torch.manual_seed(seed)  # its actions are drawn from torch's generator
             del entry["deterministic"]  # the policy's own notes have it
             entry |= {"agent_notes": dict(self.policy.notes), "policy": "agent"}
-        shape = camera.contract_of(observation).shape
-        if self.present_shape not in (None, shape):
+        if self.contract is None:  # of the first observation, as some spaces declare another order of axes
+            found = self._pixels(observation).shape
+            layout = PixelContract(1, 1, self.channels).layout_of(found, f"a frame of {config.env}")
+            height, width = found[1:] if layout == "CHW" else found[:2]
+            self.contract = PixelContract(config.size or height, config.size or width, self.channels)
+        if self.present_shape not in (None, self.contract.shape):
             raise InputError(
-                f"out {config.out} holds frames of shape {self.present_shape}, and these would be {shape}. Choose "
-                "another folder, or another size"
+                f"out {config.out} holds frames of shape {self.present_shape}, and these would be "
+                f"{self.contract.shape}. Choose another folder, or another size"
             )
         # Before the first frame, so that a recording that is killed is documented as well.
         _write_manifest(path.parent, {path.name: entry})
-        with NpyWriter(path, shape) as writer:
+        with NpyWriter(path, self.contract.shape) as writer:
             rows_file_of(path).unlink(missing_ok=True)  # of a file that was removed, and had this name
-            rows = RowsTable(camera.env.action_space)
+            rows = RowsTable(self.env.action_space)
             try:
-                self._play(observation, writer, rows, wanted)
+                self._play(observation, self.contract, writer, rows, wanted)
             finally:
                 # Before the frames get their final name: whoever sees them sees their rows. On a full disk the file has
                 # no rows; the error of the frames is the one to show.
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     rows.save(path, writer.frames)
             return writer.frames
 
-    def _reset(self, seed: int | None = None) -> Any:
-        observation, _ = self.camera.env.reset(seed=seed)
-        self.policy.reset(seed)
-        return observation
-
-    def _play(self, observation: Any, writer: NpyWriter, rows: RowsTable, wanted: int) -> None:
-        camera = self.camera
-
+    def _play(self, observation: Any, contract: PixelContract, writer: NpyWriter, rows: RowsTable, wanted: int) -> None:
         def keep(*, first: bool) -> None:
-            rows.begin(camera.state(observation), first=first)
-            writer.append(camera.frame(pixels))
+            rows.begin({} if self.state is None else self.state(observation), first=first)
+            writer.append(contract.convert(pixels[None], what=f"a frame of {self.config.env}"))
             self.bar.update()
 
-        pixels = camera.pixels(observation)
+        pixels = self._pixels(observation)
         keep(first=True)
         while writer.frames < wanted and not self.stop.requested:
             action = self.policy(observation)
-            observation, reward, terminated, truncated, info = camera.env.step(action)
+            observation, reward, terminated, truncated, info = self.env.step(action)
             rows.end_step(action, reward, terminated=terminated, truncated=truncated)
-            before, pixels = pixels, camera.pixels(observation)
+            before, pixels = pixels, self._pixels(observation)
             over = terminated or truncated
-            if not (over and is_no_picture(pixels, before, info)):
+            # The last observation may show nothing new: black, the one before again, or of a lost game.
+            if not over or (pixels.any() and "error" not in info and not np.array_equal(pixels, before)):
                 keep(first=False)
             if over and writer.frames < wanted:
                 observation = self._reset()
-                pixels = camera.pixels(observation)
+                pixels = self._pixels(observation)
                 keep(first=True)
+
+    def _reset(self, seed: int | None = None) -> Any:
+        observation, _ = self.env.reset(seed=seed)
+        self.policy.reset(seed)
+        return observation
+
+    def _pixels(self, observation: Any) -> Frames:
+        """The picture in an observation, as the environment gave it."""
+        return np.asarray(observation if self.key is None else observation[self.key])
+
+
+def find_pixels(space: spaces.Space[Any], key: str | None) -> tuple[str | None, int]:
+    """Find the key of the pixels (None where the observation is the picture) and their number of channels."""
+    if not isinstance(space, spaces.Dict):
+        if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3):
+            raise InputError(
+                f"the observation is no picture but {type(space).__name__}{space.shape or ''}; expected a uint8 Box "
+                "(height, width, channels), or a Dict with one. Gymnasium's AddRenderObservation makes one"
+            )
+        channels = _channels(space.shape)
+        PixelContract(1, 1, channels).check_space(space)
+        return None, channels
+    found = {
+        name: _channels(entry.shape)
+        for name, entry in space.spaces.items()
+        if isinstance(entry, spaces.Box) and entry.dtype == np.uint8
+        if len(entry.shape) == 3 or (name == key and len(entry.shape) == 2)
+    }
+    # Color before gray: a depth map beside the picture is not the picture.
+    likely = min(found.values(), key=lambda channels: (channels != 3, channels != 1), default=3)
+    channels = found.get(key or "", likely)
+    return find_pixel_key(space, PixelContract(1, 1, channels), key), channels
+
+
+def _channels(shape: tuple[int, ...]) -> int:
+    """Entries of the channel axis, the shorter one of the first and the last."""
+    return 1 if len(shape) == 2 else min(shape[-1], shape[0])
 
 
 def _recover(folder: Path) -> list[Path]:
@@ -314,21 +355,18 @@ def _datasets_in(folder: Path) -> dict[str, Frames]:
 
 def _write_manifest(folder: Path, begun: dict[str, dict[str, Any]] | None = None) -> None:
     """Update `recording.json`, with entries of files that are begun; frame counts are those of the files."""
-    path = folder / _MANIFEST
+    path, begun = folder / _MANIFEST, begun or {}
     folder.mkdir(parents=True, exist_ok=True)
     try:
         known = json.loads(path.read_text())["files"]
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
-    begun = begun or {}
     counts = {**dict.fromkeys(begun, 0), **{name: len(dataset) for name, dataset in _datasets_in(folder).items()}}
-    files = {
-        name: {**entry, "frames": counts[name]} for name, entry in sorted({**known, **begun}.items()) if name in counts
-    }
+    entries = sorted({**known, **begun}.items())
     manifest = {
         "format_version": _FORMAT_VERSION,
-        "frames": sum(entry["frames"] for entry in files.values()),
-        "files": files,
+        "frames": sum(counts[name] for name, _ in entries if name in counts),
+        "files": {name: {**entry, "frames": counts[name]} for name, entry in entries if name in counts},
         "versions": package_versions(),
     }
     try:

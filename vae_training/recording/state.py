@@ -4,7 +4,7 @@ Nothing here changes what the environment gives: the same seed gives the same fr
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,11 @@ from numpy.typing import NDArray
 from latent_obs.util.errors import InputError
 from vae_training.data.rows import rows_file_of, save_rows
 
-Values = dict[str, Any]  # numbers or arrays of one axis, by column
-
 #: Read of every ViZDoom game, beside what its own settings make available.
 VARIABLES = (
-    "HEALTH",
-    "ARMOR",
-    "SELECTED_WEAPON",
-    "SELECTED_WEAPON_AMMO",
-    "AMMO2",
-    "AMMO3",
-    "AMMO5",
-    "AMMO6",
-    "KILLCOUNT",
-    "ITEMCOUNT",
-    "HITCOUNT",
-    "DAMAGECOUNT",
-    "HITS_TAKEN",
-    "DAMAGE_TAKEN",
-    "DEATHCOUNT",
-    "ATTACK_READY",
-    "POSITION_X",
-    "POSITION_Y",
-    "POSITION_Z",
-    "ANGLE",
-    "PITCH",
-    "VELOCITY_X",
-    "VELOCITY_Y",
-    "VELOCITY_Z",
+    "HEALTH ARMOR SELECTED_WEAPON SELECTED_WEAPON_AMMO AMMO2 AMMO3 AMMO5 AMMO6 "
+    "KILLCOUNT ITEMCOUNT HITCOUNT DAMAGECOUNT HITS_TAKEN DAMAGE_TAKEN DEATHCOUNT ATTACK_READY "
+    "POSITION_X POSITION_Y POSITION_Z ANGLE PITCH VELOCITY_X VELOCITY_Y VELOCITY_Z"
 )
 #: Labels of the engine that are no things to see: the player itself, splashes of blood, the flash of a teleport.
 _NO_THINGS = {"Self", "Gibs", "SFX"}
@@ -51,32 +28,6 @@ _NO_CLASSES = {"BulletPuff"}
 #: What is known of a step; 0 where none was taken.
 _STEP = {"reward": np.float32, "terminated": np.bool_, "truncated": np.bool_, "acted": np.bool_}
 _FIRST_CAPACITY = 1024
-
-
-class StateReader:
-    """Reads the state of the game at the frame that the environment has just given, by the columns of its row.
-
-    Args:
-        env: The environment, before its first reset.
-        pixel_key: Entry of a Dict observation that holds the pixels; None where the observation is the picture.
-        wanted: Whether any state is wanted at all.
-    """
-
-    def __init__(self, env: gym.Env[Any, Any], pixel_key: str | None, *, wanted: bool = True) -> None:
-        self._readers: list[Callable[[Any], Values]] = []
-        if not wanted:
-            return
-        left_out = {pixel_key}
-        if is_vizdoom(env):
-            self._readers.append(VizdoomState(env, objects=pixel_key != "automap"))
-            left_out.add("gamevariables")  # the same numbers, without their names
-        if pixel_key is not None and isinstance(env.observation_space, spaces.Dict):
-            beside = {key: space for key, space in env.observation_space.items() if key not in left_out}
-            self._readers.append(Numbers(spaces.Dict(beside), "observation", most_axes=1))
-
-    def __call__(self, observation: Any) -> Values:
-        """The columns of one frame."""
-        return {name: value for read in self._readers for name, value in read(observation).items()}
 
 
 class Numbers:
@@ -96,34 +47,29 @@ class Numbers:
         {'action$jump': array(1), 'action$camera': array([ 0., 15.], dtype=float32)}
     """
 
-    def __init__(self, space: spaces.Space[Any], prefix: str, *, most_axes: int | None = None) -> None:
+    def __init__(self, space: spaces.Space[Any], prefix: str, *, most_axes: int = 99) -> None:
         self._paths: dict[str, tuple[Any, ...]] = {}
         self.columns: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         self._find(space, prefix, (), most_axes)
 
-    def _find(self, space: spaces.Space[Any], name: str, path: tuple[Any, ...], most_axes: int | None) -> None:
+    def _find(self, space: spaces.Space[Any], name: str, path: tuple[Any, ...], most_axes: int) -> None:
         if isinstance(space, spaces.Dict | spaces.Tuple):
-            entries = space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-            for key, entry in entries:
+            for key, entry in space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
                 self._find(entry, f"{name}${key}", (*path, key), most_axes)
         elif isinstance(space, spaces.Discrete | spaces.Box | spaces.MultiBinary | spaces.MultiDiscrete):
             shape = space.shape or ()
-            if most_axes is None or len(shape) <= most_axes:
+            if len(shape) <= most_axes:
                 self._paths[name] = path
                 dtype = np.dtype(np.float32 if np.dtype(space.dtype).kind == "f" else space.dtype)
                 self.columns[name] = ((int(np.prod(shape)),) if shape else (), dtype)
 
-    def __call__(self, value: Any) -> Values:
-        """The entries of a value, by name.
-
-        Raises:
-            InputError: One is missing, or of another size than its space declares.
-        """
-        values: Values = {}
-        for name, path in self._paths.items():
-            entry, (shape, dtype) = value, self.columns[name]
+    def __call__(self, value: Any) -> dict[str, NDArray[Any]]:
+        """The entries of a value, by name; `InputError` if one is missing, or of another size than its space's."""
+        values: dict[str, NDArray[Any]] = {}
+        for name, (shape, dtype) in self.columns.items():
+            entry = value
             try:
-                for key in path:
+                for key in self._paths[name]:
                     entry = entry[key]
                 values[name] = np.asarray(entry, dtype).reshape(shape)
             except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -134,57 +80,60 @@ class Numbers:
         return values
 
 
-class VizdoomState:
-    """Variables and objects of a ViZDoom game, as the engine knows them.
+class StateReader:
+    """Reads the state of the game at the frame that the environment has just given, by the columns of its row.
 
-    Objects come from the labels of the engine: boxes around what is drawn of each thing, so that what stands behind a
-    wall is not in sight. The player's own weapon, blood, bullet puffs and teleport flashes are left out.
+    In a ViZDoom game these are the engine's variables and objects. Objects come from its labels: boxes around what is
+    drawn of each thing, so that what stands behind a wall is not in sight.
 
     Args:
-        env: A ViZDoom environment, before its first reset: labels have to be switched on before the game starts.
-        objects: Whether to look for objects.
+        env: The environment, before its first reset: labels have to be switched on before the game starts.
+        pixel_key: Entry of a Dict observation that holds the pixels; None where the observation is the picture.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], *, objects: bool = True) -> None:
-        import vizdoom
-
+    def __init__(self, env: gym.Env[Any, Any], pixel_key: str | None) -> None:
         self._env: Any = env.unwrapped
-        self._game: Any = self._env.game
-        names = [*VARIABLES, *(variable.name for variable in self._game.get_available_game_variables())]
-        self._variables = {f"state${name}": getattr(vizdoom.GameVariable, name) for name in dict.fromkeys(names)}
-        self._objects = objects
-        if objects:
-            self._game.set_labels_buffer_enabled(True)
-        self._size = (self._game.get_screen_width(), self._game.get_screen_height())
+        self._variables: dict[str, Any] = {}
+        self._objects = is_vizdoom(env) and pixel_key != "automap"
+        left_out = {pixel_key}
+        if is_vizdoom(env):
+            import vizdoom
 
-    def __call__(self, observation: Any) -> Values:
-        """Each variable, and of each class in sight the largest object."""
-        game, state = self._game, self._env.state
-        values: Values = {name: game.get_game_variable(variable) for name, variable in self._variables.items()}
-        if self._objects and state is not None:
-            values.update(boxes_of(state.labels, self._size))
-        return values
+            game = self._env.game
+            names = [*VARIABLES.split(), *(variable.name for variable in game.get_available_game_variables())]
+            self._variables = {f"state${name}": getattr(vizdoom.GameVariable, name) for name in dict.fromkeys(names)}
+            self._size = (game.get_screen_width(), game.get_screen_height())
+            left_out.add("gamevariables")  # the same numbers, without their names
+        if self._objects:
+            self._env.game.set_labels_buffer_enabled(True)
+        space = env.observation_space
+        entries = space.items() if isinstance(space, spaces.Dict) else ()
+        beside = spaces.Dict({key: entry for key, entry in entries if key not in left_out})
+        self._numbers = Numbers(beside, "observation", most_axes=1)
+
+    def __call__(self, observation: Any) -> dict[str, Any]:
+        """The columns of one frame: numbers, or arrays of one axis."""
+        values: dict[str, Any] = {name: self._env.game.get_game_variable(v) for name, v in self._variables.items()}
+        if self._objects and self._env.state is not None:
+            values |= boxes_of(self._env.state.labels, self._size)
+        return values | self._numbers(observation)
 
 
 def boxes_of(labels: Any, size: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
     """Find the largest object of each class in ViZDoom's labels, as fractions of a picture of (width, height) pixels.
 
+    The player's own weapon, blood, bullet puffs and teleport flashes are left out.
+
     Returns:
         For each class in sight, float32 (5,): 1, center x, center y, width, height; as `object$<class>`.
     """
     largest: dict[str, Any] = {}
-    for label in labels:
-        name = label.object_name
-        if label.object_category in _NO_THINGS or name in _NO_CLASSES:
-            continue
-        if name not in largest or label.width * label.height > largest[name].width * largest[name].height:
-            largest[name] = label
-    width, height = size
+    for label in sorted(labels, key=lambda label: -label.width * label.height):
+        if label.object_category not in _NO_THINGS and label.object_name not in _NO_CLASSES:
+            largest.setdefault(f"object${label.object_name}", label)
+    whole = (1, *size, *size)
     return {
-        f"object${name}": np.array(
-            (1, (o.x + o.width / 2) / width, (o.y + o.height / 2) / height, o.width / width, o.height / height),
-            np.float32,
-        )
+        name: np.divide((1, o.x + o.width / 2, o.y + o.height / 2, o.width, o.height), whole).astype(np.float32)
         for name, o in largest.items()
     }
 
@@ -214,10 +163,9 @@ class RowsTable:
     def __init__(self, action_space: spaces.Space[Any]) -> None:
         self._rows = 0
         self._actions = Numbers(action_space, "action")
-        self._arrays: dict[str, NDArray[Any]] = {}
-        plain = {name: ((), np.dtype(dtype)) for name, dtype in {**_STEP, "first": np.bool_}.items()}
-        for name, (shape, dtype) in {**self._actions.columns, **plain}.items():
-            self._arrays[name] = np.zeros((_FIRST_CAPACITY, *shape), dtype)
+        columns = self._actions.columns | {name: ((), np.dtype(kind)) for name, kind in _STEP.items()}
+        columns["first"] = ((), np.dtype(np.bool_))
+        self._arrays = {n: np.zeros((_FIRST_CAPACITY, *shape), dtype) for n, (shape, dtype) in columns.items()}
 
     def begin(self, state: Mapping[str, Any], *, first: bool) -> None:
         """Begin the row of the next frame.
@@ -239,9 +187,9 @@ class RowsTable:
     def end_step(self, action: Any, reward: Any, *, terminated: bool, truncated: bool) -> None:
         """Enter what was done at the newest frame, and what came of it."""
         outcome = {"reward": reward, "terminated": terminated, "truncated": truncated}
-        for name, value in {**self._actions(action), **outcome}.items():
+        # "acted" comes last: a Ctrl-C may come in between.
+        for name, value in {**self._actions(action), **outcome, "acted": True}.items():
             self._arrays[name][self._rows - 1] = value
-        self._arrays["acted"][self._rows - 1] = True  # at the end: a Ctrl-C may come in between
 
     def columns(self, frames: int) -> dict[str, NDArray[Any]]:
         """The columns of the first frames; the last one has no action, because its outcome is in no frame."""

@@ -66,15 +66,7 @@ def test_from_recording_to_an_agent_that_chops(tmp_path: Path):
     # Games 0 and 1 to train in, 2 and 3 to evaluate in meanwhile.
     with games(2 * ENVS) as running:
         port = running[0].port
-        record(
-            RecordConfig(
-                env="MineRLTreechop-v0",
-                out=tmp_path / "frames",
-                frames=1_200,
-                frames_per_file=400,
-                env_kwargs={"port": port},
-            )
-        )
+        record(RecordConfig("MineRLTreechop-v0", tmp_path / "frames", 1_200, 400, env_kwargs={"port": port}))
         recorded = len(running[0].seeds)
         train(
             TrainConfig(
@@ -125,21 +117,9 @@ def test_training_goes_on_through_crashes(tmp_path: Path):
 def test_a_game_that_stays_lost_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with games(ENVS) as running:
         running[1].schedule("crash", at_step=50)
-        words = ["train-agent", "--env", "MineRLTreechop-v0", "--observation", "random-latent"]
-        words += [
-            "--out",
-            str(tmp_path / "agent"),
-            "--envs",
-            str(ENVS),
-            "--steps",
-            "200",
-            "--eval-every",
-            "0",
-            "--device",
-            "cpu",
-        ]
-        words += ["--env-kwargs", "port", str(running[0].port), "faults_in_a_row", "1"]
-        assert main(words) == 2
+        words = "train-agent --env MineRLTreechop-v0 --observation random-latent --steps 200 --eval-every 0"
+        ports = ["--device", "cpu", "--env-kwargs", "port", str(running[0].port), "faults_in_a_row", "1"]
+        assert main([*words.split(), "--envs", str(ENVS), "--out", str(tmp_path / "agent"), *ports]) == 2
     printed = capsys.readouterr().err
     assert "environment 1" in printed
     assert "lost 1 times in a row" in printed

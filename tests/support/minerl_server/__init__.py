@@ -5,8 +5,7 @@ download. Behind the protocol is a flat toy world of trunks. It is **not** Minec
 here, and any speed measured here, does not carry over to Minecraft.
 """
 
-from .faults import Fault
-from .server import StandInGame
+from .server import Fault, StandInGame
 from .world import World, WorldSettings
 
 __all__ = ["Fault", "StandInGame", "World", "WorldSettings"]

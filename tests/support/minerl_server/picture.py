@@ -1,8 +1,8 @@
 """First-person pictures of the little world, drawn with slices of numpy arrays.
 
-A frame is a window on a panorama (sky, hills and ground, blurred into blocks as Minecraft's are) that is drawn once a
-world, with upright rectangles for the trunks on top. That costs some tens of microseconds at 64 x 64 pixels, little
-enough that a benchmark measures the client. Pictures have their bottom row first, as the game sends them.
+A frame is a window on a panorama (sky and ground in blocks, as Minecraft's are) that is drawn once a world, with
+upright rectangles for the trunks on top. That costs some tens of microseconds at 64 x 64 pixels, little enough that a
+benchmark measures the client. Pictures have their bottom row first, as the game sends them.
 """
 
 import math
@@ -22,10 +22,6 @@ BLOCKS = 64
 #: Frames beside each other in the panorama before it repeats, and above each other.
 WIDE, HIGH = 3, 3
 
-BARK = (104, 82, 50)
-BARK_LIGHT = (122, 98, 62)
-LEAVES = (38, 92, 30)
-
 
 class Painter:
     """Draws what one world looks like; each world has its own hour and tint."""
@@ -37,10 +33,10 @@ class Painter:
         self._background = _panorama(width, light, np.random.default_rng(rng.getrandbits(32)))
         self._rows = np.arange(height * HIGH) * BLOCKS // height  # the panorama's, of each row that a frame can show
         self._frame = np.empty((height, width * 3), np.uint8)
-        # One row of each colour: copying rows is several times faster than broadcasting a colour to every pixel.
-        self._bark, self._bark_light, self._leaves = (
-            np.tile(np.array([int(c * light) for c in colour], np.uint8), width)
-            for colour in (BARK, BARK_LIGHT, LEAVES)
+        # One row of each color: copying rows is several times faster than broadcasting a color to every pixel.
+        self._bark, self._leaves = (
+            np.tile(np.array([int(c * light) for c in color], np.uint8), width)
+            for color in ((104, 82, 50), (38, 92, 30))
         )
 
     def draw(self, yaw: float, pitch: float, trunks: Iterable[tuple[float, float]]) -> bytes:
@@ -57,9 +53,8 @@ class Painter:
         turn = width * WIDE * (yaw % 360.0) / 360.0 * round(360.0 / FIELD_OF_VIEW / WIDE)
         left = int(turn) % (width * WIDE)
         top = int(min(max(height * HIGH / 2 - horizon, 0), height * (HIGH - 1)))
-        frame = self._frame
         view = self._background[:, left * 3 : (left + width) * 3]
-        np.take(view, self._rows[top : top + height], axis=0, out=frame, mode="clip")
+        np.take(view, self._rows[top : top + height], axis=0, out=self._frame, mode="clip")
         for distance, bearing in sorted(((distance, bearing) for bearing, distance in trunks), reverse=True):
             depth = distance * math.cos(math.radians(bearing))
             if abs(bearing) >= 80.0 or depth < 0.1:
@@ -67,41 +62,26 @@ class Painter:
             scale = focal / depth
             middle = width / 2 + focal * math.tan(math.radians(bearing))
             ground = horizon - scale * EYES
-            half, up = scale * TRUNK_WIDTH / 2, ground + scale * TRUNK_HEIGHT
-            crown = scale * CROWN
+            half, crown, up = scale * TRUNK_WIDTH / 2, scale * CROWN, ground + scale * TRUNK_HEIGHT
             self._box(middle - crown / 2, middle + crown / 2, up - crown * 0.4, up + crown * 0.6, self._leaves)
             self._box(middle - half, middle + half, ground, up - crown * 0.1, self._bark)
-            self._box(middle - half * 0.4, middle, ground, up - crown * 0.1, self._bark_light)
-        return frame.tobytes()
+        return self._frame.tobytes()
 
-    def _box(self, left: float, right: float, low: float, high: float, colour: NDArray[np.uint8]) -> None:
-        """Fill a rectangle, of one pixel at least, as far as it is in the picture; ``colour`` is a full row of it."""
+    def _box(self, left: float, right: float, low: float, high: float, color: NDArray[np.uint8]) -> None:
+        """Fill a rectangle, of one pixel at least, as far as it is in the picture; ``color`` is a full row of it."""
         first, last, bottom, top = round(left), round(right), round(low), round(high)
         first, last = max(0, first), min(self.width, max(last, first + 1))
         bottom, top = max(0, bottom), min(self.height, max(top, bottom + 1))
         if first < last and bottom < top:
-            self._frame[bottom:top, first * 3 : last * 3] = colour[: (last - first) * 3]
+            self._frame[bottom:top, first * 3 : last * 3] = color[: (last - first) * 3]
 
 
 def _panorama(width: int, light: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Sky, hills and ground all around in rows of blocks, bottom row first; (HIGH * BLOCKS, (WIDE + 1) * width * 3)."""
+    """Sky and ground all around in rows of blocks, bottom row first; (HIGH * BLOCKS, (WIDE + 1) * width * 3)."""
     rows, columns = BLOCKS * HIGH, BLOCKS * WIDE
-    scene = np.empty((rows, columns, 3), np.float32)
-    up = np.linspace(-1, 1, rows, dtype=np.float32)[:, None, None]  # -1 straight down, 0 the horizon
-    grass = np.array([88, 128, 56], np.float32) + rng.uniform(-16, 16, 3).astype(np.float32)
-    sky = np.array([140, 178, 244], np.float32) + rng.uniform(-14, 10, 3).astype(np.float32)
-    scene[:] = np.where(up < 0, grass * (0.85 - 0.3 * up), sky * (0.98 - 0.35 * up))
-    ground = rows // 2
-    scene[:ground] += rng.uniform(-11, 11, (ground, columns, 1)).astype(np.float32)
-    clouds = np.kron(rng.random((rows // 8, columns // 12)) > 0.82, np.ones((4, 12), bool))
-    sky_rows = np.arange(ground + 10, min(rows, ground + 10 + clouds.shape[0]))
-    scene[sky_rows] = np.where(clouds[: len(sky_rows), :, None], 236, scene[sky_rows])
-    angle = np.arange(columns) / columns * 2 * math.pi
-    hills = sum(rng.uniform(0.5, 1.6) * np.sin(k * angle + rng.uniform(0, 6.3)) for k in (1, 2, 3, 5, 8))
-    hill = np.maximum(0, np.round(2.5 + hills)).astype(int)
-    for step in range(int(hill.max()) if hill.max() > 0 else 0):
-        scene[ground + step, hill > step] = grass * 0.72
-    scene *= light
-    blocks = np.clip(scene, 0, 255).astype(np.uint8)
-    x = np.arange(width * (WIDE + 1)) * columns // (width * WIDE) % columns
-    return blocks[:, x].reshape(rows, -1)
+    up = np.linspace(-1, 1, rows)[:, None, None]  # -1 straight down, 0 the horizon
+    grass, sky = rng.normal((88, 128, 56), 8), rng.normal((140, 178, 240), 6)
+    scene = np.where(up < 0, grass * (0.85 - 0.3 * up), sky * (0.98 - 0.35 * up)).repeat(columns, axis=1)
+    scene += rng.uniform(-11, 11, (rows, columns, 1)) * (up < 0)
+    blocks = np.clip(scene * light, 0, 255).astype(np.uint8)
+    return blocks[:, np.arange(width * (WIDE + 1)) * columns // (width * WIDE) % columns].reshape(rows, -1)

@@ -1,7 +1,7 @@
 """The game's side of the socket: what Malmo's ``MalmoEnvServer`` answers, and how it fails.
 
 The order and the form of the replies are those of the Java server, also where a client asks at the wrong time, as the
-real client does after a fault.
+real client does after a fault. Each message has four bytes of length, big-endian, before it.
 """
 
 import socket
@@ -9,14 +9,64 @@ import struct
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import Self
+from typing import Literal, Self
 
-from .faults import Fault, FaultPlan
-from .wire import Closed, Line
 from .world import World, WorldSettings
 
 MALMO_VERSION = "0.37.0"
-_STEP = struct.Struct("!dbb")
+LONGEST = 1 << 24  # bytes; a longer message is not the client's
+
+#: What can go wrong. At a step - "crash": the process dies, and connections are refused until `StandInGame.revive`.
+#: "drop": this connection is closed. "hang": this and all later messages of this connection go unanswered. "short":
+#: half a frame. "empty": a frame of no bytes. "bad-json": an info that is not JSON.
+#: At a reset, when the mission comes - "crash-reset", "drop-reset", "hang-reset": the same. "busy": the mission is
+#: refused (0, MALMOBUSY), and the client asks again a second later.
+Fault = Literal[
+    "crash", "drop", "hang", "short", "empty", "bad-json", "crash-reset", "drop-reset", "hang-reset", "busy"
+]
+AT_RESET = {"crash-reset", "drop-reset", "hang-reset", "busy"}
+
+
+class Closed(Exception):
+    """The connection is over, whoever ended it."""
+
+
+class Line:
+    """One client's connection; reads through a buffer, and sends a whole reply at once, as system calls are slow."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._reader = connection.makefile("rb", buffering=1 << 16)
+        #: A hung connection is read, so that the client does not block on sending, but never answered.
+        self.mute = False
+
+    def receive(self) -> bytes:
+        """The next message; `Closed` if the client went away, or sends something else than messages."""
+        header = self._reader.read(4)
+        length = int.from_bytes(header)
+        data = self._reader.read(length) if len(header) == 4 and length <= LONGEST else b""
+        if len(header) < 4 or len(data) < length:
+            raise Closed
+        return data
+
+    def send(self, *messages: bytes) -> None:
+        """Send messages, each with its length before it, in one go."""
+        self._socket.sendall(b"".join(len(message).to_bytes(4) + message for message in messages))
+
+    def answer(self, number: int) -> None:
+        """Send the four-byte reply that most commands get."""
+        self.send(number.to_bytes(4))
+
+    def hang_up(self) -> None:
+        """End the connection; a thread that waits on it wakes up."""
+        with suppress(OSError):  # the client may have been faster
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Hang up and free the socket; for the thread that reads."""
+        self.hang_up()
+        self._reader.close()
+        self._socket.close()
 
 
 class StandInGame:
@@ -25,17 +75,14 @@ class StandInGame:
     Args:
         port: Where to listen; 0 takes a free one.
         settings: Of the worlds that the missions get.
-        crash_every: Crash at each multiple of this number of steps.
         revive_after_s: Come back by itself this long after a crash; None waits for `revive`.
 
     Attributes:
         commands: The commands of the last 10,000 steps, as the client wrote them.
-        missions: The XML of every mission begun.
-        tokens: The token of every mission begun.
+        missions: The XML of every mission begun, with its `tokens`.
         seeds: The seed of every mission begun: the token's, or the one that was drawn.
         connections: How many connections have been accepted.
         steps: How many ``StepClient`` messages have come.
-        episodes: How many missions have begun.
         world: The current mission's world, for a test that wants to look behind the picture.
         exited: Set once a client sent ``<Exit>``.
     """
@@ -45,33 +92,26 @@ class StandInGame:
         port: int = 0,
         settings: WorldSettings | None = None,
         *,
-        crash_every: int | None = None,
         revive_after_s: float | None = None,
     ) -> None:
         self.settings = settings or WorldSettings()
-        self.port = port
-        self.revive_after_s = revive_after_s
+        self.port, self.revive_after_s = port, revive_after_s
         self.commands: deque[str] = deque(maxlen=10_000)
         self.missions: list[str] = []
         self.tokens: list[str] = []
         self.seeds: list[int] = []
-        self.connections = self.steps = self.episodes = 0
+        self.connections = self.steps = 0
         self.world: World | None = None
         self.exited = threading.Event()
-        self._running = False
-        self._told_done = False
-        self._plan = FaultPlan(crash_every)
+        self._running = self._told_done = self._closed = False
+        self._planned: dict[int, list[Fault]] = {}  # by step
+        self._at_step: deque[Fault] = deque()
+        self._at_reset: deque[Fault] = deque()
         self._lock = threading.RLock()
         self._lines: set[Line] = set()
-        self._known: set[str] = set()
+        self._known = ""  # name of the mission that runs
         self._listener: socket.socket | None = None
-        self._closed = False
         self._listen()
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port."""
-        return "127.0.0.1", self.port
 
     @property
     def alive(self) -> bool:
@@ -81,12 +121,12 @@ class StandInGame:
     def schedule(self, kind: Fault, *, at_step: int) -> None:
         """Plan a fault at this step of the game's life, counted from 1; that of a reset strikes at the next reset."""
         with self._lock:
-            self._plan.add(kind, at_step=at_step)
+            self._planned.setdefault(at_step, []).append(kind)
 
     def fail_next(self, kind: Fault, times: int = 1) -> None:
         """Plan a fault for the next steps (for the faults of a reset: the next missions), this many of them."""
         with self._lock:
-            self._plan.add(kind, times)
+            (self._at_reset if kind in AT_RESET else self._at_step).extend([kind] * times)
 
     def crash(self) -> None:
         """Die at once, as a process does: no reply, no listening socket."""
@@ -116,16 +156,8 @@ class StandInGame:
         self.close()
 
     def _listen(self) -> None:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(self.address)
-        except OSError:
-            listener.close()
-            raise
-        listener.listen()
+        self._listener = listener = socket.create_server(("127.0.0.1", self.port))
         self.port = listener.getsockname()[1]
-        self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), name=f"stand-in:{self.port}", daemon=True).start()
 
     def _stop(self) -> None:
@@ -136,8 +168,7 @@ class StandInGame:
             self._listener = None
         for line in self._lines:
             line.hang_up()
-        self._running, self.world = False, None
-        self._known.clear()
+        self._running, self.world, self._known = False, None, ""
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -145,15 +176,13 @@ class StandInGame:
                 connection, _ = listener.accept()
             except OSError:
                 return
+            with suppress(OSError):  # it may be gone already
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 if self._listener is not listener:
                     connection.close()
                     return
-                try:
-                    line = Line(connection)
-                except OSError:  # gone already
-                    connection.close()
-                    continue
+                line = Line(connection)
                 self._lines.add(line)
                 self.connections += 1
             threading.Thread(target=self._serve, args=(line,), name=f"stand-in:{self.port}:line", daemon=True).start()
@@ -179,7 +208,12 @@ class StandInGame:
         elif data.startswith(b"<StepServer"):
             pass  # the world's tick is in the client's step; there is no reply
         elif data.startswith(b"<Peek"):
-            self._peek(line)
+            with self._lock:
+                world = self.world
+                if world is None:
+                    return  # the game waits for a mission that never comes
+                messages = world.frame(), world.info().encode(), bytes([world.done])
+            line.send(*messages)
         elif data.startswith(b"<MissionInit"):
             self._mission(line, data.decode(), line.receive().decode())
         elif data.startswith(b"<Quit"):
@@ -199,7 +233,7 @@ class StandInGame:
         parts = token.split(":")
         name = ":".join(parts[:3])
         with self._lock:
-            fault = self._plan.at_reset()
+            fault = self._at_reset.popleft() if self._at_reset else None
             if fault == "crash-reset":
                 self.crash()
             if fault in ("crash-reset", "drop-reset"):
@@ -208,24 +242,21 @@ class StandInGame:
                 line.mute = True
             elif fault == "busy":
                 line.answer(0)
-            elif self._running and name in self._known:
+            elif self._running and name == self._known:
                 line.answer(1)  # begun already
             elif self._running:
                 self._quit()  # somebody else's mission: refused, but ended, so that asking again helps
                 line.answer(0)
             else:
-                seed = int(parts[5]) if len(parts) > 5 else None
                 try:
-                    self.world = World(xml, seed, self.settings)
+                    self.world = World(xml, int(parts[5]) if len(parts) > 5 else None, self.settings)
                 except ValueError:
                     line.answer(0)
                     return
                 self.missions.append(xml)
                 self.tokens.append(token)
                 self.seeds.append(self.world.seed)
-                self.episodes += 1
-                self._known = {name}
-                self._running, self._told_done = True, False
+                self._running, self._told_done, self._known = True, False, name
                 line.answer(1)
 
     def _quit(self) -> None:
@@ -233,20 +264,14 @@ class StandInGame:
             self.world.done, self.world.reward = True, 0.0
         self._running = False
 
-    def _peek(self, line: Line) -> None:
-        with self._lock:
-            world = self.world
-            if world is None:
-                return  # the game waits for a mission that never comes
-            frame, info, done = world.frame(), world.info(), world.done
-        line.send(frame, info.encode(), bytes([done]))
-
     def _step(self, line: Line, message: str) -> None:
         commands = message[len("<StepClient0>") : -len("</StepClient0 >")]
         with self._lock:
             self.steps += 1
             self.commands.append(commands)
-            fault = self._plan.at_step(self.steps)
+            for kind in self._planned.pop(self.steps, ()):
+                self.fail_next(kind)
+            fault = self._at_step.popleft() if self._at_step else None
             if fault == "crash":
                 self.crash()
             if fault in ("crash", "drop") or (self._told_done and self.world is not None):
@@ -259,7 +284,7 @@ class StandInGame:
             if not world.done:
                 world.act(commands)
             frame, info = world.frame(), world.info().encode()
-            reply = _STEP.pack(world.reward, world.done, True)
+            reply = struct.pack("!dbb", world.reward, world.done, True)
             if world.done:
                 self._running, self._told_done = False, True
         if fault == "short":

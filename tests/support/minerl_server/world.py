@@ -3,16 +3,19 @@
 It is deterministic given its seed and the commands. There is just enough of it that chopping needs aim and patience.
 """
 
+import json
 import math
 import random
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
-from .inventory import Inventory
-from .mission import Mission
 from .picture import EYES, TRUNK_HEIGHT, Painter
 
 #: How near a player's middle can come to a trunk's, in metres.
 TOUCH = 0.8
+SLOTS = 41  # 36 of the main inventory, 4 of armor, the off hand
+#: Which slot Malmo shows as which piece of equipment.
+EQUIPMENT = {"mainhand": 0, "offhand": 5, "feet": 1, "legs": 2, "chest": 3, "head": 4}
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,50 @@ class WorldSettings:
         )
 
 
+class Mission:
+    """What the stand-in takes from the mission that the real client sends; a ValueError if it has no picture size.
+
+    Reading the XML, instead of knowing the task's name, keeps the stand-in honest: a changed environment specification
+    changes the stand-in's episode as it would change the game's.
+    """
+
+    def __init__(self, xml: str) -> None:
+        try:
+            root = ET.fromstring(xml)
+        except ET.ParseError as error:
+            raise ValueError(f"the mission is not XML: {error}") from error
+        for element in root.iter():
+            element.tag = element.tag.rpartition("}")[2]  # without the namespace
+        video, time_up = root.find(".//VideoProducer"), root.find(".//ServerQuitFromTimeUp")
+        if video is None:
+            raise ValueError("the mission asks for no picture (no VideoProducer)")
+        self.width, self.height = (int(video.findtext(name, "64")) for name in ("Width", "Height"))
+        #: Ticks until the server quits; None for an episode without an end.
+        self.time_limit_ticks: int | None = None
+        if time_up is not None:
+            ms_per_tick = int(root.findtext(".//MsPerTick", "50"))
+            self.time_limit_ticks = int(float(time_up.get("timeLimitMs", "0"))) // ms_per_tick
+        #: (type, metadata, quantity) of what the player starts with, by slot.
+        self.inventory = {
+            int(item.get("slot", "0")): (
+                item.get("type", ""),
+                int(item.get("metadata", "0")),
+                int(item.get("quantity", "1")),
+            )
+            for item in root.findall(".//AgentStart/Inventory/InventoryObject")
+        }
+        #: (amount, reward, sparse): a reward for each `amount` of logs; a sparse one only the first time.
+        self.log_rewards = [
+            (int(item.get("amount", "1")), float(item.get("reward", "0")), handler.get("sparse") == "true")
+            for kind in ("RewardForPossessingItem", "RewardForCollectingItem")
+            for handler in root.iter(kind)
+            for item in handler.iter("Item")
+            if item.get("type") == "log"
+        ]
+        #: The observations asked for, by the handler's name.
+        self.observations = {e.tag for e in root.iter() if e.tag.startswith("ObservationFrom")}
+
+
 @dataclass
 class Tree:
     """A trunk on the plane."""
@@ -75,14 +122,15 @@ class World:
     """One episode. `act` runs a tick; `frame`, `info`, `reward` and `done` are its outcome."""
 
     def __init__(self, xml: str, seed: int | None = None, settings: WorldSettings | None = None) -> None:
-        self.mission = Mission.from_xml(xml)
+        self.mission = Mission(xml)
         self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
         self.settings = settings or WorldSettings()
         self._rng = random.Random(str(self.seed))  # of the number itself, Random would drop the sign
         self.painter = Painter(self.mission.width, self.mission.height, self._rng)
         self.x = self.z = 0.0
         self.yaw, self.pitch = self._rng.uniform(-180.0, 180.0), 0.0
-        self.inventory = Inventory(self.mission.inventory)
+        self.slots = [self.mission.inventory.get(slot, ("air", 0, 0)) for slot in range(SLOTS)]
+        self._slots_json: str | None = None  # kept until something changes
         self.trees = [self._grow() for _ in range(self.settings.trees)]
         self.ticks = 0
         self.limit = self.settings.time_limit_ticks or self.mission.time_limit_ticks
@@ -92,10 +140,9 @@ class World:
         self._hits, self._target = 0, None
 
     def _grow(self) -> Tree:
-        near, far = self.settings.tree_distance
         width = self.settings.tree_bearing
         angle = math.radians(self.yaw + self._rng.uniform(-width, width))
-        distance = self._rng.uniform(near, far)
+        distance = self._rng.uniform(*self.settings.tree_distance)
         x, z = self.x - distance * math.sin(angle), self.z + distance * math.cos(angle)
         return Tree(x, z, self.settings.logs_per_tree)
 
@@ -161,26 +208,45 @@ class World:
         tree.logs -= 1
         if tree.logs <= 0:
             self.trees[self.trees.index(tree)] = self._grow()
-        self.inventory.add("log")
+        for slot, (kind, metadata, quantity) in enumerate(self.slots):
+            if quantity == 0 or (kind == "log" and quantity < 64):
+                self.slots[slot], self._slots_json = ("log", metadata, quantity + 1), None
+                break
         self._logs += 1
-        for rule in self.mission.item_rewards:
-            first = self._logs == rule.amount
-            if rule.type == "log" and (first if rule.sparse else self._logs % rule.amount == 0):
-                self.reward += rule.reward
+        for amount, reward, sparse in self.mission.log_rewards:
+            if self._logs == amount if sparse else self._logs % amount == 0:
+                self.reward += reward
 
     def frame(self) -> bytes:
         """The picture, bottom row first."""
         return self.painter.draw(self.yaw, self.pitch, [self._bearing_and_distance(tree) for tree in self.trees])
 
     def info(self) -> str:
-        """The observations that the mission asks for, as JSON."""
+        """The observations that the mission asks for, as JSON in the form of Malmo's Java code.
+
+        Every slot is listed, an empty one as air, and the equipment has ``currentDamage`` (minerl's client looks for
+        ``damage``, does not find it, and shows 0).
+        """
         asked = self.mission.observations
-        members = []
-        if "ObservationFromDamage" in asked:
-            members.append('"is_dead": false, "living_death_event_fired": false, "damage_source": {}')
-        inventory, equipment = ("ObservationFromFullInventory" in asked, "ObservationFromEquippedItem" in asked)
-        if inventory or equipment:
-            members.append(self.inventory.json(inventory, equipment))
-        if "ObservationFromCompass" in asked:
-            members.append(f'"compassAngle": {-self.yaw}, "hasCompass": true, "distanceToCompassTarget": 64.0')
-        return "{" + ", ".join(members) + "}"
+        if self._slots_json is None:
+            stacks = [
+                {"type": kind, "metadata": metadata, "quantity": quantity, "index": i, "inventory": "inventory"}
+                for i, (kind, metadata, quantity) in enumerate(self.slots)
+            ]
+            members: dict[str, object] = {}
+            if "ObservationFromFullInventory" in asked:
+                sizes = [{"name": "inventory", "size": SLOTS}]
+                members |= {"inventory": stacks, "inventories_available": sizes, "current_item_index": 0}
+            if "ObservationFromEquippedItem" in asked:
+                held = {name: stacks[slot] for name, slot in EQUIPMENT.items()}
+                members["equipped_items"] = {
+                    name: {**stack, "currentDamage": 0, "maxDamage": -1} if stack["quantity"] else {}
+                    for name, stack in held.items()
+                }
+            if "ObservationFromDamage" in asked:
+                members |= {"is_dead": False, "living_death_event_fired": False, "damage_source": {}}
+            self._slots_json = json.dumps(members)
+        if "ObservationFromCompass" not in asked:
+            return self._slots_json
+        compass = {"compassAngle": -self.yaw, "hasCompass": True, "distanceToCompassTarget": 64.0}
+        return json.dumps({**json.loads(self._slots_json), **compass})

@@ -14,8 +14,7 @@ from gymnasium import spaces
 from latent_obs.util.errors import InputError
 from vae_training.data.frames import get_datasets
 from vae_training.data.rows import load_rows
-from vae_training.recording.camera import find_pixels
-from vae_training.recording.recorder import RecordConfig, record
+from vae_training.recording.recorder import RecordConfig, find_pixels, record
 
 EPISODE = 7
 
@@ -45,9 +44,8 @@ class Counter(gym.Env):
             frame = np.moveaxis(frame, -1, 0)
         elif self.layout == "grey":
             frame = frame[..., 0]
-        return (
-            {"pov": frame, "depth": np.zeros((self.side, self.side, 1), np.uint8)} if "dict" in self.layout else frame
-        )
+        depth = np.zeros((self.side, self.side, 1), np.uint8)
+        return {"pov": frame, "depth": depth} if "dict" in self.layout else frame
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -84,18 +82,15 @@ def test_each_file_is_a_recording_of_its_own(tmp_path: Path, capsys: pytest.Capt
         # Every frame but the black ones, from a reset with the file's own seed.
         expected = [(40 + i, episode, step) for episode in range(2) for step in range(EPISODE)]
         assert tags(file) == expected[: len(file)]
-    out, err = capsys.readouterr()
-    assert f"latent-obs train-vae --frames {tmp_path}" in out
-    assert err == ""  # no progress bar where nobody watches
+    assert capsys.readouterr().err == ""  # no progress bar where nobody watches
     manifest = json.loads((tmp_path / "images" / "recording.json").read_text())
     assert manifest["frames"] == 30
     assert [entry["frames"] for entry in manifest["files"].values()] == [12, 12, 6]
     first = manifest["files"]["test-Counter-v0_000.npy"]
     assert (first["env"], first["policy"], first["seed"], first["size"]) == ("test/Counter-v0", "sticky", 40, 16)
     assert manifest["versions"]["numpy"] == np.__version__
-    stems = [f"test-Counter-v0_00{i}" for i in range(3)]
-    made = ["recording.json", *(f"{stem}{end}" for stem in stems for end in (".npy", ".rows.npz"))]
-    assert sorted(p.name for p in (tmp_path / "images").iterdir()) == sorted(made)
+    made = {f"test-Counter-v0_00{i}{end}" for i in range(3) for end in (".npy", ".rows.npz")}
+    assert {p.name for p in (tmp_path / "images").iterdir()} == {"recording.json", *made}
     record(config(tmp_path / "again", seed=41, frames=12))
     np.testing.assert_array_equal(get_datasets(tmp_path / "again")[0], files[1])
     assert (actions(files[0]) != actions(files[1])).any()
@@ -131,7 +126,7 @@ def test_started_again_it_goes_on(tmp_path: Path):
     assert [entry["frames"] for entry in entries.values()] == [10, 12, 8]
 
 
-@pytest.mark.parametrize(("layout", "size"), [("HWC", None), ("CHW", 8), ("dict HWC", 8), ("dict CHW", 16)])
+@pytest.mark.parametrize(("layout", "size"), [("HWC", None), ("CHW", 8), ("dict CHW", 16)])
 def test_layouts_and_sizes(tmp_path: Path, layout: str, size: int | None):
     record(config(tmp_path, env_kwargs={"layout": layout}, size=size, frames=9))
     (file,) = get_datasets(tmp_path)
@@ -139,30 +134,26 @@ def test_layouts_and_sizes(tmp_path: Path, layout: str, size: int | None):
     assert tags(file) == [(0, 0, step) for step in range(7)] + [(0, 1, 0), (0, 1, 1)]
 
 
-def test_pixels_are_gray_or_another_entry(tmp_path: Path):
-    for name, changes in (("gray", {"layout": "grey"}), ("depth", {"layout": "dict HWC"})):
-        key = "depth" if name == "depth" else None
-        record(config(tmp_path / name, env_kwargs=changes, pixel_key=key, frames=9))
-        assert get_datasets(tmp_path / name)[0].shape == (9, 16, 16, 1)
+def test_pixels_are_gray_or_another_entry_and_not_those_of_a_lost_game(tmp_path: Path):
+    for layout, key in (("grey", None), ("dict HWC", "depth")):
+        record(config(tmp_path / layout, env_kwargs={"layout": layout}, pixel_key=key, frames=9))
+        assert get_datasets(tmp_path / layout)[0].shape == (9, 16, 16, 1)
     with pytest.raises(InputError, match="pixel_key 'sight'"):
         record(config(tmp_path / "b", env_kwargs={"layout": "dict HWC"}, pixel_key="sight"))
-
-
-def test_the_last_picture_of_a_lost_game_is_left_out(tmp_path: Path):
-    record(config(tmp_path, env_kwargs={"end": "lost"}, frames=9))
-    assert [step for _, _, step in tags(get_datasets(tmp_path)[0])] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+    record(config(tmp_path / "lost", env_kwargs={"end": "lost"}, frames=9))
+    assert [step for _, _, step in tags(get_datasets(tmp_path / "lost")[0])] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
 
 
 def test_spaces_without_pixels():
-    with pytest.raises(InputError, match=r"no picture but Discrete"):
-        find_pixels(spaces.Discrete(3), None)
-    with pytest.raises(InputError, match="uint8"):
-        find_pixels(spaces.Box(0, 1, (64, 64, 3)), None)
-    with pytest.raises(InputError, match="no pixels in the observation"):
-        find_pixels(spaces.Dict(a=spaces.Discrete(2)), None)
     image = spaces.Box(0, 255, (64, 64, 3), np.uint8)
-    with pytest.raises(InputError, match="several images"):
-        find_pixels(spaces.Dict(left=image, right=image), None)
+    for space, name in (
+        (spaces.Discrete(3), "observation"),
+        (spaces.Box(0, 1, (64, 64, 3)), "uint8"),
+        (spaces.Dict(a=spaces.Discrete(2)), "observation"),
+        (spaces.Dict(left=image, right=image), "pixel_key"),
+    ):
+        with pytest.raises(InputError, match=name):
+            find_pixels(space, None)
     assert find_pixels(spaces.Dict(left=image, right=image), "right") == ("right", 3)
     assert find_pixels(spaces.Box(0, 255, (84, 84, 4), np.uint8), None) == (None, 4)
 
@@ -185,7 +176,6 @@ def test_what_cannot_be_recorded_leaves_nothing_behind(tmp_path: Path):
     ("name", "value"),
     [
         ("frames", None),
-        ("frames_per_file", 2.5),
         ("size", 0),
         ("policy", "wise"),
         ("stickiness", float("nan")),

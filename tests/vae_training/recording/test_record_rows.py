@@ -15,16 +15,14 @@ from vae_training.data.frames import get_datasets
 from vae_training.data.npy_writer import part_of
 from vae_training.data.rows import load_rows, rows_file_of, transitions_of
 from vae_training.recording.recorder import RecordConfig, record
-from vae_training.recording.state import Numbers, RowsTable, StateReader
+from vae_training.recording.state import Numbers, RowsTable
 
 TOP = 250  # sums are taken modulo this, so that 255 stays free
 PLAIN = {"action", "reward", "terminated", "truncated", "acted", "first"}
 SPACES: dict[str, spaces.Space[Any]] = {
     "discrete": spaces.Discrete(7, start=-3),
     "binary": spaces.MultiBinary(5),
-    "multi": spaces.MultiDiscrete([3, 9]),
     "box": spaces.Box(-4, 4, (2, 3), np.float64),
-    "number": spaces.Box(0, 9, (), np.float32),
     "dict": spaces.Dict(
         camera=spaces.Box(-9, 9, (2,), np.float32),
         jump=spaces.Discrete(2),
@@ -156,11 +154,11 @@ def check(pixels: np.ndarray, rows: dict[str, np.ndarray], shown: bool) -> None:
 
 
 @pytest.mark.parametrize("end", ["shown", "black", "repeated"])
-@pytest.mark.parametrize("frames_per_file", [1, 3, 26])
+@pytest.mark.parametrize("frames_per_file", [1, 26])
 def test_transitions_follow_from_the_files_alone(tmp_path: Path, end: str, frames_per_file: int):
     frames = 60 if frames_per_file == 26 else 9
     record(config(tmp_path, end=end, frames=frames, frames_per_file=frames_per_file, state=False, policy="sticky"))
-    lengths = []
+    kept = 0
     for pixels, rows in files(tmp_path):
         assert set(rows) == PLAIN
         check(pixels, rows, shown=end == "shown")
@@ -172,8 +170,8 @@ def test_transitions_follow_from_the_files_alone(tmp_path: Path, end: str, frame
             assert min(rows[name].sum() for name in ("terminated", "truncated")) > 1
         assert not rows["acted"][-1]
         assert rows["first"][0]
-        lengths.append(len(pixels))
-    assert sum(lengths) == frames
+        kept += len(pixels)
+    assert kept == frames
 
 
 @pytest.mark.parametrize(
@@ -181,9 +179,7 @@ def test_transitions_follow_from_the_files_alone(tmp_path: Path, end: str, frame
     [
         ("discrete", {"action": ((), "i8")}),
         ("binary", {"action": ((5,), "i1")}),
-        ("multi", {"action": ((2,), "i8")}),
         ("box", {"action": ((6,), "f4")}),
-        ("number", {"action": ((), "f4")}),
         ("dict", {"action$camera": ((2,), "f4"), "action$jump": ((), "i8"), "action$deep$use": ((2,), "i1")}),
         ("tuple", {"action$0": ((), "i8"), "action$1": ((2,), "i1")}),
     ],
@@ -226,7 +222,7 @@ def test_an_observation_that_its_space_does_not_allow():
         "observation$a": [0.5, 1],
         "observation$b": 2,
     }
-    for wrong in ({"a": [1, 2, 3], "b": 0}, {"b": 0}, {"a": None, "b": 0}, {"a": [0, 1], "b": "x"}, None):
+    for wrong in ({"a": [1, 2, 3], "b": 0}, {"b": 0}, {"a": [0, 1], "b": "x"}, None):
         with pytest.raises(InputError, match=r"observation\$[ab]"):
             numbers(wrong)
 
@@ -329,13 +325,3 @@ def test_rows_beyond_the_frames_are_dropped_and_none_is_no_file(tmp_path: Path):
     for frames in range(1, 5):
         assert table.columns(frames)["action"].tolist() == [1] * (frames - 1) + [0]
     assert table.columns(4)["action"].tolist() == [1, 1, 1, 0]  # columns() changes nothing in the table
-
-
-def test_what_is_not_asked_for_is_not_read():
-    class Broken(gym.Env):
-        observation_space = spaces.Dict(pov=spaces.Box(0, 255, (8, 8, 3), np.uint8), n=spaces.Discrete(2))
-
-    observation = {"pov": np.zeros((8, 8, 3), np.uint8)}
-    assert StateReader(Broken(), "pov", wanted=False)(observation) == {}
-    with pytest.raises(InputError, match="observation\\$n"):
-        StateReader(Broken(), "pov")(observation)

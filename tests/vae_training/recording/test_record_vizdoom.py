@@ -151,24 +151,6 @@ def test_the_box_is_around_what_is_drawn(basic: Path):
     assert np.mean(found) > 0.97
 
 
-def test_steps_and_their_ends(basic: Path):
-    for file in sorted((basic / "with").glob("*.npy")):
-        rows = load_rows(file)
-        over = rows["terminated"] | rows["truncated"]
-        np.testing.assert_array_equal(over[:-1], rows["first"][1:])  # no last pictures in ViZDoom
-        np.testing.assert_array_equal(rows["acted"], np.arange(len(over)) < len(over) - 1)
-        assert not (rows["terminated"] & rows["truncated"]).any()
-        # A hit is worth 106 points less what shots and tics cost, and ends the episode.
-        np.testing.assert_array_equal(rows["reward"] > 50, rows["terminated"])
-        # The action is seen in the next frame: 2 goes to the right, where y falls, 3 to the left; 0 does nothing, 1
-        # shoots.
-        acted = rows["acted"][:-1] & ~rows["first"][1:]
-        speed = rows["state$VELOCITY_Y"][1:]
-        means = [speed[acted & (rows["action"][:-1] == a)].mean() for a in range(4)]
-        assert (int(np.argmin(means)), int(np.argmax(means))) == (2, 3)
-        assert min(means) < -2 < 2 < max(means)
-
-
 def thing(name: str, x: int, y: int, width: int, height: int, category: str = "Monster") -> SimpleNamespace:
     return SimpleNamespace(object_name=name, object_category=category, x=x, y=y, width=width, height=height)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from latent_obs.actions import CentroidActions, Centroids, DiscreteActions, MultiDiscreteActions
+from latent_obs.actions import CentroidActions, Centroids, DiscreteActions
 from latent_obs.util.errors import InputError
 from tests.support.action_envs import KEYED, Coded, Recorder, keyed_noop, same, taken
 
@@ -16,37 +16,24 @@ def test_each_action_is_the_noop_overridden():
     env = DiscreteActions(Recorder(KEYED), entries, always=("attack",))
     env.reset(seed=0)
     held = {**keyed_noop(), "attack": 1}
-    expected = [
-        keyed_noop(),
-        {**held, "forward": 1, "jump": 1},
-        {**held, "craft": 2},
-        {**held, "camera": np.array([-5, 2.5], np.float32)},
-        {**keyed_noop(), "place": 0},
-    ]
-    assert env.names == (
-        "noop",
-        "forward+jump",
-        "craft torch",
-        "camera up 5 right 2.5",
-        "place dirt+no attack",
-    )
-    for i, action in enumerate(expected):
+    expected = {
+        "noop": keyed_noop(),
+        "forward+jump": {**held, "forward": 1, "jump": 1},
+        "craft torch": {**held, "craft": 2},
+        "camera up 5 right 2.5": {**held, "camera": np.array([-5, 2.5], np.float32)},
+        "place dirt+no attack": {**keyed_noop(), "place": 0},
+    }
+    assert env.names == tuple(expected)
+    for i, action in enumerate(expected.values()):
         assert same(taken(env, np.int64(i)), action)
         assert same(env.actions[i], action)
-    assert same(taken(env, np.array([2])), expected[2])  # one number of an array, as a policy gives it
+    assert same(taken(env, np.array([2])), expected["craft torch"])  # one number of an array, as a policy gives it
 
 
 def test_names_in_words():
-    entries = [{"camera": c} for c in ((0, 10), (0, -10), (10, 0), (-10, 0), (3, -4.5))] + [{"craft": 1, "sneak": 1}]
+    entries = [{"camera": c} for c in ((0, -10), (10, 0), (3, -4.5))] + [{"craft": 1, "sneak": 1}]
     env = DiscreteActions(Recorder(KEYED), entries)
-    assert env.names[1:] == (
-        "camera right 10",
-        "camera left 10",
-        "camera down 10",
-        "camera up 10",
-        "camera down 3 left 4.5",
-        "craft planks+sneak",
-    )
+    assert env.names[1:] == ("camera left 10", "camera down 10", "camera down 3 left 4.5", "craft planks+sneak")
     other = spaces.Dict(
         gear=spaces.Discrete(5, start=-1), wheel=spaces.Box(-1.0, 1.0, (1,)), horn=spaces.MultiBinary(2)
     )
@@ -70,21 +57,17 @@ def test_the_table_cannot_be_changed_from_outside():
     [
         ([], (), "actions"),
         ("forward", (), "actions"),
-        (7, (), "actions"),
         (["forward"], (), "action 1"),
         ([{"fly": 1}], (), "fly"),
         ([{"jump": 2}], (), "action 1: jump"),
         ([{"jump": 0.5}], (), "action 1: jump"),
         ([{"craft": "boat"}], (), "action 1: craft"),
-        ([{"craft": 3}], (), "action 1: craft"),
         ([{"camera": 10}], (), "action 1: camera"),
         ([{"camera": (0, 181)}], (), "action 1: camera"),
         ([{"camera": (0, float("nan"))}], (), "action 1: camera"),
         ([{"camera": [[1], [1, 2]]}], (), "action 1: camera"),
         ([{}], (), "action 0"),
-        ([{"jump": 1}, {"jump": 1}], (), "action 2.*action 1"),
         ([{"attack": 1}, {}], "attack", "action 2.*action 1"),
-        ([{"attack": 0}], "attack", "action 0"),
         ({"noop": {"jump": 1}}, (), "action 0"),
         ([{"camera": (0, 1.0000001)}, {"camera": (0, 1)}], (), "action 1"),
         ([{"jump": 1}], "fly", "always"),
@@ -107,9 +90,7 @@ def test_numbers_outside_are_refused(wrong: Any):
             env.action(wrong)
 
 
-def test_what_is_no_dict_needs_no_table():
+def test_what_is_no_dict_has_no_table():
     for space in (spaces.Discrete(2), spaces.Dict()):
-        cases: list[tuple[Any, tuple[Any, ...]]] = [(DiscreteActions, ([{"a": 1}],)), (MultiDiscreteActions, ())]
-        for wrapper, more in cases:
-            with pytest.raises(InputError, match=wrapper.__name__):
-                wrapper(Recorder(space), *more)
+        with pytest.raises(InputError, match="DiscreteActions"):
+            DiscreteActions(Recorder(space), [{"a": 1}])
