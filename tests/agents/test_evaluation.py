@@ -35,7 +35,7 @@ from agents.evaluation import (
     success_rule,
     wilson_interval,
 )
-from agents.play.video import film
+from agents.play.show import film
 from agents.store import agent_state
 from latent_obs.util.errors import InputError
 from tests.support.agent_runs import change_state, files_of, train
