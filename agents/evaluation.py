@@ -67,7 +67,9 @@ class Evaluation:
             6.36
         """
         error, difference = math.hypot(self.standard_error, other.standard_error), self.mean - other.mean
-        return difference / error if error or not difference else math.copysign(math.inf, difference)
+        if error == 0:
+            return difference * math.inf if difference else 0.0
+        return difference / error
 
     def __str__(self) -> str:
         success = "" if self.success_rate is None else f", success {self.success_rate:.0%}"

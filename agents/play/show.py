@@ -145,19 +145,8 @@ class Show:
         """
         title = f"{self.config.env}    episode {len(self.ended) + 1}    step {self.step_number}    return "
         title += f"{self.total:.1f}" + (f"    (last episode: {self.ended[-1]})" if self.ended else "")
-        raw = self._venv.get_original_obs()
-        latent = self._newest(raw) if self.config.observation != "pixels" else None
-        seen, caption = self._seen(raw, latent)
-        return compose(
-            self._game_picture(),
-            title=title,
-            seen=seen,
-            seen_caption=caption,
-            latent=None if latent is None else self._latent_picture(latent),
-            decision=self.decision,
-            footer=footer,
-            scale=scale,
-        )
+        how: dict[str, Any] = {"footer": footer, "scale": scale, **self._views()}
+        return compose(self._game_picture(), title=title, decision=self.decision, **how)
 
     def close(self) -> None:
         """Close the environment."""
@@ -172,45 +161,39 @@ class Show:
             )
         return picture
 
-    def _pixel_entry(self, observation: Any) -> NDArray[Any]:
-        """The entry of an observation, a batch of one, that holds pixels or latents."""
-        return observation[self._venv.get_attr("reader")[0].key] if isinstance(observation, dict) else observation
-
-    def _newest(self, observation: Any) -> NDArray[np.float32]:
-        """The newest latent: after the older ones, and before the other entries of a flat vector."""
-        assert self._encoder is not None
-        size, history = self._encoder.latent_dim, self.config.history
-        return self._pixel_entry(observation)[0, (history - 1) * size : history * size]
-
-    def _seen(self, observation: Any, latent: NDArray[np.float32] | None) -> tuple[Picture | None, str]:
-        """A picture of what the agent sees, and its caption; None where there is no decoder."""
-        if latent is None:
-            frames = self._pixel_entry(observation)
-            newest = frames[0, ..., -(frames.shape[-1] // self.config.history) :]
-            return newest.astype(np.uint8), "seen" if self.config.history == 1 else "seen (the last frame)"
+    def _views(self) -> dict[str, Any]:
+        """What the agent sees: the newest frame, or its latent and what that stands for, where it can be decoded."""
+        config, encoder, seen = self.config, self._encoder, self._venv.get_original_obs()
+        if isinstance(seen, dict):
+            seen = seen[self._venv.get_attr("reader")[0].key]
+        if config.observation == "pixels" or encoder is None:
+            newest = seen[0, ..., -(seen.shape[-1] // config.history) :]
+            return {"seen": newest.astype(np.uint8), "seen_caption": "what the agent sees"}
+        # The newest latent comes after older ones, and before the other entries of a flat vector.
+        latent = seen[0, : config.history * encoder.latent_dim][-encoder.latent_dim :]
+        views: dict[str, Any] = {"latent": self._latent_picture(latent)}
         if self._pca is not None:
             pixels = (self._pca.centre + latent @ self._pca.components).clip(0, 1) * 255
-            return pixels.round().astype(np.uint8).reshape(self._pca.contract.shape), "reconstructed from the latent"
-        folder = self._encoder.path if self._encoder is not None and self.config.observation == "latent" else None
-        if self._encoder is None or folder is None or not (folder / "decoder.safetensors").exists():
-            return None, ""
-        return self._encoder.decode(latent), "decoded from the latent"
+            views["seen"] = pixels.round().astype(np.uint8).reshape(encoder.contract.shape)
+        elif encoder.path is not None and (encoder.path / "decoder.safetensors").exists():
+            views["seen"] = encoder.decode(latent)
+        return {**views, "seen_caption": "decoded from the latent"}
 
     def _latent_picture(self, latent: NDArray[np.float32]) -> "LatentPicture":
-        """In standard deviations over the encoder's training frames, or over what the agent saw in training."""
+        """In standard deviations over the encoder's training frames, where they are known."""
         assert self._encoder is not None
         architecture, statistics = self._encoder.architecture, self._encoder.statistics
         shape = architecture.latent_map if architecture is not None and architecture.bottleneck == "spatial" else None
         size = f"{' x '.join(map(str, shape))} = {len(latent)}" if shape else f"{len(latent)}"
-        unit = f"full at {_DEVIATIONS:g} deviations of"
-        if statistics is not None:
-            values, unit = statistics.standardize(latent), f"{unit} the training frames"
-        elif self._venv.norm_obs:
-            values, unit = self._newest(self._observation), f"{unit} the agent's training"
-        else:
+        if statistics is None:
             self._largest = max(self._largest, float(np.abs(latent).max()))
-            values, unit = latent * (_DEVIATIONS / self._largest), "full at the largest so far"
-        return LatentPicture(values / _DEVIATIONS, shape, f"latent, {size} values: {unit}, blue up, orange down")
+            values, unit = latent / self._largest, "the largest so far"
+        else:
+            values, unit = (
+                statistics.standardize(latent) / _DEVIATIONS,
+                f"{_DEVIATIONS:g} deviations of the frames",
+            )
+        return LatentPicture(values, shape, f"latent, {size} values: full at {unit}, blue up, orange down")
 
 
 class LatentPicture(NamedTuple):
@@ -281,8 +264,8 @@ def draw_latent(latent: LatentPicture, width: int, height: int) -> Picture:
 
 
 def _draw_bars(values: NDArray[np.float64], width: int, height: int) -> Picture:
-    """Bars of at least two pixels, in as many rows as that takes."""
-    rows = math.ceil(2 * len(values) / width)
+    """Bars of at least two pixels, in as many rows as that takes, where they fit."""
+    rows = min(math.ceil(2 * len(values) / width), height // 3)
     per_row, tall = math.ceil(len(values) / rows), height // rows
     half = (tall - 1) // 2
     lengths = np.rint(np.pad(values, (0, rows * per_row - len(values))) * half).reshape(rows, 1, per_row)

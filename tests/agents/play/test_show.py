@@ -87,10 +87,9 @@ def test_pictures_change_nothing_what_is_shown_is_done_and_a_restart_does_not_co
 @pytest.mark.parametrize(
     "settings",
     [
-        {"history": 3},
         {"with_statistics": True},
+        {"env_kwargs": {"kind": "dict"}},
         {"env_kwargs": {"kind": "dict"}, "flatten": True, "history": 2},
-        {"normalize_observation": "off"},
     ],
 )
 def test_the_newest_latent_is_what_is_drawn_and_decoded(
@@ -108,7 +107,6 @@ def test_the_newest_latent_is_what_is_drawn_and_decoded(
     with contextlib.closing(Show(run, device="cpu")) as show:
         for _ in range(10):
             show.picture()
-            observation = show._observation
             show.step()
             latent = encoder(np.ascontiguousarray(drawn[-1]["game"][::3, ::4]))
             np.testing.assert_allclose(drawn[-1]["seen"].astype(int), encoder.decode(latent).astype(int), atol=1)
@@ -116,9 +114,6 @@ def test_the_newest_latent_is_what_is_drawn_and_decoded(
             assert picture.shape is None
             if statistics is not None:
                 expected = (latent - statistics.mean) / statistics.scale / 3
-            elif settings.get("normalize_observation") != "off":
-                size = 6 * settings.get("history", 1)
-                expected = observation[0, size - 6 : size] / 3
             else:
                 expected = latent * (picture.values[0] / latent[0])
                 assert np.abs(picture.values).max() <= 1
