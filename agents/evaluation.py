@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from statistics import NormalDist
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -180,8 +181,6 @@ def success_rule(config: AgentConfig, least_return: float | None = None) -> Succ
         a return of 475 or more: the environment's reward_threshold
     """
     if least_return is not None:
-        if not math.isfinite(least_return):
-            raise InputError(f"success_return must be a finite number, got {least_return}")
         return SuccessRule(float(least_return), "as requested", overrules=True)
     try:
         threshold = gym.spec(config.env).reward_threshold
@@ -257,17 +256,11 @@ def evaluate_random(
     blind = dataclasses.replace(config, observation="pixels", device="cpu")
     with contextlib.closing(evaluation_env(blind, episodes, seed, success_return=success_return)) as venv:
         venv.action_space.seed(seed)
-        return play(_RandomPolicy(venv), venv, episodes)
 
+        def predict(observation: Any, **_: Any) -> tuple[np.ndarray[Any, Any], None]:
+            return np.array([venv.action_space.sample() for _ in range(venv.num_envs)]), None
 
-class _RandomPolicy:
-    """Uniformly random actions, by the method `predict` that Stable-Baselines3's `evaluate_policy` calls."""
-
-    def __init__(self, venv: VecEnv) -> None:
-        self._venv = venv
-
-    def predict(self, observation: Any, state: Any = None, **_: Any) -> tuple[np.ndarray[Any, Any], Any]:
-        return np.array([self._venv.action_space.sample() for _ in range(self._venv.num_envs)]), state
+        return play(SimpleNamespace(predict=predict), venv, episodes)
 
 
 def run_config(run: str | Path) -> AgentConfig:
@@ -304,12 +297,11 @@ def evaluation_env(
     `make_vec_env`.
     """
     check_count("episodes", episodes)
+    if success_return is not None and not math.isfinite(success_return):
+        raise InputError(f"success_return must be a finite number, got {success_return}")
     encoder = load_encoder(config) if encoder is None else encoder
     venv = make_vec_env(config, encoder, envs=min(_MOST_ENVS, config.envs, episodes), seed=seed, first=first)
-    with contextlib.ExitStack() as on_error:
-        on_error.callback(venv.close)
-        rule = success_rule(config, success_return)
-        on_error.pop_all()
+    rule = success_rule(config, success_return)
     return with_normalization(config, venv if rule is None else EpisodeSuccess(venv, rule), training=False)
 
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents.config import NOT_ITS_OWN, AgentConfig
 from agents.envs import contract_of, load_encoder, make_vec_env, with_normalization
@@ -192,11 +192,9 @@ def new_model(config: AgentConfig, venv: VecEnv, device: str) -> BaseAlgorithm:
 
 def loaded_model(config: AgentConfig, venv: VecNormalize) -> BaseAlgorithm:
     """The agent of a run's last checkpoint, with its statistics and its replay buffer, to continue training."""
-    on_pixels = config.observation == "pixels"
-    model = load_agent(config.out, "last", device=config.device if on_pixels else "cpu")
+    model = load_agent(config.out, "last", device=config.device if config.observation == "pixels" else "cpu")
     restore_statistics(config.out, "last", venv, model)
-    # load(env=...) would wrap before the statistics are back.
-    model.set_env(VecTransposeImage(venv) if on_pixels else venv)
+    model.set_env(venv)
     restore_replay(config.out, "last", model)
     return model
 

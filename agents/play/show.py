@@ -145,8 +145,9 @@ class Show:
         """
         title = f"{self.config.env}    episode {len(self.ended) + 1}    step {self.step_number}    return "
         title += f"{self.total:.1f}" + (f"    (last episode: {self.ended[-1]})" if self.ended else "")
-        how: dict[str, Any] = {"footer": footer, "scale": scale, **self._views()}
-        return compose(self._game_picture(), title=title, decision=self.decision, **how)
+        seen, latent = self._views()
+        how: dict[str, Any] = {"title": title, "footer": footer, "scale": scale}
+        return compose(self._game_picture(), seen=seen, latent=latent, decision=self.decision, **how)
 
     def close(self) -> None:
         """Close the environment."""
@@ -161,39 +162,31 @@ class Show:
             )
         return picture
 
-    def _views(self) -> dict[str, Any]:
-        """What the agent sees: the newest frame, or its latent and what that stands for, where it can be decoded."""
+    def _views(self) -> tuple[Picture | None, "LatentPicture | None"]:
+        """What the agent sees: the newest frame; or its latent, and what that decodes to where there is a decoder."""
         config, encoder, seen = self.config, self._encoder, self._venv.get_original_obs()
         if isinstance(seen, dict):
             seen = seen[self._venv.get_attr("reader")[0].key]
         if config.observation == "pixels" or encoder is None:
-            newest = seen[0, ..., -(seen.shape[-1] // config.history) :]
-            return {"seen": newest.astype(np.uint8), "seen_caption": "what the agent sees"}
+            return seen[0, ..., -(seen.shape[-1] // config.history) :].astype(np.uint8), None
         # The newest latent comes after older ones, and before the other entries of a flat vector.
         latent = seen[0, : config.history * encoder.latent_dim][-encoder.latent_dim :]
-        views: dict[str, Any] = {"latent": self._latent_picture(latent)}
+        picture = None
         if self._pca is not None:
             pixels = (self._pca.centre + latent @ self._pca.components).clip(0, 1) * 255
-            views["seen"] = pixels.round().astype(np.uint8).reshape(encoder.contract.shape)
+            picture = pixels.round().astype(np.uint8).reshape(encoder.contract.shape)
         elif encoder.path is not None and (encoder.path / "decoder.safetensors").exists():
-            views["seen"] = encoder.decode(latent)
-        return {**views, "seen_caption": "decoded from the latent"}
-
-    def _latent_picture(self, latent: NDArray[np.float32]) -> "LatentPicture":
-        """In standard deviations over the encoder's training frames, where they are known."""
-        assert self._encoder is not None
-        architecture, statistics = self._encoder.architecture, self._encoder.statistics
-        shape = architecture.latent_map if architecture is not None and architecture.bottleneck == "spatial" else None
+            picture = encoder.decode(latent)
+        # In standard deviations over the encoder's training frames, where they are known.
+        self._largest = max(self._largest, float(np.abs(latent).max()))
+        values, unit = latent / self._largest, "the largest so far"
+        if encoder.statistics is not None:
+            values = encoder.statistics.standardize(latent) / _DEVIATIONS
+            unit = f"{_DEVIATIONS:g} deviations of the training frames"
+        spatial = encoder.architecture is not None and encoder.architecture.bottleneck == "spatial"
+        shape = encoder.architecture.latent_map if spatial else None
         size = f"{' x '.join(map(str, shape))} = {len(latent)}" if shape else f"{len(latent)}"
-        if statistics is None:
-            self._largest = max(self._largest, float(np.abs(latent).max()))
-            values, unit = latent / self._largest, "the largest so far"
-        else:
-            values, unit = (
-                statistics.standardize(latent) / _DEVIATIONS,
-                f"{_DEVIATIONS:g} deviations of the frames",
-            )
-        return LatentPicture(values, shape, f"latent, {size} values: full at {unit}, blue up, orange down")
+        return picture, LatentPicture(values, shape, f"latent, {size} values: full at {unit}, blue up, orange down")
 
 
 class LatentPicture(NamedTuple):
@@ -218,7 +211,6 @@ def compose(
     *,
     title: str,
     seen: Picture | None = None,
-    seen_caption: str = "what the agent sees",
     latent: LatentPicture | None = None,
     decision: Decision | None = None,
     footer: str | None = None,
@@ -232,7 +224,7 @@ def compose(
     edge, caption, high = size["edge"], size["caption"], size["picture"]
     parts = [(_enlarged(game, high), "the game")]
     if seen is not None:
-        parts.append((_enlarged(seen, high), seen_caption))
+        parts.append((_enlarged(seen, high), "what the agent sees"))
     if decision is not None:
         parts.append((_draw_decision(decision, size["decision"], high, scale), decision.caption))
     width = edge + sum(image.width + edge for image, _ in parts)

@@ -23,7 +23,7 @@ from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.envs.pixel_envs import _GameOfItsOwn
 from latent_obs.envs.sb3_bridge import ProcessVecEnv
 from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError
-from tests.support.side_env import SIDE, SideEnv, tiny
+from tests.support.side_env import SIDE, tiny
 from tests.support.tiny import LATENT_DIM, random_frames
 
 
@@ -153,15 +153,6 @@ def test_an_unsuitable_environment_is_an_input_error(encoder: FrozenEncoder, set
     off_policy = {"n_steps": None, "n_epochs": None} if settings.get("algorithm") else {}
     with pytest.raises(InputError, match=named):
         make_vec_env(tiny(**off_policy, **settings), encoder)
-
-
-def test_what_was_made_to_check_it_is_closed(encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch):
-    closed: list[str] = []
-    monkeypatch.setattr(SideEnv, "close", lambda self: closed.append(self.kind))
-    make_vec_env(tiny(), encoder)
-    with pytest.raises(InputError):
-        make_vec_env(tiny(env_kwargs={"kind": "grey"}), encoder)
-    assert closed == ["box", "grey"]
 
 
 def test_the_encoder_of_each_kind_of_agent(encoder_folder: Path, encoder: FrozenEncoder):

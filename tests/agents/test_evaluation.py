@@ -36,9 +36,8 @@ from agents.evaluation import (
     wilson_interval,
 )
 from agents.play.show import film
-from agents.store import agent_state
 from latent_obs.util.errors import InputError
-from tests.support.agent_runs import change_state, files_of, train
+from tests.support.agent_runs import files_of, train
 from tests.support.side_env import SideEnv, tiny
 from tests.support.tiny import random_frames
 from vae_training.model.cvae import CVAE
@@ -191,13 +190,6 @@ def test_a_gray_game_is_trained_on_evaluated_and_filmed(tmp_path: Path):
     assert film(config.out, episodes=1, seconds=0)[0].stat().st_size > 1_000
 
 
-def test_the_saved_statistics_decide_what_the_agent_sees(run: Path, tmp_path: Path):
-    copied = Path(shutil.copytree(run, tmp_path / "copied"))
-    good, observations = evaluate_agent(copied, episodes=20, which="last"), agent_state(copied, "last")["observations"]
-    change_state(copied, "last", observations={**observations, "mean": [1e3] * len(observations["mean"])})
-    assert good.sigmas_above(evaluate_agent(copied, episodes=20, which="last")) > 3, "every latent looks the same now"
-
-
 def scenario(name: str) -> tuple[dict[str, str], str]:
     """Settings and script of an installed ViZDoom scenario."""
     vizdoom = pytest.importorskip("vizdoom")
@@ -287,7 +279,7 @@ def test_the_order_of_the_rules():
     assert success_rule(AgentConfig(env="VizdoomBasic-v1", env_kwargs=time_out_looks_like_a_kill)) is None
     for least in (math.nan, math.inf):
         with pytest.raises(InputError, match="success_return"):
-            success_rule(AgentConfig(), least)
+            evaluate_random(AgentConfig(), success_return=least)
 
 
 class SaysSo(SideEnv):

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ pytest.importorskip("stable_baselines3")
 
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -238,20 +239,7 @@ def test_drift_is_logged_for_trained_encoders_with_statistics(
     assert warned is ("drift/share_outside" in log.splitlines()[0]) is logged
 
 
-class Rows(KVWriter):
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        self.rows.append(dict(key_values))
-
-    def close(self) -> None:
-        pass
-
-
-def learn(algorithm: str, encoder: FrozenEncoder, monitor: DriftMonitor, given: bool = True) -> list[dict[str, Any]]:
+def learn(algorithm: str, encoder: FrozenEncoder, monitor: DriftMonitor, folder: Path, given: bool = True) -> Any:
     """The rows that Stable-Baselines3's own agents log with a `DriftCallback`."""
     venv = DummyVecEnv([partial(limited, "box", 100 * i, 9) for i in range(2)])
     latents = VecLatentObservation(venv, encoder, monitor=monitor if given else None)
@@ -260,16 +248,17 @@ def learn(algorithm: str, encoder: FrozenEncoder, monitor: DriftMonitor, given: 
         model = PPO("MlpPolicy", latents, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
     else:
         model = DQN("MlpPolicy", latents, learning_starts=50, buffer_size=500, seed=0, device="cpu")
-    rows = Rows()
-    model.set_logger(Logger(None, [rows]))
+    logger = configure(str(folder), ["json"])
+    model.set_logger(logger)
     model.learn(320, DriftCallback(monitor), log_interval=1)
-    return rows.rows
+    logger.close()
+    return [json.loads(line) for line in (folder / "progress.json").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
-def test_the_callback_logs_the_monitors_numbers(picture_encoder: FrozenEncoder, algorithm: str):
+def test_the_callback_logs_the_monitors_numbers(picture_encoder: FrozenEncoder, tmp_path: Path, algorithm: str):
     monitor = quiet(picture_encoder, reconstruct_every=5)
-    rows = [row for row in learn(algorithm, picture_encoder, monitor) if "drift/share_outside" in row]
+    rows = [row for row in learn(algorithm, picture_encoder, monitor, tmp_path) if "drift/share_outside" in row]
     assert len(rows) >= 5
     report = monitor.report()
     for name in ("share_outside", "mean_shift", "reconstruction_ratio"):
@@ -279,6 +268,6 @@ def test_the_callback_logs_the_monitors_numbers(picture_encoder: FrozenEncoder, 
     assert report.frames >= 320 + 2  # every step's frames, the first ones, and the last ones of episodes
 
 
-def test_a_monitor_that_no_wrapper_has_is_an_input_error(picture_encoder: FrozenEncoder):
+def test_a_monitor_that_no_wrapper_has_is_an_input_error(picture_encoder: FrozenEncoder, tmp_path: Path):
     with pytest.raises(InputError, match="monitor"):
-        learn("ppo", picture_encoder, quiet(picture_encoder), given=False)
+        learn("ppo", picture_encoder, quiet(picture_encoder), tmp_path, given=False)
