@@ -293,8 +293,7 @@ def evaluation_env(
 ) -> VecNormalize:
     """Environments to evaluate in: the game's own rewards, fixed statistics, and each episode judged.
 
-    There are no more of them than `episodes`. `encoder` is that of `config`, if it is loaded already; `first` is as for
-    `make_vec_env`.
+    They are at most `episodes`. `encoder` is that of `config`, if loaded already; `first` is as for `make_vec_env`.
     """
     check_count("episodes", episodes)
     if success_return is not None and not math.isfinite(success_return):

@@ -39,12 +39,7 @@ def save_agent(
 ) -> None:
     """Write `<name>.zip`: one file, so that an agent, its statistics and its replay buffer are always of the same step.
 
-    Args:
-        run: The run folder.
-        name: "best" or "last".
-        model: The agent.
-        notes: Plain values to add to its state.
-        replay: Include its replay buffer, if it has one.
+    `notes` are plain values to add to its state; with `replay` its replay buffer, if it has one, is included.
     """
     state: dict[str, Any] = {"steps": model.num_timesteps, "algorithm": type(model).__name__}
     state |= {key: " ".join(str(getattr(model, key)).split()) for key in ("observation_space", "action_space")}
@@ -68,11 +63,7 @@ def save_agent(
 
 
 def load_agent(run: Path, name: str, **kwargs: Any) -> BaseAlgorithm:
-    """Load an agent of the run's algorithm, without its replay buffer; `kwargs` are those of the algorithm's `load`.
-
-    Raises:
-        InputError: There is no such agent, or the file is damaged.
-    """
+    """Load an agent of the run's algorithm, without its replay buffer; `kwargs` are those of the algorithm's `load`."""
     file = agent_file(run, name)
     config = AgentConfig.load(run) if (run / "config.json").exists() else AgentConfig()
     try:
@@ -82,11 +73,7 @@ def load_agent(run: Path, name: str, **kwargs: Any) -> BaseAlgorithm:
 
 
 def agent_file(run: Path, name: str) -> Path:
-    """The .zip of the agent "best" or "last", or of a step, if an earlier version kept it in `checkpoints/`.
-
-    Raises:
-        InputError: There is no such agent.
-    """
+    """The .zip of the agent "best" or "last", or of a step, if an earlier version kept it in `checkpoints/`."""
     files = {f.stem.removeprefix("step_").lstrip("0"): f for f in run.glob("checkpoints/*.zip")}
     files |= {f.stem: f for f in run.glob("*.zip")}
     if name not in files:
@@ -97,11 +84,7 @@ def agent_file(run: Path, name: str) -> Path:
 
 
 def agent_state(run: Path, name: str) -> dict[str, Any]:
-    """The state of an agent: steps, spaces, running statistics and notes.
-
-    Raises:
-        InputError: There is no such agent, or its state cannot be read.
-    """
+    """The state of an agent: steps, spaces, running statistics and notes."""
     file = agent_file(run, name)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -111,11 +94,7 @@ def agent_state(run: Path, name: str) -> dict[str, Any]:
 
 
 def restore_statistics(run: Path, name: str, normalize: VecNormalize, model: BaseAlgorithm | None = None) -> None:
-    """Put the running statistics of an agent back.
-
-    Raises:
-        InputError: They cannot be read, or the environments have other observations, or other actions than the model.
-    """
+    """Put the running statistics of an agent back; rejects environments with other observations or actions."""
     file, state = agent_file(run, name), agent_state(run, name)
     if model is not None and model.action_space != normalize.action_space:
         raise InputError(
@@ -139,11 +118,7 @@ def restore_statistics(run: Path, name: str, normalize: VecNormalize, model: Bas
 
 
 def restore_replay(run: Path, name: str, model: BaseAlgorithm) -> None:
-    """Put the replay buffer back into an off-policy agent whose environments are set.
-
-    Raises:
-        InputError: The file has none, or one of another size or of other spaces.
-    """
+    """Put the replay buffer back into an off-policy agent whose environments are set, and which must fit it."""
     if not isinstance(model, OffPolicyAlgorithm):
         return
     file, buffer = agent_file(run, name), model.replay_buffer

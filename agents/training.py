@@ -109,8 +109,9 @@ def train_agent(
         check_encoder(config.out, "last", seen)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch_threads(1 if not on_pixels and device.type == "cpu" else None))
-        watched = config.observation == "latent" and encoder is not None and encoder.statistics is not None
-        monitor = DriftMonitor(encoder, say=say) if watched else None
+        monitor = None
+        if config.observation == "latent" and encoder is not None and encoder.statistics is not None:
+            monitor = DriftMonitor(encoder, say=say)
         venv = make_vec_env(config, encoder, monitor=monitor)
         stack.callback(venv.close)
         venv = with_normalization(config, venv, training=True)

@@ -217,11 +217,7 @@ def choices_of(env: gym.Env[Any, Any]) -> Choices:
 def decide(
     model: Any, observation: Any, state: Any, begins: bool, deterministic: bool, names: Names, choices: Choices = None
 ) -> tuple[NDArray[Any], Any, Decision]:
-    """Ask an agent of Stable-Baselines3 for an action in a vector of one environment.
-
-    Returns:
-        The actions, a batch of one; the new recurrent state (None at the first step); and the decision.
-    """
+    """Ask an agent for an action, a batch of one; returns it, the new recurrent state, and a description."""
     starts = np.array([begins])
     estimates = _estimates(model.policy, observation, state, starts)
     actions, state = model.predict(observation, state=state, episode_start=starts, deterministic=deterministic)
@@ -229,16 +225,7 @@ def decide(
 
 
 def describe(space: spaces.Space[Any], action: Any, estimates: Any, names: Names, choices: Choices = None) -> Decision:
-    """Describe an action, with what the agent estimated of the others.
-
-    Args:
-        space: The action space.
-        action: What is done.
-        estimates: The policy's `torch.distributions` object (a list of them for MultiDiscrete); or values of the
-            actions, float (1, actions); or None.
-        names: From `action_names`.
-        choices: From `choices_of`.
-    """
+    """Describe an action, with what the agent estimated of the others (by `_estimates`; None where it has none)."""
     flat = np.asarray(action, np.float64).reshape(-1)
     chosen = np.arange(len(names)) == flat[0] if isinstance(space, spaces.Discrete) else flat != 0
     if isinstance(space, spaces.Box):
@@ -268,7 +255,7 @@ def describe(space: spaces.Space[Any], action: Any, estimates: Any, names: Names
 
 
 def _estimates(policy: Any, observation: Any, state: Any, starts: NDArray[np.bool_]) -> Any:
-    """The policy's `torch.distributions` object, or the values of actions, where this kind of agent has them."""
+    """The policy's `torch.distributions` object (a list of them for MultiDiscrete), or values, float (1, actions)."""
     with torch.inference_mode():
         policy.set_training_mode(False)
         seen, _ = policy.obs_to_tensor(observation)

@@ -210,16 +210,21 @@ def test_a_run_does_not_need_the_given_encoder_folder_and_without_evaluations_it
 
 
 @pytest.mark.parametrize(("every", "saved"), [(32, 32), (0, 50)])
-def test_a_signal_stops_the_run_and_saves_the_agent(
+def test_a_signal_stops_the_run_saves_the_agent_and_closes_the_environments(
     encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, saved: int
 ):
+    closed: list[int] = []
+    monkeypatch.setattr(SideEnv, "close", lambda self: closed.append(self.steps))
     die_at(monkeypatch, 50, lambda: os.kill(os.getpid(), signal.SIGTERM))
     said: list[str] = []
-    config = tiny(encoder=encoder_folder, out=tmp_path / "run", steps=1_000, eval_every=0, checkpoint_every=every)
+    config = tiny(encoder=encoder_folder, out=tmp_path / "run", steps=1_000, checkpoint_every=every, eval_every=500)
+    handler = signal.getsignal(signal.SIGTERM)
     result = train_agent(config, say=said.append)
     assert (result.interrupted, result.steps) == (True, saved)
     assert load_agent(result.run, "last", device="cpu").num_timesteps == saved
     assert f"--out {result.run} --resume" in said[-1]
+    assert len(closed) == 2 * (1 + 2)  # those that were checked, those of training and those of evaluations
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 @pytest.mark.integration

@@ -1,5 +1,6 @@
 """train_agent: it learns, writes its files, leaves the encoder unchanged, and rejects invalid input."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -248,10 +249,9 @@ def learn(algorithm: str, encoder: FrozenEncoder, monitor: DriftMonitor, folder:
         model = PPO("MlpPolicy", latents, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
     else:
         model = DQN("MlpPolicy", latents, learning_starts=50, buffer_size=500, seed=0, device="cpu")
-    logger = configure(str(folder), ["json"])
-    model.set_logger(logger)
-    model.learn(320, DriftCallback(monitor), log_interval=1)
-    logger.close()
+    with contextlib.closing(configure(str(folder), ["json"])) as logger:
+        model.set_logger(logger)
+        model.learn(320, DriftCallback(monitor), log_interval=1)
     return [json.loads(line) for line in (folder / "progress.json").read_text().splitlines()]
 
 
