@@ -57,16 +57,6 @@ def test_a_policys_probabilities():
     assert int(action) == int(np.argmax(expected))
 
 
-def test_what_is_done_need_not_be_the_likeliest():
-    venv = DummyVecEnv([lambda: Numbers(spaces.Discrete(3))])
-    model, chosen = PPO("MlpPolicy", venv, n_steps=2, batch_size=2, device="cpu", seed=0), set()
-    for _ in range(20):
-        actions, _, decision = decide(model, venv.reset(), None, True, False, ("a", "b", "c"))
-        assert decision.chosen[int(actions[0])]
-        chosen.add(int(actions[0]))
-    assert len(chosen) == 3
-
-
 @pytest.mark.parametrize("kind", ["DQN", "QRDQN"])
 def test_values_of_actions(kind: str):
     algorithm = DQN if kind == "DQN" else pytest.importorskip("sb3_contrib").QRDQN
