@@ -183,8 +183,8 @@ class Show:
         if encoder.statistics is not None:
             values = encoder.statistics.standardize(latent) / _DEVIATIONS
             unit = f"{_DEVIATIONS:g} deviations of the training frames"
-        spatial = encoder.architecture is not None and encoder.architecture.bottleneck == "spatial"
-        shape = encoder.architecture.latent_map if spatial else None
+        layout = encoder.architecture
+        shape = layout.latent_map if layout is not None and layout.bottleneck == "spatial" else None
         size = f"{' x '.join(map(str, shape))} = {len(latent)}" if shape else f"{len(latent)}"
         return picture, LatentPicture(values, shape, f"latent, {size} values: full at {unit}, blue up, orange down")
 
