@@ -13,8 +13,7 @@ from agents.envs import load_encoder, make_vec_env  # noqa: E402
 from agents.evaluation import Evaluation, evaluate_agent, evaluate_random, success_rule  # noqa: E402
 from agents.normalization import LatentNormalize  # noqa: E402
 from agents.play.policy import PlayPolicy, load_policy  # noqa: E402
-from agents.play.show import Show  # noqa: E402
-from agents.play.video import film, write_video  # noqa: E402
+from agents.play.show import Show, film, write_video  # noqa: E402
 from agents.play.watch import watch_agent  # noqa: E402
 from agents.store import encoder_of  # noqa: E402
 from agents.training import AgentResult, DriftCallback, read_evaluations, train_agent  # noqa: E402

@@ -1,7 +1,6 @@
 """Everything that decides an agent's training run, as one frozen dataclass; the command line is made from it."""
 
 import dataclasses
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,16 +22,20 @@ EnvArgument = bool | int | float | str
 Observation = Literal["latent", "random-latent", "pca-latent", "pixels"]
 
 
+def brief(space: spaces.Space[Any]) -> str:
+    """A space in a few words, for error messages."""
+    if isinstance(space, spaces.Dict):
+        return ", ".join(f"{key} {brief(entry)}" for key, entry in space.spaces.items())
+    return f"Box{space.shape}" if isinstance(space, spaces.Box) else " ".join(str(space).split())
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """An algorithm of Stable-Baselines3 (or of sb3-contrib) and its hyperparameters."""
 
     title: str
-    source: str
-    """Module and class."""
+    package: str
     actions: tuple[type[spaces.Space[Any]], ...]
-    on_policy: bool
-    """Whether it learns from its latest steps only; the others keep a replay buffer."""
     defaults: Mapping[str, Any]
     """Every hyperparameter of `AgentConfig` that it has, with its default on latents."""
     on_pixels: Mapping[str, Any]
@@ -43,84 +46,41 @@ class Algorithm:
 
     def load_class(self) -> type[BaseAlgorithm]:
         """Import the class; raises MissingExtraError if it is in sb3-contrib, which is not installed."""
-        module, name = self.source.split(":")
-        require(module.split(".")[0], extra="agents", purpose=f"train {self.title}")
-        return getattr(importlib.import_module(module), name)
+        package = require(self.package, extra="agents", purpose=f"train {self.title}")
+        return getattr(package, self.title.replace("-", ""))
 
     def check_actions(self, env: str, space: spaces.Space[Any]) -> None:
         """Reject an action space that it does not support; the error names the algorithms that do."""
-        if isinstance(space, self.actions):
-            return
-        supported = ", ".join(kind.__name__ for kind in self.actions)
-        able = ", ".join(name for name, other in ALGORITHMS.items() if isinstance(space, other.actions))
-        raise InputError(
-            f"algorithm {self.title} supports the actions {supported}, and {env} has {' '.join(str(space).split())}; "
-            f"choose an algorithm that supports them ({able or 'none: wrap the actions first'})"
-        )
+        if not isinstance(space, self.actions):
+            able = ", ".join(name for name, other in ALGORITHMS.items() if isinstance(space, other.actions))
+            raise InputError(
+                f"algorithm {self.title} supports the actions {', '.join(kind.__name__ for kind in self.actions)}, and "
+                f"{env} has {brief(space)}; choose an algorithm that supports them "
+                f"({able or 'none: wrap the actions first'})"
+            )
 
 
 _ANY_ACTIONS = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)
-_COMMON: dict[str, Any] = {
-    "learning_rate": 5e-4,
-    "gamma": 0.99,
-    "normalize_reward": True,
-    "normalize_observation": "together",
-    "latent_deviation": 1.0,
-}
-_PPO: dict[str, Any] = {
-    **_COMMON,
-    # Updates of a small network on latents are cheap, so many of them pay.
-    "learning_rate": 2.5e-4,
-    "net_arch": (64, 64),
-    "batch_size": 64,
-    "n_steps": 128,
-    "n_epochs": 10,
-    "ent_coef": 0.01,
-    "latent_deviation": 0.5,
-}
-_DQN: dict[str, Any] = {
-    **_COMMON,
-    "net_arch": (128, 128),
-    "batch_size": 128,
-    "buffer_size": 100_000,
-    "learning_starts": 2_000,
-    "train_freq": 1,
-    "gradient_steps": 2,
-    "target_update_interval": 1_000,
-    "exploration_fraction": 0.25,
-    "exploration_final_eps": 0.05,
-}
-_SAC: dict[str, Any] = {
-    **_COMMON,
-    "net_arch": (256, 256),
-    "batch_size": 256,
-    "buffer_size": 100_000,
-    "learning_starts": 1_000,
-    "train_freq": 1,
-    "gradient_steps": 2,
-    "ent_coef": "auto",
-}
+_ALL: dict[str, Any] = {"gamma": 0.99, "normalize_reward": True, "normalize_observation": "together"}
+# Updates of a small network on latents are cheap, so many of them pay.
+_PPO = {**_ALL, "learning_rate": 2.5e-4, "net_arch": (64, 64), "batch_size": 64, "n_steps": 128, "n_epochs": 10}
+_PPO |= {"ent_coef": 0.01, "latent_deviation": 0.5}
 _RECURRENT_PPO = {**_PPO, "learning_rate": 5e-4, "batch_size": 256, "n_epochs": 4, "latent_deviation": 1.0}
-_CNN: dict[str, Any] = {"learning_rate": 2.5e-4, "net_arch": ()}
+_REPLAY = {**_ALL, "learning_rate": 5e-4, "buffer_size": 100_000, "train_freq": 1, "gradient_steps": 2}
+_REPLAY |= {"latent_deviation": 1.0}
+_DQN = {**_REPLAY, "net_arch": (128, 128), "batch_size": 128, "learning_starts": 2_000, "target_update_interval": 1_000}
+_DQN |= {"exploration_fraction": 0.25, "exploration_final_eps": 0.05}
+_SAC = {**_REPLAY, "net_arch": (256, 256), "batch_size": 256, "learning_starts": 1_000, "ent_coef": "auto"}
+_CNN = {"learning_rate": 2.5e-4, "net_arch": ()}
+_LSTM: dict[str, Any] = {"policy": "LstmPolicy", "policy_kwargs": {"lstm_hidden_size": 128}}
 
 #: PPO: Schulman et al. 2017. DQN: Mnih et al. 2015. QR-DQN: Dabney et al. 2018. SAC: Haarnoja et al. 2018.
 ALGORITHMS: dict[AlgorithmName, Algorithm] = {
-    "ppo": Algorithm("PPO", "stable_baselines3:PPO", _ANY_ACTIONS, True, _PPO, _CNN),
-    "recurrent-ppo": Algorithm(
-        title="RecurrentPPO",
-        source="sb3_contrib:RecurrentPPO",
-        actions=_ANY_ACTIONS,
-        on_policy=True,
-        defaults=_RECURRENT_PPO,
-        on_pixels=_CNN,
-        policy="LstmPolicy",
-        policy_kwargs={"lstm_hidden_size": 128},
-    ),
-    "dqn": Algorithm("DQN", "stable_baselines3:DQN", (spaces.Discrete,), False, _DQN, _CNN),
-    "qr-dqn": Algorithm(
-        "QR-DQN", "sb3_contrib:QRDQN", (spaces.Discrete,), False, _DQN, _CNN, policy_kwargs={"n_quantiles": 50}
-    ),
-    "sac": Algorithm("SAC", "stable_baselines3:SAC", (spaces.Box,), False, _SAC, {"learning_rate": 3e-4}),
+    "ppo": Algorithm("PPO", "stable_baselines3", _ANY_ACTIONS, _PPO, _CNN),
+    "recurrent-ppo": Algorithm("RecurrentPPO", "sb3_contrib", _ANY_ACTIONS, _RECURRENT_PPO, _CNN, **_LSTM),
+    "dqn": Algorithm("DQN", "stable_baselines3", (spaces.Discrete,), _DQN, _CNN),
+    "qr-dqn": Algorithm("QR-DQN", "sb3_contrib", (spaces.Discrete,), _DQN, _CNN, policy_kwargs={"n_quantiles": 50}),
+    "sac": Algorithm("SAC", "stable_baselines3", (spaces.Box,), _SAC, {"learning_rate": 3e-4}),
 }
 
 #: Hyperparameters that are no arguments of the algorithm's constructor: they go to its policy or to the wrappers.
@@ -128,10 +88,8 @@ NOT_ITS_OWN = ("net_arch", "normalize_reward", "normalize_observation", "latent_
 #: Every setting of `AgentConfig` that only some algorithms have, or that each has a default of its own for.
 HYPERPARAMETERS = tuple(sorted({name for algorithm in ALGORITHMS.values() for name in algorithm.defaults}))
 
-_COUNTS = (
-    *("steps", "envs", "history", "eval_episodes", "frame_skip", "n_steps", "n_epochs", "batch_size"),
-    *("buffer_size", "train_freq", "target_update_interval"),
-)
+_COUNTS = ("steps", "envs", "history", "eval_episodes", "frame_skip", "n_steps", "n_epochs", "batch_size")
+_COUNTS += ("buffer_size", "train_freq", "target_update_interval")
 #: What values of a setting are valid: in words, as a function, and the settings.
 _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("1 or more", lambda value: value >= 1, _COUNTS),
@@ -153,9 +111,7 @@ class AgentConfig(RunConfig):
     A hyperparameter that is None has the default of its algorithm (`ALGORITHMS`).
     """
 
-    CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = (
-        *("out", "steps", "device", "eval_every", "eval_episodes", "workers", "backend"),
-    )
+    CHANGEABLE_ON_RESUME: ClassVar = ("out", "steps", "device", "eval_every", "eval_episodes", "workers", "backend")
     REMOVED: ClassVar[dict[str, tuple[Any, str]]] = {
         **dict.fromkeys(("standardise", "standardize"), (False, "train a new agent with normalize_observation 'each'")),
         # The .zip of an agent holds the values of these that it was trained with.
@@ -267,8 +223,8 @@ class AgentConfig(RunConfig):
                     raise InputError(f"{name} must be {expected}, got {value!r}")
         if self.ent_coef == "auto" and self.algorithm != "sac":
             raise InputError(f"ent_coef must be a number for {self.trainer.title}, got 'auto'")
-        if self.trainer.on_policy:
-            values = self.hyperparameters
+        values = self.hyperparameters
+        if "n_steps" in values:
             batch, samples = values["batch_size"], values["n_steps"] * self.envs
             if batch < 2 or samples < 2 or samples % batch == 1:
                 raise InputError(

@@ -1,7 +1,9 @@
 """Vector environments for Stable-Baselines3: frames from worker processes, encoded in one batch in this one."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import gymnasium as gym
@@ -10,13 +12,13 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from agents.config import AgentConfig, EnvArgument
+from agents.config import AgentConfig
 from agents.normalization import LatentNormalize, latents_in, number_keys
 from latent_obs.encoder.architecture import Architecture
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.encoder.pca import load_pca
-from latent_obs.envs.pixel_envs import as_small_frames, env_maker, is_minerl_id, make_pixel_env
+from latent_obs.envs.pixel_envs import as_small_frames, env_maker, is_minerl_id
 from latent_obs.envs.sb3_bridge import ProcessVecEnv
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
@@ -36,20 +38,16 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
     how: dict[str, Any] = {"device": config.device, "backend": config.backend, "precision": config.precision}
     if config.observation == "pca-latent":
         if config.pca is None:
-            raise InputError(
-                "pca: observation 'pca-latent' needs a file of latent_obs.encoder.pca.save_pca; give --pca"
-            )
+            raise InputError("pca: observation 'pca-latent' needs a file that `save_pca` wrote; give --pca")
         return load_pca(config.pca, device=config.device)
     if config.observation == "random-latent":
         architecture = Architecture((_PIXEL_SIDE, _PIXEL_SIDE, 3), 256, bottleneck="spatial")
         if config.encoder is not None:
             architecture = read_encoder_folder(config.encoder).architecture
         return FrozenEncoder.random(architecture, seed=config.seed, **how)
-    if config.encoder is not None:
-        return FrozenEncoder.load(config.encoder, **how)
-    if config.observation == "latent":
+    if config.encoder is None and config.observation == "latent":
         raise InputError("encoder: observation 'latent' needs an encoder folder, which train-vae makes; give --encoder")
-    return None
+    return None if config.encoder is None else FrozenEncoder.load(config.encoder, **how)
 
 
 def make_vec_env(
@@ -72,69 +70,35 @@ def make_vec_env(
         encoder: From `load_encoder`; it also decides the frame size of a pixel agent.
         envs: Number of environments; as in the settings by default.
         seed: Seed of the first one, seed + 1 of the second …; as in the settings by default.
-        first: Number of the first one among all that run at the same time. Environment `i` uses the running MineRL game
-            at ``port + first + i``.
+        first: Number of the first one among all that run at the same time: `i` uses MineRL's ``port + first + i``.
         monitor: Observes every latent.
 
     Raises:
-        InputError: The environment is unknown, or has no pixels that the encoder can take.
+        InputError: The environment is unknown, has no pixels that the encoder can take, or has actions that the
+            algorithm does not support.
     """
     count = config.envs if envs is None else envs
-    contract = contract_of(encoder)
-    check_environment(config, contract, first)
-    makers = [_maker(config, contract, first + i) for i in range(count)]
+    arguments, port = config.all_env_kwargs, config.env_kwargs.get("port")
+    # A running MineRL game serves one environment only.
+    numbered = is_minerl_id(config.env) and isinstance(port, int)
+    ports = [{"port": port + first + i} if numbered else {} for i in range(count)]
+    makers = [env_maker(config.env, **{**arguments, **own}) for own in ports]
+    seen = as_seen(config, contract_of(encoder))
+    # One is made and closed again, so that a wrong name or space is one clear error before workers start.
+    with contextlib.closing(makers[0]()) as env:
+        checked = seen(env)
+        if config.observation == "latent":
+            checked.get_wrapper_attr("reader").refuse_blur()
+        config.trainer.check_actions(config.env, checked.action_space)
+    # Nothing of this package is named here: a worker would import it, and torch with it.
+    small = [lambda make=make: seen(make()) for make in makers]
     if config.workers == "processes" and count > 1:
-        frames: VecEnv = ProcessVecEnv(makers, close_grace_s=_CLOSE_GRACE_S)
+        frames: VecEnv = ProcessVecEnv(small, close_grace_s=_CLOSE_GRACE_S)
     else:
-        frames = DummyVecEnv(makers)
+        frames = DummyVecEnv(small)
     venv = _EpisodeReturns(frames)
     venv.seed(config.seed if seed is None else seed)
     return with_latents(config, venv, encoder, monitor)
-
-
-def with_latents(
-    config: AgentConfig, venv: VecEnv, encoder: FrozenEncoder | None, monitor: DriftMonitor | None = None
-) -> VecEnv:
-    """Encode resized frames as an agent of these settings sees them; for a pixel agent, stack them instead."""
-    if config.observation == "pixels":
-        return VecFrameStack(venv, config.history) if config.history > 1 else venv
-    if encoder is None:
-        return venv
-    # With `latent_only` the environments return the pixels alone, not a Dict.
-    key = config.pixel_key if isinstance(venv.observation_space, spaces.Dict) else None
-    return VecLatentObservation(
-        venv,
-        encoder,
-        pixel_key=key,
-        latent_only=config.latent_only,
-        flatten=config.flattened,
-        history=config.history,
-        monitor=monitor,
-    )
-
-
-def check_environment(config: AgentConfig, contract: PixelContract, number: int = 0) -> None:
-    """Make one environment and close it again, so that a wrong name or space is one clear error before workers start.
-
-    Raises:
-        InputError: The environment is unknown, has no pixels that the contract can read, or has actions that the
-            algorithm does not support.
-    """
-    env = make_pixel_env(config.env, **_env_arguments(config, number))
-    try:
-        seen = as_seen(config, contract)(env)
-        if config.observation == "latent":
-            seen.get_wrapper_attr("reader").refuse_blur()
-        config.trainer.check_actions(config.env, seen.action_space)
-    finally:
-        env.close()
-
-
-def _env_arguments(config: AgentConfig, number: int) -> dict[str, EnvArgument]:
-    """Arguments of the environment of this number. A running MineRL game serves one environment only."""
-    arguments = config.all_env_kwargs
-    port = arguments.get("port")
-    return {**arguments, "port": port + number} if is_minerl_id(config.env) and isinstance(port, int) else arguments
 
 
 def contract_of(encoder: FrozenEncoder | None) -> PixelContract:
@@ -144,18 +108,20 @@ def contract_of(encoder: FrozenEncoder | None) -> PixelContract:
 
 def as_seen(config: AgentConfig, contract: PixelContract) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
     """A function that wraps an environment: frames resized, and everything else as numbers that a policy can take."""
-    return partial(
-        as_small_frames,
-        contract=contract,
-        pixel_key=config.pixel_key,
-        latent_only=config.latent_only,
-        flatten=config.flattened,
-    )
+    how: dict[str, Any] = {"pixel_key": config.pixel_key, "latent_only": config.latent_only}
+    return partial(as_small_frames, contract=contract, flatten=config.flattened, **how)
 
 
-def _maker(config: AgentConfig, contract: PixelContract, number: int) -> Callable[[], gym.Env[Any, Any]]:
-    make, seen = env_maker(config.env, **_env_arguments(config, number)), as_seen(config, contract)
-    return lambda: seen(make())  # names nothing of this package, which a worker would import, and torch with it
+def with_latents(
+    config: AgentConfig, venv: VecEnv, encoder: FrozenEncoder | None, monitor: DriftMonitor | None = None
+) -> VecEnv:
+    """Encode resized frames as an agent of these settings sees them; for a pixel agent, stack them instead."""
+    if config.observation == "pixels" or encoder is None:
+        return VecFrameStack(venv, config.history) if config.history > 1 else venv
+    # With `latent_only` the environments return the pixels alone, not a Dict.
+    key = config.pixel_key if isinstance(venv.observation_space, spaces.Dict) else None
+    how: dict[str, Any] = {"latent_only": config.latent_only, "flatten": config.flattened, "history": config.history}
+    return VecLatentObservation(venv, encoder, pixel_key=key, monitor=monitor, **how)
 
 
 class _EpisodeReturns(VecMonitor):
@@ -168,8 +134,8 @@ class _EpisodeReturns(VecMonitor):
 
     def step_wait(self) -> VecEnvStepReturn:
         observation, rewards, dones, infos = super().step_wait()
-        for i in np.flatnonzero(dones):
-            episode = infos[i]["episode"]
+        for info in compress(infos, dones):
+            episode = info["episode"]
             episode["r"], episode["l"] = round(float(episode["r"]), 6), int(episode["l"])
         return observation, rewards, dones, infos
 
@@ -182,13 +148,8 @@ def with_normalization(config: AgentConfig, venv: VecEnv, *, training: bool) -> 
     values = config.hyperparameters
     how, keys = values["normalize_observation"], number_keys(venv.observation_space)
     has_numbers = bool(keys) if keys is not None else venv.observation_space.dtype != "uint8"
-    settings: dict[str, Any] = {
-        "training": training,
-        "norm_obs": has_numbers and how != "off",
-        "norm_obs_keys": keys or None,
-        "norm_reward": training and values["normalize_reward"],
-        "gamma": values["gamma"],
-    }
+    settings: dict[str, Any] = {"training": training, "gamma": values["gamma"], "norm_obs_keys": keys or None}
+    settings |= {"norm_obs": has_numbers and how != "off", "norm_reward": training and values["normalize_reward"]}
     latents = latents_in(venv) if how == "together" else {}
     if latents:
         return LatentNormalize(venv, latents, values["latent_deviation"], **settings)

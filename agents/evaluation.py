@@ -1,11 +1,15 @@
 """How good an agent is: returns of whole episodes with intervals, successes, and a random policy to compare with."""
 
+import contextlib
 import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
-from typing import Any
+from statistics import NormalDist
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +20,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from agents.config import AgentConfig
 from agents.envs import load_encoder, make_vec_env, with_normalization
-from agents.store import check_encoder, check_spaces, encoder_of, load_agent, restore_statistics
+from agents.store import check_encoder, encoder_of, load_agent, restore_statistics
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_count
@@ -29,19 +33,17 @@ _MOST_ENVS = 4
 class Evaluation:
     """Undiscounted returns of whole episodes.
 
-    Attributes:
-        returns: One per episode, in the game's own rewards.
-        lengths: Steps of each episode.
-        successes: Whether each was a success; None if the task does not define success.
-
     Example:
         >>> print(Evaluation((1.0, 3.0), (10, 12), (True, True)))
         2.0 ± 1.0 (standard error, 2 episodes), success 100%
     """
 
     returns: tuple[float, ...]
+    """One per episode, in the game's own rewards."""
     lengths: tuple[int, ...]
+    """Steps of each episode."""
     successes: tuple[bool, ...] | None = None
+    """Whether each was a success; None if the task does not define success."""
 
     @property
     def mean(self) -> float:
@@ -65,10 +67,9 @@ class Evaluation:
             >>> round(Evaluation((9.0, 11.0), (1, 1)).sigmas_above(Evaluation((0.0, 2.0), (1, 1))), 2)
             6.36
         """
-        error = math.hypot(self.standard_error, other.standard_error)
-        difference = self.mean - other.mean
+        error, difference = math.hypot(self.standard_error, other.standard_error), self.mean - other.mean
         if error == 0:
-            return math.copysign(math.inf, difference) if difference else 0.0
+            return difference * math.inf if difference else 0.0
         return difference / error
 
     def __str__(self) -> str:
@@ -80,14 +81,12 @@ class Evaluation:
         numbers, lengths = self.to_json(), self.lengths
         line = f"median {numbers['median_return']:.1f}, from {min(self.returns):.1f} to {max(self.returns):.1f}"
         if numbers["mean_return_95"] is not None:
-            low, high = numbers["mean_return_95"]
-            line = f"95% interval {low:.1f} to {high:.1f}, {line}"
-        lines = [line, f"steps in an episode: mean {np.mean(lengths):.1f}, from {min(lengths)} to {max(lengths)}"]
+            line = "95% interval {:.1f} to {:.1f}, ".format(*numbers["mean_return_95"]) + line
+        line += f"\nsteps in an episode: mean {np.mean(lengths):.1f}, from {min(lengths)} to {max(lengths)}"
         if self.successes is not None:
-            low, high = numbers["success_rate_95"]
-            share = f"{self.success_rate:.0%} (95% interval {low:.0%} to {high:.0%})"
-            lines.append(f"success in {sum(self.successes)} of {len(self.successes)} episodes, {share}")
-        return "\n".join(lines)
+            line += f"\nsuccess in {sum(self.successes)} of {len(self.successes)} episodes, {self.success_rate:.0%} "
+            line += "(95% interval {:.0%} to {:.0%})".format(*numbers["success_rate_95"])
+        return line
 
     def to_json(self) -> dict[str, Any]:
         """All numbers, with 95% intervals; None instead of NaN, which JSON does not have."""
@@ -103,9 +102,7 @@ class Evaluation:
             "mean_length": float(np.mean(self.lengths)),
             "success_rate": self.success_rate,
             "success_rate_95": None if judged is None else list(wilson_interval(sum(judged), len(judged))),
-            "returns": list(self.returns),
-            "lengths": list(self.lengths),
-            "successes": None if judged is None else list(judged),
+            **dataclasses.asdict(self),
         }
 
 
@@ -115,33 +112,29 @@ def bootstrap_interval(values: tuple[float, ...]) -> tuple[float, float]:
     Below some twenty values it is a little too narrow. The same values give the same interval.
     """
     array, rng = np.asarray(values, np.float64), np.random.default_rng(0)
-    # Drawn in ten parts, to need less memory.
-    means = [array[rng.integers(len(array), size=(1_000, len(array)))].mean(axis=1) for _ in range(10)]
-    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
+    means = [array[rng.integers(len(array), size=len(array))].mean() for _ in range(10_000)]
+    low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     """95% interval of a share, which is also valid near 0 and 1 (Wilson 1927)."""
-    z = 1.959963984540054  # 97.5% quantile of the normal distribution
+    z = NormalDist().inv_cdf(0.975)
     share, spread = successes / episodes, z**2 / episodes
     middle = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / episodes + spread / (4 * episodes)) / (1 + spread)
     return (0.0 if successes == 0 else middle - half), (1.0 if successes == episodes else middle + half)
 
 
-@dataclass(frozen=True)
-class SuccessRule:
-    """Decides whether an episode was a success.
-
-    Attributes:
-        least_return: The return (of the game's own rewards) that an episode has to reach. None: an episode that ends
-            before its time limit is a success.
-        reason: Where the rule comes from.
-    """
+class SuccessRule(NamedTuple):
+    """Decides whether an episode was a success."""
 
     least_return: float | None
+    """The return, of the game's own rewards, that it has to reach. None: it has to end before its time limit."""
     reason: str
+    """Where the rule comes from."""
+    overrules: bool = False
+    """Whether it counts also if the environment has put ``info["is_success"]`` itself."""
 
     def is_success(self, total: float, *, truncated: bool) -> bool:
         """Judge an episode by its return and by whether its time limit ended it."""
@@ -159,23 +152,17 @@ class SuccessRule:
 # - DeadlyCorridor: the distance walked, and 1,000 for the vest, which lies at 1,312; -100 for dying.
 # The others (DefendCenter, DefendLine, HealthGathering, TakeCover, Deathmatch) have no goal to reach.
 _KILLED = SuccessRule(None, "the monster was shot before the time was up")
-_VEST = "the vest was reached"
-# MineRL: the threshold of upstream's `determine_success_from_rewards` where it sums the rewards; and for the sparse
-# tasks that end in one item, a return that cannot be had without it (all that comes before the diamond is 547, before
-# the pickaxe 291).
-_NAVIGATED = SuccessRule(100.0, "the diamond block was touched")
-_NAVIGATED_DENSE = SuccessRule(160.0, "the diamond block was touched, as MineRL judges it")
+_NAVIGATED, _NAVIGATED_DENSE = (SuccessRule(least, "the diamond block was touched") for least in (100.0, 160.0))
 _KNOWN = {
-    "VizdoomBasic": _KILLED,
-    "VizdoomBasicAudio": _KILLED,
-    "VizdoomBasicNotifications": _KILLED,
+    **dict.fromkeys(("VizdoomBasic", "VizdoomBasicAudio", "VizdoomBasicNotifications"), _KILLED),
     "VizdoomPredictPosition": SuccessRule(0.5, "the monster was hit"),
-    "VizdoomMyWayHome": SuccessRule(0.5, _VEST),
-    "VizdoomDeadlyCorridor": SuccessRule(2000.0, _VEST),
-    "MineRLNavigate": _NAVIGATED,
-    "MineRLNavigateExtreme": _NAVIGATED,
-    "MineRLNavigateDense": _NAVIGATED_DENSE,
-    "MineRLNavigateExtremeDense": _NAVIGATED_DENSE,
+    "VizdoomMyWayHome": SuccessRule(0.5, "the vest was reached"),
+    "VizdoomDeadlyCorridor": SuccessRule(2000.0, "the vest was reached"),
+    # MineRL: the threshold of upstream's `determine_success_from_rewards` where it sums the rewards; and for the sparse
+    # tasks that end in one item, a return that cannot be had without it (all that comes before the diamond is 547,
+    # before the pickaxe 291).
+    **dict.fromkeys(("MineRLNavigate", "MineRLNavigateExtreme"), _NAVIGATED),
+    **dict.fromkeys(("MineRLNavigateDense", "MineRLNavigateExtremeDense"), _NAVIGATED_DENSE),
     "MineRLObtainDiamond": SuccessRule(1024.0, "a diamond was obtained"),
     "MineRLObtainIronPickaxe": SuccessRule(292.0, "an iron pickaxe was obtained"),
 }
@@ -186,17 +173,15 @@ def success_rule(config: AgentConfig, least_return: float | None = None) -> Succ
 
     Args:
         config: The settings; its environment has been made before, so that it is registered.
-        least_return: A finite return to reach, instead of the environment's `reward_threshold` or of the rule of a
-            known scenario. None is returned if there are none of them.
+        least_return: A finite return to reach. By default the environment's `reward_threshold`, or the rule of a known
+            scenario; None if there is neither.
 
     Example:
         >>> print(success_rule(AgentConfig(env="CartPole-v1")))
         a return of 475 or more: the environment's reward_threshold
     """
     if least_return is not None:
-        if not math.isfinite(least_return):
-            raise InputError(f"success_return must be a finite number, got {least_return}")
-        return SuccessRule(float(least_return), "as requested")
+        return SuccessRule(float(least_return), "as requested", overrules=True)
     try:
         threshold = gym.spec(config.env).reward_threshold
     except (gym.error.Error, ImportError):
@@ -210,17 +195,11 @@ def success_rule(config: AgentConfig, least_return: float | None = None) -> Succ
 
 
 class EpisodeSuccess(VecEnvWrapper):
-    """Put ``info["is_success"]``, as Stable-Baselines3 reads it, into the last step of each episode.
+    """Put ``info["is_success"]`` into the last step of each episode, which has ``info["episode"]`` of `VecMonitor`."""
 
-    Args:
-        venv: Its infos have the return, ``info["episode"]["r"]``, at the end of an episode (of `VecMonitor`).
-        rule: The rule to judge by; None leaves it to the environment.
-        overrule: Judge by the rule also if the environment has put ``info["is_success"]``.
-    """
-
-    def __init__(self, venv: VecEnv, rule: SuccessRule | None, *, overrule: bool = False) -> None:
+    def __init__(self, venv: VecEnv, rule: SuccessRule) -> None:
         super().__init__(venv)
-        self.rule, self.overrule = rule, overrule
+        self.rule = rule
 
     def reset(self) -> VecEnvObs:
         """Reset all."""
@@ -229,8 +208,8 @@ class EpisodeSuccess(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for the step, and judge the episodes that it ended."""
         observation, rewards, dones, infos = self.venv.step_wait()
-        for done, info in zip(dones, infos, strict=True):
-            if done and self.rule is not None and (self.overrule or "is_success" not in info):
+        for info in compress(infos, dones):
+            if self.rule.overrules or "is_success" not in info:
                 truncated = bool(info.get("TimeLimit.truncated", False))
                 info["is_success"] = self.rule.is_success(info["episode"]["r"], truncated=truncated)
         return observation, rewards, dones, infos
@@ -263,14 +242,10 @@ def evaluate_agent(
     """
     config, model, encoder = load_run(run, which, device)
     venv = evaluation_env(config, episodes, seed, success_return=success_return, encoder=encoder)
-    try:
-        check_spaces(Path(run), which, model, venv)
-        restore_statistics(Path(run), which, venv)
-        chosen = config.deterministic if deterministic is None else deterministic
-        with torch_threads(1):  # as in training: the game plays on the same cores
-            return play(model, venv, episodes, deterministic=chosen)
-    finally:
-        venv.close()
+    # One thread as in training: the game plays on the same cores.
+    with contextlib.closing(venv), torch_threads(1):
+        restore_statistics(Path(run), which, venv, model)
+        return play(model, venv, episodes, config.deterministic if deterministic is None else deterministic)
 
 
 def evaluate_random(
@@ -279,22 +254,13 @@ def evaluate_random(
     """Play uniformly random actions in an agent's environment: the baseline of every agent."""
     # A random policy needs no latents; the encoder only decides the size of a frame.
     blind = dataclasses.replace(config, observation="pixels", device="cpu")
-    venv = evaluation_env(blind, episodes, seed, success_return=success_return)
-    try:
-        return play(_RandomPolicy(venv, seed), venv, episodes)
-    finally:
-        venv.close()
+    with contextlib.closing(evaluation_env(blind, episodes, seed, success_return=success_return)) as venv:
+        venv.action_space.seed(seed)
 
+        def predict(observation: Any, **_: Any) -> tuple[np.ndarray[Any, Any], None]:
+            return np.array([venv.action_space.sample() for _ in range(venv.num_envs)]), None
 
-class _RandomPolicy:
-    """Uniformly random actions, by the method `predict` that Stable-Baselines3's `evaluate_policy` calls."""
-
-    def __init__(self, venv: VecEnv, seed: int) -> None:
-        self._space, self._envs = venv.action_space, venv.num_envs
-        self._space.seed(seed)
-
-    def predict(self, observation: Any, state: Any = None, **_: Any) -> tuple[np.ndarray[Any, Any], Any]:
-        return np.array([self._space.sample() for _ in range(self._envs)]), state
+        return play(SimpleNamespace(predict=predict), venv, episodes)
 
 
 def run_config(run: str | Path) -> AgentConfig:
@@ -308,9 +274,9 @@ def load_run(
     run: str | Path, which: str, device: str = "auto"
 ) -> tuple[AgentConfig, BaseAlgorithm, FrozenEncoder | None]:
     """The settings of a run folder, its agent `which`, and the encoder that the agent was trained with."""
-    run, config = Path(run), dataclasses.replace(run_config(run), device=device)
+    run, config = Path(run), run_config(run)
     model = load_agent(run, which, device="cpu")
-    config = dataclasses.replace(config, encoder=encoder_of(run, which) or config.encoder)
+    config = dataclasses.replace(config, device=device, encoder=encoder_of(run, which) or config.encoder)
     encoder = load_encoder(config)
     check_encoder(run, which, encoder if config.observation != "pixels" else None)
     return config, model, encoder
@@ -327,21 +293,18 @@ def evaluation_env(
 ) -> VecNormalize:
     """Environments to evaluate in: the game's own rewards, fixed statistics, and each episode judged.
 
-    There are no more of them than `episodes`. `encoder` is that of `config`, if it is loaded already; `first` is as for
-    `make_vec_env`.
+    They are at most `episodes`. `encoder` is that of `config`, if loaded already; `first` is as for `make_vec_env`.
     """
     check_count("episodes", episodes)
+    if success_return is not None and not math.isfinite(success_return):
+        raise InputError(f"success_return must be a finite number, got {success_return}")
     encoder = load_encoder(config) if encoder is None else encoder
     venv = make_vec_env(config, encoder, envs=min(_MOST_ENVS, config.envs, episodes), seed=seed, first=first)
-    try:
-        judged = EpisodeSuccess(venv, success_rule(config, success_return), overrule=success_return is not None)
-        return with_normalization(config, judged, training=False)
-    except BaseException:
-        venv.close()
-        raise
+    rule = success_rule(config, success_return)
+    return with_normalization(config, venv if rule is None else EpisodeSuccess(venv, rule), training=False)
 
 
-def play(policy: Any, venv: VecEnv, episodes: int, *, deterministic: bool = True) -> Evaluation:
+def play(policy: Any, venv: VecEnv, episodes: int, deterministic: bool = True) -> Evaluation:
     """Play whole episodes, the same number in each environment, so that short ones are not favored.
 
     `policy` is anything with the method `predict` of Stable-Baselines3, and `venv` is of `evaluation_env`.

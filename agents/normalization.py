@@ -8,7 +8,7 @@ from typing import Any, Literal
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_wrapper
 
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.sb3 import VecLatentObservation
@@ -51,13 +51,10 @@ class LatentNormalize(VecNormalize):
     ) -> None:
         if not 0 < deviation < math.inf:
             raise InputError(f"deviation must be above 0, got {deviation}")
-        found = latents_in(venv) if latents is None else dict(latents)
-        if latents is None and not found:
+        self.latents, self.deviation = dict(latents_in(venv) if latents is None else latents), deviation
+        if latents is None and not self.latents:
             raise InputError("latents: there is no VecLatentObservation beneath; wrap in one first, or pass `latents`")
-        kwargs.setdefault("norm_obs_keys", number_keys(venv.observation_space))
-        super().__init__(venv, **kwargs)
-        self.latents = found
-        self.deviation = deviation
+        super().__init__(venv, **{"norm_obs_keys": number_keys(venv.observation_space), **kwargs})
 
     def _normalize_obs(self, obs: NDArray[Any], obs_rms: RunningMeanStd) -> NDArray[Any]:
         return super()._normalize_obs(obs, self._shared(obs_rms))
@@ -69,12 +66,11 @@ class LatentNormalize(VecNormalize):
         """The statistics with one variance for a latent: dividing by its root gives its values their deviation."""
         by_key = self.obs_rms if isinstance(self.obs_rms, dict) else {None: self.obs_rms}
         count = next((self.latents.get(key, 0) for key, own in by_key.items() if own is statistics), 0)
-        if not count:
-            return statistics
-        shared = copy(statistics)
-        shared.var = statistics.var.copy()
-        shared.var[:count] = statistics.var[:count].mean() / self.deviation**2
-        return shared
+        if count:
+            statistics = copy(statistics)
+            statistics.var = statistics.var.copy()
+            statistics.var[:count] = statistics.var[:count].mean() / self.deviation**2
+        return statistics
 
 
 def number_keys(space: spaces.Space[Any]) -> list[str] | None:
@@ -85,13 +81,6 @@ def number_keys(space: spaces.Space[Any]) -> list[str] | None:
 
 
 def latents_in(venv: VecEnv) -> dict[str | None, int]:
-    """How many numbers the latents of the `VecLatentObservation` beneath take; empty if there is none.
-
-    By entry of the observation, or by None for a vector, where they come first.
-    """
-    inner = venv
-    while not isinstance(inner, VecLatentObservation):
-        if not isinstance(inner, VecEnvWrapper):
-            return {}
-        inner = inner.venv
-    return inner.observation_encoder.latent_sizes
+    """How many numbers the latents of the `VecLatentObservation` beneath take, by entry (None: of a vector)."""
+    wrapper = unwrap_vec_wrapper(venv, VecLatentObservation)
+    return {} if wrapper is None else wrapper.observation_encoder.latent_sizes

@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize
 
-from agents.config import AgentConfig
+from agents.config import AgentConfig, brief
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import InputError
@@ -39,184 +39,137 @@ def save_agent(
 ) -> None:
     """Write `<name>.zip`: one file, so that an agent, its statistics and its replay buffer are always of the same step.
 
-    Args:
-        run: The run folder.
-        name: "best" or "last".
-        model: The agent.
-        notes: Plain values to add to its state.
-        replay: Include its replay buffer, if it has one.
+    `notes` are plain values to add to its state; with `replay` its replay buffer, if it has one, is included.
     """
-    state: dict[str, Any] = {
-        "steps": model.num_timesteps,
-        "algorithm": type(model).__name__,
-        "observation_space": _line(model.observation_space),
-        "action_space": _line(model.action_space),
-        "returns": None,
-        "observations": None,
-        **(notes or {}),
-    }
+    state: dict[str, Any] = {"steps": model.num_timesteps, "algorithm": type(model).__name__}
+    state |= {key: " ".join(str(getattr(model, key)).split()) for key in ("observation_space", "action_space")}
+    state |= {"returns": None, "observations": None, **(notes or {})}
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
         state["returns"] = _to_json(normalize.ret_rms)
         if normalize.norm_obs:
-            rms = normalize.obs_rms
-            is_dict = isinstance(rms, dict)
-            state["observations"] = {key: _to_json(own) for key, own in rms.items()} if is_dict else _to_json(rms)
+            state["observations"] = _to_json(normalize.obs_rms)
     with atomic_write(run / f"{name}.zip") as aside:
         model.save(aside)
         with zipfile.ZipFile(aside, "a") as archive:
             archive.writestr(_STATE, json.dumps(state))
-            if replay and isinstance(model, OffPolicyAlgorithm):
-                _write_replay(archive, model)
+            if replay and isinstance(model, OffPolicyAlgorithm) and (buffer := model.replay_buffer) is not None:
+                filled = buffer.buffer_size if buffer.full else buffer.pos
+                arrays = {"position": np.array([buffer.pos, int(buffer.full), buffer.buffer_size])}
+                arrays |= {key: array[:filled] for key, array in _replay_arrays(buffer).items()}
+                for key, array in arrays.items():
+                    with archive.open(f"replay/{key}.npy", "w", force_zip64=True) as file:
+                        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def load_agent(run: Path, name: str, **kwargs: Any) -> BaseAlgorithm:
-    """Load an agent of the run's algorithm, without its replay buffer; `kwargs` are those of the algorithm's `load`.
-
-    Raises:
-        InputError: There is no such agent, or the file is damaged.
-    """
+    """Load an agent of the run's algorithm, without its replay buffer; `kwargs` are those of the algorithm's `load`."""
     file = agent_file(run, name)
-    algorithm = AgentConfig.load(run).trainer if (run / "config.json").exists() else AgentConfig().trainer
+    config = AgentConfig.load(run) if (run / "config.json").exists() else AgentConfig()
     try:
-        return algorithm.load_class().load(file, **kwargs)
+        return config.trainer.load_class().load(file, **kwargs)
     except Exception as error:  # zipfile, pickle and torch each have their own, and a truncated file fails an assertion
         raise InputError(f"{file} cannot be loaded, it may be damaged: {error}") from None
 
 
 def agent_file(run: Path, name: str) -> Path:
-    """The .zip of the agent "best" or "last", or of a step, if an earlier version kept it in `checkpoints/`.
-
-    Raises:
-        InputError: There is no such agent.
-    """
-    file = run / f"{name}.zip"
-    if not file.exists() and name.isdecimal():
-        file = run / "checkpoints" / f"step_{int(name):09d}.zip"
-    if not file.exists():
-        present = sorted(f.stem for f in [*run.glob("*.zip"), *run.glob("checkpoints/*.zip")])
-        raise InputError(f"there is no agent {file}; found {present}. latent-obs train-agent trains one")
-    return file
+    """The .zip of the agent "best" or "last", or of a step, if an earlier version kept it in `checkpoints/`."""
+    files = {f.stem.removeprefix("step_").lstrip("0"): f for f in run.glob("checkpoints/*.zip")}
+    files |= {f.stem: f for f in run.glob("*.zip")}
+    if name not in files:
+        raise InputError(
+            f"there is no agent {run / name}.zip; found {sorted(files)}. latent-obs train-agent trains one"
+        )
+    return files[name]
 
 
 def agent_state(run: Path, name: str) -> dict[str, Any]:
-    """The state of an agent: steps, spaces, running statistics and notes.
-
-    Raises:
-        InputError: There is no such agent, or its state cannot be read.
-    """
+    """The state of an agent: steps, spaces, running statistics and notes."""
     file = agent_file(run, name)
     try:
         with zipfile.ZipFile(file) as archive:
             return dict(json.loads(archive.read(_STATE)))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{file} has no {_STATE} that can be read ({error}); expected an agent that latent-obs train-agent wrote"
-        ) from None
+        raise InputError(f"{file} has no {_STATE} of latent-obs train-agent that can be read: {error}") from None
 
 
-def check_spaces(run: Path, name: str, model: BaseAlgorithm, venv: VecEnv) -> None:
-    """Reject environments whose actions are not the agent's (`restore_statistics` checks the observations)."""
-    if model.action_space != venv.action_space:
-        raise InputError(
-            f"{agent_file(run, name)} was trained with the actions {_line(model.action_space)}, and these environments "
-            f"have {_line(venv.action_space)}. Use the environment of its training, made with the same arguments"
-        )
-
-
-def restore_statistics(run: Path, name: str, normalize: VecNormalize) -> None:
-    """Put the running statistics of an agent back.
-
-    Raises:
-        InputError: They cannot be read, or the environments have other observations.
-    """
+def restore_statistics(run: Path, name: str, normalize: VecNormalize, model: BaseAlgorithm | None = None) -> None:
+    """Put the running statistics of an agent back; rejects environments with other observations or actions."""
     file, state = agent_file(run, name), agent_state(run, name)
+    if model is not None and model.action_space != normalize.action_space:
+        raise InputError(
+            f"{file} was trained with the actions {brief(model.action_space)}, and these environments have "
+            f"{brief(normalize.action_space)}. Use the environment of its training, made with the same arguments"
+        )
     try:
         normalize.ret_rms = _from_json(state["returns"])
         if not normalize.norm_obs:
             return
-        current, stored = normalize.obs_rms, state["observations"]
-        if isinstance(current, dict):
-            statistics = {key: _from_json(values) for key, values in stored.items()}
-            fits = {k: s.mean.shape for k, s in statistics.items()} == {k: s.mean.shape for k, s in current.items()}
-        else:
-            statistics = _from_json(stored)
-            fits = statistics.mean.shape == current.mean.shape
+        statistics = _from_json(state["observations"])
+        fits = _shapes(statistics) == _shapes(normalize.obs_rms)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"the running statistics in {file} cannot be read: {error}") from None
     if not fits:
         raise InputError(
             f"{file} was trained on {state.get('observation_space')}, and would see "
-            f"{_line(normalize.observation_space)} here. Use the environment and the encoder that it was trained with"
+            f"{brief(normalize.observation_space)} here. Use the environment and the encoder that it was trained with"
         )
-    normalize.obs_rms = statistics  # pyright: ignore[reportAttributeAccessIssue]
+    normalize.obs_rms = statistics
 
 
 def restore_replay(run: Path, name: str, model: BaseAlgorithm) -> None:
-    """Put the replay buffer back into an off-policy agent whose environments are set.
-
-    Raises:
-        InputError: The file has none, or one of another size or of other spaces.
-    """
+    """Put the replay buffer back into an off-policy agent whose environments are set, and which must fit it."""
     if not isinstance(model, OffPolicyAlgorithm):
         return
     file, buffer = agent_file(run, name), model.replay_buffer
     assert buffer is not None
     try:
         with zipfile.ZipFile(file) as archive:
-            pos, full, size = (int(n) for n in _read_array(archive, "position"))
+
+            def stored(key: str) -> NDArray[Any]:
+                with archive.open(f"replay/{key}.npy") as entry:
+                    return np.lib.format.read_array(entry, allow_pickle=False)
+
+            pos, full, size = (int(n) for n in stored("position"))
             if size != buffer.buffer_size:
                 raise ValueError(f"it holds {size:,} steps an environment, not {buffer.buffer_size:,}")
             filled = size if full else pos
-            for name, array in _replay_arrays(buffer):
-                stored = _read_array(archive, name)
-                if stored.shape != (filled, *array.shape[1:]) or stored.dtype != array.dtype:
-                    raise ValueError(f"{name} is {stored.dtype}{stored.shape}, expected {array.dtype}{array.shape[1:]}")
-                array[:filled] = stored
+            for key, array in _replay_arrays(buffer).items():
+                found = stored(key)
+                if found.shape != (filled, *array.shape[1:]) or found.dtype != array.dtype:
+                    raise ValueError(f"{key} is {found.dtype}{found.shape}, expected {array.dtype}{array.shape[1:]}")
+                array[:filled] = found
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{file} has no replay buffer of this agent: {error}") from None
     buffer.pos, buffer.full = pos, bool(full)
 
 
-def _write_replay(archive: zipfile.ZipFile, model: OffPolicyAlgorithm) -> None:
-    """Write the filled part of a buffer's arrays, and where the next step goes."""
-    buffer = model.replay_buffer
-    assert buffer is not None
-    filled = buffer.buffer_size if buffer.full else buffer.pos
-    arrays = {"position": np.array([buffer.pos, int(buffer.full), buffer.buffer_size])}
-    arrays |= {name: array[:filled] for name, array in _replay_arrays(buffer)}
-    for name, array in arrays.items():
-        with archive.open(f"replay/{name}.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
-
-
-def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    with archive.open(f"replay/{name}.npy") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _replay_arrays(buffer: ReplayBuffer) -> Iterator[tuple[str, NDArray[Any]]]:
+def _replay_arrays(buffer: ReplayBuffer) -> dict[str, NDArray[Any]]:
     """The arrays of a buffer by name; those of a Dict observation one by one."""
+    arrays: dict[str, NDArray[Any]] = {}
     for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
         value = getattr(buffer, name)
-        if isinstance(value, dict):
-            yield from ((f"{name}/{key}", array) for key, array in value.items())
-        else:
-            yield name, value
+        arrays |= {f"{name}/{key}": array for key, array in value.items()} if isinstance(value, dict) else {name: value}
+    return arrays
 
 
-def _to_json(rms: RunningMeanStd) -> dict[str, Any]:
+def _to_json(rms: Any) -> dict[str, Any]:
+    """Running statistics, or those of each entry, as plain values."""
+    if isinstance(rms, dict):
+        return {key: _to_json(own) for key, own in rms.items()}
     return {"mean": np.asarray(rms.mean).tolist(), "var": np.asarray(rms.var).tolist(), "count": float(rms.count)}
 
 
-def _from_json(values: dict[str, Any]) -> RunningMeanStd:
-    rms = RunningMeanStd(shape=np.shape(values["mean"]))
+def _from_json(values: dict[str, Any]) -> Any:
+    if "count" not in values or isinstance(values["count"], dict):
+        return {key: _from_json(own) for key, own in values.items()}
+    rms = RunningMeanStd()
     rms.mean, rms.var, rms.count = np.asarray(values["mean"]), np.asarray(values["var"]), values["count"]
     return rms
 
 
-def _line(space: Any) -> str:
-    return " ".join(str(space).split())
+def _shapes(rms: Any) -> Any:
+    return {key: own.mean.shape for key, own in rms.items()} if isinstance(rms, dict) else rms.mean.shape
 
 
 def keep_file(source: Path, target: Path) -> None:
@@ -259,10 +212,9 @@ def encoder_of(run: Path, name: str) -> Path | None:
     Raises:
         InputError: There are several encoders, and the agent was trained with none of them.
     """
-    present = run / "encoder"
-    folders = [f for f in [present, *sorted(run.glob("encoders/*"), reverse=True)] if f.is_dir()]
-    if len(folders) < 2 or AgentConfig.load(run).observation != "latent":
-        return present if present in folders else None  # loading the agent checks it
+    folders = [f for f in [run / "encoder", *sorted(run.glob("encoders/*"), reverse=True)] if f.is_dir()]
+    if len(folders) < 2:
+        return folders[0] if folders else None  # loading the agent checks it
     wanted = agent_state(run, name).get("encoder")
     for folder in folders:
         if wanted in (None, fingerprint(FrozenEncoder.load(folder, device="cpu"))):

@@ -8,10 +8,9 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,16 +19,15 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents.config import NOT_ITS_OWN, AgentConfig
-from agents.envs import load_encoder, make_vec_env, with_normalization
+from agents.envs import contract_of, load_encoder, make_vec_env, with_normalization
 from agents.evaluation import evaluation_env, play, run_config
 from agents.schedules import Schedule
 from agents.store import (
     agent_state,
     check_encoder,
-    check_spaces,
     fingerprint,
     keep_file,
     load_agent,
@@ -50,23 +48,19 @@ _SMALLEST_CNN = 36  # pixels that the three convolutions of NatureCNN need
 _EVALUATION_SEED = 500_009  # is added to the run's seed for the environments of evaluations
 
 
-@dataclass(frozen=True)
-class AgentResult:
-    """The result of `train_agent`.
-
-    Attributes:
-        run: The run folder, for `evaluate_agent` and `film`.
-        steps: Environment steps in all.
-        steps_per_second: Of this call's training, evaluations not counted.
-        best_return: Highest mean return of an evaluation; NaN if there was none.
-        interrupted: Whether it was stopped before its last step.
-    """
+class AgentResult(NamedTuple):
+    """The result of `train_agent`."""
 
     run: Path
+    """The run folder, for `evaluate_agent` and `film`."""
     steps: int
+    """Environment steps in all."""
     steps_per_second: float
+    """Of this call's training, evaluations not counted."""
     best_return: float
+    """Highest mean return of an evaluation; NaN if there was none."""
     interrupted: bool
+    """Whether it was stopped before its last step."""
 
 
 def train_agent(
@@ -103,13 +97,11 @@ def train_agent(
     elif config.out.exists() and any(config.out.iterdir()):
         raise InputError(f"out: {config.out} is not empty; choose another, or continue the agent in it with --resume")
     config = config.settled()
-    device = resolve_device(config.device)
-    encoder = load_encoder(config)
-    on_pixels = config.observation == "pixels"
-    if on_pixels and encoder is not None and min(encoder.contract.shape[:2]) < _SMALLEST_CNN:
+    device, encoder, on_pixels = resolve_device(config.device), load_encoder(config), config.observation == "pixels"
+    if on_pixels and min(contract_of(encoder).shape[:2]) < _SMALLEST_CNN:
         raise InputError(
-            f"encoder: its frames are {encoder.contract.shape[:2]}, and the CNN of a pixel agent (Mnih et al. 2015) "
-            f"needs {_SMALLEST_CNN}x{_SMALLEST_CNN} or more; leave --encoder out, then the agent sees 64x64"
+            f"encoder: its frames are smaller than {_SMALLEST_CNN}x{_SMALLEST_CNN}, which the CNN of a pixel agent "
+            "(Mnih et al. 2015) needs; leave --encoder out, then the agent sees 64x64"
         )
     seen = None if on_pixels else encoder
     continues = resume and (config.out / "last.zip").exists()
@@ -171,16 +163,10 @@ def train_agent(
     rate = (steps - before) / seconds
     best = "" if math.isnan(run.best) else f" Best mean return {run.best:.1f}."
     say(f"{'Stopped' if stopped else 'Done'} at step {steps:,}: {seconds:.0f} s, {rate:.0f} steps/s.{best}")
-    if not run.rewarded and not stopped and steps > before:
-        say(
-            "No step gave any reward, so there was nothing to learn from. Train for more steps, explore more "
-            "(--ent-coef), decide less often (--frame-skip), or use a denser reward."
-        )
-    say(f"Agent: {config.out}")
+    more = f"Evaluate and film it with: latent-obs evaluate --run {config.out}"
     if stopped:
-        say(f"Continue from step {run.saved:,} with: latent-obs train-agent --out {config.out} --resume")
-    else:
-        say(f"Evaluate and film it with: latent-obs evaluate --run {config.out}")
+        more = f"Continue from step {run.saved:,} with: latent-obs train-agent --out {config.out} --resume"
+    say(f"Agent: {config.out}\n{more}")
     return AgentResult(config.out, run.saved, rate, run.best, stopped)
 
 
@@ -207,11 +193,9 @@ def new_model(config: AgentConfig, venv: VecEnv, device: str) -> BaseAlgorithm:
 
 def loaded_model(config: AgentConfig, venv: VecNormalize) -> BaseAlgorithm:
     """The agent of a run's last checkpoint, with its statistics and its replay buffer, to continue training."""
-    model = load_agent(config.out, "last", device="cpu" if config.observation != "pixels" else config.device)
-    check_spaces(config.out, "last", model, venv)
-    restore_statistics(config.out, "last", venv)
-    # load(env=...) would wrap before the statistics are back.
-    model.set_env(VecTransposeImage(venv) if config.observation == "pixels" else venv)
+    model = load_agent(config.out, "last", device=config.device if config.observation == "pixels" else "cpu")
+    restore_statistics(config.out, "last", venv, model)
+    model.set_env(venv)
     restore_replay(config.out, "last", model)
     return model
 
@@ -225,25 +209,22 @@ def part_seed(seed: int, step: int, purpose: int = 0) -> int:
 
 def begin_part(model: BaseAlgorithm, seed: int) -> None:
     """Reset the environments and seed all random numbers, so that what follows depends on the checkpoint alone."""
-    env = model.get_env()
-    assert env is not None
+    agent: Any = model  # Stable-Baselines3 has no public names for what it saw last
+    env, normalize = agent.get_env(), agent.get_vec_normalize_env()
     set_random_seed(seed)
-    model.action_space.seed(seed)
+    agent.action_space.seed(seed)
     env.action_space.seed(seed)
     env.seed(seed)
-    model._last_obs = env.reset()  # pyright: ignore[reportAttributeAccessIssue]
-    model._last_episode_starts = np.ones(env.num_envs, bool)
-    normalize = model.get_vec_normalize_env()
+    agent._last_obs, agent._last_episode_starts = env.reset(), np.ones(env.num_envs, bool)
     if normalize is not None:
-        model._last_original_obs = normalize.get_original_obs()
-    states: Any = getattr(model, "_last_lstm_states", None)
+        agent._last_original_obs = normalize.get_original_obs()
+    states = getattr(agent, "_last_lstm_states", None)
     if states is not None:
-        zeros = [tuple(torch.zeros_like(part) for part in pair) for pair in states]
-        model._last_lstm_states = type(states)(*zeros)  # pyright: ignore[reportAttributeAccessIssue]
+        agent._last_lstm_states = type(states)(*(tuple(map(torch.zeros_like, pair)) for pair in states))
 
 
 class _RunCallback(BaseCallback):
-    """Evaluate and save the agent between updates, watch for rewards and lost games, and end training on a signal."""
+    """Evaluate and save the agent between updates, count lost games, and end training on a signal."""
 
     def __init__(
         self, config: AgentConfig, env: VecNormalize | None, notes: dict[str, Any], stop: GracefulStop, say: Say
@@ -252,7 +233,6 @@ class _RunCallback(BaseCallback):
         self.config, self.env, self.notes, self.stop, self.say = config, env, notes, stop, say
         self.best = math.nan  # highest mean return of an evaluation
         self.saved = self._evaluated = 0  # steps of the last checkpoint and of the last evaluation
-        self.rewarded = False
         self._faults: dict[int, int] = {}  # by environment
         self._seconds, self._began = agent_state(config.out, "last").get("seconds", 0.0), time.perf_counter()
 
@@ -265,12 +245,12 @@ class _RunCallback(BaseCallback):
         """Drop the evaluations after the step to resume from: their part of the run is done again."""
         self.saved = self.model.num_timesteps
         rows = read_evaluations(self.config.out)
-        kept = [row for row in rows if row["step"] <= self.saved]
-        if len(kept) < len(rows):
+        if rows:
+            rows = [row for row in rows if row["step"] <= self.saved]
             with atomic_write(self.config.out / "evaluations.jsonl") as aside:
-                aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self.best = max((row["mean_return"] for row in kept), default=math.nan)
-        self._evaluated = int(kept[-1]["step"]) if kept else 0
+                aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.best = max((row["mean_return"] for row in rows), default=math.nan)
+        self._evaluated = int(rows[-1]["step"]) if rows else 0
 
     def _on_rollout_start(self) -> None:
         step, every = self.model.num_timesteps, self.config.checkpoint_every
@@ -282,9 +262,6 @@ class _RunCallback(BaseCallback):
                 begin_part(self.model, part_seed(self.config.seed, step))
 
     def _on_step(self) -> bool:
-        normalize = self.model.get_vec_normalize_env()
-        if not self.rewarded and normalize is not None:
-            self.rewarded = bool(np.any(normalize.get_original_reward()))
         for i, info in enumerate(self.locals["infos"]):
             if "fault" in info:
                 self._faults[i] = info["faults"]
@@ -307,7 +284,7 @@ class _RunCallback(BaseCallback):
             self.env.obs_rms = normalize.obs_rms
         with _random_state_kept():
             self.env.seed(part_seed(self.config.seed, step, purpose=1))
-            result = play(self.model, self.env, self.config.eval_episodes, deterministic=self.config.deterministic)
+            result = play(self.model, self.env, self.config.eval_episodes, self.config.deterministic)
         self.say(f"  step {step:>9,}: mean return {result}")
         if not self.best >= result.mean:  # also if there is no best yet, NaN
             self.best = result.mean
@@ -360,8 +337,7 @@ class DriftCallback(BaseCallback):
         if not report.frames:
             raise InputError("monitor has seen no frame; give the same one to a VecLatentObservation in this process")
         for name in ("share_outside", "mean_shift", "reconstruction_ratio"):
-            value = getattr(report, name)
-            if not math.isnan(value):
+            if not math.isnan(value := getattr(report, name)):
                 self.logger.record(f"drift/{name}", value)
 
 

@@ -210,7 +210,7 @@ def evaluate(words: Sequence[str]) -> None:
 
     from agents import evaluate_agent, evaluate_random, film
     from agents.evaluation import run_config, success_rule
-    from agents.play.video import check_writable
+    from agents.play.show import check_writable
     from latent_obs.util.atomic import write_json
 
     def run(

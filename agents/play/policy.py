@@ -11,14 +11,17 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
+from agents.config import brief
 from agents.envs import as_seen, contract_of, with_latents, with_normalization
 from agents.evaluation import load_run
 from agents.store import restore_statistics
 from latent_obs.util.errors import InputError
+
+Names = tuple[str, ...]
+Choices = list[list[str]] | None
 
 
 class PlayPolicy:
@@ -55,10 +58,7 @@ class PlayPolicy:
         self.notes: Mapping[str, Any] = {**(notes or {}), "deterministic": deterministic}
         self.settings: Mapping[str, Any] = dict(settings or {})
         self._wrap = wrap
-        self._stand_in: _StandIn | None = None
         self._venv: VecEnv | None = None
-        self._state: Any = None
-        self._begins = True
 
     def begin(self, env: gym.Env[Any, Any]) -> None:
         """Put the wrappers around a stand-in for an environment.
@@ -66,21 +66,20 @@ class PlayPolicy:
         Raises:
             InputError: Its actions or observations are not those that the agent was trained with.
         """
-        trained = f"the agent was trained in {self.settings.get('env', 'another environment')} with"
-        if self.model.action_space != env.action_space:
-            raise InputError(
-                f"env: {trained} actions {_brief(self.model.action_space)}, got {_brief(env.action_space)}; make the "
-                "environment of training, with the same arguments"
-            )
+        self._require_same("actions", self.model.action_space, env.action_space)
         self._stand_in = _StandIn(env.observation_space, env.action_space)
-        wrapped = self._wrap(self._stand_in)
-        self._venv = wrapped if isinstance(wrapped, VecEnv) else DummyVecEnv([lambda: wrapped])
-        if not _trained_on(self.model, self._venv.observation_space):
-            raise InputError(
-                f"env: {trained} observations {_brief(self.model.observation_space)}, got "
-                f"{_brief(self._venv.observation_space)}; make the environment of training, with the same arguments"
-            )
+        # As Stable-Baselines3 itself does: it transposes pictures for its CNNs.
+        self._venv = self.model._wrap_env(self._wrap(self._stand_in), monitor_wrapper=False)
+        self._require_same("observations", self.model.observation_space, self._venv.observation_space)
+        self._any_actions = np.array([env.action_space.sample()])  # what is done in the stand-in has no effect
         self.reset(None)
+
+    def _require_same(self, what: str, trained: spaces.Space[Any], given: spaces.Space[Any]) -> None:
+        if trained != given:
+            raise InputError(
+                f"env: the agent was trained in {self.settings.get('env', 'another environment')} with {what} "
+                f"{brief(trained)}, got {brief(given)}; make the environment of training, with the same arguments"
+            )
 
     def reset(self, seed: int | None) -> None:
         """Begin an episode: wrappers and agent forget the previous one."""
@@ -88,13 +87,10 @@ class PlayPolicy:
 
     def __call__(self, observation: Any) -> Any:
         """The action for an observation, as the environment's action space has it."""
-        if self._stand_in is None or self._venv is None:
+        if self._venv is None:
             raise InputError("begin(env) must be called before the policy acts: it names the environment")
         self._stand_in.waiting = [observation]
-        if self._begins:
-            seen: Any = self._venv.reset()
-        else:
-            seen, _, _, _ = self._venv.step(np.asarray(self._stand_in.any_action)[None])
+        seen: Any = self._venv.reset() if self._begins else self._venv.step(self._any_actions)[0]
         actions, self._state = self.model.predict(
             seen, state=self._state, episode_start=np.array([self._begins]), deterministic=self.deterministic
         )
@@ -107,7 +103,6 @@ class _StandIn(gym.Env[Any, Any]):
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         self.observation_space, self.action_space = observation_space, action_space
-        self.any_action = action_space.sample()  # what is done here has no effect
         self.waiting: list[Any] = []
 
     def _take(self) -> Any:
@@ -134,7 +129,7 @@ def load_policy(
 
     Args:
         run: The run folder.
-        which: "best", "last" or the step of a kept checkpoint.
+        which: "best" or "last".
         deterministic: Take the most likely action rather than a sample, which visits more of the game.
         device: Where to encode.
 
@@ -156,41 +151,16 @@ def load_policy(
         small = resized(env)
         latents = with_latents(config, DummyVecEnv([lambda: small]), encoder)
         normalized = with_normalization(config, latents, training=False)
-        if _trained_on(model, normalized.observation_space):  # if not, begin() raises
-            restore_statistics(folder, which, normalized)
+        restore_statistics(folder, which, normalized, model)
         return normalized
 
-    notes = {
-        "run": str(folder),
-        "which": which,
-        "steps": model.num_timesteps,
-        "env": config.env,
-        "observation": config.observation,
-        "encoder": None if encoder is None or encoder.path is None else str(encoder.path),
-    }
-    arguments = dict(config.all_env_kwargs)
-    frame_skip = arguments.pop("frame_skip", None)
-    settings = {"env": config.env, "env_kwargs": arguments, "frame_skip": frame_skip, "pixel_key": config.pixel_key}
+    notes: dict[str, Any] = {"run": str(folder), "which": which, "steps": model.num_timesteps, "env": config.env}
+    path = None if encoder is None else encoder.path
+    notes |= {"observation": config.observation, "encoder": None if path is None else str(path)}
+    arguments = config.all_env_kwargs
+    settings = {"env": config.env, "frame_skip": arguments.pop("frame_skip", None), "env_kwargs": arguments}
+    settings["pixel_key"] = config.pixel_key
     return PlayPolicy(model, wrap, deterministic=deterministic, notes=notes, settings=settings)
-
-
-def _trained_on(model: BaseAlgorithm, space: spaces.Space[Any]) -> bool:
-    """Whether an agent was trained on observations of a space; Stable-Baselines3 transposes pictures for its CNNs."""
-    return model.observation_space in (space, _channels_first(space))
-
-
-def _channels_first(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    if isinstance(space, spaces.Dict):
-        return spaces.Dict({key: _channels_first(entry) for key, entry in space.spaces.items()})
-    if isinstance(space, spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space):
-        return VecTransposeImage.transpose_space(space)
-    return space
-
-
-def _brief(space: spaces.Space[Any]) -> str:
-    if isinstance(space, spaces.Dict):
-        return ", ".join(f"{key} {_brief(entry)}" for key, entry in space.spaces.items())
-    return f"Box{space.shape}" if isinstance(space, spaces.Box) and space.shape != () else " ".join(str(space).split())
 
 
 @dataclass(frozen=True)
@@ -198,7 +168,7 @@ class Decision:
     """The choice of one step, with a row for each action, button or number."""
 
     caption: str
-    names: tuple[str, ...]
+    names: Names
     levels: tuple[float, ...]
     """In [0, 1], or in [-1, 1] where `signed`."""
     texts: tuple[str, ...]
@@ -207,7 +177,7 @@ class Decision:
     signed: bool = False
 
 
-def action_names(env: gym.Env[Any, Any]) -> tuple[str, ...]:
+def action_names(env: gym.Env[Any, Any]) -> Names:
     """A name per action of a Discrete space, per button of a MultiBinary one, per choice or number of the others.
 
     They come from ViZDoom's buttons, from `names` of this project's wrappers for actions, or from
@@ -219,7 +189,7 @@ def action_names(env: gym.Env[Any, Any]) -> tuple[str, ...]:
         listed = names() if callable(names) else names
         if isinstance(listed, Sequence) and len(listed) == count and all(isinstance(name, str) for name in listed):
             return tuple(listed)
-    return tuple(str(i) for i in range(count))
+    return tuple(map(str, range(count)))
 
 
 def _attribute(env: gym.Env[Any, Any], name: str) -> Any:
@@ -228,17 +198,16 @@ def _attribute(env: gym.Env[Any, Any], name: str) -> Any:
 
 def _doom_names(env: gym.Env[Any, Any]) -> list[str] | None:
     """ViZDoom's buttons, or the combination that each number presses."""
-    game = _attribute(env, "game")
+    game, pressed = _attribute(env, "game"), _attribute(env, "button_map")
     if not hasattr(game, "get_available_buttons"):
         return None
     buttons = [button.name.lower().replace("_", " ") for button in game.get_available_buttons()]
-    pressed = _attribute(env, "button_map")
     if not isinstance(env.action_space, spaces.Discrete) or pressed is None:
         return buttons
     return [" + ".join(b for b, down in zip(buttons, row, strict=False) if down) or "nothing" for row in pressed]
 
 
-def choices_of(env: gym.Env[Any, Any]) -> list[list[str]] | None:
+def choices_of(env: gym.Env[Any, Any]) -> Choices:
     """What each choice of a MultiDiscrete action chooses from, where a wrapper has such a list."""
     choices, space = _attribute(env, "choices"), env.action_space
     fits = isinstance(choices, list) and isinstance(space, spaces.MultiDiscrete) and len(choices) == len(space.nvec)
@@ -246,80 +215,47 @@ def choices_of(env: gym.Env[Any, Any]) -> list[list[str]] | None:
 
 
 def decide(
-    model: Any,
-    observation: Any,
-    state: Any,
-    begins: bool,
-    *,
-    deterministic: bool,
-    names: tuple[str, ...],
-    choices: list[list[str]] | None = None,
+    model: Any, observation: Any, state: Any, begins: bool, deterministic: bool, names: Names, choices: Choices = None
 ) -> tuple[NDArray[Any], Any, Decision]:
-    """Ask an agent of Stable-Baselines3 for an action in a vector of one environment.
-
-    Returns:
-        The actions, a batch of one; the new recurrent state (None at the first step); and the decision.
-    """
+    """Ask an agent for an action, a batch of one; returns it, the new recurrent state, and a description."""
     starts = np.array([begins])
-    estimates = _estimates(model, observation, state, starts)
+    estimates = _estimates(model.policy, observation, state, starts)
     actions, state = model.predict(observation, state=state, episode_start=starts, deterministic=deterministic)
     return actions, state, describe(model.action_space, actions[0], estimates, names, choices)
 
 
-def describe(
-    space: spaces.Space[Any],
-    action: Any,
-    estimates: Any,
-    names: tuple[str, ...],
-    choices: list[list[str]] | None = None,
-) -> Decision:
-    """Describe an action, with what the agent estimated of the others.
-
-    Args:
-        space: The action space.
-        action: What is done.
-        estimates: The policy's `torch.distributions` object (a list of them for MultiDiscrete); or values of the
-            actions, float (1, actions); or None.
-        names: From `action_names`.
-        choices: From `choices_of`.
-    """
-    if isinstance(space, spaces.Discrete):
-        chosen = tuple(i == int(action) for i in range(int(space.n)))
-        if isinstance(estimates, Tensor):
-            values = estimates[0].double().cpu().numpy()
-            levels = (values - values.min()) / max(float(np.ptp(values)), 1e-12)
-            texts = tuple(f"{v:.3g}" for v in values)
-            return Decision("action and its value", names, tuple(levels.tolist()), texts, chosen)
+def describe(space: spaces.Space[Any], action: Any, estimates: Any, names: Names, choices: Choices = None) -> Decision:
+    """Describe an action, with what the agent estimated of the others (by `_estimates`; None where it has none)."""
+    flat = np.asarray(action, np.float64).reshape(-1)
+    chosen = np.arange(len(names)) == flat[0] if isinstance(space, spaces.Discrete) else flat != 0
+    if isinstance(space, spaces.Box):
+        # In [-1, 1] by their bounds, with zero staying zero; without bounds, by the largest of them.
+        bounds = np.maximum(np.abs(space.low), np.abs(space.high)).reshape(-1).astype(np.float64)
+        bounds = np.where((bounds > 0) & (bounds < 1e30), bounds, max(float(np.abs(flat).max()), 1e-12))
+        levels, texts = np.clip(flat / bounds, -1, 1), tuple(f"{value:+.2f}" for value in flat)
+        return Decision("action", names, tuple(levels.tolist()), texts, (True,) * len(flat), signed=True)
+    caption, levels = "action", chosen.astype(float)
+    if isinstance(estimates, Tensor):
+        caption, values = "action and its value", estimates[0].double().cpu().numpy()
+        levels, texts = (values - values.min()) / max(float(np.ptp(values)), 1e-12), [f"{v:.3g}" for v in values]
+    elif isinstance(space, spaces.MultiDiscrete):
+        caption, words = "choices, how likely", choices or [list(map(str, range(n))) for n in space.nvec]
+        texts = [word[int(n)] for word, n in zip(words, flat, strict=True)]
+        levels = np.ones(len(flat))
         if estimates is not None:
-            shares = estimates.probs[0].tolist()
-            return Decision("action and its probability", names, tuple(shares), _percent(shares), chosen)
-        return Decision("action", names, tuple(map(float, chosen)), ("",) * len(names), chosen)
-    flat = np.asarray(action).reshape(-1)
-    if isinstance(space, spaces.MultiBinary):
-        shares = flat.astype(float).tolist() if estimates is None else estimates.probs[0].tolist()
-        return Decision("buttons, how likely pressed", names, tuple(shares), _percent(shares), tuple(map(bool, flat)))
-    if isinstance(space, spaces.MultiDiscrete):
-        shares = [1.0] * len(flat)
-        if estimates is not None:
-            shares = [float(part.probs[0, int(n)]) for part, n in zip(estimates, flat, strict=True)]
-        words = [choices[i][int(n)] if choices else str(int(n)) for i, n in enumerate(flat)]
-        return Decision("choices, how likely", names, tuple(shares), tuple(words), tuple(bool(n) for n in flat))
-    # Numbers, in [-1, 1] by their bounds with zero staying zero; without bounds, by the largest of them.
-    values = flat.astype(np.float64)
-    assert isinstance(space, spaces.Box)
-    bounds = np.maximum(np.abs(space.low), np.abs(space.high)).reshape(-1).astype(np.float64)
-    bounds = np.where((bounds > 0) & (bounds < 1e30), bounds, max(float(np.abs(values).max()), 1e-12))
-    levels, texts = np.clip(values / bounds, -1, 1), tuple(f"{value:+.2f}" for value in values)
-    return Decision("action", names, tuple(levels.tolist()), texts, (True,) * len(values), signed=True)
+            levels = np.array([float(part.probs[0, int(n)]) for part, n in zip(estimates, flat, strict=True)])
+    elif estimates is not None:
+        discrete = isinstance(space, spaces.Discrete)
+        caption = "action and its probability" if discrete else "buttons, how likely pressed"
+        levels = estimates.probs[0].double().cpu().numpy()
+        texts = [f"{share:.0%}" for share in levels]
+    else:
+        texts = [""] * len(names)
+    return Decision(caption, names, tuple(levels.tolist()), tuple(texts), tuple(chosen.tolist()))
 
 
-def _percent(shares: Sequence[float]) -> tuple[str, ...]:
-    return tuple(f"{share:.0%}" for share in shares)
-
-
-def _estimates(model: Any, observation: Any, state: Any, starts: NDArray[np.bool_]) -> Any:
-    """The policy's `torch.distributions` object, or the values of actions, where this kind of agent has them."""
-    policy = model.policy
+def _estimates(policy: Any, observation: Any, state: Any, starts: NDArray[np.bool_]) -> Any:
+    """The policy's `torch.distributions` object (a list of them for MultiDiscrete), or values, float (1, actions)."""
     with torch.inference_mode():
         policy.set_training_mode(False)
         seen, _ = policy.obs_to_tensor(observation)
@@ -328,9 +264,8 @@ def _estimates(model: Any, observation: Any, state: Any, starts: NDArray[np.bool
         if hasattr(policy, "q_net"):
             return policy.q_net(seen)
         if hasattr(policy, "lstm_hidden_state_shape"):
-            shape = (policy.lstm_hidden_state_shape[0], 1, *policy.lstm_hidden_state_shape[2:])
-            memory = state if state is not None else (np.zeros(shape, np.float32),) * 2
-            tensors = tuple(torch.as_tensor(part, dtype=torch.float32, device=policy.device) for part in memory)
-            begins = torch.as_tensor(starts, dtype=torch.float32, device=policy.device)
-            return policy.get_distribution(seen, tensors, begins)[0].distribution
+            layers, _, size = policy.lstm_hidden_state_shape
+            memory = (np.zeros((layers, 1, size)),) * 2 if state is None else state
+            tensors = [torch.as_tensor(x, dtype=torch.float32, device=policy.device) for x in (*memory, starts)]
+            return policy.get_distribution(seen, tuple(tensors[:2]), tensors[2])[0].distribution
         return policy.get_distribution(seen).distribution if hasattr(policy, "get_distribution") else None

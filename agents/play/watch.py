@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from agents.play.show import EpisodeEnd, Picture, Show
+from agents.play.show import EpisodeEnd, Show
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_count, require
 
@@ -62,13 +60,9 @@ def watch_agent(
         raise InputError(f"speed must be from {_SLOWEST:g} to {_FASTEST:g}, got {speed}")
     if episodes is not None:
         check_count("episodes", episodes)
-    with (
-        _display() as pygame,
-        torch_threads(1),
-        contextlib.closing(
-            Show(run, which=which, seed=seed, device=device, deterministic=deterministic, success_return=success_return)
-        ) as show,
-    ):
+    how: dict[str, Any] = {"which": which, "seed": seed, "device": device}
+    how |= {"deterministic": deterministic, "success_return": success_return}
+    with _display() as pygame, torch_threads(1), contextlib.closing(Show(run, **how)) as show:
         _Window(pygame, show, speed, paused).play(episodes)
         return show.ended
 
@@ -76,24 +70,22 @@ def watch_agent(
 @contextlib.contextmanager
 def _display() -> Iterator[Any]:
     """Initialize pygame's display, and end it afterwards. Raises `InputError` where there is no display."""
-    driver = os.environ.get("SDL_VIDEODRIVER")
     found = [f"{name}={os.environ[name]}" for name in _DISPLAY_VARIABLES if os.environ.get(name)]
-    no_display = f"no window can be opened ({', '.join(found) or f'{_DISPLAY_VARIABLES[0]} is not set'})"
-    instead = "A video needs no display: latent-obs evaluate --run … writes one"
+    error = InputError(
+        f"no window can be opened: no display shows anything ({', '.join(found) or 'DISPLAY is not set'}). "
+        "A video needs none: latent-obs evaluate --run … writes one"
+    )
     if sys.platform.startswith("linux") and not found:  # SDL would draw on the console itself
-        raise InputError(f"{no_display}. {instead}")
+        raise error
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # or it prints a banner
     pygame: Any = require("pygame", extra="watch", purpose="open a window")
-    problem = "SDL found none that shows anything"
-    try:
+    asked_for = os.environ.get("SDL_VIDEODRIVER")
+    with contextlib.suppress(pygame.error):
         pygame.display.init()
-    except pygame.error as error:
-        problem = str(error)
-    # Where every display fails, SDL falls back to one that shows nothing, which is right only if it was asked for.
-    if not pygame.display.get_init() or (pygame.display.get_driver() in ("offscreen", "dummy") and not driver):
-        pygame.display.quit()
-        raise InputError(f"{no_display}: {problem}. {instead}")
     try:
+        # Where every display fails, SDL falls back to one that shows nothing, which is right only if it was asked for.
+        if not pygame.display.get_init() or (pygame.display.get_driver() in ("offscreen", "dummy") and not asked_for):
+            raise error
         yield pygame
     finally:
         pygame.display.quit()
@@ -107,18 +99,18 @@ class _Window:
         self.open, self.one_step = True, False
         # Twice the size, or as much as fits on the screen.
         height, width = show.picture(footer="").shape[:2]
-        screen, self.scale = pygame.display.Info(), 1.0
-        if min(screen.current_w, screen.current_h) >= 1:
-            self.scale = max(1.0, min(2.0, _SCREEN_SHARE * min(screen.current_w / width, screen.current_h / height)))
-        self.picture = self._draw()
-        height, width = self.picture.shape[:2]
+        screen = pygame.display.Info()
+        fits = _SCREEN_SHARE * min(screen.current_w / width, screen.current_h / height)
+        self.scale = max(1.0, min(2.0, fits))
+        height, width = show.picture(footer="", scale=self.scale).shape[:2]
         self.surface = pygame.display.set_mode((width, height), pygame.RESIZABLE)
 
     def play(self, episodes: int | None) -> None:
         """Play until the window is closed, or for so many episodes."""
-        due = time.perf_counter()
-        self._present()
+        due, changed = time.perf_counter(), True
         while self.open and (episodes is None or len(self.show.ended) < episodes):
+            if changed:
+                self._draw()
             changed = self._handle_events()
             now, step_s = time.perf_counter(), 1 / (self.show.frames_per_second * self.speed)
             if self.open and (self.one_step or (not self.paused and now >= due)):
@@ -126,23 +118,18 @@ class _Window:
                 # A late step is caught up on, a long pause is not.
                 due = max(due, now - step_s) + step_s
                 self.one_step, changed = False, True
-            if changed:
-                self.picture = self._draw()
-                self._present()
-            elif self.open:
+            elif self.open and not changed:
                 self.pygame.time.wait(_PAUSED_MS if self.paused else _WAIT_MS)
 
     def _handle_events(self) -> bool:
         """Handle keys and mouse; returns whether the picture changes."""
         pygame, changed = self.pygame, False
         for event in pygame.event.get():
-            changed = True
             if event.type == pygame.QUIT:
                 self.open = False
             elif event.type == pygame.KEYDOWN:
                 self._press(event.key, getattr(event, "unicode", ""))
-            else:
-                changed = event.type in (pygame.VIDEORESIZE, pygame.WINDOWEXPOSED)
+            changed |= event.type in (pygame.KEYDOWN, pygame.VIDEORESIZE, pygame.WINDOWEXPOSED)
         return changed
 
     def _press(self, key: int, text: str) -> None:
@@ -160,20 +147,13 @@ class _Window:
         elif text == "-" or key in (pygame.K_MINUS, pygame.K_KP_MINUS):
             self.speed = max(_SLOWEST, self.speed / 2)
 
-    def _draw(self) -> Picture:
-        state = "paused" if self.paused else f"speed {self.speed:g}"
-        self.pygame.display.set_caption(f"{self.show.config.env}: {state}")
-        return self.show.picture(footer=f"{state}   |   {KEYS}", scale=self.scale)
-
-    def _present(self) -> None:
-        """Show the picture in the window, as large as it fits."""
-        pygame = self.pygame
-        height, width = self.picture.shape[:2]
-        image = pygame.image.frombuffer(np.ascontiguousarray(self.picture), (width, height), "RGB")
-        window_width, window_height = self.surface.get_size()
-        share = min(window_width / width, window_height / height)
-        if share != 1:
-            image = pygame.transform.smoothscale(image, (max(1, round(width * share)), max(1, round(height * share))))
+    def _draw(self) -> None:
+        """Draw the next step into the window, as large as it fits."""
+        pygame, state = self.pygame, "paused" if self.paused else f"speed {self.speed:g}"
+        pygame.display.set_caption(f"{self.show.config.env}: {state}")
+        picture = self.show.picture(footer=f"{state}   |   {KEYS}", scale=self.scale)
+        image = pygame.image.frombuffer(picture.tobytes(), picture.shape[1::-1], "RGB")
+        place = image.get_rect().fit(self.surface.get_rect())
         self.surface.fill((0, 0, 0))
-        self.surface.blit(image, ((window_width - image.get_width()) // 2, (window_height - image.get_height()) // 2))
+        self.surface.blit(pygame.transform.smoothscale(image, place.size), place)
         pygame.display.flip()

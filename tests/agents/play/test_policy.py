@@ -35,9 +35,7 @@ class Numbers(gym.Env[Any, Any]):
         return self.reset()[0], 0.0, False, False, {}
 
 
-def decided(
-    algorithm: Any, space: spaces.Space[Any], deterministic: bool = True, **settings: Any
-) -> tuple[Any, Any, Any, Any]:
+def decided(algorithm: Any, space: spaces.Space[Any], **settings: Any) -> tuple[Any, Any, Any, Any]:
     """The model, what it saw, what it did, and the decision."""
     venv = DummyVecEnv([lambda: Numbers(space)])
     model = algorithm("MlpPolicy", venv, policy_kwargs={"net_arch": [8]}, device="cpu", seed=0, **settings)
@@ -46,7 +44,7 @@ def decided(
             parameter.mul_(3)
     seen = venv.reset()
     names = action_names(venv.envs[0])
-    actions, _, decision = decide(model, seen, None, True, deterministic=deterministic, names=names)
+    actions, _, decision = decide(model, seen, None, True, True, names)
     return model, model.policy.obs_to_tensor(seen)[0], actions[0], decision
 
 
@@ -59,32 +57,16 @@ def test_a_policys_probabilities():
     assert int(action) == int(np.argmax(expected))
 
 
-def test_what_is_done_need_not_be_the_likeliest():
-    venv = DummyVecEnv([lambda: Numbers(spaces.Discrete(3))])
-    model, chosen = PPO("MlpPolicy", venv, n_steps=2, batch_size=2, device="cpu", seed=0), set()
-    for _ in range(20):
-        actions, _, decision = decide(model, venv.reset(), None, True, deterministic=False, names=("a", "b", "c"))
-        assert decision.chosen[int(actions[0])]
-        chosen.add(int(actions[0]))
-    assert len(chosen) == 3
-
-
-def test_values_of_actions():
-    model, seen, action, decision = decided(DQN, spaces.Discrete(4), buffer_size=10)
-    values = model.q_net(seen)[0].tolist()
+@pytest.mark.parametrize("kind", ["DQN", "QRDQN"])
+def test_values_of_actions(kind: str):
+    algorithm = DQN if kind == "DQN" else pytest.importorskip("sb3_contrib").QRDQN
+    model, seen, action, decision = decided(algorithm, spaces.Discrete(4), buffer_size=10)
+    of_net = model.q_net(seen)[0] if kind == "DQN" else model.policy.quantile_net(seen)[0].mean(dim=0)
+    values = of_net.tolist()
     assert decision.texts == tuple(f"{v:.3g}" for v in values)
-    assert decision.levels[int(np.argmax(values))] == 1.0
-    assert decision.levels[int(np.argmin(values))] == 0.0
+    assert (decision.levels[int(np.argmax(values))], decision.levels[int(np.argmin(values))]) == (1.0, 0.0)
     assert decision.chosen[int(np.argmax(values))]
     assert int(action) == int(np.argmax(values))
-
-
-def test_values_that_are_means_of_quantiles():
-    contrib = pytest.importorskip("sb3_contrib")
-    model, seen, _, decision = decided(contrib.QRDQN, spaces.Discrete(4), buffer_size=10)
-    values = model.policy.quantile_net(seen)[0].mean(dim=0).tolist()
-    assert decision.texts == tuple(f"{v:.3g}" for v in values)
-    assert decision.chosen[int(np.argmax(values))]
 
 
 @pytest.mark.parametrize("algorithm", [PPO, SAC])
@@ -129,16 +111,12 @@ def test_vizdooms_buttons_and_combinations(tmp_path: Path, monkeypatch: pytest.M
         assert env.get_wrapper_attr("game").get_last_action() == [1, 0, 1]
 
 
-def test_names_of_this_projects_actions():
+def test_names_and_choices_of_this_projects_actions():
     env = gym.Env()
     env.action_space = spaces.Dict(attack=spaces.Discrete(2), forward=spaces.Discrete(2))
     named = DiscreteActions(env, [{"forward": 1}, {"attack": 1}])
     assert action_names(gym.wrappers.TimeLimit(named, 5)) == ("noop", "forward", "attack")
     assert choices_of(named) is None
-
-
-def test_choices_of_minerls_multi_discrete_actions():
-    env = gym.Env()
     env.action_space = spaces.Dict(camera=spaces.Box(-180.0, 180.0, (2,)), jump=spaces.Discrete(2))
     wrapped = MultiDiscreteActions(env)
     choices = choices_of(wrapped)

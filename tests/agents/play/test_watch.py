@@ -18,7 +18,7 @@ import pygame
 
 import agents.play.watch as watch_module
 from agents.play.show import Show
-from agents.play.watch import watch_agent
+from agents.play.watch import KEYS, watch_agent
 from latent_obs.util.errors import InputError
 from latent_obs_cli.main import main
 from tests.agents.play.test_show import run
@@ -64,78 +64,61 @@ def test_so_many_episodes_at_the_games_own_speed(run: Path, keys: Callable[..., 
 
 
 def test_a_pause_and_single_steps(run: Path, keys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    steps: list[int] = []
-    at: list[int] = []
+    steps: list[tuple[int, int]] = []
     step = Show.step
-    looks = keys({10: [pygame.K_n], 20: [pygame.K_RIGHT], 30: [pygame.K_r], 40: [pygame.K_SPACE], 4_000: []})
+    looks = keys({10: [pygame.K_n], 20: [pygame.K_RIGHT], 30: [pygame.K_r], 40: [pygame.K_SPACE]})
 
     def count(self: Show) -> Any:
-        steps.append(self.step_number)
-        at.append(looks[0])
+        steps.append((looks[0], self.step_number))
         if looks[0] > 41:
             pygame.event.post(pygame.event.Event(pygame.QUIT))
         return step(self)
 
     monkeypatch.setattr(Show, "step", count)
     watch_agent(run, paused=True, speed=64, device="cpu")
-    assert at[:2] == [11, 21], "one step each"
-    assert steps[:2] == [0, 1]
-    assert at[2] >= 41, "paused until space"
-    assert steps[2] == 0, "r began another episode"
+    assert steps[:2] == [(11, 0), (21, 1)], "one step each"
+    assert steps[2][0] >= 41, "paused until space"
+    assert steps[2][1] == 0, "r began another episode"
 
 
 def test_speed_by_keys(run: Path, keys: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
     windows: list[Any] = []
     made = watch_module._Window.__init__
     monkeypatch.setattr(watch_module._Window, "__init__", lambda self, *a: windows.append(self) or made(self, *a))
-    plus, minus = pygame.K_PLUS, pygame.K_MINUS
-    keys({1: [plus, pygame.K_KP_PLUS, pygame.K_EQUALS], 2: [minus], 3: [pygame.K_q]})
-    watch_agent(run, device="cpu")
-    assert windows[0].speed == 4
-    keys({1: [pygame.K_KP_MINUS] * 20, 2: [pygame.K_q]})
-    watch_agent(run, device="cpu")
-    assert windows[1].speed == 1 / 16
-    keys({1: [lambda _: pygame.event.Event(pygame.KEYDOWN, key=0, unicode="+")] * 20, 2: [pygame.K_q]})
-    watch_agent(run, device="cpu")
-    assert windows[2].speed == 64
+    typed = lambda _: pygame.event.Event(pygame.KEYDOWN, key=0, unicode="+")  # noqa: E731
+    for pressed, speed in (
+        ([pygame.K_PLUS, pygame.K_KP_PLUS, pygame.K_EQUALS, pygame.K_MINUS], 4),
+        ([pygame.K_KP_MINUS] * 20, 1 / 16),
+        ([typed] * 20, 64),
+    ):
+        keys({1: pressed, 3: [pygame.K_q]})
+        watch_agent(run, device="cpu")
+        assert windows[-1].speed == speed
 
 
-def test_the_window_shows_the_picture_and_the_keys(run: Path, keys: Callable[..., Any]):
+def test_the_window_shows_the_picture_and_the_keys_at_any_size(run: Path, keys: Callable[..., Any]):
     seen: list[Any] = []
 
     def look(window: Any) -> Any:
-        seen.append(
-            (pygame.surfarray.array3d(window.surface).swapaxes(0, 1), window.picture, pygame.display.get_caption()[0])
-        )
-        return pygame.event.Event(pygame.QUIT)
+        picture = window.show.picture(footer=f"paused   |   {KEYS}", scale=window.scale)
+        seen.append((pygame.surfarray.array3d(window.surface).swapaxes(0, 1), picture, pygame.display.get_caption()[0]))
+        return pygame.event.Event(pygame.NOEVENT)
 
-    keys({2: [look]})
-    watch_agent(run, paused=True, device="cpu")
-    shown, picture, caption = seen[0]
-    np.testing.assert_array_equal(shown, picture)
-    assert "paused" in caption
-    assert picture[-20:].max() > 100, "the keys are written below"
-
-
-def test_a_window_of_another_size_shows_all_of_it(run: Path, keys: Callable[..., Any]):
-    seen: list[Any] = []
-
-    def larger(window: Any) -> Any:
+    def wider(window: Any) -> Any:
         window.surface = pygame.display.set_mode((900, 300), pygame.RESIZABLE)
         return pygame.event.Event(pygame.WINDOWEXPOSED)
 
-    def look(window: Any) -> Any:
-        seen.append(pygame.surfarray.array3d(window.surface).swapaxes(0, 1))
-        return pygame.event.Event(pygame.QUIT)
-
-    keys({2: [larger], 4: [look]})
+    keys({2: [look], 4: [wider], 6: [look], 8: [pygame.K_q]})
     watch_agent(run, paused=True, device="cpu")
-    (shown,) = seen
-    assert shown.shape == (300, 900, 3)
-    columns = shown.max(axis=(0, 2)) > 0
+    (shown, picture, caption), (letterboxed, _, _) = seen
+    np.testing.assert_array_equal(shown, picture)
+    assert "paused" in caption
+    assert picture[-20:].max() > 100, "the keys are written below"
+    assert letterboxed.shape == (300, 900, 3)
+    columns = letterboxed.max(axis=(0, 2)) > 0
     assert not columns[0]
     assert not columns[-1]
-    assert 400 < columns.sum() < 700, "letterboxed: the height decides"
+    assert 400 < columns.sum() < 700, "the height decides"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="displays are named so on Linux")
