@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tyro.conf import OmitArgPrefixes
 
 from agents import AgentConfig, Evaluation, evaluate_agent, evaluate_random, film, train_agent
 from agents.compare.runs import read_json
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError, check_count, require
-from latent_obs_cli.plots import plot_agent, plot_vae
+from latent_obs_cli.pages import plot_agent, plot_vae
 from vae_training import (
     CVAE,
     RecordConfig,
@@ -63,9 +64,8 @@ class QuickstartConfig:
     @property
     def recording(self) -> RecordConfig:
         """Settings of stage 1."""
-        frames, out = self.frames, self.out / "frames"
-        parts = max(1, frames // 8)
-        return RecordConfig(self.env, out, frames, frames_per_file=parts, frame_skip=4, seed=self.seed, state=False)
+        sizes = {"frames": self.frames, "frames_per_file": max(1, self.frames // 8)}
+        return RecordConfig(self.env, self.out / "frames", frame_skip=4, seed=self.seed, state=False, **sizes)
 
     @property
     def vae(self) -> TrainConfig:
@@ -110,7 +110,15 @@ class QuickstartResult:
     seconds: dict[str, float]
 
 
-def quickstart(config: QuickstartConfig | None = None, *, say: Callable[[str], object] = print) -> QuickstartResult:
+def run_quickstart(config: OmitArgPrefixes[QuickstartConfig]) -> None:
+    """Record a 3D game, train a CVAE, freeze its encoder, train PPO on the latents, and write a page of results.
+
+    Takes minutes on two CPU cores. Stopped at any moment, the same command goes on.
+    """
+    quickstart(config)
+
+
+def quickstart(config: QuickstartConfig, *, say: Callable[[str], object] = print) -> QuickstartResult:
     """Run the whole path on a real 3D game; every stage is also a public function and a verb of its own.
 
     Args:
@@ -122,10 +130,8 @@ def quickstart(config: QuickstartConfig | None = None, *, say: Callable[[str], o
         MissingExtraError: A package is not installed.
         KeyboardInterrupt: A stage was interrupted; what it had is kept, and the same call goes on from there.
     """
-    config = config or QuickstartConfig()
-    require("vizdoom", extra="vizdoom", purpose="play the game")
-    require("matplotlib", extra="plots", purpose="draw the learning curve")
-    require("av", extra="video", purpose="film the agent")
+    for module, extra in (("vizdoom", "vizdoom"), ("matplotlib", "plots"), ("av", "video")):
+        require(module, extra=extra, purpose="run the quickstart")
     _claim(config)
     vae, agent = config.vae, config.agent
     seconds: dict[str, float] = {}
@@ -176,16 +182,14 @@ def _claim(config: QuickstartConfig) -> None:
     """Write the settings to the folder, or refuse a folder with other settings or other files."""
     file = config.out / "quickstart.json"
     settings: dict[str, Any] = {name: value for name, value in vars(config).items() if name != "out"}
-    if file.exists():
+    if config.out.exists() and any(config.out.iterdir()):
         before = read_json(file)
-        if before != settings:
-            old = before if isinstance(before, dict) else {}
-            changed = [name for name in settings if old.get(name) != settings[name]]
+        changed = [name for name in settings if not isinstance(before, dict) or before.get(name) != settings[name]]
+        if changed:
             raise InputError(
-                f"out: {config.out} holds a quickstart with other settings ({', '.join(changed)}); choose another --out"
+                f"out: {config.out} is not empty, and holds no quickstart with these settings ({', '.join(changed)}); "
+                "choose another --out"
             )
-    elif config.out.exists() and any(config.out.iterdir()):
-        raise InputError(f"out: {config.out} is not empty and holds no quickstart; choose another --out")
     write_json(file, settings)
 
 

@@ -1,4 +1,4 @@
-"""One run in a process of its own: ``python -m agents.compare.worker job.json``.
+"""One run in a process of its own, and what it costs: ``python -m agents.compare.worker job.json``.
 
 The numbers are written last, so that their file marks a finished run. Exit status: 0 finished, 2 a mistake of the user,
 3 stopped before the end, 1 anything else.
@@ -6,6 +6,7 @@ The numbers are written last, so that their file marks a finished run. Exit stat
 
 import json
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -14,18 +15,85 @@ import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import torch
 
 from agents import read_evaluations, train_agent
-from agents.compare.meter import Meter, machine_line, versions
 from agents.compare.runs import CRASHED, FINISHED, MISTAKE, STOPPED, end_session
 from agents.config import AgentConfig
 from agents.evaluation import Evaluation, evaluate_agent, evaluate_random
+from latent_obs.minerl.installation import version_of
 from latent_obs.util.atomic import write_json
-from latent_obs.util.device import torch_threads
-from latent_obs.util.errors import LatentObsError
+from latent_obs.util.device import cores, processor, torch_threads
+from latent_obs.util.errors import LatentObsError, require
 
+_PACKAGES = ("latent-obs", "torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy", "vizdoom", "minerl")
 _GRACE_S = 15.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0  # between samples: short at first, so that a short run has some as well
+_LINUX = sys.platform.startswith("linux")
+_MEMORY_HOW = (
+    f"{'PSS (shared pages counted once)' if _LINUX else 'RSS (shared pages counted in each process)'} of the run's "
+    "process and its environments' together, peak of samples"
+)
+
+
+class Meter:
+    """Sample wall-clock time, processor time and memory of this process and all its descendants, in a thread.
+
+    Each sample is written to a file, which therefore has the cost of a run that is killed, too.
+
+    Args:
+        file: A list with an entry for each attempt; this one is appended.
+        before: Entries of earlier attempts.
+
+    Raises:
+        MissingExtraError: psutil is not installed.
+    """
+
+    def __init__(self, file: Path, before: list[dict[str, Any]]) -> None:
+        self._psutil = require("psutil", extra="compare", purpose="measure what runs cost")
+        self._file, self._before = file, before
+        self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, daemon=True, name="meter")
+        self._began, self._peak_mb = time.perf_counter(), 0.0
+        self._cpu_before, _ = self._usage()
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """Costs of all attempts, of this one until now."""
+        seconds, memory = self._usage()
+        self._peak_mb = max(self._peak_mb, memory)
+        cost = {"wall_seconds": time.perf_counter() - self._began, "cpu_seconds": seconds - self._cpu_before}
+        return [*self._before, {**cost, "peak_memory_mb": self._peak_mb, "memory_how": _MEMORY_HOW}]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        write_json(self._file, self.attempts)
+
+    def _run(self) -> None:
+        pause = _FIRST_PAUSE_S
+        while not self._stop.wait(pause):
+            write_json(self._file, self.attempts)
+            pause = min(_LONGEST_PAUSE_S, 2 * pause)
+
+    def _usage(self) -> tuple[float, float]:
+        """Processor seconds and megabytes of all processes together."""
+        seconds, size = 0.0, 0
+        own = self._psutil.Process()
+        for process in (own, *own.children(recursive=True)):
+            try:
+                times = process.cpu_times()  # a process that has ended counts with the one that waited for it
+                memory = process.memory_full_info() if _LINUX else process.memory_info()
+            except self._psutil.Error:  # it has just ended
+                continue
+            seconds += times.user + times.system + times.children_user + times.children_system
+            size += getattr(memory, "pss", memory.rss)
+        return seconds, size / 1e6
 
 
 def run_job(job: dict[str, Any]) -> int:
@@ -38,26 +106,33 @@ def run_job(job: dict[str, Any]) -> int:
             numbers = _train(config, job["episodes"], Path(job["usage"]))
     if numbers is None:
         return STOPPED
-    values = {k: job[k] for k in ("kind", "task", "arm", "seed", "settings", "threads", "jobs")}
-    values |= {"env": config.env, "observation": config.observation, **numbers}
-    values |= {"machine": machine_line(), "versions": versions(), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    system = f"{platform.system()}, Python {platform.python_version()}"
+    values = {
+        **{name: job[name] for name in ("kind", "task", "arm", "seed", "settings", "threads", "jobs")},
+        "env": config.env,
+        "observation": config.observation,
+        **numbers,
+        "machine": f"{processor()}, {cores()} core(s) usable{gpu}, {system}",
+        "versions": {name: version for name in _PACKAGES if (version := version_of(name)) is not None},
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
     write_json(Path(job["result"]), values)
     return FINISHED
 
 
 def _train(config: AgentConfig, episodes: int, usage: Path) -> dict[str, Any] | None:
     """Train, or go on with training, and evaluate; None if it was stopped."""
-    attempts: list[dict[str, Any]] = json.loads(usage.read_text()) if usage.exists() else []
+    before: list[dict[str, Any]] = json.loads(usage.read_text()) if usage.exists() else []
     resume = (config.out / "last.zip").exists()
     if not resume and config.out.exists():
         shutil.rmtree(config.out)  # it was stopped before its first checkpoint
-        attempts = []
-    with Meter(usage, attempts) as meter:
+        before = []
+    with Meter(usage, before) as meter:
         result = train_agent(config, resume=resume, progress_bar=False)
     if result.interrupted:
         return None
-    attempts = [*attempts, meter.entry]
-    rows = read_evaluations(config.out)
+    attempts, rows = meter.attempts, read_evaluations(config.out)
     seconds = rows[-1]["seconds"]
     return {
         "evaluations": rows,
@@ -65,9 +140,9 @@ def _train(config: AgentConfig, episodes: int, usage: Path) -> dict[str, Any] | 
         "steps": result.steps,
         "training_seconds": seconds,
         "steps_per_second": result.steps / seconds,
-        **{name: sum(a[name] for a in attempts) for name in ("wall_seconds", "cpu_seconds")},
-        "peak_memory_mb": max(a["peak_memory_mb"] for a in attempts),
-        "memory_how": meter.how,
+        **{name: sum(attempt[name] for attempt in attempts) for name in ("wall_seconds", "cpu_seconds")},
+        "peak_memory_mb": max(attempt["peak_memory_mb"] for attempt in attempts),
+        "memory_how": _MEMORY_HOW,
         "attempts": len(attempts),
     }
 
@@ -85,8 +160,7 @@ def stop_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_GRACE_S)
         if os.getsid(0) == os.getpid():  # a session of its own, as `run_all` starts it
-            end_session(os.getpid(), but=os.getpid())
-            os.kill(os.getpid(), signal.SIGKILL)
+            end_session(os.getpid())
 
     threading.Thread(target=watch, daemon=True, name="parent").start()
 
@@ -99,14 +173,11 @@ def main() -> int:
         return run_job(job)
     except KeyboardInterrupt:
         return STOPPED
-    except LatentObsError as error:
-        print(error, file=sys.stderr, flush=True)
-        write_json(Path(job["failed"]), {"reason": str(error)})
-        return MISTAKE
     except Exception as error:
         traceback.print_exc()
-        write_json(Path(job["failed"]), {"reason": f"{type(error).__name__}: {error}"})
-        return CRASHED
+        known = isinstance(error, LatentObsError)
+        write_json(Path(job["failed"]), {"reason": str(error) if known else f"{type(error).__name__}: {error}"})
+        return MISTAKE if known else CRASHED
 
 
 if __name__ == "__main__":

@@ -145,27 +145,22 @@ def with_(**values: Any) -> Callable[[Machine], None]:
     ("change", "name", "status", "said", "step", "prevented"),
     [
         (without("torch"), "torch", "wrong", "not installed", "$ uv sync\n", TRAIN),
-        (with_(import_errors={"torch": "libX"}), "torch", "wrong", "libX", "--reinstall-package torch", TRAIN),
+        (with_(import_errors={"torch": "libX\n"}), "torch", "wrong", "libX", "--reinstall-package torch", TRAIN),
         (without("tyro"), "core packages", "wrong", "tyro", "-c constraints.txt . ", TRAIN),
         (version(numpy="1.21"), "core packages", "wrong", "numpy 1.21 (needs >=1.26)", "$ uv sync\n", TRAIN),
         (without("tensorboard"), "agents", "missing", "tensorboard", "$ uv sync --extra agents", DOOM),
-        (without("vizdoom"), "vizdoom", "optional", "vizdoom", "'.[vizdoom]'", DOOM),
         (with_(import_errors={"vizdoom.gymnasium_wrapper": "libX"}), "vizdoom", "wrong", "libX", "vizdoom", DOOM),
         (version(av="12"), "video", "optional", "av 12 (needs >=14)", "$ uv sync --extra video", QUICKSTART),
         (version(cloudpickle="1.6.0"), "cloudpickle", "wrong", "1.6.0", "'cloudpickle>=2.2'", DOOM),
         (version(opencv_python_headless="4.11"), "opencv", "wrong", "4.11", "uninstall opencv-python-headless\n", PORT),
-        (without("opencv-python"), "opencv", "missing", "not installed", "install opencv-python", PORT),
         (without("minerl"), "minerl", "optional", "minerl", "$ uv sync --extra minerl", PORT),
         (version(minerl="1.0.2"), "minerl", "wrong", "1.0.2", "$ uv sync --extra minerl", PORT),
-        (version(gym="0.26.2"), "minerl", "wrong", "0.26.2", "$ uv sync --extra minerl", PORT),
         (with_(import_errors={"minerl": "libGL.so.1: no such file"}), "minerl", "wrong", "libGL", "apt install", PORT),
-        (with_(java=None), "Java 8", "missing", "java", "openjdk", GAME),
         (with_(java=NEW_JAVA), "Java 8", "missing", "17.0.15", "PATH", GAME),
         (with_(jar=Path("/none.jar")), "built game", "missing", "not built", "docs/minerl.md", GAME),
         (with_(screen=Display(False, "none here")), "display", "missing", "none here", "MINERL_HEADLESS=1", GAME),
         (with_(driver=True), "GPU", "missing", "NVIDIA", "--reinstall-package torch", None),
         (with_(driver=True, cuda="13.0", gpu_warning="too old\nx"), "GPU", "wrong", "too old", "nvidia-smi", None),
-        (with_(cuda="13.0", gpu_warning="No driver"), "GPU", "optional", "CPU", "", None),
     ],
 )
 def test_what_is_missing_is_named_with_its_remedy(
@@ -206,12 +201,11 @@ def test_without_minerl_its_game_is_optional(machine: Machine):
     assert healthy(list(findings.values()))
 
 
-@pytest.mark.parametrize("name", ["find_java", "check_client", "version_of"])
-def test_a_check_that_fails_is_a_finding(machine: Machine, name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_check_that_fails_is_a_finding(machine: Machine, monkeypatch: pytest.MonkeyPatch):
     def crash(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(installation, name, crash)
+    monkeypatch.setattr(installation, "find_java", crash)
     failed = [finding for finding in doctor() if "ZeroDivisionError: a bug" in finding.found]
     assert failed
     assert {finding.status for finding in failed} == {"wrong"}
@@ -228,8 +222,7 @@ def test_json_holds_the_findings(machine: Machine, capsys: pytest.CaptureFixture
     findings = [Finding(**finding) for finding in report["findings"]]
     assert findings == doctor()
     assert report["abilities"][DOOM] == {"can": False, "lacks": ["core packages", "vizdoom"]}
-    text = " ".join(as_text(findings).split())
-    assert all(" ".join(finding.found.split()) in text for finding in findings)
+    assert all(finding.found in as_text(findings) for finding in findings)
 
 
 def test_what_is_asked_for_comes_from_the_metadata(monkeypatch: pytest.MonkeyPatch):

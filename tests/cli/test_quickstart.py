@@ -101,27 +101,19 @@ def test_again_it_computes_nothing_anew(walked: Walked, monkeypatch: pytest.Monk
     assert (out / "vae" / "encoder" / "encoder.safetensors").read_bytes() == encoder
 
 
-@pytest.mark.parametrize("change", [{"frames": 200}, {"env": "VizdoomCorridor-v1"}])
-def test_other_settings_are_refused(walked: Walked, change: dict[str, Any]):
-    (name,) = change
+def test_other_settings_are_refused(walked: Walked):
     before = {f: f.stat().st_mtime_ns for f in walked.config.out.rglob("*")}
-    with pytest.raises(InputError, match=f"out.*{name}"):
-        quickstart(dataclasses.replace(walked.config, **change), say=never)
+    with pytest.raises(InputError, match=r"out.*\(frames\)"):
+        quickstart(dataclasses.replace(walked.config, frames=200), say=never)
     assert {f: f.stat().st_mtime_ns for f in walked.config.out.rglob("*")} == before
 
 
-@pytest.mark.parametrize(("name", "text"), [("notes.txt", "mine"), ("quickstart.json", ""), ("quickstart.json", "[]")])
+@pytest.mark.parametrize(("name", "text"), [("notes.txt", "mine"), ("quickstart.json", "[]")])
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, name: str, text: str):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match="out"):
         quickstart(dataclasses.replace(TINY, out=tmp_path), say=never)
     assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [(name, text)]
-
-
-@pytest.mark.parametrize(("name", "value"), [("frames", 0), ("episodes", 1)])
-def test_settings_are_checked_by_name(name: str, value: int):
-    with pytest.raises(InputError, match=name):
-        dataclasses.replace(TINY, **{name: value})
 
 
 class ReachedTheAgent(Exception):
