@@ -1,4 +1,4 @@
-"""`latent-obs doctor`: what is installed, what is missing, the command that installs it, and what can be done now.
+"""`latent-obs doctor`: what is installed, what is missing and how to get it; exit status 1 if something is broken.
 
 The packages and versions that are needed come from the metadata of latent-obs itself. As installations may be broken,
 nothing heavy is imported at the top.
@@ -100,11 +100,7 @@ def as_text(findings: Sequence[Finding]) -> str:
 
 def run_doctor(words: Sequence[str]) -> None:
     """Parse `latent-obs doctor` without tyro, which may be missing, and report. Exits 1 if something is broken."""
-    about = (
-        "Check this machine and this installation: what is there, what is missing, the command that installs it, and "
-        "what can be done now. Exit status 1 if something is broken."
-    )
-    parser = argparse.ArgumentParser(prog="latent-obs doctor", description=about)
+    parser = argparse.ArgumentParser(prog="latent-obs doctor", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON, for other programs")
     wants_json = parser.parse_args(list(words)).json
     findings = doctor()
@@ -147,9 +143,6 @@ def _machine() -> Iterable[Finding]:
     step = "It must be 3.11 or newer.\n$ uv venv --clear --python 3.11\n$ uv sync"
     yield _judged("Python", sys.version_info >= (3, 11), found, "wrong", step)
     yield Finding("system", "ok", f"{platform.platform()}, {os.cpu_count()} CPU cores (tested on Linux only)")
-    free = shutil.disk_usage(".").free
-    step = "Free some space, or work on another disk: a quickstart writes 0.2 GB"
-    yield _judged("free disk", free > 1e9, f"{free / 1e9:.1f} GB in {Path.cwd()}", "missing", step)
 
 
 def _torch() -> Iterable[Finding]:

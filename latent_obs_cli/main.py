@@ -14,7 +14,7 @@ from latent_obs_cli.removed import REMOVED_VERBS, check_removed_options
 
 # Verb: (module and function that runs it, one line of help). Imported only when it is called, so that --help is quick.
 VERBS = {
-    "quickstart": ("quickstart:run_quickstart", "The whole path in minutes: frames, CVAE, encoder, PPO, and a page"),
+    "quickstart": ("quickstart:quickstart", "The whole path in minutes: frames, CVAE, encoder, PPO, and a page"),
     "frames record": ("verbs:frames_record", "Record frames of an environment to .npy files"),
     "frames extract": ("verbs:frames_extract", "Convert videos, demonstrations and pictures to .npy files"),
     "frames stats": ("verbs:frames_stats", "Check a folder of frames: contents, warnings, contact sheets"),

@@ -194,4 +194,4 @@ def _column(run: Run, name: str) -> Array:
 
 def _at(run: Run, over: str, places: ArrayLike, name: str = "mean_return") -> Array:
     """A column of a run's evaluations at places of another column, interpolated."""
-    return np.interp(places, _column(run, over), _column(run, name))
+    return np.asarray(np.interp(places, _column(run, over), _column(run, name)))

@@ -167,7 +167,7 @@ class Study:
             InputError: A setting is unknown or out of range, or the arm needs an encoder and there is none.
         """
         of_task, steps, observation = self.tasks[task], self.steps_of(task), self.observation(arm)
-        own = {
+        own: Settings = {
             "encoder": of_task.encoder,
             "pca": of_task.pca if observation == "pca-latent" else None,
             "eval_every": max(1, steps // self.evaluations),
@@ -176,13 +176,14 @@ class Study:
         }
         if observation == "pca-latent":
             own["encoder"] = None  # the PCA file holds the preprocessing of its frames
+        where, needed = f"task {task!r}, arm {arm!r}", _NEEDED.get(observation)
+        if needed is not None and own[needed] is None:
+            raise InputError(f"{where}: {needed} is missing; name it in the study")
         try:
-            if observation in _NEEDED and own[_NEEDED[observation]] is None:
-                raise InputError(f"{_NEEDED[observation]} is missing; name it in the study")
             config = AgentConfig.from_json({**own, "env": of_task.env, "out": out, "seed": seed, "steps": steps})
             check_count("eval_every", config.eval_every)  # 0 would leave no learning curve
         except (InputError, TypeError, AttributeError) as error:  # TypeError: text in place of a number
-            raise InputError(f"task {task!r}, arm {arm!r}: {error}; its settings are {own}") from None
+            raise InputError(f"{where}: {error}; the study sets {self.own_settings(task, arm)}") from None
         if observation == "pixels" and config.encoder is not None:
             # Of a pixel agent the encoder decides only the size of frames. It is left out where that is the usual size,
             # or too small for a CNN, so that another encoder does not make these runs again.
@@ -232,7 +233,7 @@ def study_from(values: Mapping[str, Any], folder: Path) -> Study:
         return given | absolute(given, "encoder", "pca")
 
     def task(where: str, table: Any) -> Task:
-        given = {"settings": {}, "arms": {}} | _table(where, table, [f.name for f in fields(Task)])
+        given: Settings = {"settings": {}, "arms": {}} | _table(where, table, [f.name for f in fields(Task)])
         if "env" not in given:
             raise InputError(f"{where} needs env, the name of an environment")
         given["settings"] = settings(f"{where}.settings", given["settings"], *_SET_BY_ARM)
@@ -241,9 +242,9 @@ def study_from(values: Mapping[str, Any], folder: Path) -> Study:
         return Task(**given | absolute(given, "encoder", "pca", "frames"))
 
     def absolute(given: Settings, *paths: str) -> Settings:
-        return {name: folder / given[name] for name in paths if given.get(name) is not None}
+        return {name: folder / str(given[name]) for name in paths if given.get(name) is not None}
 
-    given = {"tasks": {}, "settings": {}, "arm_settings": {}, "record": {}, "vae": {}}
+    given: Settings = {"tasks": {}, "settings": {}, "arm_settings": {}, "record": {}, "vae": {}}
     given |= _table("study", values, [f.name for f in fields(Study)])
     for name in ("tasks", "arm_settings", "record", "vae"):
         given[name] = _table(name, given[name])

@@ -266,7 +266,6 @@ def test_the_whole_path_by_verbs(call: Call, tmp_path: Path):
     assert code == 0
     assert re.search(r"best agent \(latent\): mean return -?[\d.]+ ± [\d.]+", out)
     assert re.search(r"random policy: mean return -?[\d.]+ ±", out)
-    assert (agent / "agent.mp4").stat().st_size > 10_000
     assert str(agent / "agent.mp4") in out
 
 

@@ -16,16 +16,7 @@ import pytest
 from latent_obs.minerl import installation
 from latent_obs.minerl.installation import Display, JavaVersion
 from latent_obs_cli import doctor as module
-from latent_obs_cli.doctor import (
-    ABILITIES,
-    Finding,
-    abilities,
-    as_text,
-    doctor,
-    healthy,
-    requirements,
-    run_doctor,
-)
+from latent_obs_cli.doctor import ABILITIES, Finding, abilities, as_text, doctor, healthy, requirements, run_doctor
 from tests.support import ROOT
 
 CORE = {"gymnasium": ">=1.1", "numpy": ">=1.26", "tyro": ">=0.9.20"}
@@ -37,22 +28,9 @@ EXTRAS = {
     "all": {},
     "minerl": {},
 }
-VERSIONS = {
-    "latent-obs": "0.1.0",
-    "torch": "2.13.0+cpu",
-    "gymnasium": "1.4.0",
-    "numpy": "2.4.6",
-    "tyro": "1.0.17",
-    "stable-baselines3": "2.9.2",
-    "tensorboard": "2.21.0",
-    "matplotlib": "3.11.2",
-    "av": "18.1.0",
-    "vizdoom": "1.3.2",
-    "cloudpickle": "3.1.2",
-    "opencv-python": "5.0.0.93",
-    "minerl": "0.4.4",
-    "gym": "0.17.3",
-}
+VERSIONS = {name: wanted[2:] for packages in (CORE, *EXTRAS.values()) for name, wanted in packages.items()}
+VERSIONS |= {"latent-obs": "0.1.0", "torch": "2.13.0+cpu", "cloudpickle": "3.1.2", "opencv-python": "5.0.0.93"}
+VERSIONS |= {"minerl": "0.4.4", "gym": "0.17.3"}
 NEW_JAVA = JavaVersion(Path("/usr/bin/java"), "17.0.15", 17)
 TRAIN, DOOM, QUICKSTART, PORT, GAME = ABILITIES
 
@@ -67,9 +45,8 @@ class Machine:
         self.jar.touch()
         self.screen = Display(True, "DISPLAY=:0")
         self.import_errors: dict[str, str] = {}
-        self.driver = False
+        self.driver, self.gpus = False, list[str]()
         self.cuda: str | None = None
-        self.gpus: list[str] = []
         self.gpu_warning: str | None = None
         pip = types.ModuleType("pip")
         pip.__spec__ = ModuleSpec("pip", None)
@@ -107,7 +84,7 @@ def found() -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
-def exit_status(words: list[str]) -> int:
+def exit_status(*words: str) -> int:
     try:
         run_doctor(words)
     except SystemExit as error:
@@ -122,7 +99,7 @@ def test_everything_is_there(machine: Machine, capsys: pytest.CaptureFixture[str
     assert not any(finding.next_step for finding in findings.values())
     assert set().union(*ABILITIES.values()) <= findings.keys()
     assert not any(abilities(list(findings.values())).values())
-    assert exit_status([]) == 0
+    assert exit_status() == 0
     assert capsys.readouterr().out.count(": yes\n") == len(ABILITIES)
 
 
@@ -184,7 +161,7 @@ def test_what_is_missing_is_named_with_its_remedy(
     assert others <= ({"opencv", "Java 8", "built game", "display"} if name == "minerl" else set())
     assert healthy(list(findings.values())) == (status != "wrong")
     assert prevented is None or name in abilities(list(findings.values()))[prevented]
-    assert exit_status([]) == (1 if status == "wrong" else 0)
+    assert exit_status() == (1 if status == "wrong" else 0)
     out = capsys.readouterr().out
     assert prevented is None or f"{prevented}: no, because of" in out
     for line in finding.next_step.splitlines():
@@ -214,9 +191,9 @@ def test_a_check_that_fails_is_a_finding(machine: Machine, monkeypatch: pytest.M
 
 def test_json_holds_the_findings(machine: Machine, capsys: pytest.CaptureFixture[str]):
     without("vizdoom", "tyro")(machine)
-    assert exit_status(["--jason"]) == 2
+    assert exit_status("--jason") == 2
     capsys.readouterr()
-    assert exit_status(["--json"]) == 1
+    assert exit_status("--json") == 1
     report = json.loads(capsys.readouterr().out)
     assert (report["latent_obs"], report["healthy"]) == ("0.1.0", False)
     findings = [Finding(**finding) for finding in report["findings"]]

@@ -205,11 +205,3 @@ def test_settings_of_an_earlier_version_have_their_new_names(tmp_path: Path, mon
         write_json(run.file(".json"), {"settings": before | changed})
         with pytest.raises(InputError, match=r"glasses|gamma"):
             check_same(run)
-
-
-def test_settings_left_to_the_algorithm_are_compared_by_their_values(encoder_folder: Path, tmp_path: Path):
-    study = Study({"t": Task("Side-v0", encoder=encoder_folder)}, ("pixels", "latent"), (0,), 64)
-    signatures = [run.signature() for run in plan_runs(study, tmp_path)[1:]]
-    assert all(isinstance(signature["learning_rate"], float) for signature in signatures)
-    assert "encoder" not in signatures[0]
-    assert len(signatures[1]["encoder"]) == 64

@@ -76,12 +76,12 @@ def test_what_has_to_be_reached_is_where_the_pixel_agents_curve_ends():
     assert arms["pixels"]["mean"]["value"] == 16
 
 
-@pytest.mark.parametrize(("rate", "sooner", "then"), [(50.0, False, 5), (200.0, True, 10)])
-def test_sooner_is_less_training_time(rate: float, sooner: bool, then: float):
-    summary = summarize(results_of({"t": {"pixels": [10, 10], "latent": [10, 10]}}, rates={"latent": rate}))
-    assert summary["verdict"]["counts"]["latent"]["t"] == {"pixels": "level", "sooner": sooner}
-    against = summary["tasks"]["t"]["arms"]["latent"]["against_pixels"]
-    assert (against["reached"]["seconds"], against["at_that_time"]["value"]) == (1000 / rate, then)
+def test_sooner_is_less_training_time():
+    for rate, sooner, then in ((50.0, False, 5), (200.0, True, 10)):
+        summary = summarize(results_of({"t": {"pixels": [10, 10], "latent": [10, 10]}}, rates={"latent": rate}))
+        assert summary["verdict"]["counts"]["latent"]["t"] == {"pixels": "level", "sooner": sooner}
+        against = summary["tasks"]["t"]["arms"]["latent"]["against_pixels"]
+        assert (against["reached"]["seconds"], against["at_that_time"]["value"]) == (1000 / rate, then)
 
 
 def test_scores_of_all_tasks_are_normalized():
@@ -122,9 +122,6 @@ def test_one_seed_gives_no_verdict():
     for part in ("no verdict", "a (5.00 against 1.00)", "b (5.00 against 1.50)"):
         assert part in verdict["headline"]
     assert verdict["counts"]["latent"]["a"] == {"pixels": "one seed"}
-    verdict = summarize(results_of(scores | {"c": {"pixels": [1.0, 2.0], "latent": [5.0, 6.0]}}))["verdict"]
-    assert "1 of 1 task" in verdict["headline"]
-    assert any("no verdict" in text and "a (5.00 against 1.00)" in text for text in verdict["sentences"][1:])
 
 
 def test_an_arm_counts_with_the_seeds_that_it_has():
