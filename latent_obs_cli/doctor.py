@@ -162,14 +162,14 @@ def _torch() -> Iterable[Finding]:
     cuda, hip = torch.version.cuda, torch.version.hip
     build = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "the CPU or Apple's MPS"
     yield Finding("torch", "ok", f"{version}, built for {build}")
-    if gpus or not _has_nvidia_driver():
-        found = "; ".join(gpus) or "none seen; everything runs on the CPU, more slowly"
-        yield _judged("GPU", bool(gpus), found, "optional", "")
-    else:
+    otherwise: Status = "optional"
+    found, step = "; ".join(gpus) or "none seen; everything runs on the CPU, more slowly", ""
+    if not gpus and _has_nvidia_driver():
+        otherwise = "wrong" if cuda else "missing"
         why = _first_line(caught[-1].message) if caught else f"it is built for {build}"
-        step = f"Check that nvidia-smi works, then install the build for its driver:\n{_REINSTALL_TORCH}"
         found = f"there is an NVIDIA driver, but torch cannot use it: {why}"
-        yield Finding("GPU", "wrong" if cuda else "missing", found, step)
+        step = f"Check that nvidia-smi works, then install the build for its driver:\n{_REINSTALL_TORCH}"
+    yield _judged("GPU", bool(gpus), found, otherwise, step)
 
 
 def _has_nvidia_driver() -> bool:

@@ -58,14 +58,8 @@ def plot_vae(run: Path, target: Path) -> Path:
     return save_figure(made, target)
 
 
-def plot_agent(run: Path, target: Path, *, chance: Evaluation | None = None, final: Evaluation | None = None) -> Path:
-    """An agent's returns over the steps, with standard errors, as a PNG.
-
-    Args:
-        run: The folder of `train-agent`.
-        target: The picture.
-        chance: A random policy's evaluation, drawn as a band.
-        final: The final evaluation, drawn as a line.
+def plot_agent(run: Path, target: Path, chance: Evaluation, final: Evaluation) -> Path:
+    """An agent's returns over the steps, beside a random policy's and those of its final evaluation, as a PNG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -73,20 +67,12 @@ def plot_agent(run: Path, target: Path, *, chance: Evaluation | None = None, fin
     made, axes = figure(9.0, 3.4, extra="plots")
     axes.plot(*training_returns(run), color=BLUE, lw=1, alpha=0.6, label="training episodes (running mean)")
     rows = read_evaluations(run)
-    axes.errorbar(
-        *([r[name] for r in rows] for name in ("step", "mean_return", "standard_error")),
-        fmt="o-",
-        color=ORANGE,
-        ms=4,
-        capsize=3,
-        label="evaluation ± standard error",
-    )
-    if chance is not None:
-        low, high = chance.mean - chance.standard_error, chance.mean + chance.standard_error
-        axes.axhspan(low, high, color=GREY, alpha=0.3, lw=0)
-        axes.axhline(chance.mean, color=GREY, lw=1.5, label=f"random policy: {chance.mean:.0f}")
-    if final is not None:
-        axes.axhline(final.mean, color=GREEN, lw=1.5, ls="--", label=f"best agent, new episodes: {final.mean:.0f}")
+    columns = ([row[name] for row in rows] for name in ("step", "mean_return", "standard_error"))
+    axes.errorbar(*columns, fmt="o-", color=ORANGE, ms=4, capsize=3, label="evaluation ± standard error")
+    low, high = chance.mean - chance.standard_error, chance.mean + chance.standard_error
+    axes.axhspan(low, high, color=GREY, alpha=0.3, lw=0)
+    axes.axhline(chance.mean, color=GREY, lw=1.5, label=f"random policy: {chance.mean:.0f}")
+    axes.axhline(final.mean, color=GREEN, lw=1.5, ls="--", label=f"best agent, new episodes: {final.mean:.0f}")
     axes.set(xlabel="environment steps", ylabel="return of an episode", title="PPO on latents")
     axes.legend(frameon=False)
     return save_figure(made, target)

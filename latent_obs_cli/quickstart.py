@@ -196,7 +196,7 @@ def _page(
     save_picture(pictures["reconstructions"], reconstruction_sheet(model, frames[:: max(1, len(frames) // 9)][:9]))
     save_picture(pictures["traversal"], traversal_sheet(model, frames[0], sample=frames))
     plot_vae(vae.out, pictures["vae"])
-    plot_agent(config.agent.out, pictures["agent"], chance=chance, final=trained)
+    plot_agent(config.agent.out, pictures["agent"], chance, trained)
     values = {
         "env": config.env,
         "latent_dim": vae.latent_dim,

@@ -23,9 +23,10 @@ from agents.compare.statistics import (
 from agents.compare.study import BASELINE
 
 ONE_SEED = "one seed"
-_JUDGED = ("above", "level", "below")
-#: What an arm on trained latents is compared with besides pixels, and how that is called.
-_CONTROLS = {"random-latent": "a random encoder", "pca-latent": "PCA"}
+#: What an arm on trained latents is compared with, and how that is called; the other arms only with pixels.
+_OTHERS = {BASELINE: "pixels", "random-latent": "a random encoder", "pca-latent": "PCA"}
+#: Where an arm can lie beside another, in words.
+_WHERE = {"above": "above", "level": "level", "below": "below", ONE_SEED: "no verdict from one seed"}
 _COSTS = ("training_seconds", "wall_seconds", "cpu_seconds", "steps_per_second", "peak_memory_mb")
 
 
@@ -160,21 +161,16 @@ def verdict(tasks: dict[str, Any]) -> dict[str, Any]:
     pixel agent's curve. A single seed gives no verdict.
 
     Returns:
-        "headline": a sentence on the first arm on trained latents; "sentences": one or more for each arm; "warnings";
-        "counts": by arm and task, "above", "level" or "below" the pixel agent, and so on.
+        "headline": the sentence on the first arm on trained latents beside pixels; "sentences": one for each arm beside
+        another; "warnings"; "counts": by arm and task, "above", "level" or "below" the pixel agent, and so on.
     """
     seen = {arm: one["observation"] for task in tasks.values() for arm, one in task["arms"].items()}
     others = [arm for arm in seen if arm != BASELINE]
     counts = {arm: {name: _count(task, arm) for name, task in tasks.items() if arm in task["arms"]} for arm in others}
     sentences = {arm: _sentences(tasks, arm, counts[arm]) for arm in others}
-    if not seen:
-        headline = "No run is finished yet."
-    elif not others:
-        headline = "Only the pixel agent has finished runs: nothing to compare with."
-    else:
-        headline = sentences[next((arm for arm in others if seen[arm] == "latent"), others[0])][0]
+    first = next((arm for arm in others if seen[arm] == "latent"), others[0] if others else None)
     return {
-        "headline": headline,
+        "headline": "Nothing to compare yet: two arms need finished runs." if first is None else sentences[first][0],
         "sentences": [text for arm in others for text in sentences[arm]],
         "counts": counts,
         "warnings": [text for name, task in tasks.items() for text in _warnings(name, task)],
@@ -184,56 +180,35 @@ def verdict(tasks: dict[str, Any]) -> dict[str, Any]:
 def _count(task: dict[str, Any], arm: str) -> dict[str, Any]:
     """Where an arm's IQM lies beside those of others, and whether it was sooner than pixels."""
     mine, pixels = task["arms"][arm], task["arms"].get(BASELINE)
-    low, high = mine["iqm"]["low"], mine["iqm"]["high"]
     count: dict[str, Any] = {}
-    for name in (BASELINE, *(_CONTROLS if mine["observation"] == "latent" else ())):
+    for name in _OTHERS if mine["observation"] == "latent" else (BASELINE,):
         if (other := task["arms"].get(name)) is not None:
-            count[name] = "above" if low > other["iqm"]["high"] else "below" if high < other["iqm"]["low"] else "level"
+            a, b = mine["iqm"], other["iqm"]
+            count[name] = "above" if a["low"] > b["high"] else "below" if a["high"] < b["low"] else "level"
             if min(len(mine["seeds"]), len(other["seeds"])) < 2:
                 count[name] = ONE_SEED
-    if count.get(BASELINE) in _JUDGED:
+    if count.get(BASELINE, ONE_SEED) != ONE_SEED:
         times = [one["against_pixels"]["reached"] for one in (mine, pixels)]
         count["sooner"] = None not in times and times[0]["seconds"] < times[1]["seconds"]
     return count
 
 
 def _sentences(tasks: dict[str, Any], arm: str, counts: dict[str, dict[str, Any]]) -> list[str]:
-    """The verdict on one arm."""
-    # The tasks on which it is above, level with or below each other arm.
-    on = {
-        other: {where: [name for name, count in counts.items() if count.get(other) == where] for where in _JUDGED}
-        for other in (BASELINE, *_CONTROLS)
-    }
-    total = {other: sum(map(len, where.values())) for other, where in on.items()}
-    above, _, below = on[BASELINE].values()
-    alone = [name for name, count in counts.items() if count.get(BASELINE) == ONE_SEED]
-
-    def scored(names: Sequence[str]) -> str:
-        values = {n: [number(tasks[n]["arms"][a]["iqm"]["value"]) for a in (arm, BASELINE)] for n in names}
-        return ", ".join(f"{name} ({mine} against {pixels})" for name, (mine, pixels) in values.items())
-
-    def share(count: int, other: str) -> str:
-        return f"{count} of {total[other]} task{'s' if total[other] > 1 else ''}"
-
-    if not total[BASELINE] and not alone:
-        return [f"{arm}: there is no pixel agent to compare it with."]
+    """The verdict on one arm: a sentence for each other that it is compared with."""
     texts: list[str] = []
-    if total[BASELINE]:
-        sooner = sum(bool(count.get("sooner")) for count in counts.values())
-        not_below = share(total[BASELINE] - len(below), BASELINE)
-        parts = [
-            f"{arm}: at equal steps not below pixels on {not_below} (above on {len(above)})",
-            f"reached the pixel agent's final return in less time on {share(sooner, BASELINE)}",
-        ]
-        controls = {name: called for name, called in _CONTROLS.items() if total[name]}
-        parts += [f"above {called} on {share(len(on[name]['above']), name)}" for name, called in controls.items()]
-        texts.append("; ".join(parts) + ".")
-    if below:
-        texts.append(f"{arm} loses to pixels on {scored(below)}.")
-    if alone:
-        texts.append(f"{arm}: no verdict, as one seed says nothing of another, on {scored(alone)}.")
-    lost = {called: on[name]["below"] for name, called in _CONTROLS.items() if on[name]["below"]}
-    return texts + [f"{arm} is below {called} on {', '.join(names)}." for called, names in lost.items()]
+    for other, called in _OTHERS.items():
+        parts: list[str] = []
+        for where, words in _WHERE.items():
+            names = [name for name, count in counts.items() if count.get(other) == where]
+            scores = [[number(tasks[name]["arms"][a]["iqm"]["value"]) for a in (arm, other)] for name in names]
+            shown = [f"{name} ({mine} against {its})" for name, (mine, its) in zip(names, scores, strict=True)]
+            parts += [f"{words} on {', '.join(shown)}"] if shown else []
+        sooner = [count["sooner"] for count in counts.values() if "sooner" in count]
+        if other == BASELINE and sooner:
+            parts.append(f"as good in less time on {sum(sooner)} of {len(sooner)}")
+        if parts:
+            texts.append(f"{arm} beside {called}, at equal steps: {'; '.join(parts)}.")
+    return texts or [f"{arm}: there is no pixel agent to compare it with."]
 
 
 def _warnings(name: str, task: dict[str, Any]) -> list[str]:

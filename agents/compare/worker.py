@@ -4,6 +4,7 @@ The numbers are written last, so that their file marks a finished run. Exit stat
 3 stopped before the end, 1 anything else.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -13,9 +14,10 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -38,62 +40,53 @@ _MEMORY_HOW = (
 )
 
 
-class Meter:
-    """Sample wall-clock time, processor time and memory of this process and all its descendants, in a thread.
+@contextlib.contextmanager
+def metered(file: Path) -> Iterator[None]:
+    """Append the cost of a block to the list in a file: time, processor time and memory, with all child processes.
 
-    Each sample is written to a file, which therefore has the cost of a run that is killed, too.
-
-    Args:
-        file: A list with an entry for each attempt; this one is appended.
-        before: Entries of earlier attempts.
+    It is sampled in a thread and written at each sample, so that the file has the cost of a run that is killed, too.
 
     Raises:
         MissingExtraError: psutil is not installed.
     """
+    psutil = require("psutil", extra="compare", purpose="measure what runs cost")
+    before = json.loads(file.read_text()) if file.exists() else []
+    began, ended = time.perf_counter(), threading.Event()
+    cpu_before, peak_mb = _usage(psutil)
 
-    def __init__(self, file: Path, before: list[dict[str, Any]]) -> None:
-        self._psutil = require("psutil", extra="compare", purpose="measure what runs cost")
-        self._file, self._before = file, before
-        self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, daemon=True, name="meter")
-        self._began, self._peak_mb = time.perf_counter(), 0.0
-        self._cpu_before, _ = self._usage()
-
-    @property
-    def attempts(self) -> list[dict[str, Any]]:
-        """Costs of all attempts, of this one until now."""
-        seconds, memory = self._usage()
-        self._peak_mb = max(self._peak_mb, memory)
-        cost = {"wall_seconds": time.perf_counter() - self._began, "cpu_seconds": seconds - self._cpu_before}
-        return [*self._before, {**cost, "peak_memory_mb": self._peak_mb, "memory_how": _MEMORY_HOW}]
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        write_json(self._file, self.attempts)
-
-    def _run(self) -> None:
-        pause = _FIRST_PAUSE_S
-        while not self._stop.wait(pause):
-            write_json(self._file, self.attempts)
+    def sample() -> None:
+        nonlocal peak_mb
+        pause, is_last = _FIRST_PAUSE_S, False
+        while not is_last:
+            is_last = ended.wait(pause)
             pause = min(_LONGEST_PAUSE_S, 2 * pause)
+            cpu, memory = _usage(psutil)
+            peak_mb = max(peak_mb, memory)
+            cost = {"wall_seconds": time.perf_counter() - began, "cpu_seconds": cpu - cpu_before}
+            write_json(file, [*before, {**cost, "peak_memory_mb": peak_mb, "memory_how": _MEMORY_HOW}])
 
-    def _usage(self) -> tuple[float, float]:
-        """Processor seconds and megabytes of all processes together."""
-        seconds, size = 0.0, 0
-        own = self._psutil.Process()
-        for process in (own, *own.children(recursive=True)):
-            try:
-                times = process.cpu_times()  # a process that has ended counts with the one that waited for it
-                memory = process.memory_full_info() if _LINUX else process.memory_info()
-            except self._psutil.Error:  # it has just ended
-                continue
-            seconds += times.user + times.system + times.children_user + times.children_system
-            size += getattr(memory, "pss", memory.rss)
-        return seconds, size / 1e6
+    thread = threading.Thread(target=sample, daemon=True, name="meter")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _usage(psutil: Any) -> tuple[float, float]:
+    """Processor seconds and megabytes of this process and all its descendants together."""
+    seconds, size = 0.0, 0
+    own = psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        try:
+            times = process.cpu_times()  # a process that has ended counts with the one that waited for it
+            memory = process.memory_full_info() if _LINUX else process.memory_info()
+        except psutil.Error:  # it has just ended
+            continue
+        seconds += times.user + times.system + times.children_user + times.children_system
+        size += getattr(memory, "pss", memory.rss)
+    return seconds, size / 1e6
 
 
 def run_job(job: dict[str, Any]) -> int:
@@ -123,16 +116,15 @@ def run_job(job: dict[str, Any]) -> int:
 
 def _train(config: AgentConfig, episodes: int, usage: Path) -> dict[str, Any] | None:
     """Train, or go on with training, and evaluate; None if it was stopped."""
-    before: list[dict[str, Any]] = json.loads(usage.read_text()) if usage.exists() else []
     resume = (config.out / "last.zip").exists()
     if not resume and config.out.exists():
         shutil.rmtree(config.out)  # it was stopped before its first checkpoint
-        before = []
-    with Meter(usage, before) as meter:
+        usage.unlink(missing_ok=True)
+    with metered(usage):
         result = train_agent(config, resume=resume, progress_bar=False)
     if result.interrupted:
         return None
-    attempts, rows = meter.attempts, read_evaluations(config.out)
+    attempts, rows = json.loads(usage.read_text()), read_evaluations(config.out)
     seconds = rows[-1]["seconds"]
     return {
         "evaluations": rows,

@@ -45,7 +45,8 @@ class Machine:
         self.jar.touch()
         self.screen = Display(True, "DISPLAY=:0")
         self.import_errors: dict[str, str] = {}
-        self.driver, self.gpus = False, list[str]()
+        self.driver = False
+        self.gpus: list[str] = []
         self.cuda: str | None = None
         self.gpu_warning: str | None = None
         pip = types.ModuleType("pip")

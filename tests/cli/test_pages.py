@@ -53,16 +53,16 @@ def test_the_learning_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pages, "save_figure", lambda figure, target: drawn.append(figure) or save(figure, target))
     run, target = agent_run(tmp_path / "run", 4), tmp_path / "pictures" / "agent.png"
     assert training_returns(run) == ([10.0, 30.0], [1.5, 21.5]), "of every part of the run"
-    assert plot_agent(run, target, chance=CHANCE, final=FINAL) == target
+    assert plot_agent(run, target, CHANCE, FINAL) == target
     is_picture(target)
     texts = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
     assert any("random policy: 1" in text for text in texts)
     assert any("best agent" in text and "10" in text for text in texts)
     (tmp_path / "empty").mkdir()
-    is_picture(plot_agent(tmp_path / "empty", tmp_path / "a.png", chance=FINAL))
+    is_picture(plot_agent(tmp_path / "empty", tmp_path / "a.png", CHANCE, FINAL))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match="plots"):
-        plot_agent(run, tmp_path / "b.png")
+        plot_agent(run, tmp_path / "b.png", CHANCE, FINAL)
     assert not (tmp_path / "b.png").exists()
 
 
@@ -89,7 +89,7 @@ def test_a_page_of_what_is_finished(
     write_json(out / "study.json", results.study.to_json())
     assert main(["compare", "--page-only", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "random-latent: at equal steps not below pixels on 1 of 1 task (above on 1)" in said
+    assert "random-latent beside pixels, at equal steps: above on t (5.50 against 2.00)" in said
     assert str(out / "compare.html") in said
     page = (out / "compare.html").read_text()
     assert failed.name in page

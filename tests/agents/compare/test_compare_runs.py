@@ -23,7 +23,7 @@ from agents import read_evaluations, train_agent
 from agents.compare import Study, Task, collect, compare, saved_study
 from agents.compare import runs as engine
 from agents.compare.runs import FINISHED, Planned, only_one, plan_runs, run_all
-from agents.compare.worker import Meter, run_job, stop_with_parent
+from agents.compare.worker import metered, run_job, stop_with_parent
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError
 from tests.support.side_env import SIDE, tiny
@@ -184,7 +184,8 @@ def test_costs_are_those_of_all_processes_together(tmp_path: Path, monkeypatch: 
     file = tmp_path / "usage.json"
     work = "import time; b = b'x' * 120_000_000\nwhile time.process_time() < 0.6: pass"
     monkeypatch.setattr("agents.compare.worker._LONGEST_PAUSE_S", 0.1)
-    with Meter(file, [{"wall_seconds": 7.0}]):
+    write_json(file, [{"wall_seconds": 7.0}])
+    with metered(file):
         own = getattr(psutil.Process().memory_full_info(), "pss", 0) / 1e6 or psutil.Process().memory_info().rss / 1e6
         psutil.Popen([sys.executable, "-S", "-c", work]).wait()
     earlier, entry = json.loads(file.read_text())
