@@ -2,12 +2,11 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from tyro.conf import OmitArgPrefixes
 
 from agents.compare import Study, Task, collect, compare, load_study, saved_study
@@ -22,7 +21,7 @@ from vae_training import RecordConfig, TrainConfig, get_datasets, record, train
 
 _COMPONENTS = 256  # of a PCA where no encoder gives the number of latents
 _OF_FRAMES = ("frame_skip", "env_kwargs", "pixel_key")  # settings of a run that decide what its frames look like
-_ALSO_WITH_STUDY = ("study", "out", "jobs", "threads", "page_only")
+_ALSO_WITH_STUDY = ("study", "out", "jobs", "threads")
 
 
 @dataclass(frozen=True)
@@ -60,78 +59,64 @@ class CompareConfig:
     """Train nothing: write the page of the runs in --out that are finished, also while others are under way."""
 
 
-def run_compare(words: Sequence[str]) -> None:
-    """Parse `latent-obs compare`, train, evaluate, and write the page."""
+def run_compare(config: OmitArgPrefixes[CompareConfig]) -> None:
+    """Train agents on pixels, on latents and on baselines, and report whether latents were worth it.
 
-    def run(config: OmitArgPrefixes[CompareConfig]) -> None:
-        """Train agents on pixels, on latents and on baselines, and report whether latents were worth it.
-
-        Compares them in one environment, given by options, or in the tasks of a study file. A missing encoder is made
-        first: frames are recorded, a CVAE is trained, principal components are fitted. Writes compare.html, a page with
-        a verdict, learning curves and intervals, and compare.json with every number. Ctrl-C stops all runs, and the
-        same command goes on. Exit status 1 if runs failed.
-        """
-        given = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
-        if config.page_only:
-            if config.study is not None:
-                raise InputError(f"--page-only reads the study that is saved in {config.out}: leave out --study")
-            finish(saved_study(config.out), config.out)
-            return
-        others = [f"--{name.replace('_', '-')}" for name in given if name not in _ALSO_WITH_STUDY]
-        if config.study is not None and others:
-            raise InputError(f"with --study, {', '.join(others)} must be set in {config.study}")
-        study = load_study(config.study) if config.study is not None else study_of(config)
-        run_study(study, config.out, jobs=config.jobs, threads=config.threads)
-
-    tyro.cli(run, prog="latent-obs compare", args=list(words), config=(tyro.conf.CascadeSubcommandArgs,))
+    Compares them in one environment, given by options, or in the tasks of a study file. A missing encoder is made
+    first: frames are recorded, a CVAE is trained, principal components are fitted. Writes compare.html, a page with a
+    verdict, learning curves and intervals, and compare.json with every number. Ctrl-C stops all runs, and the same
+    command goes on. Exit status 1 if runs failed.
+    """
+    if config.page_only:
+        if config.study is not None:
+            raise InputError(f"--page-only reads the study that is saved in {config.out}: leave out --study")
+        _write_page(saved_study(config.out), config.out)
+        return
+    for module in ("psutil", "scipy", "matplotlib"):  # before hours of training
+        require(module, extra="compare", purpose="compare agents")
+    study = prepare(study_of(config), config.out)
+    try:
+        compare(study, config.out, jobs=config.jobs, threads=config.threads)
+    except KeyboardInterrupt:
+        print(f"Stopped. The same command goes on; for a page: latent-obs compare --page-only --out {config.out}")
+        raise
+    if _write_page(study, config.out)["missing"]:
+        raise SystemExit(1)
 
 
 def study_of(config: CompareConfig) -> Study:
-    """The study of one environment."""
+    """The study of the file that the options name, or of one environment.
+
+    Raises:
+        InputError: Something in the file is not allowed, or there are options that are set in it.
+    """
+    if config.study is not None:
+        given = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
+        if others := [f"--{name.replace('_', '-')}" for name in given if name not in _ALSO_WITH_STUDY]:
+            raise InputError(f"with --study, {', '.join(others)} must be set in {config.study}")
+        return load_study(config.study)
     settings: dict[str, Any] = {} if config.frame_skip is None else {"frame_skip": config.frame_skip}
-    if config.latent_only:
-        settings["latent_only"] = True
+    settings |= {"latent_only": True} if config.latent_only else {}
     task = Task(config.env, encoder=config.encoder, frames=config.frames)
     name = config.env.rpartition(":")[2]
     return Study({name: task}, config.arms, config.seeds, config.steps, config.episodes, settings=settings)
 
 
-def run_study(study: Study, out: Path, *, jobs: int | None = None, threads: int | None = None) -> None:
-    """Make the encoders that are missing, train, and write the page. Exits with status 1 if runs failed.
-
-    Raises:
-        InputError: A setting is not allowed, or runs in the folder were made with other settings.
-        MissingExtraError: A package of the extra "compare" is not installed.
-        KeyboardInterrupt: It was interrupted; the same call goes on.
-    """
-    for module in ("psutil", "scipy", "matplotlib"):  # before hours of training
-        require(module, extra="compare", purpose="compare agents")
-    study = prepare(study, out)
-    try:
-        results = compare(study, out, jobs=jobs, threads=threads)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on; the page so far: latent-obs compare --page-only --out", out)
-        raise
-    finish(study, out)
-    if results.missing:
-        raise SystemExit(1)
-
-
-def finish(study: Study, out: Path) -> None:
-    """Write the page of all runs that are finished, and print its verdict."""
+def _write_page(study: Study, out: Path) -> dict[str, Any]:
+    """Write the page of all runs that are finished, print its verdict, and return the summary."""
     from latent_obs_cli.pages import write_comparison
 
     target, summary = write_comparison(collect(study, out), out)
     verdict = summary["verdict"]
-    print()
-    for text in dict.fromkeys((verdict["headline"], *verdict["sentences"], *verdict["warnings"], summary["seeds"])):
-        print(text)
+    texts = (verdict["headline"], *verdict["sentences"], *verdict["warnings"], summary["seeds"])
+    print("", *dict.fromkeys(texts), sep="\n")
     if summary["missing"]:
         print(f"{len(summary['missing'])} run(s) have no numbers; the page lists them.")
     print(f"\nPage:    {target}\nNumbers: {out / 'compare.json'}")
+    return summary
 
 
-def prepare(study: Study, out: Path, say: Callable[[str], object] = print) -> Study:
+def prepare(study: Study, out: Path) -> Study:
     """Make the encoder and the principal components of each task whose arms need them and that names none.
 
     They are written to out/prepared/TASK/. What is there already is not made again.
@@ -150,30 +135,28 @@ def prepare(study: Study, out: Path, say: Callable[[str], object] = print) -> St
         pca = task.pca is None and any(seen == "pca-latent" and not has.get("pca") for seen, has in own)
         if encoder or pca:
             with only_one(out):
-                tasks[name] = _prepared(study, name, out / "prepared" / folder_name(name), encoder, pca, say)
+                tasks[name] = _prepared(study, name, out / "prepared" / folder_name(name), encoder, pca)
     return dataclasses.replace(study, tasks=tasks)
 
 
-def _prepared(study: Study, name: str, folder: Path, encoder: bool, pca: bool, say: Callable[[str], object]) -> Task:
+def _prepared(study: Study, name: str, folder: Path, encoder: bool, pca: bool) -> Task:
     """A task with its encoder and principal components, made where they are asked for."""
     task, noted = study.tasks[name], folder / "seconds.json"
 
     def stage(what: str, text: str, work: Callable[[], None]) -> float:
         """Do the work of a stage unless it is finished; its seconds, also those before an interruption."""
         stages = read_json(noted) or {}
-        before = stages.get(what, {"seconds": 0.0, "finished": False})
-        seconds, finished = before["seconds"], before["finished"]
-        if finished:
-            return seconds
-        say(f"{name}: {text} …")
-        began = time.perf_counter()
-        try:
-            work()
-            finished = True
-        finally:
-            seconds += time.perf_counter() - began
-            write_json(noted, stages | {what: {"seconds": seconds, "finished": finished}})
-        return seconds
+        done = {"seconds": 0.0, "finished": False, **stages.get(what, {})}
+        if not done["finished"]:
+            print(f"{name}: {text} …")
+            began = time.perf_counter()
+            try:
+                work()
+                done["finished"] = True
+            finally:
+                done["seconds"] += time.perf_counter() - began
+                write_json(noted, {**stages, what: done})
+        return done["seconds"]
 
     seconds, frames = 0.0, task.frames or folder / "frames"
     if task.frames is None:
@@ -197,7 +180,7 @@ def _prepared(study: Study, name: str, folder: Path, encoder: bool, pca: bool, s
                 raise KeyboardInterrupt
 
         seconds += stage("encoder", f"trains an encoder on {frames}, {vae.epochs} epochs", train_encoder)
-        say(f"{name}: the encoder took {duration(seconds)}, recording included.")
+        print(f"{name}: the encoder took {duration(seconds)}, recording included.")
         task = dataclasses.replace(task, encoder=vae.out / "encoder", encoder_seconds=seconds)
     if pca:
         components = folder / "pca.safetensors"
@@ -219,9 +202,7 @@ def _stage_config(
 ) -> Any:
     """Settings of a stage from a table of the study, with those that the study decides itself."""
     try:
-        if fixed := sorted(given.keys() & decided.keys()):
-            raise InputError(f"{fixed} cannot be set here; the study decides it")
-        return make({**given, **decided})
+        return make(dict(**given, **decided))  # a name that is in both is a TypeError
     except (InputError, TypeError) as error:
         raise InputError(f"[{table}] of the study: {error}") from None
 

@@ -1,4 +1,4 @@
-"""`latent-obs doctor`: what is installed, what is missing, the command that installs it, and what can be done now.
+"""`latent-obs doctor`: what is installed, what is missing and how to get it; exit status 1 if something is broken.
 
 The packages and versions that are needed come from the metadata of latent-obs itself. As installations may be broken,
 nothing heavy is imported at the top.
@@ -8,13 +8,13 @@ import argparse
 import dataclasses
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
 from importlib import metadata
@@ -68,7 +68,7 @@ def doctor() -> list[Finding]:
             findings.extend(dataclasses.replace(finding, group=group) for finding in check())
         except Exception as error:
             found = f"could not be checked: {type(error).__name__}: {error}"
-            findings.append(Finding(group, "wrong", found, "Please report this, with the traceback.", group))
+            findings.append(Finding(group, "wrong", found, "Please report this.", group))
     return findings
 
 
@@ -83,22 +83,15 @@ def healthy(findings: Sequence[Finding]) -> bool:
     return all(finding.status != "wrong" for finding in findings)
 
 
-def as_text(findings: Sequence[Finding], *, width: int = 100) -> str:
-    """The findings for a terminal. Commands are never wrapped, so that they can be copied."""
+def as_text(findings: Sequence[Finding]) -> str:
+    """The findings for a terminal, each in a line with its remedy below, so that commands can be copied."""
     lines: list[str] = []
     column = max(len(finding.name) for finding in findings)
-    group = ""
-    for finding in findings:
-        if finding.group != group:
-            group = finding.group
-            lines += ["", group]
-        head = f"  {MARKS[finding.status]}  {finding.name:<{column}}  "
-        lines += textwrap.wrap(
-            finding.found, width, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
-        )
-        for step in finding.next_step.splitlines():
-            wrapped = [step] if step.startswith("$ ") else textwrap.wrap(step, width - 6, break_on_hyphens=False)
-            lines += [f"      {line}" for line in wrapped]
+    for group, members in itertools.groupby(findings, lambda finding: finding.group):
+        lines += ["", group]
+        for finding in members:
+            lines.append(f"  {MARKS[finding.status]}  {finding.name:<{column}}  {finding.found}")
+            lines += [f"      {step}" for step in finding.next_step.splitlines()]
     lines += ["", "What this installation can do"]
     for what, lacks in abilities(findings).items():
         lines.append(f"  {what}: {'no, because of ' + ', '.join(lacks) if lacks else 'yes'}")
@@ -107,11 +100,7 @@ def as_text(findings: Sequence[Finding], *, width: int = 100) -> str:
 
 def run_doctor(words: Sequence[str]) -> None:
     """Parse `latent-obs doctor` without tyro, which may be missing, and report. Exits 1 if something is broken."""
-    about = (
-        "Check this machine and this installation: what is there, what is missing, the command that installs it, and "
-        "what can be done now. Exit status 1 if something is broken."
-    )
-    parser = argparse.ArgumentParser(prog="latent-obs doctor", description=about)
+    parser = argparse.ArgumentParser(prog="latent-obs doctor", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON, for other programs")
     wants_json = parser.parse_args(list(words)).json
     findings = doctor()
@@ -124,7 +113,7 @@ def run_doctor(words: Sequence[str]) -> None:
         }
         print(json.dumps(report, indent=2))
     else:
-        print(as_text(findings, width=min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)))
+        print(as_text(findings))
     if not healthy(findings):
         sys.exit(1)
 
@@ -147,6 +136,119 @@ def requirements() -> dict[str, dict[str, str]]:
             if applies and of_extra == bool(extra) and requirement.name not in ("latent-obs", *_SEPARATE):
                 packages[requirement.name] = str(requirement.specifier)
     return wanted
+
+
+def _machine() -> Iterable[Finding]:
+    found = f"{platform.python_version()} ({sys.executable})"
+    step = "It must be 3.11 or newer.\n$ uv venv --clear --python 3.11\n$ uv sync"
+    yield _judged("Python", sys.version_info >= (3, 11), found, "wrong", step)
+    yield Finding("system", "ok", f"{platform.platform()}, {os.cpu_count()} CPU cores (tested on Linux only)")
+
+
+def _torch() -> Iterable[Finding]:
+    version = installation.version_of("torch")
+    if version is None:
+        yield Finding("torch", "wrong", "not installed", _sync())
+        return
+    with warnings.catch_warnings(record=True) as caught:  # torch warns of drivers that are too old, and of unknown GPUs
+        warnings.simplefilter("always")
+        try:
+            torch = importlib.import_module("torch")
+            gpus = _gpus(torch)
+        except Exception as error:  # a missing library, a GPU that this build has no code for
+            found = f"{version}, but it cannot be used: {type(error).__name__}: {_first_line(error)}"
+            yield Finding("torch", "wrong", found, _REINSTALL_TORCH)
+            return
+    cuda, hip = torch.version.cuda, torch.version.hip
+    build = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "the CPU or Apple's MPS"
+    yield Finding("torch", "ok", f"{version}, built for {build}")
+    otherwise: Status = "optional"
+    found, step = "; ".join(gpus) or "none seen; everything runs on the CPU, more slowly", ""
+    if not gpus and _has_nvidia_driver():
+        otherwise = "wrong" if cuda else "missing"
+        why = _first_line(caught[-1].message) if caught else f"it is built for {build}"
+        found = f"there is an NVIDIA driver, but torch cannot use it: {why}"
+        step = f"Check that nvidia-smi works, then install the build for its driver:\n{_REINSTALL_TORCH}"
+    yield _judged("GPU", bool(gpus), found, otherwise, step)
+
+
+def _has_nvidia_driver() -> bool:
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+
+
+def _gpus(torch: Any) -> list[str]:
+    """The GPUs that torch computes on, each tried."""
+    found = []
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        torch.ones(2, device=f"cuda:{i}").sum().item()
+        seen = torch.cuda.get_device_properties(i)
+        found.append(f"cuda:{i} {seen.name}, {seen.total_memory / 2**30:.0f} GiB")
+    return [*found, "mps, Apple's"] if torch.backends.mps.is_available() else found
+
+
+def _packages() -> Iterable[Finding]:
+    try:
+        wanted = requirements()
+    except metadata.PackageNotFoundError:
+        yield Finding("core packages", "wrong", "latent-obs is not installed", _sync())
+        return
+    for extra, packages in wanted.items():
+        if extra not in ("all", "minerl"):
+            good, bad = _compared(packages)
+            status: Status = "wrong" if not extra else "missing" if good else "optional"
+            if extra == "vizdoom" and not bad and (error := _import_error("vizdoom.gymnasium_wrapper")):
+                status, bad = "wrong", [f"{', '.join(good)} does not start: {error}"]
+            yield _judged(extra or "core packages", not bad, ", ".join(bad or good), status, _sync(extra))
+    if any(map(installation.version_of, ("cloudpickle", "stable-baselines3", "gym"))):
+        good, bad = _compared({"cloudpickle": ">=2.2"})
+        step = f"Older ones fail on Python 3.11, whatever gym asks for.\n$ {_pip('install')} 'cloudpickle>=2.2'"
+        yield _judged("cloudpickle", not bad, ", ".join(good + bad), "wrong", step)
+
+
+def _compared(packages: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Packages that fit, and those that do not, each with its version in words."""
+    from packaging.specifiers import SpecifierSet
+
+    good, bad = [], []
+    for package, wanted in packages.items():
+        version = installation.version_of(package)
+        if version is not None and SpecifierSet(wanted).contains(version, prereleases=True):
+            good.append(f"{package} {version}")
+        else:
+            bad.append(f"{package} {version or 'is not installed'} (needs {wanted or 'any version'})")
+    return good, bad
+
+
+def _minerl() -> Iterable[Finding]:
+    version = installation.minerl_version()
+    needed: Status = "missing" if version else "optional"
+    step = f"$ uv sync --extra minerl --reinstall-package minerl\nWithout uv sync, follow {installation.RECIPE}."
+    try:
+        installation.check_client()
+    except LatentObsError as error:
+        yield Finding("minerl", "optional" if isinstance(error, MissingExtraError) else "wrong", str(error), step)
+    else:
+        error = _import_error("minerl")
+        if error and any(library in error for library in ("libGL", "libgthread")):  # opencv-python's
+            step = "$ sudo apt install libgl1 libglib2.0-0"
+        found = f"{version}" + (f", but it cannot be imported: {error}" if error else "")
+        yield _judged("minerl", error is None, found, "wrong", step)
+    kinds = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless")
+    versions = {name: version for name in kinds if (version := installation.version_of(name))}
+    text = ", ".join(f"{name} {version}" for name, version in versions.items()) or "not installed"
+    if len(versions) > 1:
+        keep, *others = versions
+        step = f"$ {_pip('uninstall')} {' '.join(others)}\n$ {_pip('install --force-reinstall')} --no-deps {keep}"
+        yield Finding("opencv", "wrong", f"{text}: they overwrite each other's files, only one may be installed", step)
+    else:
+        yield _judged("opencv", bool(versions), text, needed, f"$ {_pip('install')} opencv-python")
+    java, jar, screen = installation.find_java(), installation.game_jar(), installation.display()
+    fits = java is not None and java.major == installation.JAVA
+    yield _judged("Java 8", fits, str(java or "no java on the PATH"), needed, installation.how_to_get_java(java))
+    built = jar is not None and jar.is_file()
+    step = f"{installation.RECIPE} explains how to build it. A game that runs already (port=…) needs none of this."
+    yield _judged("built game", built, str(jar) if built else "not built", needed, step)
+    yield _judged("display", screen.usable, screen.found, needed, installation.how_to_get_display())
 
 
 def _judged(name: str, fits: bool, found: str, otherwise: Status, next_step: str) -> Finding:
@@ -173,118 +275,5 @@ def _import_error(module: str) -> str | None:
     return None if done.returncode == 0 else (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
 
 
-def _machine() -> Iterable[Finding]:
-    found = f"{platform.python_version()} ({sys.executable})"
-    step = "It must be 3.11 or newer.\n$ uv venv --clear --python 3.11\n$ uv sync"
-    yield _judged("Python", sys.version_info >= (3, 11), found, "wrong", step)
-    yield Finding("system", "ok", f"{platform.platform()}, {os.cpu_count()} CPU cores (tested on Linux only)")
-    free = shutil.disk_usage(".").free
-    step = "Free some space, or work on another disk: a quickstart writes 0.2 GB"
-    yield _judged("free disk", free > 1e9, f"{free / 1e9:.1f} GB in {Path.cwd()}", "missing", step)
-
-
-def _torch() -> Iterable[Finding]:
-    version = installation.version_of("torch")
-    if version is None:
-        yield Finding("torch", "wrong", "not installed", _sync())
-        return
-    with warnings.catch_warnings(record=True) as caught:  # torch warns of drivers that are too old, and of unknown GPUs
-        warnings.simplefilter("always")
-        try:
-            torch = importlib.import_module("torch")
-            gpus = _gpus(torch)
-        except Exception as error:  # a missing library, a GPU that this build has no code for
-            found = f"{version}, but it cannot be used: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            yield Finding("torch", "wrong", found, _REINSTALL_TORCH)
-            return
-    cuda, hip = torch.version.cuda, torch.version.hip
-    build = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "the CPU or Apple's MPS"
-    yield Finding("torch", "ok", f"{version}, built for {build}")
-    if gpus or not _has_nvidia_driver():
-        found = "; ".join(gpus) or "none seen; everything runs on the CPU, more slowly"
-        yield _judged("GPU", bool(gpus), found, "optional", "")
-    else:
-        why = str(caught[-1].message).partition("\n")[0] if caught else f"it is built for {build}"
-        found = f"there is an NVIDIA driver, but torch cannot use it: {why}"
-        step = f"Check that nvidia-smi works, then install the build for its driver:\n{_REINSTALL_TORCH}"
-        yield Finding("GPU", "wrong" if cuda else "missing", found, step)
-
-
-def _has_nvidia_driver() -> bool:
-    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
-
-
-def _gpus(torch: Any) -> list[str]:
-    """The GPUs that torch computes on, each tried."""
-    found = []
-    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        torch.ones(2, device=f"cuda:{i}").sum().item()
-        seen = torch.cuda.get_device_properties(i)
-        found.append(f"cuda:{i} {seen.name}, {seen.total_memory / 2**30:.0f} GiB")
-    return [*found, "mps, Apple's"] if torch.backends.mps.is_available() else found
-
-
-def _compared(packages: dict[str, str]) -> tuple[list[str], list[str]]:
-    """Packages that fit, and those that do not, each with its version in words."""
-    from packaging.specifiers import SpecifierSet
-
-    good, bad = [], []
-    for package, wanted in packages.items():
-        version = installation.version_of(package)
-        if version is not None and SpecifierSet(wanted).contains(version, prereleases=True):
-            good.append(f"{package} {version}")
-        else:
-            bad.append(f"{package} {version or 'is not installed'} (needs {wanted or 'any version'})")
-    return good, bad
-
-
-def _packages() -> Iterable[Finding]:
-    try:
-        wanted = requirements()
-    except metadata.PackageNotFoundError:
-        yield Finding("core packages", "wrong", "latent-obs is not installed", _sync())
-        return
-    for extra, packages in wanted.items():
-        if extra in ("all", "minerl"):
-            continue
-        good, bad = _compared(packages)
-        status: Status = "wrong" if not extra else "missing" if good else "optional"
-        if extra == "vizdoom" and not bad and (error := _import_error("vizdoom.gymnasium_wrapper")):
-            status, bad = "wrong", [f"{', '.join(good)} does not start: {error}"]
-        yield _judged(extra or "core packages", not bad, ", ".join(bad or good), status, _sync(extra))
-    if any(map(installation.version_of, ("cloudpickle", "stable-baselines3", "gym"))):
-        good, bad = _compared({"cloudpickle": ">=2.2"})
-        step = f"Older ones fail on Python 3.11, whatever gym asks for.\n$ {_pip('install')} 'cloudpickle>=2.2'"
-        yield _judged("cloudpickle", not bad, ", ".join(good + bad), "wrong", step)
-
-
-def _minerl() -> Iterable[Finding]:
-    version = installation.minerl_version()
-    needed: Status = "missing" if version else "optional"
-    step = f"$ uv sync --extra minerl --reinstall-package minerl\nWithout uv sync, follow {installation.RECIPE}."
-    try:
-        installation.check_client()
-    except LatentObsError as error:
-        yield Finding("minerl", "optional" if isinstance(error, MissingExtraError) else "wrong", str(error), step)
-    else:
-        error = _import_error("minerl")
-        if error and any(library in error for library in ("libGL", "libgthread")):  # opencv-python's
-            step = "$ sudo apt install libgl1 libglib2.0-0"
-        found = f"{version}" + (f", but it cannot be imported: {error}" if error else "")
-        yield _judged("minerl", error is None, found, "wrong", step)
-    opencvs = [f"opencv-{kind}" for kind in ("python", "contrib-python", "python-headless", "contrib-python-headless")]
-    versions = {name: installation.version_of(name) for name in opencvs if installation.version_of(name)}
-    text = ", ".join(f"{name} {version}" for name, version in versions.items()) or "not installed"
-    if len(versions) > 1:
-        keep, *others = versions
-        step = f"$ {_pip('uninstall')} {' '.join(others)}\n$ {_pip('install --force-reinstall')} --no-deps {keep}"
-        yield Finding("opencv", "wrong", f"{text}: they overwrite each other's files, only one may be installed", step)
-    else:
-        yield _judged("opencv", bool(versions), text, needed, f"$ {_pip('install')} opencv-python")
-    java, jar, screen = installation.find_java(), installation.game_jar(), installation.display()
-    fits = java is not None and java.major == installation.JAVA
-    yield _judged("Java 8", fits, str(java or "no java on the PATH"), needed, installation.how_to_get_java(java))
-    built = jar is not None and jar.is_file()
-    step = f"{installation.RECIPE} explains how to build it. A game that runs already (port=…) needs none of this."
-    yield _judged("built game", built, str(jar) if built else "not built", needed, step)
-    yield _judged("display", screen.usable, screen.found, needed, installation.how_to_get_display())
+def _first_line(message: object) -> str:
+    return str(message).partition("\n")[0]

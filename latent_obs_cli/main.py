@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from latent_obs.util.errors import InputError, LatentObsError
@@ -13,19 +14,20 @@ from latent_obs_cli.removed import REMOVED_VERBS, check_removed_options
 
 # Verb: (module and function that runs it, one line of help). Imported only when it is called, so that --help is quick.
 VERBS = {
-    "quickstart": ("verbs:quickstart", "The whole path in minutes: frames, CVAE, encoder, PPO, and a page of results"),
+    "quickstart": ("quickstart:quickstart", "The whole path in minutes: frames, CVAE, encoder, PPO, and a page"),
     "frames record": ("verbs:frames_record", "Record frames of an environment to .npy files"),
     "frames extract": ("verbs:frames_extract", "Convert videos, demonstrations and pictures to .npy files"),
     "frames stats": ("verbs:frames_stats", "Check a folder of frames: contents, warnings, contact sheets"),
     "train-vae": ("verbs:train_vae", "Train the CVAE on a folder of frames; writes an encoder folder"),
     "report": ("verbs:report", "Check whether an encoder's latents keep what an agent needs: page, JSON, verdict"),
-    "train-agent": ("verbs:train_agent", "Train an agent on an environment's latents (or on a baseline)"),
+    "train-agent": ("agent_verbs:train_agent", "Train an agent on an environment's latents (or on a baseline)"),
     "actions fit": ("verbs:actions_fit", "Fit centroids to demonstrated actions, for obfuscated MineRL tasks"),
-    "evaluate": ("verbs:evaluate", "Play a trained agent: returns and success with intervals, a video"),
-    "watch": ("verbs:watch", "Watch a trained agent play, live in a window"),
+    "evaluate": ("agent_verbs:evaluate", "Play a trained agent: returns and success with intervals, a video"),
+    "watch": ("agent_verbs:watch", "Watch a trained agent play, live in a window"),
     "compare": ("compare:run_compare", "Compare latents with pixels and baselines: curves, intervals, a verdict"),
     "doctor": ("doctor:run_doctor", "Check the installation: what is missing, and the command that installs it"),
 }
+_WITH_OWN_PARSER = ("train-agent", "doctor")  # which get their words; arguments of the others are parsed by tyro
 
 _USAGE = """\
 usage: latent-obs VERB [OPTIONS]
@@ -67,25 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage())
         return 0
     if words[0] == "--version":
-        from importlib.metadata import version
-
         print(f"latent-obs {version('latent-obs')}")
         return 0
     length = 2 if " ".join(words[:2]) in VERBS else 1
     verb = " ".join(words[:length])
-    if verb in REMOVED_VERBS:
-        print(f"latent-obs: the verb {verb!r} was removed; {REMOVED_VERBS[verb]}", file=sys.stderr)
-        return 2
-    if verb not in VERBS:
-        near = [v for v in VERBS if v.startswith(words[0])]
-        hint = f"Did you mean: {', '.join(near)}?" if near else f"There are: {', '.join(VERBS)}"
-        print(f"latent-obs: unknown verb {words[0]!r}. {hint}", file=sys.stderr)
-        return 2
-    module, _, function = VERBS[verb][0].partition(":")
     try:
-        check_own_packages()
-        check_removed_options(verb, words[length:])
-        getattr(importlib.import_module(f"latent_obs_cli.{module}"), function)(words[length:])
+        _run(verb, words[length:])
     except LatentObsError as error:
         print(f"latent-obs {verb}: {error}", file=sys.stderr)
         return 2
@@ -102,6 +91,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nlatent-obs {verb}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(verb: str, words: list[str]) -> None:
+    if verb in REMOVED_VERBS:
+        raise InputError(f"this verb was removed; {REMOVED_VERBS[verb]}")
+    if verb not in VERBS:
+        near = [name for name in VERBS if name.startswith(verb)] or VERBS
+        raise InputError(f"there is no such verb. Use one of: {', '.join(near)}")
+    check_own_packages()
+    check_removed_options(verb, words)
+    module, _, name = VERBS[verb][0].partition(":")
+    function = getattr(importlib.import_module(f"latent_obs_cli.{module}"), name)
+    if verb in _WITH_OWN_PARSER:
+        function(words)
+    else:
+        import tyro
+
+        tyro.cli(function, prog=f"latent-obs {verb}", args=words, config=(tyro.conf.CascadeSubcommandArgs,))
 
 
 def check_own_packages() -> None:

@@ -2,19 +2,20 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from tyro.conf import OmitArgPrefixes
 
 from agents import AgentConfig, Evaluation, evaluate_agent, evaluate_random, film, train_agent
 from agents.compare.runs import read_json
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError, check_count, require
-from latent_obs_cli.plots import plot_agent, plot_vae
+from latent_obs_cli.pages import plot_agent, plot_vae
 from vae_training import (
     CVAE,
     RecordConfig,
@@ -100,8 +101,7 @@ class QuickstartConfig:
         )
 
 
-@dataclass(frozen=True)
-class QuickstartResult:
+class QuickstartResult(NamedTuple):
     """What a quickstart leaves: its page, evaluations of agent and random policy, and seconds of each stage."""
 
     page: Path
@@ -110,82 +110,75 @@ class QuickstartResult:
     seconds: dict[str, float]
 
 
-def quickstart(config: QuickstartConfig | None = None, *, say: Callable[[str], object] = print) -> QuickstartResult:
-    """Run the whole path on a real 3D game; every stage is also a public function and a verb of its own.
+def quickstart(config: OmitArgPrefixes[QuickstartConfig]) -> QuickstartResult:
+    """Record a 3D game, train a CVAE, freeze its encoder, train PPO on the latents, and write a page of results.
 
-    Args:
-        config: Settings.
-        say: Receives the messages.
+    Takes minutes on two CPU cores. Stopped at any moment, the same command goes on. Every stage is also a public
+    function and a verb of its own.
 
     Raises:
         InputError: The folder holds a quickstart with other settings.
         MissingExtraError: A package is not installed.
         KeyboardInterrupt: A stage was interrupted; what it had is kept, and the same call goes on from there.
     """
-    config = config or QuickstartConfig()
-    require("vizdoom", extra="vizdoom", purpose="play the game")
-    require("matplotlib", extra="plots", purpose="draw the learning curve")
-    require("av", extra="video", purpose="film the agent")
+    for module, extra in (("vizdoom", "vizdoom"), ("matplotlib", "plots"), ("av", "video")):
+        require(module, extra=extra, purpose="run the quickstart")
     _claim(config)
     vae, agent = config.vae, config.agent
     seconds: dict[str, float] = {}
 
-    with _stage(seconds, say, 1, "Record frames", f"{config.frames:,} frames of {config.env}, random actions"):
-        record(config.recording, say=lambda text: None if text.startswith("next:") else say(text))
+    with _stage(seconds, "Record frames", f"{config.frames:,} frames of {config.env}, random actions"):
+        record(config.recording, say=lambda text: None if text.startswith("next:") else print(text))
         if sum(len(d) for d in get_datasets(config.recording.out)) < config.frames:
             raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
 
-    with _stage(seconds, say, 2, "Train the CVAE", "learns to describe a frame by 256 numbers, an 8x8 map of 4"):
+    with _stage(seconds, "Train the CVAE", "learns to describe a frame by 256 numbers, an 8x8 map of 4"):
         resume = (vae.out / "checkpoints" / "latest.safetensors").exists()
-        if train(vae, resume=resume, say=say).interrupted:
+        if train(vae, resume=resume).interrupted:
             raise KeyboardInterrupt
 
-    with _stage(seconds, say, 3, "Train PPO on the latents", "the encoder is frozen; the agent never sees a pixel"):
-        if train_agent(agent, resume=(agent.out / "last.zip").exists(), say=say).interrupted:
+    with _stage(seconds, "Train PPO on the latents", "the encoder is frozen; the agent never sees a pixel"):
+        if train_agent(agent, resume=(agent.out / "last.zip").exists()).interrupted:
             raise KeyboardInterrupt
 
-    with _stage(seconds, say, 4, "Evaluate", f"{config.episodes} new episodes each, agent and random policy"):
+    with _stage(seconds, "Evaluate", f"{config.episodes} new episodes each, agent and random policy"):
         trained = evaluate_agent(agent.out, episodes=config.episodes, device=config.device)
         chance = evaluate_random(agent, episodes=config.episodes)
         video, _ = film(agent.out, device=config.device)
 
-    with _stage(seconds, say, 5, "Write the page", "pictures, curves and the video in one file"):
+    with _stage(seconds, "Write the page", "pictures, curves and the video in one file"):
         page = _page(config, trained, chance, video, dict(seconds))
 
     sigmas = trained.sigmas_above(chance)
     more = "" if sigmas > _SIGMAS else f" Try --steps {2 * config.steps}."
-    say(f"\nTrained agent:  mean return {trained}\nRandom policy:  mean return {chance}")
-    say(f"The agent is {sigmas:.1f} standard errors above chance.{more}")
-    say(f"\nSummary: {page}\n{_HOW_TO_GO_ON}:\n" + "\n".join(f"  {command}" for command in _commands(config)))
+    print(f"\nTrained agent:  mean return {trained}\nRandom policy:  mean return {chance}")
+    print(f"The agent is {sigmas:.1f} standard errors above chance.{more}")
+    print(f"\nSummary: {page}\n{_HOW_TO_GO_ON}:", *_commands(config), sep="\n  ")
     return QuickstartResult(page, trained, chance, seconds)
 
 
 @contextlib.contextmanager
-def _stage(
-    seconds: dict[str, float], say: Callable[[str], object], number: int, name: str, text: str
-) -> Iterator[None]:
+def _stage(seconds: dict[str, float], name: str, text: str) -> Iterator[None]:
     """Announce a stage, and note its seconds at the end."""
-    say(f"\n[{number}/5] {name}: {text}")
+    print(f"\n[{len(seconds) + 1}/5] {name}: {text}")
     began = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - began
-    say(f"      {seconds[name]:.0f} s")
+    print(f"      {seconds[name]:.0f} s")
 
 
 def _claim(config: QuickstartConfig) -> None:
     """Write the settings to the folder, or refuse a folder with other settings or other files."""
     file = config.out / "quickstart.json"
     settings: dict[str, Any] = {name: value for name, value in vars(config).items() if name != "out"}
-    if file.exists():
+    if config.out.exists() and any(config.out.iterdir()):
         before = read_json(file)
-        if before != settings:
-            old = before if isinstance(before, dict) else {}
-            changed = [name for name in settings if old.get(name) != settings[name]]
+        changed = [name for name in settings if not isinstance(before, dict) or before.get(name) != settings[name]]
+        if changed:
             raise InputError(
-                f"out: {config.out} holds a quickstart with other settings ({', '.join(changed)}); choose another --out"
+                f"out: {config.out} is not empty, and holds no quickstart with these settings ({', '.join(changed)}); "
+                "choose another --out"
             )
-    elif config.out.exists() and any(config.out.iterdir()):
-        raise InputError(f"out: {config.out} is not empty and holds no quickstart; choose another --out")
     write_json(file, settings)
 
 
@@ -203,7 +196,7 @@ def _page(
     save_picture(pictures["reconstructions"], reconstruction_sheet(model, frames[:: max(1, len(frames) // 9)][:9]))
     save_picture(pictures["traversal"], traversal_sheet(model, frames[0], sample=frames))
     plot_vae(vae.out, pictures["vae"])
-    plot_agent(config.agent.out, pictures["agent"], chance=chance, final=trained)
+    plot_agent(config.agent.out, pictures["agent"], chance, trained)
     values = {
         "env": config.env,
         "latent_dim": vae.latent_dim,

@@ -9,27 +9,18 @@ REMOVED_VERBS = {
     "`latent-obs train-agent` one after the other, as in docs/agents.md",
 }
 
+_STUDY = "in a TOML file, and name that with --study (its format: agents/compare/study.py)"
 #: Settings of train-agent that were options of compare, separated by blanks.
 _IN_STUDY = """
-workers envs env-kwargs pixel-key flatten history precision backend watch-drift algorithm learning-rate
-learning-rate-schedule gamma net-arch batch-size normalize-reward normalize-observation latent-deviation n-steps
-n-epochs ent-coef clip-range buffer-size learning-starts train-freq gradient-steps target-update-interval
-exploration-fraction exploration-final-eps checkpoint-every exact-resume eval-every eval-episodes deterministic device
+workers envs env-kwargs pixel-key flatten history precision backend algorithm learning-rate learning-rate-schedule gamma
+net-arch batch-size normalize-reward normalize-observation latent-deviation n-steps n-epochs ent-coef buffer-size
+learning-starts train-freq gradient-steps target-update-interval exploration-fraction exploration-final-eps
+checkpoint-every eval-every eval-episodes deterministic device
 """
 
-
-def _in_study(option: str) -> str:
-    name = option.replace("-", "_")
-    return (
-        f"set {name} under [settings] in a TOML file, and name that with --study (its format: agents/compare/study.py)"
-    )
-
-
 _AGENT = {
-    "standardise": "use --normalize-observation",
-    "standardize": "use --normalize-observation",
-    "clip-range": "it is 0.2; leave it out",
-    "clip-range-schedule": "the clip range is constant; leave it out",
+    **dict.fromkeys(("standardise", "standardize"), "use --normalize-observation"),
+    **dict.fromkeys(("clip-range", "clip-range-schedule"), "it is 0.2; leave it out"),
     "exact-resume": "environments are reset at checkpoints, but for MineRL's; --checkpoint-every 0 does not reset them",
     "watch-drift": "drift is logged if the encoder has statistics; leave it out",
     "gae-lambda": "it is 0.95; leave it out",
@@ -42,31 +33,26 @@ _AGENT = {
 #: By verb and option: what to do instead. Options are written with hyphens, without the leading two.
 REMOVED_OPTIONS: dict[str, dict[str, str]] = {
     "train-vae": {
-        "motion": "weight small moving things with --salience",
-        "hard-pixels": "weight small moving things with --salience",
-        "edges": "weight small moving things with --salience",
-        "scales": "weight small moving things with --salience",
+        **dict.fromkeys(("motion", "hard-pixels", "edges", "scales"), "weight small moving things with --salience"),
         "ramp": "beta rises linearly; leave it out",
         "block-frames": "frames are drawn one by one; leave it out",
-        "checkpoint-steps": "checkpoints are written every five minutes; leave it out",
-        "checkpoint-minutes": "checkpoints are written every five minutes; leave it out",
+        **dict.fromkeys(("checkpoint-steps", "checkpoint-minutes"), "one is written every five minutes; leave it out"),
         "objective": "classic is --salience 0; acting is the default",
         "preset": "give --widths and --strides; small was 16 32 64 128 (--bottleneck dense), or 32 64 with 4 2",
-        "warm-up-steps": "use a smaller --learning-rate if training diverges",
-        "clip-norm": "use a smaller --learning-rate if training diverges",
+        **dict.fromkeys(("warm-up-steps", "clip-norm"), "use a smaller --learning-rate if training diverges"),
         "allow-added-files": "train on with more frames by --start-from RUN and another --out",
         "tensorboard": "TensorBoard logs are written if it is installed; leave it out",
         "compile": "the loss is compiled on CUDA and nowhere else; leave it out",
         "standardise": "it is spelled --standardize",
     },
     "train-agent": _AGENT,
-    "compare": {option: _in_study(option) for option in _IN_STUDY.split()}
-    | {
-        "pca": "set pca under [tasks.NAME] in a TOML file, and name that with --study",
+    "compare": {
+        **{option: f"set {option.replace('-', '_')} under [settings] {_STUDY}" for option in _IN_STUDY.split()},
+        "pca": f"set pca under [tasks.NAME] {_STUDY}",
         "observation": "an agent for each of several observations is trained; name them with --arms",
         "seed": "a run for each of several seeds is made; name them with --seeds",
-    }
-    | _AGENT,
+        **_AGENT,
+    },
 }
 
 
@@ -87,8 +73,7 @@ def check_removed_options(verb: str, words: Sequence[str]) -> None:
     for word in words:
         if word == "--":
             return
-        if word.startswith("--"):
-            name = word[2:].partition("=")[0].replace("_", "-")
-            advice = removed.get(name) or removed.get(name.removeprefix("no-"))
-            if advice is not None:
-                raise InputError(f"--{name} was removed: {advice}")
+        name = word.removeprefix("--").partition("=")[0].replace("_", "-")
+        advice = removed.get(name) or removed.get(name.removeprefix("no-"))
+        if advice is not None and word.startswith("--"):
+            raise InputError(f"--{name} was removed: {advice}")

@@ -20,9 +20,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +33,6 @@ from latent_obs.util.atomic import write_json
 from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError, check_count
 from latent_obs.util.interrupt import GracefulStop
-from latent_obs.util.run_config import ANY
 
 RANDOM_POLICY = "random policy"
 #: Exit statuses of a run's process.
@@ -44,7 +42,8 @@ WORKER = ("-P", "-m", "agents.compare.worker")
 _PAUSE_S = 0.2
 _GRACE_S = 15.0  # after SIGTERM, to finish a step and to save
 _LAST_LINES = 3  # of its log, shown where a process died without a reason
-_NOT_COMPARED = ("out", "device", "encoder", "pca", "env", "seed")
+_NOT_COMPARED = ("out", "device", "encoder", "pca", "seed")
+_OF_RANDOM_POLICY = ("env", "episodes", "frame_skip", "env_kwargs")
 
 
 @dataclass(frozen=True)
@@ -77,20 +76,18 @@ class Planned:
 
         Settings that were not given are at the algorithm's defaults here, so that a version with others is noticed.
         """
-        values = {k: v for k, v in self.config.settled().to_json().items() if k not in _NOT_COMPARED}
-        values |= {"env": self.config.env, "episodes": self.episodes}
+        values = {**self.config.settled().to_json(), "episodes": self.episodes}
         if self.kind == "random":
-            values = {name: values[name] for name in ("env", "episodes", "frame_skip", "env_kwargs")}
-        else:
-            files = {"pca": self.config.pca}
-            if self.config.encoder is not None:
-                files["encoder"] = read_encoder_folder(self.config.encoder).path / "encoder.safetensors"
-            for name, file in files.items():
-                if file is not None:
-                    try:
-                        values[name] = hashlib.sha256(file.read_bytes()).hexdigest()
-                    except OSError as error:
-                        raise InputError(f"{name}: {file} cannot be read: {error.strerror}") from None
+            return json.loads(json.dumps({name: values[name] for name in _OF_RANDOM_POLICY}))
+        values = {name: value for name, value in values.items() if name not in _NOT_COMPARED}
+        files = {"pca": self.config.pca}
+        if self.config.encoder is not None:
+            files["encoder"] = read_encoder_folder(self.config.encoder).path / "encoder.safetensors"
+        for name, file in files.items():
+            if file is not None:
+                if not file.is_file():
+                    raise InputError(f"{name}: there is no file {file}")
+                values[name] = hashlib.sha256(file.read_bytes()).hexdigest()
         return json.loads(json.dumps(values))
 
 
@@ -125,24 +122,21 @@ def check_same(run: Planned) -> None:
     file = next((file for file in (run.file(".json"), run.file(".job.json")) if file.exists()), None)
     if file is None:
         return
-    try:
-        before = dict(json.loads(file.read_text())["settings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged ({error!r}); remove it, and the run is made again") from None
-    for name, (default, _) in AgentConfig.REMOVED.items():
-        if default is ANY or before.get(name, default) == default:
-            before.pop(name, None)
     now = run.signature()
-    # A setting that the earlier version did not have was at its default.
-    plain = AgentConfig(algorithm=run.config.algorithm, observation=run.config.observation).settled().to_json()
-    old = json.loads(json.dumps({name: value for name, value in plain.items() if name in now}))
-    old |= {AgentConfig.RENAMED.get(name, name): value for name, value in before.items()}
-    changed = [name for name in sorted({*old, *now}) if old.get(name) != now.get(name)]
+    try:
+        saved = dict(json.loads(file.read_text())["settings"])
+        episodes = saved.pop("episodes")
+        # Settings that the earlier version did not have are at their defaults.
+        config = AgentConfig.from_json({**saved, "out": ""})
+        before = json.loads(json.dumps({**config.settled().to_json(), "episodes": episodes}))
+        names = sorted({*now, "encoder", "pca"})
+        changed = [f"{k} was {before[k]!r}, is now {now.get(k)!r}" for k in names if before[k] != now.get(k)]
+    except (ValueError, KeyError, TypeError) as error:
+        changed = [f"{type(error).__name__}: {error}"]
     if changed:
-        what = "; ".join(f"{name} was {old.get(name)!r}, is now {now.get(name)!r}" for name in changed)
         raise InputError(
-            f"{run.name}: {file} is of a run with other settings: {what}. Take them back, give the new ones to another "
-            "arm, choose another --out, or remove the run's files to make it again"
+            f"{run.name}: {file} does not hold a run with these settings: {'; '.join(changed)}. Take them back, give "
+            "the new ones to another arm, choose another --out, or remove the run's files to make it again"
         )
 
 
@@ -163,49 +157,32 @@ def run_all(
     for run in runs:
         check_same(run)
     waiting = [run for run in runs if not run.is_finished]
-    say(
-        f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before; {jobs} at once, {threads} threads each."
-    )
+    finished = len(runs) - len(waiting)
+    say(f"{len(runs)} runs, {finished} of them finished before; {jobs} at once, {threads} threads each.")
     places = {run.name: f"[{i}/{len(runs)}]" for i, run in enumerate(runs, 1)}
+    under_way: dict[str, tuple[Planned, subprocess.Popen[bytes]]] = {}
     failures: dict[str, str] = {}
-    stopping = threading.Event()
-
-    def make(run: Planned) -> str | None:
-        """Make one run; why it failed, or None."""
-        if stopping.is_set():
-            return None
-        say(f"{places[run.name]} begins: {run.name}")
-        process = _start(run, jobs, threads)
-        while process.poll() is None:
-            if stopping.is_set():  # ask the process to stop, wait a while, then kill what is left of its session
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_GRACE_S)
-                end_session(process.pid)
-                process.wait()
-                return None
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_PAUSE_S)
-        return _failure(run, process)
-
-    with GracefulStop() as stop, ThreadPoolExecutor(jobs) as pool:
-        left: dict[Future[str | None], Planned] = {pool.submit(make, run): run for run in waiting}
+    with GracefulStop() as stop:
         try:
-            while left and not stop.requested:
-                for future in wait(left, _PAUSE_S, FIRST_COMPLETED).done:
-                    run = left.pop(future)
-                    reason = future.result()
-                    if reason is None:
-                        mean = json.loads(run.file(".json").read_text())["final"]["mean"]
-                        remaining = _remaining(runs, list(left.values()), jobs)
-                        say(f"{places[run.name]} ended:  {run.name}: mean return {mean:.1f}. {remaining}")
-                    else:
-                        failures[run.name] = reason
-                        say(f"{places[run.name]} FAILED: {run.name}: {reason} (its messages: {run.file('.log')})")
+            while (waiting or under_way) and not stop.requested:
+                while waiting and len(under_way) < jobs:
+                    run = waiting.pop(0)
+                    say(f"{places[run.name]} begins: {run.name}")
+                    under_way[run.name] = run, _start(run, jobs, threads)
+                time.sleep(_PAUSE_S)
+                for name in [name for name, (_, process) in under_way.items() if process.poll() is not None]:
+                    run, process = under_way.pop(name)
+                    if (reason := _failure(run, process)) is not None:
+                        failures[name] = reason
+                        say(f"{places[name]} FAILED: {name}: {reason} (its messages: {run.file('.log')})")
+                        continue
+                    mean = json.loads(run.file(".json").read_text())["final"]["mean"]
+                    remaining = _remaining(runs, [*waiting, *(run for run, _ in under_way.values())], jobs)
+                    say(f"{places[name]} ended:  {name}: mean return {mean:.1f}. {remaining}")
         finally:
-            stopping.set()
-            if left:
+            if under_way:
                 say("Stopping; runs that have begun save first …")
+                _stop([process for _, process in under_way.values()])
         if stop.requested:
             raise KeyboardInterrupt
     return failures
@@ -229,23 +206,19 @@ def only_one(out: Path) -> Iterator[None]:
         yield
 
 
-def end_session(leader: int, *, but: int | None = None) -> None:
-    """Kill all processes of a session, which `subprocess` begins with ``start_new_session=True``.
+def end_session(leader: int) -> None:
+    """Kill all processes of the session of its first process `leader`, which may have ended; the calling one last.
 
     Environments are in process groups of their own, but in the session of the run that started them. On systems without
     /proc only the leader's group is killed.
-
-    Args:
-        leader: Number of the session's first process, which may have ended.
-        but: One that is left alive.
     """
-    for entry in Path("/proc").glob("[0-9]*"):
+    processes = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+    for process in sorted(processes, key=lambda process: process == os.getpid()):
         with contextlib.suppress(OSError):  # it has just ended, or belongs to somebody else
-            if os.getsid(int(entry.name)) == leader and int(entry.name) != but:
-                os.kill(int(entry.name), signal.SIGKILL)
-    if but is None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(leader, signal.SIGKILL)
+            if os.getsid(process) == leader:
+                os.kill(process, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def read_json(file: Path) -> Any:
@@ -288,6 +261,21 @@ def _start(run: Planned, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
         )
 
 
+def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Ask processes to stop, wait a while, then kill what is left of their sessions."""
+    try:
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + _GRACE_S
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+    finally:  # also after another Ctrl-C
+        for process in processes:
+            end_session(process.pid)
+            process.wait()
+
+
 def _failure(run: Planned, process: "subprocess.Popen[bytes]") -> str | None:
     """Why a process that ended has failed; None if it has not."""
     status = process.returncode
@@ -306,12 +294,11 @@ def _failure(run: Planned, process: "subprocess.Popen[bytes]") -> str | None:
 def _remaining(runs: Sequence[Planned], left: Sequence[Planned], jobs: int) -> str:
     """How many runs are left, and how long they will take, judged by finished ones."""
     done = [run for run in runs if run.kind == "train" and run.is_finished]
-    steps = sum(run.config.steps for run in left if run.kind == "train")
     if not left or not done:
         return f"{len(left)} runs left."
     wall = sum(json.loads(run.file(".json").read_text())["wall_seconds"] for run in done)
-    seconds = steps * wall / sum(run.config.steps for run in done)
-    return f"{len(left)} runs left, about {duration(seconds / jobs)}."
+    steps = sum(run.config.steps for run in left if run.kind == "train")
+    return f"{len(left)} runs left, about {duration(steps * wall / sum(run.config.steps for run in done) / jobs)}."
 
 
 @dataclass(frozen=True)
@@ -386,11 +373,7 @@ def compare(
 
 
 def saved_study(out: str | Path) -> Study:
-    """The study that was last begun in a folder.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The study that was last begun in a folder; an `InputError` if there is none."""
     values = read_json(Path(out) / "study.json")
     if not isinstance(values, dict):
         raise InputError(f"out: {out} holds no comparison (no study.json); latent-obs compare makes one")

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from latent_obs.util.errors import require
 
 RESAMPLES = 10_000
-_POINTS = 41  # of a curve over time, where the evaluations of two seeds are never at the same moment
+_POINTS = 41  # of a curve over time
 
 Array = NDArray[np.float64]
 Run = dict[str, Any]
@@ -142,21 +142,20 @@ def mean_curve(runs: Sequence[Run], over: str) -> dict[str, list[float]] | None:
         "at": steps or seconds; "iqm": interquartile means of the returns; "low", "high": 95% interval of each point.
         None if there is no such range.
     """
-    places, returns = [_column(run, over) for run in runs], [_column(run, "mean_return") for run in runs]
-    if not runs or any(len(place) == 0 for place in places):
+    if not runs or not all(run["evaluations"] for run in runs):
         return None
+    places = [_column(run, over) for run in runs]
     first, last = max(place[0] for place in places), min(place[-1] for place in places)
     if last < first:
         return None
-    if over == "step":  # all seeds are evaluated at the same steps
-        grid = places[0][(places[0] >= first) & (places[0] <= last)]
-    else:
-        grid = np.linspace(first, last, _POINTS)
-    values = np.array([np.interp(grid, place, own) for place, own in zip(places, returns, strict=True)])
+    # All seeds are evaluated at the same steps, and never at the same moment.
+    steps = places[0][(places[0] >= first) & (places[0] <= last)]
+    grid = steps if over == "step" else np.linspace(first, last, _POINTS)
+    values = np.array([_at(run, over, grid) for run in runs])
     rows = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     points = [_estimate(iqm(point), iqm(point[rows])) for point in values.T]
-    ends = {"iqm": "value", "low": "low", "high": "high"}
-    return {"at": grid.tolist(), **{name: [point[key] for point in points] for name, key in ends.items()}}
+    curve = {name: [point[name] for point in points] for name in ("value", "low", "high")}
+    return {"at": grid.tolist(), "iqm": curve.pop("value"), **curve}
 
 
 def at_seconds(run: Run, seconds: float) -> float | None:
@@ -167,18 +166,14 @@ def at_seconds(run: Run, seconds: float) -> float | None:
         >>> at_seconds(run, 16), at_seconds(run, 99), at_seconds(run, 5)
         (3.0, 5.0, None)
     """
-    times = _column(run, "seconds")
-    if not len(times) or seconds < times[0]:
-        return None
-    return float(np.interp(seconds, times, _column(run, "mean_return")))
+    rows = run["evaluations"]
+    return float(_at(run, "seconds", seconds)) if rows and seconds >= rows[0]["seconds"] else None
 
 
 def first_reach(run: Run, target: float) -> dict[str, float] | None:
     """Step and seconds of the first evaluation of a run with at least this return; None if there is none."""
-    for row in run["evaluations"]:
-        if row["mean_return"] >= target:
-            return {"step": float(row["step"]), "seconds": float(row["seconds"])}
-    return None
+    reached = (row for row in run["evaluations"] if row["mean_return"] >= target)
+    return next(({name: float(row[name]) for name in ("step", "seconds")} for row in reached), None)
 
 
 def mean_reach(runs: Sequence[Run], target: float) -> dict[str, float] | None:
@@ -186,13 +181,17 @@ def mean_reach(runs: Sequence[Run], target: float) -> dict[str, float] | None:
 
     Unlike `first_reach`, a single lucky evaluation of one seed does not count.
     """
-    mean = mean_curve(runs, "step")
-    for step, value in zip(mean["at"], mean["iqm"], strict=True) if mean is not None else ():
+    mean = mean_curve(runs, "step") or {"at": [], "iqm": []}
+    for step, value in zip(mean["at"], mean["iqm"], strict=True):
         if value >= target:
-            seconds = [np.interp(step, _column(run, "step"), _column(run, "seconds")) for run in runs]
-            return {"step": step, "seconds": float(np.mean(seconds))}
+            return {"step": step, "seconds": float(np.mean([_at(run, "step", step, "seconds") for run in runs]))}
     return None
 
 
 def _column(run: Run, name: str) -> Array:
     return np.array([row[name] for row in run["evaluations"]], np.float64)
+
+
+def _at(run: Run, over: str, places: ArrayLike, name: str = "mean_return") -> Array:
+    """A column of a run's evaluations at places of another column, interpolated."""
+    return np.asarray(np.interp(places, _column(run, over), _column(run, name)))

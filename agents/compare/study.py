@@ -36,8 +36,8 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -51,6 +51,7 @@ Settings = dict[str, Any]
 BASELINE = "pixels"
 """The arm that all others are compared with."""
 OBSERVATIONS: tuple[str, ...] = get_args(Observation)
+_NEEDED = {"latent": "encoder", "pca-latent": "pca"}  # what an agent with an observation cannot do without
 _SMALLEST_CNN = 36  # the smallest frame that `train_agent` gives to a CNN
 _SET_BY_STUDY = ("env", "out", "seed", "steps")
 _SET_BY_ARM = ("observation", "encoder", "pca")
@@ -123,43 +124,36 @@ class Study:
     def __post_init__(self) -> None:
         for name in ("tasks", "arms", "seeds"):
             values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise InputError(f"{name} must be one or more, and none twice, got {list(values)}")
+            if not isinstance(values, dict | tuple) or not values or len(set(values)) != len(values):
+                raise InputError(f"{name} must be a list of one or more, and none twice, got {values!r}")
         for name in ("steps", "episodes", "evaluations"):
             check_count(name, getattr(self, name))
-        for name, task in self.tasks.items():
-            check_count(f"tasks.{name}.steps", self.steps if task.steps is None else task.steps)
         for seed in self.seeds:
             check_count("seeds", seed, at_least=0)
         for what, names in (("tasks", self.tasks), ("arms", self.arms)):
-            folders = [folder_name(name) for name in names]
-            if len(set(folders)) != len(folders) or not all(folders):
+            folders = {folder_name(name) for name in names}
+            if len(folders) != len(names) or "" in folders:
                 raise InputError(f"{what} need names that differ as folders: {list(names)} would become {folders}")
         for arm in self.arms:
-            self.observation(arm)
+            check_choice(
+                f'arms: {arm!r}, or observation in [arm_settings."{arm}"],', self.observation(arm), OBSERVATIONS
+            )
         given = {"arm_settings": self.arm_settings}
-        given |= {f"tasks.{name}.arms": task.arms for name, task in self.tasks.items()}
+        for name, task in self.tasks.items():
+            check_count(f"tasks.{name}.steps", self.steps_of(name))
+            given[f"tasks.{name}.arms"] = task.arms
         for where, arms in given.items():
             for arm in arms:
                 check_choice(f"an arm in {where}", arm, self.arms)
 
     def observation(self, arm: str) -> str:
-        """What the agents of an arm see: one of train-agent's observations.
-
-        Raises:
-            InputError: The arm is neither an observation nor a variant that names one.
-        """
-        seen = self.arm_settings.get(arm, {}).get("observation", arm)
-        if seen not in OBSERVATIONS:
-            raise InputError(
-                f"arms: {arm!r} must be one of {', '.join(OBSERVATIONS)}, or a variant with a table "
-                f'[arm_settings."{arm}"] whose observation is one of them; got observation = {seen!r}'
-            )
-        return seen
+        """What the agents of an arm see: one of train-agent's observations."""
+        return self.arm_settings.get(arm, {}).get("observation", arm)
 
     def steps_of(self, task: str) -> int:
         """Environment steps of each run of a task."""
-        return self.tasks[task].steps or self.steps
+        own = self.tasks[task].steps
+        return self.steps if own is None else own
 
     def own_settings(self, task: str, arm: str) -> Settings:
         """The settings that the study gives to an arm in a task, the more specific over the general."""
@@ -172,32 +166,25 @@ class Study:
         Raises:
             InputError: A setting is unknown or out of range, or the arm needs an encoder and there is none.
         """
-        of_task, steps = self.tasks[task], self.steps_of(task)
-        values: Settings = {
-            "env": of_task.env,
-            "out": out,
-            "seed": seed,
-            "steps": steps,
-            "observation": self.observation(arm),
+        of_task, steps, observation = self.tasks[task], self.steps_of(task), self.observation(arm)
+        own: Settings = {
             "encoder": of_task.encoder,
+            "pca": of_task.pca if observation == "pca-latent" else None,
             "eval_every": max(1, steps // self.evaluations),
             **self.own_settings(task, arm),
+            "observation": observation,
         }
-        where = f"task {task!r}, arm {arm!r}"
-        if values["observation"] == "pca-latent":
-            values["encoder"] = None  # the PCA file holds the preprocessing of its frames
-            values.setdefault("pca", of_task.pca)
-        for observation, name in (("latent", "encoder"), ("pca-latent", "pca")):
-            if values["observation"] == observation and values[name] is None:
-                raise InputError(f"{where}: {name} is missing; name it in the study")
+        if observation == "pca-latent":
+            own["encoder"] = None  # the PCA file holds the preprocessing of its frames
+        where, needed = f"task {task!r}, arm {arm!r}", _NEEDED.get(observation)
+        if needed is not None and own[needed] is None:
+            raise InputError(f"{where}: {needed} is missing; name it in the study")
         try:
-            config = AgentConfig.from_json(values)
+            config = AgentConfig.from_json({**own, "env": of_task.env, "out": out, "seed": seed, "steps": steps})
+            check_count("eval_every", config.eval_every)  # 0 would leave no learning curve
         except (InputError, TypeError, AttributeError) as error:  # TypeError: text in place of a number
-            hint = "" if isinstance(error, InputError) else f"; check the types of {self.own_settings(task, arm)}"
-            raise InputError(f"{where}: {error}{hint}") from None
-        if not config.eval_every:
-            raise InputError(f"{where}: eval_every must be 1 or more, for a learning curve, got 0")
-        if config.observation == "pixels" and config.encoder is not None:
+            raise InputError(f"{where}: {error}; the study sets {self.own_settings(task, arm)}") from None
+        if observation == "pixels" and config.encoder is not None:
             # Of a pixel agent the encoder decides only the size of frames. It is left out where that is the usual size,
             # or too small for a CNN, so that another encoder does not make these runs again.
             contract = read_encoder_folder(config.encoder).contract
@@ -217,38 +204,54 @@ def load_study(file: str | Path) -> Study:
         InputError: There is no such file, it is not TOML, or something in it is unknown or not allowed.
     """
     file = Path(file)
-    if not file.is_file():
-        raise InputError(f"study: there is no file {file}; agents/compare/study.py shows what it holds")
     try:
-        return study_from(tomllib.loads(file.read_text(encoding="utf-8")), file.resolve().parent)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not a TOML file: {error}") from None
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"study: {file} cannot be read as TOML: {error}; agents/compare/study.py shows the format"
+        ) from None
+    try:
+        return study_from(values, file.resolve().parent)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 
 
 def study_from(values: Mapping[str, Any], folder: Path) -> Study:
-    """Make a study of plain values.
-
-    Args:
-        values: As in the TOML file.
-        folder: Paths are relative to it.
+    """Make a study of plain values, as in the TOML file, whose paths are relative to `folder`.
 
     Raises:
         InputError: Something in it is unknown or not allowed.
     """
-    _check_names(values, Study, "study")
-    given = {**values, **{name: _table(values, name) for name in ("record", "vae")}}
-    given["settings"] = _settings(values, "settings", "", folder, _SET_BY_ARM)
-    variants = _table(values, "arm_settings")
-    given["arm_settings"] = {arm: _settings(variants, arm, "arm_settings.", folder) for arm in variants}
-    given["tasks"] = {name: _task(values["tasks"], name, folder) for name in _table(values, "tasks")}
-    for name in ("arms", "seeds"):
-        if name in given:
-            if not isinstance(given[name], list | tuple):
-                raise InputError(f"{name} must be a list, got {given[name]!r}")
-            given[name] = tuple(given[name])
-    return Study(**given)
+
+    def settings(where: str, table: Any, *decided: str) -> Settings:
+        """A table of settings of train-agent, with absolute paths."""
+        known = [f.name for f in fields(AgentConfig)]
+        given = _table(where, table, [*known, *AgentConfig.RENAMED, *AgentConfig.REMOVED])
+        given = {AgentConfig.RENAMED.get(name, name): value for name, value in given.items()}
+        if forbidden := given.keys() & {*_SET_BY_STUDY, *decided}:
+            raise InputError(f"{where}: {', '.join(forbidden)} cannot be set here; the study decides it")
+        return given | absolute(given, "encoder", "pca")
+
+    def task(where: str, table: Any) -> Task:
+        given: Settings = {"settings": {}, "arms": {}} | _table(where, table, [f.name for f in fields(Task)])
+        if "env" not in given:
+            raise InputError(f"{where} needs env, the name of an environment")
+        given["settings"] = settings(f"{where}.settings", given["settings"], *_SET_BY_ARM)
+        arms = _table(f"{where}.arms", given["arms"]).items()
+        given["arms"] = {arm: settings(f"{where}.arms.{arm}", own, "observation") for arm, own in arms}
+        return Task(**given | absolute(given, "encoder", "pca", "frames"))
+
+    def absolute(given: Settings, *paths: str) -> Settings:
+        return {name: folder / str(given[name]) for name in paths if given.get(name) is not None}
+
+    given: Settings = {"tasks": {}, "settings": {}, "arm_settings": {}, "record": {}, "vae": {}}
+    given |= _table("study", values, [f.name for f in fields(Study)])
+    for name in ("tasks", "arm_settings", "record", "vae"):
+        given[name] = _table(name, given[name])
+    given["settings"] = settings("settings", given["settings"], *_SET_BY_ARM)
+    given["arm_settings"] = {arm: settings(f"arm_settings.{arm}", own) for arm, own in given["arm_settings"].items()}
+    given["tasks"] = {name: task(f"tasks.{name}", own) for name, own in given["tasks"].items()}
+    return Study(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 def folder_name(name: str) -> str:
@@ -261,49 +264,12 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^\w.]+", "-", name).strip("-.")
 
 
-def _task(tasks: Mapping[str, Any], name: str, folder: Path) -> Task:
-    where = f"tasks.{name}"
-    table = _table(tasks, name, "tasks.")
-    _check_names(table, Task, where)
-    if "env" not in table:
-        raise InputError(f"{where} needs env, the name of an environment")
-    arms = _table(table, "arms", f"{where}.")
-    paths = {key: folder / table[key] for key in ("encoder", "pca", "frames") if table.get(key) is not None}
-    own = {
-        "settings": _settings(table, "settings", f"{where}.", folder, _SET_BY_ARM),
-        "arms": {arm: _settings(arms, arm, f"{where}.arms.", folder, ("observation",)) for arm in arms},
-    }
-    return Task(**{**table, **paths, **own})
-
-
-def _table(values: Mapping[str, Any], name: str, within: str = "") -> dict[str, Any]:
-    table = values.get(name, {})
-    if not isinstance(table, dict):
-        raise InputError(f"{within}{name} must be a table, got {table!r}")
-    return table
-
-
-def _settings(
-    values: Mapping[str, Any], name: str, within: str, folder: Path, forbidden: tuple[str, ...] = ()
-) -> Settings:
-    """A table of settings of train-agent, with absolute paths."""
-    where = f"{within}{name}"
-    kinds = {f.name: f.type for f in dataclasses.fields(AgentConfig)}
-    settings: Settings = {}
-    for given, value in _table(values, name, within).items():
-        key = AgentConfig.RENAMED.get(given, given)
-        if key in (*_SET_BY_STUDY, *forbidden):
-            raise InputError(f"{where}: {key} cannot be set here; the study decides it")
-        if key not in AgentConfig.REMOVED:  # which `AgentConfig.from_json` explains
-            _check_names([key], AgentConfig, where)
-        is_path = key in kinds and Path in (kinds[key], *get_args(kinds[key]))
-        settings[key] = folder / value if is_path and value is not None else value
-    return settings
-
-
-def _check_names(names: Iterable[str], kind: type[Any], where: str) -> None:
-    known = [f.name for f in dataclasses.fields(kind)]
-    for name in names:
+def _table(where: str, table: Any, known: Collection[str] | None = None) -> dict[str, Any]:
+    """A copy of a table, all of whose names are known."""
+    if not isinstance(table, Mapping):
+        raise InputError(f"{where} must be a table, got {table!r}")
+    for name in table if known is not None else ():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=2) or known
             raise InputError(f"{where}: {name!r} is unknown; use {' or '.join(near)}")
+    return dict(table)

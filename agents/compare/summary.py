@@ -23,8 +23,11 @@ from agents.compare.statistics import (
 from agents.compare.study import BASELINE
 
 ONE_SEED = "one seed"
-#: What an arm on trained latents is compared with besides pixels, and how that is called.
-_CONTROLS = {"random-latent": "a random encoder", "pca-latent": "PCA"}
+#: What an arm on trained latents is compared with, and how that is called; the other arms only with pixels.
+_OTHERS = {BASELINE: "pixels", "random-latent": "a random encoder", "pca-latent": "PCA"}
+#: Where an arm can lie beside another, in words.
+_WHERE = {"above": "above", "level": "level", "below": "below", ONE_SEED: "no verdict from one seed"}
+_COSTS = ("training_seconds", "wall_seconds", "cpu_seconds", "steps_per_second", "peak_memory_mb")
 
 
 def summarize(results: Results) -> dict[str, Any]:
@@ -46,18 +49,19 @@ def summarize(results: Results) -> dict[str, Any]:
     return {
         "verdict": verdict(tasks),
         "tasks": tasks,
-        "over_tasks": over_tasks(list(results.study.arms), tasks),
+        "over_tasks": over_tasks(results.study.arms, tasks),
         "seeds": uneven + few_seeds(min(counts, default=0)),
         "missing": results.missing,
     }
 
 
 def _task(results: Results, task: str) -> dict[str, Any]:
-    of_task, runs, returns = results.study.tasks[task], results.runs[task], results.random.get(task)
-    arms = {arm: _arm(results.study.observation(arm), mine) for arm, mine in runs.items() if mine}
-    if pixels := runs.get(BASELINE):
+    of_task, returns = results.study.tasks[task], results.random.get(task)
+    runs = {arm: mine for arm, mine in results.runs[task].items() if mine}
+    arms = {arm: _arm(results.study.observation(arm), mine) for arm, mine in runs.items()}
+    if BASELINE in runs:
         for arm in arms:
-            arms[arm]["against_pixels"] = _against(runs[arm], pixels)
+            arms[arm]["against_pixels"] = _against(runs[arm], runs[BASELINE])
     return {
         "env": of_task.env,
         "steps": results.study.steps_of(task),
@@ -71,8 +75,6 @@ def _task(results: Results, task: str) -> dict[str, Any]:
 def _arm(observation: str, runs: Sequence[Run]) -> dict[str, Any]:
     scores = _scores(runs)
     estimates = aggregates(scores)
-    curves = {name: mean_curve(runs, over) for name, over in (("over_steps", "step"), ("over_time", "seconds"))}
-    costs = ("training_seconds", "wall_seconds", "cpu_seconds", "steps_per_second", "peak_memory_mb")
     solved = [run["final"]["successes"] for run in runs if run["final"].get("successes")]
     return {
         "observation": observation,
@@ -81,8 +83,9 @@ def _arm(observation: str, runs: Sequence[Run]) -> dict[str, Any]:
         "mean": estimates["mean"],
         "iqm": estimates["iqm"],
         "t_interval": t_interval(scores.ravel().tolist()),
-        **curves,
-        **{name: float(np.mean([run[name] for run in runs])) for name in costs},
+        "over_steps": mean_curve(runs, "step"),
+        "over_time": mean_curve(runs, "seconds"),
+        **{name: _mean(runs, name) for name in _COSTS},
         "memory_how": runs[0]["memory_how"],
         "success_share": float(np.mean([np.mean(one) for one in solved])) if len(solved) == len(runs) else None,
         "settings": runs[0]["settings"],
@@ -91,11 +94,10 @@ def _arm(observation: str, runs: Sequence[Run]) -> dict[str, Any]:
 
 def _against(runs: Sequence[Run], pixels: Sequence[Run]) -> dict[str, Any]:
     """An arm beside the pixel agent: at equal steps, at equal time, and how soon it is as good."""
-    ended, curve = float(np.mean([run["training_seconds"] for run in pixels])), mean_curve(pixels, "step")
+    ended, curve = _mean(pixels, "training_seconds"), mean_curve(pixels, "step")
     # The end of the pixel agent's curve, not its score: curves are compared, and new episodes may be easier.
     target = float(iqm(_scores(pixels).ravel())) if curve is None else curve["iqm"][-1]
     then = [value for value in (at_seconds(run, ended) for run in runs) if value is not None]
-    rates = [float(np.mean([run["steps_per_second"] for run in some])) for some in (runs, pixels)]
     return {
         **versus(_scores(runs), _scores(pixels)),
         "pixels_ended_seconds": ended,
@@ -103,13 +105,17 @@ def _against(runs: Sequence[Run], pixels: Sequence[Run]) -> dict[str, Any]:
         "target": target,
         "reached_by_seed": [first_reach(run, target) for run in runs],
         "reached": mean_reach(runs, target),
-        "speed": rates[0] / rates[1],
+        "speed": _mean(runs, "steps_per_second") / _mean(pixels, "steps_per_second"),
     }
 
 
 def _scores(runs: Sequence[Run]) -> Array:
     """(seeds, 1): mean returns of the last agents over new episodes."""
     return np.array([[run["final"]["mean"]] for run in runs], np.float64)
+
+
+def _mean(runs: Sequence[Run], name: str) -> float:
+    return float(np.mean([run[name] for run in runs]))
 
 
 def over_tasks(names: Sequence[str], tasks: dict[str, Any]) -> dict[str, Any]:
@@ -123,34 +129,27 @@ def over_tasks(names: Sequence[str], tasks: dict[str, Any]) -> dict[str, Any]:
         tasks: The summaries of its tasks.
 
     Returns:
-        "tasks": those that count; "left_out": the others, each with the reason; "scale": the scores that become 0 and 1
-        on each; and "arms": by arm "seeds", "mean", "iqm", "optimality_gap" and "probability_of_improvement".
+        "tasks": those that count; "left_out": the others; "scale": the scores that become 0 and 1 on each; and "arms":
+        by arm "seeds", "mean", "iqm", "optimality_gap" and "probability_of_improvement".
     """
     scale: dict[str, tuple[float, float]] = {}
-    left_out: dict[str, str] = {}
     for name, task in tasks.items():
-        missing = [arm for arm in names if arm not in task["arms"]]
-        pixels = task["arms"].get(BASELINE)
-        one = task["reference"] if task["reference"] is not None else pixels and pixels["mean"]["value"]
-        if missing:
-            left_out[name] = f"no finished runs of {', '.join(missing)}"
-        elif task["random"] is None or one is None:
-            left_out[name] = f"a score of the random policy, and an arm {BASELINE!r} or a reference are needed"
-        elif one <= task["random"]["mean"]:
-            left_out[name] = f"the score {one:.1f}, which would count as 1, is not above the random policy's"
-        else:
-            scale[name] = (task["random"]["mean"], one)
+        pixels, one = task["arms"].get(BASELINE), task["reference"]
+        if one is None and pixels is not None:
+            one = pixels["mean"]["value"]
+        zero = None if task["random"] is None else task["random"]["mean"]
+        if None not in (zero, one) and one > zero and task["arms"].keys() >= set(names):
+            scale[name] = zero, one
     scores: dict[str, Array] = {}
     for arm in names if scale else ():
-        own = {task: tasks[task]["arms"][arm]["scores"] for task in scale}
+        own = {task: np.array(tasks[task]["arms"][arm]["scores"]) for task in scale}
         seeds = min(map(len, own.values()))
-        scores[arm] = np.array([(np.array(own[n][:seeds]) - zero) / (one - zero) for n, (zero, one) in scale.items()]).T
-    arms: dict[str, Any] = {}
-    for arm, mine in scores.items():
-        arms[arm] = aggregates(mine) | {"seeds": len(mine)}
-        if BASELINE in scores:
-            name = "probability_of_improvement"
-            arms[arm][name] = versus(mine, scores[BASELINE])[name]
+        scores[arm] = np.array([(own[task][:seeds] - zero) / (one - zero) for task, (zero, one) in scale.items()]).T
+    arms: dict[str, Any] = {arm: {**aggregates(mine), "seeds": len(mine)} for arm, mine in scores.items()}
+    better = "probability_of_improvement"
+    for arm in arms if BASELINE in arms else ():
+        arms[arm][better] = versus(scores[arm], scores[BASELINE])[better]
+    left_out = [name for name in tasks if name not in scale]
     return {"tasks": list(scale), "left_out": left_out, "scale": scale, "arms": arms}
 
 
@@ -162,41 +161,32 @@ def verdict(tasks: dict[str, Any]) -> dict[str, Any]:
     pixel agent's curve. A single seed gives no verdict.
 
     Returns:
-        "headline": a sentence on the first arm on trained latents; "sentences": one or more for each arm; "warnings";
-        "counts": by arm and task, "above", "level" or "below" the pixel agent, and so on.
+        "headline": the sentence on the first arm on trained latents beside pixels; "sentences": one for each arm beside
+        another; "warnings"; "counts": by arm and task, "above", "level" or "below" the pixel agent, and so on.
     """
     seen = {arm: one["observation"] for task in tasks.values() for arm, one in task["arms"].items()}
     others = [arm for arm in seen if arm != BASELINE]
     counts = {arm: {name: _count(task, arm) for name, task in tasks.items() if arm in task["arms"]} for arm in others}
     sentences = {arm: _sentences(tasks, arm, counts[arm]) for arm in others}
-    if not seen:
-        headline = "No run is finished yet."
-    elif not others:
-        headline = "Only the pixel agent has finished runs: nothing to compare with."
-    else:
-        headline = sentences[next((arm for arm in others if seen[arm] == "latent"), others[0])][0]
+    first = next((arm for arm in others if seen[arm] == "latent"), others[0] if others else None)
     return {
-        "headline": headline,
+        "headline": "Nothing to compare yet: two arms need finished runs." if first is None else sentences[first][0],
         "sentences": [text for arm in others for text in sentences[arm]],
         "counts": counts,
         "warnings": [text for name, task in tasks.items() for text in _warnings(name, task)],
     }
 
 
-def _beside(mine: dict[str, Any], other: dict[str, Any]) -> str:
-    """Where an arm's IQM lies beside another's: "above", "level" (the intervals overlap), "below", or "one seed"."""
-    if min(len(mine["seeds"]), len(other["seeds"])) < 2:
-        return ONE_SEED
-    a, b = mine["iqm"], other["iqm"]
-    return "above" if a["low"] > b["high"] else "below" if b["low"] > a["high"] else "level"
-
-
 def _count(task: dict[str, Any], arm: str) -> dict[str, Any]:
+    """Where an arm's IQM lies beside those of others, and whether it was sooner than pixels."""
     mine, pixels = task["arms"][arm], task["arms"].get(BASELINE)
-    others = (BASELINE, *(_CONTROLS if mine["observation"] == "latent" else ()))
-    count: dict[str, Any] = {other: _beside(mine, task["arms"][other]) for other in others if other in task["arms"]}
-    if task["random"] is not None:
-        count["learnt"] = mine["iqm"]["low"] > task["random"]["mean"]
+    count: dict[str, Any] = {}
+    for name in _OTHERS if mine["observation"] == "latent" else (BASELINE,):
+        if (other := task["arms"].get(name)) is not None:
+            a, b = mine["iqm"], other["iqm"]
+            count[name] = "above" if a["low"] > b["high"] else "below" if a["high"] < b["low"] else "level"
+            if min(len(mine["seeds"]), len(other["seeds"])) < 2:
+                count[name] = ONE_SEED
     if count.get(BASELINE, ONE_SEED) != ONE_SEED:
         times = [one["against_pixels"]["reached"] for one in (mine, pixels)]
         count["sooner"] = None not in times and times[0]["seconds"] < times[1]["seconds"]
@@ -204,40 +194,21 @@ def _count(task: dict[str, Any], arm: str) -> dict[str, Any]:
 
 
 def _sentences(tasks: dict[str, Any], arm: str, counts: dict[str, dict[str, Any]]) -> list[str]:
-    """The verdict on one arm."""
-
-    def on(which: str, where: str) -> list[str]:
-        """The tasks on which the arm lies so beside another."""
-        return [name for name, count in counts.items() if count.get(which) == where]
-
-    def scored(names: Sequence[str]) -> str:
-        values = {n: [number(tasks[n]["arms"][a]["iqm"]["value"]) for a in (arm, BASELINE)] for n in names}
-        return ", ".join(f"{name} ({mine} against {pixels})" for name, (mine, pixels) in values.items())
-
-    alone = on(BASELINE, ONE_SEED)
-    above, level, below = (on(BASELINE, where) for where in ("above", "level", "below"))
-    total = len(above) + len(level) + len(below)
-    if not total and not alone:
-        return [f"{arm}: there is no pixel agent to compare it with."]
+    """The verdict on one arm: a sentence for each other that it is compared with."""
     texts: list[str] = []
-    if total:
-        sooner = sum(bool(count.get("sooner")) for count in counts.values())
-        parts = [
-            f"{arm}: at equal steps not below pixels on {_of(total - len(below), total)} (above on {len(above)})",
-            f"reached the pixel agent's final return in less time on {_of(sooner, total)}",
-        ]
-        for other, called in _CONTROLS.items():
-            if judged := sum(len(on(other, where)) for where in ("above", "level", "below")):
-                parts.append(f"above {called} on {_of(len(on(other, 'above')), judged)}")
-        texts.append("; ".join(parts) + ".")
-    if below:
-        texts.append(f"{arm} loses to pixels on {scored(below)}.")
-    if alone:
-        texts.append(f"{arm}: no verdict, as one seed says nothing of another, on {scored(alone)}.")
-    for other, called in _CONTROLS.items():
-        if lost := on(other, "below"):
-            texts.append(f"{arm} is below {called} on {', '.join(lost)}.")
-    return texts
+    for other, called in _OTHERS.items():
+        parts: list[str] = []
+        for where, words in _WHERE.items():
+            names = [name for name, count in counts.items() if count.get(other) == where]
+            scores = [[number(tasks[name]["arms"][a]["iqm"]["value"]) for a in (arm, other)] for name in names]
+            shown = [f"{name} ({mine} against {its})" for name, (mine, its) in zip(names, scores, strict=True)]
+            parts += [f"{words} on {', '.join(shown)}"] if shown else []
+        sooner = [count["sooner"] for count in counts.values() if "sooner" in count]
+        if other == BASELINE and sooner:
+            parts.append(f"as good in less time on {sum(sooner)} of {len(sooner)}")
+        if parts:
+            texts.append(f"{arm} beside {called}, at equal steps: {'; '.join(parts)}.")
+    return texts or [f"{arm}: there is no pixel agent to compare it with."]
 
 
 def _warnings(name: str, task: dict[str, Any]) -> list[str]:
@@ -275,7 +246,3 @@ def few_seeds(seeds: int) -> str:
     if seeds < 10:
         return f"{seeds} seeds are few: their bootstrap intervals are somewhat too narrow. Small gaps may be luck."
     return f"{seeds} seeds: enough for the bootstrap intervals to be about right."
-
-
-def _of(count: int, total: int) -> str:
-    return f"{count} of {total} task{'s' if total > 1 else ''}"

@@ -1,75 +1,20 @@
-"""`latent-obs compare`: the study of its options, what it makes by itself, and its page."""
+"""`latent-obs compare`: the study of its options, and what it makes by itself."""
 
-import html
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("stable_baselines3")
-pytest.importorskip("scipy")
-pytest.importorskip("matplotlib")
 
-from agents.compare import Study, Task, load_study, statistics
-from agents.compare.runs import plan_runs
+from agents.compare import Study, Task, load_study
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.pca import read_pca
-from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError
 from latent_obs_cli.compare import CompareConfig, prepare, study_of
-from latent_obs_cli.main import main
-from latent_obs_cli.pages import write_comparison
 from tests.support import ROOT
-from tests.support.compare_cases import results_of
 from tests.support.side_env import SIDE
-
-
-def test_a_page_of_what_is_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setattr(statistics, "RESAMPLES", 100)
-    results = results_of({"t": {"pixels": [1, 2, 3], "random-latent": [5, 6, 7]}})
-    out = tmp_path / "out"
-    *finished, failed = plan_runs(results.study, out)
-    for run in finished:
-        values = {"final": {"returns": [0.0, 0.0]}} if run.kind == "random" else results.runs["t"][run.arm][run.seed]
-        write_json(run.file(".json"), values | {"settings": run.signature()})
-    write_json(failed.file(".failed.json"), {"reason": "out of <memory>"})
-    write_json(out / "study.json", results.study.to_json())
-    assert main(["compare", "--page-only", "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert "random-latent: at equal steps not below pixels on 1 of 1 task (above on 1)" in said
-    assert str(out / "compare.html") in said
-    page = (out / "compare.html").read_text()
-    assert failed.name in page
-    assert "out of &lt;memory&gt;" in page
-    assert "<memory>" not in page
-    assert page.count("data:image/png;base64,") >= 1
-    numbers = json.loads((out / "compare.json").read_text())
-    assert numbers["summary"]["tasks"]["t"]["arms"]["pixels"]["seeds"] == [0, 1, 2]
-    assert numbers["results"]["missing"] == {failed.name: "failed: out of <memory>"}
-
-
-def test_the_page_carries_everything_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 100)
-    arms = {"pixels": [10, 11], "latent": [20, 21], "latent, <b>4</b>": [3, 4]}
-    results = results_of({"won": arms, "lost & <u>": arms})
-    results.missing["won, pixels, seed 4"] = "not finished"
-    results.runs["won"]["pixels"][0]["final"]["successes"] = [True, False]
-    target, summary = write_comparison(results, tmp_path)
-    raw = target.read_text()
-    assert not re.search("<u>|<b>4", raw)
-    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", raw)
-    page = html.unescape(raw)
-    texts = (*summary["verdict"]["sentences"], "won, pixels, seed 4", "an abacus", "frame_skip", "Memory: weighed")
-    for text in texts:
-        assert text in page, text
-    pictures = sorted(file.name for file in (tmp_path / "plots").iterdir())
-    assert pictures == ["lost-u.png", "over-tasks.png", "overview.png", "won.png"]
-    saved = json.loads((tmp_path / "compare.json").read_text())["results"]["runs"]["won"]["latent"][0]
-    assert saved["evaluations"][0] == {"step": 250, "mean_return": 5.0, "seconds": 2.5}
 
 
 def test_the_study_of_one_environment():
@@ -99,7 +44,6 @@ def test_what_is_missing_is_made_once_and_timed(tmp_path: Path, monkeypatch: pyt
         record={"frames": 60, "frames_per_file": 20, "size": 16},
         vae={"device": "cpu", **sizes},
     )
-    said: list[str] = []
     folder = tmp_path / "prepared" / "a-b"
 
     def interrupted(*_: Any, **__: Any) -> None:
@@ -108,9 +52,9 @@ def test_what_is_missing_is_made_once_and_timed(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr("latent_obs_cli.compare.record", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            prepare(study, tmp_path, say=said.append)
+            prepare(study, tmp_path)
     before = json.loads((folder / "seconds.json").read_text())["frames"]
-    made = prepare(study, tmp_path, say=said.append).tasks["a b"]
+    made = prepare(study, tmp_path).tasks["a b"]
     stages = json.loads((folder / "seconds.json").read_text())
     assert (before["finished"], stages["frames"]["finished"]) == (False, True)
     assert stages["frames"]["seconds"] > before["seconds"] > 0
@@ -123,7 +67,7 @@ def test_what_is_missing_is_made_once_and_timed(tmp_path: Path, monkeypatch: pyt
     assert read_pca(made.pca).latent_dim <= 16
 
     changed = {file: file.stat().st_mtime_ns for file in (made.encoder / "encoder.safetensors", made.pca)}
-    assert prepare(study, tmp_path, say=said.append).tasks["a b"] == made
+    assert prepare(study, tmp_path).tasks["a b"] == made
     assert {file: file.stat().st_mtime_ns for file in changed} == changed
 
 

@@ -16,16 +16,7 @@ import pytest
 from latent_obs.minerl import installation
 from latent_obs.minerl.installation import Display, JavaVersion
 from latent_obs_cli import doctor as module
-from latent_obs_cli.doctor import (
-    ABILITIES,
-    Finding,
-    abilities,
-    as_text,
-    doctor,
-    healthy,
-    requirements,
-    run_doctor,
-)
+from latent_obs_cli.doctor import ABILITIES, Finding, abilities, as_text, doctor, healthy, requirements, run_doctor
 from tests.support import ROOT
 
 CORE = {"gymnasium": ">=1.1", "numpy": ">=1.26", "tyro": ">=0.9.20"}
@@ -37,22 +28,9 @@ EXTRAS = {
     "all": {},
     "minerl": {},
 }
-VERSIONS = {
-    "latent-obs": "0.1.0",
-    "torch": "2.13.0+cpu",
-    "gymnasium": "1.4.0",
-    "numpy": "2.4.6",
-    "tyro": "1.0.17",
-    "stable-baselines3": "2.9.2",
-    "tensorboard": "2.21.0",
-    "matplotlib": "3.11.2",
-    "av": "18.1.0",
-    "vizdoom": "1.3.2",
-    "cloudpickle": "3.1.2",
-    "opencv-python": "5.0.0.93",
-    "minerl": "0.4.4",
-    "gym": "0.17.3",
-}
+VERSIONS = {name: wanted[2:] for packages in (CORE, *EXTRAS.values()) for name, wanted in packages.items()}
+VERSIONS |= {"latent-obs": "0.1.0", "torch": "2.13.0+cpu", "cloudpickle": "3.1.2", "opencv-python": "5.0.0.93"}
+VERSIONS |= {"minerl": "0.4.4", "gym": "0.17.3"}
 NEW_JAVA = JavaVersion(Path("/usr/bin/java"), "17.0.15", 17)
 TRAIN, DOOM, QUICKSTART, PORT, GAME = ABILITIES
 
@@ -68,8 +46,8 @@ class Machine:
         self.screen = Display(True, "DISPLAY=:0")
         self.import_errors: dict[str, str] = {}
         self.driver = False
-        self.cuda: str | None = None
         self.gpus: list[str] = []
+        self.cuda: str | None = None
         self.gpu_warning: str | None = None
         pip = types.ModuleType("pip")
         pip.__spec__ = ModuleSpec("pip", None)
@@ -107,7 +85,7 @@ def found() -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
-def exit_status(words: list[str]) -> int:
+def exit_status(*words: str) -> int:
     try:
         run_doctor(words)
     except SystemExit as error:
@@ -122,7 +100,7 @@ def test_everything_is_there(machine: Machine, capsys: pytest.CaptureFixture[str
     assert not any(finding.next_step for finding in findings.values())
     assert set().union(*ABILITIES.values()) <= findings.keys()
     assert not any(abilities(list(findings.values())).values())
-    assert exit_status([]) == 0
+    assert exit_status() == 0
     assert capsys.readouterr().out.count(": yes\n") == len(ABILITIES)
 
 
@@ -145,27 +123,22 @@ def with_(**values: Any) -> Callable[[Machine], None]:
     ("change", "name", "status", "said", "step", "prevented"),
     [
         (without("torch"), "torch", "wrong", "not installed", "$ uv sync\n", TRAIN),
-        (with_(import_errors={"torch": "libX"}), "torch", "wrong", "libX", "--reinstall-package torch", TRAIN),
+        (with_(import_errors={"torch": "libX\n"}), "torch", "wrong", "libX", "--reinstall-package torch", TRAIN),
         (without("tyro"), "core packages", "wrong", "tyro", "-c constraints.txt . ", TRAIN),
         (version(numpy="1.21"), "core packages", "wrong", "numpy 1.21 (needs >=1.26)", "$ uv sync\n", TRAIN),
         (without("tensorboard"), "agents", "missing", "tensorboard", "$ uv sync --extra agents", DOOM),
-        (without("vizdoom"), "vizdoom", "optional", "vizdoom", "'.[vizdoom]'", DOOM),
         (with_(import_errors={"vizdoom.gymnasium_wrapper": "libX"}), "vizdoom", "wrong", "libX", "vizdoom", DOOM),
         (version(av="12"), "video", "optional", "av 12 (needs >=14)", "$ uv sync --extra video", QUICKSTART),
         (version(cloudpickle="1.6.0"), "cloudpickle", "wrong", "1.6.0", "'cloudpickle>=2.2'", DOOM),
         (version(opencv_python_headless="4.11"), "opencv", "wrong", "4.11", "uninstall opencv-python-headless\n", PORT),
-        (without("opencv-python"), "opencv", "missing", "not installed", "install opencv-python", PORT),
         (without("minerl"), "minerl", "optional", "minerl", "$ uv sync --extra minerl", PORT),
         (version(minerl="1.0.2"), "minerl", "wrong", "1.0.2", "$ uv sync --extra minerl", PORT),
-        (version(gym="0.26.2"), "minerl", "wrong", "0.26.2", "$ uv sync --extra minerl", PORT),
         (with_(import_errors={"minerl": "libGL.so.1: no such file"}), "minerl", "wrong", "libGL", "apt install", PORT),
-        (with_(java=None), "Java 8", "missing", "java", "openjdk", GAME),
         (with_(java=NEW_JAVA), "Java 8", "missing", "17.0.15", "PATH", GAME),
         (with_(jar=Path("/none.jar")), "built game", "missing", "not built", "docs/minerl.md", GAME),
         (with_(screen=Display(False, "none here")), "display", "missing", "none here", "MINERL_HEADLESS=1", GAME),
         (with_(driver=True), "GPU", "missing", "NVIDIA", "--reinstall-package torch", None),
         (with_(driver=True, cuda="13.0", gpu_warning="too old\nx"), "GPU", "wrong", "too old", "nvidia-smi", None),
-        (with_(cuda="13.0", gpu_warning="No driver"), "GPU", "optional", "CPU", "", None),
     ],
 )
 def test_what_is_missing_is_named_with_its_remedy(
@@ -189,7 +162,7 @@ def test_what_is_missing_is_named_with_its_remedy(
     assert others <= ({"opencv", "Java 8", "built game", "display"} if name == "minerl" else set())
     assert healthy(list(findings.values())) == (status != "wrong")
     assert prevented is None or name in abilities(list(findings.values()))[prevented]
-    assert exit_status([]) == (1 if status == "wrong" else 0)
+    assert exit_status() == (1 if status == "wrong" else 0)
     out = capsys.readouterr().out
     assert prevented is None or f"{prevented}: no, because of" in out
     for line in finding.next_step.splitlines():
@@ -206,12 +179,11 @@ def test_without_minerl_its_game_is_optional(machine: Machine):
     assert healthy(list(findings.values()))
 
 
-@pytest.mark.parametrize("name", ["find_java", "check_client", "version_of"])
-def test_a_check_that_fails_is_a_finding(machine: Machine, name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_check_that_fails_is_a_finding(machine: Machine, monkeypatch: pytest.MonkeyPatch):
     def crash(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(installation, name, crash)
+    monkeypatch.setattr(installation, "find_java", crash)
     failed = [finding for finding in doctor() if "ZeroDivisionError: a bug" in finding.found]
     assert failed
     assert {finding.status for finding in failed} == {"wrong"}
@@ -220,16 +192,15 @@ def test_a_check_that_fails_is_a_finding(machine: Machine, name: str, monkeypatc
 
 def test_json_holds_the_findings(machine: Machine, capsys: pytest.CaptureFixture[str]):
     without("vizdoom", "tyro")(machine)
-    assert exit_status(["--jason"]) == 2
+    assert exit_status("--jason") == 2
     capsys.readouterr()
-    assert exit_status(["--json"]) == 1
+    assert exit_status("--json") == 1
     report = json.loads(capsys.readouterr().out)
     assert (report["latent_obs"], report["healthy"]) == ("0.1.0", False)
     findings = [Finding(**finding) for finding in report["findings"]]
     assert findings == doctor()
     assert report["abilities"][DOOM] == {"can": False, "lacks": ["core packages", "vizdoom"]}
-    text = " ".join(as_text(findings).split())
-    assert all(" ".join(finding.found.split()) in text for finding in findings)
+    assert all(finding.found in as_text(findings) for finding in findings)
 
 
 def test_what_is_asked_for_comes_from_the_metadata(monkeypatch: pytest.MonkeyPatch):

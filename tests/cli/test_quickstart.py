@@ -1,7 +1,9 @@
 """The quickstart on the real game at the smallest sizes: its page, going on where it stopped, and what it refuses."""
 
 import base64
+import contextlib
 import dataclasses
+import io
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,37 +41,27 @@ class Walked(NamedTuple):
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Walked:
     config = dataclasses.replace(TINY, out=tmp_path_factory.mktemp("quickstart") / "run")
-    said: list[str] = []
-    result = quickstart(config, say=said.append)
-    return Walked(config, result, "\n".join(said))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        result = quickstart(config)
+    return Walked(config, result, said.getvalue())
 
 
 def never(*_: Any, **__: Any) -> Any:
     raise AssertionError("computed anew")
 
 
-def test_the_page_shows_everything_and_needs_nothing_else(walked: Walked, tmp_path: Path):
-    assert walked.result.page == walked.config.out / "summary.html"
-    page = walked.result.page.read_text(encoding="utf-8")
+def test_the_page_shows_everything_and_needs_nothing_else(walked: Walked):
+    out, page = walked.config.out, walked.result.page.read_text(encoding="utf-8")
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", page), "nothing from elsewhere"
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
     media = re.findall(r'src="data:(image/png|video/mp4);base64,([A-Za-z0-9+/=]+)"', page)
     pictures = {base64.b64decode(data) for kind, data in media if kind == "image/png"}
-    assert len(pictures) == 4
+    assert (len(pictures), len(media)) == (4, 5)
     assert all(data.startswith(b"\x89PNG") and len(data) > 1_000 for data in pictures)
-    (video,) = [base64.b64decode(data) for kind, data in media if kind == "video/mp4"]
-    (tmp_path / "from_page.mp4").write_bytes(video)
-    with av.open(str(tmp_path / "from_page.mp4")) as container:
+    with av.open(str(out / "agent" / "agent.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) > 20
     assert str(walked.result.agent) in page
     assert str(walked.result.chance) in page
-    assert len(walked.result.agent.returns) == len(walked.result.chance.returns) == 2
-    assert len(walked.result.seconds) == 5
-
-
-def test_what_it_did_and_said(walked: Walked):
-    out = walked.config.out
-    page = walked.result.page.read_text(encoding="utf-8")
     for command in (
         f"latent-obs evaluate --run {out / 'agent'}",
         f"latent-obs train-agent --out {out / 'agent'} --resume --steps 512",
@@ -77,9 +69,14 @@ def test_what_it_did_and_said(walked: Walked):
     ):
         assert command in page
         assert f"  {command}" in walked.text
-    learnt = walked.result.agent.sigmas_above(walked.result.chance) > 3
-    assert ("Try --steps 512" in walked.text) is not learnt
+
+
+def test_what_it_did(walked: Walked):
+    out, result = walked.config.out, walked.result
+    assert ("Try --steps 512" in walked.text) is not (result.agent.sigmas_above(result.chance) > 3)
+    assert len(result.agent.returns) == len(result.chance.returns) == 2
     assert all(f"[{stage}/5]" in walked.text for stage in range(1, 6))
+    assert len(result.seconds) == 5
     assert len(list((out / "frames").glob("*.npy"))) == 8
     model = load_agent(out / "agent", "last", device="cpu")
     assert model.num_timesteps == 1_024  # one rollout, the least there is
@@ -94,34 +91,26 @@ def test_again_it_computes_nothing_anew(walked: Walked, monkeypatch: pytest.Monk
     monkeypatch.setattr(PPO, "learn", never)
     monkeypatch.setattr(Trainer, "step", never)
     monkeypatch.setattr(module, "film", lambda *_, **__: (out / "agent" / "agent.mp4", []))
-    again = quickstart(walked.config, say=lambda text: None)
+    again = quickstart(walked.config)
     assert (again.agent, again.chance, again.page) == (walked.result.agent, walked.result.chance, walked.result.page)
     assert read_evaluations(out / "agent") == rows
     assert {f: f.stat().st_mtime_ns for f in (out / "frames").glob("*.npy")} == frames
     assert (out / "vae" / "encoder" / "encoder.safetensors").read_bytes() == encoder
 
 
-@pytest.mark.parametrize("change", [{"frames": 200}, {"env": "VizdoomCorridor-v1"}])
-def test_other_settings_are_refused(walked: Walked, change: dict[str, Any]):
-    (name,) = change
+def test_other_settings_are_refused(walked: Walked):
     before = {f: f.stat().st_mtime_ns for f in walked.config.out.rglob("*")}
-    with pytest.raises(InputError, match=f"out.*{name}"):
-        quickstart(dataclasses.replace(walked.config, **change), say=never)
+    with pytest.raises(InputError, match=r"out.*\(frames\)"):
+        quickstart(dataclasses.replace(walked.config, frames=200))
     assert {f: f.stat().st_mtime_ns for f in walked.config.out.rglob("*")} == before
 
 
-@pytest.mark.parametrize(("name", "text"), [("notes.txt", "mine"), ("quickstart.json", ""), ("quickstart.json", "[]")])
+@pytest.mark.parametrize(("name", "text"), [("notes.txt", "mine"), ("quickstart.json", "[]")])
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, name: str, text: str):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match="out"):
-        quickstart(dataclasses.replace(TINY, out=tmp_path), say=never)
+        quickstart(dataclasses.replace(TINY, out=tmp_path))
     assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [(name, text)]
-
-
-@pytest.mark.parametrize(("name", "value"), [("frames", 0), ("episodes", 1)])
-def test_settings_are_checked_by_name(name: str, value: int):
-    with pytest.raises(InputError, match=name):
-        dataclasses.replace(TINY, **{name: value})
 
 
 class ReachedTheAgent(Exception):
@@ -143,13 +132,13 @@ def test_interrupted_at_any_stage_it_goes_on_from_there(tmp_path: Path, monkeypa
         patch.setattr(LastRealFrame, "step", interrupted)
         patch.setattr(module, "train", never)
         with pytest.raises(KeyboardInterrupt):
-            quickstart(config, say=lambda text: None)
+            quickstart(config)
     assert (config.out / "frames").exists()
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            quickstart(config, say=lambda text: None)
+            quickstart(config)
     assert (config.out / "vae").exists()
 
     def reached(*_: Any, **__: Any) -> Any:
@@ -157,5 +146,5 @@ def test_interrupted_at_any_stage_it_goes_on_from_there(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(module, "train_agent", reached)
     with pytest.raises(ReachedTheAgent):
-        quickstart(config, say=lambda text: None)
+        quickstart(config)
     assert (config.out / "vae" / "encoder" / "config.json").exists()

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agents.compare import Results, Study, Task
+from agents.compare.study import OBSERVATIONS
 
 STEPS = 1_000
 
@@ -46,25 +47,16 @@ def results_of(
     """Results with these scores by task, arm and seed; each curve rises evenly from a quarter of the score to the
     score."""
     arms = tuple(dict.fromkeys(arm for task in scores.values() for arm in task))
-    variants = {
-        a: {"observation": "latent"} for a in arms if a not in ("pixels", "latent", "random-latent", "pca-latent")
-    }
+    variants = {arm: {"observation": "latent"} for arm in arms if arm not in OBSERVATIONS}
     seeds = tuple(range(max(len(values) for task in scores.values() for values in task.values())))
     study = Study({name: Task("Side-v0") for name in scores}, arms, seeds, STEPS, 2, arm_settings=variants)
-    runs: dict[str, Any] = {}
-    for task, by_arm in scores.items():
-        runs[task] = {
-            arm: [
-                run_of(
-                    task,
-                    arm,
-                    seed,
-                    score,
-                    [score * part for part in (0.25, 0.5, 0.75, 1.0)],
-                    (rates or {}).get(arm, 100.0),
-                )
-                for seed, score in enumerate(by_arm.get(arm, []))
-            ]
-            for arm in arms
-        }
+
+    def run(task: str, arm: str, seed: int, score: float) -> dict[str, Any]:
+        curve = [score * part for part in (0.25, 0.5, 0.75, 1.0)]
+        return run_of(task, arm, seed, score, curve, (rates or {}).get(arm, 100.0))
+
+    runs = {
+        task: {arm: [run(task, arm, *one) for one in enumerate(by_arm.get(arm, []))] for arm in arms}
+        for task, by_arm in scores.items()
+    }
     return Results(study, runs, {task: [chance, chance] for task in scores}, {})

@@ -22,9 +22,8 @@ pytest.importorskip("stable_baselines3")
 from agents import read_evaluations, train_agent
 from agents.compare import Study, Task, collect, compare, saved_study
 from agents.compare import runs as engine
-from agents.compare.meter import Meter
 from agents.compare.runs import FINISHED, Planned, only_one, plan_runs, run_all
-from agents.compare.worker import run_job, stop_with_parent
+from agents.compare.worker import metered, run_job, stop_with_parent
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError
 from tests.support.side_env import SIDE, tiny
@@ -184,8 +183,9 @@ def test_a_run_whose_starter_is_gone_stops(tmp_path: Path):
 def test_costs_are_those_of_all_processes_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "usage.json"
     work = "import time; b = b'x' * 120_000_000\nwhile time.process_time() < 0.6: pass"
-    monkeypatch.setattr("agents.compare.meter._LONGEST_PAUSE_S", 0.1)
-    with Meter(file, [{"wall_seconds": 7.0}]) as meter:
+    monkeypatch.setattr("agents.compare.worker._LONGEST_PAUSE_S", 0.1)
+    write_json(file, [{"wall_seconds": 7.0}])
+    with metered(file):
         own = getattr(psutil.Process().memory_full_info(), "pss", 0) / 1e6 or psutil.Process().memory_info().rss / 1e6
         psutil.Popen([sys.executable, "-S", "-c", work]).wait()
     earlier, entry = json.loads(file.read_text())
@@ -193,20 +193,14 @@ def test_costs_are_those_of_all_processes_together(tmp_path: Path, monkeypatch: 
     assert entry["cpu_seconds"] >= 0.5
     assert entry["wall_seconds"] > 0.6
     assert own + 90 < entry["peak_memory_mb"] < own + 300
-    assert "environments" in meter.how
+    assert "environments" in entry["memory_how"]
 
 
-@pytest.fixture
-def job(encoder_folder: Path, tmp_path: Path) -> dict[str, Any]:
-    """A run in this process: what a job file holds."""
+def test_a_run_leaves_its_numbers_and_goes_on_where_it_stopped(encoder_folder: Path, tmp_path: Path):
     config = tiny(env=SIDE, encoder=encoder_folder, out=tmp_path / "seed_0", checkpoint_every=32)
-    files = {name: str(tmp_path / f"seed_0.{name}.json") for name in ("result", "usage", "failed")}
-    run = {"kind": "train", "task": "t", "arm": "latent", "seed": 0, "episodes": 3, "settings": {"a": 1}}
-    return run | files | {"config": config.to_json(), "threads": 1, "jobs": 1, "parent": os.getppid()}
-
-
-def test_a_run_leaves_its_numbers_and_goes_on_where_it_stopped(job: dict[str, Any], tmp_path: Path):
-    config = tiny(env=SIDE, encoder=Path(job["config"]["encoder"]), out=tmp_path / "seed_0", checkpoint_every=32)
+    job: dict[str, Any] = {name: str(tmp_path / f"seed_0.{name}.json") for name in ("result", "usage", "failed")}
+    job |= {"kind": "train", "task": "t", "arm": "latent", "seed": 0, "episodes": 3, "settings": {"a": 1}}
+    job |= {"config": config.to_json(), "threads": 1, "jobs": 1, "parent": os.getppid()}
     train_agent(dataclasses.replace(config, steps=32), progress_bar=False, say=quiet)
     (before,) = read_evaluations(config.out)
     assert run_job(job) == FINISHED

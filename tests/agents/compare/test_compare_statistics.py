@@ -105,7 +105,8 @@ def test_the_chance_of_more_is_that_of_the_rank_test(scores: Any, seeds: int, ra
     assert chance_of_more(np.stack([scores] * 2), np.stack([other] * 2)) == pytest.approx([np.mean(ranks)] * 2)
 
 
-def test_three_seeds_give_their_range_and_one_seed_gives_none():
+def test_intervals_of_few_seeds_and_of_several_tasks():
+    """Three seeds give their range, and one gives none."""
     assert aggregates([[5.0], [1.0], [3.0]])["mean"] == {"value": 3.0, "low": 1.0, "high": 5.0}
     assert aggregates([[4.0]])["iqm"] == {"value": 4.0, "low": 4.0, "high": 4.0}
 
@@ -130,7 +131,6 @@ def test_what_is_said_of_few_seeds_is_true():
     covered = np.mean((draws.min(1) < 0) & (draws.max(1) > 0))
     assert f"{100 * covered:.0f} times in 100" in few_seeds(3)
     assert f"{scipy.stats.mannwhitneyu([4, 5, 6], [1, 2, 3]).pvalue:.2g})" in few_seeds(3)
-    assert len({few_seeds(n) for n in (1, 2, 3, 5, 12)}) == 5
 
 
 def test_a_curve_over_steps_is_of_all_seeds_and_ends_with_the_shortest():

@@ -1,0 +1,129 @@
+"""Verbs of agents: train, evaluate, watch. Each calls public functions of `agents`."""
+
+import argparse
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes
+
+import agents
+from agents import AgentConfig, evaluate_agent, evaluate_random, film
+from agents.config import ALGORITHMS, HYPERPARAMETERS
+from agents.evaluation import run_config, success_rule
+from agents.play.show import check_writable
+from latent_obs.util.atomic import write_json
+from latent_obs.util.errors import require
+from latent_obs_cli.verbs import Which
+
+
+def train_agent(words: Sequence[str]) -> None:
+    """Parse `latent-obs train-agent [ALGORITHM]`, whose options are those of the algorithm, and train."""
+    if words and not words[0].startswith("-"):
+        words = ["--algorithm", *words]
+    parser = argparse.ArgumentParser(prog="latent-obs train-agent", add_help=False, allow_abbrev=False)
+    parser.add_argument("--algorithm", default="ppo", choices=ALGORITHMS)
+    given, words = parser.parse_known_args(words)
+    defaults = ALGORITHMS[given.algorithm].defaults
+
+    fields: list[tuple[str, Any, Any]] = [("algorithm", tyro.conf.Fixed[str], given.algorithm)]
+    for field in dataclasses.fields(AgentConfig):
+        if field.name in defaults:
+            default = tyro.conf.arg(help_behavior_hint=f"(default: {defaults[field.name]})")
+            fields.append((field.name, Annotated[field.type, default], None))
+        elif field.name in HYPERPARAMETERS:
+            fields.append((field.name, tyro.conf.Fixed[field.type], None))
+    options = dataclasses.make_dataclass("AgentOptions", fields, bases=(AgentConfig,), frozen=True)
+
+    def run(config: OmitArgPrefixes[options], resume: bool = False) -> None:  # pyright: ignore[reportInvalidTypeForm]
+        """Train an agent on an environment whose pixels are mean latents, or on a baseline (--observation).
+
+        latent-obs train-agent ALGORITHM, with recurrent-ppo, dqn, qr-dqn or sac, has the options of another algorithm
+        than PPO. A run that is stopped or killed continues with --resume from its last checkpoint; on a CPU the result
+        is the same to the bit.
+
+        Args:
+            config: Settings. The defaults are those for latents; pixel agents have some others.
+            resume: Continue with the agent in --out, with its settings; --steps may be raised.
+        """
+        agents.train_agent(AgentConfig(**vars(config)), resume=resume)
+
+    prog = f"latent-obs train-agent {given.algorithm}"
+    tyro.cli(run, prog=prog, args=words, config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.SuppressFixed))
+
+
+def evaluate(
+    run: Path,
+    episodes: int = 100,
+    which: Which = "best",
+    video: bool = True,
+    video_file: Path | None = None,
+    random_policy: bool = True,
+    success_return: float | None = None,
+    json: Path | None = None,
+    deterministic: bool | None = None,
+    seed: int = 1_000_003,
+    device: str = "auto",
+) -> None:
+    """Play a trained agent on new episodes: returns and successes with 95% intervals, and a video.
+
+    Args:
+        run: The folder that train-agent wrote.
+        episodes: Episodes to play.
+        which: best (by the evaluations during training) or last.
+        video: Film some episodes: the game, its reconstruction from the latent, the latent, and the action.
+        video_file: The file of the video; agent.mp4 in the run folder by default.
+        random_policy: Play a random policy too, as the baseline.
+        success_return: An episode is a success if its return reaches this, instead of by the task's own rule.
+        json: A file for all numbers.
+        deterministic: True for the most likely action, False for a sample; by default as in the run's settings.
+        seed: Seed of the environments.
+        device: Where to encode: auto, cpu, cuda, cuda:N, mps.
+    """
+    config = run_config(run)
+    if video:
+        require("av", extra="video", purpose="write a video (or leave it out with --no-video)")
+        check_writable(video_file or run / "agent.mp4")
+    if json is not None:
+        check_writable(json)
+    played: dict[str, Any] = {"episodes": episodes, "seed": seed, "success_return": success_return}
+    agent = evaluate_agent(run, which=which, device=device, deterministic=deterministic, **played)
+    rule = success_rule(config, success_return) or "as the environment says"
+    print(f"{config.env}, {which} agent ({config.observation}): mean return {agent}")
+    print("  " + agent.details().replace("\n", "\n  "))
+    if agent.successes is not None:
+        print(f"  what a success is: {rule}")
+    numbers: dict[str, Any] = {
+        "run": str(run),
+        "env": config.env,
+        "observation": config.observation,
+        "which": which,
+        "seed": seed,
+        "deterministic": config.deterministic if deterministic is None else deterministic,
+        "success": None if agent.successes is None else str(rule),
+        "agent": agent.to_json(),
+    }
+    if random_policy:
+        chance = evaluate_random(config, **played)
+        sigmas = agent.sigmas_above(chance)
+        print(f"{config.env}, random policy: mean return {chance}")
+        print(f"The agent is {sigmas:.1f} standard errors above the random policy.")
+        numbers["random_policy"] = chance.to_json()
+        numbers["standard_errors_above"] = sigmas if math.isfinite(sigmas) else None
+    if json is not None:
+        write_json(json, numbers)
+        print(f"Numbers: {json}")
+    if video:
+        file, returns = film(run, video_file, which=which, device=device)
+        print(f"Video: {file} (returns {', '.join(f'{r:.0f}' for r in returns) or 'of no whole episode'})")
+
+
+@functools.wraps(agents.watch_agent)
+def watch(*args: Any, **settings: Any) -> None:
+    """Open the window, and report the episodes that ended."""
+    if ended := agents.watch_agent(*args, **settings):
+        print(f"{len(ended)} whole episodes: mean return {sum(end.total for end in ended) / len(ended):.1f}")
