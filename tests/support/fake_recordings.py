@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Frames, Recording
+from vae_training.data.frames import Frames
+from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording
 
 if TYPE_CHECKING:
     import pytest
@@ -41,7 +42,7 @@ class Fake(Recording):
     row_count: int | None = None
     row_name: str = "reward"
 
-    def chunks(self) -> Iterator[Frames]:
+    def chunks(self) -> Generator[Frames]:
         frames, folder = noise(self.seed, self.frames, *self.shape), self.source.parent
         for first in range(0, self.frames, 16):
             if self.breaks_at is not None and first >= self.breaks_at:
@@ -89,7 +90,7 @@ class Place:
         self.recordings: list[Recording] = fakes(self.source)
         self.damaged: list[Damaged] = []
         self.module: Any = importlib.import_module("vae_training.extraction.extractor")
-        monkeypatch.setattr(self.module, "find_recordings", lambda paths, vpt: (self.recordings, self.damaged))
+        monkeypatch.setattr(self.module, "find_recordings", lambda paths, vpt: (self.recordings, [*self.damaged]))
 
     def extract(self, **changes: Any) -> "ExtractResult":
         values = {"recordings": (self.source,), "out": self.out, "size": 16, "workers": 1, **changes}

@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.support import CLIPS
-from vae_training.extraction.readers.base import DamagedRecordingError, Frames, Recording
+from vae_training.data.frames import Frames
+from vae_training.extraction.readers.base import DamagedRecordingError, Recording
 
 CLIP = CLIPS / "combat_spider_64.mp4"
 CLIP_FRAMES = 90

@@ -14,7 +14,7 @@ from tests.support.recording_files import numbered, write_video
 from vae_training.data.frames import get_datasets
 from vae_training.data.loader import get_random_samples
 from vae_training.extraction.extractor import ExtractConfig, extract
-from vae_training.extraction.index import file_stems
+from vae_training.extraction.index import FrameFolder
 from vae_training.extraction.readers.base import Damaged
 
 
@@ -62,7 +62,7 @@ def test_long_recordings_are_cut_into_files(place: Place):
 def test_duplicates_and_black_frames_are_dropped(place: Place, monkeypatch: pytest.MonkeyPatch):
     still = np.repeat(noise(0, 3), 4, axis=0)
     still[5] = 0
-    monkeypatch.setattr(Fake, "chunks", lambda self: iter(np.split(still, [5, 6])))
+    monkeypatch.setattr(Fake, "chunks", lambda self: (part for part in np.split(still, [5, 6])))
     place.recordings = fakes(place.source, 1, row_count=12)
     place.extract(drop_duplicates=1.0, drop_black=True)
     assert place.rows("clip-0")["source_frame"].tolist() == [0, 4, 8]
@@ -92,7 +92,7 @@ def test_index(place: Place):
 
 
 def test_recordings_of_which_nothing_is_left(place: Place, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Fake, "chunks", lambda self: iter([np.zeros((self.frames, 36, 48, 3), np.uint8)]))
+    monkeypatch.setattr(Fake, "chunks", lambda self: (np.zeros((self.frames, 36, 48, 3), np.uint8) for _ in range(1)))
     result = place.extract(drop_black=True)
     assert (result.frames, result.empty, result.damaged) == (0, ("clip 0", "clip 1", "clip 2"), ())
     assert place.names() == ["frames.json"]
@@ -144,14 +144,16 @@ def test_progress_bar(place: Place, capsys: pytest.CaptureFixture[str]):
     assert "150/150" in capsys.readouterr().err
 
 
-def test_file_names():
+def test_file_names(tmp_path: Path):
     names = ["a/b", "a__b", "A/b", "../x", ".hidden", "ü ?*", "x" * 300, "clip_000", "clip", "clip_1", "???", "y_000"]
-    stems = file_stems(names, {})
+    folder = FrameFolder(tmp_path, {}, print)
+    stems = folder.stems(names)
     assert len({stem.casefold() for stem in stems.values()}) == len(names)
     assert not any(stem.startswith(".") or "/" in stem or len(stem.encode()) > 170 for stem in stems.values())
     assert (stems["../x"], stems["clip"], stems["clip_1"], stems["y_000"]) == ("__x", "clip", "clip_1", "y_000")
     assert stems["clip_000"].startswith("clip_000-")
-    assert file_stems(["a__b", "a/b"], {"a/b": "a__b"})["a/b"] == "a__b"
+    folder.entries = {"a/b": {"files": [{"file": "a__b_000.npy"}, {"file": "a__b_001.npy"}]}}
+    assert folder.stems(["a__b", "a/b"])["a/b"] == "a__b"
 
 
 @pytest.mark.parametrize(

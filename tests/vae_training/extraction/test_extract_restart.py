@@ -22,7 +22,7 @@ from vae_training.extraction.index import FrameFolder
 SCRIPT = """
 import importlib, sys
 from pathlib import Path
-import vae_training.extraction.pool
+import vae_training.extraction.worker
 assert "torch" not in sys.modules, "what workers need starts without torch"
 e = importlib.import_module("vae_training.extraction.extractor")
 from tests.support.fake_recordings import fakes
@@ -137,8 +137,8 @@ def test_workers_do_not_matter_and_one_that_dies_is_named(place: Place, whole: d
     deadly.write_text("")
     place.recordings = [*fine[:1], Fake("clip 1", place.source / "clip 1.fake", seed=1, dies_at=48), *fine[2:]]
     result = place.extract(workers=2, frames_per_file=30)
-    assert [failed.name for failed in result.failed] == ["clip 1"]
-    assert (result.recordings, result.damaged, result.interrupted) == (3, (), False)
+    assert [failed.name for failed in result.damaged] == ["clip 1"]
+    assert (result.recordings, result.interrupted) == (3, False)
     assert not list(place.out.glob(".*"))
     deadly.unlink()
     assert place.extract(workers=2, frames_per_file=30).recordings == 4
@@ -272,5 +272,5 @@ def test_other_errors_are_raised_as_they_are(place: Place, monkeypatch: pytest.M
 
 
 def test_one_extraction_at_a_time(place: Place):
-    with FrameFolder(place.out, {}), pytest.raises(InputError, match="another process"):
+    with FrameFolder.open(place.out, {}), pytest.raises(InputError, match="another process"):
         place.extract()
