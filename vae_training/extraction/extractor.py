@@ -156,24 +156,22 @@ def extract(
     empty = sorted(name for name, entry in folder.entries.items() if name in names and not entry["frames"])
     for name in empty:
         say(f"empty: of {name} no frame was left to keep")
-    state, interrupted = (
-        f"{len(folder.entries):,} recording(s), {folder.frames:,} frames in {folder.path}",
-        ended < len(pending),
-    )
-    new_frames = folder.frames - frames_before
-    say(f"interrupted: {state}; the same command continues" if interrupted else f"{state} ({new_frames:,} of them new)")
-    if folder.frames:
-        say(f"next: latent-obs train-vae --frames {folder.path}")
-    return ExtractResult(
+    result = ExtractResult(
         folder=folder.path,
         recordings=len(folder.entries),
         frames=folder.frames,
-        new_frames=new_frames,
+        new_frames=folder.frames - frames_before,
         skipped=skipped,
         empty=tuple(empty),
         damaged=tuple(damaged),
-        interrupted=interrupted,
+        interrupted=ended < len(pending),
     )
+    state = f"{result.recordings:,} recording(s), {result.frames:,} frames in {folder.path}"
+    interrupted = f"interrupted: {state}; the same command continues"
+    say(interrupted if result.interrupted else f"{state} ({result.new_frames:,} of them new)")
+    if result.frames:
+        say(f"next: latent-obs train-vae --frames {folder.path}")
+    return result
 
 
 def _tasks(
@@ -187,12 +185,17 @@ def _tasks(
                 shape = contract_for(next(recording.chunks()).shape[1:], None, config.crop).shape
     if pending and shape:
         folder.settle_shape(shape)
-    tasks: list[Task] = []
-    for recording in pending:
-        # With a worker per core, a decoder with a thread per core would only slow down the other workers.
-        ours, source = dataclasses.replace(recording, threads=threads), _found_at(recording.source, config)
-        tasks.append(Task(ours, source, folder.stage(stems[recording.name]), shape, config.settings()))
-    return tasks
+    # With a worker per core, a decoder with a thread per core would only slow down the other workers.
+    return [
+        Task(
+            recording=dataclasses.replace(recording, threads=threads),
+            source=_found_at(recording.source, config),
+            folder=folder.stage(stems[recording.name]),
+            shape=shape,
+            settings=config.settings(),
+        )
+        for recording in pending
+    ]
 
 
 def _found_at(source: Path, config: ExtractConfig) -> str:

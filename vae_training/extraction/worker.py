@@ -109,8 +109,7 @@ def _in_a_pool(
     One that dies takes the whole pool with it; the recordings that were not finished then are tried once more, each
     alone, so that one failure costs one recording.
     """
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context: Any = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context("forkserver")
     frames_read, stop, counted = context.Value("q", 0), context.Event(), 0
     pool = ProcessPoolExecutor(workers, context, _begin_worker, (frames_read, stop))
     pending: dict[Future[Entry | Damaged | None], Task] = {}

@@ -67,8 +67,8 @@ class NpzRecording(Recording):
         return npz_headers(self.source)[self.key].shape[0]
 
 
-def array_recording(file: Path) -> Recording | None:
-    """The recording in a `.npy` or `.npz` file, None where its arrays are numbers beside pictures.
+def array_recordings(file: Path) -> list[Recording]:
+    """The recording in a `.npy` or `.npz` file; none where its arrays are numbers beside pictures.
 
     Raises:
         DamagedRecordingError: It cannot be read, or its arrays cannot be frames.
@@ -76,10 +76,10 @@ def array_recording(file: Path) -> Recording | None:
     npy = file.suffix.lower() == ".npy"
     headers = {"": npy_header_of(file)} if npy else npz_headers(file)
     if headers and all(len(header.shape) < 3 and not header.dtype.hasobject for header in headers.values()):
-        return None
+        return []
     key = "" if npy else _frames_key(file, headers)
     _check_frames(headers[key], str(file) if npy else f"{file}, array {key!r},")
-    return NpyRecording("", file) if npy else NpzRecording("", file)
+    return [NpyRecording("", file) if npy else NpzRecording("", file)]
 
 
 def npy_header_of(file: Path) -> NpyHeader:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from latent_obs.util.errors import InputError
-from vae_training.extraction.readers.arrays import array_recording
+from vae_training.extraction.readers.arrays import array_recordings
 from vae_training.extraction.readers.base import (
     Damaged,
     DamagedRecordingError,
@@ -89,17 +89,17 @@ class _Search:
             yield Damaged("", root, str(error))
             return
         if _is_stream(paths):
-            yield self._each(root)
+            yield from self._each(root)
             return
         paths.sort(key=lambda path: natural_key(path.name))
-        files = {path: self._each(path) for path in paths if not path.is_dir()}
+        files = {path: list(self._each(path)) for path in paths if not path.is_dir()}
         pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
         for path in paths:
             if path not in files:
                 yield from self.folder(path)
-            elif (each := files[path]) is not None:
+            elif files[path]:
                 if self._is_new(path):
-                    yield each
+                    yield from files[path]
             elif path not in pictures:
                 self.others.append(path.name)
             elif path == pictures[0] and not any(files.values()):
@@ -107,28 +107,29 @@ class _Search:
 
     def file(self, file: Path) -> Iterator[_Found]:
         part_of_stream = file.name in FILES and _is_stream(file.parent.iterdir())
-        if (each := self._each(file.parent if part_of_stream else file)) is None:
+        found = list(self._each(file.parent if part_of_stream else file))
+        if not found:
             self.others.append(file.name)
-        elif self._is_new(each.source):
-            yield each
+        yield from (each for each in found if self._is_new(each.source))
 
-    def _each(self, path: Path) -> _Found | None:
-        """What a file, or the folder of a stream, is; None where it is no recording."""
+    def _each(self, path: Path) -> Iterator[_Found]:
+        """What a file, or the folder of a stream, is; nothing where it is no recording."""
         suffix = path.suffix.lower()
         try:
             if path.is_dir():
-                return MineRLStream("", path).checked()
-            if suffix not in VIDEO_SUFFIXES | {".npy", ".npz"}:
-                return None
-            with reading(path):
-                if path.stat().st_size == 0:
-                    raise ValueError("it is empty (0 bytes)")
-            if suffix in (".npy", ".npz"):
-                return array_recording(path)
+                yield MineRLStream("", path).checked()
+            elif suffix in VIDEO_SUFFIXES | {".npy", ".npz"}:
+                with reading(path):
+                    if path.stat().st_size == 0:
+                        raise ValueError("it is empty (0 bytes)")
+                if suffix in (".npy", ".npz"):
+                    yield from array_recordings(path)
+                elif suffix == ".mp4" and path.with_suffix(".jsonl").is_file():
+                    yield VptRecording("", path, options=self.vpt)
+                else:
+                    yield VideoRecording("", path)
         except DamagedRecordingError as error:
-            return Damaged("", path, str(error))
-        has_actions = suffix == ".mp4" and path.with_suffix(".jsonl").is_file()
-        return VptRecording("", path, options=self.vpt) if has_actions else VideoRecording("", path)
+            yield Damaged("", path, str(error))
 
     def _is_new(self, path: Path) -> bool:
         real, known = path.resolve(), len(self.seen)
