@@ -190,7 +190,7 @@ def _tasks(
         Task(
             recording=dataclasses.replace(recording, threads=threads),
             source=_found_at(recording.source, config),
-            folder=folder.stage(stems[recording.name]),
+            folder=folder.staging / stems[recording.name],
             shape=shape,
             settings=config.settings(),
         )

@@ -42,7 +42,8 @@ class FrameFolder:
     """The folder that frames are extracted to, and its index. It is opened by `FrameFolder.open`."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], say: Callable[[str], object]) -> None:
-        self.path, self.staging, self.settings, self.say = path, path, dict(settings), say
+        self.path, self.settings, self.say = path, dict(settings), say
+        self.staging = path  # a folder inside it, for the files of unfinished recordings
         self.entries: dict[str, Entry] = {}
         self.damaged: dict[str, dict[str, str]] = {}
         self.shape: tuple[int, ...] | None = None
@@ -149,12 +150,6 @@ class FrameFolder:
                 "recording of the same name. Remove its .npy and .rows.npz, or choose another --out"
             )
         return all(there)
-
-    def stage(self, stem: str) -> Path:
-        """A new folder for the files of one recording."""
-        folder = self.staging / stem
-        folder.mkdir()
-        return folder
 
     def add(self, name: str, entry: Entry, staged: Path) -> None:
         """Move a finished recording's files into their place, rows before frames, and name it in the index."""

@@ -42,15 +42,11 @@ class Task:
     source: str
     """Where it was found, for the index."""
     folder: Path
-    """Where to write its files, which begin with the folder's name, and entry.json last."""
+    """To be made for its files, which begin with the folder's name, and for entry.json, last."""
     shape: tuple[int, ...]
     """Shape that its frames must have, (H, W, 3)."""
     settings: Mapping[str, Any]
     """From `ExtractConfig.settings`."""
-
-    def damaged(self, reason: str) -> Damaged:
-        """The recording as one of which nothing is kept."""
-        return Damaged(self.recording.name, self.recording.source, reason)
 
 
 def contract_for(frame_shape: tuple[int, ...], size: int | None, crop: Crop) -> PixelContract:
@@ -141,12 +137,11 @@ def _in_a_pool(
         pool.shutdown(wait=True, cancel_futures=True)
     for task in broken:
         if len(tasks) > 1:
-            shutil.rmtree(task.folder)  # what the dead worker left
-            task.folder.mkdir()
+            shutil.rmtree(task.folder, ignore_errors=True)  # what the dead worker left
             yield from _in_a_pool([task], 1, count, stopped)
         else:
             reason = "its worker process died twice, often because memory is short: fewer --workers need less"
-            yield task, task.damaged(f"{task.recording.name}: {reason}. The same command tries it again")
+            yield task, Damaged(task.recording.name, task.recording.source, reason)
 
 
 _frames_read: Any
@@ -178,12 +173,12 @@ def _work(task: Task) -> Entry | Damaged | None:
 
 
 def _extract(task: Task, goes_on: Callable[[int], bool]) -> Entry | Damaged | None:
-    """Extract one recording; `goes_on` takes the number of frames of each chunk, and None is returned if it says no."""
+    """Extract one recording; None if `goes_on`, called with the number of frames of each chunk, returns false."""
     try:
         with naming_full_disk(task.folder.parents[1]):
             return _write_files(task, goes_on)
     except DamagedRecordingError as error:
-        return task.damaged(str(error))
+        return Damaged(task.recording.name, task.recording.source, str(error))
 
 
 def _write_files(task: Task, goes_on: Callable[[int], bool]) -> Entry | None:
@@ -192,6 +187,7 @@ def _write_files(task: Task, goes_on: Callable[[int], bool]) -> Entry | None:
     fingerprint = recording.fingerprint()
     rows = {key: np.asarray(column) for key, column in recording.rows().items()}
     filters = FrameFilters(**{key: settings[key] for key in _FILTERS})
+    task.folder.mkdir()
     writers: list[NpyWriter] = []
     kept, read = [np.empty(0, np.int64)], 0
     with contextlib.ExitStack() as stack:

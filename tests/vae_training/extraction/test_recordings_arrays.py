@@ -235,12 +235,3 @@ def test_damaged_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for file in tmp_path.iterdir():
         file.unlink()
     assert read_until_damage(recording, tmp_path.name) is None
-
-
-def test_a_fingerprint_is_of_the_pictures(tmp_path: Path):
-    recording = save_pictures(tmp_path, {"0.png": noise(8, 8, 3)})
-    before = recording.fingerprint()
-    (tmp_path / "notes.txt").write_text("anything")
-    assert recording.fingerprint() == before
-    save_pictures(tmp_path, {"1.png": noise(8, 8, 3)})
-    assert recording.fingerprint() != before

@@ -1,8 +1,10 @@
 """What a search finds, in which order, by which names, and what it passes over."""
 
 import json
+import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,15 @@ def test_every_kind_in_sorted_order(tmp_path: Path):
     ]
     for each in find_recordings([tmp_path])[0]:
         assert sum(len(chunk) for chunk in each.chunks()) == each.expected_frames or each.source.suffix == ".mkv"
+        before = each.fingerprint()
+        (each.files[0].parent / "notes.txt").write_text("anything")
+        assert replace(each, threads=3).fingerprint() == before
+        for file in each.files:
+            time = file.stat().st_mtime_ns
+            os.utime(file, ns=(time, time + 1_000_000))
+            assert each.fingerprint() != before
+            os.utime(file, ns=(time, time))
+        assert len(each.files) == {"minerl": 3, "vpt": 2}.get(each.kind, 1)
 
 
 def test_nothing_is_decoded_and_what_is_no_recording_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,7 +2,6 @@
 
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -181,29 +180,8 @@ def test_arrays_that_do_not_agree(name: str, array: Any, tmp_path: Path):
     assert stream(folder).expected_frames is None
 
 
-def test_a_damaged_array_is_found_when_it_is_read(tmp_path: Path):
-    folder = write_minerl_stream(tmp_path / "s", CLIP.read_bytes(), 30, 40)
-    file = folder / "rendered.npz"
-    with zipfile.ZipFile(file) as archive:
-        at = archive.getinfo("action$camera.npy").header_offset + 300
-    data = bytearray(file.read_bytes())
-    data[at] ^= 0xFF
-    file.write_bytes(data)
-    with pytest.raises(DamagedRecordingError, match=r"rendered\.npz"):
-        stream(folder).rows()
-
-
 def test_the_stream_that_minerl_refuses_is_named(tmp_path: Path):
     name = "v3_tempting_capers_shapeshifter-14_1-2"
     write_minerl_stream(tmp_path / "MineRLTreechop-v0" / name, CLIP.read_bytes(), 30, 40)
     recordings, (damaged,) = find_recordings([tmp_path])
     assert (recordings, damaged.name) == ([], f"MineRLTreechop-v0/{name}")
-
-
-def test_a_fingerprint_is_of_the_three_files(tmp_path: Path):
-    folder = write_minerl_stream(tmp_path / "s", CLIP.read_bytes(), 30, 40)
-    before = stream(folder).fingerprint()
-    (folder / "notes.txt").write_text("anything")
-    assert stream(folder).fingerprint() == before
-    (folder / "metadata.json").write_text('{"true_video_frame_count": 41}')
-    assert stream(folder).fingerprint() != before

@@ -201,12 +201,3 @@ def test_no_package_no_video(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(MissingExtraError, match="video"):
         next(VideoRecording("clip", CLIP).chunks())
-
-
-def test_a_fingerprint_changes_with_the_file(tmp_path: Path):
-    file = tmp_path / "a.mp4"
-    file.write_bytes(CLIP.read_bytes())
-    before = VideoRecording("a", file).fingerprint()
-    assert VideoRecording("a", file, threads=3).fingerprint() == before
-    file.write_bytes(CLIP.read_bytes()[:-1])
-    assert VideoRecording("a", file).fingerprint() != before
