@@ -1,24 +1,18 @@
 """Recordings of noise, in a module that worker processes import quickly, and a place to extract them."""
 
-import importlib
-import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Frames, Recording
-
-if TYPE_CHECKING:
-    import pytest
-
-    from vae_training.extraction.extractor import ExtractResult
+from vae_training.data.frames import Frames
+from vae_training.extraction.readers.base import DamagedRecordingError, Recording
 
 HEIGHT, WIDTH = 36, 48
 
@@ -41,7 +35,7 @@ class Fake(Recording):
     row_count: int | None = None
     row_name: str = "reward"
 
-    def chunks(self) -> Iterator[Frames]:
+    def chunks(self) -> Generator[Frames]:
         frames, folder = noise(self.seed, self.frames, *self.shape), self.source.parent
         for first in range(0, self.frames, 16):
             if self.breaks_at is not None and first >= self.breaks_at:
@@ -79,32 +73,3 @@ def fakes(folder: Path, count: int = 3, **changes: Any) -> list[Recording]:
         each = {**changes, "waits": i > 0 and changes.get("waits", False)}
         made.append(Fake(f"clip {i}", source, seed=i, frames=40 + 10 * i, **each))
     return made
-
-
-class Place:
-    """A folder of recordings, one of frames, and the messages."""
-
-    def __init__(self, folder: Path, monkeypatch: "pytest.MonkeyPatch") -> None:
-        self.source, self.out, self.said = folder / "in", folder / "out", list[str]()
-        self.recordings: list[Recording] = fakes(self.source)
-        self.damaged: list[Damaged] = []
-        self.module: Any = importlib.import_module("vae_training.extraction.extractor")
-        monkeypatch.setattr(self.module, "find_recordings", lambda paths, vpt: (self.recordings, self.damaged))
-
-    def extract(self, **changes: Any) -> "ExtractResult":
-        values = {"recordings": (self.source,), "out": self.out, "size": 16, "workers": 1, **changes}
-        return self.module.extract(self.module.ExtractConfig(**values), say=self.said.append)
-
-    @property
-    def index(self) -> dict[str, Any]:
-        return json.loads((self.out / "frames.json").read_text())
-
-    def rows(self, stem: str) -> dict[str, np.ndarray]:
-        with np.load(self.out / f"{stem}.rows.npz", allow_pickle=False) as rows:
-            return dict(rows)
-
-    def names(self) -> list[str]:
-        return sorted(file.name for file in self.out.iterdir())
-
-    def contents(self) -> dict[str, bytes]:
-        return {file.name: file.read_bytes() for file in self.out.iterdir()}

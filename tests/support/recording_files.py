@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.support import CLIPS
-from vae_training.extraction.readers.base import DamagedRecordingError, Frames, Recording
+from vae_training.data.frames import Frames
+from vae_training.extraction.readers.base import DamagedRecordingError, Recording
 
 CLIP = CLIPS / "combat_spider_64.mp4"
 CLIP_FRAMES = 90
@@ -59,6 +60,14 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return file
+
+
+def write_empty_video(file: Path) -> None:
+    """A whole `.mp4` with a video stream, and no frame in it."""
+    with av.open(str(file), "w", options={"movflags": "frag_keyframe+empty_moov"}) as container:
+        stream: Any = container.add_stream("libx264", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        container.start_encoding()
 
 
 def write_minerl_stream(
@@ -125,9 +134,7 @@ def read(recording: Recording) -> Frames:
     """All frames of a recording; its chunks are checked to be arrays of their own."""
     chunks = list(recording.chunks())
     for chunk in chunks:
-        assert chunk.dtype == np.uint8
-        assert chunk.ndim == 4
-        assert chunk.shape[3] == 3
+        assert (chunk.dtype, chunk.ndim, chunk.shape[3]) == (np.uint8, 4, 3)
         assert len(chunk) > 0
     assert not any(np.shares_memory(a, b) for a, b in pairwise(chunks))
     return np.concatenate(chunks)
@@ -136,12 +143,6 @@ def read(recording: Recording) -> Frames:
 def read_until_damage(recording: Recording, match: str) -> Frames | None:
     """The good frames of a damaged recording, None where there are none; the error has to match."""
     good: list[Frames] = []
-
-    def all_chunks() -> Iterator[None]:
-        for chunk in recording.chunks():
-            good.append(chunk)
-            yield
-
     with pytest.raises(DamagedRecordingError, match=match):
-        list(all_chunks())
+        good.extend(recording.chunks())  # list.extend keeps what came before the error
     return np.concatenate(good) if good else None

@@ -7,7 +7,7 @@ can be interrupted or killed at any time: the next run skips finished recordings
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -19,12 +19,11 @@ from latent_obs.pixels import Crop
 from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError, check_choice, check_count
 from latent_obs.util.interrupt import GracefulStop
-from vae_training.extraction.index import FrameFolder, file_stems
-from vae_training.extraction.one_recording import Task, contract_for, disk_full_error
-from vae_training.extraction.pool import Failure, run_tasks
+from vae_training.extraction.index import FrameFolder
 from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording
 from vae_training.extraction.readers.find import find_recordings
 from vae_training.extraction.readers.vpt import Gui, VptOptions
+from vae_training.extraction.worker import Task, contract_for, naming_full_disk, run_tasks
 
 #: Fields that do not decide what a frame file holds.
 _NOT_SETTINGS = ("recordings", "out", "workers")
@@ -101,9 +100,7 @@ class ExtractResult:
     empty: tuple[str, ...]
     """Names of recordings of which no frame was kept."""
     damaged: tuple[Damaged, ...]
-    """Recordings that cannot be read, or not to their end; nothing of them was kept."""
-    failed: tuple[Damaged, ...]
-    """Recordings whose worker process died; the next run tries them again."""
+    """Recordings that cannot be read, or not to their end, or whose worker process died; nothing of them was kept."""
     interrupted: bool
     """Whether it was stopped before all recordings were processed."""
 
@@ -127,156 +124,91 @@ def extract(
             a source has changed since; the disk is full (finished recordings are kept).
         MissingExtraError: A package that reads such recordings is not installed.
     """
-    recordings, unreadable = find_recordings(config.recordings, vpt=VptOptions(config.drop_null_actions, config.gui))
+    recordings, damaged = find_recordings(config.recordings, vpt=VptOptions(config.drop_null_actions, config.gui))
     for recording in recordings:
         if config.out.resolve() in (recording.source.resolve(), *recording.source.resolve().parents):
             raise InputError(f"out {config.out} contains the recording {recording.source}; choose another --out")
-    try:
-        with FrameFolder(config.out, config.settings(), say) as folder:
-            return _Extraction(config, folder, recordings, say).run(unreadable, progress_bar)
-    except OSError as error:
-        if (full := disk_full_error(error, config.out)) is None:
-            raise
-        raise full from error
-
-
-class _Extraction:
-    """One run over a folder that is locked."""
-
-    def __init__(
-        self, config: ExtractConfig, folder: FrameFolder, recordings: list[Recording], say: Callable[[str], object]
-    ) -> None:
-        self.config, self.folder, self.recordings, self.say = config, folder, recordings, say
-        self.failures: list[tuple[Recording, Failure]] = []
-
-    def run(self, unreadable: list[Damaged], progress_bar: bool | None) -> ExtractResult:
-        folder = self.folder
-        pending, frames_before = self._pending(), folder.frames
-        skipped = len(self.recordings) - len(pending) - len(self.failures)
+    names = {recording.name for recording in recordings}
+    with naming_full_disk(config.out), FrameFolder.open(config.out, config.settings(), say) as folder:
+        pending = [recording for recording in recordings if not folder.holds(recording, names)]
+        skipped, frames_before, ended = len(recordings) - len(pending), folder.frames, 0
         if skipped:
-            self.say(f"{folder.path} holds {skipped:,} of {len(self.recordings):,} recordings already")
-        pending, shape = self._with_shape(pending)
-        interrupted = False
-        if pending and shape is not None:
-            folder.settle_shape(shape)
-            try:
-                with GracefulStop() as stop, self._bar(pending, progress_bar) as bar:
-                    interrupted = not self._extract(pending, shape, bar, lambda: stop.requested)
-            except KeyboardInterrupt:  # a second Ctrl-C
-                interrupted = True
-        damaged = [*unreadable, *(Damaged(r.name, r.source, f.reason) for r, f in self.failures if f.damaged)]
-        failed = [Damaged(r.name, r.source, f.reason) for r, f in self.failures if not f.damaged]
-        folder.damaged = {d.name: {"source": self._found_at(d.source), "reason": d.reason} for d in (*damaged, *failed)}
-        folder.write()
-        names = {recording.name for recording in self.recordings}
-        empty = [name for name, entry in sorted(folder.entries.items()) if name in names and not entry["frames"]]
-        result = ExtractResult(
-            folder=folder.path,
-            recordings=len(folder.entries),
-            frames=folder.frames,
-            new_frames=folder.frames - frames_before,
-            skipped=skipped,
-            empty=tuple(empty),
-            damaged=tuple(sorted(damaged, key=lambda d: d.name)),
-            failed=tuple(sorted(failed, key=lambda d: d.name)),
-            interrupted=interrupted,
-        )
-        self._report(result)
-        return result
-
-    def _pending(self) -> list[Recording]:
-        """The recordings that are not finished; unreadable ones are noted as failures."""
-        pending, names = [], {recording.name for recording in self.recordings}
-        for recording in self.recordings:
-            fingerprint = recording.fingerprint()
-            if self.folder.is_done(recording.name, fingerprint):
-                continue
-            if (other := self.folder.other_name_of(fingerprint, recording.source, names)) is not None:
-                self.say(f"{recording.name} is in {self.folder.path} already, under the name {other}")
-                continue
-            pending.append(recording)
-        return pending
-
-    def _with_shape(self, pending: list[Recording]) -> tuple[list[Recording], tuple[int, ...] | None]:
-        """The shape of all frames: by `size`, or that of the first recording that can be read."""
-        config, shape = self.config, self.folder.shape
-        if shape is None and config.size is not None:
-            shape = (config.size, config.size, 3)
-        while pending and shape is None:
-            try:
-                shape = contract_for(next(pending[0].chunks()).shape[1:], None, config.crop).shape
-            except (DamagedRecordingError, StopIteration) as error:
-                reason = str(error) or f"{pending[0].name} has no frames"
-                self.failures.append((pending.pop(0), Failure(reason, damaged=True)))
-        return pending, shape
-
-    def _extract(
-        self, pending: list[Recording], shape: tuple[int, ...], bar: "tqdm[Any]", stopped: Callable[[], bool]
-    ) -> bool:
-        """Extract the pending recordings; returns whether all of them were processed."""
-        workers = min(self.config.workers or cores(), len(pending))
-        tasks, ended = self._tasks(pending, shape, max(1, cores() // workers)), 0
-        with contextlib.closing(run_tasks(tasks, workers, bar.update, stopped)) as outcomes:
-            for task, outcome in outcomes:
+            say(f"{folder.path} holds {skipped:,} of {len(recordings):,} recordings already")
+        workers = max(1, min(config.workers or cores(), len(pending)))
+        tasks = _tasks(config, folder, pending, folder.stems(names), max(1, cores() // workers))
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(KeyboardInterrupt))  # a second Ctrl-C
+            stop, bar = stack.enter_context(GracefulStop()), stack.enter_context(_bar(pending, progress_bar))
+            outcomes = run_tasks(tasks, workers, bar.update, lambda: stop.requested)
+            for task, outcome in stack.enter_context(contextlib.closing(outcomes)):
                 ended += 1
-                if isinstance(outcome, Failure):
-                    self.failures.append((task.recording, outcome))
-                else:
-                    self.folder.add(task.recording.name, outcome, task.folder)
-                    for note in outcome["notes"]:
-                        self.say(note)
-        return ended == len(pending)
+                if isinstance(outcome, Damaged):
+                    damaged.append(outcome)
+                    continue
+                folder.add(task.recording.name, outcome, task.folder)
+                for note in outcome["notes"]:
+                    say(note)
+        damaged.sort(key=lambda bad: bad.name)
+        folder.damaged = {bad.name: {"source": _found_at(bad.source, config), "reason": bad.reason} for bad in damaged}
+        folder.write()
+    for bad in damaged:
+        say(f"damaged, and nothing of it kept: {bad.name}: {bad.reason}")
+    empty = sorted(name for name, entry in folder.entries.items() if name in names and not entry["frames"])
+    for name in empty:
+        say(f"empty: of {name} no frame was left to keep")
+    result = ExtractResult(
+        folder=folder.path,
+        recordings=len(folder.entries),
+        frames=folder.frames,
+        new_frames=folder.frames - frames_before,
+        skipped=skipped,
+        empty=tuple(empty),
+        damaged=tuple(damaged),
+        interrupted=ended < len(pending),
+    )
+    state = f"{result.recordings:,} recording(s), {result.frames:,} frames in {folder.path}"
+    interrupted = f"interrupted: {state}; the same command continues"
+    say(interrupted if result.interrupted else f"{state} ({result.new_frames:,} of them new)")
+    if result.frames:
+        say(f"next: latent-obs train-vae --frames {folder.path}")
+    return result
 
-    def _tasks(self, pending: Sequence[Recording], shape: tuple[int, ...], threads: int) -> list[Task]:
-        config = self.config
-        taken = {
-            name: entry["files"][0]["file"].removesuffix(".npy").removesuffix("_000" if len(entry["files"]) > 1 else "")
-            for name, entry in self.folder.entries.items()
-            if entry["files"]
-        }
-        stems = file_stems([recording.name for recording in self.recordings], taken)
-        return [
-            Task(
-                # With a worker per core, a decoder with a thread per core would only slow down the other workers.
-                dataclasses.replace(recording, threads=threads),
-                self._found_at(recording.source),
-                stems[recording.name],
-                self.folder.stage(stems[recording.name]),
-                shape,
-                config.size,
-                config.crop,
-                {name: getattr(config, name) for name in ("stride", "drop_black", "drop_duplicates", "limit")},
-                config.frames_per_file,
-                threads,
-            )
-            for recording in pending
-        ]
 
-    def _found_at(self, source: Path) -> str:
-        """A source's place below the folder that was searched, so that the index holds when that folder is moved."""
-        for searched in self.config.recordings:
-            if source != searched and source.is_relative_to(searched):
-                return source.relative_to(searched).as_posix()
-        return source.name
+def _tasks(
+    config: ExtractConfig, folder: FrameFolder, pending: list[Recording], stems: Mapping[str, str], threads: int
+) -> list[Task]:
+    """What is to be done for each recording; the frames' shape follows from `size`, or the first that can be read."""
+    shape = folder.shape or ((config.size, config.size, 3) if config.size else ())
+    for recording in pending:
+        if not shape:
+            with contextlib.suppress(DamagedRecordingError, StopIteration):
+                shape = contract_for(next(recording.chunks()).shape[1:], None, config.crop).shape
+    if pending and shape:
+        folder.settle_shape(shape)
+    # With a worker per core, a decoder with a thread per core would only slow down the other workers.
+    return [
+        Task(
+            recording=dataclasses.replace(recording, threads=threads),
+            source=_found_at(recording.source, config),
+            folder=folder.staging / stems[recording.name],
+            shape=shape,
+            settings=config.settings(),
+        )
+        for recording in pending
+    ]
 
-    def _bar(self, pending: Sequence[Recording], progress_bar: bool | None) -> "tqdm[Any]":
-        """A bar over the frames that are read; without a total where a recording does not state its length."""
-        shown = sys.stderr.isatty() if progress_bar is None else progress_bar
-        expected = [recording.expected_frames for recording in pending] if shown else []  # opens each of them
-        stated = [frames for frames in expected if frames is not None]
-        total = sum(stated) if len(stated) == len(expected) else None
-        return tqdm(total=total, unit="frame", desc="extract", disable=not shown)
 
-    def _report(self, result: ExtractResult) -> None:
-        for what, listed in (("damaged, and nothing of it kept", result.damaged), ("failed", result.failed)):
-            for bad in listed:
-                self.say(f"{what}: {bad.name}: {bad.reason}")
-        for name in result.empty:
-            self.say(f"empty: of {name} no frame was left to keep")
-        state = f"{result.recordings:,} recording(s), {result.frames:,} frames in {result.folder}"
-        if result.interrupted:
-            self.say(f"interrupted: {state}; the same command continues")
-        else:
-            self.say(f"{state} ({result.new_frames:,} of them new)")
-        if result.frames:
-            self.say(f"next: latent-obs train-vae --frames {result.folder}")
+def _found_at(source: Path, config: ExtractConfig) -> str:
+    """A source's place below the folder that was searched, so that the index holds when that folder is moved."""
+    for searched in config.recordings:
+        if source != searched and source.is_relative_to(searched):
+            return source.relative_to(searched).as_posix()
+    return source.name
+
+
+def _bar(pending: list[Recording], progress_bar: bool | None) -> "tqdm[Any]":
+    """A bar over the frames that are read; without a total where a recording does not state its length."""
+    shown = sys.stderr.isatty() if progress_bar is None else progress_bar
+    expected = [recording.expected_frames for recording in pending] if shown else []  # opens each of them
+    total = None if None in expected else sum(filter(None, expected))
+    return tqdm(total=total, unit="frame", desc="extract", disable=not shown)

@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
@@ -29,46 +29,58 @@ from typing import Any, Self
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError
 from vae_training.data.frames import open_frames
+from vae_training.extraction.readers.base import Recording
 
 INDEX, ENTRY = "frames.json", "entry.json"
 _STAGING = ".extracting-"
-_FORMAT_VERSION = 1
 _LONGEST_STEM = 150  # bytes; file systems take 255, and endings are added to it
 
 Entry = dict[str, Any]
 
 
 class FrameFolder:
-    """The folder that frames are extracted to, held by one process at a time, and its index.
+    """The folder that frames are extracted to, and its index. It is opened by `FrameFolder.open`."""
 
-    Opening it finishes or removes what a killed process left; leaving the `with` block removes what is unfinished.
-    `settings` are those that decide what the files hold; a folder that was begun with others is refused.
-    """
-
-    def __init__(self, path: Path, settings: Mapping[str, Any], say: Callable[[str], object] = print) -> None:
-        self.path, self.settings, self._say = path, dict(settings), say
+    def __init__(self, path: Path, settings: Mapping[str, Any], say: Callable[[str], object]) -> None:
+        self.path, self.settings, self.say = path, dict(settings), say
+        self.staging = path  # a folder inside it, for the files of unfinished recordings
         self.entries: dict[str, Entry] = {}
         self.damaged: dict[str, dict[str, str]] = {}
         self.shape: tuple[int, ...] | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path, settings: Mapping[str, Any], say: Callable[[str], object] = print) -> Iterator[Self]:
+        """Lock a folder for this process; finish or remove what a killed one left, and in the end what is unfinished.
+
+        `settings` are those that decide what the files hold; a folder that was begun with others is refused.
+        """
         if path.exists() and not path.is_dir():
             raise InputError(f"out {path} is a file, expected a folder")
         path.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_RDONLY)
-        try:
+        with contextlib.ExitStack() as stack:
+            descriptor = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
             try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(
-                    f"{path}: another process extracts frames to this folder; wait, or choose another --out"
-                ) from None
+                raise InputError(f"out {path} is in use by another process; wait, or choose another --out") from None
             except OSError:  # some network file systems have no locks
                 pass
-            self._read()
-            self._finish_what_was_killed()
-            self._staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=path))
-        except BaseException:
-            os.close(self._fd)
-            raise
+            folder = cls(path, settings, say)
+            folder._read()
+            folder._finish_what_was_killed()
+            folder.staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=path))
+            try:
+                yield folder
+            finally:
+                # A whole recording that could not be moved (a full disk) is left for the next run.
+                for staged in folder.staging.iterdir():
+                    if not (staged / ENTRY).exists():
+                        shutil.rmtree(staged, ignore_errors=True)
+                with contextlib.suppress(OSError):  # a folder is removed only if it is empty
+                    folder.staging.rmdir()
+                    path.rmdir()
 
     def _read(self) -> None:
         file = self.path / INDEX
@@ -79,9 +91,7 @@ class FrameFolder:
             before, self.entries, self.damaged = index["settings"], dict(index["recordings"]), dict(index["damaged"])
             self.shape = tuple(index["shape"]) if index["shape"] else None
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{file} cannot be read as the index of extracted frames ({error}); choose another --out"
-            ) from None
+            raise InputError(f"{file} is no index of extracted frames ({error!r}); choose another --out") from None
         for name in {**self.settings, **before}:
             if before.get(name) != self.settings.get(name):
                 raise InputError(
@@ -95,14 +105,13 @@ class FrameFolder:
                 name, entry, shape = json.loads(file.read_text())
                 self.shape = tuple(shape)
                 self.add(name, entry, file.parent)
-                self._say(f"{name} was extracted by a run that was killed; its files are in their place now")
+                self.say(f"{name} was extracted by a run that was killed; its files are in their place now")
             shutil.rmtree(left, ignore_errors=True)
 
     def settle_shape(self, shape: tuple[int, ...]) -> None:
         """Fix the shape of the frames, (H, W, 3); a folder that holds other frames is refused."""
         for file in sorted(self.path.glob("[!.]*.npy")):
-            found = open_frames(file).shape[1:]
-            if found != shape:
+            if (found := open_frames(file).shape[1:]) != shape:
                 raise InputError(
                     f"{file} has frames of shape {found}, and these would be {shape}; a dataset needs one shape. "
                     "Choose another --out, or another --size"
@@ -110,45 +119,37 @@ class FrameFolder:
         self.shape = shape
         self.write()
 
-    def other_name_of(self, fingerprint: str, source: Path, names: set[str]) -> str | None:
-        """Another name under which a recording is here already, because it was found from elsewhere."""
-        for name, entry in self.entries.items():
-            if entry["fingerprint"] == fingerprint and Path(entry["source"]).name == source.name and name not in names:
-                return name
-        return None
-
-    def is_done(self, name: str, fingerprint: str) -> bool:
-        """Whether all files of a recording are here, and neither they nor its source has changed.
+    def holds(self, recording: Recording, names: set[str]) -> bool:
+        """Whether a recording is finished here, or was under a name that is not among `names` of this search.
 
         A recording whose files were all removed is forgotten, so that it is extracted again.
+
+        Raises:
+            InputError: Its source has changed since it was extracted, or a file of its frames has.
         """
-        if name not in self.entries:
+        name, fingerprint = recording.name, recording.fingerprint()
+        if name not in self.entries:  # perhaps it was found from a folder above, or below
+            for other in self.entries.keys() - names:
+                entry = self.entries[other]
+                if entry["fingerprint"] == fingerprint and Path(entry["source"]).name == recording.source.name:
+                    self.say(f"{name} is in {self.path} already, under the name {other}")
+                    return True
             return False
         entry, there = self.entries[name], []
         for part in entry["files"]:
             file = self.path / part["file"]
-            if file.exists() and (found := open_frames(file).shape) != (part["frames"], *(self.shape or ())):
-                raise InputError(
-                    f"{file} has shape {found}, and {INDEX} says {part['frames']} frames of {self.shape}: it was "
-                    "changed since. Remove it, and it is extracted again"
-                )
             there += [file.exists(), (self.path / part["rows"]).exists()]
+            if file.exists() and open_frames(file).shape != (part["frames"], *(self.shape or ())):
+                raise InputError(f"{file} is not of the shape in {INDEX}. Remove it, and it is extracted again")
         if there and not any(there):
             del self.entries[name]
             return False
         if entry["fingerprint"] != fingerprint:
             raise InputError(
                 f"{name} ({entry['source']}) has changed since its frames were extracted to {self.path}, or is another "
-                "recording of the same name. Choose another --out; or remove its files "
-                f"({', '.join(part['file'] for part in entry['files'])} and .rows.npz), and it is extracted again"
+                "recording of the same name. Remove its .npy and .rows.npz, or choose another --out"
             )
         return all(there)
-
-    def stage(self, stem: str) -> Path:
-        """A new folder for the files of one recording."""
-        folder = self._staging / stem
-        folder.mkdir()
-        return folder
 
     def add(self, name: str, entry: Entry, staged: Path) -> None:
         """Move a finished recording's files into their place, rows before frames, and name it in the index."""
@@ -159,12 +160,9 @@ class FrameFolder:
                 if not here.exists() or (there.exists() and part["file"] in known):
                     continue  # moved before the process was killed; or it was there, and only a neighbor was missing
                 if there.exists() and file == part["file"]:
-                    raise InputError(
-                        f"{there} exists already and is not in {INDEX}; move it elsewhere, or choose another --out"
-                    )
+                    raise InputError(f"{there} is not in {INDEX}; move it elsewhere, or choose another --out")
                 here.replace(there)
         self.entries[name] = entry
-        self.damaged.pop(name, None)
         self.write()
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -175,12 +173,12 @@ class FrameFolder:
             with contextlib.suppress(PackageNotFoundError):
                 versions[package] = version(package)
         content = {
-            "format_version": _FORMAT_VERSION,
+            "format_version": 1,
             "settings": self.settings,
             "shape": list(self.shape) if self.shape else None,
             "frames": self.frames,
             "recordings": dict(sorted(self.entries.items())),
-            "damaged": dict(sorted(self.damaged.items())),
+            "damaged": {name: bad for name, bad in sorted(self.damaged.items()) if name not in self.entries},
             "versions": versions,
         }
         write_json(self.path / INDEX, content)
@@ -190,40 +188,26 @@ class FrameFolder:
         """Frames of all finished recordings."""
         return sum(entry["frames"] for entry in self.entries.values())
 
-    def __enter__(self) -> Self:
-        return self
+    def stems(self, names: Iterable[str]) -> dict[str, str]:
+        """File names for recordings, without ending: readable, safe, and one for each; those in the index keep theirs.
 
-    def __exit__(self, *_: object) -> None:
-        try:
-            # A whole recording that could not be moved (a full disk) is left for the next run.
-            for folder in self._staging.iterdir():
-                if not (folder / ENTRY).exists():
-                    shutil.rmtree(folder, ignore_errors=True)
-            for empty in (self._staging, self.path):
-                with contextlib.suppress(OSError):
-                    empty.rmdir()
-        finally:
-            os.close(self._fd)
-
-
-def file_stems(names: Iterable[str], taken: Mapping[str, str]) -> dict[str, str]:
-    """File names for recordings, without ending: readable, safe, and one for each; those in `taken` keep theirs.
-
-    Where two would be the same (or one could be a part of the other, x_000 of x), a few letters that follow from the
-    name are added.
-    """
-    digests = {name: hashlib.sha256(name.encode()).hexdigest()[:6] for name in names}
-    stems: dict[str, str] = {}
-    for name, digest in digests.items():
-        stem = re.sub(r"[^\w.+=-]+", "-", name.replace("/", "__")).strip("-.") or f"recording-{digest}"
-        if len(stem.encode()) > _LONGEST_STEM:
-            stem = f"{stem.encode()[:_LONGEST_STEM].decode(errors='ignore')}-{digest}"
-        stems[name] = stem
-    stems.update(taken)
-    lower = [stem.casefold() for stem in stems.values()]  # there are file systems for which a and A are one
-    for name in digests.keys() - taken.keys():
-        stem = stems[name].casefold()
-        shard = re.fullmatch(r"(.+)_\d{3,}", stem)
-        if lower.count(stem) > 1 or (shard and shard[1] in lower):
-            stems[name] += f"-{digests[name]}"
-    return stems
+        Where two would be the same (or one could be a part of the other, x_000 of x), a few letters that follow from
+        the name are added.
+        """
+        digests = {name: hashlib.sha256(name.encode()).hexdigest()[:6] for name in names}
+        stems: dict[str, str] = {}
+        for name, digest in digests.items():
+            stem = re.sub(r"[^\w.+=-]+", "-", name.replace("/", "__")).strip("-.") or f"recording-{digest}"
+            if len(stem.encode()) > _LONGEST_STEM:
+                stem = f"{stem.encode()[:_LONGEST_STEM].decode(errors='ignore')}-{digest}"
+            stems[name] = stem
+        kept = {name: entry["files"] for name, entry in self.entries.items() if entry["files"]}
+        for name, files in kept.items():
+            stems[name] = files[0]["file"].removesuffix(".npy").removesuffix("_000" if len(files) > 1 else "")
+        lower = [stem.casefold() for stem in stems.values()]  # there are file systems for which a and A are one
+        for name in digests.keys() - kept.keys():
+            stem = stems[name].casefold()
+            shard = re.fullmatch(r"(.+)_\d{3,}", stem)
+            if lower.count(stem) > 1 or (shard and shard[1] in lower):
+                stems[name] += f"-{digests[name]}"
+        return stems

@@ -1,16 +1,14 @@
 """Streams of the MineRL dataset, against MineRL's own reader, which decodes with OpenCV and unpickles."""
 
-import importlib
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.recording_files import (
@@ -33,15 +31,12 @@ TOLERANCE_MAX, TOLERANCE_MEAN = 3, 0.5
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Callable[[Path], tuple[dict[str, Any], dict[str, Any], Any, dict[str, Any], Any]]:
+def upstream() -> Callable[[Path], Any]:
     """MineRL's own reader of one folder."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            importlib.import_module("gym").logger.set_level(40)
-            pipeline = importlib.import_module("minerl.data.data_pipeline").DataPipeline
-        except ImportError:
-            pytest.skip("minerl is not installed")
+        pytest.importorskip("gym").logger.set_level(40)
+        pipeline = pytest.importorskip("minerl.data.data_pipeline").DataPipeline
 
     def load(folder: Path) -> Any:
         with warnings.catch_warnings():
@@ -86,100 +81,84 @@ def test_frames_actions_and_rewards_are_those_of_minerls_own_reader(
     assert stream(folder).expected_frames == actions
 
 
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_video(tmp_path_factory.mktemp("video") / "a.mp4", numbered(100)).read_bytes()
+
+
 @settings(max_examples=10, deadline=None)
-@given(actions=st.integers(1, 60), leading=st.integers(0, 40), tail=st.integers(-1, 20))
+@example(actions=60, leading=40)  # one frame more is promised than there are, and it is not looked at
+@given(actions=st.integers(1, 60), leading=st.integers(0, 40))
 def test_frame_i_belongs_to_action_i(
-    tmp_path_factory: pytest.TempPathFactory, sixty: bytes, actions: int, leading: int, tail: int
+    tmp_path_factory: pytest.TempPathFactory, hundred: bytes, actions: int, leading: int
 ):
-    promised = min(leading + actions + 1, 100 - tail)
-    actions = promised - leading - 1
-    if actions < 1:
-        return
     more = {"action$number": np.arange(actions), "observation$number": np.arange(actions + 1)}
-    folder = write_minerl_stream(tmp_path_factory.mktemp("law") / "s", sixty, actions, promised, more)
+    folder = write_minerl_stream(tmp_path_factory.mktemp("law") / "s", hundred, actions, leading + actions + 1, more)
     assert numbers(read(stream(folder))) == list(range(leading, leading + actions))
     rows = stream(folder).rows()
-    for name in ("action$number", "observation$number"):
+    for name in more:
         assert rows[name].tolist() == list(range(actions))
     assert all(len(array) == actions for array in rows.values())
-
-
-@pytest.fixture(scope="module")
-def sixty(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return write_video(tmp_path_factory.mktemp("video") / "a.mp4", numbered(100)).read_bytes()
 
 
 def test_nothing_is_unpickled_and_what_is_left_out_is_named(tmp_path: Path):
     mark = tmp_path / "mark"
     evil = np.array([Evil(mark)] * 30, dtype=object)
-    folder = write_minerl_stream(
-        tmp_path / "s", CLIP.read_bytes(), 30, 40, {"action$evil": evil, "observation$evil": evil}
-    )
+    more = {
+        **{"action$evil": evil, "observation$evil": evil},
+        **{"monitor$x": np.zeros(31), "observation$pov": np.zeros((31, 1)), "whatever": np.zeros(3)},
+    }
+    folder = write_minerl_stream(tmp_path / "s", CLIP.read_bytes(), 30, 40, more)
     recording = stream(folder)
     assert read(recording).shape == (30, 64, 64, 3)
     assert "action$attack" in recording.rows()
-    assert not {"action$evil", "observation$evil"} & recording.rows().keys()
+    assert not more.keys() & recording.rows().keys()
     assert "action$evil, observation$evil" in recording.notes[0]
     recordings, damaged = find_recordings([tmp_path])
-    assert [each.source for each in recordings] == [folder]
-    assert damaged == []
-    assert not mark.exists()
-    np.load(folder / "rendered.npz", allow_pickle=True)["action$evil"]  # the array is what it is said to be
-    assert mark.exists()
-
-
-def test_an_object_array_as_reward(tmp_path: Path):
-    mark = tmp_path / "mark"
-    more = {"reward": np.array([Evil(mark)] * 30, dtype=object)}
-    folder = write_minerl_stream(tmp_path / "s", CLIP.read_bytes(), 30, 40, more)
+    assert ([each.source for each in recordings], damaged) == ([folder], [])
+    folder = write_minerl_stream(tmp_path / "as reward", CLIP.read_bytes(), 30, 40, {"reward": evil})
     with pytest.raises(DamagedRecordingError, match="reward"):
         stream(folder).rows()
     assert not mark.exists()
+    np.load(folder / "rendered.npz", allow_pickle=True)["reward"]  # the array is what it is said to be
+    assert mark.exists()
 
 
-def metadata(content: str | bytes) -> Callable[[Path], Any]:
-    data = content if isinstance(content, bytes) else content.encode()
-    return lambda folder: (folder / "metadata.json").write_bytes(data)
-
-
-#: The file at fault, and what is done to it.
-DAMAGED: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "no video": ("recording.mp4", lambda f: (f / "recording.mp4").unlink()),
-    "no arrays": ("rendered.npz", lambda f: (f / "rendered.npz").unlink()),
-    "no metadata": ("metadata.json", lambda f: (f / "metadata.json").unlink()),
-    "broken json": ("metadata.json", metadata('{"true_video')),
-    "binary json": ("metadata.json", metadata(b"\xff\xfe\x00")),
-    "json list": ("metadata.json", metadata("[1]")),
-    "no count": ("true_video_frame_count", metadata("{}")),
-    "count of text": ("true_video_frame_count", metadata('{"true_video_frame_count": "90"}')),
-    "too few promised": ("metadata.json", metadata('{"true_video_frame_count": 30}')),
-    "video too short": ("recording.mp4", metadata('{"true_video_frame_count": 100}')),
-    "video cut": ("recording.mp4", lambda f: (f / "recording.mp4").write_bytes(CLIP.read_bytes()[:20000])),
-    "text as video": ("recording.mp4", lambda f: (f / "recording.mp4").write_text("text")),
-    "text as arrays": ("rendered.npz", lambda f: (f / "rendered.npz").write_text("text")),
-    "arrays cut": (
-        "rendered.npz",
-        lambda f: (f / "rendered.npz").write_bytes((f / "rendered.npz").read_bytes()[:-200]),
-    ),
+#: The file at fault, what is written to it (None removes it), and what else the error names.
+DAMAGED: dict[str, tuple[str, bytes | None, str]] = {
+    "no video": ("recording.mp4", None, ""),
+    "no arrays": ("rendered.npz", None, ""),
+    "no metadata": ("metadata.json", None, ""),
+    "broken json": ("metadata.json", b'{"true_video', ""),
+    "binary json": ("metadata.json", b"\xff\xfe\x00", ""),
+    "json list": ("metadata.json", b"[1]", ""),
+    "no count": ("metadata.json", b"{}", "true_video_frame_count"),
+    "too few promised": ("metadata.json", b'{"true_video_frame_count": 30}', "true_video_frame_count"),
+    "video too short": ("metadata.json", b'{"true_video_frame_count": 100}', ""),
+    "video cut": ("recording.mp4", CLIP.read_bytes()[:20000], ""),
+    "text as arrays": ("rendered.npz", b"text", ""),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damaged_streams(name: str, tmp_path: Path):
-    at_fault, damage = DAMAGED[name]
+    at_fault, content, words = DAMAGED[name]
     folder = write_minerl_stream(tmp_path / "v3_stream", CLIP.read_bytes(), 30, 40)
     whole = read(stream(folder))
-    damage(folder)
-    good = read_until_damage(stream(folder), f"v3_stream.*{at_fault}")
+    if content is None:
+        (folder / at_fault).unlink()
+        recordings, (damaged,) = find_recordings([tmp_path])
+        assert (recordings, damaged.name) == ([], "v3_stream")
+        assert at_fault in damaged.reason
+    else:
+        (folder / at_fault).write_bytes(content)
+    named = "recording.mp4" if name == "video too short" else at_fault
+    good = read_until_damage(stream(folder), f"v3_stream.*{named}.*{words}")
     if name == "video cut":
         assert good is not None
         np.testing.assert_array_equal(good, whole[: len(good)])
     elif name != "video too short":
         assert good is None
-    if name in ("no video", "no arrays", "no metadata"):
-        recordings, (damaged,) = find_recordings([tmp_path])
-        assert (recordings, damaged.name) == ([], "v3_stream")
-        assert at_fault in damaged.reason
 
 
 @pytest.mark.parametrize(
@@ -190,8 +169,7 @@ def test_damaged_streams(name: str, tmp_path: Path):
         ("reward", np.array(["a"] * 30)),
         ("reward", np.zeros(0)),
         ("action$attack", np.zeros(29)),
-        ("observation$x", np.zeros(32)),
-        ("action$attack", np.float32(1)),
+        ("observation$x", np.float32(1)),
     ],
 )
 def test_arrays_that_do_not_agree(name: str, array: Any, tmp_path: Path):
@@ -202,36 +180,8 @@ def test_arrays_that_do_not_agree(name: str, array: Any, tmp_path: Path):
     assert stream(folder).expected_frames is None
 
 
-def test_a_damaged_array_is_found_when_it_is_read(tmp_path: Path):
-    folder = write_minerl_stream(tmp_path / "s", CLIP.read_bytes(), 30, 40)
-    file = folder / "rendered.npz"
-    with zipfile.ZipFile(file) as archive:
-        at = archive.getinfo("action$camera.npy").header_offset + 300
-    data = bytearray(file.read_bytes())
-    data[at] ^= 0xFF
-    file.write_bytes(data)
-    with pytest.raises(DamagedRecordingError, match=r"rendered\.npz.*CRC"):
-        stream(folder).rows()
-
-
-def test_other_keys_and_a_pov_array_are_not_rows(tmp_path: Path):
-    more = {"monitor$x": np.zeros(31), "observation$pov": np.zeros((31, 1)), "whatever": np.zeros(3)}
-    each = stream(write_minerl_stream(tmp_path / "s", CLIP.read_bytes(), 30, 40, more))
-    assert not more.keys() & each.rows().keys()
-    assert each.notes == []
-
-
 def test_the_stream_that_minerl_refuses_is_named(tmp_path: Path):
     name = "v3_tempting_capers_shapeshifter-14_1-2"
     write_minerl_stream(tmp_path / "MineRLTreechop-v0" / name, CLIP.read_bytes(), 30, 40)
     recordings, (damaged,) = find_recordings([tmp_path])
     assert (recordings, damaged.name) == ([], f"MineRLTreechop-v0/{name}")
-
-
-def test_a_fingerprint_is_of_the_three_files(tmp_path: Path):
-    folder = write_minerl_stream(tmp_path / "s", CLIP.read_bytes(), 30, 40)
-    before = stream(folder).fingerprint()
-    (folder / "notes.txt").write_text("anything")
-    assert stream(folder).fingerprint() == before
-    (folder / "metadata.json").write_text('{"true_video_frame_count": 41}')
-    assert stream(folder).fingerprint() != before

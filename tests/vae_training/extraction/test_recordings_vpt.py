@@ -4,11 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 
-from tests.support.recording_files import numbered, numbers, read, read_until_damage, vpt_line, write_video, write_vpt
+from tests.support.recording_files import (
+    numbered,
+    numbers,
+    read,
+    read_until_damage,
+    vpt_line,
+    write_empty_video,
+    write_video,
+    write_vpt,
+)
 from vae_training.extraction.readers import base
 from vae_training.extraction.readers.find import find_recordings
 from vae_training.extraction.readers.vpt import BUTTONS, VptOptions, VptRecording, read_actions
@@ -25,53 +33,35 @@ def recording(file: Path, **options: Any) -> VptRecording:
 
 KEYS = {
     "key.keyboard.w": "forward",
-    "key.keyboard.s": "back",
-    "key.keyboard.a": "left",
-    "key.keyboard.d": "right",
-    "key.keyboard.q": "drop",
-    "key.keyboard.e": "inventory",
     "key.keyboard.f": "swapHands",
     "key.keyboard.space": "jump",
     "key.keyboard.left.shift": "sneak",
-    "key.keyboard.left.control": "sprint",
     "key.keyboard.escape": "ESC",
-    "key.keyboard.1": "hotbar.1",
     "key.keyboard.9": "hotbar.9",
 }
 
 
-def test_each_key_is_the_button_of_minerl(tmp_path: Path):
+def test_there_is_a_row_for_each_button_of_minerl(tmp_path: Path):
     lines = [vpt_line(), *(vpt_line(keys=[key, "key.keyboard.f3"]) for key in KEYS)]
     rows = read_actions(write_lines(tmp_path / "a.jsonl", *lines))
     for number, button in enumerate(KEYS.values(), 1):
         assert [name for name in BUTTONS if rows[f"action${name}"][number]] == [button]
     assert rows["null_action"].tolist() == [True] + [False] * len(KEYS)
-
-
-def test_there_is_a_row_for_each_button_of_minerl(tmp_path: Path):
     assert len(set(BUTTONS)) == len(BUTTONS) == 23
-    rows = read_actions(write_lines(tmp_path / "a.jsonl", vpt_line(), vpt_line()))
     assert {name: (array.shape, array.dtype) for name, array in rows.items()} == {
-        **{f"action${name}": ((2,), np.dtype(np.int64)) for name in BUTTONS},
-        "action$camera": ((2, 2), np.dtype(np.float32)),
-        "null_action": ((2,), np.dtype(bool)),
-        "is_gui_open": ((2,), np.dtype(bool)),
-        "mouse": ((2, 2), np.dtype(np.float32)),
-        "video_frame": ((2,), np.dtype(np.int64)),
+        **{f"action${name}": ((7,), np.dtype(np.int64)) for name in BUTTONS},
+        "action$camera": ((7, 2), np.dtype(np.float32)),
+        "null_action": ((7,), np.dtype(bool)),
+        "is_gui_open": ((7,), np.dtype(bool)),
+        "mouse": ((7, 2), np.dtype(np.float32)),
+        "video_frame": ((7,), np.dtype(np.int64)),
     }
 
 
 def test_mouse_buttons_and_camera(tmp_path: Path):
-    file = write_lines(
-        tmp_path / "a.jsonl",
-        vpt_line(),
-        vpt_line(buttons=[0], newButtons=[0]),
-        vpt_line(buttons=[1]),
-        vpt_line(buttons=[2, 7]),
-        vpt_line(dx=100.0, dy=-4.0),
-        vpt_line(buttons=[7], keys=["key.keyboard.f3"]),
-    )
-    rows = read_actions(file)
+    lines = [{}, {"buttons": [0], "newButtons": [0]}, {"buttons": [1]}, {"buttons": [2, 7]}, {"dx": 100.0, "dy": -4.0}]
+    lines.append({"buttons": [7], "keys": ["key.keyboard.f3"]})
+    rows = read_actions(write_lines(tmp_path / "a.jsonl", *(vpt_line(**line) for line in lines)))
     assert rows["action$attack"].tolist() == [0, 1, 0, 0, 0, 0]
     assert rows["action$use"].tolist() == [0, 0, 1, 0, 0, 0]
     assert rows["action$pickItem"].tolist() == [0, 0, 0, 1, 0, 0]
@@ -89,13 +79,12 @@ def test_an_attack_button_that_hangs_from_the_start_is_let_go(tmp_path: Path):
 
 
 def test_the_scroll_wheel_is_seen_from_the_hotbar(tmp_path: Path):
-    rows = read_actions(write_lines(tmp_path / "a.jsonl", *(vpt_line(hotbar=slot) for slot in (0, 3, 3, 8, 0))))
+    early = vpt_line()
+    del early["hotbar"]  # of an early recorder
+    lines = [early, *(vpt_line(hotbar=slot) for slot in (0, 3, 3, 8, 0))]
+    rows = read_actions(write_lines(tmp_path / "a.jsonl", *lines))
     chosen = np.stack([rows[f"action$hotbar.{n}"] for n in range(1, 10)], axis=1)
-    assert [np.flatnonzero(row).tolist() for row in chosen] == [[], [3], [], [8], [0]]
-    lines = [vpt_line(), vpt_line()]
-    for line in lines:
-        del line["hotbar"]  # of an early recorder
-    assert not read_actions(write_lines(tmp_path / "b.jsonl", *lines))["action$hotbar.1"].any()
+    assert [np.flatnonzero(row).tolist() for row in chosen] == [[], [], [3], [], [8], [0]]
 
 
 @pytest.fixture(scope="module")
@@ -129,27 +118,21 @@ def test_a_chunk_of_which_nothing_is_kept_is_not_given(tmp_path: Path):
     assert len(recording(file, drop_null_actions=True).rows()["null_action"]) == 0
 
 
-@pytest.mark.parametrize(("frames", "lines"), [(20, 19), (20, 25)])
+@pytest.mark.parametrize(("frames", "lines"), [(20, 19), (20, 25), (26, 20), (20, 26)])
 def test_lengths_that_differ_by_a_few_are_paired_and_noted(frames: int, lines: int, tmp_path: Path):
     file = write_vpt(tmp_path / "a.mp4", numbered(frames), [vpt_line(x=float(i)) for i in range(lines)])
-    paired = min(frames, lines)
-    assert numbers(read(recording(file))) == list(range(paired))
-    assert recording(file).rows()["mouse"][:, 0].tolist() == list(range(paired))
+    if abs(frames - lines) > 5:
+        assert read_until_damage(recording(file), rf"a\.mp4.* {frames} .*a\.jsonl.* {lines} ") is None
+        return
+    paired = list(range(min(frames, lines)))
+    assert numbers(read(recording(file))) == recording(file).rows()["mouse"][:, 0].tolist() == paired
     assert len(recording(file).notes) == 1
-
-
-@pytest.mark.parametrize(("frames", "lines"), [(26, 20), (20, 26)])
-def test_lengths_that_differ_by_more_are_damage(frames: int, lines: int, tmp_path: Path):
-    file = write_vpt(tmp_path / "a.mp4", numbered(frames), [vpt_line()] * lines)
-    assert read_until_damage(recording(file), rf"a\.mp4 has {frames} frames, and a\.jsonl {lines} lines") is None
 
 
 BROKEN = {
     "cut": '{"mouse": {"x"',
     "list": "[1, 2]",
-    "number": "7",
     "no mouse": json.dumps({**vpt_line(), "mouse": None}),
-    "no keys": json.dumps({**vpt_line(), "keyboard": {}}),
     "no menu": json.dumps({name: value for name, value in vpt_line().items() if name != "isGuiOpen"}),
     "text": json.dumps(vpt_line(dx="far")),
     "deep": "[" * 100_000,
@@ -159,33 +142,20 @@ BROKEN = {
 
 def test_a_broken_line_is_named(tmp_path: Path):
     file = write_video(tmp_path / "a.mp4", numbered(10))
+    actions = file.with_suffix(".jsonl")
+    assert read_until_damage(recording(file), r"a\.jsonl") is None
     for broken in BROKEN.values():
         lines = [json.dumps(vpt_line())] * 10
         lines[6] = broken
-        file.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", errors="surrogateescape")
+        actions.write_text("\n".join(lines) + "\n", errors="surrogateescape")
         assert read_until_damage(recording(file), r"a\.jsonl, line 7") is None
-
-
-def test_empty_lines_are_passed_over_and_lines_must_be_there(tmp_path: Path):
-    file = write_video(tmp_path / "a.mp4", numbered(10))
+    actions.write_text("\n\n")
     assert read_until_damage(recording(file), r"a\.jsonl") is None
-    file.with_suffix(".jsonl").write_text("\n\n")
-    assert read_until_damage(recording(file), r"a\.jsonl") is None
-    file.with_suffix(".jsonl").write_text("\n".join([json.dumps(vpt_line()), "", json.dumps(vpt_line()), "", ""]))
-    assert len(read_actions(file.with_suffix(".jsonl"))["null_action"]) == 2
+    actions.write_text("\n".join([json.dumps(vpt_line()), "", json.dumps(vpt_line()), "", ""]))
+    assert len(read_actions(actions)["null_action"]) == 2  # empty lines are passed over
 
 
-def test_a_video_without_frames_is_damaged(tmp_path: Path):
-    file = tmp_path / "a.mp4"
-    with av.open(str(file), "w", options={"movflags": "frag_keyframe+empty_moov"}) as container:
-        stream: Any = container.add_stream("libx264", rate=20)
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        container.start_encoding()
-    write_lines(tmp_path / "a.jsonl", vpt_line())
-    assert read_until_damage(recording(file), r"a\.mp4") is None
-
-
-def test_a_cut_video_is_damaged(tmp_path: Path):
+def test_damaged_videos(tmp_path: Path):
     lines = [vpt_line(x=float(i)) for i in range(60)]
     file = write_vpt(tmp_path / "a.mp4", numbered(60), lines)
     write_video(file, numbered(60), container_options={"movflags": "faststart"})
@@ -193,6 +163,9 @@ def test_a_cut_video_is_damaged(tmp_path: Path):
     good = read_until_damage(recording(file), r"a\.mp4")
     assert good is not None
     assert numbers(good) == list(range(len(good)))
+    write_empty_video(file)
+    write_lines(file.with_suffix(".jsonl"), vpt_line())
+    assert read_until_damage(recording(file), r"a\.mp4") is None
 
 
 def test_a_video_that_does_not_state_its_length_is_counted(tmp_path: Path):
@@ -208,6 +181,3 @@ def test_a_search_hands_the_options_on_and_they_are_in_the_fingerprint(clip: Pat
     assert [each.kind for each in plain] == [each.kind for each in chosen] == ["vpt"]
     assert [len(read(each)) for each in (*plain, *chosen)] == [60, 40]
     assert plain[0].fingerprint() != chosen[0].fingerprint()
-    before = plain[0].fingerprint()
-    clip.with_suffix(".jsonl").write_text(clip.with_suffix(".jsonl").read_text() + "\n")
-    assert plain[0].fingerprint() != before

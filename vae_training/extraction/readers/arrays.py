@@ -1,9 +1,7 @@
 """Frames in numpy's own files: `.npy`, and `.npz` with what is known of each frame beside them."""
 
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -11,13 +9,11 @@ from typing import IO, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_training.data.frames import NpyHeader, read_npy_header
-from vae_training.extraction.readers.base import DamagedRecordingError, Frames, Recording, frames_per_chunk
+from vae_training.data.frames import Frames, NpyHeader, read_npy_header
+from vae_training.extraction.readers.base import DamagedRecordingError, Recording, frames_per_chunk, reading
 
 _KEYS = ("frames", "obs", "arr_0")
 _CHANNELS = (1, 3, 4)
-#: What zipfile, zlib and numpy raise on a damaged archive.
-_BROKEN = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -26,9 +22,9 @@ class NpyRecording(Recording):
 
     kind: ClassVar[str] = "npy"
 
-    def chunks(self) -> Iterator[Frames]:
+    def chunks(self) -> Generator[Frames]:
         """As of a recording; channel-first and grey frames are turned to RGB, a fourth channel (alpha) is dropped."""
-        with _reading(self.source), self.source.open("rb") as handle:
+        with reading(self.source), self.source.open("rb") as handle:
             yield from _stream(handle, str(self.source))
 
     def _stated_frames(self) -> int | None:
@@ -45,23 +41,22 @@ class NpzRecording(Recording):
 
     kind: ClassVar[str] = "npz"
 
-    def chunks(self) -> Iterator[Frames]:
+    def chunks(self) -> Generator[Frames]:
         """As of a recording, in the same forms as a `.npy` file; read piece by piece, compressed or not."""
-        key = self.key
-        with _reading(self.source), zipfile.ZipFile(self.source) as archive, archive.open(f"{key}.npy") as handle:
-            yield from _stream(handle, f"{self.source}, array {key!r},")
+        with reading(self.source), zipfile.ZipFile(self.source) as archive, archive.open(f"{self.key}.npy") as handle:
+            yield from _stream(handle, f"{self.source}, array {self.key!r},")
 
     def rows(self) -> Mapping[str, NDArray[Any]]:
         """The other arrays that have a row for each frame, by their names."""
         headers, key = npz_headers(self.source), self.key
         count = headers.pop(key).shape[:1]
-        same = [name for name, h in headers.items() if h.shape[:1] == count and not h.dtype.hasobject]
+        same = [name for name, header in headers.items() if header.shape[:1] == count and not header.dtype.hasobject]
         return read_npz(self.source, same)
 
     @property
     def key(self) -> str:
         """Name of the array of frames."""
-        return frames_key(self.source, npz_headers(self.source))
+        return _frames_key(self.source, npz_headers(self.source))
 
     @property
     def notes(self) -> list[str]:
@@ -72,16 +67,31 @@ class NpzRecording(Recording):
         return npz_headers(self.source)[self.key].shape[0]
 
 
+def array_recordings(file: Path) -> list[Recording]:
+    """The recording in a `.npy` or `.npz` file; none where its arrays are numbers beside pictures.
+
+    Raises:
+        DamagedRecordingError: It cannot be read, or its arrays cannot be frames.
+    """
+    npy = file.suffix.lower() == ".npy"
+    headers = {"": npy_header_of(file)} if npy else npz_headers(file)
+    if headers and all(len(header.shape) < 3 and not header.dtype.hasobject for header in headers.values()):
+        return []
+    key = "" if npy else _frames_key(file, headers)
+    _check_frames(headers[key], str(file) if npy else f"{file}, array {key!r},")
+    return [NpyRecording("", file) if npy else NpzRecording("", file)]
+
+
 def npy_header_of(file: Path) -> NpyHeader:
     """What a `.npy` file holds, from its first bytes; `DamagedRecordingError` where it cannot be read."""
-    with _reading(file), file.open("rb") as handle:
+    with reading(file), file.open("rb") as handle:
         return read_npy_header(handle)
 
 
 def npz_headers(file: Path) -> dict[str, NpyHeader]:
     """What a `.npz` file holds, by name, without reading the arrays; `DamagedRecordingError` if it cannot be read."""
     headers: dict[str, NpyHeader] = {}
-    with _reading(file), zipfile.ZipFile(file) as archive:
+    with reading(file), zipfile.ZipFile(file) as archive:
         for member in archive.namelist():
             if member.endswith(".npy"):
                 with archive.open(member) as handle:
@@ -91,7 +101,7 @@ def npz_headers(file: Path) -> dict[str, NpyHeader]:
 
 def read_npz(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
     """Some arrays of a `.npz` file; `DamagedRecordingError` where they hold objects or cannot be read."""
-    with _reading(file), np.load(file, allow_pickle=False) as archive:
+    with reading(file), np.load(file, allow_pickle=False) as archive:
         return {name: archive[name] for name in names}
 
 
@@ -101,88 +111,66 @@ def notes_on_objects(source: Path, headers: Mapping[str, NpyHeader]) -> list[str
     return [f"{source}: left out, because they hold Python objects: {', '.join(names)}"] if names else []
 
 
-def frames_key(file: Path, headers: Mapping[str, NpyHeader]) -> str:
+def _frames_key(file: Path, headers: Mapping[str, NpyHeader]) -> str:
     """Which array of a `.npz` file is its frames; `DamagedRecordingError` if none is, or more than one may be."""
     uint8 = [(name, len(header.shape)) for name, header in headers.items() if header.dtype == np.uint8]
     fitting = [name for name, axes in uint8 if axes == 4] or [name for name, axes in uint8 if axes == 3]
-    for key in _KEYS:
-        if key in fitting:
-            return key
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
+    chosen = [key for key in _KEYS if key in fitting] or fitting
+    if not chosen:
+        for name, header in headers.items():
+            if len(header.shape) >= 3:
+                _check_frames(header, f"{file}, array {name!r},")
+    if not chosen or (len(chosen) > 1 and chosen[0] not in _KEYS):
         raise DamagedRecordingError(
-            f"{file}: {', '.join(map(repr, fitting))} may each be the frames. Call the right one 'frames' when saving"
+            f"{file} must have one array of uint8 frames (N, H, W, C), or one called 'frames'; it has "
+            f"{', '.join(map(repr, headers)) or 'nothing'}. Save the frames under that name"
         )
-    for name, header in headers.items():
-        if len(header.shape) >= 3 and (reason := why_no_frames(header, f"{file}, array {name!r},")):
-            raise DamagedRecordingError(reason)
+    return chosen[0]
+
+
+def _check_frames(header: NpyHeader, what: str) -> None:
+    """Raise a `DamagedRecordingError` if an array cannot be frames."""
+    shape, dtype = header.shape, header.dtype
+    if dtype.hasobject:
+        remedy = "Python objects are never loaded, as that can run code; save a plain uint8 array"
+    elif dtype != np.uint8:
+        remedy = "use frames.astype(numpy.uint8), and multiply values of 0 to 1 by 255 before"
+    elif len(shape) == 3 and shape[2] in _CHANNELS:
+        remedy = "this looks like a single picture; a recording needs one more axis: frames[None]"
+    elif 0 in shape or len(shape) not in (3, 4) or not (len(shape) == 3 or shape[3] in _CHANNELS or _first(shape)):
+        remedy = "C is 1, 3 or 4 channels, and there is at least one frame"
+    elif header.fortran_order:  # one frame is scattered over the whole file
+        remedy = "it is in Fortran order; save it again with numpy.save(file, numpy.ascontiguousarray(frames))"
+    else:
+        return
     raise DamagedRecordingError(
-        f"{file} has no array of uint8 frames (N, H, W, C); it has {', '.join(headers) or 'nothing'}"
+        f"{what} has {dtype} of shape {shape}, expected uint8 (N, H, W, C), (N, C, H, W) or grey (N, H, W): {remedy}"
     )
 
 
-def why_no_frames(header: NpyHeader, what: str) -> str | None:
-    """Why an array cannot be frames, with what to do; None where it can. `what` names the array in the message."""
-    shape, dtype = header.shape, header.dtype
-    if dtype.hasobject:
-        return f"{what} holds Python objects, which are never loaded, as that can run code; save a plain uint8 array"
-    if dtype != np.uint8:
-        scale = " (values 0 to 1 times 255 before)" if dtype.kind == "f" else ""
-        return f"{what} holds {dtype}, expected uint8 (values 0 to 255); use frames.astype(numpy.uint8){scale}"
-    if len(shape) not in (3, 4) or 0 in shape:
-        return f"{what} has shape {shape}, expected (N, H, W, C), (N, C, H, W) or grey (N, H, W)"
-    if len(shape) == 3 and shape[2] in _CHANNELS:
-        return f"{what} has shape {shape}, which looks like a single picture; a recording needs an axis: frames[None]"
-    if len(shape) == 4 and shape[3] not in _CHANNELS and not _channel_first(shape):
-        return f"{what} has shape {shape}: neither its last nor its second axis is of 1, 3 or 4 channels"
-    if header.fortran_order:  # one frame is scattered over the whole file
-        return f"{what} is in Fortran order; save it again with numpy.save(file, numpy.ascontiguousarray(frames))"
-    return None
-
-
-def _stream(handle: IO[bytes], what: str) -> Iterator[Frames]:
-    """The frames of an array as they come from the disk; only a chunk of them is in memory."""
+def _stream(handle: IO[bytes], what: str) -> Generator[Frames]:
+    """The frames of an array as they come from the disk, as RGB; only a chunk of them is in memory."""
     header = read_npy_header(handle)
-    if (reason := why_no_frames(header, what)) is not None:
-        raise DamagedRecordingError(reason)
-    count, frame_bytes = header.shape[0], int(np.prod(header.shape[1:]))
-    good, step = 0, frames_per_chunk(frame_bytes)
+    _check_frames(header, what)
+    count, frame_bytes, good = header.shape[0], int(np.prod(header.shape[1:])), 0
     while good < count:
-        wanted = min(step, count - good)
+        wanted = min(frames_per_chunk(frame_bytes), count - good)
         data = bytearray(handle.read(wanted * frame_bytes))
         whole = len(data) // frame_bytes
         if whole:
             good += whole
-            yield _rgb(np.frombuffer(data, np.uint8, whole * frame_bytes).reshape(whole, *header.shape[1:]))
+            frames = np.frombuffer(data, np.uint8, whole * frame_bytes).reshape(whole, *header.shape[1:])
+            if frames.ndim == 3:
+                frames = frames[..., None]
+            elif _first(frames.shape):
+                frames = frames.transpose(0, 2, 3, 1)
+            if frames.shape[3] == 1:
+                frames = np.broadcast_to(frames, (*frames.shape[:3], 3))
+            yield np.ascontiguousarray(frames[..., :3])
         if whole < wanted:
             raise DamagedRecordingError(f"{what} is cut short: it promises {count} frames, and {good} are there")
 
 
-def _rgb(frames: Frames) -> Frames:
-    """(n, H, W, 3) of any form that was let in."""
-    if frames.ndim == 3:
-        frames = frames[..., None]
-    elif _channel_first(frames.shape):
-        frames = frames.transpose(0, 2, 3, 1)
-    if frames.shape[3] == 1:
-        frames = np.broadcast_to(frames, (*frames.shape[:3], 3))
-    return np.ascontiguousarray(frames[..., :3])
-
-
-def _channel_first(shape: tuple[int, ...]) -> bool:
+def _first(shape: tuple[int, ...]) -> bool:
+    """Whether the channels are the axis after that of the frames."""
     return len(shape) == 4 and shape[1] in _CHANNELS and min(shape[2:]) >= 8
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Errors of reading a file as what they are to the user."""
-    try:
-        yield
-    except DamagedRecordingError:
-        raise
-    except _BROKEN as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedRecordingError(
-            f"{file} cannot be read: it is damaged or not what its name says ({reason})"
-        ) from None

@@ -1,8 +1,9 @@
 """What all recordings have in common: a name, frames in order, and rows of actions, rewards and state if known."""
 
+import contextlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_obs.util.errors import InputError
+from vae_training.data.frames import Frames
 
-Frames = NDArray[np.uint8]
 CHUNK_BYTES = 16 << 20
 _MOST_FRAMES = 512  # in a chunk, so that tiny frames come in time as well
 
@@ -46,7 +47,7 @@ class Recording(ABC):
     kind: ClassVar[str]
 
     @abstractmethod
-    def chunks(self) -> Iterator[Frames]:
+    def chunks(self) -> Generator[Frames]:
         """The frames in order, uint8 (n, H, W, 3) RGB, some at a time: memory is constant in the recording's length.
 
         Raises:
@@ -54,9 +55,7 @@ class Recording(ABC):
         """
 
     def rows(self) -> Mapping[str, NDArray[Any]]:
-        """Arrays by name, whose row i belongs to frame i of `chunks`: numbers and text, never objects.
-
-        Actions as the recording names them ("action$camera"), "reward", and so on; empty where it has none.
+        """Arrays by name, numbers or text, whose row i belongs to frame i: "action$camera", "reward", and so on.
 
         Raises:
             DamagedRecordingError: They cannot be read.
@@ -64,33 +63,39 @@ class Recording(ABC):
         return {}
 
     @property
+    def files(self) -> Sequence[Path]:
+        """The files that it consists of."""
+        return [self.source]
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks for the user, in whole sentences; nothing is decoded. Raises a `DamagedRecordingError`."""
+        return []
+
+    @property
     def expected_frames(self) -> int | None:
         """Number of frames by the recording's own header; None where it states none, or cannot be read."""
-        try:
+        with contextlib.suppress(DamagedRecordingError):
             return self._stated_frames()
-        except DamagedRecordingError:
-            return None
 
     def _stated_frames(self) -> int | None:
         return None
 
-    @property
-    def notes(self) -> list[str]:
-        """Remarks on a readable recording for the user, in whole sentences; nothing is decoded.
-
-        Raises:
-            DamagedRecordingError: It cannot be read.
-        """
-        return []
-
     def fingerprint(self) -> str:
         """A text that changes with the source: names, sizes and modification times of its files."""
-        return fingerprint_of([self.source])
+        return ";".join(f"{file.name}:{(stat := file.stat()).st_size}:{stat.st_mtime_ns}" for file in self.files)
 
 
-def fingerprint_of(files: Iterable[Path]) -> str:
-    """Names, sizes and modification times of some files, as `Recording.fingerprint` gives them."""
-    return ";".join(f"{file.name}:{(stat := file.stat()).st_size}:{stat.st_mtime_ns}" for file in files)
+@contextlib.contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Turn whatever a parser or decoder raises in this block into a `DamagedRecordingError` that begins with `what`."""
+    try:
+        yield
+    except DamagedRecordingError:
+        raise
+    except Exception as error:
+        words = str(error).splitlines() if isinstance(error, (OSError, ValueError)) else []
+        raise DamagedRecordingError(f"{what} cannot be read: {words[0] if words else repr(error)}") from None
 
 
 def frames_per_chunk(frame_bytes: int) -> int:
@@ -98,14 +103,13 @@ def frames_per_chunk(frame_bytes: int) -> int:
     return max(1, min(_MOST_FRAMES, CHUNK_BYTES // max(1, frame_bytes)))
 
 
-def in_chunks(frames: Iterable[Frames]) -> Iterator[Frames]:
+def in_chunks(frames: Iterable[Frames]) -> Generator[Frames]:
     """Collect frames (H, W, 3) of one size into arrays (n, H, W, 3); those before damage are given before it is raised.
 
     Raises:
         DamagedRecordingError: As `frames` raises it, with the number of good frames.
     """
     chunk, filled, good = np.empty((0, 0, 0, 3), np.uint8), 0, 0
-    damage: DamagedRecordingError | None = None
     try:
         for frame in frames:
             if filled == len(chunk):
@@ -113,14 +117,13 @@ def in_chunks(frames: Iterable[Frames]) -> Iterator[Frames]:
                     yield chunk
                 chunk, filled = np.empty((frames_per_chunk(frame.nbytes), *frame.shape), np.uint8), 0
             chunk[filled] = frame
-            filled += 1
-            good += 1
+            filled, good = filled + 1, good + 1
     except DamagedRecordingError as error:
-        damage = error
+        if filled:
+            yield chunk[:filled]
+        raise DamagedRecordingError(f"{error} ({good} good frames before it)") from None
     if filled:
         yield chunk[:filled]
-    if damage is not None:
-        raise DamagedRecordingError(f"{damage} ({good} good frames before it)") from None
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:

@@ -1,23 +1,23 @@
 """Find recordings in files and folders by names and headers, without decoding anything."""
 
-import os
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from latent_obs.util.errors import InputError
-from vae_training.extraction.readers.arrays import (
-    NpyRecording,
-    NpzRecording,
-    frames_key,
-    npy_header_of,
-    npz_headers,
-    why_no_frames,
+from vae_training.extraction.readers.arrays import array_recordings
+from vae_training.extraction.readers.base import (
+    Damaged,
+    DamagedRecordingError,
+    Recording,
+    is_passed_over,
+    natural_key,
+    reading,
 )
-from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording, is_passed_over, natural_key
 from vae_training.extraction.readers.images import PICTURE_SUFFIXES, PicturesRecording
-from vae_training.extraction.readers.minerl import ARRAYS, FILES, MineRLStream, why_unusable
+from vae_training.extraction.readers.minerl import ARRAYS, FILES, MineRLStream
 from vae_training.extraction.readers.video import VIDEO_SUFFIXES, VideoRecording
 from vae_training.extraction.readers.vpt import VptOptions, VptRecording
 
@@ -60,13 +60,13 @@ def find_recordings(paths: Sequence[Path], *, vpt: VptOptions | None = None) -> 
     for root in map(Path, paths):
         if not root.exists():
             raise InputError(f"there is no file or folder {root} (current folder: {Path.cwd()})")
-        base = root if root.is_dir() else root.parent
-        found += [(each, base) for each in (search.folder(root) if root.is_dir() else search.file(root))]
+        base, inside = (root, search.folder(root)) if root.is_dir() else (root.parent, search.file(root))
+        found += [(each, base) for each in inside]
     if not found:
         listed = ", ".join(search.others[:5]) or "nothing"
         where = ", ".join(map(str, paths)) or "no path at all"
         raise InputError(f"no recordings in {where}; there is {listed}. {_KNOWN}")
-    named = _named(found)
+    named = [replace(each, name=name) for (each, _), name in zip(found, _unique_names(found), strict=True)]
     recordings = [each for each in named if isinstance(each, Recording)]
     return recordings, [each for each in named if isinstance(each, Damaged)]
 
@@ -83,36 +83,53 @@ class _Search:
         if not self._is_new(root):  # given twice, or a link that leads back up
             return
         try:
-            entries = sorted(os.scandir(root), key=lambda entry: natural_key(entry.name))
-        except OSError as error:
-            yield Damaged("", root, f"{root} cannot be read: {error.strerror}")
+            with reading(root):
+                paths = [path for path in root.iterdir() if not is_passed_over(path.name)]
+        except DamagedRecordingError as error:
+            yield Damaged("", root, str(error))
             return
-        entries = [entry for entry in entries if not is_passed_over(entry.name)]
-        if _is_stream({entry.name for entry in entries if entry.is_file()}):
-            yield _stream(root)
+        if _is_stream(paths):
+            yield from self._each(root)
             return
-        files = {entry.name: _of_file(root / entry.name, self.vpt) for entry in entries if not entry.is_dir()}
-        pictures = [name for name in files if Path(name).suffix.lower() in PICTURE_SUFFIXES]
-        for entry in entries:
-            each = files.get(entry.name)
-            if entry.is_dir():
-                yield from self.folder(root / entry.name)
-            elif each is not None:
-                if self._is_new(each.source):
-                    yield each
-            elif entry.name not in pictures:
-                self.others.append(entry.name)
-            elif entry.name == pictures[0] and not any(files.values()):
+        paths.sort(key=lambda path: natural_key(path.name))
+        files = {path: list(self._each(path)) for path in paths if not path.is_dir()}
+        pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+        for path in paths:
+            if path not in files:
+                yield from self.folder(path)
+            elif files[path]:
+                if self._is_new(path):
+                    yield from files[path]
+            elif path not in pictures:
+                self.others.append(path.name)
+            elif path == pictures[0] and not any(files.values()):
                 yield PicturesRecording("", root)
 
     def file(self, file: Path) -> Iterator[_Found]:
-        each = _of_file(file, self.vpt)
-        if file.name in FILES and _is_stream({path.name for path in file.parent.iterdir()}):
-            each = _stream(file.parent)
-        if each is None:
+        part_of_stream = file.name in FILES and _is_stream(file.parent.iterdir())
+        found = list(self._each(file.parent if part_of_stream else file))
+        if not found:
             self.others.append(file.name)
-        elif self._is_new(each.source):
-            yield each
+        yield from (each for each in found if self._is_new(each.source))
+
+    def _each(self, path: Path) -> Iterator[_Found]:
+        """What a file, or the folder of a stream, is; nothing where it is no recording."""
+        suffix = path.suffix.lower()
+        try:
+            if path.is_dir():
+                yield MineRLStream("", path).checked()
+            elif suffix in VIDEO_SUFFIXES | {".npy", ".npz"}:
+                with reading(path):
+                    if path.stat().st_size == 0:
+                        raise ValueError("it is empty (0 bytes)")
+                if suffix in (".npy", ".npz"):
+                    yield from array_recordings(path)
+                elif suffix == ".mp4" and path.with_suffix(".jsonl").is_file():
+                    yield VptRecording("", path, options=self.vpt)
+                else:
+                    yield VideoRecording("", path)
+        except DamagedRecordingError as error:
+            yield Damaged("", path, str(error))
 
     def _is_new(self, path: Path) -> bool:
         real, known = path.resolve(), len(self.seen)
@@ -120,65 +137,28 @@ class _Search:
         return len(self.seen) > known
 
 
-def _is_stream(names: set[str]) -> bool:
-    return len(names.intersection(FILES)) >= 2 or ARRAYS in names
+def _is_stream(paths: Iterable[Path]) -> bool:
+    names = {path.name for path in paths if path.name in FILES and path.is_file()}
+    return len(names) >= 2 or ARRAYS in names
 
 
-def _stream(folder: Path) -> _Found:
-    reason = why_unusable(folder)
-    return MineRLStream("", folder) if reason is None else Damaged("", folder, reason)
-
-
-def _of_file(path: Path, vpt: VptOptions) -> _Found | None:
-    """What a file is, None where it is no recording."""
-    suffix = path.suffix.lower()
-    if suffix not in VIDEO_SUFFIXES | {".npy", ".npz"}:
-        return None
-    try:
-        if path.stat().st_size == 0:
-            return Damaged("", path, f"{path} is empty (0 bytes)")
-        if suffix in (".npy", ".npz"):
-            headers = {"": npy_header_of(path)} if suffix == ".npy" else npz_headers(path)
-            if headers and all(len(header.shape) < 3 and not header.dtype.hasobject for header in headers.values()):
-                return None
-            key = "" if suffix == ".npy" else frames_key(path, headers)
-            reason = why_no_frames(headers[key], f"{path}, array {key!r}," if key else str(path))
-            if reason is not None:
-                return Damaged("", path, reason)
-            return NpyRecording("", path) if suffix == ".npy" else NpzRecording("", path)
-    except DamagedRecordingError as error:
-        return Damaged("", path, str(error))
-    except OSError as error:
-        return Damaged("", path, f"{path} cannot be read: {error.strerror}")
-    if suffix == ".mp4" and path.with_suffix(".jsonl").is_file():
-        return VptRecording("", path, options=vpt)
-    return VideoRecording("", path)
-
-
-def _named(found: list[tuple[_Found, Path]]) -> list[_Found]:
-    """The same with a name each, of which no two agree, in whatever case a file system may see them."""
-    forms: list[list[str]] = []
+def _unique_names(found: Sequence[tuple[_Found, Path]]) -> list[str]:
+    """A name for each, of which no two agree, in whatever case a file system may see them."""
+    forms: list[tuple[str, str, str]] = []
     for each, base in found:
         inside = each.source.relative_to(base) if each.source.is_relative_to(base) else Path(each.source.name)
         whole = inside.as_posix() if inside.parts else (base.resolve().name or "recording")
         bare = whole if each.source.is_dir() or not inside.parts else inside.with_suffix("").as_posix()
-        forms.append([bare, whole, f"{base.resolve().name}/{whole}"])
-    names = [""] * len(found)
-    taken: set[str] = set()
-    left = list(range(len(found)))
-    for form in range(3):
-        wanted = Counter(forms[i][form].casefold() for i in left)
-        alone = {name for name, count in wanted.items() if count == 1} - taken
-        for i in left:
-            if forms[i][form].casefold() in alone:
-                names[i] = forms[i][form]
-        taken |= alone
-        left = [i for i in left if not names[i]]
-    for i in left:
-        number, name = 1, forms[i][2]
-        while name.casefold() in taken:
-            number += 1
-            name = f"{forms[i][2]}-{number}"
-        taken.add(name.casefold())
-        names[i] = name
-    return [replace(each, name=name) for (each, _), name in zip(found, names, strict=True)]
+        forms.append((bare, whole, f"{base.resolve().name}/{whole}"))
+    counts = [Counter(form[level].casefold() for form in forms) for level in range(2)]
+    names, taken = [""] * len(forms), set[str]()
+    for level in itertools.count():
+        for i, form in enumerate(forms):
+            name = form[level] if level < 3 else f"{form[2]}-{level - 1}"
+            alone = level >= 2 or counts[level][name.casefold()] == 1
+            if not names[i] and alone and name.casefold() not in taken:
+                names[i] = name
+                taken.add(name.casefold())
+        if all(names):
+            break
+    return names

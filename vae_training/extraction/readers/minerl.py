@@ -12,17 +12,18 @@ one before is repeated in its place; it is not read here. The arrays are read wi
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_training.data.frames import NpyHeader
+from latent_obs.util.errors import check_count
+from vae_training.data.frames import Frames, NpyHeader
 from vae_training.extraction.readers.arrays import notes_on_objects, npz_headers, read_npz
-from vae_training.extraction.readers.base import DamagedRecordingError, Frames, Recording, fingerprint_of
+from vae_training.extraction.readers.base import DamagedRecordingError, Recording, reading
 from vae_training.extraction.readers.video import decode
 
 VIDEO, ARRAYS, METADATA = FILES = ("recording.mp4", "rendered.npz", "metadata.json")
@@ -36,22 +37,20 @@ class MineRLStream(Recording):
 
     kind: ClassVar[str] = "minerl"
 
-    def chunks(self) -> Iterator[Frames]:
+    def chunks(self) -> Generator[Frames]:
         """As of a recording: what MineRL's reader gives as current observations `pov`."""
         actions, _ = self._headers()
-        total, given = _true_video_frame_count(self.source / METADATA), 0
-        first = total - (actions + 1)
-        if first < 0:
-            raise DamagedRecordingError(
-                f"{self.source}: {METADATA} promises {total} video frames, and the {actions} actions of {ARRAYS} need "
-                f"{actions + 1}"
-            )
+        metadata = self.source / METADATA
+        with reading(metadata):
+            count = json.loads(metadata.read_text(encoding="utf-8")).get("true_video_frame_count")
+            first = check_count("true_video_frame_count", count, actions + 1) - (actions + 1)
+        given = 0
         for chunk in decode(self.source / VIDEO, self.threads, first=first, count=actions):
             given += len(chunk)
             yield chunk
         if given < actions:
             raise DamagedRecordingError(
-                f"{self.source}: {VIDEO} is too short: {given} frames follow its first {first}, expected one for each "
+                f"{self.source / VIDEO} is too short: {given} frames follow its first {first}, expected one for each "
                 f"of {actions} actions"
             )
 
@@ -66,6 +65,11 @@ class MineRLStream(Recording):
         return {name: array[:actions] for name, array in rows.items()}
 
     @property
+    def files(self) -> list[Path]:
+        """Its three files."""
+        return [self.source / name for name in FILES]
+
+    @property
     def notes(self) -> list[str]:
         """Names the arrays of objects, which are never loaded."""
         return notes_on_objects(self.source, self._headers()[1])
@@ -73,20 +77,22 @@ class MineRLStream(Recording):
     def _stated_frames(self) -> int | None:
         return self._headers()[0]
 
-    def fingerprint(self) -> str:
-        """As of a recording, of its three files."""
-        return fingerprint_of(self.source / name for name in FILES)
+    def checked(self) -> Self:
+        """Itself; raises a `DamagedRecordingError` if it cannot be used, by its name and the names of its files."""
+        missing = [file.name for file in self.files if not file.is_file()]
+        if missing:
+            raise DamagedRecordingError(f"{self.source} is a MineRL stream that lacks {' and '.join(missing)}")
+        if _BLACKLISTED in str(self.source):
+            raise DamagedRecordingError(f"{self.source} is refused by MineRL's own reader: its data are corrupted")
+        return self
 
     def _headers(self) -> tuple[int, dict[str, NpyHeader]]:
         """Number of actions, and the headers of the arrays that belong to them."""
-        if (reason := why_unusable(self.source)) is not None:
-            raise DamagedRecordingError(reason)
-        file = self.source / ARRAYS
+        file = self.checked().source / ARRAYS
         headers = {name: header for name, header in npz_headers(file).items() if _is_row(name)}
         reward = headers.get("reward")
         if reward is None or len(reward.shape) != 1 or not reward.shape[0] or reward.dtype.kind not in "biuf":
-            found = "none" if reward is None else f"{reward.dtype} of shape {reward.shape}"
-            raise DamagedRecordingError(f"{file}: reward must be numbers, one for each action; it has {found}")
+            raise DamagedRecordingError(f"{file}: reward must be numbers, one for each action; found {reward}")
         actions = reward.shape[0]
         for name, header in headers.items():
             if header.shape[:1] not in ((actions,), (actions + 1,)):
@@ -94,28 +100,6 @@ class MineRLStream(Recording):
         return actions, headers
 
 
-def why_unusable(folder: Path) -> str | None:
-    """Why a stream cannot be used, by its name and the names of its files; None where it can."""
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        return f"{folder} is a MineRL stream that lacks {' and '.join(missing)}"
-    if _BLACKLISTED in str(folder):
-        return f"{folder} is a stream that MineRL's own reader refuses: its data are corrupted"
-    return None
-
-
 def _is_row(name: str) -> bool:
     # MineRL's reader takes whatever has "pov" in its name from the video.
     return name == "reward" or name.startswith("action$") or (name.startswith("observation$") and "pov" not in name)
-
-
-def _true_video_frame_count(file: Path) -> int:
-    try:
-        count = json.loads(file.read_text(encoding="utf-8"))["true_video_frame_count"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        raise DamagedRecordingError(
-            f"{file} is no JSON with true_video_frame_count ({type(error).__name__}: {error})"
-        ) from None
-    if isinstance(count, bool) or not isinstance(count, int):
-        raise DamagedRecordingError(f"{file}: true_video_frame_count must be an integer, got {count!r}")
-    return count

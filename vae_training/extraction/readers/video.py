@@ -1,13 +1,15 @@
 """Videos of any kind that FFmpeg can decode, through PyAV."""
 
+import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from latent_obs.util.errors import require
-from vae_training.extraction.readers.base import DamagedRecordingError, Frames, Recording, in_chunks
+from vae_training.data.frames import Frames
+from vae_training.extraction.readers.base import Recording, in_chunks, reading
 
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".gif")
@@ -24,7 +26,7 @@ class VideoRecording(Recording):
 
     kind: ClassVar[str] = "video"
 
-    def chunks(self) -> Iterator[Frames]:
+    def chunks(self) -> Generator[Frames]:
         """As of a recording: every frame that the file shows, at its own size."""
         return decode(self.source, self.threads)
 
@@ -32,7 +34,7 @@ class VideoRecording(Recording):
         return stated_frames(self.source)
 
 
-def decode(file: Path, threads: int = 0, *, first: int = 0, count: int | None = None) -> Iterator[Frames]:
+def decode(file: Path, threads: int = 0, *, first: int = 0, count: int | None = None) -> Generator[Frames]:
     """The frames of a video file, some at a time.
 
     Args:
@@ -48,48 +50,39 @@ def decode(file: Path, threads: int = 0, *, first: int = 0, count: int | None = 
 
 
 def stated_frames(file: Path) -> int | None:
-    """Number of frames by a video's header, None where it states none or cannot be read; nothing is decoded."""
-    av = require("av", extra="video", purpose="read videos")
-    try:
-        with av.open(str(file)) as container:
-            return container.streams.video[0].frames or None
-    except (av.error.FFmpegError, OSError, IndexError):
-        return None
+    """Number of frames by a video's header, None where it states none; raises a `DamagedRecordingError`."""
+    with _opened(file) as container:
+        return container.streams.video[0].frames or None
 
 
 def count_frames(file: Path) -> int:
-    """Number of frames in a video, by its header, or by its packets where that states none; nothing is decoded."""
-    if (stated := stated_frames(file)) is not None:
-        return stated
+    """As `stated_frames`, and the number of packets where the header states none; nothing is decoded."""
+    with _opened(file) as container:
+        stream = container.streams.video[0]
+        return stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A video's container; any error in the block means that the file is damaged."""
     av = require("av", extra="video", purpose="read videos")
-    try:
-        with av.open(str(file)) as container:
-            return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
-    except (av.error.FFmpegError, OSError, IndexError) as error:
-        raise _not_a_video(file, error) from None
+    with reading(file), av.open(str(file)) as container:
+        if not container.streams.video:
+            raise ValueError("there is no video in it")
+        yield container
 
 
-def _not_a_video(file: Path, error: Exception) -> DamagedRecordingError:
-    return DamagedRecordingError(f"{file} cannot be read as a video: {getattr(error, 'strerror', None) or error}")
-
-
-def _decoded(file: Path, threads: int, first: int, end: int | None) -> Iterator[Frames]:
+def _decoded(file: Path, threads: int, first: int, end: int | None) -> Generator[Frames]:
     """Frames `first` to `end` as uint8 (H, W, 3) RGB of one size."""
-    av = require("av", extra="video", purpose="read videos")
     size: tuple[int, int] | None = None
-    try:
-        with av.open(str(file)) as container:
-            to_rgb = av.video.reformatter.VideoReformatter()
-            for frame in itertools.islice(_frames(container, threads), first, end):
-                size = size or (frame.width, frame.height)
-                if (frame.width, frame.height) != size:
-                    raise DamagedRecordingError(
-                        f"its frames change from {size[0]}x{size[1]} to {frame.width}x{frame.height}"
-                    )
-                # The scaler changes colors here and never the size: resizing is the pixel contract's.
-                yield to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
-    except (DamagedRecordingError, av.error.FFmpegError, OSError) as error:
-        raise _not_a_video(file, error) from None
+    with _opened(file) as container:
+        to_rgb = require("av.video.reformatter", extra="video", purpose="read videos").VideoReformatter()
+        for frame in itertools.islice(_frames(container, threads), first, end):
+            size = size or (frame.width, frame.height)
+            if (frame.width, frame.height) != size:
+                raise ValueError(f"its frames change from {size[0]}x{size[1]} to {frame.width}x{frame.height}")
+            # The scaler changes colors here and never the size: resizing is the pixel contract's.
+            yield to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
 
 def _frames(container: Any, threads: int) -> Iterator[Any]:
@@ -98,8 +91,6 @@ def _frames(container: Any, threads: int) -> Iterator[Any]:
     Decoders end quietly where a file was cut between two packets, so the end of the last packet is compared with the
     length that the header states.
     """
-    if not container.streams.video:
-        raise DamagedRecordingError("there is no video in it")
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"  # frames and slices: the fastest of what the codec can do
     stream.codec_context.thread_count = threads
@@ -110,25 +101,22 @@ def _frames(container: Any, threads: int) -> Iterator[Any]:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream_index != stream.index:
             continue
-        cut_short = not packet.size and end < stated - _ROUNDING
-        if packet.is_corrupt or cut_short:
+        if packet.is_corrupt or (not packet.size and end < stated - _ROUNDING):
             # What the decoder still holds is whole, and may have gaps: frames are stored in another order than shown.
             # No packet that is missing is shown before the time at which this one would have been decoded.
             until = packet.dts if packet.is_corrupt else None if last_dts is None else last_dts + 1
             for frame in stream.codec_context.decode(None):
                 if frame.pts is None or until is None or frame.pts < until:
                     yield frame
-            if packet.is_corrupt:
-                raise DamagedRecordingError("the rest is damaged or missing")
-            raise DamagedRecordingError(f"it is cut short and ends after {end:.2f} of {stated:.2f} seconds")
+            raise ValueError(f"the rest after {end:.2f} of {stated:.2f} seconds is damaged or missing")
         last_dts = packet.dts if packet.dts is not None else last_dts
         for frame in packet.decode():
             if frame.is_corrupt:
-                raise DamagedRecordingError("the rest is damaged")
+                raise ValueError("the rest is damaged")
             given += 1
             yield frame
     if not given:
-        raise DamagedRecordingError("it has no frames")
+        raise ValueError("it has no frames")
 
 
 def _stated_seconds(container: Any, stream: Any) -> float:

@@ -10,7 +10,7 @@ selection.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_training.extraction.readers.base import DamagedRecordingError, Frames, Recording, fingerprint_of
+from vae_training.data.frames import Frames
+from vae_training.extraction.readers.base import DamagedRecordingError, Recording, reading
 from vae_training.extraction.readers.video import count_frames, decode, stated_frames
 
 Gui = Literal["keep", "drop"]
@@ -45,16 +46,12 @@ BUTTONS = (*_KEYS.values(), *_MOUSE_BUTTONS.values())
 
 @dataclass(frozen=True)
 class VptOptions:
-    """Which frames of a VPT recording to take.
-
-    Attributes:
-        drop_null_actions: Leave frames out in which no known key or mouse button is down and the mouse rests, as VPT
-            does.
-        gui: Whether to keep or to drop a frame that shows an open menu; the recording has no mouse cursor in it.
-    """
+    """Which frames of a VPT recording to take."""
 
     drop_null_actions: bool = False
+    """Leave frames out in which no known key or mouse button is down and the mouse rests, as VPT does."""
     gui: Gui = "keep"
+    """Whether to keep or to drop a frame that shows an open menu; the recording has no mouse cursor in it."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +61,16 @@ class VptRecording(Recording):
     kind: ClassVar[str] = "vpt"
     options: VptOptions = field(default_factory=VptOptions)
 
-    def chunks(self) -> Iterator[Frames]:
+    def chunks(self) -> Generator[Frames]:
         """As of a recording: the frames that the options ask for."""
-        kept = self._rows()[1]
-        paired, at = len(kept), 0
-        if not paired:
-            raise DamagedRecordingError(f"{self.source} cannot be read as a video: it has no frames")
-        for chunk in decode(self.source, self.threads, count=paired):
+        kept, at = self._rows()[1], 0
+        for chunk in decode(self.source, self.threads, count=len(kept)):
             here = kept[at : at + len(chunk)]
             at += len(chunk)
             if here.any():
                 yield chunk if here.all() else chunk[here]
-        if at < paired:
-            raise DamagedRecordingError(f"{self.source} promises {paired} frames or more, and {at} are there")
+        if at < len(kept) or not at:
+            raise DamagedRecordingError(f"{self.source} promises {len(kept)} frames or more, and {at} are there")
 
     def rows(self) -> Mapping[str, NDArray[Any]]:
         """What the player did in each frame that the options ask for.
@@ -90,17 +84,17 @@ class VptRecording(Recording):
         return {name: array[kept] for name, array in rows.items()}
 
     @property
-    def actions_file(self) -> Path:
-        """The `.jsonl`."""
-        return self.source.with_suffix(".jsonl")
+    def files(self) -> list[Path]:
+        """The `.mp4` and the `.jsonl`."""
+        return [self.source, self.source.with_suffix(".jsonl")]
 
     @property
     def notes(self) -> list[str]:
-        """Says so where video and actions differ in length."""
-        lines, frames = len(read_actions(self.actions_file)["null_action"]), count_frames(self.source)
+        """Names the lengths of video and actions where they differ."""
+        lines, frames = len(read_actions(self.files[1])["null_action"]), count_frames(self.source)
         if lines == frames:
             return []
-        what = f"{self.source} has {frames} frames, and {self.actions_file.name} {lines} lines"
+        what = f"{self.source} has {frames} frames, and {self.files[1].name} {lines} lines"
         return [f"{what}; the first {min(lines, frames)} of both are paired, the rest is left out"]
 
     def _stated_frames(self) -> int | None:
@@ -109,16 +103,16 @@ class VptRecording(Recording):
         return int(self._rows()[1].sum())
 
     def fingerprint(self) -> str:
-        """As of a recording, of both files; other options are another recording."""
-        return f"{fingerprint_of([self.source, self.actions_file])};{self.options}"
+        """As of a recording; other options are another recording."""
+        return f"{super().fingerprint()};{self.options}"
 
     def _rows(self) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
         """What is known of each frame that has a line, and whether the options ask for it."""
-        rows, frames = read_actions(self.actions_file), count_frames(self.source)
+        rows, frames = read_actions(self.files[1]), count_frames(self.source)
         lines = len(rows["null_action"])
         if abs(lines - frames) > _MAY_DIFFER:
             raise DamagedRecordingError(
-                f"{self.source} has {frames} frames, and {self.actions_file.name} {lines} lines: they do not belong "
+                f"{self.source} has {frames} frames, and {self.files[1].name} {lines} lines: they do not belong "
                 "together, or one of them is cut short"
             )
         rows = {name: array[: min(lines, frames)] for name, array in rows.items()}
@@ -129,47 +123,38 @@ class VptRecording(Recording):
 
 def read_actions(file: Path) -> dict[str, NDArray[Any]]:
     """Read a `.jsonl` of VPT, as `VptRecording.rows` returns it, for all its lines; empty lines are passed over."""
-    pressed: list[list[int]] = []
-    moved, mouse, null, menu = list[tuple[float, float]](), list[tuple[float, float]](), list[bool](), list[bool]()
+    lines: list[tuple[list[bool], tuple[float, float], bool, bool, tuple[float, float]]] = []
     attack_hangs, hotbar = False, 0
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DamagedRecordingError(f"{file} cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
+    with reading(file):
+        content = file.read_bytes().split(b"\n")
+    for number, text in enumerate(content, 1):
+        if not text.strip():
             continue
-        try:
-            action = json.loads(line)
-            keys, buttons = set(action["keyboard"]["keys"]), set(action["mouse"]["buttons"])
-            new = list(action["mouse"]["newButtons"])
-            attack_hangs = new == [0] if not pressed else attack_hangs and 0 not in new
+        with reading(f"{file}, line {number},"):
+            line = json.loads(text)
+            mouse = line["mouse"]
+            buttons, new = set(mouse["buttons"]), list(mouse["newButtons"])
+            attack_hangs = new == [0] if not lines else attack_hangs and 0 not in new
             if attack_hangs:
                 buttons.discard(0)
-            down = {_KEYS[key] for key in keys if key in _KEYS}
-            down |= {_MOUSE_BUTTONS[button] for button in buttons if button in _MOUSE_BUTTONS}
-            dx, dy = float(action["mouse"]["dx"]), float(action["mouse"]["dy"])
-            null.append(not down and dx == 0 and dy == 0)
-            selected = int(action.get("hotbar", hotbar))  # recorders before 6.11 do not write it
+            down = {_KEYS.get(key) for key in line["keyboard"]["keys"]} | {_MOUSE_BUTTONS.get(each) for each in buttons}
+            dx, dy = float(mouse["dx"]), float(mouse["dy"])
+            null = not down - {None} and dx == 0 and dy == 0
+            selected = int(line.get("hotbar", hotbar))  # recorders before 6.11 do not write it
             if selected != hotbar:
                 down.add(f"hotbar.{selected + 1}")
             hotbar = selected
-            pressed.append([name in down for name in BUTTONS])
-            moved.append((dy * DEGREES_PER_MOUSE_UNIT, dx * DEGREES_PER_MOUSE_UNIT))
-            mouse.append((float(action["mouse"]["x"]), float(action["mouse"]["y"])))
-            menu.append(bool(action["isGuiOpen"]))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise DamagedRecordingError(
-                f"{file}, line {number}, is not an action of VPT ({type(error).__name__}: {error})"
-            ) from None
-    if not pressed:
+            pressed = [button in down for button in BUTTONS]
+            camera = (dy * DEGREES_PER_MOUSE_UNIT, dx * DEGREES_PER_MOUSE_UNIT)
+            lines.append((pressed, camera, null, bool(line["isGuiOpen"]), (float(mouse["x"]), float(mouse["y"]))))
+    if not lines:
         raise DamagedRecordingError(f"{file} has no lines")
-    table = np.array(pressed, np.int64)
+    table, moved, nulls, menus, places = zip(*lines, strict=True)
     return {
-        **{f"action${name}": table[:, i] for i, name in enumerate(BUTTONS)},
+        **dict(zip((f"action${name}" for name in BUTTONS), np.array(table, np.int64).T, strict=True)),
         "action$camera": np.array(moved, np.float32),
-        "null_action": np.array(null),
-        "is_gui_open": np.array(menu),
-        "mouse": np.array(mouse, np.float32),
-        "video_frame": np.arange(len(pressed)),
+        "null_action": np.array(nulls),
+        "is_gui_open": np.array(menus),
+        "mouse": np.array(places, np.float32),
+        "video_frame": np.arange(len(lines)),
     }
