@@ -10,7 +10,7 @@ from typing import Any
 from gymnasium import spaces
 
 from latent_obs.actions.common import CAMERA, dict_space, is_camera, is_key
-from latent_obs.envs.old_spaces import Enum
+from latent_obs.envs.old_gym import Enum
 from latent_obs.util.errors import InputError, check_choice
 
 #: Names of an Enum's entries that stand for nothing to craft, place or equip; the game ignores them.

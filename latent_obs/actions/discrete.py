@@ -16,7 +16,7 @@ from latent_obs.actions.common import (
     value_of,
     whole_number,
 )
-from latent_obs.envs.old_spaces import Enum
+from latent_obs.envs.old_gym import Enum
 from latent_obs.util.errors import InputError
 
 #: Name of action 0.

@@ -9,7 +9,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.observation import EncoderLike, ObservationEncoder, ObservationOptions, OptionsDict
 
@@ -58,13 +57,12 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
                 "VecLatentObservation those of Stable-Baselines3"
             )
         self.autoreset_mode = _autoreset_mode(venv)
-        chosen = ObservationOptions(**options)
         self.observation_encoder = ObservationEncoder(
             venv.single_observation_space,
             encoder,
-            chosen,
+            ObservationOptions(**options),
             venv.num_envs,
-            inner_index=_index_of(venv) if chosen.joins_entries else (),
+            inner_index=lambda: _index_of(venv),
         )
         super().__init__(venv)
         self.index = self.observation_encoder.index
@@ -73,11 +71,6 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
         self._ended = np.zeros(venv.num_envs, bool)  # whose next step begins an episode, in the mode NEXT_STEP
         # Without copy=True, an entry that is passed on may be a buffer that the next step overwrites.
         self._lends = getattr(venv.unwrapped, "copy", False) is not True
-
-    @property
-    def encoder(self) -> FrozenEncoder:
-        """The encoder; the first one if there are several."""
-        return self.observation_encoder.encoders[0]
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset all, or those in ``options["reset_mask"]``, and encode what they show.
@@ -132,9 +125,8 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
 def _autoreset_mode(venv: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     """When a vector environment resets; its metadata hold Gymnasium's enum, or its value or name as text."""
     found = venv.metadata.get("autoreset_mode")
-    text = str(getattr(found, "value", found)).replace("_", "").lower()
     for mode in AutoresetMode:
-        if mode.value.lower() == text:
+        if found in (mode, mode.value, mode.name):
             return mode
     # A guess would silently mix the latents of two episodes, or leave final observations as pixels.
     raise InputError(
@@ -145,14 +137,13 @@ def _autoreset_mode(venv: VectorEnv[Any, Any, Any]) -> AutoresetMode:
 
 def _finals(infos: Any, ended: NDArray[np.bool_]) -> dict[int, Any]:
     """The last observations of episodes, by the number of the environment."""
-    if not isinstance(infos, dict):
-        raise InputError(f"infos must be a dict, got a {type(infos).__name__}; put DictInfoToList around all else")
-    last = infos.get("final_obs")
-    if last is None:
-        return {}
+    last = infos.get("final_obs", ()) if isinstance(infos, dict) else None
     if not isinstance(last, np.ndarray | list | tuple):
-        raise InputError(f"infos['final_obs'] must hold an object for each environment, got a {type(last).__name__}")
-    return {int(i): last[i] for i in np.flatnonzero(infos.get("_final_obs", ended))}
+        raise InputError(
+            "infos must be a dict whose 'final_obs' holds an object for each environment, got "
+            f"{type(infos if last is None else last).__name__}; put DictInfoToList around all other wrappers"
+        )
+    return {int(i): last[i] for i in np.flatnonzero(infos.get("_final_obs", ended))} if len(last) else {}
 
 
 def _index_of(venv: VectorEnv[Any, Any, Any]) -> Any:

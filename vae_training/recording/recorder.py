@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from latent_obs.encoder.folder import package_versions
-from latent_obs.envs.pixel_envs import make_pixel_env
+from latent_obs.envs.factory import make_pixel_env
 from latent_obs.util.atomic import write_json
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_choice, check_count

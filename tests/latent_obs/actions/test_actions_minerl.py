@@ -24,7 +24,7 @@ from latent_obs.actions import (
     fit_centroids,
     sb3_actions,
 )
-from latent_obs.envs.old_spaces import convert_space, noop_of
+from latent_obs.envs.old_gym import convert_space, noop_of
 from latent_obs.util.errors import InputError
 
 KEYED = ("MineRLTreechop-v0", "MineRLNavigate-v0", "MineRLObtainDiamond-v0", "MineRLBasaltMakeWaterfall-v0")

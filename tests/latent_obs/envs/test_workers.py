@@ -123,7 +123,6 @@ def test_workers_import_neither_torch_nor_stable_baselines3(start: Callable[...,
 @pytest.mark.parametrize(
     ("action", "error", "message"),
     [
-        (Act.VALUE, ValueError, r"^environment 1: a bad value$"),
         (Act.OWN, InputError, r"^environment 1: code 7$"),
         (Act.ATTRIBUTES, RuntimeError, r"^environment 1 raised UnicodeDecodeError: .*bad byte"),
         (Act.STRANGE, Exception, r"^environment 1: .*pickle"),
@@ -174,6 +173,8 @@ def test_a_maker_that_cannot_be_sent(tmp_path: Path, bad: Any, error: type[Excep
     with pytest.raises(error):
         ProcessVecEnv(makers)
     assert multiprocessing.active_children() == before
+    with pytest.raises(InputError, match="start_method"):
+        ProcessVecEnv(makers[:1], "fork")
 
 
 def test_a_worker_killed_between_two_calls(start: Callable[..., ProcessVecEnv]):
@@ -200,11 +201,6 @@ def test_a_closed_one_raises(start: Callable[..., ProcessVecEnv], tmp_path: Path
     assert closed(tmp_path) == {0: "x", 1: "x"}
     with pytest.raises(ClosedEnvironmentError):
         venv.reset()
-
-
-def test_forked_workers_are_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="start_method"):
-        ProcessVecEnv([partial(Scripted, tmp_path)], "fork")
 
 
 def test_ctrl_c_while_waiting_ends_all(start: Callable[..., ProcessVecEnv], monkeypatch: pytest.MonkeyPatch):
