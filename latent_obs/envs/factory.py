@@ -50,21 +50,17 @@ def make(
     a step costs its episode, and is made anew (`RestartOnFault`).
 
     Args:
-        env_id: A registered Gymnasium id. ViZDoom's ("VizdoomBasic-v1", …) and MineRL's ("MineRLTreechop-v0", …) are
-            registered first.
-        encoder: An encoder folder, or a loaded `FrozenEncoder` to share between environments; or several, as in
-            `LatentObservation`.
+        env_id: A registered Gymnasium id; ViZDoom's ("VizdoomBasic-v1") and MineRL's are registered first.
+        encoder: An encoder folder, or a loaded `FrozenEncoder`; or several, as in `LatentObservation`.
         num_envs: How many environments; None makes a single one, not a vector.
         vectorization: "sync" (all in this process) or "async" (a process each) gives a vector environment of
             Gymnasium's, "sb3-sync" or "sb3-async" one of Stable-Baselines3's.
-        **kwargs: The options of `LatentObservation` (`device`, `pixel_key`, `latent_only`, `flatten`, …; `flatten` is
-            True by default for MineRL) and, for Gymnasium's vectors, `autoreset_mode`. All others are passed to
-            `gymnasium.make`, such as ``frame_skip=4``, or ``port=9000`` for a MineRL game that runs already: in a
-            vector the other games have the ports after it.
+        **kwargs: The fields of `ObservationOptions` (`flatten` is True by default for MineRL) and, for Gymnasium's
+            vectors, `autoreset_mode`. All others are passed to `gymnasium.make`, such as ``frame_skip=4``, or
+            ``port=9000`` for a MineRL game that runs already: in a vector the other games have the ports after it.
 
     Returns:
-        The environment, wrapped in `LatentObservation`; or the vector, in `VectorLatentObservation` or
-        `VecLatentObservation`.
+        A `LatentObservation`; or a vector in `VectorLatentObservation` or `VecLatentObservation`.
 
     Raises:
         InputError: The id is unknown, or the environment has no pixels that the encoder takes.

@@ -7,8 +7,8 @@ gym: any version of it works.
 import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -51,8 +51,11 @@ class OldGymEnv(gym.Env[Any, Any]):
             raise InputError(f"env must be an environment of the old Gym API, with reset, step and spaces; got {env}")
         self.time_limit_slack = check_count("time_limit_slack", time_limit_slack, at_least=0)
         self.gym_env = env
-        self.metadata = _metadata(env)
-        check_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
+        old = dict(getattr(env, "metadata", None) or {})  # under the names of several versions
+        modes = old.pop("render.modes", None) or old.pop("render_modes", None) or []
+        rates = [old.pop(name, None) for name in ("video.frames_per_second", "video_frames_per_second", "render_fps")]
+        self.metadata = {**old, "render_modes": list(modes), "render_fps": next(filter(None, rates), 30)}
+        check_choice("render_mode", render_mode, (None, *modes))
         self.render_mode = render_mode
         self._observation = convert_space(env.observation_space, "observation")
         self._action = convert_space(env.action_space, "action")
@@ -94,17 +97,16 @@ class OldGymEnv(gym.Env[Any, Any]):
         if self._elapsed is None:
             _ = self.gym_env.step  # raises if this is closed
             raise gym.error.ResetNeeded("no episode is under way: call reset() first, and after each episode's end")
-        old_action = self._action.to_old(action)
-        observation, reward, terminated, truncated, info = self._play(old_action)
+        observation, reward, terminated, truncated, info = self._play(self._action.to_old(action))
         self._elapsed += 1
         if self.render_mode == "human":
             self.render()
         if terminated or truncated:
             limit, gyms_own = self.max_episode_steps, info.get("TimeLimit.truncated")
-            late = limit is not None and self._elapsed >= limit - self.time_limit_slack
-            if self.time_limit_slack == 0 and gyms_own is not None:
-                late = False  # gym's own is False for an end by itself in the last step of all
-            truncated = truncated or late or bool(gyms_own)
+            truncated = truncated or bool(gyms_own)
+            # Gym's own is False for an end by itself in the last step of all.
+            if limit is not None and (self.time_limit_slack or gyms_own is None):
+                truncated = truncated or self._elapsed >= limit - self.time_limit_slack
             terminated = terminated and not truncated
             self._elapsed = None
         return self._observation.from_old(observation), float(reward), terminated, truncated, info
@@ -140,20 +142,12 @@ class OldGymEnv(gym.Env[Any, Any]):
         self._elapsed = None
         env.close()
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}{self.gym_env}>"
-
-    __str__ = __repr__
-
 
 class _Closed:
     """What an environment is after `close`."""
 
     def close(self) -> None:
         pass
-
-    def __repr__(self) -> str:
-        return "<closed>"
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copying and pickling look for these
@@ -170,14 +164,6 @@ def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
     return {**parameters, **_parameters(method)} if passes_on and callable(method) else parameters
 
 
-def _metadata(env: Any) -> dict[str, Any]:
-    """Gymnasium's names for an old environment's metadata."""
-    old = dict(getattr(env, "metadata", None) or {})
-    modes = old.pop("render.modes", None) or old.pop("render_modes", None) or []
-    rates = [old.pop(name, None) for name in ("video.frames_per_second", "video_frames_per_second", "render_fps")]
-    return {**old, "render_modes": list(modes), "render_fps": next((rate for rate in rates if rate), 30)}
-
-
 class Enum(spaces.Discrete):
     """A `Discrete` whose entries have names, such as the items that can be crafted.
 
@@ -192,9 +178,7 @@ class Enum(spaces.Discrete):
         (2, 'planks', 3)
     """
 
-    def __init__(
-        self, names: Sequence[str], default: str | None = None, seed: int | np.random.Generator | None = None
-    ) -> None:
+    def __init__(self, names: Sequence[str], default: str | None = None, seed: Any = None) -> None:
         self.names = tuple(str(name) for name in names)
         if len(set(self.names)) != len(self.names):
             raise InputError(f"names of an Enum must differ, got {self.names}")
@@ -217,8 +201,7 @@ class Enum(spaces.Discrete):
         return hash((self.names, self.default))
 
 
-@dataclass(frozen=True)
-class Converted:
+class Converted(NamedTuple):
     """A space of the old Gym as Gymnasium's, with the conversion of its values in both directions.
 
     `from_old` gives fresh, C-contiguous and writable arrays, and clips numbers to their bounds, as an obfuscated vector
@@ -278,27 +261,26 @@ def noop_of(space: spaces.Space[Any]) -> Any:
 
 def _numbers(old: Any, what: str) -> Converted:
     """A Box, MultiDiscrete or MultiBinary: arrays of numbers within bounds."""
+    space: Any
+    low: Any
+    high: Any
     if hasattr(old, "nvec"):
-        space: spaces.Space[Any] = spaces.MultiDiscrete(np.asarray(old.nvec))
-        low, high = np.zeros(space.shape or ()), np.asarray(old.nvec) - 1
+        space = spaces.MultiDiscrete(np.asarray(old.nvec))
+        low, high = 0, space.nvec - 1
     elif hasattr(old, "low"):
-        dtype = np.dtype(old.dtype)
-        low, high = np.asarray(old.low, dtype), np.asarray(old.high, dtype)
-        space = spaces.Box(low, high, tuple(old.shape), dtype.type)
+        low, high = (np.asarray(bound, old.dtype) for bound in (old.low, old.high))
+        space = spaces.Box(low, high, tuple(old.shape), np.dtype(old.dtype).type)
     else:
         space = spaces.MultiBinary(old.n)
-        low, high = np.zeros(space.shape or ()), np.ones(space.shape or ())
+        low, high = 0, 1
     shape, dtype = space.shape, np.dtype(space.dtype)
     is_picture = dtype == np.uint8 and shape != ()
     clips = isinstance(space, spaces.Box) and not is_picture and bool(np.isfinite([low, high]).any())
 
-    def check_shape(array: NDArray[Any]) -> None:
-        if array.shape != shape:
-            raise InputError(f"{what} has shape {array.shape}, and its space declares {shape}: {space}")
-
     def from_old(value: Any) -> NDArray[Any]:
         array = np.asarray(value)
-        check_shape(array)
+        if array.shape != shape:
+            raise InputError(f"{what} has shape {array.shape}, and its space declares {shape}: {space}")
         # Always a copy: a frame of MineRL's is a read-only, flipped view.
         return np.array(np.minimum(np.maximum(array, low), high) if clips else array, dtype, order="C")
 
@@ -307,9 +289,8 @@ def _numbers(old: Any, what: str) -> Converted:
             array = np.asarray(value)
         except ValueError:  # rows of different lengths
             array = np.asarray(None)
-        if array.dtype.kind not in ("biu" if dtype.kind in "biu" else "biuf"):
+        if array.shape != shape or array.dtype.kind not in ("biu" if dtype.kind in "biu" else "biuf"):
             raise InputError(f"{what} must be {dtype} numbers of shape {shape}, got {value!r}")
-        check_shape(array)
         if dtype.kind == "f":
             with np.errstate(over="ignore"):  # what is too large is so as infinity, too
                 array = array.astype(dtype, copy=False)
@@ -374,29 +355,22 @@ def _nested(old: Any, what: str) -> Converted:
     parts = {str(key): space for key, space in old.spaces.items()} if is_dict else dict(enumerate(old.spaces))
     inner = {key: convert_space(space, f"{what}[{key!r}]") for key, space in parts.items()}
 
-    def check(value: Any, exactly: bool) -> None:
+    def converted(value: Any, back: bool) -> Any:
         if is_dict:
             fits = isinstance(value, Mapping) and value.keys() >= inner.keys()
-            fits = fits and not (exactly and value.keys() - inner.keys())
+            fits = fits and not (back and value.keys() - inner.keys())  # observations may have more than is declared
         else:
             fits = isinstance(value, Sequence | np.ndarray) and len(value) == len(inner)
         if not fits:
             found = sorted(map(str, value)) if isinstance(value, Mapping) else repr(value)
             raise InputError(f"{what} must have the entries {list(inner)}, which its space declares; got {found}")
+        ways = {key: each.to_old if back else each.from_old for key, each in inner.items()}
+        parts = {key: way(value[key]) for key, way in ways.items()}
+        return parts if is_dict else tuple(parts.values())
 
-    def from_old(value: Any) -> Any:
-        check(value, exactly=False)
-        converted = {key: each.from_old(value[key]) for key, each in inner.items()}
-        return converted if is_dict else tuple(converted.values())
-
-    def to_old(value: Any) -> Any:
-        check(value, exactly=True)
-        converted = {key: each.to_old(value[key]) for key, each in inner.items()}
-        return converted if is_dict else tuple(converted.values())
-
-    converted_spaces: Any = {key: each.space for key, each in inner.items()}
-    space = spaces.Dict(converted_spaces) if is_dict else spaces.Tuple(list(converted_spaces.values()))
-    return Converted(space, from_old, to_old)
+    inner_spaces: Any = {key: each.space for key, each in inner.items()}
+    space = spaces.Dict(inner_spaces) if is_dict else spaces.Tuple(list(inner_spaces.values()))
+    return Converted(space, partial(converted, back=False), partial(converted, back=True))
 
 
 # In this order: MineRL's Enum and DiscreteRange derive from Discrete.

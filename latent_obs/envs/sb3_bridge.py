@@ -92,15 +92,12 @@ class GymnasiumVecEnv(VecEnv):
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Begin a step with actions (num_envs, …); with `AsyncVectorEnv` the environments work when this returns."""
-        dtype, given = np.dtype(self.vector_env.action_space.dtype), np.asarray(actions)
+        dtype = np.dtype(self.vector_env.action_space.dtype)
         shape = (self.num_envs, *(self.action_space.shape or ()))
-        fits = given.shape[:1] == shape[:1] and given.size == np.prod(shape)
-        if not fits or not np.can_cast(given.dtype, dtype, "same_kind"):
-            raise InputError(
-                f"actions for {self.num_envs} environments of {self.action_space} should be {dtype} of shape {shape}, "
-                f"got {given.dtype} of shape {given.shape}"
-            )
-        self._actions = given.astype(dtype, copy=False).reshape(shape)
+        try:
+            self._actions = np.asarray(actions).astype(dtype, casting="same_kind", copy=False).reshape(shape)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"actions should be {dtype} of shape {shape}, got {actions}: {error}") from None
         if self._concurrent:
             self._base.step_async(self._actions)
 

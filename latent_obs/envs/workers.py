@@ -34,8 +34,7 @@ def default_start_method() -> str:
     """Return "forkserver" where there is one, else "spawn": this process may have started CUDA and threads."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
-    modules = ["latent_obs.envs.workers", "latent_obs.envs.factory"]  # imported once, by the server
-    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["latent_obs.envs.factory"])  # imported once
     return "forkserver"
 
 

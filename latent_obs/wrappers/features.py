@@ -154,25 +154,22 @@ def _leaf(name: str, space: spaces.Space[Any]) -> _Leaf:
 
 def _choices(name: str, space: spaces.Discrete | spaces.MultiDiscrete) -> _Leaf:
     """One-hot numbers, one choice after the other."""
-    counts = np.reshape(space.n if isinstance(space, spaces.Discrete) else space.nvec, -1).astype(int)
-    shape, firsts = space.shape or (), np.reshape(space.start, -1).astype(int)
-    offsets, width = np.cumsum(counts) - counts, int(counts.sum())
 
     def read(value: Any) -> Numbers:
-        array = np.asarray(value, np.float64)
-        places = array.reshape(-1) - firsts if array.shape == shape else np.array([-1])
-        if not ((places >= 0) & (places < counts)).all():
+        if not space.contains(value):
             raise InputError(f"{name} is {value}, which its space does not contain: {space}")
-        one_hot = np.zeros(width)
-        one_hot[offsets + places.astype(int)] = 1.0
-        return one_hot
+        return np.asarray(spaces.flatten(space, value), np.float64)
 
-    parts: list[tuple[str, int, str]] = []
-    for place, first, count in zip(np.ndindex(shape), firsts, counts, strict=True):
-        at = f"[{','.join(map(str, place))}]" if isinstance(space, spaces.MultiDiscrete) else ""
-        labels = space.names if isinstance(space, Enum) else range(first, first + count)
-        parts += [(f"{at}={label}", 1, "1 if it is, else 0") for label in labels]
-    return _Leaf(read, parts, np.zeros(width), np.ones(width), np.ones(width))
+    suffixes: list[str] = []
+    if isinstance(space, spaces.Discrete):
+        labels = space.names if isinstance(space, Enum) else range(int(space.start), int(space.start + space.n))
+        suffixes += [f"={label}" for label in labels]
+    else:
+        for place in np.ndindex(space.shape):
+            first, at = int(space.start[place]), ",".join(map(str, place))
+            suffixes += [f"[{at}]={label}" for label in range(first, first + int(space.nvec[place]))]
+    ones = np.ones(len(suffixes))
+    return _Leaf(read, [(suffix, 1, "1 if it is, else 0") for suffix in suffixes], np.zeros_like(ones), ones, ones)
 
 
 class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):

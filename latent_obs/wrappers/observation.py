@@ -79,13 +79,8 @@ class ObservationOptions:
 class PixelReader:
     """Finds the pixels in an observation space; an `InputError` if it holds none that the encoder can read.
 
-    Args:
-        space: The observation space of one environment.
-        contract: What the encoder takes.
-        pixel_key: The entry of a Dict that holds the pixels; found if only one fits.
-
     Attributes:
-        key: The entry that holds the pixels; None if the observation is the pixels.
+        key: The entry of a Dict that holds the pixels; None if the observation is the pixels.
         shape: Shape of a frame.
         layout: Its layout.
         name: What to call the pixels in a message.
@@ -115,8 +110,7 @@ class PixelReader:
 class ContractObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Resize an environment's pixels to what an encoder takes, without encoding them.
 
-    For worker processes: they send the parent a small frame instead of a large one, and the parent encodes the frames
-    of all of them in one batch.
+    For worker processes: they send a small frame to the parent, which encodes the frames of all of them in one batch.
 
     Args:
         env: The environment.

@@ -17,8 +17,7 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
     """Replace the pixels of a vector environment by mean latents; the vector twin of `LatentObservation`.
 
     It shows, step for step, what `LatentObservation` around each environment would show, and encodes the frames of all
-    of them in one batch, in this process: no worker process of an `AsyncVectorEnv` imports torch. The autoreset mode is
-    read from ``venv.metadata["autoreset_mode"]``:
+    of them in one batch, in this process: no worker imports torch. Of ``venv.metadata["autoreset_mode"]``:
 
     - NEXT_STEP: the step after the end of an episode returns the first observation of the next one.
     - SAME_STEP: the last observations of episodes, in ``infos["final_obs"]``, are encoded in the same batch.
@@ -69,8 +68,6 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
         self.single_observation_space = self.observation_encoder.space
         self.observation_space = batch_space(self.single_observation_space, venv.num_envs)
         self._ended = np.zeros(venv.num_envs, bool)  # whose next step begins an episode, in the mode NEXT_STEP
-        # Without copy=True, an entry that is passed on may be a buffer that the next step overwrites.
-        self._lends = getattr(venv.unwrapped, "copy", False) is not True
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset all, or those in ``options["reset_mask"]``, and encode what they show.
@@ -85,7 +82,7 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
         mask = None if mask is None else np.asarray(mask, bool)
         self._ended &= False if mask is None else ~mask
         self.observation_encoder.restart(mask)
-        return self._own(self.observation_encoder(observation, new=mask)[0]), infos
+        return _own(self.observation_encoder(observation, new=mask)[0]), infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step all, and encode current and last observations in one batch."""
@@ -102,9 +99,9 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
         if finals:
             last = np.full(self.num_envs, None, object)
             for i, final in finals.items():
-                last[i] = deepcopy(final)  # its other entries are the environment's own
+                last[i] = _own(final)
             infos = {**infos, "final_obs": last}
-        return self._own(observation), rewards, terminations, truncations, infos
+        return _own(observation), rewards, terminations, truncations, infos
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of each environment, or get an attribute."""
@@ -118,8 +115,10 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
         """Set an attribute of each environment: to one value, or to a list with one for each."""
         cast(Any, self.env.unwrapped).set_attr(name, values)
 
-    def _own(self, observation: Any) -> Any:
-        return deepcopy(observation) if self._lends and isinstance(observation, dict) else observation
+
+def _own(observation: Any) -> Any:
+    """Entries that are passed on may be buffers that the next step overwrites."""
+    return deepcopy(observation) if isinstance(observation, dict) else observation
 
 
 def _autoreset_mode(venv: VectorEnv[Any, Any, Any]) -> AutoresetMode:

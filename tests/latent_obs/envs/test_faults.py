@@ -167,15 +167,6 @@ def test_faults_are_counted_and_logged(caplog: pytest.LogCaptureFixture, pauses:
     assert all(any(f"fault {i}," in message for message in caplog.messages) for i in (1, 2, 3, 4))
 
 
-@pytest.mark.parametrize("error", [RuntimeError, GameLostError, KeyboardInterrupt])
-def test_other_errors_are_no_faults(error: type[BaseException]):
-    for script in (".e", "e"):
-        env = RestartOnFault(Fragile(script, error))
-        with pytest.raises(error, match="a bug"):
-            play(env, 1)
-        assert env.faults_so_far == 0
-
-
 class Remade:
     """Makes environments that share a script, and keeps them."""
 
@@ -219,12 +210,15 @@ def test_one_that_cannot_be_made_anew_is_one_more_fault(pauses: list[float]):
         play(env, 9)
 
 
-@pytest.mark.parametrize("error", [InputError, gym.error.ResetNeeded, KeyboardInterrupt])
-def test_wrong_use_is_no_fault_of_the_environment(error: type[BaseException]):
-    remake = Remade(".e", error)
-    env = RestartOnFault(remake(), remake=remake)
-    with pytest.raises(error, match="a bug"):
-        play(env, 1)
+@pytest.mark.parametrize("error", [RuntimeError, GameLostError, InputError, gym.error.ResetNeeded, KeyboardInterrupt])
+def test_wrong_use_and_errors_of_what_cannot_be_remade_are_no_faults(error: type[BaseException]):
+    is_remade = error not in (RuntimeError, GameLostError)
+    for script in (".e", "e"):
+        remake = Remade(script, error)
+        env = RestartOnFault(remake(), remake=remake if is_remade else None)
+        with pytest.raises(error, match="a bug"):
+            play(env, 1)
+        assert env.faults_so_far == 0
 
 
 def test_a_new_environment_is_seeded_from_the_last_seed(pauses: list[float]):

@@ -3,7 +3,6 @@
 import functools
 import math
 import warnings
-from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
@@ -13,7 +12,6 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.envs.old_gym import Enum, convert_space
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.features import FeatureObservation, Slot, describe, needs_features
@@ -399,20 +397,3 @@ def test_all_of_minerls_observations_become_numbers():
         assert {slot.name for slot in grouped.index} == set(known), name
         for slot in grouped.index:
             np.testing.assert_allclose(one["features"][slot.start : slot.stop], known[slot.name], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(("policy", "flatten"), [("MultiInputPolicy", False), ("MlpPolicy", True)])
-def test_agents_take_minerls_observations(encoder: FrozenEncoder, policy: str, flatten: bool):
-    ppo = pytest.importorskip("stable_baselines3").PPO
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
-    from latent_obs.wrappers.sb3 import VecLatentObservation
-
-    by_size = sorted(minerl_spaces().values(), key=lambda space: len(leaves_of(space)))
-    for space in (by_size[0], by_size[-1]):
-        makers: list[Any] = [partial(FeatureObservation, Samples(space), grouped=flatten)]
-        venv = VecLatentObservation(DummyVecEnv(makers), encoder, flatten=flatten)
-        observation: Any = venv.reset()
-        assert ppo(policy, venv, n_steps=2, batch_size=2, device="cpu").predict(observation)[0].shape == (1,)
-        if flatten:
-            assert observation.shape == (1, venv.index[-1].stop)

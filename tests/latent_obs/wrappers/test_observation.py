@@ -81,15 +81,6 @@ def test_many_environments_see_what_each_alone_sees(encoder: FrozenEncoder, name
 # History
 
 
-def test_history_is_the_last_latents_oldest_first_and_restarts_with_the_episode(encoder: FrozenEncoder):
-    env = wrap(partial(limited, "box", 0, 9), encoder, {"history": 3})
-    assert_shows(encoder, env.reset(seed=0)[0], (0, 0), (0, 0), (0, 0))
-    seen = [env.step(0)[0] for _ in range(3)]
-    assert_shows(encoder, seen[0], (0, 0), (0, 0), (0, 1))
-    assert_shows(encoder, seen[2], (0, 1), (0, 2), (0, 3))
-    assert_shows(encoder, env.reset()[0], (1, 0), (1, 0), (1, 0))
-
-
 MASKS = st.lists(st.booleans(), min_size=3, max_size=3)
 
 
@@ -149,10 +140,6 @@ MINER_INDEX = [
 ]
 
 
-def latent(make: Any, encoder: FrozenEncoder) -> gym.Env[Any, Any]:
-    return LatentObservation(make(), encoder, flatten=True)
-
-
 @pytest.mark.parametrize("grouped", [False, True])
 def test_the_latent_comes_first_and_all_else_in_order(encoder: FrozenEncoder, grouped: bool):
     env = LatentObservation(featured(grouped), encoder, flatten=True)
@@ -169,19 +156,6 @@ def test_the_latent_comes_first_and_all_else_in_order(encoder: FrozenEncoder, gr
     assert observation.dtype == np.float32
     rest = [np.sin(2), np.cos(2), 0, 0, 1, 0, np.log(3) / np.log(65)]
     np.testing.assert_allclose(observation, [*encoder(picture(0, 2)), *rest], atol=1e-6)
-
-
-@pytest.mark.parametrize("features", [None, False, True])
-def test_flattened_rows_are_the_same_one_by_one_and_in_a_vector(encoder: FrozenEncoder, features: bool | None):
-    count = 3
-    makers: list[Any] = [partial(limited, "dict", 100 * i, 3 + i) for i in range(count)]
-    if features is not None:
-        makers = [partial(featured, features, 100 * i, 3 + i) for i in range(count)]
-    one = DummyVecEnv([partial(latent, make, encoder) for make in makers])
-    other = VecLatentObservation(DummyVecEnv(makers), encoder, flatten=True)
-    assert isinstance(other.observation_space, spaces.Box)
-    assert assert_same_vec_envs(one, other) >= 2 * count  # terminal observations included
-    assert other.index == one.get_attr("index")[0]
 
 
 def test_the_index_names_every_number(encoder: FrozenEncoder):

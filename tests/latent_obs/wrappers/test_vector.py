@@ -162,18 +162,6 @@ def test_everything_else_passes_through(encoder: FrozenEncoder):
     assert inner.closed
 
 
-def test_made_by_name(encoder_folder: Path, encoder: FrozenEncoder):
-    gym.register("LatentObsTests/VectorPixels-v0", entry_point=cast(Any, PixelEnv), max_episode_steps=2)
-    try:
-        venv = VectorLatentObservation(gym.make_vec("LatentObsTests/VectorPixels-v0", 3), encoder_folder, device="cpu")
-        assert_shows(encoder, venv.reset()[0][2], (0, 0))
-        assert venv.spec is not None
-        assert venv.spec.id == "LatentObsTests/VectorPixels-v0"
-        assert venv._saved_kwargs["encoder"] is encoder_folder
-    finally:
-        del gym.registry["LatentObsTests/VectorPixels-v0"]
-
-
 def test_the_mode_may_be_text_and_else_is_refused(encoder: FrozenEncoder):
     for said in ("SameStep", "SAME_STEP"):
         venv = VectorLatentObservation(Changes(pixels(AutoresetMode.SAME_STEP), autoreset_mode=said), encoder)
@@ -340,26 +328,6 @@ def test_many_short_episodes_in_each_mode(encoder: FrozenEncoder, mode: Autorese
     one, other = both(makers, encoder, mode, history=3)
     plan = [None] * 9 + [True] + [None] * 3 + [[False, True, True], None, [True, False, False]] + [None] * 5
     assert assert_same_story(one, other, plan) > 10
-
-
-@pytest.mark.parametrize("mode", AutoresetMode)
-def test_one_vector_of_features_and_what_its_numbers_are(encoder: FrozenEncoder, mode: AutoresetMode):
-    def featured(first: int) -> gym.Env[Any, Any]:
-        return FeatureObservation(Episodes("dict", first, [3, 1]), grouped=True)
-
-    makers = [partial(featured, 100 * i) for i in range(2)]
-    one, other = both(makers, encoder, mode, flatten=True, history=2)
-    assert isinstance(one, SyncVectorEnv)
-    assert other.index == one.get_attr("index")[0]
-    assert [slot.name for slot in other.index] == ["latent[-1]", "latent[0]", "compass"]  # and not "features"
-    assert assert_same_story(one, other, [None] * 6) >= 4
-
-
-def test_several_encoders_and_cameras(encoder: FrozenEncoder):
-    makers = [partial(Episodes, "two-images", 100 * i, [2]) for i in range(2)]
-    cameras: Any = {"pov": encoder, "map": [encoder, encoder]}
-    one, other = both(makers, cameras, AutoresetMode.SAME_STEP, history=2)
-    assert assert_same_story(one, other, [None] * 5) >= 4
 
 
 @pytest.mark.integration
