@@ -131,20 +131,26 @@ def _make_vector(
     autoreset_mode = kwargs.pop("autoreset_mode", AutoresetMode.SAME_STEP)
     # One size is enough for one image; otherwise, and where the picture itself is wanted, frames are not resized.
     contracts = [one.contract for one in encoder] if isinstance(encoder, tuple) else []
-    resized = contracts[0] if len(set(contracts)) == 1 and not options.get("keep_pixels") else None
+    contract = contracts[0] if len(set(contracts)) == 1 and not options.get("keep_pixels") else None
+    pixel_key, flatten = options.get("pixel_key"), options["flatten"]
+    latent_only = contract is not None and options.get("latent_only", False)
+
+    def make_small_frames(make_one: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
+        env = make_one()
+        try:
+            env = as_small_frames(env, contract, pixel_key=pixel_key, latent_only=latent_only, flatten=flatten)
+            if contract is not None:
+                env.get_wrapper_attr("reader").refuse_blur()  # the process that encodes sees resized frames only
+            return env
+        except BaseException:
+            env.close()
+            raise
+
     makers: list[Any] = []
     for number in range(num_envs):
         if number and is_minerl_id(env_id) and isinstance(kwargs.get("port"), int):
             kwargs = {**kwargs, "port": kwargs["port"] + 1}  # each game that runs already has a port of its own
-        make_one = partial(
-            _make_small_frames,
-            env_maker(env_id, **kwargs),
-            resized,
-            pixel_key=options.get("pixel_key"),
-            latent_only=resized is not None and options.get("latent_only", False),
-            flatten=options["flatten"],
-        )
-        makers.append(make_one)
+        makers.append(partial(make_small_frames, env_maker(env_id, **kwargs)))
     if vectorization == "sync":
         venv: Any = SyncVectorEnv(makers, autoreset_mode=autoreset_mode)
     elif vectorization == "async":
@@ -265,17 +271,3 @@ def as_small_frames(
         space = env.observation_space
         latent_only = flatten and isinstance(space, spaces.Dict) and len(space.spaces) == 1  # nothing is left to join
     return env if contract is None else ContractObservation(env, contract, pixel_key=pixel_key, latent_only=latent_only)
-
-
-def _make_small_frames(
-    make_one: Callable[[], gym.Env[Any, Any]], contract: PixelContract | None, **seen: Any
-) -> gym.Env[Any, Any]:
-    env = make_one()
-    try:
-        seen_env = as_small_frames(env, contract, **seen)
-        if isinstance(seen_env, ContractObservation):
-            seen_env.reader.refuse_blur()  # the process that encodes sees resized frames only
-        return seen_env
-    except BaseException:
-        env.close()
-        raise

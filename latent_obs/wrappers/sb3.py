@@ -43,13 +43,9 @@ class VecLatentObservation(VecEnvWrapper):
                 f"venv must be a VecEnv of Stable-Baselines3, got {type(venv).__module__}.{type(venv).__name__}; "
                 "LatentObservation wraps one environment, VectorLatentObservation those of gymnasium.vector"
             )
-        self.observation_encoder = ObservationEncoder(
-            venv.observation_space,
-            encoder,
-            ObservationOptions(**options),
-            venv.num_envs,
-            inner_index=lambda: _index_of(venv),  # now, while no step is under way in the worker processes
-        )
+        space, chosen = venv.observation_space, ObservationOptions(**options)
+        # It asks for the index now, while no step is under way in the worker processes.
+        self.observation_encoder = ObservationEncoder(space, encoder, chosen, venv.num_envs, lambda: _index_of(venv))
         self.index = self.observation_encoder.index
         super().__init__(venv, observation_space=self.observation_encoder.space)
 

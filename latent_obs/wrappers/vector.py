@@ -56,13 +56,8 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
                 "VecLatentObservation those of Stable-Baselines3"
             )
         self.autoreset_mode = _autoreset_mode(venv)
-        self.observation_encoder = ObservationEncoder(
-            venv.single_observation_space,
-            encoder,
-            ObservationOptions(**options),
-            venv.num_envs,
-            inner_index=lambda: _index_of(venv),
-        )
+        space, chosen = venv.single_observation_space, ObservationOptions(**options)
+        self.observation_encoder = ObservationEncoder(space, encoder, chosen, venv.num_envs, lambda: _index_of(venv))
         super().__init__(venv)
         self.index = self.observation_encoder.index
         self.single_observation_space = self.observation_encoder.space
