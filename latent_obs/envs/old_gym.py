@@ -364,8 +364,7 @@ def _nested(old: Any, what: str) -> Converted:
         if not fits:
             found = sorted(map(str, value)) if isinstance(value, Mapping) else repr(value)
             raise InputError(f"{what} must have the entries {list(inner)}, which its space declares; got {found}")
-        ways = {key: each.to_old if back else each.from_old for key, each in inner.items()}
-        parts = {key: way(value[key]) for key, way in ways.items()}
+        parts = {key: (each.to_old if back else each.from_old)(value[key]) for key, each in inner.items()}
         return parts if is_dict else tuple(parts.values())
 
     inner_spaces: Any = {key: each.space for key, each in inner.items()}

@@ -23,10 +23,8 @@ Needs no torch.
 """
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -109,7 +107,7 @@ def needs_features(space: spaces.Space[Any]) -> bool:
 class _Leaf(NamedTuple):
     """A part of an observation that becomes numbers."""
 
-    read: Callable[[Any], Numbers | float]  # gives its numbers unscaled, (width,), angles twice; or a single one
+    read: Callable[[Any], Any]  # gives its numbers unscaled, (width,), angles twice; or a single one
     parts: list[tuple[str, int, str]]  # what follows the name, how many numbers that names, and their meaning
     low: Numbers  # (width,)
     high: Numbers
@@ -135,7 +133,8 @@ def _leaf(name: str, space: spaces.Space[Any]) -> _Leaf:
         array = np.asarray(value, np.float64)
         if array.shape != shape:
             raise InputError(f"{name} has shape {array.shape}, but its space declares {shape}")
-        return np.tile(array.reshape(-1), 2) if is_angle else array.reshape(-1)
+        array = array.reshape(-1)
+        return np.concatenate([array, array]) if is_angle else array
 
     if is_angle:
         ones = np.ones(2 * size)
@@ -155,10 +154,10 @@ def _leaf(name: str, space: spaces.Space[Any]) -> _Leaf:
 def _choices(name: str, space: spaces.Discrete | spaces.MultiDiscrete) -> _Leaf:
     """One-hot numbers, one choice after the other."""
 
-    def read(value: Any) -> Numbers:
+    def read(value: Any) -> Any:
         if not space.contains(value):
             raise InputError(f"{name} is {value}, which its space does not contain: {space}")
-        return np.asarray(spaces.flatten(space, value), np.float64)
+        return spaces.flatten(space, value)
 
     suffixes: list[str] = []
     if isinstance(space, spaces.Discrete):
@@ -226,13 +225,13 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
         self._is_image = alone and bool(images)  # the whole observation, which is passed on
         parts: list[tuple[str, int, str, str]] = []
         self._entries: dict[str, slice] = {}  # which numbers each entry holds
-        self._reads: list[tuple[tuple[Any, ...], slice, Callable[[Any], Any]]] = []
+        self._reads: list[tuple[tuple[Any, ...], int | slice, Callable[[Any], Any]]] = []
         start = 0
         for name, leaf in leaves.items():
             entry = "" if self._is_vector else GROUP if grouped else name
             parts += [(name + suffix, width, meaning, entry) for suffix, width, meaning in leaf.parts]
             self._entries[name] = of = slice(start, start + len(leaf.low))
-            self._reads.append((named[name][0], of, leaf.read))
+            self._reads.append((named[name][0], start if leaf.read is float else of, leaf.read))
             start = of.stop
         self.index = lay_out(parts)
         # The formulas of all leaves together, so that a few array operations apply them to a whole observation.
@@ -303,7 +302,9 @@ def _by_name(space: spaces.Space[Any]) -> dict[str, tuple[tuple[Any, ...], Any]]
 
 
 def _at(observation: Any, path: tuple[Any, ...]) -> Any:
-    return reduce(operator.getitem, path, observation)
+    for key in path:
+        observation = observation[key]
+    return observation
 
 
 def _float32(numbers: Numbers) -> NDArray[np.float32]:

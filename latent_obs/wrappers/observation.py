@@ -268,9 +268,13 @@ class ObservationEncoder:
                 self.options.monitor.observe(latents, frames)
             if self.options.standardize and encoder.statistics is not None:
                 latents = encoder.statistics.standardize(latents)
-            encoded.update(zip(numbers, np.split(latents, len(numbers)), strict=True))
-        # (observations, latent_dim of the image), the final ones last
-        images = {key: np.concatenate([encoded[n] for n in ns], axis=1) for key, ns in self._images.items()}
+            each = len(frames) // len(numbers)
+            for place, number in enumerate(numbers):
+                encoded[number] = latents[place * each : (place + 1) * each]
+        images: dict[str | None, Latents] = {}  # (observations, latent_dim of the image), the final ones last
+        for key, numbers in self._images.items():
+            parts = [encoded[number] for number in numbers]
+            images[key] = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         if self.options.history > 1:
             images = self._with_history(images, list(finals), new)
 
