@@ -119,17 +119,17 @@ def test_pairs_are_no_sign_of_the_new_dialect():
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**31 - 2))
 def test_one_seed_fixes_a_whole_run(seed: int):
-    one, again, other = (play(OldGymEnv(Old(), seed_every_reset=True), seed=s) for s in (seed, seed, seed + 1))
+    one, again, other = (play(OldGymEnv(Old(), seed_every_reset=True), 4, s) for s in (seed, seed, seed + 1))
     assert all(map(np.array_equal, one, again))
     assert not all(map(np.array_equal, one, other))  # two seeds may share a picture by chance, not a run
-    assert not np.array_equal(one[0], one[2])  # its episodes differ
+    assert any(not np.array_equal(one[0], first) for first in one[2::2])  # nor all episodes of one
 
 
 def test_without_a_seed_nothing_is_fixed():
     env = OldGymEnv(Old(), seed_every_reset=True)
-    assert not np.array_equal(play(env)[0], play(env)[0])
+    assert not all(map(np.array_equal, play(env), play(env)))
     env = OldGymEnv(Old())  # the default
-    assert not np.array_equal(play(env, seed=1)[2], play(env, seed=1)[2])
+    assert not all(map(np.array_equal, play(env, seed=1), play(env, seed=1)))
 
 
 def end(env: Old, **kwargs: Any) -> tuple[int, bool, bool]:
