@@ -13,7 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from agents.normalization import Normalization
 from agents.schedules import Shape
 from latent_obs.encoder.frozen import Backend, Precision
-from latent_obs.envs.pixel_envs import is_minerl_id
+from latent_obs.envs.factory import is_minerl_id
 from latent_obs.util.errors import InputError, check_choice, require
 from latent_obs.util.run_config import ANY, RunConfig
 

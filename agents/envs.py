@@ -18,7 +18,7 @@ from latent_obs.encoder.architecture import Architecture
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.encoder.pca import load_pca
-from latent_obs.envs.pixel_envs import as_small_frames, env_maker, is_minerl_id
+from latent_obs.envs.factory import as_small_frames, env_maker, is_minerl_id
 from latent_obs.envs.sb3_bridge import ProcessVecEnv
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError

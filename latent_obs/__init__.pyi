@@ -6,11 +6,11 @@ from .encoder.pca import load_pca as load_pca
 from .encoder.pca import save_pca as save_pca
 from .encoder.statistics import LatentStatistics as LatentStatistics
 from .envs.factory import make as make
+from .envs.factory import make_pixel_env as make_pixel_env
 from .envs.factory import wrap as wrap
 from .envs.faults import LastRealFrame as LastRealFrame
 from .envs.faults import RestartOnFault as RestartOnFault
 from .envs.old_gym import OldGymEnv as OldGymEnv
-from .envs.pixel_envs import make_pixel_env as make_pixel_env
 from .envs.sb3_bridge import GymnasiumVecEnv as GymnasiumVecEnv
 from .envs.sb3_bridge import ProcessVecEnv as ProcessVecEnv
 from .minerl.env import MineRLEnv as MineRLEnv
@@ -29,7 +29,7 @@ from .wrappers.drift import DriftMonitor as DriftMonitor
 from .wrappers.drift import DriftReport as DriftReport
 from .wrappers.drift import DriftWarning as DriftWarning
 from .wrappers.features import FeatureObservation as FeatureObservation
-from .wrappers.pixel_reader import ContractObservation as ContractObservation
+from .wrappers.observation import ContractObservation as ContractObservation
 from .wrappers.sb3 import VecLatentObservation as VecLatentObservation
 from .wrappers.single import LatentObservation as LatentObservation
 from .wrappers.vector import VectorLatentObservation as VectorLatentObservation

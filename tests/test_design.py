@@ -67,7 +67,7 @@ def test_imports_are_found():
     assert all((ROOT / package / "__init__.py").exists() for package in PACKAGES)
     assert "torch" in imports_of(ROOT / "latent_obs" / "encoder" / "frozen.py")
     assert "latent_obs.encoder.folder" in imports_of(ROOT / "vae_training" / "training" / "export.py")
-    assert "vizdoom.gymnasium_wrapper" in imports_of(ROOT / "latent_obs" / "envs" / "pixel_envs.py")
+    assert "vizdoom.gymnasium_wrapper" in imports_of(ROOT / "latent_obs" / "envs" / "factory.py")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -133,14 +133,14 @@ LIGHT = [
     ".actions",
     ".envs.faults",
     ".envs.old_gym",
-    ".envs.pixel_envs",
+    ".envs.factory",
     ".envs.workers",
     ".minerl.env",
     ".minerl.installation",
     ".util.device",
     ".util.errors",
     ".wrappers.features",
-    ".wrappers.pixel_reader",
+    ".wrappers.observation",
 ]
 
 

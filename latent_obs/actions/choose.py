@@ -19,7 +19,7 @@ from latent_obs.actions.common import CAMERA, dict_space, is_camera, is_key, onl
 from latent_obs.actions.discrete import DiscreteActions, held
 from latent_obs.actions.multi_discrete import CameraBins, MultiDiscreteActions
 from latent_obs.actions.vector import CentroidActions, VectorActions
-from latent_obs.envs.old_spaces import Enum, noop_of
+from latent_obs.envs.old_gym import Enum, noop_of
 from latent_obs.util.errors import InputError, check_choice
 
 #: The values of `actions`, besides a file of centroids.

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from latent_obs.envs.old_spaces import Enum, noop_of
+from latent_obs.envs.old_gym import Enum, noop_of
 from latent_obs.util.errors import InputError
 
 #: The entry of a Dict action that turns the view: degrees of (pitch, yaw).

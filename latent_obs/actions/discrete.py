@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from latent_obs.actions.common import dict_space, is_camera, is_key, noop_action, value_of
-from latent_obs.envs.old_spaces import Enum
+from latent_obs.envs.old_gym import Enum
 from latent_obs.util.errors import InputError
 
 #: Name of action 0.

@@ -7,7 +7,7 @@ import gymnasium as gym
 from gymnasium import spaces
 
 from latent_obs.actions.common import is_camera, noop_action, value_of
-from latent_obs.envs.old_spaces import Enum
+from latent_obs.envs.old_gym import Enum
 from latent_obs.util.errors import check_count
 
 

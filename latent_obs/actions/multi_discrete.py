@@ -10,7 +10,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from latent_obs.actions.common import CAMERA, dict_space, is_camera, is_key, noop_action, value_of
-from latent_obs.envs.old_spaces import Enum
+from latent_obs.envs.old_gym import Enum
 from latent_obs.util.errors import InputError, check_choice, check_count
 
 
@@ -122,7 +122,7 @@ class MultiDiscreteActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordCon
             matches the turn of the environment's no-op.
 
     Example:
-        >>> from latent_obs.envs.old_spaces import Enum
+        >>> from latent_obs.envs.old_gym import Enum
         >>> env = gym.Env()
         >>> env.action_space = spaces.Dict(
         ...     camera=spaces.Box(-180.0, 180.0, (2,)), craft=Enum(["none", "planks"]), jump=spaces.Discrete(2)

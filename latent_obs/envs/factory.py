@@ -1,25 +1,35 @@
-"""`make` and `wrap`: environments by name, or one in hand, with their pixels turned into latents."""
+"""Environments by name: `make_pixel_env` with their own observations, `make` and `wrap` with latents for the pixels.
 
+Needs no torch until an encoder is loaded: worker processes import this module.
+"""
+
+import contextlib
+import difflib
 import os
+import signal
+import threading
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
+import gymnasium as gym
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.envs.faults import LastRealFrame, RestartOnFault
 from latent_obs.envs.old_gym import OldGymEnv, is_old_gym
-from latent_obs.envs.pixel_envs import env_maker, is_minerl_id, make_pixel_env, make_small_frames
 from latent_obs.envs.workers import ProcessVectorEnv
 from latent_obs.minerl.client import is_minerl as is_minerl_env
+from latent_obs.minerl.env import register_minerl
 from latent_obs.minerl.installation import MINERL, minerl_version
-from latent_obs.util.errors import check_choice, check_count
+from latent_obs.pixels import PixelContract
+from latent_obs.util.errors import InputError, LatentObsError, check_choice, check_count, require
 from latent_obs.wrappers.features import FeatureObservation, needs_features
-from latent_obs.wrappers.observation import EncoderLike, OptionsDict, encoders_by_key
+from latent_obs.wrappers.observation import ContractObservation, EncoderLike, OptionsDict, encoders_by_key
 from latent_obs.wrappers.single import LatentObservation
 from latent_obs.wrappers.vector import VectorLatentObservation
-
-__all__ = ["make", "wrap"]
 
 #: "sync" and "async": Gymnasium's vector environments, in this process or each in its own. "sb3-sync" and "sb3-async":
 #: the same as Stable-Baselines3 takes them.
@@ -40,21 +50,17 @@ def make(
     a step costs its episode, and is made anew (`RestartOnFault`).
 
     Args:
-        env_id: A registered Gymnasium id. ViZDoom's ("VizdoomBasic-v1", …) and MineRL's ("MineRLTreechop-v0", …) are
-            registered first.
-        encoder: An encoder folder, or a loaded `FrozenEncoder` to share between environments; or several, as in
-            `LatentObservation`.
+        env_id: A registered Gymnasium id; ViZDoom's ("VizdoomBasic-v1") and MineRL's are registered first.
+        encoder: An encoder folder, or a loaded `FrozenEncoder`; or several, as in `LatentObservation`.
         num_envs: How many environments; None makes a single one, not a vector.
         vectorization: "sync" (all in this process) or "async" (a process each) gives a vector environment of
             Gymnasium's, "sb3-sync" or "sb3-async" one of Stable-Baselines3's.
-        **kwargs: The options of `LatentObservation` (`device`, `pixel_key`, `latent_only`, `flatten`, …; `flatten` is
-            True by default for MineRL) and, for Gymnasium's vectors, `autoreset_mode`. All others are passed to
-            `gymnasium.make`, such as ``frame_skip=4``, or ``port=9000`` for a MineRL game that runs already: in a
-            vector the other games have the ports after it.
+        **kwargs: The fields of `ObservationOptions` (`flatten` is True by default for MineRL) and, for Gymnasium's
+            vectors, `autoreset_mode`. All others are passed to `gymnasium.make`, such as ``frame_skip=4``, or
+            ``port=9000`` for a MineRL game that runs already: in a vector the other games have the ports after it.
 
     Returns:
-        The environment, wrapped in `LatentObservation`; or the vector, in `VectorLatentObservation` or
-        `VecLatentObservation`.
+        A `LatentObservation`; or a vector in `VectorLatentObservation` or `VecLatentObservation`.
 
     Raises:
         InputError: The id is unknown, or the environment has no pixels that the encoder takes.
@@ -63,7 +69,7 @@ def make(
         DeviceError: The device asked for is not there.
 
     Example:
-        >>> from latent_obs import Architecture
+        >>> from latent_obs import Architecture, FrozenEncoder
         >>> encoder = FrozenEncoder.random(Architecture((64, 64, 3), latent_dim=8), device="cpu")
         >>> venv = make("VizdoomBasic-v1", encoder, num_envs=2, latent_only=True)
         >>> venv.single_observation_space
@@ -74,8 +80,11 @@ def make(
     if options.get("flatten") is None:
         options["flatten"] = is_minerl_id(env_id)
     if num_envs is not None:
-        return _make_vector(env_id, encoder, check_count("num_envs", num_envs), vectorization, options, kwargs)
+        check_count("num_envs", num_envs)
+        check_choice("vectorization", vectorization, get_args(Vectorization))
     encoder = _loaded(encoder, options)
+    if num_envs is not None:
+        return _make_vector(env_id, encoder, num_envs, vectorization, options, kwargs)
     env = make_pixel_env(env_id, **kwargs)
     try:
         return wrap(env, encoder, **options)
@@ -92,8 +101,6 @@ def wrap(env: Any, encoder: EncoderLike, **options: Unpack[OptionsDict]) -> Late
     encoder = _loaded(encoder, options)
     is_minerl = is_minerl_env(env) and minerl_version() == MINERL
     if is_minerl:
-        from latent_obs.minerl.env import adapt_minerl
-
         env = adapt_minerl(env)
     elif is_old_gym(env):
         env = OldGymEnv(env)
@@ -105,60 +112,162 @@ def wrap(env: Any, encoder: EncoderLike, **options: Unpack[OptionsDict]) -> Late
 
 
 def _loaded(encoder: EncoderLike, options: OptionsDict) -> EncoderLike:
-    """Load a folder, so that an error in it is raised before an environment, a game perhaps, is started."""
-    if isinstance(encoder, str | os.PathLike):
-        return FrozenEncoder.load(encoder, device=options.get("device", "auto"))
-    return encoder
+    """Load the encoders before an environment, a game perhaps, is started; one image is named by `pixel_key`."""
+    by_key: Any = encoders_by_key(encoder, options.get("pixel_key"), options.get("device", "auto"))
+    if len(by_key) > 1:
+        return by_key
+    [(options["pixel_key"], encoders)] = by_key.items()
+    return encoders
 
 
 def _make_vector(
     env_id: str,
-    encoder: EncoderLike,
+    encoder: Any,
     num_envs: int,
     vectorization: Vectorization,
     options: dict[str, Any],
     kwargs: dict[str, Any],
 ) -> Any:
-    check_choice("vectorization", vectorization, get_args(Vectorization))
     autoreset_mode = kwargs.pop("autoreset_mode", AutoresetMode.SAME_STEP)
-    pixel_key, latent_only = options.get("pixel_key"), options.get("latent_only", False)
-    by_key = encoders_by_key(encoder, pixel_key, options.pop("device", "auto"))
-    contracts = {one.contract for encoders in by_key.values() for one in encoders}
-    # One size is enough for one image; otherwise, and where the picture itself is wanted, frames stay as they are.
-    resized = len(contracts) == 1 and len(by_key) == 1 and not options.get("keep_pixels")
+    # One size is enough for one image; otherwise, and where the picture itself is wanted, frames are not resized.
+    contracts = [one.contract for one in encoder] if isinstance(encoder, tuple) else []
+    contract = contracts[0] if len(set(contracts)) == 1 and not options.get("keep_pixels") else None
+    pixel_key, flatten = options.get("pixel_key"), options["flatten"]
+    latent_only = contract is not None and options.get("latent_only", False)
+
+    def make_small_frames(make_one: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
+        env = make_one()
+        try:
+            env = as_small_frames(env, contract, pixel_key=pixel_key, latent_only=latent_only, flatten=flatten)
+            if contract is not None:
+                env.get_wrapper_attr("reader").refuse_blur()  # the process that encodes sees resized frames only
+            return env
+        except BaseException:
+            env.close()
+            raise
+
     makers: list[Any] = []
     for number in range(num_envs):
         if number and is_minerl_id(env_id) and isinstance(kwargs.get("port"), int):
             kwargs = {**kwargs, "port": kwargs["port"] + 1}  # each game that runs already has a port of its own
-        make_one = partial(make_small_frames, env_maker(env_id, **kwargs), next(iter(contracts)) if resized else None)
-        seen = {"pixel_key": pixel_key, "latent_only": latent_only and resized, "flatten": options["flatten"]}
-        makers.append(partial(make_one, **seen))
-    venv = _vector(makers, vectorization, autoreset_mode)
+        makers.append(partial(make_small_frames, env_maker(env_id, **kwargs)))
+    if vectorization == "sync":
+        venv: Any = SyncVectorEnv(makers, autoreset_mode=autoreset_mode)
+    elif vectorization == "async":
+        venv = ProcessVectorEnv(makers, autoreset_mode=autoreset_mode)
+    elif vectorization == "sb3-async":
+        from latent_obs.envs.sb3_bridge import ProcessVecEnv
+
+        venv = ProcessVecEnv(makers)
+    else:
+        from stable_baselines3.common.vec_env import DummyVecEnv
+
+        venv = DummyVecEnv(makers)
     try:
-        loaded: Any = list(next(iter(by_key.values())))
-        if len(by_key) > 1 or isinstance(encoder, dict):
-            loaded, options["pixel_key"] = by_key, None
-        elif not isinstance(getattr(venv, "single_observation_space", venv.observation_space), spaces.Dict):
+        if not isinstance(getattr(venv, "single_observation_space", venv.observation_space), spaces.Dict):
             options["pixel_key"] = None  # the makers have left the pixels alone
         if vectorization.startswith("sb3"):
             from latent_obs.wrappers.sb3 import VecLatentObservation
 
-            return VecLatentObservation(venv, loaded, **options)
-        return VectorLatentObservation(venv, loaded, **options)
+            return VecLatentObservation(venv, encoder, **options)
+        return VectorLatentObservation(venv, encoder, **options)
     except BaseException:
         venv.close()
         raise
 
 
-def _vector(makers: list[Any], vectorization: Vectorization, autoreset_mode: AutoresetMode | str) -> Any:
-    if vectorization == "sync":
-        return SyncVectorEnv(makers, autoreset_mode=autoreset_mode)
-    if vectorization == "async":
-        return ProcessVectorEnv(makers, autoreset_mode=autoreset_mode)
-    if vectorization == "sb3-async":
-        from latent_obs.envs.sb3_bridge import ProcessVecEnv
+def make_pixel_env(env_id: str | EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
+    """Make a registered environment, with its observations unchanged.
 
-        return ProcessVecEnv(makers)
-    from stable_baselines3.common.vec_env import DummyVecEnv
+    ViZDoom's environments are registered first, and get `LastRealFrame`. MineRL's are registered too, with actions that
+    Stable-Baselines3 takes; `make_minerl` has their arguments.
 
-    return DummyVecEnv(makers)
+    Raises:
+        InputError: No environment of this name is registered, or it does not take these arguments.
+        MissingExtraError: ViZDoom or MineRL was asked for and is not installed.
+    """
+    name = env_id.id if isinstance(env_id, EnvSpec) else env_id
+    is_vizdoom = name.startswith("Vizdoom")
+    if is_vizdoom:
+        require("vizdoom.gymnasium_wrapper", extra="vizdoom", purpose=f"make {name}")
+    elif is_minerl_id(name):
+        register_minerl()
+    try:
+        env = gym.make(env_id, **kwargs)
+    except LatentObsError:
+        raise
+    except gym.error.UnregisteredEnv as error:  # an unknown name, namespace or version
+        near = difflib.get_close_matches(name, list(gym.registry), n=4, cutoff=0.5)
+        hint = f"Did you mean {', '.join(near)}?" if near else "gymnasium.pprint_registry() lists those there are"
+        raise InputError(f"no environment {name!r} is registered ({error}). {hint}") from None
+    except (gym.error.Error, ImportError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} could not be made with the arguments {kwargs}: {error}") from error
+    if is_vizdoom:
+        # The engine writes its settings into the current folder, several games over each other; they are not needed.
+        env.get_wrapper_attr("game").set_doom_config_path(os.devnull)
+        env = LastRealFrame(_GameOfItsOwn(env))
+    return env
+
+
+def is_minerl_id(env_id: str) -> bool:
+    """Whether an environment id is one of MineRL's."""
+    return env_id.startswith("MineRL")
+
+
+class _GameOfItsOwn(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Start the game's process, at the first reset, such that Ctrl-C in a terminal does not end it."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        if self.env.get_wrapper_attr("game").is_running():
+            return self.env.reset(**kwargs)
+        # The engine dies if another one that starts at the same moment makes this folder first.
+        with contextlib.suppress(OSError):
+            Path("_vizdoom").mkdir(exist_ok=True)
+        if threading.current_thread() is not threading.main_thread():
+            return self.env.reset(**kwargs)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits what is ignored
+        try:
+            return self.env.reset(**kwargs)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+
+
+def env_maker(env_id: str, **kwargs: Any) -> Callable[[], gym.Env[Any, Any]]:
+    """Return what makes a `make_pixel_env` in `RestartOnFault`, here or in a worker.
+
+    The worker need not know the name: what this process has registered under it comes along.
+    """
+    if is_minerl_id(env_id):
+        return partial(make_pixel_env, env_id, **kwargs)  # restarts by itself
+    spec = None if env_id.startswith("Vizdoom") else gym.registry.get(env_id)
+    return partial(_make_with_restarts, partial(make_pixel_env, spec or env_id, **kwargs))
+
+
+def _make_with_restarts(make_one: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
+    return RestartOnFault(make_one(), remake=make_one, most_in_a_row=3)
+
+
+def as_small_frames(
+    env: gym.Env[Any, Any], contract: PixelContract | None, *, pixel_key: str | None, latent_only: bool, flatten: bool
+) -> gym.Env[Any, Any]:
+    """Resize the frames of an environment for an encoder in another process.
+
+    Args:
+        env: The environment.
+        contract: What frames are resized to; None leaves them unchanged.
+        pixel_key: Entry of a Dict observation that holds the pixels; None if only one fits.
+        latent_only: Drop every other entry.
+        flatten: The other entries will be joined to the latent, as one vector.
+
+    Raises:
+        InputError: The environment has no pixels that the contract can read.
+    """
+    if not latent_only and (flatten or needs_features(env.observation_space)):
+        env = FeatureObservation(env, pixel_key=pixel_key, grouped=flatten)
+        space = env.observation_space
+        latent_only = flatten and isinstance(space, spaces.Dict) and len(space.spaces) == 1  # nothing is left to join
+    return env if contract is None else ContractObservation(env, contract, pixel_key=pixel_key, latent_only=latent_only)

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from latent_obs.util.errors import GameFaultError, GameLostError, InputError, LatentObsError
+from latent_obs.util.errors import GameFaultError, GameLostError, InputError, LatentObsError, check_count
 
 _log = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 60.0
@@ -51,12 +51,10 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         most_in_a_row: int = 8,
         first_pause_s: float = 1.0,
     ) -> None:
-        gym.utils.RecordConstructorArgs.__init__(
-            self, remake=remake, most_in_a_row=most_in_a_row, first_pause_s=first_pause_s
-        )
+        arguments: dict[str, Any] = {"most_in_a_row": most_in_a_row, "first_pause_s": first_pause_s}
+        gym.utils.RecordConstructorArgs.__init__(self, remake=remake, **arguments)
         gym.Wrapper.__init__(self, env)
-        if most_in_a_row < 1:
-            raise InputError(f"most_in_a_row must be 1 or more faults, got {most_in_a_row}")
+        check_count("most_in_a_row", most_in_a_row)
         if not 0 <= first_pause_s <= _LONGEST_PAUSE_S:
             raise InputError(f"first_pause_s must be from 0 to {_LONGEST_PAUSE_S:g} seconds, got {first_pause_s}")
         self.remake, self.most_in_a_row, self.first_pause_s = remake, most_in_a_row, first_pause_s
@@ -83,7 +81,12 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
                 time.sleep(min(_LONGEST_PAUSE_S, doubled))
             try:
                 if self._fault is not None and self.remake is not None:
-                    self._make_anew(self.remake)
+                    with contextlib.suppress(Exception):
+                        self.env.close()
+                    try:
+                        self.env = self.remake()
+                    except Exception as error:
+                        raise GameFaultError(f"it could not be made anew: {error}") from error
                     if seed is None and self._seed is not None:  # another one for each new environment
                         sequence = np.random.SeedSequence([self._seed, self.faults_so_far])
                         seed = int(sequence.generate_state(1)[0] >> 1)
@@ -121,14 +124,6 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._fault = error
         message = "%s (fault %d, %d in a row); it is started anew"
         _log.warning(message, _described(error), self.faults_so_far, self._in_a_row)
-
-    def _make_anew(self, make: Callable[[], gym.Env[Any, Any]]) -> None:
-        with contextlib.suppress(Exception):
-            self.env.close()
-        try:
-            self.env = make()
-        except Exception as error:
-            raise GameFaultError(f"it could not be made anew: {error}") from error
 
 
 def _described(fault: Exception | None) -> str:

@@ -1,14 +1,20 @@
-"""`OldGymEnv`: an environment of the old Gym API as a `gymnasium.Env`."""
+"""`OldGymEnv`: an environment of the old Gym API as a `gymnasium.Env`, with its spaces and their values converted.
+
+Old spaces, MineRL's own kinds among them, are recognized by the names of their classes, so that nothing here imports
+gym: any version of it works.
+"""
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
-from latent_obs.envs.old_spaces import convert_space, noop_of
 from latent_obs.util.errors import InputError, check_choice, check_count
 
 
@@ -45,8 +51,11 @@ class OldGymEnv(gym.Env[Any, Any]):
             raise InputError(f"env must be an environment of the old Gym API, with reset, step and spaces; got {env}")
         self.time_limit_slack = check_count("time_limit_slack", time_limit_slack, at_least=0)
         self.gym_env = env
-        self.metadata = _metadata(env)
-        check_choice("render_mode", render_mode, (None, *self.metadata["render_modes"]))
+        old = dict(getattr(env, "metadata", None) or {})  # under the names of several versions
+        modes = old.pop("render.modes", None) or old.pop("render_modes", None) or []
+        rates = [old.pop(name, None) for name in ("video.frames_per_second", "video_frames_per_second", "render_fps")]
+        self.metadata = {**old, "render_modes": list(modes), "render_fps": next(filter(None, rates), 30)}
+        check_choice("render_mode", render_mode, (None, *modes))
         self.render_mode = render_mode
         self._observation = convert_space(env.observation_space, "observation")
         self._action = convert_space(env.action_space, "action")
@@ -88,17 +97,16 @@ class OldGymEnv(gym.Env[Any, Any]):
         if self._elapsed is None:
             _ = self.gym_env.step  # raises if this is closed
             raise gym.error.ResetNeeded("no episode is under way: call reset() first, and after each episode's end")
-        old_action = self._action.to_old(action)
-        observation, reward, terminated, truncated, info = self._play(old_action)
+        observation, reward, terminated, truncated, info = self._play(self._action.to_old(action))
         self._elapsed += 1
         if self.render_mode == "human":
             self.render()
         if terminated or truncated:
             limit, gyms_own = self.max_episode_steps, info.get("TimeLimit.truncated")
-            late = limit is not None and self._elapsed >= limit - self.time_limit_slack
-            if self.time_limit_slack == 0 and gyms_own is not None:
-                late = False  # gym's own is False for an end by itself in the last step of all
-            truncated = truncated or late or bool(gyms_own)
+            truncated = truncated or bool(gyms_own)
+            # Gym's own is False for an end by itself in the last step of all.
+            if limit is not None and (self.time_limit_slack or gyms_own is None):
+                truncated = truncated or self._elapsed >= limit - self.time_limit_slack
             terminated = terminated and not truncated
             self._elapsed = None
         return self._observation.from_old(observation), float(reward), terminated, truncated, info
@@ -134,20 +142,12 @@ class OldGymEnv(gym.Env[Any, Any]):
         self._elapsed = None
         env.close()
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}{self.gym_env}>"
-
-    __str__ = __repr__
-
 
 class _Closed:
     """What an environment is after `close`."""
 
     def close(self) -> None:
         pass
-
-    def __repr__(self) -> str:
-        return "<closed>"
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copying and pickling look for these
@@ -164,9 +164,222 @@ def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
     return {**parameters, **_parameters(method)} if passes_on and callable(method) else parameters
 
 
-def _metadata(env: Any) -> dict[str, Any]:
-    """Gymnasium's names for an old environment's metadata."""
-    old = dict(getattr(env, "metadata", None) or {})
-    modes = old.pop("render.modes", None) or old.pop("render_modes", None) or []
-    rates = [old.pop(name, None) for name in ("video.frames_per_second", "video_frames_per_second", "render_fps")]
-    return {**old, "render_modes": list(modes), "render_fps": next((rate for rate in rates if rate), 30)}
+class Enum(spaces.Discrete):
+    """A `Discrete` whose entries have names, such as the items that can be crafted.
+
+    Args:
+        names: One per entry, in order.
+        default: The entry that does nothing or stands for nothing; the first one when not given. The attribute
+            `default` is its index.
+
+    Example:
+        >>> craft = Enum(["none", "planks", "torch"], default="none")
+        >>> craft.index("torch"), craft.names[1], int(craft.n)
+        (2, 'planks', 3)
+    """
+
+    def __init__(self, names: Sequence[str], default: str | None = None, seed: Any = None) -> None:
+        self.names = tuple(str(name) for name in names)
+        if len(set(self.names)) != len(self.names):
+            raise InputError(f"names of an Enum must differ, got {self.names}")
+        check_choice("default", default, (None, *self.names))
+        self.default = 0 if default is None else self.names.index(default)
+        super().__init__(len(self.names), seed=seed)
+
+    def index(self, name: str) -> int:
+        """Index of a name; an InputError if there is none."""
+        check_choice("name", name, self.names)
+        return self.names.index(name)
+
+    def __repr__(self) -> str:
+        return f"Enum({', '.join(map(repr, self.names))})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Enum) and self.names == other.names and self.default == other.default
+
+    def __hash__(self) -> int:
+        return hash((self.names, self.default))
+
+
+class Converted(NamedTuple):
+    """A space of the old Gym as Gymnasium's, with the conversion of its values in both directions.
+
+    `from_old` gives fresh, C-contiguous and writable arrays, and clips numbers to their bounds, as an obfuscated vector
+    may be a little outside of them. `to_old` checks a value of `space` (InputError).
+    """
+
+    space: spaces.Space[Any]
+    from_old: Callable[[Any], Any]
+    to_old: Callable[[Any], Any]
+
+
+def convert_space(old: Any, what: str = "space") -> Converted:
+    """Convert a space of the old Gym to Gymnasium's.
+
+    Args:
+        old: The space: Box, Discrete, MultiDiscrete, MultiBinary, Tuple, Dict, or MineRL's Enum, DiscreteRange and
+            Text.
+        what: What it is the space of, for messages.
+
+    Raises:
+        InputError: It is of another kind.
+    """
+    names = [kind.__name__ for kind in type(old).__mro__]
+    for name, convert in _KINDS.items():
+        if name in names:
+            return convert(old, what)
+    raise InputError(
+        f"{what} space {old!r} has no counterpart in Gymnasium: expected one of {', '.join(_KINDS)}. Change it with a "
+        "wrapper of the old Gym"
+    )
+
+
+def noop_of(space: spaces.Space[Any]) -> Any:
+    """The value of an action space that does nothing: zeros (or the bound nearest to zero), the default of an `Enum`.
+
+    Example:
+        >>> noop_of(spaces.Dict(jump=spaces.Discrete(2), craft=Enum(["log", "none"], default="none")))
+        {'jump': 0, 'craft': 1}
+    """
+    match space:
+        case Enum():
+            return space.default
+        case spaces.Discrete():
+            return int(min(max(0, space.start), space.start + space.n - 1))
+        case spaces.Box():
+            return np.asarray(np.clip(np.zeros(space.shape, space.dtype), space.low, space.high), space.dtype)
+        case spaces.MultiDiscrete() | spaces.MultiBinary():
+            return np.zeros(space.shape, space.dtype)
+        case spaces.Dict():
+            return {key: noop_of(inner) for key, inner in space.spaces.items()}
+        case spaces.Tuple():
+            return tuple(noop_of(inner) for inner in space.spaces)
+        case spaces.Text():
+            return ""
+    raise InputError(f"space must be a Box, Discrete, Dict, … to have an action that does nothing, got {space}")
+
+
+def _numbers(old: Any, what: str) -> Converted:
+    """A Box, MultiDiscrete or MultiBinary: arrays of numbers within bounds."""
+    space: Any
+    low: Any
+    high: Any
+    if hasattr(old, "nvec"):
+        space = spaces.MultiDiscrete(np.asarray(old.nvec))
+        low, high = 0, space.nvec - 1
+    elif hasattr(old, "low"):
+        low, high = (np.asarray(bound, old.dtype) for bound in (old.low, old.high))
+        space = spaces.Box(low, high, tuple(old.shape), np.dtype(old.dtype).type)
+    else:
+        space = spaces.MultiBinary(old.n)
+        low, high = 0, 1
+    shape, dtype = space.shape, np.dtype(space.dtype)
+    is_picture = dtype == np.uint8 and shape != ()
+    clips = isinstance(space, spaces.Box) and not is_picture and bool(np.isfinite([low, high]).any())
+
+    def from_old(value: Any) -> NDArray[Any]:
+        array = np.asarray(value)
+        if array.shape != shape:
+            raise InputError(f"{what} has shape {array.shape}, and its space declares {shape}: {space}")
+        # Always a copy: a frame of MineRL's is a read-only, flipped view.
+        return np.array(np.minimum(np.maximum(array, low), high) if clips else array, dtype, order="C")
+
+    def to_old(value: Any) -> NDArray[Any]:
+        try:
+            array = np.asarray(value)
+        except ValueError:  # rows of different lengths
+            array = np.asarray(None)
+        if array.shape != shape or array.dtype.kind not in ("biu" if dtype.kind in "biu" else "biuf"):
+            raise InputError(f"{what} must be {dtype} numbers of shape {shape}, got {value!r}")
+        if dtype.kind == "f":
+            with np.errstate(over="ignore"):  # what is too large is so as infinity, too
+                array = array.astype(dtype, copy=False)
+        if not (np.greater_equal(array, low).all() and np.less_equal(array, high).all()):  # False for NaN too
+            raise InputError(f"{what} must lie in {space}, got {array.tolist()}")
+        return array.astype(dtype, copy=False)
+
+    return Converted(space, from_old, to_old)
+
+
+def _whole_number(value: Any, numbers: range, what: str) -> int:
+    """Check a whole number: Python's, numpy's or in an array of one."""
+    try:
+        number = operator.index(value.item() if isinstance(value, np.ndarray) and value.size == 1 else value)
+    except TypeError:
+        number = None
+    if number is None or number not in numbers:
+        raise InputError(f"{what} must be a whole number from {numbers[0]} to {numbers[-1]}, got {value!r}")
+    return number
+
+
+def _discrete(old: Any, what: str) -> Converted:
+    n, start = int(old.n), int(getattr(old, "begin", getattr(old, "start", 0)))  # MineRL's DiscreteRange has `begin`
+    numbers = range(start, start + n)
+    return Converted(spaces.Discrete(n, start=start), np.int64, lambda value: _whole_number(value, numbers, what))
+
+
+def _enum(old: Any, what: str) -> Converted:
+    names = [str(name) for name in old.values]
+    places = {name: np.int64(i) for i, name in enumerate(names)}
+
+    def from_old(value: Any) -> np.int64:
+        check_choice(what, str(value), names)
+        return places[str(value)]
+
+    return Converted(
+        Enum(names, str(old.default)), from_old, lambda value: names[_whole_number(value, range(len(names)), what)]
+    )
+
+
+def _text(old: Any, what: str) -> Converted:
+    if getattr(old, "shape", None) not in (None, 1, (), (1,)):
+        raise InputError(f"{what} is {old!r}, several texts at once; only a single one has a counterpart in Gymnasium")
+    longest = int(getattr(old, "max_length", getattr(old, "MAX_STR_LEN", 4096)))
+    printable = "".join(map(chr, range(32, 127))) + "\n\t"
+
+    def from_old(value: Any) -> str:
+        text = str(value.item() if isinstance(value, np.ndarray) else value)[:longest]
+        return "".join(character if character in printable else "?" for character in text)
+
+    def to_old(value: Any) -> str:
+        if not isinstance(value, str) or len(value) > longest or not set(value) <= set(printable):
+            raise InputError(f"{what} must be a text of at most {longest} characters of ASCII, got {value!r}")
+        return value
+
+    return Converted(spaces.Text(max_length=longest, min_length=0, charset=printable), from_old, to_old)
+
+
+def _nested(old: Any, what: str) -> Converted:
+    """A Dict or a Tuple."""
+    is_dict = isinstance(old.spaces, Mapping)
+    parts = {str(key): space for key, space in old.spaces.items()} if is_dict else dict(enumerate(old.spaces))
+    inner = {key: convert_space(space, f"{what}[{key!r}]") for key, space in parts.items()}
+
+    def converted(value: Any, back: bool) -> Any:
+        if is_dict:
+            fits = isinstance(value, Mapping) and value.keys() >= inner.keys()
+            fits = fits and not (back and value.keys() - inner.keys())  # observations may have more than is declared
+        else:
+            fits = isinstance(value, Sequence | np.ndarray) and len(value) == len(inner)
+        if not fits:
+            found = sorted(map(str, value)) if isinstance(value, Mapping) else repr(value)
+            raise InputError(f"{what} must have the entries {list(inner)}, which its space declares; got {found}")
+        parts = {key: (each.to_old if back else each.from_old)(value[key]) for key, each in inner.items()}
+        return parts if is_dict else tuple(parts.values())
+
+    inner_spaces: Any = {key: each.space for key, each in inner.items()}
+    space = spaces.Dict(inner_spaces) if is_dict else spaces.Tuple(list(inner_spaces.values()))
+    return Converted(space, partial(converted, back=False), partial(converted, back=True))
+
+
+# In this order: MineRL's Enum and DiscreteRange derive from Discrete.
+_KINDS: dict[str, Callable[[Any, str], Converted]] = {
+    "Enum": _enum,
+    "Dict": _nested,
+    "Tuple": _nested,
+    "Box": _numbers,
+    "Discrete": _discrete,
+    "MultiDiscrete": _numbers,
+    "MultiBinary": _numbers,
+    "Text": _text,
+}

@@ -22,7 +22,6 @@ from latent_obs.wrappers.vector import VectorLatentObservation
 
 require("stable_baselines3", extra="agents", purpose="use environments in Stable-Baselines3's way")
 
-from stable_baselines3.common.env_util import is_wrapped  # noqa: E402
 from stable_baselines3.common.vec_env import VecEnv  # noqa: E402
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn  # noqa: E402
 
@@ -64,6 +63,7 @@ class GymnasiumVecEnv(VecEnv):
                 f"vector_env must be a gymnasium.vector.VectorEnv, got {vector_env}; gymnasium.make_vec makes one"
             )
         self.vector_env = vector_env
+        self.spec = vector_env.spec  # `VecMonitor` writes its name
         self._mode = _usable_mode(vector_env)
         parts = vector_env.single_observation_space
         if isinstance(parts, spaces.Dict | spaces.Tuple):
@@ -71,18 +71,11 @@ class GymnasiumVecEnv(VecEnv):
         self._dtypes = _each(partial(_dtype, "observation"), parts)
         _dtype("action", vector_env.single_action_space)
         self._base: Any = vector_env.unwrapped
-        # What these return with copy=True is the caller's already; wrappers and others may lend a buffer.
-        copied = isinstance(vector_env, SyncVectorEnv | AsyncVectorEnv) and vector_env.copy
-        self._take: Callable[..., NDArray[Any]] = np.asarray if copied else np.array
+        self._has_single_ones = isinstance(self._base, SyncVectorEnv | AsyncVectorEnv)
         self._concurrent = isinstance(vector_env, AsyncVectorEnv)  # wrappers have `step` only
         self._actions: NDArray[Any] | None = None
         super().__init__(vector_env.num_envs, vector_env.single_observation_space, vector_env.single_action_space)
         self.metadata = {**(vector_env.metadata or {}), **self.metadata}
-
-    @property
-    def spec(self) -> Any:
-        """The vector environment's registration, if it has one; `VecMonitor` writes its name."""
-        return self.vector_env.spec
 
     def reset(self) -> VecEnvObs:
         """Start an episode in all of them, with the seeds and options set before, once; a step under way is dropped."""
@@ -99,15 +92,12 @@ class GymnasiumVecEnv(VecEnv):
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Begin a step with actions (num_envs, …); with `AsyncVectorEnv` the environments work when this returns."""
-        dtype, given = np.dtype(self.vector_env.action_space.dtype), np.asarray(actions)
+        dtype = np.dtype(self.vector_env.action_space.dtype)
         shape = (self.num_envs, *(self.action_space.shape or ()))
-        fits = given.shape[:1] == shape[:1] and given.size == np.prod(shape)
-        if not fits or not np.can_cast(given.dtype, dtype, "same_kind"):
-            raise InputError(
-                f"actions for {self.num_envs} environments of {self.action_space} should be {dtype} of shape {shape}, "
-                f"got {given.dtype} of shape {given.shape}"
-            )
-        self._actions = given.astype(dtype, copy=False).reshape(shape)
+        try:
+            self._actions = np.asarray(actions).astype(dtype, casting="same_kind", copy=False).reshape(shape)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"actions should be {dtype} of shape {shape}, got {actions}: {error}") from None
         if self._concurrent:
             self._base.step_async(self._actions)
 
@@ -153,13 +143,13 @@ class GymnasiumVecEnv(VecEnv):
         return final
 
     def _own(self, observation: Any) -> Any:
-        return _each(lambda dtype, part: self._take(part, dtype=dtype), self._dtypes, observation)
+        """A copy: the vector environment may write the next step into the same arrays."""
+        return _each(lambda dtype, part: np.array(part, dtype), self._dtypes, observation)
 
     def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
         """Set the options of the next reset, the same for all: Gymnasium's vector environments take one dict."""
-        if isinstance(options, list) and (
-            len(options) != self.num_envs or not all(data_equivalence(one, options[0]) for one in options)
-        ):
+        each = options if isinstance(options, list) else [options] * self.num_envs
+        if len(each) != self.num_envs or not all(data_equivalence(one, each[0]) for one in each):
             raise InputError(f"options must be one dict, or {self.num_envs} that are equal, got {options}")
         super().set_options(options)
 
@@ -174,16 +164,12 @@ class GymnasiumVecEnv(VecEnv):
 
     def has_attr(self, attr_name: str) -> bool:
         """Whether all environments, or wrappers of theirs, have an attribute."""
-        if not isinstance(self._base, SyncVectorEnv | AsyncVectorEnv):
-            return hasattr(self._base, attr_name)
-        return all(self._ask("has_wrapper_attr", attr_name))
+        return self._has_single_ones and all(self._ask("has_wrapper_attr", attr_name))
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of each environment; of the vector environment, where it keeps no single ones."""
+        """An attribute of each environment."""
         if attr_name == "render_mode":
             return [self.vector_env.render_mode for _ in self._get_indices(indices)]
-        if not isinstance(self._base, SyncVectorEnv | AsyncVectorEnv):
-            return [getattr(self._base, attr_name) for _ in self._get_indices(indices)]
         self._check_there(attr_name, indices)
         return self._ask("get_wrapper_attr", attr_name, indices=indices)
 
@@ -201,12 +187,9 @@ class GymnasiumVecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Whether the single environments have a wrapper; in workers it is known by its class's own name only."""
-        chosen = self._get_indices(indices)
-        if isinstance(self._base, SyncVectorEnv):
-            return [is_wrapped(self._base.envs[i], wrapper_class) for i in chosen]
-        if not isinstance(self._base, AsyncVectorEnv):
-            return [False for _ in chosen]
+        """Whether the single environments have a wrapper, known by its class's own name."""
+        if not self._has_single_ones:
+            return [False for _ in self._get_indices(indices)]
         # Gymnasium writes wrappers as <Outer<Inner<Env instance>>>.
         return [f"<{wrapper_class.__name__}<" in text for text in self._ask("__str__", indices=indices)]
 
@@ -215,11 +198,11 @@ class GymnasiumVecEnv(VecEnv):
             raise AttributeError(f"the environments of {self.vector_env} have no attribute {name!r}")
 
     def _ask(self, method: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        if not self._has_single_ones:
+            raise InputError(f"{method!r} needs single environments, and {self._base} has none; make it with 'sync'")
         chosen = [range(self.num_envs)[i] for i in self._get_indices(indices)]
         if isinstance(self._base, SyncVectorEnv):
             return [self._base.envs[i].get_wrapper_attr(method)(*args, **kwargs) for i in chosen]
-        if not isinstance(self._base, AsyncVectorEnv):
-            raise InputError(f"{method!r} needs single environments, and {self._base} has none; make it with 'sync'")
         if chosen == list(range(self.num_envs)) or self._actions is not None:  # in the middle of a step this raises
             return list(self._base.call(method, *args, **kwargs))
         # Gymnasium has no call for some of the workers; this is what its own sends to all.
@@ -301,27 +284,27 @@ def infos_by_environment(infos: Any, count: int) -> list[dict[str, Any]]:
 def _usable_mode(venv: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     """The autoreset mode; refused where its steps are not those of Stable-Baselines3."""
     found = (venv.metadata or {}).get("autoreset_mode")
-    mode = next((mode for mode in AutoresetMode if found in (mode, mode.value)), None)
-    layers: list[Any] = [venv]
-    while isinstance(layers[-1], VectorWrapper):
-        layers.append(layers[-1].env)
-    *wrappers, base = layers
-    if mode is AutoresetMode.NEXT_STEP:
+    wrappers: list[Any] = []
+    base: Any = venv
+    while isinstance(base, VectorWrapper):
+        wrappers.append(base)
+        base = base.env
+    if found in (AutoresetMode.NEXT_STEP, AutoresetMode.NEXT_STEP.value):
         # A worker without shared memory forgets that it has been reset, and resets again at the next step.
         shared = isinstance(base, AsyncVectorEnv) and base.shared_memory and base.worker is None
-        usable = isinstance(base, SyncVectorEnv) or shared
-        if usable and all(isinstance(layer, VectorLatentObservation) for layer in wrappers):
-            return mode
-    if mode is not AutoresetMode.SAME_STEP:
+        only_latents = all(isinstance(wrapper, VectorLatentObservation) for wrapper in wrappers)
+        if only_latents and (shared or isinstance(base, SyncVectorEnv)):
+            return AutoresetMode.NEXT_STEP
+    if found not in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
         raise InputError(f"autoreset_mode of {venv} must be SAME_STEP, got {found}; make it with that")
-    if tuple(map(int, gym.__version__.split(".")[:2])) < (1, 4):
-        for layer in wrappers:
-            if isinstance(layer, RecordEpisodeStatistics | NormalizeReward):
-                raise InputError(
-                    f"{type(layer).__name__} of gymnasium {gym.__version__} counts wrongly in autoreset mode SAME_STEP "
-                    "(1.4 is right). Put Stable-Baselines3's VecMonitor or VecNormalize around this in its place"
-                )
-    return mode
+    is_old = tuple(map(int, gym.__version__.split(".")[:2])) < (1, 4)
+    for wrapper in wrappers:
+        if is_old and isinstance(wrapper, RecordEpisodeStatistics | NormalizeReward):
+            raise InputError(
+                f"{type(wrapper).__name__} of gymnasium {gym.__version__} counts wrongly in autoreset mode SAME_STEP "
+                "(1.4 is right). Put Stable-Baselines3's VecMonitor or VecNormalize around this in its place"
+            )
+    return AutoresetMode.SAME_STEP
 
 
 def _dtype(what: str, space: spaces.Space[Any]) -> Any:

@@ -34,8 +34,7 @@ def default_start_method() -> str:
     """Return "forkserver" where there is one, else "spawn": this process may have started CUDA and threads."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
-    modules = ["latent_obs.envs.workers", "latent_obs.envs.pixel_envs"]  # imported once, by the server
-    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["latent_obs.envs.factory"])  # imported once
     return "forkserver"
 
 
@@ -84,90 +83,64 @@ class ProcessVectorEnv(AsyncVectorEnv):
                     autoreset_mode=autoreset_mode,
                 )
         except BaseException:
-            _stop(self.parent_pipes, self.processes, close_grace_s)
+            _Workers(self.parent_pipes, self.processes, close_grace_s).stop()
             raise
 
     def _check_spaces(self) -> None:
         """Watch the workers, which have all been started, before the first call."""
+        self._workers = _Workers(self.parent_pipes, self.processes, self.close_grace_s, self.error_queue)
         # At exit, multiprocessing waits for processes that are not daemonic for ever, but runs its finalizers first.
-        arguments = (self.parent_pipes, self.processes, self.close_grace_s)
-        self._finalizer = Finalize(self, _stop, arguments, exitpriority=10)
-        self._why_ended: list[str] = []
-        shared = self.error_queue, self._finalizer, self._why_ended
-        pipes: list[Any] = [
-            _Pipe(index, pipe, self.processes[index], *shared) for index, pipe in enumerate(self.parent_pipes)
-        ]
+        self._workers.stop = Finalize(self, self._workers.stop, exitpriority=10)
+        pipes: list[Any] = [_Pipe(index, pipe, self._workers) for index, pipe in enumerate(self.parent_pipes)]
         self.parent_pipes = pipes
         super()._check_spaces()
 
     def _assert_is_running(self) -> None:
-        if self._why_ended:
-            raise _ended(self._why_ended[0])
+        if self._workers.why_ended:
+            raise self._workers.end()
         super()._assert_is_running()
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """End the workers, whatever they are doing, within `close_grace_s` seconds, at worst twice that."""
-        self._finalizer()
+        self._workers.stop()
 
 
-class _Pipe:
-    """This process' end of a worker's pipe, as `AsyncVectorEnv` uses it. It raises what went wrong in the worker."""
+class _Workers:
+    """The worker processes of a vector, to which it must not refer, or it would never be garbage-collected."""
 
     def __init__(
-        self,
-        index: int,
-        pipe: Connection,
-        process: BaseProcess,
-        failures: Any,
-        stop: Callable[[], object],
-        why_ended: list[str],
+        self, pipes: Sequence[Any], processes: Sequence[BaseProcess], grace: float, failures: Any = None
     ) -> None:
-        self.index, self.pipe, self.process, self.failures = index, pipe, process, failures
-        self.stop, self.why_ended = stop, why_ended  # the same ones for all workers of a vector
+        self.pipes, self.processes, self.grace, self.failures = pipes, processes, grace, failures
+        self.why_ended = ""
+        self.stop: Callable[[], object] = self._stop
 
-    def send(self, message: tuple[str, Any]) -> None:
-        try:
-            self.pipe.send(message)
-        except OSError:
-            raise self._died() from None
-
-    def recv(self) -> tuple[Any, bool]:
-        try:
-            # Not by the pipe alone: a game that the worker has started may hold it open.
-            if self.pipe not in wait((self.pipe, self.process.sentinel)):
-                raise EOFError
-            answer, succeeded = self.pipe.recv()
-        except (EOFError, OSError):
-            raise self._died() from None
-        except BaseException:  # Ctrl-C: some answers are read, and others are not
-            self._end("it was interrupted while it waited for its workers")
-            raise
-        if not succeeded:
-            raise self._failed()
-        return answer, True
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.pipe, name)
-
-    def _end(self, why: str) -> None:
-        if not self.why_ended:
-            self.why_ended.append(why)
+    def end(self, why: str = "") -> WorkerError:
+        """End all of them; the error that says why: the first reason counts."""
+        self.why_ended = self.why_ended or why
         self.stop()
+        return WorkerError(
+            f"all environments of this vector have ended, because {self.why_ended}. Make new ones; a training run goes "
+            "on from its last checkpoint with --resume"
+        )
 
-    def _died(self) -> WorkerError:
-        if not self.why_ended:
-            self.process.join(5.0)  # the pipe breaks a moment before the process has ended
-            code = self.process.exitcode
-            how = "closed its pipe" if code is None else f"died with exit code {code}"
-            if code is not None and code < 0:
-                how += f" ({signal.Signals(-code).name})"
-            self._end(f"worker {self.index} (pid {self.process.pid}) {how}")
-        return _ended(self.why_ended[0])
+    def died(self, index: int) -> WorkerError:
+        """The error for a worker that ended by itself."""
+        process = self.processes[index]
+        if self.why_ended:
+            return self.end()
+        process.join(5.0)  # the pipe breaks a moment before the process has ended
+        code = process.exitcode
+        how = "closed its pipe" if code is None else f"died with exit code {code}"
+        if code is not None and code < 0:
+            how += f" ({signal.Signals(-code).name})"
+        return self.end(f"worker {index} (pid {process.pid}) {how}")
 
-    def _failed(self) -> Exception:
-        index, kind, message, trace = self.failures.get(timeout=10)  # perhaps that of another one in the same step
+    def failed(self) -> Exception:
+        """The error that an environment raised; perhaps that of another one in the same step."""
+        index, kind, message, trace = self.failures.get(timeout=10)
         raised = f"environment {index} raised {kind.__name__}: {message}"
-        self._end(raised)
+        self.end(raised)
         try:
             error = kind(f"environment {index}: {message}")
         except TypeError:  # a class that takes more than a text
@@ -175,41 +148,64 @@ class _Pipe:
         error.__cause__ = WorkerError(f"in worker {index}:\n{trace}")
         return error
 
+    def _stop(self) -> None:
+        """Let workers end by themselves, then terminate and at last kill those that do not."""
+        started = [process for process in self.processes if process.pid is not None]
+        try:
+            for pipe in self.pipes:
+                with contextlib.suppress(OSError, errors.LatentObsError):
+                    pipe.send(("close", None))
+                pipe.close()  # answers that nobody read are lost, and cannot hold the worker up
+            _join(started, self.grace)
+            for process in started:
+                if process.is_alive():
+                    process.terminate()
+            _join(started, self.grace)
+        finally:  # also when somebody presses Ctrl-C once more
+            for process in started:
+                if process.is_alive():
+                    process.kill()
+                    process.join(10)  # not for ever: a driver may hold on to it
+                if process.exitcode not in (0, 128 + signal.SIGTERM) and process.pid and hasattr(os, "killpg"):
+                    with contextlib.suppress(OSError):
+                        os.killpg(process.pid, signal.SIGKILL)  # the games that it has left
 
-def _ended(why: str) -> WorkerError:
-    return WorkerError(
-        f"all environments of this vector have ended, because {why}. Make new ones; a training run goes on from its "
-        "last checkpoint with --resume"
-    )
+
+def _join(processes: Sequence[BaseProcess], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
 
 
-def _stop(pipes: Sequence[Any], processes: Sequence[BaseProcess], grace: float) -> None:
-    """Let workers end by themselves, then terminate and at last kill those that do not."""
-    started = [process for process in processes if process.pid is not None]
+class _Pipe:
+    """This process' end of a worker's pipe, as `AsyncVectorEnv` uses it. It raises what went wrong in the worker."""
 
-    def join() -> None:
-        deadline = time.monotonic() + grace
-        for process in started:
-            process.join(max(0.0, deadline - time.monotonic()))
+    def __init__(self, index: int, pipe: Connection, workers: _Workers) -> None:
+        self.index, self.pipe, self.workers = index, pipe, workers
 
-    try:
-        for pipe in pipes:
-            with contextlib.suppress(OSError, errors.LatentObsError):
-                pipe.send(("close", None))
-            pipe.close()  # answers that nobody read are lost, and cannot hold the worker up
-        join()
-        for process in started:
-            if process.is_alive():
-                process.terminate()
-        join()
-    finally:  # also when somebody presses Ctrl-C once more
-        for process in started:
-            if process.is_alive():
-                process.kill()
-                process.join(10)  # not for ever: a driver may hold on to it
-            if process.exitcode not in (0, 128 + signal.SIGTERM) and process.pid and hasattr(os, "killpg"):
-                with contextlib.suppress(OSError):
-                    os.killpg(process.pid, signal.SIGKILL)  # the games that it has left
+    def send(self, message: tuple[str, Any]) -> None:
+        try:
+            self.pipe.send(message)
+        except OSError:
+            raise self.workers.died(self.index) from None
+
+    def recv(self) -> tuple[Any, bool]:
+        try:
+            # Not by the pipe alone: a game that the worker has started may hold it open.
+            if self.pipe not in wait((self.pipe, self.workers.processes[self.index].sentinel)):
+                raise EOFError
+            answer, succeeded = self.pipe.recv()
+        except (EOFError, OSError):
+            raise self.workers.died(self.index) from None
+        except BaseException:  # Ctrl-C: some answers are read, and others are not
+            self.workers.end("it was interrupted while it waited for its workers")
+            raise
+        if not succeeded:
+            raise self.workers.failed()
+        return answer, True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pipe, name)
 
 
 def _work(

@@ -12,7 +12,7 @@ from latent_obs.encoder.statistics import BEYOND, reconstruction_errors
 from latent_obs.pixels import Frames
 from latent_obs.util.errors import InputError, check_count
 
-_CHUNK = 512  # latents compared at a time: row by row, the calls would cost more than the arithmetic
+_CHUNK = 512  # latents compared together: row by row, the calls would cost more than the arithmetic
 _DECODED_TOGETHER = 8
 _FEWEST_RECONSTRUCTIONS = 24
 _ADVICE = """Its latents may say little about them. Record frames as this agent sees them and train the encoder on:
@@ -116,24 +116,14 @@ class DriftMonitor:
         self._every = reconstruct_every if has_decoder and self.statistics.reconstruction_mean else 0
         if self._every:
             encoder.decode(self.statistics.mean[None])  # loads it now, and not in the middle of an episode
-        self._buffer = np.empty((max(1, min(_CHUNK, window // 8)), encoder.latent_dim), np.float32)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was seen, as when another environment begins; the warning may come again."""
-        #: Frames seen in all.
-        self.frames = 0
-        self._filled = self._decoded = self._sampled = self._decoded_at = 0
+        self.frames = 0  #: frames seen in all
+        self._decoded = self._sampled = self._decoded_at = 0
         self._next_sample = 0  # number of the frame after which the next one is decoded
         self._weight = self._outside = self._error = self._error_weight = 0.0
         self._sum = np.zeros(self.encoder.latent_dim)
+        self._latents: list[Latents] = []  # copies, to be compared together
         self._waiting: list[tuple[Frames, Latents]] = []  # copies, to be decoded together
         self._warned = False
-
-    @property
-    def is_drifting(self) -> bool:
-        """Whether recent frames are unlike those of training."""
-        return self.report().is_drifting
 
     def observe(self, latents: Latents, frames: Frames | None = None) -> None:
         """Count latents; one of their frames is decoded now and then.
@@ -146,14 +136,8 @@ class DriftMonitor:
         if latents.shape[1:] != self._sum.shape:
             raise InputError(f"latents must be (N, {len(self._sum)}) for this monitor, got {latents.shape}")
         self.frames += count
-        start = 0
-        while start < count:
-            taken = min(count - start, len(self._buffer) - self._filled)
-            self._buffer[self._filled : self._filled + taken] = latents[start : start + taken]
-            start += taken
-            self._filled += taken
-            if self._filled == len(self._buffer):
-                self.report()
+        self._latents.append(latents.copy())
+        is_full = sum(map(len, self._latents)) >= _CHUNK
         if self._every and frames is not None and count and self.frames > self._next_sample:
             # Each time another row: every hundredth frame of eight environments would always be of the same one.
             row = self._sampled % count
@@ -162,12 +146,13 @@ class DriftMonitor:
             self._next_sample = (self.frames + self._every - 1) // self._every * self._every
             if len(self._waiting) == _DECODED_TOGETHER:
                 self._add_reconstructions()
-                self.report()
+                is_full = True
+        if is_full:
+            self.report()
 
     def report(self) -> DriftReport:
         """How far the recent frames are from those of training; warns if they are too far for the first time."""
-        if self._filled:
-            self._add_latents()
+        self._add_latents()
         share = shift = ratio = math.nan
         if self._weight:
             share = self._outside / self._weight
@@ -188,16 +173,16 @@ class DriftMonitor:
         return report
 
     def _add_latents(self) -> None:
-        """Add the latents of the buffer to the running numbers."""
-        latents, self._filled = self._buffer[: self._filled], 0
+        latents = np.concatenate([np.zeros((0, len(self._sum)), np.float32), *self._latents])
+        self._latents.clear()
+        weights = np.exp(-np.arange(len(latents), 0, -1) / self.window)
+        outside = self.statistics.distances(latents) > self.statistics.distance_limit
         kept = math.exp(-len(latents) / self.window)
-        outside = int((self.statistics.distances(latents) > self.statistics.distance_limit).sum())
-        self._weight = kept * self._weight + len(latents)
-        self._outside = kept * self._outside + outside
-        self._sum = kept * self._sum + latents.sum(axis=0)
+        self._weight = kept * self._weight + float(weights.sum())
+        self._outside = kept * self._outside + float(weights[outside].sum())
+        self._sum = kept * self._sum + weights @ latents
 
     def _add_reconstructions(self) -> None:
-        """Decode the frames that wait, and add their errors to the running numbers."""
         frames, latents = (np.stack(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting.clear()
         kept = math.exp((self._decoded_at - self.frames) / self.window)

@@ -23,16 +23,16 @@ Needs no torch.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from latent_obs.envs.old_spaces import Enum
+from latent_obs.envs.old_gym import Enum
 from latent_obs.pixels import is_image
 from latent_obs.util.errors import InputError
 
@@ -44,6 +44,8 @@ BOUNDLESS = 1e9  # a bound from here on says nothing: ViZDoom and others declare
 #: The entry that holds all numbers in the grouped form.
 GROUP = "features"
 _FULL_TURNS = ((-180.0, 180.0), (0.0, 360.0))
+#: The meanings of numbers that are more than divided.
+_COUNT, _SINE, _COSINE = f"log(1+count)/log({1 + STACK})", "sine of the angle", "cosine of the angle"
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,14 @@ class Slot:
     meaning: str = field(default="", compare=False)
     entry: str = field(default="", compare=False)
 
-    def shifted(self, by: int) -> "Slot":
-        """The slot in a vector that has `by` more numbers before it."""
-        return replace(self, start=self.start + by, stop=self.stop + by)
+
+def lay_out(parts: Iterable[tuple[str, int, str, str]]) -> tuple[Slot, ...]:
+    """Slots one after the other; a part is (name, number of values, meaning, entry)."""
+    slots: list[Slot] = []
+    for name, width, meaning, entry in parts:
+        start = slots[-1].stop if slots else 0
+        slots.append(Slot(name, start, start + width, meaning, entry))
+    return tuple(slots)
 
 
 def describe(index: Sequence[Slot], left_out: Sequence[str] = ()) -> str:
@@ -97,73 +104,71 @@ def needs_features(space: spaces.Space[Any]) -> bool:
     return not (isinstance(space, spaces.Box | spaces.MultiBinary) and space.shape)
 
 
-class _Leaf:
-    """A part of an observation that becomes numbers: how it is flattened, scaled and named."""
+class _Leaf(NamedTuple):
+    """A part of an observation that becomes numbers."""
 
-    formula: Literal["scale", "count", "angle"] = "scale"
-    divisor: Numbers | float = 1.0
+    read: Callable[[Any], Any]  # gives its numbers unscaled, (width,), angles twice; or a single one
+    parts: list[tuple[str, int, str]]  # what follows the name, how many numbers that names, and their meaning
+    low: Numbers  # (width,)
+    high: Numbers
+    divisor: Numbers
 
-    def __init__(self, name: str, path: tuple[Any, ...], space: spaces.Space[Any]) -> None:
-        self.name, self.path, self.space = name, path, space
-        self.shape = space.shape or ()
-        #: What follows the name, how many numbers it names, and what was done to them.
-        self.parts: list[tuple[str, int, str]] = []
-        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-            self._init_choices(space)
-        elif isinstance(space, spaces.Box | spaces.MultiBinary):
-            low, high = (space.low, space.high) if isinstance(space, spaces.Box) else (0.0, 1.0)
-            low, high = (np.broadcast_to(bound, self.shape).reshape(-1).astype(float) for bound in (low, high))
-            self._init_numbers(low, high, space.dtype)
-        else:
-            raise InputError(
-                f"{name} is a {type(space).__name__}, of which no vector of a fixed length can be made: {space}. "
-                "Drop it with a FilterObservation beneath"
-            )
-        self.width = sum(width for _, width, _ in self.parts)
 
-    def _init_choices(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
-        self._counts = np.reshape(space.n if isinstance(space, spaces.Discrete) else space.nvec, -1).astype(int)
-        self._firsts = np.broadcast_to(space.start, self.shape).reshape(-1).astype(int)
-        self._offsets = np.cumsum(self._counts) - self._counts
-        for place, first, count in zip(np.ndindex(self.shape), self._firsts, self._counts, strict=True):
-            at = f"[{','.join(map(str, place))}]" if isinstance(space, spaces.MultiDiscrete) else ""
-            labels = space.names if isinstance(space, Enum) else range(first, first + count)
-            self.parts += [(f"{at}={label}", 1, "1 if it is, else 0") for label in labels]
-        self.low, self.high = np.zeros(len(self.parts)), np.ones(len(self.parts))
+def _leaf(name: str, space: spaces.Space[Any]) -> _Leaf:
+    """How a part of the observation is flattened, scaled and named; an `InputError` if it cannot be numbers."""
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return _choices(name, space)
+    if not isinstance(space, spaces.Box | spaces.MultiBinary):
+        raise InputError(
+            f"{name} is a {type(space).__name__}, of which no vector of a fixed length can be made: {space}. "
+            "Drop it with a FilterObservation beneath"
+        )
+    shape, floats = space.shape or (), np.dtype(space.dtype).kind == "f"
+    bounds = (space.low, space.high) if isinstance(space, spaces.Box) else (0.0, 1.0)
+    low, high = (np.broadcast_to(bound, shape).reshape(-1).astype(float) for bound in bounds)
+    size, largest, unscaled = len(low), np.maximum(np.abs(low), np.abs(high)), np.ones(len(low))
+    is_angle = floats and any(((low == a) & (high == b)).all() for a, b in _FULL_TURNS)
 
-    def _init_numbers(self, low: Numbers, high: Numbers, dtype: Any) -> None:
-        self.low, self.high, size, floats = low, high, len(low), dtype.kind == "f"
-        largest = np.maximum(np.abs(low), np.abs(high))
-        if not floats and not (low < 0).any() and (high > 1).any():
-            self.formula = "count"
-            self.parts = [("", size, f"log(1+count)/log({1 + STACK})")]
-        elif floats and any(((low == a) & (high == b)).all() for a, b in _FULL_TURNS):
-            self.formula = "angle"
-            self.parts = [(" (sin)", size, "sine of the angle"), (" (cos)", size, "cosine of the angle")]
-            self.low, self.high = np.full(2 * size, -1.0), np.full(2 * size, 1.0)
-        else:
-            kept = (largest <= NARROW) & floats | (largest == 0) | (largest >= BOUNDLESS)
-            self.divisor = np.where(kept, 1.0, largest)
-            least, most = self.divisor.min(initial=math.inf), self.divisor.max(initial=1.0)
-            one = "unchanged" if most == 1 else f"divided by {most:.10g}"
-            self.parts = [("", size, one if least >= most else "each divided by its largest bound, if over 10")]
-
-    def flatten(self, value: Any) -> Numbers:
-        """The value as float64 (width,), angles twice. It may be out of the space's bounds, if they are numbers."""
+    def read(value: Any) -> Numbers:
         array = np.asarray(value, np.float64)
-        if array.shape != self.shape:
-            raise InputError(f"{self.name} has shape {array.shape}, but its space declares {self.shape}")
+        if array.shape != shape:
+            raise InputError(f"{name} has shape {array.shape}, but its space declares {shape}")
         array = array.reshape(-1)
-        if self.formula == "angle":
-            return np.concatenate([array, array])
-        if not isinstance(self.space, spaces.Discrete | spaces.MultiDiscrete):
-            return array
-        places = array - self._firsts
-        if not ((places >= 0) & (places < self._counts)).all():
-            raise InputError(f"{self.name} is {value}, which its space does not contain: {self.space}")
-        one_hot = np.zeros(self.width)
-        one_hot[self._offsets + places.astype(int)] = 1.0
-        return one_hot
+        return np.concatenate([array, array]) if is_angle else array
+
+    if is_angle:
+        ones = np.ones(2 * size)
+        return _Leaf(read, [(" (sin)", size, _SINE), (" (cos)", size, _COSINE)], -ones, ones, ones)
+    # One number: `float` is quick, and checks that it is one.
+    quick = float if isinstance(space, spaces.Box) and shape == () else read
+    if not floats and not (low < 0).any() and (high > 1).any():
+        return _Leaf(quick, [("", size, _COUNT)], low, high, unscaled)
+    kept = (largest <= NARROW) & floats | (largest == 0) | (largest >= BOUNDLESS)
+    divisor = np.where(kept, 1.0, largest)
+    meaning = "each divided by its largest bound, if over 10"
+    if len(set(divisor)) <= 1:
+        meaning = "unchanged" if (divisor == 1).all() else f"divided by {divisor[0]:.10g}"
+    return _Leaf(quick, [("", size, meaning)], low, high, divisor)
+
+
+def _choices(name: str, space: spaces.Discrete | spaces.MultiDiscrete) -> _Leaf:
+    """One-hot numbers, one choice after the other."""
+
+    def read(value: Any) -> Any:
+        if not space.contains(value):
+            raise InputError(f"{name} is {value}, which its space does not contain: {space}")
+        return spaces.flatten(space, value)
+
+    suffixes: list[str] = []
+    if isinstance(space, spaces.Discrete):
+        labels = space.names if isinstance(space, Enum) else range(int(space.start), int(space.start + space.n))
+        suffixes += [f"={label}" for label in labels]
+    else:
+        for place in np.ndindex(space.shape):
+            first, at = int(space.start[place]), ",".join(map(str, place))
+            suffixes += [f"[{at}]={label}" for label in range(first, first + int(space.nvec[place]))]
+    ones = np.ones(len(suffixes))
+    return _Leaf(read, [(suffix, 1, "1 if it is, else 0") for suffix in suffixes], np.zeros_like(ones), ones, ones)
 
 
 class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -207,9 +212,9 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
         images = {name: inner for name, (_, inner) in named.items() if name == pixel_key or _is_pixels(inner, alone)}
         if pixel_key is not None and images[pixel_key].dtype != np.uint8:
             raise InputError(f"pixel_key {pixel_key!r} must name a uint8 Box, got {images[pixel_key]}")
-        others = [(name, *named[name]) for name in sorted(named.keys() - images.keys())]
-        self.left_out = tuple(name for name, _, inner in others if isinstance(inner, spaces.Text))
-        leaves = [_Leaf(*other) for other in others if other[0] not in self.left_out]
+        others = {name: named[name] for name in sorted(named.keys() - images.keys())}
+        self.left_out = tuple(name for name, (_, inner) in others.items() if isinstance(inner, spaces.Text))
+        leaves = {name: _leaf(name, inner) for name, (_, inner) in others.items() if name not in self.left_out}
         if not images and not leaves:
             raise InputError(f"the observation holds neither pixels nor numbers: {space}")
         grouped = (grouped or alone) and bool(leaves)
@@ -218,16 +223,25 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
         self._images = {name: named[name][0] for name in images}
         self._is_vector = grouped and not images
         self._is_image = alone and bool(images)  # the whole observation, which is passed on
-        slots: list[Slot] = []
-        for leaf in leaves:
-            entry = "" if self._is_vector else GROUP if grouped else leaf.name
-            for suffix, width, meaning in leaf.parts:
-                start = slots[-1].stop if slots else 0
-                slots.append(Slot(leaf.name + suffix, start, start + width, meaning, entry))
-        self.index = tuple(slots)
-        self._prepare(leaves)
+        parts: list[tuple[str, int, str, str]] = []
+        self._entries: dict[str, slice] = {}  # which numbers each entry holds
+        self._reads: list[tuple[tuple[Any, ...], int | slice, Callable[[Any], Any]]] = []
+        start = 0
+        for name, leaf in leaves.items():
+            entry = "" if self._is_vector else GROUP if grouped else name
+            parts += [(name + suffix, width, meaning, entry) for suffix, width, meaning in leaf.parts]
+            self._entries[name] = of = slice(start, start + len(leaf.low))
+            self._reads.append((named[name][0], start if leaf.read is float else of, leaf.read))
+            start = of.stop
+        self.index = lay_out(parts)
+        # The formulas of all leaves together, so that a few array operations apply them to a whole observation.
+        meanings = np.repeat([part[2] for part in parts], [part[1] for part in parts]) if parts else np.zeros(0)
+        self._counts, self._sines, self._cosines = (np.flatnonzero(meanings == m) for m in (_COUNT, _SINE, _COSINE))
+        bounds = [np.stack([leaf.low, leaf.high, leaf.divisor]) for leaf in leaves.values()]
+        low, high, self._divisors = np.concatenate([np.zeros((3, 0)), *bounds], axis=1)
+        self._low, self._high = self._scaled(low), self._scaled(high)
         if grouped:
-            self._entries = {GROUP: slice(0, len(self._divisors))}
+            self._entries = {GROUP: slice(0, start)}
         low, high = _float32(self._low), _float32(self._high)
         boxes = {name: spaces.Box(low[of], high[of], dtype=np.float32) for name, of in self._entries.items()}
         self.observation_space = spaces.Dict({**images, **boxes})
@@ -236,32 +250,12 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
         elif self._is_vector:
             self.observation_space = boxes[GROUP]
 
-    def _prepare(self, leaves: Sequence[_Leaf]) -> None:
-        """Gather the formulas of all leaves, so that a few array operations apply them to a whole observation."""
-        #: Which numbers each entry holds; and for each leaf its path, the place of its numbers, and what gives them.
-        self._entries: dict[str, slice] = {}
-        self._reads: list[tuple[tuple[Any, ...], int | slice, Callable[[Any], Any]]] = []
-        places: dict[str, list[NDArray[Any]]] = {"scale": [], "count": [], "angle": []}
-        start = 0
-        for leaf in leaves:
-            self._entries[leaf.name] = of = slice(start, start + leaf.width)
-            # One number: `float` is quick, and checks that it is one.
-            is_single = leaf.shape == () and isinstance(leaf.space, spaces.Box) and leaf.formula != "angle"
-            self._reads.append((leaf.path, start, float) if is_single else (leaf.path, of, leaf.flatten))
-            places[leaf.formula].append(np.arange(of.start, of.stop).reshape(2 if leaf.formula == "angle" else 1, -1))
-            start = of.stop
-        self._counts = _joined([numbers[0] for numbers in places["count"]]).astype(int)
-        self._sines, self._cosines = (_joined([numbers[i] for numbers in places["angle"]]).astype(int) for i in (0, 1))
-        self._divisors = _joined([np.broadcast_to(leaf.divisor, leaf.width) for leaf in leaves])
-        self._low, self._high = _joined([leaf.low for leaf in leaves]), _joined([leaf.high for leaf in leaves])
-        for bound in (self._low, self._high):
-            self._scale(bound)
-
-    def _scale(self, numbers: Numbers) -> None:
-        """Divide, and take logarithms of counts, in place."""
-        numbers /= self._divisors
+    def _scaled(self, numbers: Numbers) -> Numbers:
+        """Numbers divided, and logarithms of counts."""
+        scaled = numbers / self._divisors
         # The first item counts for more than the fortieth.
-        numbers[self._counts] = np.log1p(np.maximum(numbers[self._counts], 0.0)) / math.log1p(STACK)
+        scaled[self._counts] = np.log1p(np.maximum(scaled[self._counts], 0.0)) / math.log1p(STACK)
+        return scaled
 
     def observation(self, observation: Any) -> Any:
         """The observation as numbers, in new float32 arrays, and its pixels, which are passed on."""
@@ -269,15 +263,15 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
             return observation
         numbers = np.empty(len(self._divisors))
         try:
-            for path, place, numbers_of in self._reads:
-                numbers[place] = numbers_of(_at(observation, path))
+            for path, place, read in self._reads:
+                numbers[place] = read(_at(observation, path))
             entries = {name: _at(observation, path) for name, path in self._images.items()}
         except InputError:
             raise
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             what = f"{type(error).__name__}: {error}"
             raise InputError(f"the observation is not what its space declares ({what})") from error
-        self._scale(numbers)
+        numbers = self._scaled(numbers)
         if self._sines.size:
             angles = numbers[self._sines]
             angles = np.radians(np.where(np.abs(angles) < BOUNDLESS, angles, np.nan))
@@ -285,12 +279,7 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
         vector = _float32(np.minimum(np.maximum(numbers, self._low), self._high))
         if self._is_vector:
             return vector
-        entries.update((name, vector[of]) for name, of in self._entries.items())
-        return entries
-
-    def describe(self) -> str:
-        """The index as a table to read, one line per slot."""
-        return describe(self.index, self.left_out)
+        return {**entries, **{name: vector[of] for name, of in self._entries.items()}}
 
 
 def _by_name(space: spaces.Space[Any]) -> dict[str, tuple[tuple[Any, ...], Any]]:
@@ -316,10 +305,6 @@ def _at(observation: Any, path: tuple[Any, ...]) -> Any:
     for key in path:
         observation = observation[key]
     return observation
-
-
-def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    return np.concatenate(parts) if parts else np.zeros(0)
 
 
 def _float32(numbers: Numbers) -> NDArray[np.float32]:

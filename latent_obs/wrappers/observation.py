@@ -1,30 +1,33 @@
 """`ObservationEncoder`: reads the pixels of observations, encodes, standardizes and assembles what an agent sees.
 
 The wrappers for one environment, for Gymnasium's vectors and for Stable-Baselines3's are thin layers around it.
+`ContractObservation` only resizes, in worker processes: this module needs no torch until an encoder is loaded.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from latent_obs.encoder.frozen import FrozenEncoder, Latents
-from latent_obs.pixels import brief
+from latent_obs.pixels import PixelContract, brief, find_pixel_key
 from latent_obs.util.errors import InputError, check_count
-from latent_obs.wrappers.features import Slot
-from latent_obs.wrappers.pixel_reader import PixelReader
+from latent_obs.wrappers.features import Slot, lay_out
 
 if TYPE_CHECKING:
+    from latent_obs.encoder.frozen import FrozenEncoder
     from latent_obs.wrappers.drift import DriftMonitor
 
-OneEncoder: TypeAlias = FrozenEncoder | str | os.PathLike[str]
+Latents = NDArray[np.float32]
+OneEncoder: TypeAlias = "FrozenEncoder | str | os.PathLike[str]"
 #: One encoder; several that all read the same image; or for each entry of a Dict observation the encoder, or the
 #: encoders, that read it.
-EncoderLike: TypeAlias = OneEncoder | Sequence[OneEncoder] | Mapping[str, OneEncoder | Sequence[OneEncoder]]
+EncoderLike: TypeAlias = "OneEncoder | Sequence[OneEncoder] | Mapping[str, OneEncoder | Sequence[OneEncoder]]"
 
 
 class OptionsDict(TypedDict, total=False):
@@ -72,10 +75,78 @@ class ObservationOptions:
         if self.keep_pixels and self.flatten:
             raise InputError("keep_pixels keeps the image, and flatten makes one vector: choose one of them")
 
-    @property
-    def joins_entries(self) -> bool:
-        """Whether the other entries of a Dict are joined to the latent."""
-        return self.flatten and not self.latent_only
+
+class PixelReader:
+    """Finds the pixels in an observation space; an `InputError` if it holds none that the encoder can read.
+
+    Attributes:
+        key: The entry of a Dict that holds the pixels; None if the observation is the pixels.
+        shape: Shape of a frame.
+        layout: Its layout.
+        name: What to call the pixels in a message.
+    """
+
+    def __init__(self, space: spaces.Space[Any], contract: PixelContract, pixel_key: str | None = None) -> None:
+        self.contract, self.key, self.name = contract, None, "observation"
+        if isinstance(space, spaces.Dict):
+            self.key = find_pixel_key(space, contract, pixel_key)
+            self.name, space = f"observation[{self.key!r}]", space.spaces[self.key]
+        elif pixel_key is not None:
+            raise InputError(f"pixel_key is {pixel_key!r}, but the observation is no Dict: {type(space).__name__}")
+        self.layout = contract.check_space(space, self.name)
+        self.shape = space.shape or ()
+
+    def refuse_blur(self) -> None:
+        """Raise an InputError if frames are far smaller than those that the encoder takes."""
+        self.contract.refuse_blur(self.shape, self.layout, self.name)
+
+    def mismatch(self, shape: tuple[int, ...]) -> InputError:
+        """The error for pixels of another shape than the space declared; some environments swap height and width."""
+        return InputError(
+            f"{self.name} has shape {shape}, but the environment declared {self.shape}. Correct its observation_space"
+        )
+
+
+class ContractObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Resize an environment's pixels to what an encoder takes, without encoding them.
+
+    For worker processes: they send a small frame to the parent, which encodes the frames of all of them in one batch.
+
+    Args:
+        env: The environment.
+        contract: What the encoder takes.
+        pixel_key: Entry of a Dict observation that holds the pixels; found if only one fits.
+        latent_only: Drop every other entry of a Dict observation.
+
+    Attributes:
+        reader: Where the pixels are.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        contract: PixelContract,
+        *,
+        pixel_key: str | None = None,
+        latent_only: bool = False,
+    ) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, contract=contract, pixel_key=pixel_key, latent_only=latent_only)
+        gym.ObservationWrapper.__init__(self, env)
+        self.reader = PixelReader(env.observation_space, contract, pixel_key)
+        self.observation_space = spaces.Box(0, 255, contract.shape, np.uint8)
+        self._keeps_entries = self.reader.key is not None and not latent_only
+        if isinstance(env.observation_space, spaces.Dict) and self._keeps_entries:
+            resized = {**env.observation_space.spaces, str(self.reader.key): self.observation_space}
+            self.observation_space = spaces.Dict(resized)
+
+    def observation(self, observation: Any) -> Any:
+        """The observation with its pixels resized to uint8 (height, width, channels)."""
+        reader = self.reader
+        pixels = np.asarray(observation if reader.key is None else observation[reader.key])
+        if pixels.shape != reader.shape:
+            raise reader.mismatch(pixels.shape)
+        frame = reader.contract.convert(pixels[None], reader.layout, reader.name)[0]
+        return {**observation, reader.key: frame} if self._keeps_entries else frame
 
 
 class ObservationEncoder:
@@ -87,7 +158,7 @@ class ObservationEncoder:
             mapping from the entries of a Dict observation that hold images to these.
         options: What to show.
         num_envs: Number of environments whose observations come as a batch; None for one environment without a batch.
-        inner_index: The `index` of a `FeatureObservation` beneath, which names the numbers of joined entries.
+        inner_index: Gives the `index` of a `FeatureObservation` beneath, which names the numbers of joined entries.
 
     Attributes:
         space: The observation space of one environment as the agent sees it.
@@ -104,7 +175,7 @@ class ObservationEncoder:
         encoder: EncoderLike,
         options: ObservationOptions | None = None,
         num_envs: int | None = None,
-        inner_index: object = (),
+        inner_index: Callable[[], object] = tuple,
     ) -> None:
         self.options = options = options or ObservationOptions()
         self.num_envs = num_envs
@@ -113,8 +184,8 @@ class ObservationEncoder:
         self.encoders = tuple(one for _, one in pairs)
         if options.monitor is not None and len(pairs) > 1:
             raise InputError(f"monitor watches one encoder and one image, and here are {len(pairs)} encoders")
-        for one in self.encoders if options.standardize else ():
-            if one.statistics is None:
+        for one in self.encoders:
+            if options.standardize and one.statistics is None:
                 raise InputError(
                     f"standardize needs the statistics of the training frames, and {one!r} has none. Resume its "
                     "training (latent-obs train-vae … --resume), or let VecNormalize learn them during RL"
@@ -122,21 +193,30 @@ class ObservationEncoder:
         self._readers = [PixelReader(space, one.contract, key) for key, one in pairs]
         for reader in self._readers:
             reader.refuse_blur()
-        #: The numbers of the readers of each image, and those of each encoder, which is called once for all of them.
-        self._images: dict[str | None, list[int]] = {}
-        calls: dict[int, tuple[FrozenEncoder, list[int]]] = {}
-        for number, (reader, one) in enumerate(zip(self._readers, self.encoders, strict=True)):
-            self._images.setdefault(reader.key, []).append(number)
-            calls.setdefault(id(one), (one, []))[1].append(number)
-        self._calls = list(calls.values())
-        self._sizes = {key: sum(self.encoders[n].latent_dim for n in numbers) for key, numbers in self._images.items()}
+        # The numbers of the readers of each image, and of those of each encoder, which is called once for all of them.
+        keys = [reader.key for reader in self._readers]
+        self._images = {key: [n for n, k in enumerate(keys) if k == key] for key in dict.fromkeys(keys)}
+        self._calls = [
+            (one, [n for n, e in enumerate(self.encoders) if e is one]) for one in dict.fromkeys(self.encoders)
+        ]
+        self._sizes = {key: sum(self.encoders[n].latent_dim for n in ns) for key, ns in self._images.items()}
         entries = space.spaces if isinstance(space, spaces.Dict) else {}
         self._from_dict = isinstance(space, spaces.Dict)
         self._is_vector = not options.keep_pixels and (options.flatten or options.latent_only or not self._from_dict)
         others = {key: entry for key, entry in entries.items() if key not in self._images}
-        self._joined = {key: _vector(entry, key) for key, entry in others.items()} if options.joins_entries else {}
-        self.space = self._new_space(space)
-        self.index: tuple[Slot, ...] = self._new_index(inner_index) if self._is_vector else ()
+        joins = options.flatten and not options.latent_only
+        self._joined = {key: _vector(entry, key) for key, entry in others.items()} if joins else {}
+
+        latents = {k: spaces.Box(-np.inf, np.inf, (n * options.history,), np.float32) for k, n in self._sizes.items()}
+        if self._is_vector:
+            boxes = [*latents.values(), *self._joined.values()]
+            low, high = np.concatenate([(box.low, box.high) for box in boxes], axis=-1, dtype=np.float32)
+            self.space: spaces.Space[Any] = spaces.Box(low, high, dtype=np.float32)
+        else:
+            if taken := [name for name in map(self._latent_name, latents) if options.keep_pixels and name in entries]:
+                raise InputError(f"keep_pixels adds the latents {taken}, but the observation has such entries already")
+            self.space = spaces.Dict(self._entries(entries or space, latents))
+        self.index: tuple[Slot, ...] = self._new_index(inner_index() if self._joined else ()) if self._is_vector else ()
 
         count = num_envs or 1
         self._past = {key: np.zeros((count, options.history, size), np.float32) for key, size in self._sizes.items()}
@@ -171,7 +251,7 @@ class ObservationEncoder:
         """
         finals = finals or {}
         observations = [observation, *finals.values()]
-        encoded: list[Any] = [None] * len(self._readers)
+        encoded: dict[int, Latents] = {}
         for encoder, numbers in self._calls:
             parts = []
             for reader in (self._readers[number] for number in numbers):
@@ -181,7 +261,7 @@ class ObservationEncoder:
                         pixels = pixels[None]
                     if pixels.shape[1:] != reader.shape:
                         raise reader.mismatch(pixels.shape[1:])
-                    parts.append(encoder.contract.convert(pixels, reader.layout, reader.name))
+                    parts.append(reader.contract.convert(pixels, reader.layout, reader.name))
             frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
             latents = encoder.encode(frames)
             if self.options.monitor is not None:
@@ -197,13 +277,23 @@ class ObservationEncoder:
             images[key] = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         if self.options.history > 1:
             images = self._with_history(images, list(finals), new)
+
+        shown: list[Any] = []
         count = self.num_envs or 1
-        current = {key: latents[:count] if self.num_envs else latents[0] for key, latents in images.items()}
-        lasts = {
-            i: self._assembled(final, {key: latents[count + n] for key, latents in images.items()})
-            for n, (i, final) in enumerate(finals.items())
-        }
-        return self._assembled(observation, current), lasts
+        for place, one in enumerate(observations):
+            rows = slice(count) if self.num_envs is not None and place == 0 else count - 1 + place
+            latents_of = {key: latents[rows] for key, latents in images.items()}
+            if not self._is_vector:
+                shown.append(self._entries(one, latents_of))
+                continue
+            parts = list(latents_of.values())
+            for name, box in self._joined.items():
+                parts.append(np.asarray(one[name]))
+                if parts[-1].shape != (*parts[0].shape[:-1], *box.shape):
+                    found = parts[-1].shape
+                    raise InputError(f"observation[{name!r}] has shape {found}, its space declares {box.shape}")
+            shown.append(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1, dtype=np.float32))
+        return shown[0], dict(zip(finals, shown[1:], strict=True))
 
     def _with_history(
         self, images: Mapping[str | None, Latents], ended: list[int], new: NDArray[np.bool_] | None
@@ -221,20 +311,6 @@ class ObservationEncoder:
             shown[key] = np.concatenate([past, lasts]).reshape(len(latents), -1)
         self._starts[:] = False
         return shown
-
-    def _assembled(self, observation: Any, latents: Mapping[str | None, Latents]) -> Any:
-        """The observation with latents (..., history * latent_dim) for the pixels; one, or a batch."""
-        if not self._is_vector:
-            return self._entries(observation, latents)
-        parts = list(latents.values())
-        if len(parts) == 1 and not self._joined:
-            return parts[0]
-        for name, box in self._joined.items():
-            part = np.asarray(observation[name])
-            if part.shape != (*parts[0].shape[:-1], *box.shape):
-                raise InputError(f"observation[{name!r}] has shape {part.shape}, its space declares {box.shape}")
-            parts.append(part)
-        return np.concatenate(parts, axis=-1, dtype=np.float32)
 
     def _entries(self, values: Any, latents: Mapping[str | None, Any]) -> dict[str, Any]:
         """The entries of an observation, or of its space, with latents for the pixels or beside them."""
@@ -254,66 +330,45 @@ class ObservationEncoder:
             return "latent"
         return f"{key}_latent" if self.options.keep_pixels else key
 
-    def _new_space(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
-        sizes = {key: size * self.options.history for key, size in self._sizes.items()}
-        boxes = {key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()}
-        if self._is_vector:
-            parts = [*boxes.values(), *self._joined.values()]
-            low, high = (np.concatenate(bounds) for bounds in zip(*((b.low, b.high) for b in parts), strict=True))
-            return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
-        if isinstance(space, spaces.Dict):
-            for name in map(self._latent_name, boxes):
-                if self.options.keep_pixels and name in space.spaces:
-                    raise InputError(f"keep_pixels adds a latent {name!r}, but the observation has such an entry")
-        return spaces.Dict(self._entries(space.spaces if isinstance(space, spaces.Dict) else space, boxes))
-
     def _new_index(self, inner: object) -> tuple[Slot, ...]:
         """What each number of the vector is: latents, then the slots of a `FeatureObservation`, or whole entries."""
-        slots: list[Slot] = []
+        parts: list[tuple[str, int, str, str]] = []
         for key, numbers in self._images.items():
             image = "latent" if len(self._images) == 1 else f"latent/{key}"
             for back in range(self.options.history - 1, -1, -1):
                 for place, number in enumerate(numbers):
                     name = f"{image}#{place}" if len(numbers) > 1 else image
                     name += f"[{-back}]" if self.options.history > 1 else ""
-                    start = slots[-1].stop if slots else 0
-                    slots.append(Slot(name, start, start + self.encoders[number].latent_dim, "mean of the encoder"))
+                    parts.append((name, self.encoders[number].latent_dim, "mean of the encoder", ""))
         known = inner if isinstance(inner, Sequence) and all(isinstance(slot, Slot) for slot in inner) else ()
-        for name, box in self._joined.items():
-            start, size = slots[-1].stop, box.shape[0]
-            within = [slot for slot in known if slot.entry == name]
+        for key, box in self._joined.items():
+            within = [(s.name, s.stop - s.start, s.meaning, s.entry) for s in known if s.entry == key]
             # Another wrapper may have changed the entry since.
-            if within and within[-1].stop - within[0].start == size:
-                slots += [slot.shifted(start - within[0].start) for slot in within]
-            else:
-                slots.append(Slot(name, start, start + size, "unchanged"))
-        return tuple(slots)
+            fits = sum(width for _, width, _, _ in within) == box.shape[0]
+            parts += within if within and fits else [(key, box.shape[0], "unchanged", "")]
+        return lay_out(parts)
 
 
 def encoders_by_key(
     encoder: EncoderLike, pixel_key: str | None, device: str
-) -> dict[str | None, tuple[FrozenEncoder, ...]]:
+) -> dict[str | None, tuple["FrozenEncoder", ...]]:
     """Load the encoders of each image; a folder that is named twice is loaded once."""
-    loaded: dict[str, FrozenEncoder] = {}
+    from latent_obs.encoder.frozen import FrozenEncoder
+
+    load_folder = cache(lambda folder: FrozenEncoder.load(folder, device=device))
 
     def load(one: Any) -> FrozenEncoder:
-        if isinstance(one, FrozenEncoder):
-            return one
-        if not isinstance(one, str | os.PathLike):
+        if not isinstance(one, FrozenEncoder | str | os.PathLike):
             raise InputError(f"encoder must be an encoder folder or a FrozenEncoder, got {type(one).__name__}")
-        name = os.fspath(one)
-        if name not in loaded:
-            loaded[name] = FrozenEncoder.load(name, device=device)
-        return loaded[name]
-
-    def load_all(what: Any) -> tuple[FrozenEncoder, ...]:
-        several: Iterable[Any] = what if isinstance(what, list | tuple) else (what,)
-        return tuple(load(one) for one in several)
+        return one if isinstance(one, FrozenEncoder) else load_folder(os.fspath(one))
 
     if isinstance(encoder, Mapping) and pixel_key is not None:
         raise InputError(f"pixel_key is {pixel_key!r}, but encoder names the entries with pixels: {sorted(encoder)}")
     images: Mapping[Any, Any] = encoder if isinstance(encoder, Mapping) else {pixel_key: encoder}
-    by_key = {key: load_all(what) for key, what in images.items()}
+    by_key = {
+        key: tuple(map(load, several if isinstance(several, list | tuple) else [several]))
+        for key, several in images.items()
+    }
     if not by_key or not all(by_key.values()):
         raise InputError(f"encoder is empty, {encoder!r}; give one encoder or more")
     return by_key
@@ -323,11 +378,8 @@ def _vector(space: spaces.Space[Any], key: str) -> spaces.Box:
     """The space of an entry that can be joined to the latent."""
     if isinstance(space, spaces.Box) and space.dtype.kind == "f" and len(space.shape) == 1:
         return space
-    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) > 1:
-        advice = "drop it (Gymnasium's FilterObservation does)"
-    else:
-        advice = "put FeatureObservation(env) around the environment first"
     raise InputError(
-        f"flatten joins vectors of floats to the latent, but observation[{key!r}] is {brief(space)}: {advice}, or "
-        "leave flatten out"
+        f"flatten joins vectors of floats to the latent, but observation[{key!r}] is {brief(space)}: drop it "
+        "(Gymnasium's FilterObservation does), put FeatureObservation(env) around the environment first, or leave "
+        "flatten out"
     )

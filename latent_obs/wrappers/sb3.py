@@ -6,7 +6,6 @@ Needs stable-baselines3 (`latent-obs[agents]`).
 import inspect
 from typing import Any, Unpack
 
-from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError, require
 from latent_obs.wrappers.observation import EncoderLike, ObservationEncoder, ObservationOptions, OptionsDict
 
@@ -44,22 +43,11 @@ class VecLatentObservation(VecEnvWrapper):
                 f"venv must be a VecEnv of Stable-Baselines3, got {type(venv).__module__}.{type(venv).__name__}; "
                 "LatentObservation wraps one environment, VectorLatentObservation those of gymnasium.vector"
             )
-        chosen = ObservationOptions(**options)
-        self.observation_encoder = ObservationEncoder(
-            venv.observation_space,
-            encoder,
-            chosen,
-            venv.num_envs,
-            # Asked for now, while no step is under way in the worker processes.
-            inner_index=_index_of(venv) if chosen.joins_entries else (),
-        )
+        space, chosen = venv.observation_space, ObservationOptions(**options)
+        # It asks for the index now, while no step is under way in the worker processes.
+        self.observation_encoder = ObservationEncoder(space, encoder, chosen, venv.num_envs, lambda: _index_of(venv))
         self.index = self.observation_encoder.index
         super().__init__(venv, observation_space=self.observation_encoder.space)
-
-    @property
-    def encoder(self) -> FrozenEncoder:
-        """The encoder; the first one if there are several."""
-        return self.observation_encoder.encoders[0]
 
     def reset(self) -> VecEnvObs:
         """Reset all, and encode their first frames."""
@@ -69,8 +57,7 @@ class VecLatentObservation(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for the step, and encode current and terminal frames in one batch."""
         observation, rewards, dones, infos = self.venv.step_wait()
-        finals = {i: info.get("terminal_observation") for i, info in enumerate(infos)}
-        finals = {i: last for i, last in finals.items() if last is not None}
+        finals = {i: info["terminal_observation"] for i, info in enumerate(infos) if "terminal_observation" in info}
         self.observation_encoder.restart(dones)
         observation, finals = self.observation_encoder(observation, finals)
         for i, last in finals.items():

@@ -4,7 +4,6 @@ from typing import Any, Unpack
 
 import gymnasium as gym
 
-from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.observation import EncoderLike, ObservationEncoder, ObservationOptions, OptionsDict
 
@@ -40,17 +39,14 @@ class LatentObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordC
         if not isinstance(env, gym.Env):
             raise InputError(f"env must be a gymnasium.Env, got {env!r}; VectorLatentObservation wraps vectors of them")
         gym.ObservationWrapper.__init__(self, env)
-        inner = env.get_wrapper_attr("index") if env.has_wrapper_attr("index") else ()
         self.observation_encoder = ObservationEncoder(
-            env.observation_space, encoder, ObservationOptions(**options), inner_index=inner
+            env.observation_space,
+            encoder,
+            ObservationOptions(**options),
+            inner_index=lambda: env.get_wrapper_attr("index") if env.has_wrapper_attr("index") else (),
         )
         self.observation_space = self.observation_encoder.space
         self.index = self.observation_encoder.index
-
-    @property
-    def encoder(self) -> FrozenEncoder:
-        """The encoder; the first one if there are several."""
-        return self.observation_encoder.encoders[0]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment, and begin a new history of latents."""

@@ -9,7 +9,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.observation import EncoderLike, ObservationEncoder, ObservationOptions, OptionsDict
 
@@ -18,8 +17,7 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
     """Replace the pixels of a vector environment by mean latents; the vector twin of `LatentObservation`.
 
     It shows, step for step, what `LatentObservation` around each environment would show, and encodes the frames of all
-    of them in one batch, in this process: no worker process of an `AsyncVectorEnv` imports torch. The autoreset mode is
-    read from ``venv.metadata["autoreset_mode"]``:
+    of them in one batch, in this process: no worker imports torch. Of ``venv.metadata["autoreset_mode"]``:
 
     - NEXT_STEP: the step after the end of an episode returns the first observation of the next one.
     - SAME_STEP: the last observations of episodes, in ``infos["final_obs"]``, are encoded in the same batch.
@@ -58,26 +56,13 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
                 "VecLatentObservation those of Stable-Baselines3"
             )
         self.autoreset_mode = _autoreset_mode(venv)
-        chosen = ObservationOptions(**options)
-        self.observation_encoder = ObservationEncoder(
-            venv.single_observation_space,
-            encoder,
-            chosen,
-            venv.num_envs,
-            inner_index=_index_of(venv) if chosen.joins_entries else (),
-        )
+        space, chosen = venv.single_observation_space, ObservationOptions(**options)
+        self.observation_encoder = ObservationEncoder(space, encoder, chosen, venv.num_envs, lambda: _index_of(venv))
         super().__init__(venv)
         self.index = self.observation_encoder.index
         self.single_observation_space = self.observation_encoder.space
         self.observation_space = batch_space(self.single_observation_space, venv.num_envs)
         self._ended = np.zeros(venv.num_envs, bool)  # whose next step begins an episode, in the mode NEXT_STEP
-        # Without copy=True, an entry that is passed on may be a buffer that the next step overwrites.
-        self._lends = getattr(venv.unwrapped, "copy", False) is not True
-
-    @property
-    def encoder(self) -> FrozenEncoder:
-        """The encoder; the first one if there are several."""
-        return self.observation_encoder.encoders[0]
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset all, or those in ``options["reset_mask"]``, and encode what they show.
@@ -92,7 +77,7 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
         mask = None if mask is None else np.asarray(mask, bool)
         self._ended &= False if mask is None else ~mask
         self.observation_encoder.restart(mask)
-        return self._own(self.observation_encoder(observation, new=mask)[0]), infos
+        return _own(self.observation_encoder(observation, new=mask)[0]), infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step all, and encode current and last observations in one batch."""
@@ -109,9 +94,9 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
         if finals:
             last = np.full(self.num_envs, None, object)
             for i, final in finals.items():
-                last[i] = deepcopy(final)  # its other entries are the environment's own
+                last[i] = _own(final)
             infos = {**infos, "final_obs": last}
-        return self._own(observation), rewards, terminations, truncations, infos
+        return _own(observation), rewards, terminations, truncations, infos
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of each environment, or get an attribute."""
@@ -125,16 +110,17 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
         """Set an attribute of each environment: to one value, or to a list with one for each."""
         cast(Any, self.env.unwrapped).set_attr(name, values)
 
-    def _own(self, observation: Any) -> Any:
-        return deepcopy(observation) if self._lends and isinstance(observation, dict) else observation
+
+def _own(observation: Any) -> Any:
+    """Entries that are passed on may be buffers that the next step overwrites."""
+    return deepcopy(observation) if isinstance(observation, dict) else observation
 
 
 def _autoreset_mode(venv: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     """When a vector environment resets; its metadata hold Gymnasium's enum, or its value or name as text."""
     found = venv.metadata.get("autoreset_mode")
-    text = str(getattr(found, "value", found)).replace("_", "").lower()
     for mode in AutoresetMode:
-        if mode.value.lower() == text:
+        if found in (mode, mode.value, mode.name):
             return mode
     # A guess would silently mix the latents of two episodes, or leave final observations as pixels.
     raise InputError(
@@ -145,14 +131,13 @@ def _autoreset_mode(venv: VectorEnv[Any, Any, Any]) -> AutoresetMode:
 
 def _finals(infos: Any, ended: NDArray[np.bool_]) -> dict[int, Any]:
     """The last observations of episodes, by the number of the environment."""
-    if not isinstance(infos, dict):
-        raise InputError(f"infos must be a dict, got a {type(infos).__name__}; put DictInfoToList around all else")
-    last = infos.get("final_obs")
-    if last is None:
-        return {}
+    last = infos.get("final_obs", ()) if isinstance(infos, dict) else None
     if not isinstance(last, np.ndarray | list | tuple):
-        raise InputError(f"infos['final_obs'] must hold an object for each environment, got a {type(last).__name__}")
-    return {int(i): last[i] for i in np.flatnonzero(infos.get("_final_obs", ended))}
+        raise InputError(
+            "infos must be a dict whose 'final_obs' holds an object for each environment, got "
+            f"{type(infos if last is None else last).__name__}; put DictInfoToList around all other wrappers"
+        )
+    return {int(i): last[i] for i in np.flatnonzero(infos.get("_final_obs", ended))} if len(last) else {}
 
 
 def _index_of(venv: VectorEnv[Any, Any, Any]) -> Any:

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agents.envs import load_encoder, make_vec_env, with_normalization
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.envs.pixel_envs import _GameOfItsOwn
+from latent_obs.envs.factory import _GameOfItsOwn
 from latent_obs.envs.sb3_bridge import ProcessVecEnv
 from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError
 from tests.support.side_env import SIDE, tiny

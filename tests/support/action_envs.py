@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from latent_obs.envs.old_spaces import Enum
+from latent_obs.envs.old_gym import Enum
 
 KEYS = ("attack", "back", "forward", "jump", "left", "right", "sneak", "sprint")
 CAMERA = spaces.Box(-180.0, 180.0, (2,), np.float32)

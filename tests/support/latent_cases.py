@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from latent_obs.envs.old_spaces import Enum
+from latent_obs.envs.old_gym import Enum
 from latent_obs.wrappers.features import FeatureObservation
 from tests.support.tiny import PixelEnv, picture
 

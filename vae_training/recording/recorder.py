@@ -27,7 +27,7 @@ from gymnasium import spaces
 from tqdm import tqdm
 
 from latent_obs.encoder.folder import package_versions
-from latent_obs.envs.pixel_envs import make_pixel_env
+from latent_obs.envs.factory import make_pixel_env
 from latent_obs.pixels import PixelContract, find_pixel_key
 from latent_obs.util.atomic import write_json
 from latent_obs.util.device import torch_threads

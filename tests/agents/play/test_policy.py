@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.play.policy import action_names, choices_of, decide, describe
 from latent_obs.actions import DiscreteActions, MultiDiscreteActions
-from latent_obs.envs.pixel_envs import make_pixel_env
+from latent_obs.envs.factory import make_pixel_env
 
 
 class Numbers(gym.Env[Any, Any]):

@@ -20,7 +20,7 @@ from latent_obs.actions import (
     family_of,
     sb3_actions,
 )
-from latent_obs.envs.old_spaces import Enum
+from latent_obs.envs.old_gym import Enum
 from latent_obs.util.errors import InputError
 from tests.support.action_envs import CAMERA, CODED, CRAFT, KEYED, KEYS, PLACE, Coded, Recorder, taken
 

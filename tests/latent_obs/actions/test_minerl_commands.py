@@ -22,7 +22,7 @@ from latent_obs.actions import (
     fit_centroids,
     sb3_actions,
 )
-from latent_obs.envs.old_spaces import convert_space, noop_of
+from latent_obs.envs.old_gym import convert_space, noop_of
 from latent_obs.minerl.client import make_client
 from latent_obs.util.errors import InputError
 from tests.support.minerl_games import noop_command  # skips this module where minerl is not installed

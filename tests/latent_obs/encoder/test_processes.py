@@ -171,7 +171,8 @@ def test_a_copy_goes_on_as_the_original_would(encoder: FrozenEncoder, holder: st
     original, step = held(encoder, holder)
     step(original)
     other = copy.deepcopy(original) if way == "deepcopy" else pickle.loads(pickle.dumps(original))
-    assert (other.encoder is encoder) is (way == "deepcopy")  # weights are shared in a process, and carried to another
+    held_by_other = other.observation_encoder.encoders[0]
+    assert (held_by_other is encoder) is (way == "deepcopy")  # weights are shared in a process, and carried to another
     for _ in range(4):  # over the end of an episode; each has a history of its own
         np.testing.assert_allclose(step(other), step(original), atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""OldGymEnv around real environments of gym 0.17, and around small ones with the later versions of the old API."""
+"""OldGymEnv around real environments of gym 0.17 and small ones with the later versions of the old API."""
 
 import importlib
 from typing import Any
@@ -46,7 +46,9 @@ def play(env: OldGymEnv, resets: int = 3, seed: int | None = None) -> list[Any]:
 
 @needs_gym
 @pytest.mark.parametrize("env_id", REAL)
+@pytest.mark.filterwarnings("ignore:.*we recommend using a symmetric and normalized space")  # Pendulum's torque, of 2
 def test_it_plays_as_the_old_environment_does(env_id: str):
+    check_env(OldGymEnv(make_real(env_id)), skip_render_check=True)
     env, old = OldGymEnv(make_real(env_id)), make_real(env_id)
     env.action_space.seed(5)
     old.seed(3)
@@ -74,13 +76,6 @@ def as_declared(space: spaces.Space[Any], value: Any) -> Any:
     if isinstance(space, spaces.Tuple):
         return tuple(as_declared(part, each) for part, each in zip(space.spaces, value, strict=True))
     return np.asarray(value, space.dtype)[()]
-
-
-@needs_gym
-@pytest.mark.parametrize("env_id", REAL)
-@pytest.mark.filterwarnings("ignore:.*we recommend using a symmetric and normalized space")  # Pendulum's torque, of 2
-def test_gymnasiums_checker_passes(env_id: str):
-    check_env(OldGymEnv(make_real(env_id)), skip_render_check=True)
 
 
 @pytest.mark.parametrize("dialect", [Old, Gym022, Gym026])
@@ -124,17 +119,17 @@ def test_pairs_are_no_sign_of_the_new_dialect():
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**31 - 2))
 def test_one_seed_fixes_a_whole_run(seed: int):
-    one, again, other = (play(OldGymEnv(Old(), seed_every_reset=True), seed=s) for s in (seed, seed, seed + 1))
+    one, again, other = (play(OldGymEnv(Old(), seed_every_reset=True), 4, s) for s in (seed, seed, seed + 1))
     assert all(map(np.array_equal, one, again))
     assert not all(map(np.array_equal, one, other))  # two seeds may share a picture by chance, not a run
-    assert not np.array_equal(one[0], one[2])  # its episodes differ
+    assert any(not np.array_equal(one[0], first) for first in one[2::2])  # nor all episodes of one
 
 
 def test_without_a_seed_nothing_is_fixed():
     env = OldGymEnv(Old(), seed_every_reset=True)
-    assert not np.array_equal(play(env)[0], play(env)[0])
+    assert not all(map(np.array_equal, play(env), play(env)))
     env = OldGymEnv(Old())  # the default
-    assert not np.array_equal(play(env, seed=1)[2], play(env, seed=1)[2])
+    assert not all(map(np.array_equal, play(env, seed=1), play(env, seed=1)))
 
 
 def end(env: Old, **kwargs: Any) -> tuple[int, bool, bool]:
@@ -150,7 +145,6 @@ def end(env: Old, **kwargs: Any) -> tuple[int, bool, bool]:
 
 def test_a_time_out_is_a_truncation_and_any_other_end_is_none():
     assert end(Old(end_at=3)) == (3, True, False)
-    assert end(Old(end_at=3, time_out=False)) == (3, True, False)
     assert end(Old(end_at=3, time_out=True)) == (3, False, True)
     assert end(Old(limit=5, end_at=4)) == (4, True, False)
     assert end(Old(limit=5, end_at=5)) == (5, False, True)
@@ -159,16 +153,10 @@ def test_a_time_out_is_a_truncation_and_any_other_end_is_none():
     assert end(Old(limit=5, end_at=4), time_limit_slack=1) == (4, False, True)
     with pytest.raises(InputError, match="time_limit_slack"):
         OldGymEnv(Old(), time_limit_slack=-1)
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [((True, False), (1, True, False)), ((False, True), (1, False, True)), ((True, True), (1, False, True))],
-)
-def test_the_flags_of_the_new_dialect(flags: tuple[bool, bool], expected: tuple[int, bool, bool]):
-    late = Gym026()
-    late.flags = flags
-    assert end(late) == expected
+    for flags, expected in (((True, False), (1, True, False)), ((True, True), (1, False, True))):
+        late = Gym026()  # has both flags
+        late.flags = flags
+        assert end(late) == expected
 
 
 def test_steps_need_an_episode():
@@ -194,17 +182,15 @@ def test_a_wrong_action_never_reaches_the_old_environment():
     assert old.asked == [0]
 
 
-@pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("dialect", [Old, Gym026])
-def test_pictures_are_copies(dialect: type[Old], behind: bool):
-    env = OldGymEnv(Behind(dialect()) if behind else dialect(), render_mode="rgb_array")
-    env.reset()
-    drawn = env.render()
-    np.testing.assert_array_equal(drawn, Old.render_result)
-    assert drawn.dtype == np.uint8
-    assert drawn.flags.c_contiguous
-    assert drawn.flags.writeable
-    assert not np.shares_memory(drawn, Old.render_result)
+def test_pictures_are_copies(dialect: type[Old]):
+    for env in (OldGymEnv(Behind(dialect()), render_mode="rgb_array"), OldGymEnv(dialect(), render_mode="rgb_array")):
+        env.reset()
+        drawn = env.render()
+        np.testing.assert_array_equal(drawn, Old.render_result, strict=True)
+        assert drawn.flags.c_contiguous
+        assert drawn.flags.writeable
+        assert not np.shares_memory(drawn, Old.render_result)
 
 
 def test_render_modes():
@@ -215,6 +201,8 @@ def test_render_modes():
     with pytest.raises(InputError, match="render_mode"):
         OldGymEnv(blind, render_mode="rgb_array")
     old = Old()
+    assert OldGymEnv(old).metadata == {"render_modes": ["human", "rgb_array"], "render_fps": 20, "runtime": True}
+    assert OldGymEnv(Gym026()).metadata == {"render_modes": ["rgb_array"], "render_fps": 12}
     assert OldGymEnv(old).render() is None
     assert old.asked == []
     env = OldGymEnv(old, render_mode="human")  # draws by itself, as Gymnasium's environments do
@@ -227,12 +215,6 @@ def test_render_modes():
     env.reset()
     with pytest.raises(InputError, match="render_mode"):
         env.render()
-
-
-def test_metadata_has_gymnasiums_names():
-    assert OldGymEnv(Old()).metadata == {"render_modes": ["human", "rgb_array"], "render_fps": 20, "runtime": True}
-    assert OldGymEnv(Gym026()).metadata == {"render_modes": ["rgb_array"], "render_fps": 12}
-    assert "render.modes" in Old.metadata  # theirs is unchanged
 
 
 def test_closing_is_for_good():

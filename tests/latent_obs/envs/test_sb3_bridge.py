@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("stable_baselines3")
 
-from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3 import PPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
@@ -50,12 +49,10 @@ from tests.support.tiny import PixelKind, limited
 
 #: From Python 3.12 on, forking a process with threads is warned of.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-STATISTICS = pytest.mark.skipif(gym.__version__ < "1.4", reason="Gymnasium counted wrongly")
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", ["box", "dict", "tuple", "discrete"])
-@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize(("kind", "copy"), [("box", True), ("dict", False), ("tuple", False), ("discrete", False)])
 def test_the_same_as_dummy_vec_env(mode: AutoresetMode, kind: Kind, copy: bool):
     bridge = GymnasiumVecEnv(sync(mode, kind=kind, copy=copy))
     assert assert_same_story(DummyVecEnv(makers(kind=kind)), bridge) >= 20
@@ -83,17 +80,9 @@ def test_worker_processes_give_the_same(mode: AutoresetMode, shared_memory: bool
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    "wrap",
-    [partial(VecNormalize, gamma=0.5), partial(VecFrameStack, n_stack=3), VecMonitor],
-    ids=["normalize", "stack", "monitor"],
-)
-def test_sb3_wrappers_around_it_give_the_same(wrap: Callable[[VecEnv], VecEnv], mode: AutoresetMode):
-    assert assert_same_story(wrap(DummyVecEnv(makers())), wrap(GymnasiumVecEnv(sync(mode)))) >= 20
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_statistics_of_the_single_environments_arrive(mode: AutoresetMode):
+def test_wrappers_around_it_and_inside_it_give_the_same(mode: AutoresetMode):
+    for wrap in (partial(VecNormalize, gamma=0.5), partial(VecFrameStack, n_stack=3), VecMonitor):
+        assert assert_same_story(wrap(DummyVecEnv(makers())), wrap(GymnasiumVecEnv(sync(mode)))) >= 20
     wrapped: list[Callable[[], Any]] = [lambda make=make: RecordEpisodeStatistics(make()) for make in makers()]
     bridge = GymnasiumVecEnv(SyncVectorEnv(wrapped, autoreset_mode=mode))
     assert assert_same_story(DummyVecEnv(wrapped), bridge) >= 20
@@ -125,12 +114,8 @@ def test_latents_around_it_and_inside_it_are_the_same(mode: AutoresetMode, kind:
 
 def test_infos_by_environment():
     mask = np.array([False, True])
-    assert infos_by_environment(
-        {"_a": np.array([1, 2]), "__a": mask, "b": {"c": [5, 6]}, "_b": mask, "d": [1, 2, 3]}, 2
-    ) == [
-        {"d": [1, 2, 3]},
-        {"_a": 2, "b": {"c": 6}, "d": [1, 2, 3]},
-    ]
+    infos = {"_a": np.array([1, 2]), "__a": mask, "b": {"c": [5, 6]}, "_b": mask, "d": [1, 2, 3]}
+    assert infos_by_environment(infos, 2) == [{"d": [1, 2, 3]}, {"_a": 2, "b": {"c": 6}, "d": [1, 2, 3]}]
 
 
 class Arrays(VectorEnv[Any, Any, Any]):
@@ -173,11 +158,8 @@ def test_a_vector_environment_without_single_ones():
     assert venv.reset_infos == [{}, {}]
     venv.reset()
     assert venv.reset_infos == [{"map": "plain"}] * 2
-    assert venv.get_attr("lent", 0)[0] is venv.vector_env.lent  # type: ignore[attr-defined]
-    assert (venv.has_attr("wind"), venv.has_attr("sun")) == (True, False)
+    assert not venv.has_attr("wind")
     assert venv.env_is_wrapped(Monitor) == [False, False]
-    with pytest.raises(AttributeError):
-        venv.get_attr("sun")
     with pytest.raises(InputError):
         venv.env_method("add", 1)
 
@@ -233,11 +215,10 @@ def test_a_step_under_way_is_dropped_by_a_reset_and_by_closing():
     ("space", "given", "sum_of_two"),
     [
         (spaces.Discrete(5), np.array([[3], [4]], np.int32), [3, 4]),
-        (spaces.MultiDiscrete([3, 4]), [[1, 2], [2, 3]], [3, 5]),
         (spaces.MultiBinary(3), np.array([[True, True, False], [False, False, True]]), [2, 1]),
         (spaces.Box(-9, 9, (2, 2), np.float32), np.arange(8, dtype=np.float64).reshape(2, 4), [6, 22]),
     ],
-    ids=["discrete", "multi-discrete", "multi-binary", "box"],
+    ids=["discrete", "multi-binary", "box"],
 )
 def test_actions_arrive(space: spaces.Space[Any], given: Any, sum_of_two: list[int]):
     seen: list[Any] = []
@@ -256,31 +237,23 @@ def test_actions_arrive(space: spaces.Space[Any], given: Any, sum_of_two: list[i
     assert isinstance(observation, np.ndarray)
     assert observation[:, 3].tolist() == sum_of_two
     assert len(seen) == 2
-    for wrong in (np.zeros((3, 9)), np.zeros(2, complex), "left"):
+    for wrong in (np.zeros((3, 9)), "left"):
         with pytest.raises(InputError, match="actions"):
             venv.step(wrong)  # type: ignore[arg-type]
 
 
-def test_options_are_the_same_for_all():
+def test_seeds_and_options_are_used_once():
     venv = GymnasiumVecEnv(sync())
     venv.set_options([{"level": 2, "map": np.ones(2)} for _ in range(3)])
+    assert venv.seed(np.int64(40)) == [40, 41, 42]  # type: ignore[arg-type]
     venv.reset()
-    assert [info["level"] for info in venv.reset_infos] == [2, 2, 2]
+    assert [(info["level"], info["seed"]) for info in venv.reset_infos] == [(2, 40), (2, 41), (2, 42)]
     venv.reset()
-    assert [info["level"] for info in venv.reset_infos] == [0, 0, 0]
+    assert [(info["level"], info["seed"]) for info in venv.reset_infos] == [(0, -1)] * 3
+    assert len(set(venv.seed())) == 3
     for options in ([{"level": 2}] * 2, [{"level": 2}, {"level": 2}, {"level": 3}]):
         with pytest.raises(InputError, match="options"):
             venv.set_options(options)
-
-
-def test_seeds_are_used_once():
-    venv = GymnasiumVecEnv(sync())
-    assert venv.seed(np.int64(40)) == [40, 41, 42]  # type: ignore[arg-type]
-    venv.reset()
-    assert [info["seed"] for info in venv.reset_infos] == [40, 41, 42]
-    venv.reset()
-    assert [info["seed"] for info in venv.reset_infos] == [-1, -1, -1]
-    assert len(set(venv.seed())) == 3
 
 
 @pytest.mark.parametrize(
@@ -289,7 +262,6 @@ def test_seeds_are_used_once():
         (lambda: gym.make("CartPole-v1"), "vector_env"),
         (lambda: RecordVectorStatistics(sync(AutoresetMode.NEXT_STEP)), "autoreset_mode.*SAME_STEP"),
         (lambda: sync(AutoresetMode.DISABLED), "autoreset_mode .*DISABLED"),
-        (lambda: SyncVectorEnv([partial(Strange, spaces.Text(3))]), "observation space .*Text"),
         (lambda: SyncVectorEnv([partial(Strange, spaces.Dict(a=spaces.Dict(b=spaces.Discrete(2))))]), "observation"),
         (
             lambda: SyncVectorEnv(
@@ -328,64 +300,30 @@ def test_workers_that_may_not_know_that_they_were_reset_are_refused():
         vector_env.close()
 
 
-class Seen(KVWriter):
-    """What an agent logs."""
+@pytest.mark.skipif(gym.__version__ < "1.4", reason="Gymnasium counted wrongly")
+def test_statistics_of_a_wrapper_around_the_vector_arrive():
+    def ended(venv: VecEnv) -> list[Any]:
+        venv.reset()
+        steps = [venv.step(np.zeros(3, int))[3] for _ in range(12)]
+        return [(info["episode"]["r"], info["episode"]["l"]) for infos in steps for info in infos if "episode" in info]
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        self.rows.append(dict(key_values))
-
-    def close(self) -> None:
-        pass
-
-
-def ppo(venv: VecEnv, **kwargs: Any) -> PPO:
-    return PPO("MlpPolicy", venv, n_steps=12, batch_size=12, n_epochs=1, seed=0, device="cpu", gamma=0.5, **kwargs)
-
-
-def assert_observed(observations: Any, actions: Any, last: bool = False) -> None:
-    """(steps, environments, 4) are what the environments sent before, or as the last of, each step."""
-    for step, i in np.ndindex(*observations.shape[:2]):
-        episode, at = place(SCRIPTS[i], step)
-        acted = actions[step, i, 0] if last else actions[step - 1, i, 0] if at else 0
-        assert observations[step, i].tolist() == [i, episode, at + last, acted], (step, i)
-
-
-@pytest.mark.parametrize("wrap", [pytest.param("vector", marks=STATISTICS), "single", "monitor"])
-def test_the_mean_return_is_logged(wrap: str):
-    make = {"single": lambda make: RecordEpisodeStatistics(make())}.get(wrap, lambda make: make())
-    vector_env: Any = SyncVectorEnv([partial(make, one) for one in makers()], autoreset_mode=AutoresetMode.SAME_STEP)
-    venv = GymnasiumVecEnv(RecordVectorStatistics(vector_env) if wrap == "vector" else vector_env)
-    model = ppo(VecMonitor(venv) if wrap == "monitor" else venv)
-    seen = Seen()
-    model.set_logger(Logger(None, [seen]))
-    model.learn(36)
-    logged = [(one["r"], one["l"]) for one in model.ep_info_buffer or ()]
-    lengths, returns = [], []
-    for step in range(12):  # in the order in which they end
-        for i, script in enumerate(SCRIPTS):
-            episode, at = place(script, step)
-            if at + 1 == script[episode % len(script)][0]:
-                lengths.append(at + 1)
-                returns.append(sum(i + episode / 8 + s / 64 for s in range(1, at + 2)))
-    assert [length for _, length in logged] == lengths
-    np.testing.assert_allclose([r for r, _ in logged], returns, atol=1e-5)
-    assert seen.rows[-1]["rollout/ep_rew_mean"] == pytest.approx(np.mean(returns), abs=1e-5)
-    assert seen.rows[-1]["rollout/ep_len_mean"] == np.mean(lengths)
+    found, expected = ended(GymnasiumVecEnv(RecordVectorStatistics(sync()))), ended(VecMonitor(DummyVecEnv(makers())))
+    assert len(found) >= 10
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_ppo_stores_what_the_environments_sent_and_bootstraps_from_last_observations(mode: AutoresetMode):
-    model = ppo(GymnasiumVecEnv(sync(mode, copy=False)), learning_rate=0.0)
+    venv = GymnasiumVecEnv(sync(mode, copy=False))
+    model = PPO("MlpPolicy", venv, 0.0, n_steps=12, batch_size=12, n_epochs=1, seed=0, device="cpu", gamma=0.5)
     model.learn(36)
     buffer = model.rollout_buffer
     buffer_of = {name: getattr(buffer, name).reshape(3, 12, -1).swapaxes(0, 1) for name in ("observations", "actions")}
-    assert_observed(buffer_of["observations"], buffer_of["actions"])
     time_outs = 0
     for step, i in np.ndindex(12, 3):
         episode, at = place(SCRIPTS[i], step)
+        acted = buffer_of["actions"][step - 1, i, 0] if at else 0
+        assert buffer_of["observations"][step, i].tolist() == [i, episode, at, acted]
         length, end = SCRIPTS[i][episode % len(SCRIPTS[i])]
         reward = i + episode / 8 + (at + 1) / 64
         if at + 1 == length and end == OUT:
@@ -395,20 +333,3 @@ def test_ppo_stores_what_the_environments_sent_and_bootstraps_from_last_observat
         assert buffer.rewards[step, i] == pytest.approx(reward, abs=1e-4)
         assert buffer.episode_starts[step, i] == (at == 0)
     assert time_outs == 3 + 0 + 2
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_dqn_stores_what_the_environments_sent(mode: AutoresetMode):
-    venv = GymnasiumVecEnv(sync(mode, copy=False))
-    model = DQN("MlpPolicy", venv, learning_starts=270, buffer_size=900, batch_size=8, seed=0, device="cpu")
-    model.learn(300)
-    memory: Any = model.replay_buffer
-    assert memory.pos == 100
-    assert_observed(memory.observations[:100], memory.actions)
-    assert_observed(memory.next_observations[:100], memory.actions, last=True)
-    for step, i in np.ndindex(100, 3):
-        episode, at = place(SCRIPTS[i], step)
-        length, end = SCRIPTS[i][episode % len(SCRIPTS[i])]
-        assert memory.rewards[step, i] == np.float32(i + episode / 8 + (at + 1) / 64)
-        assert memory.dones[step, i] == (at + 1 == length)
-        assert memory.timeouts[step, i] == (at + 1 == length and end == OUT)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from latent_obs.envs.pixel_envs import make_pixel_env
+from latent_obs.envs.factory import make_pixel_env
 from latent_obs.util.atomic import atomic_write, write_json
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_choice, check_count

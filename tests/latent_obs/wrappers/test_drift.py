@@ -3,6 +3,7 @@
 # ruff: noqa: F401, F811  # fixtures are imported, and arguments have their names
 
 import copy
+import dataclasses
 import gc
 import math
 import pickle
@@ -72,7 +73,8 @@ def test_it_makes_no_difference_how_many_come_at_once(gaussian_encoder: FrozenEn
     for start, count in zip(np.cumsum([0, *cuts]), cuts, strict=False):
         parts.observe(z[start : start + count])
     single.observe(z)
-    assert same(parts.report(), single.report())
+    several, one = (dataclasses.astuple(monitor.report()) for monitor in (parts, single))
+    assert several == pytest.approx(one, rel=1e-6, nan_ok=True)
 
 
 def test_the_reconstruction_error_is_that_of_the_frames(picture_encoder: FrozenEncoder):
@@ -96,19 +98,19 @@ def test_one_frame_in_so_many_and_each_environment_in_turn(picture_encoder: Froz
     latents = picture_encoder.encode(frames)
     errors = reconstruction_errors(frames, picture_encoder.decode(latents))
     monitor = quiet(picture_encoder, window=10**12, reconstruct_every=every)
+    assert monitor.statistics.reconstruction_mean is not None
     steps = 64 * -(-every // envs) * envs
     for _ in range(steps):
         monitor.observe(latents, frames)
     report = monitor.report()
     assert abs(report.reconstructions - math.ceil(steps * envs / every)) <= 8  # those that wait to be decoded together
-    assert monitor.statistics.reconstruction_mean is not None
     expected = errors.mean() / monitor.statistics.reconstruction_mean
     assert report.reconstruction_ratio == pytest.approx(expected, rel=0.05)
-    for _ in range(24 * every):  # a black one alone, for 24 windows
-        monitor.window = every
+    monitor.window = every
+    for _ in range(24 * every):  # a black one alone, for 24 windows: what was long ago is forgotten
         monitor.observe(latents[:1], frames[:1])
     low = errors[0] / monitor.statistics.reconstruction_mean
-    assert monitor.report().reconstruction_ratio == pytest.approx(low, rel=0.05)  # what was long ago is forgotten
+    assert monitor.report().reconstruction_ratio == pytest.approx(low, rel=0.05)
 
 
 def test_no_reconstructions_where_there_can_be_none(picture_encoder: FrozenEncoder, tmp_path: Path):
@@ -158,20 +160,17 @@ def test_other_latents_are_reported_soon(gaussian_encoder: FrozenEncoder, change
     said: list[str] = []
     monitor = DriftMonitor(gaussian_encoder, say=said.append)
     z = slow_gaussian(3000, 8, 0, 0.98)
-    for step in z[:2000]:
-        monitor.observe(step)
-    assert not said
-    other = z[2000:].copy()
     if change == "spread":
-        other = 3 + 4 * (other - 3)
+        z[2000:] = 3 + 4 * (z[2000:] - 3)
     elif change == "one value":
-        other[..., 2] += 30
+        z[2000:, :, 2] += 30
     else:
-        other[:, ::2] += 10
-    for step in other:
+        z[2000:, ::2] += 10
+    for number, step in enumerate(z):
         monitor.observe(step)
+        assert not said or number >= 2000
     assert len(said) == 1
-    assert monitor.is_drifting
+    assert monitor.report().is_drifting
 
 
 def test_pictures_that_cannot_be_decoded_are_reported(picture_encoder: FrozenEncoder):
@@ -194,23 +193,19 @@ def test_pictures_that_cannot_be_decoded_are_reported(picture_encoder: FrozenEnc
         few.observe(latents[i : i + 2], wrong[i : i + 2])
     assert few.report().reconstructions == 16
     assert few.report().reconstruction_ratio > 1.5
-    assert not few.is_drifting  # 16 pictures are too few
+    assert not few.report().is_drifting  # 16 pictures are too few
 
 
-def test_one_warning_after_enough_frames_and_again_after_the_reset(gaussian_encoder: FrozenEncoder):
+def test_one_warning_after_enough_frames(gaussian_encoder: FrozenEncoder):
     monitor = DriftMonitor(gaussian_encoder, least_frames=600)
     monitor.observe(FAR.repeat(599, axis=0))
-    assert not monitor.is_drifting
+    assert not monitor.report().is_drifting
     monitor.observe(FAR)
     with pytest.warns(DriftWarning, match="frames record") as caught:
-        drifting = monitor.is_drifting
+        drifting = monitor.report().is_drifting
     assert drifting
     monitor.observe(FAR.repeat(3000, axis=0))  # a second warning would be an error
     assert len(caught) == 1
-    monitor.reset()
-    assert monitor.report().frames == 0
-    with pytest.warns(DriftWarning):
-        monitor.observe(FAR.repeat(3000, axis=0))
 
 
 # What it may not do
@@ -257,29 +252,11 @@ def test_a_copy_goes_on_where_it_was(picture_encoder: FrozenEncoder, how: str):
 # What is refused
 
 
-@pytest.mark.parametrize("shape", [(4, LATENT_DIM - 1), (LATENT_DIM,), (4, LATENT_DIM, 1)])
-def test_latents_of_another_size_are_refused(gaussian_encoder: FrozenEncoder, shape: tuple[int, ...]):
-    with pytest.raises(InputError, match="latents"):
-        quiet(gaussian_encoder).observe(np.zeros(shape, np.float32))
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("window", 0),
-        ("least_frames", -1),
-        ("reconstruct_every", -1),
-        ("share_limit", 0.01),
-        ("ratio_limit", 1.0),
-        ("ratio_limit", math.nan),
-    ],
-)
-def test_settings_out_of_range(gaussian_encoder: FrozenEncoder, name: str, value: Any):
-    with pytest.raises(InputError, match=name):
-        DriftMonitor(gaussian_encoder, **{name: value})
-
-
-def test_what_cannot_be_watched(encoder: FrozenEncoder, gaussian_encoder: FrozenEncoder):
+def test_settings_out_of_range_and_what_cannot_be_watched(encoder: FrozenEncoder, gaussian_encoder: FrozenEncoder):
+    settings: list[dict[str, Any]] = [{"window": 0}, {"share_limit": 0.01}, {"ratio_limit": math.nan}]
+    for wrong in settings:
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            DriftMonitor(gaussian_encoder, **wrong)
     with pytest.raises(InputError, match="encoder"):
         DriftMonitor(encoder)
     for shape in [(4, LATENT_DIM - 1), (LATENT_DIM,), (4, LATENT_DIM, 1)]:

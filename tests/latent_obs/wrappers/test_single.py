@@ -12,7 +12,7 @@ import latent_obs
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import EncoderFolderError, InputError
-from latent_obs.wrappers.pixel_reader import ContractObservation
+from latent_obs.wrappers.observation import ContractObservation
 from latent_obs.wrappers.single import LatentObservation
 from tests.support.latent_cases import assert_shows
 from tests.support.tiny import LATENT_DIM, PixelEnv, PixelKind, limited, pass_checkers, picture, tiny_architecture
@@ -114,18 +114,12 @@ def test_a_space_without_pixels_and_what_is_no_environment(encoder: FrozenEncode
             LatentObservation(cast(Any, env), encoder)
 
 
-@pytest.mark.parametrize("kind", ["chw", "dict"])
-def test_others_checkers_pass(encoder: FrozenEncoder, kind: PixelKind):
-    pass_checkers(LatentObservation(limited(kind), encoder, latent_only=kind == "dict"))
-
-
-def test_others_checkers_pass_on_resized_pixels():
-    timed = gym.wrappers.TimeLimit(PixelEnv(size=(48, 60)), 3)
-    env = ContractObservation(timed, PixelContract(40, 40, 3))
+def test_others_checkers_pass_also_on_resized_pixels(encoder: FrozenEncoder):
+    pass_checkers(LatentObservation(limited("chw"), encoder))
+    contract = PixelContract(40, 40, 3)
+    env = ContractObservation(gym.wrappers.TimeLimit(PixelEnv(size=(48, 60)), 3), contract)
     pass_checkers(env)
-    np.testing.assert_array_equal(
-        env.reset(seed=0)[0], PixelContract(40, 40, 3).convert(picture(0, 0, 48, 60)[None])[0]
-    )
+    np.testing.assert_array_equal(env.reset(seed=0)[0], contract.convert(picture(0, 0, 48, 60)[None])[0])
 
 
 def test_resized_pixels_give_the_same_latents(encoder: FrozenEncoder):
@@ -138,22 +132,18 @@ def test_resized_pixels_give_the_same_latents(encoder: FrozenEncoder):
     assert only.reset()[0] in only.observation_space
 
 
-def test_the_spec_makes_the_wrapped_environment_again(encoder_folder: Path):
+def test_the_spec_makes_the_wrapped_environment_again_and_wrong_names_are_refused(encoder_folder: Path):
     gym.register("LatentObsTests/Pixels-v0", entry_point=cast(Any, PixelEnv))
     try:
         env = latent_obs.make("LatentObsTests/Pixels-v0", encoder_folder, device="cpu", first_episode=3, history=2)
         again = gym.make(cast(Any, env.spec), disable_env_checker=True)
         assert isinstance(again, LatentObservation)
         np.testing.assert_array_equal(again.reset()[0], env.reset()[0])
+        for name, arguments, named in (("Pixel-v0", {}, "Pixels-v0"), ("Pixels-v0", {"colour": "red"}, "colour")):
+            with pytest.raises(InputError, match=named):
+                latent_obs.make(f"LatentObsTests/{name}", encoder_folder, device="cpu", **arguments)
     finally:
         del gym.registry["LatentObsTests/Pixels-v0"]
-
-
-def test_unknown_names_and_arguments(encoder: FrozenEncoder):
-    with pytest.raises(InputError, match="CartPole-v1"):
-        latent_obs.make("CartPol-v1", encoder)
-    with pytest.raises(InputError, match="colour"):
-        latent_obs.make("CartPole-v1", encoder, colour="red")
 
 
 def test_a_real_vizdoom_passes_others_checkers():
