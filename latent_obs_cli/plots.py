@@ -8,7 +8,7 @@ from agents import Evaluation, read_evaluations
 from agents.compare.study import BASELINE, folder_name
 from latent_obs.util.errors import require
 from vae_training import read_log
-from vae_training.report.pictures import BLUE, GREEN, GREY, ORANGE, figure, save_figure
+from vae_training.report.page import BLUE, GREEN, GREY, ORANGE, figure, save_figure
 
 _ARMS = {"pixels": ORANGE, "latent": BLUE, "random-latent": GREY, "pca-latent": GREEN}
 _MORE = ("#9333ea", "#0891b2", "#be123c", "#a16207", "#4338ca", "#0f766e")
