@@ -17,8 +17,7 @@ from agents.compare.study import BASELINE, folder_name
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import require
 from vae_training import read_log
-from vae_training.report.page import write_html
-from vae_training.report.pictures import BLUE, GREEN, GREY, ORANGE, figure, save_figure
+from vae_training.report.page import BLUE, GREEN, GREY, ORANGE, figure, save_figure, write_html
 
 _TEMPLATE = Path(__file__).parent / "templates" / "compare.html.j2"
 _ARMS = {"pixels": ORANGE, "latent": BLUE, "random-latent": GREY, "pca-latent": GREEN}

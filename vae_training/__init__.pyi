@@ -28,7 +28,7 @@ from .model.losses import VAELoss as VAELoss
 from .recording.policy import Policy as Policy
 from .recording.recorder import RecordConfig as RecordConfig
 from .recording.recorder import record as record
-from .report.config import ReportConfig as ReportConfig
+from .report.run import ReportConfig as ReportConfig
 from .report.run import ReportResult as ReportResult
 from .training.config import TrainConfig as TrainConfig
 from .training.export import export_encoder as export_encoder

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_training.report.probes.probes import probe
-from vae_training.report.probes.table import Head, ProbeTable
+from vae_training.report.probes.probes import Head, ProbeTable, probe
 
 RECORDINGS, LENGTH = 12, 60
 TOTAL = RECORDINGS * LENGTH

@@ -1,4 +1,3 @@
-from .config import ReportConfig as ReportConfig
 from .findings import Finding as Finding
 from .findings import Numbers as Numbers
 from .findings import verdict as verdict
@@ -11,11 +10,12 @@ from .metrics.disentanglement import Dci as Dci
 from .metrics.disentanglement import dci as dci
 from .metrics.disentanglement import mig as mig
 from .metrics.latents import Latents as Latents
+from .metrics.latents import Stability as Stability
 from .metrics.latents import describe as describe
+from .metrics.latents import measure_stability as measure_stability
 from .metrics.reconstruction import Reconstruction as Reconstruction
-from .metrics.stability import Stability as Stability
-from .metrics.stability import measure_stability as measure_stability
 from .probes.probes import ProbeTable as ProbeTable
 from .probes.probes import probe as probe
+from .run import ReportConfig as ReportConfig
 from .run import ReportResult as ReportResult
 from .run import report as report

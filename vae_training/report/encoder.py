@@ -1,7 +1,4 @@
-"""An encoder folder opened for measuring: means *and* variances, and images as floats, in batches.
-
-`FrozenEncoder` gives what an agent sees, the mean. A report needs the log-variance of q(z|x) as well.
-"""
+"""An encoder folder opened for measuring: means *and* variances of q(z|x), and images as floats, in batches."""
 
 import os
 from collections.abc import Callable
@@ -11,16 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latent_obs.encoder.architecture import Architecture
-from latent_obs.encoder.folder import EncoderFolder, read_encoder_folder
+from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.pixels import PixelContract
 from latent_obs.util.device import resolve_device
 from latent_obs.util.errors import EncoderFolderError
 from vae_training.model.cvae import CVAE, images_to_tensor
 
 Frames = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+#: How a method gives frames back: uint8 (N, H, W, C) to float32 of the same shape in about [0, 1].
+Reconstruct = Callable[[Frames], Floats]
 _BATCH = 256
 
 
@@ -30,7 +27,7 @@ class ReportModel:
     Attributes:
         folder: The folder, as it was read.
         frozen: The encoder that an agent gets.
-        cvae: Encoder and decoder in one; the decoder has random weights where the folder has none (`has_decoder`).
+        cvae: Encoder and decoder in one; the decoder has random weights where the folder has none.
 
     Args:
         encoder: The encoder folder, or the run folder that it is in, or a Hugging Face repository id.
@@ -43,15 +40,12 @@ class ReportModel:
 
     def __init__(self, encoder: str | os.PathLike[str], device: str | torch.device = "auto") -> None:
         self.frozen = FrozenEncoder.load(encoder, device)  # checks the folder as an agent would
-        self.folder: EncoderFolder = read_encoder_folder(encoder)
-        self.architecture: Architecture = self.folder.architecture
-        self.contract: PixelContract = self.folder.contract
-        self.provenance: dict[str, Any] = self.folder.provenance
-        self.has_decoder: bool = self.folder.has_decoder
+        self.folder = read_encoder_folder(encoder)
+        self.architecture, self.contract = self.folder.architecture, self.folder.contract
         with torch.random.fork_rng(devices=[]):
             self.cvae = CVAE.from_architecture(self.architecture)
         self.cvae.encoder.load_state_dict(self.folder.encoder)
-        if self.has_decoder:
+        if self.folder.has_decoder:
             try:
                 self.cvae.decoder.load_state_dict(self.folder.decoder())
             except RuntimeError as error:
@@ -70,13 +64,7 @@ class ReportModel:
         return self.encode(frames)[0]
 
     def decode(self, latents: NDArray[Any]) -> Floats:
-        """Images of latents, float32 (N, H, W, C), not clamped to [0, 1].
-
-        Raises:
-            EncoderFolderError: The folder holds no decoder.
-        """
-        if not self.has_decoder:
-            raise EncoderFolderError(f"{self.folder.path} has no decoder. Export it again with its decoder")
+        """Images of latents, float32 (N, H, W, C), not clamped to [0, 1]."""
         return decoded_by(self.cvae, latents)
 
     def reconstruct(self, frames: Frames) -> Floats:
@@ -96,12 +84,3 @@ def decoded_by(cvae: CVAE, latents: NDArray[Any]) -> Floats:
     z = torch.from_numpy(np.require(latents, np.float32, ("C", "W"))).to(next(cvae.parameters()).device)
     images = torch.cat([cvae.decode(part).float().cpu() for part in z.split(_BATCH)])
     return images.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def to_uint8(images: NDArray[Any]) -> Frames:
-    """Float images in [0, 1], clipped, as uint8."""
-    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
-
-
-#: How a method gives frames back: uint8 (N, H, W, C) to float32 of the same shape in about [0, 1].
-Reconstruct = Callable[[Frames], Floats]

@@ -5,14 +5,14 @@ Nothing is said about what was not measured. The limits are rules of thumb, so e
 
 import math
 import string
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from vae_training.report.metrics.latents import Latents
+from vae_training.report.metrics.latents import Latents, Stability
 from vae_training.report.metrics.reconstruction import Reconstruction
-from vae_training.report.metrics.stability import Stability
-from vae_training.report.probes.table import CLEAR, KEPT, METRIC_NAMES, ProbeTable
+from vae_training.report.probes.probes import CLEAR, KEPT, METRIC_NAMES, ProbeTable
 
 Level = Literal["bad", "warning", "good"]
 _LEVELS: tuple[Level, ...] = ("bad", "warning", "good")
@@ -23,23 +23,14 @@ _OVERFIT = 2.0  # held-out error over training error
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that the numbers say.
+    """One thing that the numbers say."""
 
-    Attributes:
-        key: The rule that applied, "topic.name", such as "reconstruction.worse_than_pca".
-        level: "good", "warning" or "bad".
-        sentence: What was found, in words.
-        numbers: The numbers it rests on, by name.
-        suggestion: What to try next; empty where nothing is to be done.
-        lost: Names of what an agent will not see.
-    """
-
-    key: str
+    key: str  # the rule that applied, "topic.name", such as "reconstruction.worse_than_pca"
     level: Level
-    sentence: str
-    numbers: dict[str, float] = field(default_factory=dict)
-    suggestion: str = ""
-    lost: tuple[str, ...] = ()
+    sentence: str  # what was found
+    numbers: dict[str, float] = field(default_factory=dict)  # that it rests on, by name
+    suggestion: str = ""  # what to try next; empty where nothing is to be done
+    lost: tuple[str, ...] = ()  # what an agent will not see
 
     @property
     def topic(self) -> str:
@@ -49,57 +40,37 @@ class Finding:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a verdict is made of; what is None was not measured.
-
-    Attributes:
-        latents: Statistics of the latents.
-        reconstruction: None where the folder has no decoder.
-        stability: Steadiness of the latents.
-        probes: None where nothing is known of the state.
-        bottleneck: "dense" or "spatial".
-        beta: The wanted beta in training; None where the folder does not say.
-        unseen: Whether the encoder is known never to have seen the frames measured.
-        training_mse: Error of the encoder on frames that it was trained on.
-    """
+    """What a verdict is made of; what is None was not measured."""
 
     latents: Latents
     reconstruction: Reconstruction | None = None
     stability: Stability | None = None
     probes: ProbeTable | None = None
-    bottleneck: str = "dense"
-    beta: float | None = None
-    unseen: bool = True
-    training_mse: float | None = None
-
-
-class _Facts(dict[str, float]):
-    """Every number that a rule may ask for. One that was not measured is NaN, so no comparison with it holds."""
-
-    def __missing__(self, name: str) -> float:
-        return math.nan
+    bottleneck: str = "dense"  # or "spatial"
+    beta: float | None = None  # wanted in training
+    unseen: bool = True  # whether the encoder is known never to have seen the frames measured
+    training_mse: float | None = None  # on frames that it was trained on
 
 
 class Rule(NamedTuple):
-    """When to say what; `say` and `advice` are format strings of numbers and texts."""
+    """When to say what; `say` and `advice` are format strings of the facts."""
 
-    when: Callable[[_Facts], bool]
+    when: Callable[[dict[str, Any]], bool]
     say: str
     advice: str = ""
 
 
 _PCA = "The squared error is {ratio_to_pca:.2f} times that of PCA of the same size"
 _SHIFT = "A shift by one pixel moves the latent {shift:.0%} of the way to an unrelated frame"
-_NEAR = "Neighboring frames are {neighbours:.0%} as far apart as random ones (their pixels {neighbors_pixels:.0%})"
+_NEAR = "Neighboring frames are {neighbors:.0%} as far apart as random ones (their pixels {neighbors_pixels:.0%})"
 
 #: Rules by level and key, which is "topic.name". Of all rules on one topic the first that applies counts.
 RULES: dict[Level, dict[str, Rule]] = {
     "bad": {
         "collapse.collapsed": Rule(
             lambda n: n["collapsed"] > 0,
-            "The latents have collapsed: {kl_nats:.3g} nats, {active_units} of {latent_dim} dimensions active. All "
-            "frames get (almost) the same latent, so an agent on it is blind.",
-            "train again with {smaller_beta}; more epochs at beta 0 first (--batch-freeze); and check that the frames "
-            "differ at all (latent-obs frames stats)",
+            "Frames get (almost) equal latents: {kl_nats:.3g} nats, {active_units} of {latent_dim} dimensions active.",
+            "{smaller_beta}; more epochs at beta 0 first (--batch-freeze); check the frames (latent-obs frames stats)",
         ),
         "reconstruction.mean_image": Rule(
             lambda n: n["ratio_to_mean_image"] > 0.9,
@@ -115,8 +86,7 @@ RULES: dict[Level, dict[str, Rule]] = {
     "warning": {
         "information.few_nats": Rule(
             lambda n: n["information"] < 10,
-            "A latent carries at most {kl_nats:.3g} nats, which distinguish some {pictures} pictures. What is small in "
-            "the picture is left out first.",
+            "A latent carries at most {kl_nats:.3g} nats, some {pictures} pictures. What is small is left out first.",
             "{smaller_beta}, or train longer",
         ),
         "dimensions.dead": Rule(
@@ -132,8 +102,7 @@ RULES: dict[Level, dict[str, Rule]] = {
         ),
         "scale.far_from_prior": Rule(
             lambda n: n["largest_mean"] > 2 or n["largest_std"] > 3,
-            "Some latents are far from the prior's mean 0 and standard deviation 1 (largest mean {largest_mean:.1f}, "
-            "largest standard deviation {largest_std:.1f}).",
+            "Some latents are far from the prior: means up to {largest_mean:.1f}, deviations up to {largest_std:.1f}.",
             "normalize the observations for the agent (VecNormalize), or use a larger --beta",
         ),
         "shifts.sensitive": Rule(
@@ -148,7 +117,7 @@ RULES: dict[Level, dict[str, Rule]] = {
             "record at more hours of the day or with more kinds of light, so that brightness alone says little",
         ),
         "smoothness.jumpy": Rule(
-            lambda n: n["neighbours"] > 0.9 and n["neighbours"] > 1.2 * n["neighbors_pixels"],
+            lambda n: n["neighbors"] > 0.9 and n["neighbors"] > 1.2 * n["neighbors_pixels"],
             f"{_NEAR}: the latents jump where the picture does not.",
             "a larger --beta, or more frames",
         ),
@@ -164,8 +133,7 @@ RULES: dict[Level, dict[str, Rule]] = {
         ),
         "beta.costs_detail": Rule(
             lambda n: n["ratio_to_autoencoder"] > 1.5,
-            "The squared error is {ratio_to_autoencoder:.1f} times that of an autoencoder (beta 0) of the same layers: "
-            "beta costs detail.",
+            "The squared error is {ratio_to_autoencoder:.1f} times that of these layers at beta 0: beta costs detail.",
             "{smaller_beta}",
         ),
         "overfitting.overfits": Rule(
@@ -180,19 +148,17 @@ RULES: dict[Level, dict[str, Rule]] = {
         ),
         "held out.unknown": Rule(
             lambda n: not n["unseen"],
-            "It is not known which recordings the encoder was trained on. If it has seen the frames measured here, all "
-            "of this looks better than it is.",
+            "The encoder may have been trained on the frames measured here. Then all of this looks better than it is.",
             "name recordings made since, with --frames",
         ),
     },
     "good": {
         "information.enough": Rule(lambda n: n["information"] >= 10, "A latent carries up to {kl_nats:.3g} nats."),
         "dimensions.active": Rule(
-            lambda n: n["active_share"] >= 0.9,
-            "{active_units} of {latent_dim} dimensions are active.",
+            lambda n: n["active_share"] >= 0.9, "{active_units} of {latent_dim} dimensions are active."
         ),
         "shifts.steady": Rule(lambda n: n["shift"] <= 0.15, f"{_SHIFT}: steady."),
-        "smoothness.smooth": Rule(lambda n: n["neighbours"] <= 0.5, f"{_NEAR}: latents follow the recording smoothly."),
+        "smoothness.smooth": Rule(lambda n: n["neighbors"] <= 0.5, f"{_NEAR}: latents follow the recording smoothly."),
         "reconstruction.better_than_pca": Rule(lambda n: n["ratio_to_pca"] <= 0.8, f"{_PCA}."),
     },
 }
@@ -212,11 +178,7 @@ PROBE_RULES: dict[str, tuple[Level, str, str]] = {
         "can be read by a small network and not by a linear probe: they are there, but tangled",
         "nothing, if the agent's network has hidden layers; else longer training",
     ),
-    "unsure": (
-        "warning",
-        "may be kept or lost: too little is held out, and the intervals overlap",
-        "more held-out recordings",
-    ),
+    "unsure": ("warning", "may be kept or lost: the intervals overlap, too little is held out", "more recordings"),
     "kept": ("good", "can be read by a linear probe about as well as from anything", ""),
 }
 
@@ -224,16 +186,15 @@ PROBE_RULES: dict[str, tuple[Level, str, str]] = {
 def verdict(numbers: Numbers) -> list[Finding]:
     """What the numbers say, the worst first."""
     facts = _facts(numbers)
-    texts = _texts(numbers, facts)
     findings: dict[str, Finding] = {}
     for level, rules in RULES.items():
         for key, rule in rules.items():
             topic = key.split(".")[0]
             if topic not in findings and rule.when(facts):
-                named = [name for _, name, _, _ in string.Formatter().parse(rule.say) if name and name in facts]
-                say, advice = (text.format(**{**facts, **texts}) for text in (rule.say, rule.advice))
-                findings[topic] = Finding(key, level, say, {name: facts[name] for name in named}, advice)
-    probed = [] if numbers.probes is None else _probes(numbers.probes, _MORE.format(**texts))
+                named = [name for _, name, _, _ in string.Formatter().parse(rule.say) if name]
+                shown = {name: facts[name] for name in named if not isinstance(facts[name], str)}
+                findings[topic] = Finding(key, level, rule.say.format(**facts), shown, rule.advice.format(**facts))
+    probed = [] if numbers.probes is None else _probes(numbers.probes, _MORE.format(**facts))
     return sorted([*findings.values(), *probed], key=lambda finding: _LEVELS.index(finding.level))
 
 
@@ -244,24 +205,29 @@ def headline(findings: Sequence[Finding], missing: Sequence[str] = ()) -> str:
         >>> headline([Finding("probes.lost", "warning", "…", lost=("monster.x",))])
         'Usable, unless the agent needs what is lost: monster.x. 1 warning to look at first.'
     """
-    levels = [finding.level for finding in findings]
-    bad, count = levels.count("bad"), levels.count("warning")
+    bad, count = (sum(finding.level == level for finding in findings) for level in ("bad", "warning"))
     warnings = f"{count} warning{'' if count == 1 else 's'}"
     if bad:
         text = f"Do not freeze this encoder yet: {bad} serious problem{'' if bad == 1 else 's'}, {warnings}."
     elif lost := [name for finding in findings for name in finding.lost]:
         text = f"Usable, unless the agent needs what is lost: {', '.join(lost)}. {warnings} to look at first."
-    elif count:
-        text = f"Usable, with {warnings} to look at first."
     else:
-        text = "What was measured looks good."
+        text = f"Usable, with {warnings} to look at first." if count else "What was measured looks good."
     return f"{text} Not measured: {', '.join(missing)}." if missing else text
 
 
-def _facts(numbers: Numbers) -> _Facts:
+def _facts(numbers: Numbers) -> dict[str, Any]:
+    """What rules ask for: numbers, NaN where not measured, so that no comparison holds; and words made from them."""
     latents, r, s = numbers.latents, numbers.reconstruction, numbers.stability
-    facts = _Facts(unseen=numbers.unseen, probed=numbers.probes is not None, collapsed=latents.collapsed)
-    facts |= {"kl_nats": latents.kl_nats, "active_units": latents.active_units, "latent_dim": latents.latent_dim}
+    facts: dict[str, Any] = defaultdict(
+        lambda: math.nan,
+        unseen=numbers.unseen,
+        probed=numbers.probes is not None,
+        collapsed=latents.collapsed,
+        kl_nats=latents.kl_nats,
+        active_units=latents.active_units,
+        latent_dim=latents.latent_dim,
+    )
     if not latents.collapsed:  # of latents that carry nothing, nothing else is worth a word
         facts |= {
             "information": latents.kl_nats,
@@ -275,29 +241,23 @@ def _facts(numbers: Numbers) -> _Facts:
             facts |= {name: value for name, value in vars(s).items() if isinstance(value, float)}
     if r is not None:
         own = r.scores["encoder"]
-        ratios = {name: r.ratio(name) for name in r.scores}
-        facts |= {f"ratio_to_{name.replace(' ', '_')}": ratio for name, ratio in ratios.items() if ratio is not None}
+        facts |= {f"ratio_to_{name.replace(' ', '_')}": r.ratio(name) for name in r.scores}
         facts["worst_to_median"] = own.mse_worst / max(own.mse_median, 1e-5)
         if numbers.training_mse:
             facts["ratio_to_training"] = own.mse / numbers.training_mse
-    return facts
-
-
-def _texts(numbers: Numbers, facts: _Facts) -> dict[str, str]:
-    """Words that depend on the numbers."""
-    beta, nats, spatial = numbers.beta, numbers.latents.kl_nats, numbers.bottleneck == "spatial"
+    beta, spatial = numbers.beta, numbers.bottleneck == "spatial"
     smaller_beta = f"a smaller --beta ({beta / 5:.2g} instead of {beta:g})" if beta else "a smaller --beta"
-    fitting = max(2, 2 ** math.ceil(math.log2(max(1, numbers.latents.active_units))))
-    fewer = "" if spatial or fitting >= numbers.latents.latent_dim else f"; --latent-dim {fitting} would hold as much"
+    fitting = max(2, 2 ** math.ceil(math.log2(max(1, latents.active_units))))
+    fewer = "" if spatial or fitting >= latents.latent_dim else f"; --latent-dim {fitting} would hold as much"
     # Where it knows the training recordings by heart, more of the same training or less of a penalty makes it worse.
     remedy = f"train longer, on more recordings; {smaller_beta}; more latents"
     if facts["ratio_to_training"] > _OVERFIT:
         remedy = "more and more varied recordings; fewer epochs; a larger --beta"
-    return {
+    return facts | {
         "smaller_beta": smaller_beta,
         "spatial": "" if spatial else "a spatial bottleneck (--bottleneck spatial --latent-dim 256), ",
         "fewer_latents": fewer,
-        "pictures": f"{float(f'{math.exp(min(nats, 30)):.1e}'):,.0f}",  # two digits of it say something
+        "pictures": f"{float(f'{math.exp(min(latents.kl_nats, 30)):.1e}'):,.0f}",  # two digits of it say something
         "remedy": remedy,
     }
 
@@ -310,9 +270,9 @@ def _probes(table: ProbeTable, more: str) -> Iterator[Finding]:
             groups[group].append(target)
     readable = sum(map(len, groups.values())) - len(groups["faint"])
     for group, targets in groups.items():
-        level, say, advice = PROBE_RULES[group]
         if not targets:
             continue
+        level, say, advice = PROBE_RULES[group]
         kept = sorted((table.keeps(target) for target in targets), key=lambda k: k.share or 0.0)  # the worst first
         names = {target: METRIC_NAMES[table.best(target).main.metric] for target in targets}
         listed = _some([f"{k.target} ({names[k.target]} {k.score:.2f} of {k.reference:.2f})" for k in kept])
@@ -327,11 +287,10 @@ def _probes(table: ProbeTable, more: str) -> Iterator[Finding]:
             tuple(targets) if group == "lost" else (),
         )
     own, *others = table.representations
-    linear = {(r.representation, r.target): r for r in table.results if r.head == "linear"}
     for name in others:
         better: dict[str, tuple[float, float]] = {}
         for target in table.targets:
-            ours, theirs = linear.get((own, target)), linear.get((name, target))
+            ours, theirs = table.find(target, own, "linear"), table.find(target, name, "linear")
             if ours is None or theirs is None or theirs.interval[0] <= ours.interval[1]:
                 continue
             if theirs.above_chance - ours.above_chance > _BETTER:
@@ -348,12 +307,12 @@ def _group(table: ProbeTable, target: str) -> str | None:
     """The probe rule that applies to a target; None where nothing reads it, which is no fault of the encoder."""
     own = table.representations[0]
     kept, best, linear = table.keeps(target), table.best(target), table.result(target, own, "linear")
-    network = [r for r in table.results if (r.target, r.representation, r.head) == (target, own, "mlp")]
+    network = table.find(target, own, "mlp")
     if kept.share is None or kept.verdict == "kept":
         return None if kept.share is None else "kept"
     if linear.interval[1] >= best.interval[0]:  # the intervals meet: it is not known that anything is lost
         return "kept" if kept.verdict == "partly kept" else "unsure"
-    if network and network[0].above_chance >= KEPT * best.above_chance:
+    if network and network.above_chance >= KEPT * best.above_chance:
         return "tangled"
     if kept.verdict == "partly kept":
         return "partly"

@@ -17,69 +17,102 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from tyro.conf import Positional
 
 from latent_obs.encoder.folder import package_versions
 from latent_obs.util.atomic import atomic_write
-from latent_obs.util.errors import InputError, require
-from vae_training.report.config import ReportConfig
-from vae_training.report.encoder import Floats, Reconstruct, ReportModel
+from latent_obs.util.errors import InputError, check_count, require
+from vae_training.report.encoder import Floats, Frames, Reconstruct, ReportModel
 from vae_training.report.findings import Finding, Numbers, headline, verdict
 from vae_training.report.metrics.baselines import EncoderMeans, MeanImage, Pca, random_encoder
 from vae_training.report.metrics.disentanglement import FEWEST_SAMPLES, dci, mig_by_factor
-from vae_training.report.metrics.latents import Latents, describe
+from vae_training.report.metrics.latents import describe, measure_stability
 from vae_training.report.metrics.reconstruction import Measured, Reconstruction, compare, measure, train_autoencoder
-from vae_training.report.metrics.stability import Stability, measure_stability
-from vae_training.report.page import write_html
-from vae_training.report.pictures import draw_pictures, probe_scores
-from vae_training.report.probes.probes import probe
-from vae_training.report.probes.table import METRIC_NAMES, ProbeTable
+from vae_training.report.page import draw_pictures, probe_columns, write_html
+from vae_training.report.probes.probes import METRIC_NAMES, ProbeTable, probe
 from vae_training.report.sample import (
-    Dataset,
     Known,
     Recordings,
-    Sample,
-    check_enough,
+    file_of,
     find_recordings,
     load_known,
     neighbors,
-    take,
+    places,
+    read,
+    spread,
 )
 
-_FORMAT, _FORMAT_VERSION = "latent-obs-report", 1
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
+_FEWEST = 16  # held-out frames: with fewer, best, worst and random pairs mean nothing
 _MOST_FRAMES = 20_000  # that probes are fitted on
 _NOTHING_KNOWN = (
     "there is no state beside these frames: record with an environment that reports it, or give --targets FILE"
 )
+_NUMBERS = re.compile(r"\[\s+((?:-?[\d.eE+-]+|true|false|null)(?:,\s+(?:-?[\d.eE+-]+|true|false|null))*)\s+\]")
 
 
 @dataclass(frozen=True)
-class ReportResult:
-    """What a report found.
+class ReportConfig:
+    """Settings of a report; the command line is made from them.
 
-    Attributes:
-        page: The HTML file.
-        json: The JSON file.
-        headline: The verdict in a sentence.
-        findings: What it rests on, the worst first.
-        latents: Statistics of the latents.
-        stability: Steadiness of the latents.
-        reconstruction: None where the folder has no decoder.
-        probes: Scores by target and representation; None where nothing is known of the state.
-        disentanglement: DCI and MIG on the probed values, as in the JSON; None where none were probed.
-        not_measured: What is missing, and why.
+    Example:
+        >>> ReportConfig(Path("runs/doom"), quick=True).held_out_frames
+        256
     """
 
-    page: Path
-    json: Path
-    headline: str
-    findings: list[Finding]
-    latents: Latents
-    stability: Stability
-    reconstruction: Reconstruction | None
-    probes: ProbeTable | None
-    disentanglement: dict[str, Any] | None
-    not_measured: dict[str, str]
+    encoder: Positional[Path]
+    """The encoder folder, or the run folder of train-vae that it is in."""
+    frames: Path | None = None
+    """Folder of .npy frames to measure on. By default the one it was trained on; only what was held out is measured."""
+    out: Path | None = None
+    """Folder to make: report.html, report.json and pictures. By default report, beside the encoder folder."""
+    targets: Path | None = None
+    """An .npz of your own values to predict from the latents: named arrays, an entry for each frame of all files in
+    name order."""
+    probes: bool = True
+    """Measure how well the recorded state of the game can be predicted from the latents, where there is any."""
+    autoencoder_steps: int | None = None
+    """Gradient steps of the autoencoder (beta 0) that is trained to compare with; 0 leaves it out. By default 300,
+    quick 0."""
+    sample: int | None = None
+    """Held-out frames to measure on, spread evenly; four times as many fit PCA and probes. By default 1,000, quick
+    256."""
+    quick: bool = False
+    """A first look in well under a minute: fewer frames, no autoencoder, no small networks among the probes."""
+    seed: int = 0
+    """Reproduces every random choice: pairs, prior samples, the random encoder, the probes."""
+    device: str = "auto"
+    """auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps. One that is named must be there."""
+
+    def __post_init__(self) -> None:
+        check_count("sample", self.held_out_frames, _FEWEST)
+        check_count("autoencoder_steps", self.steps, 0)
+        check_count("seed", self.seed, 0)
+
+    @property
+    def held_out_frames(self) -> int:
+        """Held-out frames to measure on, at most."""
+        return self.sample if self.sample is not None else 256 if self.quick else 1_000
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps of the autoencoder."""
+        return self.autoencoder_steps if self.autoencoder_steps is not None else 0 if self.quick else 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportResult(Numbers):
+    """What a report found, and the numbers that it rests on."""
+
+    page: Path  # the HTML file
+    json: Path  # the JSON file
+    headline: str  # the verdict in a sentence
+    findings: list[Finding]  # what it rests on, the worst first
+    disentanglement: (
+        dict[str, Any] | None
+    )  # DCI and MIG on the probed values, as in the JSON; None where none were probed
+    not_measured: dict[str, str]  # what is missing, and why
 
 
 @dataclass
@@ -89,8 +122,9 @@ class _Work:
     config: ReportConfig
     model: ReportModel
     recordings: Recordings
-    sample: Sample  # held-out frames
-    training: Sample  # frames that baselines are fitted on
+    index: NDArray[np.int64]  # which held-out frames are measured, numbered through all held-out recordings
+    frames: Frames  # these frames
+    training: Frames  # that baselines are fitted on
     say: Callable[[str], object]
     progress_bar: bool | None
     methods: dict[str, Reconstruct] = field(default_factory=dict)
@@ -100,10 +134,9 @@ class _Work:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
-    def fitting(self) -> list[Dataset]:
-        """Frames for baselines: whole recordings, or a converted sample where they have another size."""
-        fits = self.recordings.training[0].shape[1:] == self.model.contract.shape
-        return self.recordings.training if fits else [self.training.frames]
+    def settings(self) -> dict[str, Any]:
+        """Those of the training run."""
+        return self.model.folder.provenance.get("settings") or {}
 
     @contextmanager
     def step(self, name: str, text: str) -> Iterator[None]:
@@ -121,7 +154,7 @@ def report(
 
     Args:
         config: Settings.
-        progress_bar: Show bars for what takes long; None shows them in a terminal only.
+        progress_bar: Show a bar for the autoencoder's training; None shows it in a terminal only.
         say: Where messages go.
 
     Raises:
@@ -133,46 +166,47 @@ def report(
     for package in ("matplotlib", "skimage", "sklearn"):  # now, and not after minutes of work
         require(package, extra="report", purpose="write a report")
     model = ReportModel(config.encoder, config.device)
+    contract, latent_dim = model.contract, model.architecture.latent_dim
     out = config.out or (model.folder.path.parent / "report")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
-    recordings = find_recordings(model.provenance, config.frames)
-    sample = take(recordings.held_out, config.held_out_frames, model.contract)
-    check_enough(sample)
-    training = take(recordings.training, config.training_frames, model.contract)
+    recordings = find_recordings(model.folder.provenance, config.frames)
+    held_out, total = recordings.held_out, sum(map(len, recordings.held_out))
+    index = spread(total, config.held_out_frames)
+    frames = read(held_out, index, contract)
+    if len(frames) < _FEWEST or (frames == frames[0]).all():
+        found = f"{len(frames)}{', all equal' if len(frames) >= _FEWEST else ''}"
+        raise InputError(f"held-out frames: got {found}, a report needs {_FEWEST} or more that differ; record more")
+    fitted = spread(sum(map(len, recordings.training)), 4 * config.held_out_frames)
+    training = read(recordings.training, fitted, contract)
     known = load_known(recordings, config.targets) if config.probes else None
-    work = _Work(config, model, recordings, sample, training, say, progress_bar)
-    say(
-        f"{len(sample.frames):,} frames of {len(recordings.held_out)} held-out recording(s), out of "
-        f"{sum(map(len, recordings.held_out)):,}. {recordings.how}"
-    )
+    work = _Work(config, model, recordings, index, frames, training, say, progress_bar)
+    say(f"{len(frames):,} frames of {len(held_out)} held-out recording(s), out of {total:,}. {recordings.how}")
     with work.step("latents", "information, active dimensions, correlations"):
-        means, logvar = model.encode(sample.frames)
+        means, logvar = model.encode(frames)
         latents = describe(means, logvar)
     with work.step("stability", "shifts, brightness, neighboring frames"):
-        pairs = neighbors(recordings.held_out, config.held_out_frames, model.contract)
-        stability = measure_stability(model.means, sample.frames, pairs, seed=config.seed)
+        pairs = neighbors(held_out, config.held_out_frames, contract)
+        stability = measure_stability(model.means, frames, pairs, seed=config.seed)
+    # Baselines are fitted on whole recordings, or on a converted sample where they have another size.
+    whole = recordings.training if recordings.training[0].shape[1:] == contract.shape else [training]
     with work.step("PCA", "the linear baseline"):
-        pca = Pca.fit([training.frames] if config.quick else work.fitting, model.architecture.latent_dim)
-    reconstruction = _reconstruct(work, pca)
+        pca = Pca.fit([training] if config.quick else whole, latent_dim)
+    reconstruction = _reconstruct(work, pca, whole)
     probes = _probe(work, known, pca)
     disentanglement = None if known is None or probes is None else _disentanglement(work, known, probes, means)
-    architecture, beta = model.architecture, (model.provenance.get("settings") or {}).get("beta")
-    numbers = Numbers(
-        latents, reconstruction, stability, probes, architecture.bottleneck, beta, recordings.certain, work.training_mse
-    )
+    bottleneck, beta = model.architecture.bottleneck, work.settings.get("beta")
+    measured = (latents, reconstruction, stability, probes)
+    numbers = Numbers(*measured, bottleneck, beta, recordings.certain, work.training_mse)
     findings = verdict(numbers)
     result = ReportResult(
-        out / "report.html",
-        out / "report.json",
-        headline(findings, list(work.not_measured)),
-        findings,
-        latents,
-        stability,
-        reconstruction,
-        probes,
-        disentanglement,
-        work.not_measured,
+        **vars(numbers),
+        page=out / "report.html",
+        json=out / "report.json",
+        headline=headline(findings, list(work.not_measured)),
+        findings=findings,
+        disentanglement=disentanglement,
+        not_measured=work.not_measured,
     )
     with work.step("page", "pictures, and the page"):
         _write_page(work, result)
@@ -185,15 +219,15 @@ def report(
     return result
 
 
-def _reconstruct(work: _Work, pca: Pca) -> Reconstruction | None:
+def _reconstruct(work: _Work, pca: Pca, whole: list[Frames]) -> Reconstruction | None:
     """How frames come back, by the encoder and by what it is compared with."""
-    model, config, frames, training = work.model, work.config, work.sample.frames, work.training.frames
-    if not model.has_decoder:
+    model, config, frames, training = work.model, work.config, work.frames, work.training
+    if not model.folder.has_decoder:
         work.not_measured["reconstruction"] = "the encoder folder has no decoder"
         return None
-    notes = {"pca": f"{pca.dim} components, fitted on {pca.pca.provenance['sampled']:,} training frames"}
+    notes = {"pca": f"{pca.pca.latent_dim} components, fitted on {pca.pca.provenance['sampled']:,} training frames"}
     with work.step("reconstruction", "beside PCA and a mean image"):
-        image = MeanImage.fit(work.fitting)
+        image = MeanImage.fit(whole)
         work.methods |= {"encoder": model.reconstruct, "pca": pca.reconstruct, "mean image": image.reconstruct}
         if work.recordings.certain:
             few = training[:: max(1, len(training) // len(frames))]
@@ -208,8 +242,7 @@ def _reconstruct(work: _Work, pca: Pca) -> Reconstruction | None:
         notes["autoencoder"] = f"trained here for {fitted}, {seconds:.0f} s"
     else:
         work.not_measured["autoencoder"] = "left out (--autoencoder-steps 300 trains one to compare with)"
-    for name, method in work.methods.items():
-        work.measured[name] = measure(frames, method, progress_bar=work.progress_bar, name=name)
+    work.measured |= {name: measure(frames, method) for name, method in work.methods.items()}
     return compare(work.measured, notes=notes)
 
 
@@ -236,7 +269,7 @@ def _probe(work: _Work, known: Known | None, pca: Pca) -> ProbeTable | None:
                 seed=config.seed,
                 mlp=not config.quick,
                 cnn=not config.quick,
-                most_frames=config.training_frames if config.quick else _MOST_FRAMES,
+                most_frames=4 * config.held_out_frames if config.quick else _MOST_FRAMES,
                 device=str(frozen.device),
                 log=work.say,
             )
@@ -254,11 +287,11 @@ def _probe(work: _Work, known: Known | None, pca: Pca) -> ProbeTable | None:
 
 def _disentanglement(work: _Work, known: Known, table: ProbeTable, means: Floats) -> dict[str, Any] | None:
     """DCI and MIG of the latents on the probed values, over the held-out sample."""
-    values = np.stack([known.column(target, work.sample) for target in table.targets], 1)
-    enough = [i for i in range(values.shape[1]) if np.isfinite(values[:, i]).sum() >= FEWEST_SAMPLES]
-    names, values = [table.targets[i] for i in enough], values[:, enough]
-    if not names or not np.nanstd(values, axis=0).any():
+    columns = {target: known.column(target)[work.index] for target in table.targets}
+    columns = {name: column for name, column in columns.items() if np.isfinite(column).sum() >= FEWEST_SAMPLES}
+    if not any(np.nanstd(column) for column in columns.values()):
         return None
+    names, values = list(columns), np.stack(list(columns.values()), 1)
     kinds = {result.target: result.kind for result in table.results}
     with work.step("disentanglement", f"of {len(names)} known value(s)"):
         scores = dci(means, values, categorical=[kinds[n] != "continuous" for n in names], seed=work.config.seed)
@@ -276,103 +309,76 @@ def _disentanglement(work: _Work, known: Known, table: ProbeTable, means: Floats
 
 
 def _write_page(work: _Work, result: ReportResult) -> None:
-    model = work.model
-    errors = work.measured.get("encoder")
-    folder, frames, seed = result.page.parent / "pictures", work.sample.frames, work.config.seed
-    parts = (result.latents, result.reconstruction, result.probes)
-    pictures = draw_pictures(folder, model, frames, *parts, methods=work.methods, errors=errors, seed=seed)
-    settings = model.provenance.get("settings") or {}
+    model, folder, settings = work.model, result.page.parent / "pictures", work.settings
+    errors, seed = work.measured.get("encoder"), work.config.seed
     trained = [f"{name} {settings[name]}" for name in ("beta", "epochs", "seed") if name in settings]
-    if seconds := model.provenance.get("training_seconds"):
+    if seconds := model.folder.provenance.get("training_seconds"):
         trained.append(f"{seconds:,.0f} s")
+
+    def files(recordings: list[Frames]) -> str:
+        names = [file_of(recording).name for recording in recordings]
+        return ", ".join(names) if len(names) <= 5 else f"{', '.join(names[:4])} and {len(names) - 4} more"
+
     values = {
         "result": result,
-        "recordings": work.recordings,
-        "training_mse": work.training_mse,
-        "pictures": pictures,
-        "probe_table": None if result.probes is None else _probe_rows(result.probes),
-        "facts": {
-            "folder": str(model.folder.path),
-            "input": "x".join(map(str, model.architecture.img_shape)),
-            "latent": f"{model.architecture.latent_dim} values, {model.architecture.bottleneck} bottleneck",
-            "trained": ", ".join(trained) or "unknown: not in the folder",
-            "measured on": f"{len(work.sample.frames):,} frames of {_files(work.recordings.held_out)}",
-            "baselines fitted on": f"{len(work.training.frames):,} frames of {_files(work.recordings.training)}",
-        },
-        "seconds": sum(work.seconds.values()),
+        "work": work,
+        "trained": trained,
+        "files": files,
+        "pictures": draw_pictures(folder, model, work.frames, result, methods=work.methods, errors=errors, seed=seed),
+        "columns": result.probes and probe_columns(result.probes),
+        "metric_names": METRIC_NAMES,
         "date": time.strftime("%Y-%m-%d"),
     }
     write_html(result.page, _TEMPLATE, values)
 
 
-def _probe_rows(table: ProbeTable) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the probes' table."""
-    columns = probe_scores(table)
-    rows: list[list[str]] = []
-    for target in table.targets:
-        scores = [f"{found[target].main.value:.2f}" if target in found else "" for found in columns.values()]
-        rows.append([target, METRIC_NAMES[table.best(target).main.metric], *scores, table.keeps(target).verdict])
-    return ["known value", "score", *columns, "the latents"], rows
-
-
-def _files(datasets: list[Dataset]) -> str:
-    names = [_recording(dataset)["file"] or "an array" for dataset in datasets]
-    return ", ".join(names) if len(names) <= 5 else f"{', '.join(names[:4])} and {len(names) - 4} more"
-
-
 def _to_json(work: _Work, result: ReportResult) -> dict[str, Any]:
     """Everything, as plain values."""
-    model, found = work.model, result.reconstruction
-    reconstruction = None
-    if found is not None:
-        reconstruction = asdict(found) | {
-            "ratio_to": {name: found.ratio(name) for name in found.scores},
-            "training_mse": work.training_mse,
-            "best": [_frame(work, i) for i in found.best],
-            "worst": [_frame(work, i) for i in found.worst],
-        }
+    folder, recordings, found = work.model.folder, work.recordings, result.reconstruction
+
+    def recording(frames: Frames) -> dict[str, Any]:
+        return {"file": file_of(frames).name, "frames": len(frames)}
+
+    def frame(number: int) -> dict[str, Any]:
+        """Where a frame of the sample comes from, and its error."""
+        of, row = (int(part) for part in places(recordings.held_out, work.index[number]))
+        return recording(recordings.held_out[of]) | {"row": row, "mse": work.measured["encoder"].mse[number]}
+
+    reconstruction = found and {
+        **asdict(found),
+        "ratio_to": {name: found.ratio(name) for name in found.scores},
+        "training_mse": result.training_mse,
+        "best": [frame(number) for number in found.best],
+        "worst": [frame(number) for number in found.worst],
+    }
     return {
-        "format": _FORMAT,
-        "format_version": _FORMAT_VERSION,
+        "format": "latent-obs-report",
+        "format_version": 1,
         "headline": result.headline,
         "findings": [{**asdict(finding), "topic": finding.topic} for finding in result.findings],
         "not_measured": result.not_measured,
         "encoder": {
-            "folder": str(model.folder.path),
-            "architecture": model.architecture.to_json(),
-            **{name: model.provenance.get(name) for name in ("settings", "step", "training_seconds")},
+            "folder": folder.path,
+            "architecture": folder.architecture.to_json(),
+            **{name: folder.provenance.get(name) for name in ("settings", "step", "training_seconds")},
         },
         "frames": {
-            "how": work.recordings.how,
-            "certainly_unseen": work.recordings.certain,
-            "held_out": [_recording(d) for d in work.recordings.held_out],
-            "training": [_recording(d) for d in work.recordings.training],
-            "measured": len(work.sample.frames),
-            "fitted_on": len(work.training.frames),
+            "how": recordings.how,
+            "certainly_unseen": recordings.certain,
+            "held_out": [recording(frames) for frames in recordings.held_out],
+            "training": [recording(frames) for frames in recordings.training],
+            "measured": len(work.frames),
+            "fitted_on": len(work.training),
         },
         "latents": asdict(result.latents),
         "stability": asdict(result.stability),
         "reconstruction": reconstruction,
-        "probes": None if result.probes is None else result.probes.to_json(),
+        "probes": result.probes and result.probes.to_json(),
         "disentanglement": result.disentanglement,
-        "settings": work.config.to_json(),
+        "settings": asdict(work.config),
         "seconds": work.seconds,
         "packages": package_versions(),
     }
-
-
-def _recording(dataset: Dataset) -> dict[str, Any]:
-    filename = getattr(dataset, "filename", None)
-    return {"file": Path(filename).name if filename else None, "frames": len(dataset)}
-
-
-def _frame(work: _Work, number: int) -> dict[str, Any]:
-    """Where a frame of the sample comes from, and its error."""
-    place = {"row": int(work.sample.row[number]), "mse": float(work.measured["encoder"].mse[number])}
-    return _recording(work.recordings.held_out[int(work.sample.recording[number])]) | place
-
-
-_NUMBERS = re.compile(r"\[\s+((?:-?[\d.eE+-]+|true|false|null)(?:,\s+(?:-?[\d.eE+-]+|true|false|null))*)\s+\]")
 
 
 def write_compact_json(path: Path, values: Any) -> Path:

@@ -4,8 +4,10 @@ Held-out recordings are measured; baselines and probes are fitted on training re
 it was trained on, file by file with checksums: a frame that was trained on is never measured.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +18,19 @@ from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
 from vae_training.data.frames import describe_datasets, get_datasets, split_held_out
 from vae_training.data.loader import gather
-from vae_training.data.rows import load_rows, targets_of
+from vae_training.data.rows import rows_of, targets_of
 from vae_training.report.encoder import Frames
 from vae_training.report.probes.targets import load_targets
-
-Dataset = NDArray[np.uint8]
-_FEWEST = 16  # frames: with fewer, best, worst and random pairs mean nothing
 
 
 @dataclass(frozen=True)
 class Recordings:
-    """The recordings of a report.
+    """The recordings of a report."""
 
-    Attributes:
-        training: What baselines and probes are fitted on.
-        held_out: What is measured.
-        how: How they were separated, a sentence for the page.
-        certain: Whether it is known that the encoder never saw the held-out ones.
-    """
-
-    training: list[Dataset]
-    held_out: list[Dataset]
-    how: str
-    certain: bool
+    training: list[Frames]  # what baselines and probes are fitted on
+    held_out: list[Frames]  # what is measured
+    how: str  # they were separated, a sentence for the page
+    certain: bool = True  # whether it is known that the encoder never saw the held-out ones
 
 
 def find_recordings(provenance: Mapping[str, Any], frames: Path | None = None) -> Recordings:
@@ -59,19 +51,33 @@ def find_recordings(provenance: Mapping[str, Any], frames: Path | None = None) -
     settings = provenance.get("settings") or {}
     home = Path(settings["frames"]) if settings.get("frames") else None
     folder = frames or home
-    if folder is None:
-        raise InputError("--frames is needed: the encoder folder does not say what it was trained on")
-    if frames is None and not folder.is_dir():
-        raise InputError(f"--frames is needed: the training frames are not at {folder} (from {Path.cwd()})")
-    datasets: list[Dataset] = list(get_datasets(folder))
+    if folder is None or (frames is None and not folder.is_dir()):
+        where = f"they are not at {folder} (from {Path.cwd()})" if folder else "the encoder folder does not name them"
+        raise InputError(f"--frames is needed to find the training frames: {where}; name a folder of recordings")
+    datasets: list[Frames] = list(get_datasets(folder))
     trained = {d["sha256_head_tail"]: d for d in provenance.get("trained_on") or [] if d.get("sha256_head_tail")}
-    if any(d["sha256_head_tail"] in trained for d in describe_datasets(datasets)):
-        return _of_the_training_folder(datasets, trained, settings.get("held_out"))
-    if trained and home is not None and home.is_dir() and home.resolve() != folder.resolve():
+    used, others = _by_use(datasets, trained)
+    if used:
+        place = itemgetter("sha256_head_tail", "first_frame", "frames")
+        with contextlib.suppress(InputError):  # too few files are left for the split of the training run
+            training, held_out = split_held_out(datasets, settings.get("held_out"))
+            if set(map(place, describe_datasets(training))) == set(map(place, trained.values())):
+                how = "The same split as in training: whole recordings that no gradient step has seen."
+                if _by_use(held_out, trained)[0]:
+                    how = (
+                        "The same split as in training: the end of a recording whose beginning was trained on. Place "
+                        "and light are those of training, so a new recording will do worse."
+                    )
+                return Recordings(training, held_out, how)
+        if not others:
+            raise InputError("--frames is needed: every recording of the training folder was trained on, none is left")
+        how = "The folder has changed since training: the recordings in it that were not trained on are measured."
+        return Recordings(used, others, how)
+    if trained and home is not None and home.is_dir():
         own, _ = _by_use(get_datasets(home), trained)
         if own and own[0].shape[1:] == datasets[0].shape[1:]:
             how = f"The encoder never saw any of {folder}; baselines are fitted on the recordings of its training."
-            return Recordings(own, datasets, how, certain=True)
+            return Recordings(own, datasets, how)
     training, held_out = split_held_out(datasets)
     how = "The encoder folder does not say which recordings it was trained on, so it may have seen some of these."
     if trained:
@@ -82,130 +88,63 @@ def find_recordings(provenance: Mapping[str, Any], frames: Path | None = None) -
     return Recordings(training, held_out, how, certain=bool(trained))
 
 
-def _of_the_training_folder(
-    datasets: list[Dataset], trained: dict[str, dict[str, Any]], held_out: int | None
-) -> Recordings:
-    """The split of the training run, or what comes nearest to it where files were added or removed since."""
-    try:
-        training, measured = split_held_out(datasets, held_out)
-    except InputError:
-        training, measured = [], []
-    place = ("sha256_head_tail", "first_frame", "frames")
-    same = [{tuple(d[key] for key in place) for d in some} for some in (describe_datasets(training), trained.values())]
-    if training and same[0] == same[1]:
-        how = "The same split as in training: whole recordings that no gradient step has seen."
-        if any(d["sha256_head_tail"] in trained for d in describe_datasets(measured)):
-            how = (
-                "The same split as in training: the end of a recording whose beginning was trained on. Place and light "
-                "are those of training, so a new recording will do worse."
-            )
-        return Recordings(training, measured, how, certain=True)
-    training, measured = _by_use(datasets, trained)
-    if not measured:
-        raise InputError("--frames is needed: every recording of the training folder was trained on, none is left")
-    how = "The folder has changed since training: what is measured are the recordings in it that were not trained on."
-    return Recordings(training, measured, how, certain=True)
-
-
-def _by_use(datasets: Sequence[Dataset], trained: dict[str, dict[str, Any]]) -> tuple[list[Dataset], list[Dataset]]:
+def _by_use(datasets: Sequence[Frames], trained: dict[str, dict[str, Any]]) -> tuple[list[Frames], list[Frames]]:
     """The frames of a folder that were trained on, and the recordings of which none were."""
-    parts: list[Dataset] = []
-    others: list[Dataset] = []
+    used: list[Frames] = []
+    others: list[Frames] = []
     for dataset, described in zip(datasets, describe_datasets(datasets), strict=True):
         if place := trained.get(described["sha256_head_tail"]):
-            parts.append(dataset[place["first_frame"] : place["first_frame"] + place["frames"]])
+            used.append(dataset[place["first_frame"] : place["first_frame"] + place["frames"]])
         else:
             others.append(dataset)
-    return parts, others
+    return used, others
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Frames read into memory, with where they come from.
-
-    Attributes:
-        frames: uint8 (N, H, W, C), of the encoder's size.
-        recording: int64 (N,), the number of each frame's recording.
-        row: int64 (N,), the frame's place in it.
-    """
-
-    frames: Frames
-    recording: NDArray[np.int64]
-    row: NDArray[np.int64]
+def spread(total: int, count: int) -> NDArray[np.int64]:
+    """At most `count` numbers below `total`, spread evenly."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
 
 
-def take(datasets: Sequence[Dataset], count: int, contract: PixelContract) -> Sample:
-    """At most `count` frames spread evenly over recordings, converted to the contract's size."""
+def places(datasets: Sequence[Frames], index: Any) -> tuple[Any, Any]:
+    """The recording of each frame and its row in it, by the number of the frame among all of them."""
     starts = np.cumsum([0, *map(len, datasets)])
-    wanted = _spread(int(starts[-1]), count)
-    recording = np.searchsorted(starts, wanted, side="right") - 1
-    row = wanted - starts[recording]
-    return Sample(read(datasets, recording, row, contract), recording, row)
+    recording = np.searchsorted(starts, index, side="right") - 1
+    return recording, index - starts[recording]
 
 
-def read(
-    datasets: Sequence[Dataset], recording: NDArray[np.int64], row: NDArray[np.int64], contract: PixelContract
-) -> Frames:
-    """Read frames of several recordings, and convert them to the encoder's size; rows ascend in each recording."""
-    out = np.empty((len(row), *datasets[0].shape[1:]), np.uint8)
-    places = [np.flatnonzero(recording == i) for i in range(len(datasets))]
-    gather([(d, row[at], at) for d, at in zip(datasets, places, strict=True) if len(at)], out)
+def read(datasets: Sequence[Frames], index: NDArray[np.int64], contract: PixelContract) -> Frames:
+    """Read frames, numbered through all recordings in ascending order, and convert them to the encoder's size."""
+    out = np.empty((len(index), *datasets[0].shape[1:]), np.uint8)
+    recording, row = places(datasets, index)
+    targets = [np.flatnonzero(recording == i) for i in range(len(datasets))]
+    gather([(d, row[at], at) for d, at in zip(datasets, targets, strict=True) if len(at)], out)
     layout = contract.layout_of(out.shape[1:], "the frames")
     contract.refuse_blur(out.shape[1:], layout, "the folder of frames")
     return contract.convert(out, layout, "the frames")
 
 
-def neighbors(datasets: Sequence[Dataset], count: int, contract: PixelContract) -> tuple[Frames, Frames] | None:
+def neighbors(datasets: Sequence[Frames], count: int, contract: PixelContract) -> tuple[Frames, Frames] | None:
     """At most `count` frames, spread evenly, and the next one of the same recording and episode of each.
 
     None where there are no such pairs.
     """
-    rows = []
-    for dataset in datasets:
-        first = rows_of(dataset).get("first", np.zeros(len(dataset), bool))
-        rows.append(np.flatnonzero(~first[1:].astype(bool)))  # the next frame does not begin an episode
-    recording, row = np.repeat(np.arange(len(rows)), list(map(len, rows))), np.concatenate(rows)
-    if not len(row):
+    firsts = [rows_of(dataset).get("first", np.zeros(len(dataset))).astype(bool) for dataset in datasets]
+    for first in firsts:
+        first[:1] = True
+    pairs = np.flatnonzero(~np.concatenate(firsts)) - 1  # the next frame does not begin an episode
+    if not len(pairs):
         return None
-    chosen = _spread(len(row), count)
-    recording, row = recording[chosen], row[chosen]
-    return read(datasets, recording, row, contract), read(datasets, recording, row + 1, contract)
-
-
-def rows_of(dataset: Dataset) -> dict[str, NDArray[Any]]:
-    """What is known of each frame of an array, from the `.rows.npz` beside its file; empty where there is nothing."""
-    filename = getattr(dataset, "filename", None)
-    rows = load_rows(Path(filename)) if filename else {}
-    first = describe_datasets([dataset])[0]["first_frame"] if rows else 0
-    return {name: values[first : first + len(dataset)] for name, values in rows.items()}
-
-
-def check_enough(sample: Sample) -> None:
-    """Raise an InputError if there are too few held-out frames, or all of them are equal."""
-    if len(sample.frames) < _FEWEST:
-        raise InputError(f"held-out frames: got {len(sample.frames)}, a report needs {_FEWEST} or more; record more")
-    if (sample.frames == sample.frames[0]).all():
-        raise InputError("held-out frames: all are equal, which says nothing about latents; record frames that differ")
-
-
-def _spread(total: int, count: int) -> NDArray[np.int64]:
-    """At most `count` numbers below `total`, spread evenly."""
-    return np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
+    index = pairs[spread(len(pairs), count)]
+    return read(datasets, index, contract), read(datasets, index + 1, contract)
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the state beside the frames.
+    """What is known of the state beside the frames."""
 
-    Attributes:
-        recordings: The recordings by name.
-        targets: For each recording its known values by name, an entry for each frame.
-        held_out: Names of the recordings that are measured, in the order of `Recordings.held_out`.
-    """
-
-    recordings: dict[str, Dataset]
-    targets: dict[str, dict[str, NDArray[Any]]]
-    held_out: list[str]
+    recordings: dict[str, Frames]  # by name
+    targets: dict[str, dict[str, NDArray[Any]]]  # of each recording its known values by name, an entry for each frame
+    held_out: list[str]  # names of the recordings that are measured, in the order of `Recordings.held_out`
 
     def to_probe(self) -> tuple["Known", list[str] | None]:
         """What probes learn from and are scored on, and the recordings to score on.
@@ -213,31 +152,25 @@ class Known:
         Where nothing is known of the training recordings, probes learn from some that the encoder never saw, and choose
         those to score on themselves (None).
         """
-        names = self.held_out
-        learning = set[str]().union(*(self.targets[name] for name in self.recordings if name not in names))
-        if learning & set[str]().union(*(self.targets[name] for name in names)):
-            return self, names
-        return Known({n: self.recordings[n] for n in names}, {n: self.targets[n] for n in names}, names), None
+        scored = set[str]().union(*(self.targets[name] for name in self.held_out))
+        if any(scored & self.targets[name].keys() for name in self.recordings if name not in self.held_out):
+            return self, self.held_out
+        kept = {name: self.recordings[name] for name in self.held_out}
+        return Known(kept, {name: self.targets[name] for name in kept}, self.held_out), None
 
     def converted(self, contract: PixelContract, most: int) -> "Known":
         """The same with frames of the encoder's size; converted in memory, of more than `most` only every k-th."""
         if all(dataset.shape[1:] == contract.shape for dataset in self.recordings.values()):
             return self
         step = max(1, -(-sum(map(len, self.recordings.values())) // most))
-        frames: dict[str, Dataset] = {}
-        for name, dataset in self.recordings.items():
-            rows = np.arange(0, len(dataset), step)
-            frames[name] = read([dataset], np.zeros(len(rows), np.int64), rows, contract)
+        frames = {n: read([d], np.arange(0, len(d), step), contract) for n, d in self.recordings.items()}
         targets = {name: {key: v[::step] for key, v in self.targets[name].items()} for name in frames}
         return Known(frames, targets, self.held_out)
 
-    def column(self, target: str, sample: Sample) -> NDArray[np.float64]:
-        """A target's values for a sample of the held-out recordings, NaN where it is not known."""
-        values = np.full(len(sample.row), np.nan)
-        for i, name in enumerate(self.held_out):
-            if target in self.targets[name]:
-                values[sample.recording == i] = self.targets[name][target][sample.row[sample.recording == i]]
-        return values
+    def column(self, target: str) -> NDArray[np.float64]:
+        """A target's values for all frames of the held-out recordings, NaN where it is not known."""
+        unknown = {name: np.full(len(self.recordings[name]), np.nan) for name in self.held_out}
+        return np.concatenate([self.targets[name].get(target, unknown[name]) for name in self.held_out])
 
 
 def load_known(recordings: Recordings, own: Path | None = None) -> Known:
@@ -250,27 +183,25 @@ def load_known(recordings: Recordings, own: Path | None = None) -> Known:
     Raises:
         InputError: The rows beside a file of frames, or the user's targets, cannot be read or do not fit the frames.
     """
-    named: dict[str, Dataset] = {}
+    named: dict[str, Frames] = {file_of(dataset).stem: dataset for dataset in recordings.training}
     held_out: list[str] = []
-    for part, datasets in (("training", recordings.training), ("held out", recordings.held_out)):
-        for dataset in datasets:
-            stem = _file(dataset).stem or "frames"
-            name = stem if stem not in named else f"{stem} ({part})"
-            named[name] = dataset
-            if part == "held out":
-                held_out.append(name)
+    for dataset in recordings.held_out:
+        stem = file_of(dataset).stem
+        held_out.append(stem if stem not in named else f"{stem} (held out)")
+        named[held_out[-1]] = dataset
     targets: dict[str, dict[str, NDArray[Any]]] = {n: dict(targets_of(rows_of(d))) for n, d in named.items()}
     if own is not None:
         # The file covers whole files, while a recording here may be a part of one.
-        folder = _file(recordings.held_out[0]).parent
-        whole = load_targets(own, {_file(dataset).stem: dataset for dataset in get_datasets(folder)})
+        folder = file_of(recordings.held_out[0]).parent
+        whole = load_targets(own, {file_of(dataset).stem: dataset for dataset in get_datasets(folder)})
         for name, dataset in named.items():
-            if _file(dataset).parent == folder:
+            if file_of(dataset).parent == folder:
                 first = describe_datasets([dataset])[0]["first_frame"]
-                values = whole[_file(dataset).stem]
+                values = whole[file_of(dataset).stem]
                 targets[name] |= {key: column[first : first + len(dataset)] for key, column in values.items()}
     return Known(named, targets, held_out)
 
 
-def _file(dataset: Dataset) -> Path:
-    return Path(str(getattr(dataset, "filename", None) or ""))
+def file_of(dataset: Frames) -> Path:
+    """The file of a recording; all of a report are memory maps of `get_datasets`."""
+    return Path(dataset.filename)  # pyright: ignore[reportAttributeAccessIssue]

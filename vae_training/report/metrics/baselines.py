@@ -13,48 +13,34 @@ from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
 
 Frames = NDArray[np.uint8]
-_CHUNK = 512  # frames that are summed at once
 
 
 class Representation(Protocol):
-    """Anything with a `name` for tables that turns frames into vectors of length `dim`."""
+    """Anything with a `name` for tables that turns frames into vectors."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
 
-    @property
-    def dim(self) -> int: ...  # noqa: D102
-
     def __call__(self, frames: Frames) -> NDArray[np.float32]:
-        """Vectors, float32 (N, dim), of frames, uint8 (N, H, W, C)."""
+        """Vectors, float32 (N, D), of frames, uint8 (N, H, W, C)."""
         ...
 
 
 class EncoderMeans:
-    """The mean latents of a frozen encoder.
-
-    Attributes:
-        encoder: The encoder.
-        name: Its name in tables.
+    """The mean latents of a frozen encoder, float32 (N, latent_dim), by a `name` for tables.
 
     Example:
         >>> from latent_obs.encoder.architecture import Architecture
         >>> latent = EncoderMeans(FrozenEncoder.random(Architecture((32, 32, 3), latent_dim=8), device="cpu"))
-        >>> latent(np.zeros((5, 32, 32, 3), np.uint8)).shape, latent.dim
-        ((5, 8), 8)
+        >>> latent(np.zeros((5, 32, 32, 3), np.uint8)).shape
+        (5, 8)
     """
 
     def __init__(self, encoder: FrozenEncoder, name: str = "latent") -> None:
-        self.encoder = encoder
-        self.name = name
-
-    @property
-    def dim(self) -> int:
-        """Length of a latent."""
-        return self.encoder.latent_dim
+        self.encoder, self.name = encoder, name
 
     def __call__(self, frames: Frames) -> NDArray[np.float32]:
-        """Mean latents, float32 (N, dim), of frames, uint8 (N, H, W, C)."""
+        """Mean latents, float32 (N, latent_dim), of frames, uint8 (N, H, W, C)."""
         return self.encoder(np.asarray(frames))
 
 
@@ -89,28 +75,26 @@ class Pca(EncoderMeans):
         ((100, 4), (2, 8, 8, 3))
     """
 
-    def __init__(self, pca: PCA, name: str = "PCA") -> None:
-        super().__init__(pca.encoder(device="cpu"), name)
+    def __init__(self, pca: PCA) -> None:
+        super().__init__(pca.encoder(device="cpu"), "PCA")
         self.pca = pca
 
     @classmethod
-    def fit(cls, recordings: Sequence[Frames], dim: int, *, name: str = "PCA") -> "Pca":
+    def fit(cls, recordings: Sequence[Frames], dim: int) -> "Pca":
         """Fit it with `latent_obs.encoder.pca.fit_pca`, which samples at most 10,000 frames.
 
         Args:
             recordings: Each uint8 (N, H, W, C), all of one frame shape; memory maps will do.
             dim: Components to keep; fewer remain where frames vary in fewer directions.
-            name: Its name in tables.
 
         Raises:
             InputError: There are no frames, they are all alike, or their shapes differ.
         """
         if not recordings:
             raise InputError("recordings must hold frames, got none")
-        height, width, channels = recordings[0].shape[1:]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # fewer components than asked for: `dim` has their number
-            return cls(fit_pca(recordings, dim, PixelContract(height, width, channels)), name)
+            warnings.simplefilter("ignore")  # fewer components than asked for
+            return cls(fit_pca(recordings, dim, PixelContract(*recordings[0].shape[1:])))
 
     def reconstruct(self, frames: Frames) -> NDArray[np.float32]:
         """The frames as the components show them: float32 (N, H, W, C), clipped to [0, 1]."""
@@ -119,12 +103,7 @@ class Pca(EncoderMeans):
 
 
 class MeanImage:
-    """The mean of all frames, for any frame: the floor. Its vector is a single zero, so a probe can only guess.
-
-    Attributes:
-        image: float32 (H, W, C) in [0, 1].
-        dim: 1.
-        name: Its name in tables.
+    """The mean of all frames, float32 (H, W, C) in [0, 1], for any frame: the floor of reconstructions.
 
     Example:
         >>> image = MeanImage.fit([np.full((10, 8, 8, 3), 51, np.uint8)])
@@ -132,24 +111,14 @@ class MeanImage:
         0.2
     """
 
-    def __init__(self, image: NDArray[np.float32], name: str = "mean image") -> None:
-        self.image, self.name, self.dim = image, name, 1
+    def __init__(self, image: NDArray[np.float32]) -> None:
+        self.image = image
 
     @classmethod
-    def fit(cls, recordings: Sequence[Frames], *, name: str = "mean image") -> "MeanImage":
-        """The mean of frames, each uint8 (N, H, W, C) of one shape; they are read piece by piece."""
-        count = sum(map(len, recordings))
-        if not count:
-            raise InputError("recordings must hold frames, got none")
-        total = np.zeros(recordings[0].shape[1:], np.int64)
-        for recording in recordings:
-            for i in range(0, len(recording), _CHUNK):
-                total += recording[i : i + _CHUNK].sum(0, dtype=np.int64)
-        return cls((total / (255 * count)).astype(np.float32), name)
-
-    def __call__(self, frames: Frames) -> NDArray[np.float32]:
-        """Zeros, float32 (N, 1)."""
-        return np.zeros((len(frames), 1), np.float32)
+    def fit(cls, recordings: Sequence[Frames]) -> "MeanImage":
+        """The mean of frames, each uint8 (N, H, W, C) of one shape; memory maps will do."""
+        total = np.sum([recording.sum(0, dtype=np.int64) for recording in recordings], axis=0)
+        return cls((total / (255 * sum(map(len, recordings)))).astype(np.float32))
 
     def reconstruct(self, frames: Frames) -> NDArray[np.float32]:
         """The mean image for each of the frames, float32 (N, H, W, C) in [0, 1]; a read-only view of one."""

@@ -19,26 +19,19 @@ Floats = NDArray[np.float64]
 FEWEST_SAMPLES = 50
 _DEAD = 1e-6  # a spread below this share of the largest one, or of the latent's own offset, is rounding
 _TRAIN_SHARE = 2 / 3  # as in Locatello et al. 2019
+_BINS = 20  # of a latent, for MIG
 _MOST_AT_A_SPLIT = 32  # latents that a tree's split looks at; with all of 256 a factor takes seconds
 
 
 @dataclass(frozen=True, eq=False)
 class Dci:
-    """Disentanglement, completeness and informativeness (Eastwood & Williams 2018), each from 0 to 1.
+    """Disentanglement, completeness and informativeness (Eastwood & Williams 2018), each from 0 to 1."""
 
-    Attributes:
-        disentanglement: Whether each latent is used for one factor only; a latent counts by its importance.
-        completeness: Whether each factor needs one latent only.
-        informativeness: How well all latents together predict the factors, on samples that the trees have not seen.
-        by_factor: The same for each factor, float64 (F,); NaN for a factor that was left out.
-        importances: float64 (D, F), share of each latent in predicting each factor; columns sum to 1 or are 0.
-    """
-
-    disentanglement: float
-    completeness: float
-    informativeness: float
-    by_factor: Floats
-    importances: Floats
+    disentanglement: float  # whether each latent is used for one factor only; a latent counts by its importance
+    completeness: float  # whether each factor needs one latent only
+    informativeness: float  # how well all latents together predict the factors, on samples that the trees have not seen
+    by_factor: Floats  # informativeness of each factor, (F,); NaN for a factor that was left out
+    importances: Floats  # (D, F), share of each latent in predicting each factor; columns sum to 1 or are 0
 
 
 def dci(codes: ArrayLike, factors: ArrayLike, *, categorical: Sequence[bool] | None = None, seed: int = 0) -> Dci:
@@ -99,31 +92,23 @@ def dci(codes: ArrayLike, factors: ArrayLike, *, categorical: Sequence[bool] | N
     return Dci(disentanglement, completeness, float(np.nanmean(by_factor)), by_factor, importances)
 
 
-def mig(codes: ArrayLike, factors: ArrayLike, *, bins: int = 20) -> float:
+def mig(codes: ArrayLike, factors: ArrayLike) -> float:
     """Mutual information gap: by how much the best latent informs on a factor more than the second best.
 
     Chen et al. 2018, "Isolating Sources of Disentanglement in VAEs", section 4: the gap as a share of the factor's
     entropy, averaged over the factors. As in Locatello et al. 2019 each latent is cut into 20 equal bins; so is a
     factor of more values than that. 1 says that one latent holds all of a factor and no other anything of it.
-
-    Args:
-        codes: (N, D), the latents.
-        factors: (N, F), as for `dci`.
-        bins: Number of bins.
-
-    Raises:
-        InputError: As `dci`.
-        MissingExtraError: scikit-learn is not installed.
+    Arguments and errors are those of `dci`.
 
     Example:
         >>> values = np.random.default_rng(0).integers(0, 5, (4000, 2))
         >>> round(mig(values, values), 2), round(mig(values[:, [0, 0, 1, 1]], values), 2)
         (1.0, 0.0)
     """
-    return float(np.nanmean(mig_by_factor(codes, factors, bins=bins)))
+    return float(np.nanmean(mig_by_factor(codes, factors)))
 
 
-def mig_by_factor(codes: ArrayLike, factors: ArrayLike, *, bins: int = 20) -> Floats:
+def mig_by_factor(codes: ArrayLike, factors: ArrayLike) -> Floats:
     """The gap that `mig` averages, for each factor: float64 (F,), NaN for one that was left out."""
     metrics = require("sklearn.metrics", extra="report", purpose="measure disentanglement")
     x, y, varying = _checked(codes, factors)
@@ -131,9 +116,9 @@ def mig_by_factor(codes: ArrayLike, factors: ArrayLike, *, bins: int = 20) -> Fl
     for factor in varying:
         known = np.isfinite(y[:, factor])
         levels, target = np.unique(y[known, factor], return_inverse=True)
-        if len(levels) > bins:
-            target = _bins(y[known, factor], bins)
-        information = [metrics.mutual_info_score(_bins(code, bins), target) for code in x[known].T]
+        if len(levels) > _BINS:
+            target = _bins(y[known, factor])
+        information = [metrics.mutual_info_score(_bins(code), target) for code in x[known].T]
         second, best = sorted([0.0, 0.0, *information])[-2:]
         gaps[factor] = (best - second) / metrics.mutual_info_score(target, target)
     return gaps
@@ -155,10 +140,10 @@ def _checked(codes: ArrayLike, factors: ArrayLike) -> tuple[Floats, Floats, list
     return x, y, varying
 
 
-def _bins(values: Floats, bins: int) -> NDArray[np.intp]:
+def _bins(values: Floats) -> NDArray[np.intp]:
     """Number of the equal bin that each value is in."""
     low, high = values.min(), values.max()
-    return np.minimum((values - low) / ((high - low) or 1.0) * bins, bins - 1).astype(np.intp)
+    return np.minimum((values - low) / ((high - low) or 1.0) * _BINS, _BINS - 1).astype(np.intp)
 
 
 def _concentration(importances: Floats) -> Floats:

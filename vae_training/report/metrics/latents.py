@@ -1,55 +1,49 @@
-"""What the latents are like over held-out frames: information, active units, aggregate posterior, correlations."""
+"""What the latents are like over held-out frames: information, activity, correlations, and how steady they are."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vae_training.report.encoder import Frames
+
 #: Below this many nats in all, or without an active unit, the posterior has collapsed: every frame looks alike.
 COLLAPSED_NATS = 0.5
 _ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5
 _VARIES = 1e-12  # below: a mean that is the same for every frame has no correlation with anything
+SHIFTS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+BRIGHTNESS_LEVELS = 8  # of 255, some 3%: what a cloud does, and no one would call another scene
+_PIXELS = 1_000  # frames that pixel distances are taken over, at most: they only give the scale
 
 
 @dataclass(frozen=True)
 class Latents:
     """Statistics of q(z|x) over held-out frames; lists have one entry per dimension, in the order of the latent.
 
-    Attributes:
-        frames: Held-out frames measured.
-        kl_nats: Sum over the dimensions of the KL from the prior, mean over frames: the most that a latent carries.
-        kl_nats_by_dimension: The same of each dimension.
-        active_units: Dimensions whose mean varies over frames by more than 0.01 (Burda et al. 2016, "Importance
-            Weighted Autoencoders", section 5).
-        active: Whether each dimension is active.
-        variance_of_mean: What decides that.
-        aggregate_mean: Mean of the aggregate posterior, the mixture of q(z|x) over frames; the prior has 0.
-        aggregate_std: Its standard deviation; the prior has 1.
-        aggregate_skew: Its skewness; the prior has 0.
-        correlation: Pearson correlation of the means of each pair of dimensions; 0 where a mean never changes.
-        mean_abs_correlation: Mean absolute correlation over pairs of active dimensions; 0 with fewer than two.
-        strongest_pair: The two active dimensions with the strongest correlation, and it; empty with fewer than two.
-        effective_dimensions: Participation ratio of the eigenvalues of the means' covariance, ``(sum λ)² / sum λ²``:
-            over how many directions the variance is spread, 1 to latent_dim.
-        collapsed: Whether all frames get (almost) the same latent.
+    The aggregate posterior is the mixture of q(z|x) over frames; the prior has mean 0, std 1, skewness 0.
+    A dimension is active if its mean varies over frames by more than 0.01 (Burda et al. 2016, "Importance Weighted
+    Autoencoders", section 5). Correlations are Pearson's, of the means; 0 where one never changes.
     """
 
-    frames: int
-    kl_nats: float
+    frames: int  # held-out frames measured
+    kl_nats: float  # KL from the prior, summed over dimensions, mean over frames: the most that a latent carries
     kl_nats_by_dimension: list[float]
-    active_units: int
+    active_units: int  # number of active dimensions
     active: list[bool]
     variance_of_mean: list[float]
     aggregate_mean: list[float]
     aggregate_std: list[float]
     aggregate_skew: list[float]
     correlation: list[list[float]]
-    mean_abs_correlation: float
-    strongest_pair: list[float]
-    effective_dimensions: float
-    collapsed: bool
+    mean_abs_correlation: float  # over pairs of active dimensions; 0 with fewer than two
+    strongest_pair: list[float]  # the two active dimensions with the strongest correlation, and it; or empty
+    effective_dimensions: (
+        float  # (sum λ)² / sum λ² of the means' covariance: directions of the variance, 1 to latent_dim
+    )
+    collapsed: bool  # whether all frames get (almost) the same latent
 
     @property
     def latent_dim(self) -> int:
@@ -113,3 +107,89 @@ def describe(mean: NDArray[np.floating[Any]], logvar: NDArray[np.floating[Any]])
         effective_dimensions=float(np.trace(covariance) ** 2 / squares) if squares > 0 else 0.0,
         collapsed=not active.any() or not math.isfinite(kl) or kl < COLLAPSED_NATS,
     )
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How far small changes move the latent, as a share of the distance between two held-out frames at random.
+
+    Numbers of "pixels" are the same of the pixels themselves. All are 0 where all latents are equal.
+    """
+
+    frames: int  # held-out frames measured
+    spread: float  # mean Euclidean distance between the latents of two held-out frames at random
+    shift_by_direction: dict[str, float]  # the picture moves by one pixel, edges repeated
+    shift: float  # mean over the four directions
+    shift_pixels: float
+    brightness: float  # every value is raised or lowered by 8 of 255
+    brightness_pixels: float
+    neighbors: float | None  # distance of frames that follow each other; None where there are none
+    neighbors_pixels: float | None
+    pairs: int  # of neighbors measured
+
+
+def measure_stability(
+    encode: Callable[[Frames], NDArray[Any]],
+    frames: Frames,
+    neighbors: tuple[Frames, Frames] | None = None,
+    *,
+    seed: int = 0,
+) -> Stability:
+    """Measure how steady an encoder is.
+
+    Args:
+        encode: uint8 (N, H, W, C) to (N, latent_dim).
+        frames: uint8 (N, H, W, C), N ≥ 2, from held-out recordings.
+        neighbors: Two arrays of as many frames, each with the next one of the same recording.
+        seed: Reproduces the pairs at random.
+    """
+
+    def changes(
+        encode: Callable[[Frames], NDArray[Any]], frames: Frames, near: tuple[Frames, Frames] | None
+    ) -> tuple[float, dict[str, float], float, float | None]:
+        base = encode(frames)
+        one, other = random_pairs(len(frames), seed)
+        spread = _distance(base[one], base[other])
+
+        def relative(a: NDArray[Any], b: NDArray[Any]) -> float:
+            return _distance(a, b) / spread if spread > 1e-9 else 0.0
+
+        shifts = {name: relative(encode(shifted(frames, *step)), base) for name, step in SHIFTS.items()}
+        levels = (BRIGHTNESS_LEVELS, -BRIGHTNESS_LEVELS)
+        brightness = float(np.mean([relative(encode(brightened(frames, level)), base) for level in levels]))
+        return spread, shifts, brightness, None if near is None else relative(encode(near[0]), encode(near[1]))
+
+    spread, shifts, brightness, near = changes(encode, frames, neighbors)
+    few = frames[:: max(1, -(-len(frames) // _PIXELS))]
+    few_neighbors = None if neighbors is None else (neighbors[0][:_PIXELS], neighbors[1][:_PIXELS])
+    _, pixel_shifts, pixel_brightness, pixel_near = changes(lambda pixels: pixels, few, few_neighbors)
+    shift, pixel_shift = (float(np.mean(list(values.values()))) for values in (shifts, pixel_shifts))
+    pairs = 0 if neighbors is None else len(neighbors[0])
+    ratios = (shift, pixel_shift, brightness, pixel_brightness, near, pixel_near)
+    return Stability(len(frames), spread, shifts, *ratios, pairs)
+
+
+def shifted(frames: Frames, down: int, right: int) -> Frames:
+    """Frames, (N, H, W, C), moved by whole pixels; the edge that comes in repeats the outermost row or column."""
+    rows, columns = (np.arange(size) - by for size, by in zip(frames.shape[1:3], (down, right), strict=True))
+    return frames.take(rows, axis=1, mode="clip").take(columns, axis=2, mode="clip")
+
+
+def brightened(frames: Frames, levels: int) -> Frames:
+    """Frames with every value raised by some levels of 255, as far as 0 and 255 allow."""
+    return np.clip(frames.astype(np.int16) + levels, 0, 255).astype(np.uint8)
+
+
+def random_pairs(count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of different numbers below `count`: each is the first of four pairs."""
+    one = np.tile(np.arange(count), 4)
+    return one, (one + np.random.default_rng(seed).integers(1, count, len(one))) % count
+
+
+def _distance(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """Mean Euclidean distance of rows, whatever their shape; in pieces, as pictures in float64 are large."""
+    total = 0.0
+    for i in range(0, len(one), 256):
+        d = one[i : i + 256].astype(np.float64) - other[i : i + 256]
+        total += float(np.sqrt(np.square(d).reshape(len(d), -1).sum(axis=1)).sum())
+    return total / len(one)

@@ -26,47 +26,30 @@ ROUNDING_MSE = (1 / 255) ** 2 / 12
 class Scores:
     """How well one method gives the held-out frames back, means over frames.
 
-    Attributes:
-        mse: Mean squared error of a value in [0, 1]; what a method draws beyond that range is clamped.
-        psnr_db: Peak signal-to-noise ratio, ``10 log10(1 / MSE)`` of each frame, in decibels. An error below that of
-            rounding to 256 levels counts as that (58.9 dB).
-        ssim: Structural similarity (Wang et al. 2004, "Image Quality Assessment", section III; 1 is identical); None
-            for frames smaller than its window of 11x11.
-        mse_median: Half of the frames have less.
-        mse_worst: Of the worst frame.
+    PSNR is ``10 log10(1 / MSE)`` of each frame; an error below that of rounding to 256 levels counts as that (58.9 dB).
+    SSIM is that of Wang et al. 2004, "Image Quality Assessment", section III.
     """
 
-    mse: float
+    mse: float  # mean squared error of a value in [0, 1]; what a method draws beyond that range is clamped
     psnr_db: float
-    ssim: float | None
-    mse_median: float
-    mse_worst: float
+    ssim: float | None  # 1 is identical; None for frames smaller than its window of 11x11
+    mse_median: float  # half of the frames have less
+    mse_worst: float  # of the worst frame
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Scores of the encoder and of what it is compared with, on held-out frames.
+    """Scores of the encoder and of what it is compared with, on held-out frames."""
 
-    Attributes:
-        frames: Held-out frames measured.
-        scores: By method: "encoder", "pca", "mean image", and "autoencoder" where one was trained.
-        best: Numbers of the frames (in the sample) that came back best, the best first; of frames in a row only one.
-        worst: The same of the worst, the worst first.
-        error_map: Mean squared error of the encoder by place, (8, 8) or smaller, rows from the top.
-        notes: How the methods were made, by method.
-    """
+    frames: int  # held-out frames measured
+    scores: dict[str, Scores]  # of "encoder", "pca", "mean image", and "autoencoder" where one was trained
+    best: list[int]  # frames of the sample that came back best, the best first; of frames in a row only one
+    worst: list[int]  # the same of the worst, the worst first
+    error_map: list[list[float]]  # mean squared error of the encoder by place, (8, 8) or smaller, rows from the top
+    notes: dict[str, str] = field(default_factory=dict)  # how the methods were made
 
-    frames: int
-    scores: dict[str, Scores]
-    best: list[int]
-    worst: list[int]
-    error_map: list[list[float]]
-    notes: dict[str, str] = field(default_factory=dict)
-
-    def ratio(self, method: str) -> float | None:
-        """MSE of the encoder over that of another method; None where that was not measured."""
-        if method not in self.scores:
-            return None
+    def ratio(self, method: str) -> float:
+        """MSE of the encoder over that of another method."""
         return self.scores["encoder"].mse / max(self.scores[method].mse, ROUNDING_MSE)
 
 
@@ -89,40 +72,25 @@ class Measured:
         )
 
 
-def measure(
-    frames: Frames,
-    reconstruct: Reconstruct,
-    *,
-    with_ssim: bool = True,
-    progress_bar: bool | None = False,
-    name: str = "",
-) -> Measured:
-    """Errors of one method on frames, uint8 (N, H, W, C), one by one; its images are clamped to [0, 1].
-
-    SSIM takes longest. `name` is what the bar calls the method; with `progress_bar` None it shows in a terminal only.
-    """
+def measure(frames: Frames, reconstruct: Reconstruct, *, with_ssim: bool = True) -> Measured:
+    """Errors of one method on frames, uint8 (N, H, W, C), one by one; its images are clamped to [0, 1]."""
+    metrics = require("skimage.metrics", extra="report", purpose="compare pictures by SSIM")
+    # The constants and the window are those of Wang et al. 2004.
+    gaussian = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     with_ssim = with_ssim and min(frames.shape[1:3]) >= _SSIM_WINDOW
     mse: list[NDArray[np.float64]] = []
     similarities: list[float] = []
     error_map = np.zeros(frames.shape[1:3])
-    hidden = None if progress_bar is None else not progress_bar
-    for i in tqdm(range(0, len(frames), _BATCH), desc=name, unit="batch", leave=False, disable=hidden):
+    for i in range(0, len(frames), _BATCH):
         batch = frames[i : i + _BATCH]
         wanted = np.divide(batch, 255, dtype=np.float32)
         got = np.clip(reconstruct(batch), 0, 1).astype(np.float32)
         squared = np.square(got.astype(np.float64) - wanted)
         mse.append(squared.mean(axis=(1, 2, 3)))
         error_map += squared.mean(axis=3).sum(axis=0)
-        if with_ssim:
-            similarities += [_ssim(one, other) for one, other in zip(wanted, got, strict=True)]
+        for one, other in zip(wanted, got, strict=True) if with_ssim else ():
+            similarities.append(float(metrics.structural_similarity(one, other, channel_axis=-1, **gaussian)))
     return Measured(np.concatenate(mse), np.array(similarities) if with_ssim else None, error_map / len(frames))
-
-
-def _ssim(one: Floats, other: Floats) -> float:
-    """Structural similarity of two images (H, W, C), with the constants and the Gaussian window of Wang et al. 2004."""
-    metrics = require("skimage.metrics", extra="report", purpose="compare pictures by SSIM")
-    gaussian: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    return float(metrics.structural_similarity(one, other, data_range=1.0, channel_axis=-1, **gaussian))
 
 
 def compare(
@@ -174,12 +142,11 @@ def train_autoencoder(
         loss.backward()
         optimizer.step()
     model.eval().requires_grad_(False)
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise TrainingDivergedError("the autoencoder to compare with diverged; leave it out with --autoencoder-steps 0")
 
     @torch.inference_mode()
     def reconstruct(frames: Frames) -> Floats:
         return decoded_by(model, model.encode(to_batch(frames, model))[0].cpu().numpy())
 
-    seconds = time.perf_counter() - began
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        raise TrainingDivergedError("the autoencoder to compare with diverged; leave it out with --autoencoder-steps 0")
-    return reconstruct, seconds
+    return reconstruct, time.perf_counter() - began

@@ -1,9 +1,10 @@
 """The heads that predict targets: linear ones, small networks on a representation, and a network on the pixels.
 
 Each uses only the rows that a target names: `fit` to learn, `validation` to choose the strength of the penalty or when
-to stop, `held_out` to predict.
+to stop, `held_out` to predict: (n,) in the units of the target, or (n, classes) scores.
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,15 +31,9 @@ def predict_linear(inputs: NDArray[np.float32], targets: Sequence[Target]) -> li
     """Ridge regression for amounts, logistic regression with balanced classes for classes.
 
     Inputs, float32 (N, D), are standardized. The strength of the penalty is the best one on the validation frames; then
-    the probe is fitted to both parts with it. Predictions over each target's `held_out` are (n,) in its own units, or
-    (n, classes) scores. Raises a MissingExtraError without scikit-learn.
+    the probe is fitted to both parts with it. Raises a MissingExtraError without scikit-learn.
     """
     require("sklearn", extra="report", purpose="fit linear probes")
-    wide = inputs.astype(np.float64)
-    return [_linear(wide, target) for target in targets]
-
-
-def _linear(inputs: Floats, target: Target) -> Floats:
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.metrics import log_loss
     from sklearn.model_selection import GridSearchCV, PredefinedSplit
@@ -50,45 +45,44 @@ def _linear(inputs: Floats, target: Target) -> Floats:
         weights = compute_sample_weight("balanced", y)
         return -float(log_loss(y, model.predict_proba(x), sample_weight=weights, labels=model.classes_))
 
-    if target.classes:
-        head: Any = LogisticRegression(class_weight="balanced", max_iter=300, tol=1e-3)
-        grid: dict[str, Any] = {"logisticregression__C": _LOGISTIC}
-        scoring: Any = balanced_log_likelihood
-    else:
-        head, scoring = Ridge(solver="cholesky"), "neg_mean_squared_error"
-        grid = {"ridge__alpha": _RIDGE * len(target.fit)}
-    learn = np.concatenate([target.fit, target.validation])
-    folds = PredefinedSplit(np.repeat([-1, 0], [len(target.fit), len(target.validation)]))
-    search = GridSearchCV(make_pipeline(StandardScaler(), head), grid, cv=folds, scoring=scoring)
-    y = target.labels(learn) if target.classes else target.values[learn]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # not converged to the last digit: the validation frames judge it
-        search.fit(inputs[learn], y)
-    if not target.classes:
-        return search.predict(inputs[target.held_out])
-    scores = search.decision_function(inputs[target.held_out])
-    return np.stack([np.zeros_like(scores), scores], 1) if scores.ndim == 1 else scores
+    wide = inputs.astype(np.float64)
+    predictions: list[Floats] = []
+    for target in targets:
+        if target.classes:
+            head: Any = LogisticRegression(class_weight="balanced", max_iter=300, tol=1e-3)
+            grid: dict[str, Any] = {"logisticregression__C": _LOGISTIC}
+            scoring: Any = balanced_log_likelihood
+        else:
+            head, scoring = Ridge(solver="cholesky"), "neg_mean_squared_error"
+            grid = {"ridge__alpha": _RIDGE * len(target.fit)}
+        learn = np.concatenate([target.fit, target.validation])
+        folds = PredefinedSplit(np.repeat([-1, 0], [len(target.fit), len(target.validation)]))
+        search = GridSearchCV(make_pipeline(StandardScaler(), head), grid, cv=folds, scoring=scoring)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # not converged to the last digit: the validation frames judge it
+            search.fit(wide[learn], target.labels(learn) if target.classes else target.values[learn])
+        method = search.decision_function if target.classes else search.predict
+        predicted = method(wide[target.held_out])
+        if target.classes and predicted.ndim == 1:  # of two classes
+            predicted = np.stack([np.zeros_like(predicted), predicted], 1)
+        predictions.append(predicted)
+    return predictions
 
 
 def predict_mlp(inputs: NDArray[np.float32], targets: Sequence[Target], *, seed: int = 0) -> list[Floats]:
-    """A small network per target (two hidden layers of 128 ReLUs), stopped early; returns as `predict_linear`."""
+    """A small network per target (two hidden layers of 128 ReLUs) on inputs float32 (N, D), stopped early."""
+
+    def network(outputs: int) -> nn.Module:
+        hidden = nn.Linear(inputs.shape[1], _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.ReLU()
+        return nn.Sequential(*hidden, nn.Linear(_HIDDEN, outputs))
+
     predictions: list[Floats] = []
     for target in targets:
         mean, std = inputs[target.fit].mean(0), inputs[target.fit].std(0)
         scale = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-6), std, np.inf)  # a constant input becomes 0
         x = torch.from_numpy(((inputs - mean) / scale).astype(np.float32))
-
-        def network(outputs: int) -> nn.Module:
-            hidden = nn.Linear(inputs.shape[1], _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.ReLU()
-            return nn.Sequential(*hidden, nn.Linear(_HIDDEN, outputs))
-
-        def rows_of(rows: NDArray[np.intp], x: Tensor = x) -> Tensor:
-            return x[torch.from_numpy(rows)]
-
-        device = torch.device("cpu")
-        predictions += _train(
-            network, rows_of, [target], seed, device, _MLP_STEPS, _MLP_BATCH, checks=30, patience=6, one_cycle=False
-        )
+        settings: dict[str, Any] = {"steps": _MLP_STEPS, "batch": _MLP_BATCH, "checks": 30, "patience": 6}
+        predictions += _train(network, lambda rows, x=x: x[rows], [target], torch.device("cpu"), seed, **settings)
     return predictions
 
 
@@ -110,9 +104,6 @@ def predict_cnn(
         seed: Of weights and batches.
         device: Where to compute, as for `FrozenEncoder`.
         steps: Gradient steps of 128 frames, at most.
-
-    Returns:
-        As `predict_linear`.
     """
     place = resolve_device(device)
     learned = np.unique(np.concatenate([target.fit for target in targets]))
@@ -123,52 +114,40 @@ def predict_cnn(
     center = torch.from_numpy(mean).to(place, torch.float32).permute(2, 0, 1)  # (C, H, W)
     scale = max(squares / len(learned) / mean.size, 1.0) ** -0.5
 
-    def rows_of(rows: NDArray[np.intp]) -> Tensor:
+    def inputs(rows: NDArray[np.intp]) -> Tensor:
         batch = torch.from_numpy(frames[rows]).to(place)
         return (batch.permute(0, 3, 1, 2).float() - center) * scale  # channels last in memory
 
-    height, width, channels = frames.shape[1:]
-    return _train(
-        lambda outputs: _cnn((height, width, channels), outputs),
-        rows_of,
-        targets,
-        seed,
-        place,
-        steps,
-        _CNN_BATCH,
-        checks=25,
-        patience=8,
-        one_cycle=True,
-    )
+    def network(outputs: int) -> nn.Module:
+        """Strided convolutions down to a map of at most 10x10, one hidden layer, and the outputs."""
+        height, width, channels = frames.shape[1:]
+        layers: list[nn.Module] = []
+        for out in (16, 32, *[64] * 12):
+            layers += [nn.Conv2d(channels, out, 4, 2, 1), nn.ReLU(inplace=True)]
+            height, width, channels = max(1, height // 2), max(1, width // 2), out
+            if max(height, width) <= 10:
+                break
+        layers += [nn.Flatten(), nn.LazyLinear(256), nn.ReLU(inplace=True), nn.Linear(256, outputs)]
+        made = nn.Sequential(*layers)
+        made(torch.zeros(1, *center.shape))  # gives the lazy layer its size
+        return made.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-
-def _cnn(shape: tuple[int, int, int], outputs: int) -> nn.Module:
-    """Strided convolutions down to a map of at most 10x10, one hidden layer, and the outputs."""
-    height, width, channels = shape
-    layers: list[nn.Module] = []
-    for out in (16, 32, *[64] * 12):
-        layers += [nn.Conv2d(channels, out, 4, 2, 1), nn.ReLU(inplace=True)]
-        height, width, channels = max(1, height // 2), max(1, width // 2), out
-        if max(height, width) <= 10:
-            break
-    layers += [nn.Flatten(), nn.LazyLinear(256), nn.ReLU(inplace=True), nn.Linear(256, outputs)]
-    network = nn.Sequential(*layers)
-    network(torch.zeros(1, shape[2], *shape[:2]))  # gives the lazy layer its size
-    return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    settings: dict[str, Any] = {"steps": steps, "batch": _CNN_BATCH, "checks": 25, "patience": 8, "one_cycle": True}
+    return _train(network, inputs, targets, place, seed, **settings)
 
 
 def _train(
     make_network: Callable[[int], nn.Module],
     inputs: Callable[[NDArray[np.intp]], Tensor],
     targets: Sequence[Target],
-    seed: int,
     device: torch.device,
+    seed: int,
+    *,
     steps: int,
     batch: int,
-    *,
     checks: int,
     patience: int,
-    one_cycle: bool,
+    one_cycle: bool = False,
 ) -> list[Floats]:
     """Train one network with a group of outputs per target; predict each with its best weights on `validation`.
 
@@ -177,10 +156,11 @@ def _train(
     With `one_cycle` the learning rate follows one cycle (Smith & Topin 2017).
     """
     rng, codes = np.random.default_rng(seed), [_Code(target, device) for target in targets]
-    columns = np.cumsum([0, *(target.outputs for target in targets)])
+    ends = np.cumsum([0, *(target.outputs for target in targets)])
+    columns = [slice(first, end) for first, end in itertools.pairwise(ends)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = make_network(int(columns[-1]))
+        network = make_network(int(ends[-1]))
     for parameter in list(network.parameters())[-2:]:  # begin with the mean of amounts, and all classes alike
         nn.init.zeros_(parameter)
     network.to(device)
@@ -189,21 +169,19 @@ def _train(
     if one_cycle:  # making one sets the optimizer's rate
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1, pct_start=0.1)
 
+    @torch.inference_mode()
     def outputs_of(rows: NDArray[np.intp]) -> Tensor:
-        with torch.inference_mode():
-            return torch.cat([network(inputs(rows[i : i + _CHUNK])) for i in range(0, len(rows), _CHUNK)])
+        return torch.cat([network(inputs(rows[i : i + _CHUNK])) for i in range(0, len(rows), _CHUNK)])
 
-    learn = np.unique(np.concatenate([target.fit for target in targets]))
-    tune = np.unique(np.concatenate([target.validation for target in targets]))
+    learn, tune = (np.unique(np.concatenate([getattr(t, use) for t in targets])) for use in ("fit", "validation"))
     best, best_step, since = [np.inf] * len(targets), [0] * len(targets), 0
     states: dict[int, dict[str, Tensor]] = {}
-    every = max(1, steps // checks)
     for step in range(steps + 1):
-        if step % every == 0 or step == steps:
+        if step % max(1, steps // checks) == 0 or step == steps:
             outputs, since = outputs_of(tune), since + 1
             for i, code in enumerate(codes):
                 at = np.searchsorted(tune, code.target.validation)
-                loss = float(code.loss(outputs[at, columns[i] : columns[i + 1]], code.target.validation))
+                loss = float(code.loss(outputs[at, columns[i]], code.target.validation))
                 if loss < best[i] * 0.999:
                     best[i], best_step[i], since = loss, step, 0
             if since == 0:
@@ -213,11 +191,12 @@ def _train(
                 break
         rows = learn[rng.integers(len(learn), size=batch)]
         outputs = network(inputs(rows))
-        losses: list[Tensor] = []
-        for i, code in enumerate(codes):
-            at = np.flatnonzero(code.is_fit[rows])
-            if len(at):
-                losses.append(code.loss(outputs[at, columns[i] : columns[i + 1]], rows[at]))
+        known = [np.flatnonzero(code.is_fit[rows]) for code in codes]
+        losses = [
+            code.loss(outputs[at, column], rows[at])
+            for code, column, at in zip(codes, columns, known, strict=True)
+            if len(at)
+        ]
         optimizer.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()
         optimizer.step()
@@ -226,7 +205,7 @@ def _train(
     predictions: list[Floats] = []
     for i, code in enumerate(codes):
         network.load_state_dict(states[best_step[i]])
-        predictions.append(code.decode(outputs_of(code.target.held_out)[:, columns[i] : columns[i + 1]]))
+        predictions.append(code.decode(outputs_of(code.target.held_out)[:, columns[i]]))
     return predictions
 
 
@@ -254,6 +233,5 @@ class _Code:
         return functional.cross_entropy(outputs, truth, self._weights)
 
     def decode(self, outputs: Tensor) -> Floats:
-        """Outputs as predictions: (n,) in the target's units, or (n, classes)."""
         values = outputs.double().cpu().numpy()
         return values if self.target.classes else values[:, 0] * self._std + self._mean

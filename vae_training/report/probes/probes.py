@@ -7,8 +7,9 @@ latent was lost in compression. All scores are on recordings that no head learnt
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,120 @@ from numpy.typing import NDArray
 from latent_obs.util.errors import InputError
 from vae_training.report.metrics.baselines import Representation
 from vae_training.report.probes.heads import Floats, predict_cnn, predict_linear, predict_mlp
-from vae_training.report.probes.scores import ProbeSplit, score_amounts, score_classes, split_recordings
-from vae_training.report.probes.table import PIXELS, Head, ProbeResult, ProbeTable
-from vae_training.report.probes.targets import prepare_targets
+from vae_training.report.probes.scores import Score, score_amounts, score_classes, split_recordings
+from vae_training.report.probes.targets import Kind, prepare_targets
 
+Head = Literal["linear", "mlp", "cnn"]
+PIXELS = "pixels (CNN)"
+METRIC_NAMES = {"r2": "R²", "auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
+KEPT, PARTLY = 0.9, 0.5  # shares of the reference's score
+# From 0 (guessing) to 1 (perfect): below the first, nothing reads the target from a single frame; below the second, a
+# frame shows it only faintly (a speed, say).
+READABLE, CLEAR = 0.1, 0.5
 _CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """One head on one representation."""
+
+    target: str
+    kind: Kind
+    representation: str  # its name; "pixels (CNN)" for the network trained end to end
+    head: Head
+    scores: list[Score]  # the main one first: R² and the mean error; AUROC (two classes); balanced accuracy
+    classes: int  # number of classes; 0 for an amount
+    learnt_from: int  # frames to learn from, those for validation among them
+    scored_on: int  # held-out frames
+
+    @property
+    def main(self) -> Score:
+        """The score that verdicts are made of."""
+        return self.scores[0]
+
+    @property
+    def above_chance(self) -> float:
+        """The main score on a scale from 0 (guessing, or worse) to 1 (perfect): an AUROC of 0.9 is 0.8."""
+        chance = {"r2": 0.0, "auroc": 0.5}.get(self.main.metric, 1 / max(1, self.classes))
+        return max(0.0, (self.main.value - chance) / (1 - chance))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Ends of the main score's interval; the score itself where it has none."""
+        value, low, high = self.main.value, self.main.low, self.main.high
+        return (value if low is None else low), (value if high is None else high)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How much of what can be read about a target a linear probe reads from a representation.
+
+    The verdict is "kept" (a share of 0.9 or more), "partly kept" (0.5 or more), "lost", or "not readable": nothing
+    reads it from a single frame, so it says nothing about the representation.
+    """
+
+    target: str
+    representation: str
+    score: float  # the main score of the linear probe
+    reference: float  # the best main score of all probes: of the CNN as a rule
+    reference_from: str  # whose it is, such as "pixels (CNN)" or "latent, mlp"
+    share: float | None  # of the reference, both from 0 at guessing to 1; None where nothing reads the target
+    verdict: str
+
+
+@dataclass(frozen=True)
+class ProbeTable:
+    """All results of a call of `probe`."""
+
+    results: list[ProbeResult]  # a line each, by target, representation and head
+    left_out: dict[str, str]  # targets that were not probed, and why
+    recordings: dict[str, list[str]]  # names by use: "fit", "validation", "held_out"
+    resampled: str  # by the intervals: "recordings", or "blocks of … frames"
+    note: str = ""  # what is to be known of the split; empty when nothing is
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)  # of each part
+
+    @property
+    def targets(self) -> list[str]:
+        """Targets that were probed."""
+        return list(dict.fromkeys(result.target for result in self.results))
+
+    @property
+    def representations(self) -> list[str]:
+        """Representations in the order given, the pixels last where they were measured."""
+        return list(dict.fromkeys(result.representation for result in self.results))
+
+    def find(self, target: str, representation: str, head: Head | None = None) -> ProbeResult | None:
+        """One line; without a head the better one of the representation's. None where there is none."""
+        wanted = (target, representation)
+        lines = [r for r in self.results if (r.target, r.representation) == wanted and head in (None, r.head)]
+        return max(lines, key=lambda r: r.main.value, default=None)
+
+    def result(self, target: str, representation: str, head: Head | None = None) -> ProbeResult:
+        """As `find`; an InputError where there is no such line."""
+        if found := self.find(target, representation, head):
+            return found
+        why = self.left_out.get(target, f"there are {self.targets} on {self.representations}")
+        raise InputError(f"no probe of {target!r} on {representation!r} by {head or 'any head'}: {why}")
+
+    def best(self, target: str) -> ProbeResult:
+        """The line with the best score of a target, of any probe: so much can be read from a frame, at least."""
+        # Not always the CNN: it is but a network that was trained for a minute.
+        lines = [result for result in self.results if result.target == target]
+        return max(lines, key=lambda r: (r.main.value, r.head == "cnn"))
+
+    def keeps(self, target: str) -> Kept:
+        """How much of a probed target a linear probe reads from the encoder, of what can be read."""
+        linear, best = self.result(target, self.representations[0], "linear"), self.best(target)
+        share, verdict = None, "not readable"
+        if best.above_chance >= READABLE:
+            share = linear.above_chance / best.above_chance
+            verdict = "kept" if share >= KEPT else "partly kept" if share >= PARTLY else "lost"
+        source = best.representation if best.head == "cnn" else f"{best.representation}, {best.head}"
+        return Kept(target, linear.representation, linear.main.value, best.main.value, source, share, verdict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with what `keeps` says of each target."""
+        return {**asdict(self), "keeps": [asdict(self.keeps(target)) for target in self.targets]}
 
 
 def probe(
@@ -35,7 +145,7 @@ def probe(
     cnn_steps: int = 1000,
     most_frames: int = 20_000,
     device: str = "auto",
-    log: Callable[[str], object] | None = None,
+    log: Callable[[str], object] = lambda line: None,
 ) -> ProbeTable:
     """Score heads on representations, for each target.
 
@@ -43,12 +153,9 @@ def probe(
     differ in the last digits).
 
     Args:
-        representations: The encoder first, then what it is compared with. Fit those that learn (PCA) on the frames of
-            recordings that are not held out.
-        frames_by_recording: For each recording its frames, uint8 (N, H, W, C) of one shape; memory maps will do. Pieces
-            of one recording belong under one name.
-        targets: For each recording its targets: for each name N numbers, NaN where not known; such as
-            ``{name: targets_of(load_rows(file))}``, or `load_targets`. `prepare_targets` sorts them.
+        representations: The encoder first, then what it is compared with; PCA fitted on what is not held out.
+        frames_by_recording: For each recording its frames, uint8 (N, H, W, C) of one shape; memory maps will do.
+        targets: For each recording its targets by name, N numbers each, NaN where not known; see `prepare_targets`.
         held_out: Recordings to score on; a quarter, drawn by the seed, when not given.
         seed: Of the split, the networks and the resampling.
         mlp: Train a small network per target and representation.
@@ -58,12 +165,8 @@ def probe(
         device: Where the CNN computes.
         log: Called with a line as each part begins.
 
-    Returns:
-        Scores with intervals, and the targets that were left out.
-
     Raises:
-        InputError: Frames or targets do not fit together, two representations share a name, or there is nothing to
-            learn from.
+        InputError: Frames or targets do not fit together, names repeat, or there is nothing to learn from.
         MissingExtraError: scikit-learn is not installed.
 
     Example:
@@ -89,8 +192,7 @@ def probe(
 
     def score(representation: str, head: Head, predict: Callable[[], list[Floats]]) -> None:
         what = f"{representation}, {head}" if head != "cnn" else PIXELS
-        if log:
-            log(f"probes: {what}")
+        log(f"probes: {what}")
         start = time.perf_counter()
         for target, predicted in zip(chosen, predict(), strict=True):
             units = split.unit[target.held_out]
@@ -105,7 +207,13 @@ def probe(
 
     for representation in representations if chosen else ():
         start = time.perf_counter()
-        vectors = _vectors(representation, frames_by_recording, split)
+        parts: list[NDArray[np.float32]] = []
+        for name, rows in split.rows.items():
+            for i in range(0, len(rows), _CHUNK):
+                parts.append(representation(np.asarray(frames_by_recording[name][rows[i : i + _CHUNK]])))
+                if not np.isfinite(parts[-1]).all():
+                    raise InputError(f"{representation.name} gave values that are not finite, for frames of {name}")
+        vectors = np.concatenate(parts)
         seconds[f"{representation.name}, vectors"] = round(time.perf_counter() - start, 3)
         score(representation.name, "linear", partial(predict_linear, vectors, chosen))
         if mlp:
@@ -115,16 +223,3 @@ def probe(
         score(PIXELS, "cnn", partial(predict_cnn, pixels, chosen, seed=seed, device=device, steps=cnn_steps))
     lines = [result for target in chosen for result in results[target.name]]
     return ProbeTable(lines, left_out, split.recordings, split.resampled, split.note, seconds)
-
-
-def _vectors(
-    representation: Representation, frames_by_recording: Mapping[str, NDArray[np.uint8]], split: ProbeSplit
-) -> NDArray[np.float32]:
-    """float32 (N, dim) of all frames of the split."""
-    parts: list[NDArray[np.float32]] = []
-    for name, rows in split.rows.items():
-        for i in range(0, len(rows), _CHUNK):
-            parts.append(representation(np.asarray(frames_by_recording[name][rows[i : i + _CHUNK]])))
-            if not np.isfinite(parts[-1]).all():
-                raise InputError(f"{representation.name} gave values that are not finite, for frames of {name}")
-    return np.concatenate(parts)

@@ -29,15 +29,11 @@ Floats = NDArray[np.float64]
 class Score:
     """A score, and the interval that holds 95% of its values under resampling.
 
-    Attributes:
-        metric: "r2", "mae", "balanced_accuracy" or "auroc".
-        value: On all held-out frames.
-        low: Lower end of the interval.
-        high: Upper end; both are None where too few resamples could be scored (a class missing in most of them).
+    The ends are None where too few resamples could be scored (a class missing in most of them).
     """
 
-    metric: str
-    value: float
+    metric: str  # "r2", "mae", "balanced_accuracy" or "auroc"
+    value: float  # on all held-out frames
     low: float | None
     high: float | None
 
@@ -91,18 +87,16 @@ def score_classes(labels: NDArray[np.intp], scores: Floats, units: NDArray[np.in
     found = _with_intervals(("balanced_accuracy",), accuracy, len(names), seed)
     if kinds == 2:
         margin = scores[:, 1] - scores[:, 0]
-        found += _with_intervals(
-            ("auroc",), lambda copies: _auroc(labels, margin, unit, copies)[:, None], len(names), seed
-        )
+        found += _with_intervals(("auroc",), lambda copies: auroc(labels, margin, unit, copies), len(names), seed)
     return found
 
 
-def _auroc(labels: NDArray[np.intp], score: Floats, unit: NDArray[np.intp], copies: Floats) -> Floats:
-    """AUROC for each row of `copies`, (resamples, units), the weights of the units; nan where a class has none."""
+def auroc(labels: NDArray[np.intp], score: Floats, unit: NDArray[np.intp], copies: Floats) -> Floats:
+    """AUROC, (resamples, 1), for weights of the units, (resamples, units); nan where a class has no weight."""
     order = np.argsort(score, kind="stable")
     labels, unit = labels[order], unit[order]
     ties = np.flatnonzero(np.diff(score[order], prepend=-np.inf) != 0)  # where each run of equal scores starts
-    out = np.empty(len(copies))
+    out = np.empty((len(copies), 1))
     step = max(1, _CHUNK // len(score))
     for i in range(0, len(copies), step):
         weight = copies[i : i + step, unit]  # (resamples, n), by rising score
@@ -110,7 +104,7 @@ def _auroc(labels: NDArray[np.intp], score: Floats, unit: NDArray[np.intp], copi
         negative = np.add.reduceat(weight * (1 - labels), ties, axis=1)
         below = negative.cumsum(1) - negative / 2  # the negatives that each run of positives beats
         with np.errstate(invalid="ignore"):
-            out[i : i + step] = (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
+            out[i : i + step, 0] = (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
     return out
 
 
@@ -155,8 +149,7 @@ def split_recordings(
     before it: the lesser evil, and `note` says so.
 
     Args:
-        frames_by_recording: Each recording's frames (only their number matters here). Pieces of one recording belong
-            under one name.
+        frames_by_recording: Each recording's frames (only their number matters here).
         held_out: Names of the recordings to score on; drawn when not given. Give those that the encoder never saw.
         seed: Of the draws.
         most_frames: Of more frames than this, every k-th of each recording is used.
@@ -176,24 +169,40 @@ def split_recordings(
     step = max(1, -(-sum(frames.values()) // most_frames))
     rows = {name: np.arange(0, frames[name], step) for name in names}
     part = {name: np.full(len(rows[name]), FIT, np.int8) for name in names}
-    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    tested = _draw(order, rows, _HELD_OUT_SHARE)
-    if held_out is not None:
-        tested = [name for name in order if name in held_out]
-        if not set(held_out) <= set(frames) or not 0 < len(tested) < len(names):
-            raise InputError(f"held_out must name some of the recordings {names}, and not all, got {list(held_out)}")
-    learning = [name for name in order if name not in tested]
-    tuned = _draw(learning, rows, _VALIDATION_SHARE)
+    learning = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     notes: list[str] = []
-    for use, drawn, share in ((HELD_OUT, tested, _HELD_OUT_SHARE), (VALIDATION, tuned, _VALIDATION_SHARE)):
+    for use, share in ((HELD_OUT, _HELD_OUT_SHARE), (VALIDATION, _VALIDATION_SHARE)):
+        drawn = _draw(learning, rows, share)
+        if use == HELD_OUT and held_out is not None:
+            drawn = [name for name in learning if name in held_out]
+            if not set(held_out) <= set(frames) or not 0 < len(drawn) < len(names):
+                raise InputError(f"held_out must name some of the recordings {names}, not all, got {list(held_out)}")
         for name in drawn:
             part[name][:] = use
-        if not drawn:
-            notes.append(_cut_tail(part[learning[0]], learning[0], share, use))
-    unit, resampled = _units(list(part.values()), step)
+        learning = [name for name in learning if name not in drawn]
+        if not drawn:  # the only recording: its tail, after a gap
+            free = np.flatnonzero(part[learning[0]] == FIT)
+            tail, gap = max(1, int(len(free) * share)), min(_GAP_FRAMES, max(1, int(len(free) * _GAP_SHARE)))
+            if len(free) <= tail + gap:
+                raise InputError(f"{learning[0]} has {len(free)} frame(s) to learn from, too few to set any aside")
+            part[learning[0]][free[-tail - gap :]] = np.repeat([UNUSED, use], [gap, tail])
+            what = "scored" if use == HELD_OUT else "tuned"
+            notes.append(f"probes are {what} on the last {share:.0%} of {learning[0]}, as there is no other recording")
+    # The bootstrap resamples recordings where there are enough of them, else blocks of neighboring frames.
+    counts = [int((part[name] == HELD_OUT).sum()) for name in names]
+    by_recording = np.count_nonzero(counts) >= _ENOUGH_RECORDINGS
+    length = -(-sum(counts) // _BLOCKS)
+    whole, first = np.concatenate(list(part.values())), 0
+    units: list[NDArray[np.intp]] = []
+    for count in filter(None, counts):
+        units.append(first + (np.zeros(count, np.intp) if by_recording else np.arange(count) // length))
+        first = int(units[-1][-1]) + 1
+    unit = np.full(len(whole), -1, np.intp)
+    unit[whole == HELD_OUT] = np.concatenate(units)
     uses = {"fit": FIT, "validation": VALIDATION, "held_out": HELD_OUT}
     recordings = {use: [name for name in names if (part[name] == value).any()] for use, value in uses.items()}
-    return ProbeSplit(frames, rows, np.concatenate(list(part.values())), unit, recordings, resampled, "; ".join(notes))
+    resampled = "recordings" if by_recording else f"blocks of {length * step} frames"
+    return ProbeSplit(frames, rows, whole, unit, recordings, resampled, "; ".join(notes))
 
 
 def _draw(order: list[str], rows: dict[str, NDArray[np.intp]], share: float) -> list[str]:
@@ -204,30 +213,3 @@ def _draw(order: list[str], rows: dict[str, NDArray[np.intp]], share: float) -> 
             break
         drawn.append(name)
     return drawn
-
-
-def _cut_tail(part: NDArray[np.int8], name: str, share: float, use: int) -> str:
-    """Give the last frames that a recording is fitted on another use, after a gap; returns a note on it."""
-    free = np.flatnonzero(part == FIT)
-    tail = max(1, int(len(free) * share))
-    gap = min(_GAP_FRAMES, max(1, int(len(free) * _GAP_SHARE)))
-    if len(free) <= tail + gap:
-        raise InputError(f"{name} has {len(free)} frame(s) to learn from, too few to set any aside. Record more")
-    part[free[-tail:]] = use
-    part[free[-tail - gap : -tail]] = UNUSED
-    what = "scored" if use == HELD_OUT else "tuned"
-    return f"probes are {what} on the last {share:.0%} of {name}, as there is no other recording"
-
-
-def _units(parts: list[NDArray[np.int8]], step: int) -> tuple[NDArray[np.intp], str]:
-    """What the bootstrap resamples: recordings where there are enough of them, else blocks of neighboring frames."""
-    counts = [int((part == HELD_OUT).sum()) for part in parts]
-    by_recording = sum(count > 0 for count in counts) >= _ENOUGH_RECORDINGS
-    length = -(-sum(counts) // _BLOCKS)
-    units, first = [], 0
-    for part, count in zip(parts, counts, strict=True):
-        unit = np.full(len(part), -1, np.intp)
-        unit[part == HELD_OUT] = first + (np.zeros(count, np.intp) if by_recording else np.arange(count) // length)
-        first = max(first, int(unit.max()) + 1)
-        units.append(unit)
-    return np.concatenate(units), "recordings" if by_recording else f"blocks of {length * step} frames"

@@ -72,22 +72,17 @@ def prepare_targets(
         for name, given in targets.get(recording, {}).items():
             array, frames = np.asarray(given), split.frames[recording]
             if array.shape != (frames,) or array.dtype.kind not in "biuf":
-                raise InputError(
-                    f"target {name!r} of {recording} must be a number for each of its {frames} frames, got "
-                    f"{array.dtype} {array.shape}"
-                )
+                wanted = f"a number for each of its {frames} frames"
+                raise InputError(f"target {name!r} of {recording} must be {wanted}, got {array.dtype} {array.shape}")
             column = columns.setdefault(name, np.full(len(split.part), np.nan))
             column[start : start + len(rows)] = array[rows]
         start += len(rows)
     kept: list[Target] = []
     left_out: dict[str, str] = {}
     for name, values in sorted(columns.items()):
-        known, where = np.isfinite(values), "known"
-        kind: Kind | None = None
-        if (match := _OF_OBJECT.fullmatch(name)) and (seen := columns.get(f"{match[1]}.visible")) is not None:
-            known, where = known & (np.nan_to_num(seen) > 0.5), "visible"
-            kind = "continuous"
-        made = _target(name, values, known, where, split, kind)
+        match = _OF_OBJECT.fullmatch(name)
+        visible = columns.get(f"{match[1]}.visible") if match else None
+        made = _target(name, values, visible, split)
         if isinstance(made, str):
             left_out[name] = made
         else:
@@ -96,15 +91,20 @@ def prepare_targets(
 
 
 def _target(
-    name: str, values: NDArray[np.float64], known: NDArray[np.bool_], where: str, split: ProbeSplit, kind: Kind | None
+    name: str, values: NDArray[np.float64], visible: NDArray[np.float64] | None, split: ProbeSplit
 ) -> Target | str:
-    """The target, or the reason to leave it out."""
+    """The target, or the reason to leave it out; `visible` says where an object is, whose numbers are amounts."""
+    known, where = np.isfinite(values), "known"
+    if visible is not None:
+        known, where = known & (np.nan_to_num(visible) > 0.5), "visible"
     learn, scored = known & (split.part <= VALIDATION), known & (split.part == HELD_OUT)
     levels = np.unique(values[learn | scored])
     if len(levels) < 2:
         return f"constant ({levels[0]:g})" if len(levels) else f"{where} in no frame"
+    kind: Kind = "continuous"
     classes: tuple[float, ...] = ()
-    if kind is None and (len(levels) == 2 or (len(levels) <= _MOST_CLASSES and (levels == np.round(levels)).all())):
+    whole = len(levels) <= _MOST_CLASSES and (levels == np.round(levels)).all()
+    if visible is None and (len(levels) == 2 or whole):
         counts = {level: ((values[learn] == level).sum(), (values[scored] == level).sum()) for level in levels}
         classes = tuple(float(level) for level in levels if min(counts[level]) >= _FEWEST_OF_CLASS)
         if len(classes) < 2:
@@ -116,32 +116,21 @@ def _target(
         learn, scored = learn & usable, scored & usable
         values = np.searchsorted(classes, np.where(usable, values, classes[0])).astype(np.float64)
     elif learn.sum() < _FEWEST_LEARN or scored.sum() < _FEWEST_SCORED:
-        return (
-            f"{where} in {int(learn.sum())} frame(s) to learn from and {int(scored.sum())} to be scored on, fewer than "
-            f"{_FEWEST_LEARN} and {_FEWEST_SCORED}"
-        )
+        found = f"{int(learn.sum())} frame(s) to learn from and {int(scored.sum())} to be scored on"
+        return f"{where} in {found}, fewer than {_FEWEST_LEARN} and {_FEWEST_SCORED}"
     for mask, what in ((learn, "to learn from"), (scored, "held out")):
         if np.ptp(values[mask]) == 0:
             return f"constant in the recordings {what}"
-    fit, validation = _tuned(np.flatnonzero(learn), values, split, len(classes))
-    return Target(name, kind or "continuous", values, classes, fit, validation, np.flatnonzero(scored))
-
-
-def _tuned(
-    learn: NDArray[np.intp], values: NDArray[np.float64], split: ProbeSplit, classes: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows to fit and rows to tune on; every fifth block of frames tunes where a part's recordings hold too little."""
-    fit, validation = learn[split.part[learn] == FIT], learn[split.part[learn] == VALIDATION]
-    if all(
-        len(rows) >= _FEWEST_VALIDATION and len(np.unique(values[rows])) >= (classes or 2) for rows in (fit, validation)
-    ):
-        return fit, validation
-    # It only tunes, the scores are on other recordings: a weaker choice of strength, and no leak.
-    block = np.arange(len(learn)) * 25 // len(learn)
-    for label in range(classes):  # the blocks of each class apart, so that both parts have all of them
-        rows = np.flatnonzero(values[learn] == label)
-        block[rows] = np.arange(len(rows)) * 5 // len(rows)
-    return learn[block % 5 != 4], learn[block % 5 == 4]
+    rows = np.flatnonzero(learn)
+    fit, validation = (rows[split.part[rows] == part] for part in (FIT, VALIDATION))
+    if any(len(r) < _FEWEST_VALIDATION or len(np.unique(values[r])) < max(2, len(classes)) for r in (fit, validation)):
+        # Every fifth block tunes instead. The scores are on other recordings: a weaker choice of strength, and no leak.
+        block = np.arange(len(rows)) * 25 // len(rows)
+        for label in range(len(classes)):  # the blocks of each class apart, so that both parts have all of them
+            of_class = np.flatnonzero(values[rows] == label)
+            block[of_class] = np.arange(len(of_class)) * 5 // len(of_class)
+        fit, validation = rows[block % 5 != 4], rows[block % 5 == 4]
+    return Target(name, kind, values, classes, fit, validation, np.flatnonzero(scored))
 
 
 def load_targets(
@@ -168,24 +157,17 @@ def load_targets(
             raise InputError(f"{path} must hold numbers, got Python objects in {objects}, whose loading can run code")
         arrays = read_npz(path, list(headers))
     except (DamagedRecordingError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read as targets ({error}). Make it with numpy.savez(file, name=values)"
-        ) from None
+        advice = "Make it with numpy.savez(file, name=values)"
+        raise InputError(f"{path} cannot be read as targets ({error}). {advice}") from None
     lengths = {name: len(frames) for name, frames in frames_by_recording.items()}
     targets: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in lengths}
     for key, array in arrays.items():
-        recording, slash, name = key.rpartition("/")
-        scope = lengths
-        if slash and recording in lengths:
-            scope = {recording: lengths[recording]}
-        else:
-            name = key
+        recording, _, name = key.rpartition("/")
+        scope, name = ({recording: lengths[recording]}, name) if recording in lengths else (lengths, key)
         wanted = sum(scope.values())
         if array.ndim not in (1, 2) or len(array) != wanted or array.dtype.kind not in "biuf":
-            raise InputError(
-                f"{path}: {key!r} must hold a number for each of the {wanted} frames of {', '.join(scope)}, got "
-                f"{array.dtype} {array.shape}"
-            )
+            expected = f"a number for each of the {wanted} frames of {', '.join(scope)}"
+            raise InputError(f"{path}: {key!r} must hold {expected}, got {array.dtype} {array.shape}")
         columns = {name: array} if array.ndim == 1 else {f"{name}.{i}": column for i, column in enumerate(array.T)}
         for target, column in columns.items():
             pieces = np.split(column, np.cumsum(list(scope.values()))[:-1])

@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 
 from vae_training.report.findings import RULES, Finding, Numbers, headline, verdict
-from vae_training.report.metrics.latents import Latents, describe
+from vae_training.report.metrics.latents import Latents, Stability, describe
 from vae_training.report.metrics.reconstruction import Reconstruction, Scores
-from vae_training.report.metrics.stability import Stability
+from vae_training.report.probes.probes import PIXELS, Head, ProbeResult, ProbeTable
 from vae_training.report.probes.scores import Score
-from vae_training.report.probes.table import PIXELS, Head, ProbeResult, ProbeTable
-from vae_training.report.probes.targets import Kind
 
 
 def latents(**changes: Any) -> Latents:
@@ -21,18 +19,11 @@ def latents(**changes: Any) -> Latents:
     return dataclasses.replace(good, **changes)
 
 
-def collapsed() -> Latents:
-    return describe(np.random.default_rng(0).normal(0, 0.01, (100, 8)), np.zeros((100, 8)))
-
-
-def scores(mse: float, worst: float | None = None) -> Scores:
-    return Scores(mse, 20.0, 0.8, mse, worst or 2 * mse)
-
-
 def reconstruction(own: float = 0.005, *, worst: float | None = None, **others: float) -> Reconstruction:
-    found = {"encoder": scores(own, worst), "pca": scores(0.01), "mean image": scores(0.05)}
-    found |= {name: scores(mse) for name, mse in others.items()}
-    return Reconstruction(100, found, [0], [1], [[0.0]], {"autoencoder": "trained here for 9 steps, 3 s"})
+    errors = {"encoder": own, "pca": 0.01, "mean image": 0.05, **others}
+    found = {name: Scores(mse, 20.0, 0.8, mse, 2 * mse) for name, mse in errors.items()}
+    found["encoder"] = dataclasses.replace(found["encoder"], mse_worst=worst or 2 * own)
+    return Reconstruction(100, found, [0], [1], [[0.0]])
 
 
 def stability(**changes: Any) -> Stability:
@@ -43,12 +34,11 @@ def stability(**changes: Any) -> Stability:
 def probes(*targets: dict[str, float], width: float = 0.02, metric: str = "r2") -> ProbeTable:
     """A table of targets t0, t1 …: scores by a linear head on "latent" and others, by "mlp" and "pixels"."""
     results: list[ProbeResult] = []
+    kind, classes = ("continuous", 0) if metric == "r2" else ("binary", 2)
     for i, values in enumerate(targets):
         for name, value in values.items():
             representation = {"mlp": "latent", "pixels": PIXELS}.get(name, name)
             head: Head = "mlp" if name == "mlp" else "cnn" if name == "pixels" else "linear"
-            kind: Kind = "continuous" if metric == "r2" else "binary"
-            classes = 0 if metric == "r2" else 2
             score = Score(metric, value, value - width, value + width)
             results.append(ProbeResult(f"t{i}", kind, representation, head, [score], classes, 100, 50))
     return ProbeTable(results, {}, {}, "recordings")
@@ -76,14 +66,11 @@ GOOD = {
 }
 
 
-def test_good_numbers_give_good_findings_only():
+def test_good_numbers_give_good_findings_only_and_what_was_not_measured_none():
     findings = verdict(numbers(probes=probes({"latent": 0.95, "pixels": 0.97, "PCA": 0.8}), training_mse=0.004))
     assert keys(findings) == GOOD | {"probes.kept"}
     assert {finding.level for finding in findings} == {"good"}
     assert all(finding.numbers and not finding.suggestion for finding in findings)
-
-
-def test_nothing_is_said_of_what_was_not_measured():
     findings = verdict(Numbers(latents()))
     assert keys(findings) == {"information.enough", "dimensions.active"}
     assert "reconstruction, probes" in headline(findings, ["reconstruction", "probes"])
@@ -108,14 +95,13 @@ def test_nothing_is_said_of_what_was_not_measured():
         ({"reconstruction": reconstruction(worst=0.1)}, "outliers.worst_frame"),
         ({"stability": stability(shift=0.5, shift_pixels=0.3)}, "shifts.sensitive"),
         ({"stability": stability(brightness=0.3, brightness_pixels=0.1)}, "brightness.sensitive"),
-        ({"stability": stability(neighbours=0.95, neighbors_pixels=0.3)}, "smoothness.jumpy"),
+        ({"stability": stability(neighbors=0.95, neighbors_pixels=0.3)}, "smoothness.jumpy"),
         ({"unseen": False}, "held out.unknown"),
     ],
 )
 def test_each_rule_applies_where_its_number_says_so(changes: dict[str, Any], key: str):
     found = finding_of(key, **changes)
-    level = next(level for level, rules in RULES.items() if key in rules)
-    assert found.level == level
+    assert key in RULES[found.level]
     assert found.suggestion
     topic = key.split(".")[0]
     assert keys(verdict(numbers(**changes))) - {key, "probes.kept"} == {k for k in GOOD if k.split(".")[0] != topic}
@@ -127,8 +113,6 @@ def test_each_rule_applies_where_its_number_says_so(changes: dict[str, Any], key
     [
         ({"latents": latents(active_units=8)}, "dimensions"),
         ({"stability": stability(shift=0.5, shift_pixels=0.6)}, "shifts"),
-        ({"stability": stability(brightness=0.3, brightness_pixels=0.4)}, "brightness"),
-        ({"stability": stability(neighbours=None, neighbors_pixels=None, pairs=0)}, "smoothness"),
         ({"stability": stability(spread=0.0, shift=0.0, brightness=0.0)}, "shifts"),
         ({"reconstruction": reconstruction(autoencoder=0.004)}, "beta"),
         ({"training_mse": 0.004}, "overfitting"),
@@ -141,16 +125,10 @@ def test_no_rule_of_a_topic_applies(changes: dict[str, Any], key: str):
 
 
 def test_collapse_comes_first_and_instead_of_what_follows_from_it():
-    findings = verdict(numbers(latents=collapsed(), beta=4.0, reconstruction=None))
-    assert keys(findings) == {"collapse.collapsed"}
-    assert findings[0].level == "bad"
-    assert "0.8 instead of 4" in findings[0].suggestion
-
-
-def test_a_finding_shows_its_numbers():
-    found = finding_of("reconstruction.worse_than_pca", reconstruction=reconstruction(0.011))
-    assert found.numbers == {"ratio_to_pca": pytest.approx(1.1)}
-    assert "1.10" in found.sentence
+    collapsed = describe(np.random.default_rng(0).normal(0, 0.01, (100, 8)), np.zeros((100, 8)))
+    (found,) = verdict(numbers(latents=collapsed, beta=4.0, reconstruction=None))
+    assert (found.key, found.level) == ("collapse.collapsed", "bad")
+    assert "0.8 instead of 4" in found.suggestion
 
 
 def test_advice_fits_the_encoder():
@@ -189,16 +167,19 @@ def test_what_a_probe_says(target: dict[str, float], options: Any, key: str, lev
 def test_one_value_lost_among_many_is_named_and_no_verdict_on_the_whole():
     lost, kept = {"latent": 0.1, "pixels": 0.9}, {"latent": 0.9}
     findings = verdict(numbers(probes=probes(lost, kept, kept)))
-    levels = {f.key: f.level for f in findings if f.topic == "probes"}
-    assert levels == {"probes.lost": "warning", "probes.kept": "good"}
+    assert {f.key: f.level for f in findings if f.topic == "probes"} == {
+        "probes.lost": "warning",
+        "probes.kept": "good",
+    }
     assert "t0" in headline(findings)
     most = verdict(numbers(probes=probes(lost, lost, kept)))
     assert (most[0].key, most[0].level, most[0].lost) == ("probes.lost", "bad", ("t0", "t1"))
-
-
-def test_what_nothing_reads_is_no_fault_of_the_encoder():
-    findings = verdict(numbers(probes=probes({"latent": 0.0, "pixels": 0.05, "PCA": 0.02})))
-    assert "probes" not in {finding.topic for finding in findings}
+    # What nothing reads is no fault of the encoder; of many, the worst comes first.
+    nothing = verdict(numbers(probes=probes({"latent": 0.0, "pixels": 0.05, "PCA": 0.02})))
+    assert "probes" not in {finding.topic for finding in nothing}
+    many = finding_of("probes.lost", probes=probes(*({"latent": 0.1 + i / 100, "pixels": 0.9} for i in range(20))))
+    assert many.sentence.index("t0 ") < many.sentence.index("t1 ")
+    assert len(many.numbers) == 40
 
 
 def test_a_baseline_that_reads_more():
@@ -207,12 +188,6 @@ def test_a_baseline_that_reads_more():
     for value, width in ((0.99, 0.06), (0.93, 0.001)):  # only by chance, or only a little
         table = probes({"latent": 0.90, "PCA": value}, width=width)
         assert "probes.baseline_reads_more" not in keys(verdict(numbers(probes=table)))
-
-
-def test_many_targets_make_one_finding_with_the_worst_first():
-    found = finding_of("probes.lost", probes=probes(*({"latent": 0.1 + i / 100, "pixels": 0.9} for i in range(20))))
-    assert found.sentence.index("t0 ") < found.sentence.index("t1 ")
-    assert len(found.numbers) == 40
 
 
 def test_the_headline_is_that_of_the_worst():

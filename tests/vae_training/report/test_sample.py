@@ -9,9 +9,9 @@ import pytest
 
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
-from tests.support.tiny import picture
+from tests.support.tiny import picture, random_frames
 from vae_training.data.frames import describe_datasets, get_datasets, split_held_out
-from vae_training.report.sample import Sample, check_enough, find_recordings, neighbors, rows_of, take
+from vae_training.report.sample import Recordings, find_recordings, load_known, neighbors, places, read, spread
 
 CONTRACT = PixelContract(16, 16, 3)
 
@@ -35,8 +35,7 @@ def names(datasets: list[Any]) -> list[str]:
     return [Path(str(d.filename)).name for d in datasets]
 
 
-@pytest.mark.parametrize("given", [False, True])
-@pytest.mark.parametrize("held_out", [None, 2])
+@pytest.mark.parametrize(("given", "held_out"), [(False, None), (True, 2)])
 def test_the_split_of_the_training_run(tmp_path: Path, given: bool, held_out: int | None):
     folder = folder_of(tmp_path / "a", 20, 20, 20, 20)
     found = find_recordings(provenance_of(folder, held_out), folder if given else None)
@@ -53,7 +52,7 @@ def test_a_single_recording_is_cut_where_training_cut_it(tmp_path: Path):
     assert found.certain
 
 
-def test_recordings_added_since_are_held_out(tmp_path: Path):
+def test_recordings_added_since_are_held_out_and_what_was_trained_on_never(tmp_path: Path):
     folder = folder_of(tmp_path / "a", 20, 20, 20)
     provenance = provenance_of(folder)
     folder_of(tmp_path / "b", 30, first=7)
@@ -61,59 +60,47 @@ def test_recordings_added_since_are_held_out(tmp_path: Path):
     found = find_recordings(provenance)
     assert names(found.training) == ["0.npy", "1.npy"]
     assert names(found.held_out) == ["1b.npy", "2.npy"]
-
-
-def test_a_folder_that_it_never_saw_is_held_out_whole(tmp_path: Path):
-    home, other = folder_of(tmp_path / "a", 20, 20), folder_of(tmp_path / "b", 15, 15, first=5)
-    found = find_recordings(provenance_of(home), other)
-    assert (names(found.training), names(found.held_out)) == (["0.npy"], ["5.npy", "6.npy"])
-    assert len(found.training[0]) == 20
-    assert found.certain
-
-
-def test_without_the_training_frames_baselines_are_fitted_on_a_part(tmp_path: Path):
-    home, other = folder_of(tmp_path / "a", 20, 20), folder_of(tmp_path / "b", 15, 15, first=5)
-    provenance = json.loads(json.dumps(provenance_of(home)))  # as the encoder folder keeps it
-    home.rename(tmp_path / "elsewhere")
-    found = find_recordings(provenance, other)
-    assert (names(found.training), names(found.held_out)) == (["5.npy"], ["6.npy"])
-    assert found.certain
-    with pytest.raises(InputError, match="--frames"):
-        find_recordings(provenance)
-
-
-def test_what_was_trained_on_is_never_measured(tmp_path: Path):
-    folder = folder_of(tmp_path / "a", 20, 20, 20)
-    provenance = provenance_of(folder)
+    (folder / "1b.npy").unlink()
     (folder / "2.npy").unlink()
     with pytest.raises(InputError, match="--frames"):
         find_recordings(provenance)
 
 
-def test_an_encoder_without_provenance(tmp_path: Path):
-    folder = folder_of(tmp_path / "a", 20, 20)
-    assert not find_recordings({}, folder).certain
-    with pytest.raises(InputError, match="--frames"):
-        find_recordings({})
+def test_a_folder_that_it_never_saw_is_held_out_whole(tmp_path: Path):
+    home, other = folder_of(tmp_path / "a", 20, 20), folder_of(tmp_path / "b", 15, 15, first=5)
+    provenance = json.loads(json.dumps(provenance_of(home)))  # as the encoder folder keeps it
+    found = find_recordings(provenance, other)
+    assert (names(found.training), names(found.held_out)) == (["0.npy"], ["5.npy", "6.npy"])
+    assert len(found.training[0]) == 20
+    assert found.certain
+    # Without the training frames, baselines are fitted on a part of it.
+    home.rename(tmp_path / "elsewhere")
+    found = find_recordings(provenance, other)
+    assert (names(found.training), names(found.held_out)) == (["5.npy"], ["6.npy"])
+    assert found.certain
+    assert not find_recordings({}, other).certain
+    for nowhere in (provenance, {}):
+        with pytest.raises(InputError, match="--frames"):
+            find_recordings(nowhere)
 
 
 def test_frames_are_spread_evenly_and_know_where_they_are_from(tmp_path: Path):
     datasets = get_datasets(folder_of(tmp_path / "a", 30, 10, 60))
-    sample = take(datasets, 11, CONTRACT)
-    assert sample.frames[:, 0, 0, 0].tolist() == sample.recording.tolist()
-    assert sample.frames[:, 0, 1, 0].tolist() == sample.row.tolist()
-    assert sample.recording.tolist() == [0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2]
-    assert len(take(datasets, 1_000, CONTRACT).frames) == 100
+    index = spread(100, 11)
+    recording, row = places(datasets, index)
+    frames = read(datasets, index, CONTRACT)
+    assert frames[:, 0, 0, 0].tolist() == recording.tolist() == [0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2]
+    assert frames[:, 0, 1, 0].tolist() == row.tolist()
+    assert len(spread(100, 1_000)) == 100
 
 
 def test_frames_of_another_size_are_converted(tmp_path: Path):
-    (tmp_path / "a").mkdir()
     frames = np.stack([picture(0, step, 24, 32) for step in range(20)])
-    np.save(tmp_path / "a" / "0.npy", frames)
-    datasets = get_datasets(tmp_path / "a")
-    assert np.array_equal(take(datasets, 20, CONTRACT).frames, CONTRACT.convert(frames))
+    np.save(tmp_path / "0.npy", frames)
+    datasets = get_datasets(tmp_path)
+    assert np.array_equal(read(datasets, np.arange(20), CONTRACT), CONTRACT.convert(frames))
     with pytest.raises(InputError, match="far smaller"):
-        take(datasets, 20, PixelContract(64, 64, 3))
+        read(datasets, np.arange(20), PixelContract(64, 64, 3))
 
 
 def test_neighbors_are_of_one_recording_and_one_episode(tmp_path: Path):
@@ -130,18 +117,14 @@ def test_neighbors_are_of_one_recording_and_one_episode(tmp_path: Path):
     assert neighbors(get_datasets(folder_of(tmp_path / "b", 1, 1)), 5, CONTRACT) is None
 
 
-def test_rows_of_a_part_of_a_recording(tmp_path: Path):
-    folder = folder_of(tmp_path / "a", 20)
-    rows: dict[str, Any] = {"state$HEALTH": np.arange(20.0)}
-    np.savez(folder / "0.rows.npz", **rows)
-    (dataset,) = get_datasets(folder)
-    assert rows_of(dataset[5:8])["state$HEALTH"].tolist() == [5, 6, 7]
-    assert rows_of(np.zeros((3, 16, 16, 3), np.uint8)) == {}
-
-
-def test_too_few_frames_or_equal_ones():
-    frames, place = np.random.default_rng(0).integers(0, 255, (16, 4, 4, 3), np.uint8), np.zeros(16, np.int64)
-    check_enough(Sample(frames, place, place))
-    for bad in (frames[1:], np.full_like(frames, 7)):
-        with pytest.raises(InputError, match="held-out frames"):
-            check_enough(Sample(bad, place, place))
+def test_own_targets_of_a_recording_that_is_cut(tmp_path: Path):
+    np.save(tmp_path / "a.npy", random_frames(100))
+    np.savez(tmp_path / "a.rows.npz", **{"state$HEALTH": np.arange(100.0)})  # pyright: ignore[reportArgumentType]
+    np.savez(tmp_path / "own.npz", row=np.arange(100))
+    (whole,) = get_datasets(tmp_path)
+    known = load_known(Recordings([whole[:80]], [whole[85:]], ""), tmp_path / "own.npz")
+    assert known.held_out == ["a (held out)"]
+    for target in ("row", "state$HEALTH"):
+        assert known.targets["a"][target].tolist() == list(range(80))
+        assert known.targets["a (held out)"][target].tolist() == known.column(target).tolist() == list(range(85, 100))
+    assert np.isnan(known.column("nothing")).all()

@@ -15,11 +15,9 @@ from latent_obs.util.errors import EncoderFolderError, InputError, MissingExtraE
 from latent_obs_cli.main import main
 from tests.support.tiny import picture, random_frames, tiny_cvae
 from tests.support.training_runs import config_for, run
-from vae_training.data.frames import get_datasets
 from vae_training.report import ReportConfig, ReportResult, report
 from vae_training.report.encoder import ReportModel
 from vae_training.report.run import write_compact_json
-from vae_training.report.sample import Recordings, load_known
 from vae_training.training.export import export_encoder
 
 for package in ("skimage", "sklearn", "matplotlib"):
@@ -107,6 +105,13 @@ def test_the_numbers_are_in_the_json(made: Any):
     assert values["settings"]["seed"] == 0
     assert values["encoder"]["settings"]["beta"] == 0.01
     assert list(values["not_measured"]) == ["probes on the pixels"]
+    assert result.probes.targets == ["state$STEP"]
+    assert result.probes.representations == ["latent", "PCA", "random encoder"]
+    assert result.probes.recordings["held_out"] == ["3"]
+    scores = values["disentanglement"]
+    assert scores["factors"] == list(scores["mig_per_factor"]) == list(scores["informativeness_per_factor"])
+    assert scores["factors"] == ["state$STEP"]
+    assert 0 <= scores["mig"] <= 1
 
 
 def test_the_numbers_are_those_of_the_encoder(made: Any, trained: Path):
@@ -119,18 +124,6 @@ def test_the_numbers_are_those_of_the_encoder(made: Any, trained: Path):
     assert result.latents.variance_of_mean == pytest.approx(means.var(0).tolist(), rel=1e-4)
     mse = np.square(model.frozen.decode(means) / 255 - frames / 255).mean()
     assert result.reconstruction.scores["encoder"].mse == pytest.approx(mse, rel=1e-2)
-
-
-def test_what_is_known_of_the_state_is_probed(made: Any):
-    result, _ = made
-    assert result.probes.targets == ["state$STEP"]
-    assert result.probes.representations == ["latent", "PCA", "random encoder"]
-    assert result.probes.recordings["held_out"] == ["3"]
-    scores = json.loads(result.json.read_text())["disentanglement"]
-    assert scores["factors"] == list(scores["mig_per_factor"]) == list(scores["informativeness_per_factor"])
-    assert scores["factors"] == ["state$STEP"]
-    assert all(0 <= scores[f"dci_{name}"] <= 1 for name in ("disentanglement", "completeness", "informativeness"))
-    assert 0 <= scores["mig"] <= 1
 
 
 def test_own_targets_change_nothing_else(made: Any, trained: Path, tmp_path: Path):
@@ -152,16 +145,6 @@ def test_own_targets_change_nothing_else(made: Any, trained: Path, tmp_path: Pat
         quietly(ReportConfig(trained, targets=tmp_path / "short.npz"))
 
 
-def test_own_targets_of_a_recording_that_is_cut(tmp_path: Path):
-    np.save(tmp_path / "a.npy", random_frames(100))
-    np.savez(tmp_path / "own.npz", row=np.arange(100))
-    (whole,) = get_datasets(tmp_path)
-    known = load_known(Recordings([whole[:80]], [whole[85:]], "", True), tmp_path / "own.npz")
-    assert known.held_out == ["a (held out)"]
-    assert known.targets["a"]["row"].tolist() == list(range(80))
-    assert known.targets["a (held out)"]["row"].tolist() == list(range(85, 100))
-
-
 def test_without_a_decoder_the_pictures_are_left_out(tmp_path: Path, frames_folder: Path):
     folder = export_encoder(tmp_path / "run" / "encoder", tiny_cvae(), random_frames(4), with_decoder=False)
     result = quietly(ReportConfig(folder, frames=frames_folder, quick=True, sample=20))
@@ -173,15 +156,8 @@ def test_without_a_decoder_the_pictures_are_left_out(tmp_path: Path, frames_fold
     assert json.loads(result.json.read_text())["reconstruction"] is None
 
 
-def call(words: str) -> int:
-    try:
-        return main(words.split())
-    except SystemExit as error:
-        return int(error.code or 0)
-
-
 def test_by_the_command_line(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    assert call(f"report {trained} --out {tmp_path / 'out'} --quick --no-probes --sample 32") == 0
+    assert main(f"report {trained} --out {tmp_path / 'out'} --quick --no-probes --sample 32".split()) == 0
     assert str(tmp_path / "out" / "report.html") in capfd.readouterr().out
     values = json.loads((tmp_path / "out" / "report.json").read_text())
     assert values["frames"]["measured"] == 32
@@ -190,33 +166,36 @@ def test_by_the_command_line(trained: Path, tmp_path: Path, capfd: pytest.Captur
 
 def test_mistakes_are_one_line(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     (tmp_path / "file").write_text("mine")
+    for name, frames in (("few", random_frames(15)), ("equal", np.zeros((40, 16, 16, 3), np.uint8))):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "0.npy", frames)
     for words, named in (
         ("nowhere", "nowhere"),
         (f"{trained} --frames nowhere", "nowhere"),
         (f"{trained} --out {tmp_path / 'file'}", "--out"),
-        (f"{trained} --sample 3", "sample"),
+        (f"{trained} --frames {tmp_path / 'few'}", "held-out frames"),
+        (f"{trained} --frames {tmp_path / 'equal'}", "held-out frames"),
         (f"{trained} --targets nowhere.npz", "nowhere.npz"),
         (f"{trained} --device cuda:77", "cuda:77"),
     ):
-        assert call(f"report {words}") == 2
+        assert main(["report", *words.split()]) == 2
         err = capfd.readouterr().err
         assert named in err
         assert "Traceback" not in err
+    with pytest.raises(InputError, match="sample"):
+        ReportConfig(trained, sample=3)
 
 
-def test_a_damaged_encoder(trained: Path, tmp_path: Path):
+def test_a_damaged_encoder_and_a_missing_package(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = shutil.copytree(trained / "encoder", tmp_path / "encoder")
     data = bytearray((folder / "decoder.safetensors").read_bytes())
     data[-3] ^= 1
     (folder / "decoder.safetensors").write_bytes(data)
     with pytest.raises(EncoderFolderError, match="damaged"):
         quietly(ReportConfig(folder))
-
-
-def test_a_missing_package_is_reported_before_anything_else(trained: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "skimage", None)
+    monkeypatch.setitem(sys.modules, "skimage", None)  # before the damage is seen
     with pytest.raises(MissingExtraError, match=r"latent-obs\[report\]"):
-        quietly(ReportConfig(trained))
+        quietly(ReportConfig(folder))
 
 
 def test_json_is_plain_and_readable(tmp_path: Path):
