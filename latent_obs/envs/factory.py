@@ -22,7 +22,7 @@ from latent_obs.envs.faults import LastRealFrame, RestartOnFault
 from latent_obs.envs.old_gym import OldGymEnv, is_old_gym
 from latent_obs.envs.workers import ProcessVectorEnv
 from latent_obs.minerl.client import is_minerl as is_minerl_env
-from latent_obs.minerl.env import register_minerl
+from latent_obs.minerl.env import adapt_minerl, register_minerl
 from latent_obs.minerl.installation import MINERL, minerl_version
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError, LatentObsError, check_choice, check_count, require
