@@ -43,11 +43,7 @@ class Place(NamedTuple):
 
 
 def read_npy_header(handle: IO[bytes]) -> NpyHeader:
-    """Read the header of a `.npy` file and leave the file at its first value.
-
-    Raises:
-        ValueError: There is no such header, or it is damaged or of another version than 1.0 and 2.0.
-    """
+    """Read the header of a `.npy` file and leave the file at its first value; a `ValueError` if it is damaged."""
     version = np.lib.format.read_magic(handle)
     if version == (1, 0):
         return NpyHeader(*np.lib.format.read_array_header_1_0(handle))
@@ -66,8 +62,7 @@ def get_datasets(dataset_dir: str | os.PathLike[str] = "images/") -> list[np.mem
         One read-only uint8 array (N, H, W, C) per file, in name order. Nothing is read before it is accessed.
 
     Raises:
-        InputError: The folder is missing or has no `.npy` file, or a file is damaged, or not uint8 (N, H, W, C) with
-            frames of the same shape as the others.
+        InputError: There is no folder or `.npy` file, or a file is damaged, not uint8, or of another frame shape.
 
     Example:
         >>> import tempfile
@@ -106,37 +101,26 @@ def open_frames(file: Path) -> np.memmap:
     try:
         # Refuses objects, and never unpickles any: that would run whatever code the file names.
         frames = np.lib.format.open_memmap(file, mode="r")
-        size = file.stat().st_size
+        expected, size = frames.offset + frames.nbytes, file.stat().st_size
+        if size != expected:
+            raise ValueError(f"{expected:,} bytes expected, {size:,} found")
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, OverflowError) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"{file} is damaged, holds Python objects (never loaded, because that can run code), or is no .npy file "
-            f"({reason}). Copy it again, or make it again with numpy.save from uint8"
+            f"{file} is damaged, no .npy file, or holds Python objects, never loaded because that can run code "
+            f"({str(error).splitlines()[0]}). Copy it again, or save uint8 frames with numpy.save"
         ) from None
-    shape, fault = frames.shape, ""
-    if size != frames.offset + frames.nbytes:
-        fault = f"is damaged: {frames.offset + frames.nbytes:,} bytes expected, {size:,} found. Copy or make it again"
-    elif frames.dtype != np.uint8:
-        fault = (
-            f"holds {frames.dtype}, expected uint8 (values 0 to 255). Save it again with numpy.save(file, "
-            "frames.round().astype(numpy.uint8)); multiply values of 0 to 1 by 255 first"
+    shape, is_whole = frames.shape, frames.flags.c_contiguous
+    channel_first = len(shape) == 4 and shape[1] in (1, 3, 4) and min(shape[2:]) >= 8
+    if frames.dtype != np.uint8 or len(shape) != 4 or 0 in shape or channel_first or not is_whole:
+        layout = " in Fortran order" if not is_whole else " (channel-first?)" if channel_first else ""
+        raise InputError(
+            f"{file} holds {frames.dtype} of shape {shape}{layout}, expected uint8 (values 0 to 255) of shape "
+            "(N, H, W, C) in C order, with at least one frame. Save it again: floats of 0 to 1 times 255, then "
+            ".round().astype(numpy.uint8); channel-first frames with .transpose(0, 2, 3, 1); grey ones with C = 1; all "
+            "through numpy.ascontiguousarray"
         )
-    elif len(shape) != 4 or 0 in shape:
-        fault = f"has shape {shape}, expected (N, H, W, C) with at least one frame; grey frames have C = 1"
-    elif shape[1] in (1, 3, 4) and min(shape[2:]) >= 8:
-        fault = (
-            f"has shape {shape}, which looks channel-first; expected (N, H, W, C). Save it again with numpy.save(file, "
-            "frames.transpose(0, 2, 3, 1))"
-        )
-    elif not frames.flags.c_contiguous:
-        fault = (
-            "is in Fortran order, where one frame is scattered over the whole file. Save it again with "
-            "numpy.save(file, numpy.ascontiguousarray(frames))"
-        )
-    if fault:
-        raise InputError(f"{file} {fault}")
     return frames
 
 
@@ -148,9 +132,7 @@ def name_of(dataset: NDArray[Any]) -> str:
 def place_on_disk(dataset: Frames) -> Place | None:
     """Find where the frames of a memory map, or of a slice of one, lie on disk.
 
-    Returns:
-        None for any other array: one in memory, one whose frames do not follow each other in the file, or a map whose
-        pages may differ from the file (copy-on-write).
+    None for any other array: in memory, not in the order of a file, or a map that may differ from it (copy-on-write).
     """
     if not isinstance(dataset, np.memmap) or not dataset.flags.c_contiguous:
         return None
@@ -230,8 +212,7 @@ def split_held_out(datasets: Datasets, held_out: int | None = None) -> tuple[lis
 
     Args:
         datasets: Arrays from `get_datasets`.
-        held_out: How many files to hold out, the last ones (and what else is of the same recordings); a tenth of them,
-            and at least one, by default.
+        held_out: How many files to hold out, the last ones (and what else is of the same recordings); a tenth if None.
 
     Returns:
         (train, held_out); with a single recording both are lazy views of it.
@@ -306,12 +287,7 @@ def _recordings_of(datasets: Datasets) -> list[object]:
 
 
 def identify(training: Datasets, held_out: Datasets) -> dict[str, list[dict[str, Any]]]:
-    """Describe which frames of which file are trained on and held out, for a checkpoint.
-
-    Returns:
-        "training" and "held_out", each a list with `file`, `first_frame`, `frames` and `fingerprint` per array; plain
-        JSON.
-    """
+    """Describe which frames of which file are trained on and held out, for a checkpoint, in plain JSON values."""
     return {
         side: [
             {**entry, "fingerprint": fingerprint(file) if file else None} for file, entry in map(_identity, datasets)
@@ -323,15 +299,7 @@ def identify(training: Datasets, held_out: Datasets) -> dict[str, list[dict[str,
 def split_as_before(
     datasets: Sequence[np.memmap], before: dict[str, list[dict[str, Any]]], *, folder: Path
 ) -> tuple[list[Frames], list[Frames]]:
-    """Repeat the split that a run began with, over the same files as then.
-
-    Args:
-        datasets: All files of the folder now.
-        before: What `identify` returned when the run began.
-        folder: The folder, for messages.
-
-    Returns:
-        (training, held_out), as from `split_held_out`.
+    """Repeat the split that a run began with, described by `identify`, over all files of the folder.
 
     Raises:
         InputError: A file is missing, has changed, or was added.
@@ -385,15 +353,7 @@ class DiskFullError(LatentObsError, OSError):
 
 @contextlib.contextmanager
 def explain_disk_full(what: Path, then: str) -> Iterator[None]:
-    """Turn the errors of a full disk into one that says what to do.
-
-    Args:
-        what: The file or folder that is written.
-        then: What is safe, and how to go on.
-
-    Raises:
-        DiskFullError: The disk is full. Other errors pass.
-    """
+    """Turn the errors of a full disk into a `DiskFullError` about `what`, which says with `then` what to do."""
     try:
         yield
     except DiskFullError:

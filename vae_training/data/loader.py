@@ -33,15 +33,11 @@ def shares(sample_size: int, weights: Sequence[float]) -> list[int]:
     """Split a sample among datasets by weight, by the largest-remainder rule.
 
     Each dataset's quota is `sample_size * weight / sum(weights)`. It gets the whole part of it; what is left over goes,
-    one each, to the largest fractional parts, among equals to the earlier one. Weights are read as decimal numbers: 0.1
-    is a tenth.
+    one each, to the largest fractional parts, among equals to the earlier one.
 
     Args:
         sample_size: Number of frames in all.
-        weights: One per dataset, relative: they need not sum to one.
-
-    Returns:
-        Number of frames from each dataset.
+        weights: One per dataset, relative: they need not sum to one. Read as decimal numbers: 0.1 is a tenth.
 
     Raises:
         InputError: `sample_size` is not a positive integer, or weights are empty, negative, not finite or all zero.
@@ -77,9 +73,6 @@ def plan_draw(
     """Plan the draw of `get_random_samples`, with its arguments and errors, without reading.
 
     Only the rows of the sample in `places` are planned, all by default; the draw itself does not depend on them.
-
-    Returns:
-        (number of the dataset, sorted rows in it, their places in the result) for each dataset that gives any.
     """
     if not len(datasets):
         raise InputError("datasets must not be empty; open them with get_datasets(folder)")
@@ -137,14 +130,13 @@ def get_random_samples(
         normalize: Whether to scale to [0, 1].
         seed: An integer, or a generator (which moves on), that reproduces the draw. None: another draw each time.
         replace_small: Whether a dataset smaller than its share is drawn with repeats; an error otherwise.
-        out: Where to put the result: an array as described below, which is then returned. A fresh one by default.
+        out: Where to put the result, which is then returned; a fresh array by default.
 
     Returns:
         A C-contiguous, writable array (sample_size, H, W, C): float32 in [0, 1] with `normalize`, else uint8.
 
     Raises:
-        InputError: A share is more than its dataset has, an argument is not as described, or a file was changed or
-            removed after it was opened.
+        InputError: A share is more than its dataset has, or a file was cut short or removed after it was opened.
 
     Example:
         >>> dark, bright = np.zeros((50, 8, 8, 3), np.uint8), np.full((50, 8, 8, 3), 255, np.uint8)
@@ -312,8 +304,7 @@ class SuperBatches(Iterator[Any]):
 class Share:
     """The part of a batch that a process has: `count` frames (1 or more), from `start` on, of `total` in all.
 
-    `weight` is what this process's mean counts in the mean over processes, so that it is the mean over frames: 1 where
-    all parts are equal; 0 for a part that has a frame only because it must have one.
+    `weight` is what its mean counts in the mean over processes: 0 for a part that has a frame only because it must.
     """
 
     total: int
@@ -340,11 +331,7 @@ class Batch:
         return len(self.images)
 
     def noise(self, *shape: int) -> Tensor:
-        """Draw standard normal numbers float32 (N, *shape) from torch's global generator.
-
-        They are drawn for the whole batch, and this process's part is taken, so that the generators of all processes
-        stay in step.
-        """
+        """Draw standard normal numbers float32 (N, *shape), for the whole batch: all processes' generators agree."""
         share = self.share or Share(len(self), 0, len(self))
         whole = torch.randn(share.total, *shape, device=self.images.device)
         return whole[share.start : share.start + share.count]

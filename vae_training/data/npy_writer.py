@@ -60,19 +60,14 @@ class NpyWriter:
                 f"{self.part} exists already: another process writes it, or was killed (then recover_parts finishes it)"
             ) from None
         self.closed = False
-        try:
-            _lock(self._fd)  # so that recover_parts leaves a file alone that is still being written
-            self._write_header()
-        except BaseException:
-            self.close()
-            raise
+        _lock(self._fd)  # so that recover_parts leaves a file alone that is still being written
+        self._write_header()
 
     def append(self, frames: Frames) -> None:
         """Add one frame, uint8 of `frame_shape`, or several, (n, *frame_shape), to the end.
 
         Raises:
-            InputError: The frames have another shape or dtype, the file is closed, or the disk is full. In the last
-                case every whole frame before that point is kept, and the file is closed.
+            InputError: The frames do not fit, the file is closed, or the disk is full; whole frames are kept then.
         """
         if self.closed:
             raise InputError(f"{self.path} is closed; nothing can be appended to it")
@@ -82,9 +77,8 @@ class NpyWriter:
             )
         data = np.ascontiguousarray(frames).reshape(-1).data
         # The place follows from the count: half a frame of an interrupted append is overwritten by the next.
-        frame_bytes, done = math.prod(self.frame_shape), 0
-        start = len(npy_header(0, self.frame_shape)) + self.frames * frame_bytes
-        before = self.frames
+        before, frame_bytes, done = self.frames, math.prod(self.frame_shape), 0
+        start = len(npy_header(0, self.frame_shape)) + before * frame_bytes
         try:
             while done < len(data):
                 done += os.pwrite(self._fd, data[done:], start + done)
@@ -101,11 +95,7 @@ class NpyWriter:
             ) from error
 
     def close(self) -> None:
-        """Give the file its final name, or remove it where it holds no frame; a second call does nothing.
-
-        Raises:
-            InputError: A file of the final name was made meanwhile; the frames stay in the `.part`.
-        """
+        """Give the file its final name, or remove it where it holds no frame; an `InputError` if the name is taken."""
         if self.closed:
             return
         self.closed = True
@@ -130,13 +120,9 @@ class NpyWriter:
 
 
 def recover_parts(folder: str | os.PathLike[str]) -> list[Path]:
-    """Turn what a killed process left in a folder, `*.npy.part`, into valid `.npy` files.
+    """Turn what a killed process left in a folder, `*.npy.part`, into valid `.npy` files, which are returned.
 
-    Whole frames are kept, half a frame at the end is cut off, a file without any is removed. A file that another
-    process is still writing is left alone.
-
-    Returns:
-        The files recovered, in name order.
+    Whole frames are kept, and a file without any is removed. One that another process is still writing is left alone.
 
     Raises:
         InputError: A `.part` was not begun by `NpyWriter`, or its final name is taken.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from latent_obs.util.errors import InputError, check_count
@@ -32,10 +32,14 @@ _THREADS = 4  # numpy lets others run while it counts
 _CHUNKS_AT_ONCE = 64  # more would only pile up results
 _CHUNK_BYTES = 1 << 20  # about what stays in a processor's cache
 _MOST_CHUNK_FRAMES = 1 << 16  # uint32 holds the sum of so many squares
-_WIDTH, _TABLE_FILES, _NAME = 100, 40, 40  # characters and files of the table, and characters of a name in a sentence
+_WIDTH, _NAME = 100, 40  # characters of the table, and of a name in a sentence
+_COLUMNS = (
+    f"same: equal to the frame before; near: differs from it by at most {NEAR:g} of 255 on average;",
+    f"black: no value above {BLACK}; still: frames of the longest run that stays near the frame before.",
+)
 _SHEET_FILES, _SHEET_FRAMES = 16, 10  # rows and columns of the contact sheet
 _MEAN_FILES, _MEAN_COLUMNS = 39, 8  # of the sheet of mean images
-_TILE, _GAP, _MARGIN, _LINE, _LETTER = 128, 4, 12, 20, 7  # pixels on a sheet; a tile's is its longer side, about
+_TILE, _GAP, _MARGIN, _LINE, _LETTER = 128, 4, 12, 20, 7  # pixels on a sheet; a tile's is its longer side
 T = TypeVar("T")
 
 
@@ -140,8 +144,7 @@ def frame_stats(folder: str | os.PathLike[str], sample: int | None = None) -> Fo
 
     Args:
         folder: The folder.
-        sample: About how many frames to read, in stretches of `STRETCH_FRAMES` spread evenly over each file; at least
-            `HEAD_FRAMES` of each. All of them when not given.
+        sample: About how many frames to read, in stretches spread evenly over each file; all when not given.
 
     Returns:
         The numbers. A file that `get_datasets` would refuse is in `refused`, and the others are measured.
@@ -291,12 +294,7 @@ def stats_table(stats: FolderStats) -> str:
         if stats.estimated:
             measured = sum(file.measured for file in stats.files)
             lines.append(f"Estimates: {measured:,} of the frames were measured, in stretches that follow each other.")
-        explained = (
-            f"same: equal to the frame before; near: equal, or different from it by at most {NEAR:g} of 255 on "
-            f"average; black: no value above {BLACK}; still: frames of the longest run that stays near the frame "
-            "before."
-        )
-        lines += ["", *_table(stats), "", textwrap.fill(explained, _WIDTH)]
+        lines += ["", *_table(stats), "", *_COLUMNS]
     refused = [" ".join(one) for one in stats.refused]
     wrapper = textwrap.TextWrapper(_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     for heading, texts in (("Training would refuse:", refused), ("Look at:", find_warnings(stats))):
@@ -306,28 +304,18 @@ def stats_table(stats: FolderStats) -> str:
 
 
 def _table(stats: FolderStats) -> list[str]:
-    is_rgb = len(stats.files[0].mean) == 3
-    rows = [["file", "frames", "MB", "mean R G B" if is_rgb else "mean", "std", "same", "near", "black", "still"]]
-    shown: list[tuple[str, FileStats | FolderStats]] = [(file.name, file) for file in stats.files[:_TABLE_FILES]]
-    for name, of in [*shown, ("all", stats)] if len(stats.files) > 1 else shown:
-        mean = " ".join(f"{value:3.0f}" for value in of.mean) if is_rgb else f"{np.mean(of.mean):.0f}"
-        still = f"{'≥' if of.estimated and of.still_frames > 1 else ''}{of.still_frames:,}"
-        numbers = [f"{of.frames:,}", f"{of.bytes / 1e6:,.1f}", mean, f"{np.mean(of.std):.0f}"]
-        rows.append([name, *numbers, *map(_percent, of.shares), still])
+    shown: list[tuple[str, FileStats | FolderStats]] = [(file.name, file) for file in stats.files]
+    rows = [["file", "frames", "MB", "mean", "std", "same", "near", "black", "still"]]
+    for name, of in [*shown, ("all", stats)] if len(shown) > 1 else shown:
+        numbers = [f"{of.frames:,}", f"{of.bytes / 1e6:,.1f}", f"{np.mean(of.mean):.0f}", f"{np.mean(of.std):.0f}"]
+        rows.append([name, *numbers, *(f"{share:.1%}" for share in of.shares), f"{of.still_frames:,}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[0] = min(widths[0], _WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
     lines: list[str] = []
     for name, *numbers in rows:
         right = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
         lines.append("  ".join([_cut(name, widths[0]).ljust(widths[0]), *right]))
-    if len(stats.files) > _TABLE_FILES:
-        lines.insert(1 + _TABLE_FILES, f"… and {len(stats.files) - _TABLE_FILES:,} more (--json lists them all)")
     return lines
-
-
-def _percent(share: float) -> str:
-    """A share; one that is neither none nor all does not look like it."""
-    return "<1%" if 0 < share < 0.005 else ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
 
 
 def _cut(text: str, length: int) -> str:
@@ -402,15 +390,11 @@ def _range(shares: Sequence[float]) -> str:
 
 
 def write_contact_sheet(path: str | os.PathLike[str], stats: FolderStats) -> Path:
-    """Write a PNG with a row of frames per file, evenly spaced from its first to its last; it appears whole or not.
-
-    Raises:
-        InputError: There is no file to show, or one cannot be read any more.
-    """
+    """Write a PNG with a row of frames per file, evenly spaced; an `InputError` if there are none."""
     rows: list[list[tuple[str, Frames]]] = []
     for file in _evenly(stats.files, _SHEET_FILES):
         frames = open_frames(stats.folder / file.name)
-        heading = f"{_cut(file.name, _NAME)}   {file.frames:,} frames, {_percent(file.shares.near)} near-duplicates"
+        heading = f"{_cut(file.name, _NAME)}   {file.frames:,} frames, {file.shares.near:.0%} near-duplicates"
         shown = [np.asarray(frames[number]) for number in _evenly(range(len(frames)), _SHEET_FRAMES)]
         rows.append([(heading if number == 0 else "", frame) for number, frame in enumerate(shown)])
     return _write_sheet(path, f"{len(rows)} of {len(stats.files):,} file(s), {stats.frames:,} frames", stats, rows)
@@ -420,9 +404,6 @@ def write_mean_sheet(path: str | os.PathLike[str], stats: FolderStats) -> Path:
     """Write a PNG with the mean image of all frames, and then of each file; it appears whole or not.
 
     What stays visible is in the same place in most frames: a HUD, a held item, the horizon.
-
-    Raises:
-        InputError: There is no file to show.
     """
     means = [(file.name, file.mean_image) for file in stats.files if file.mean_image is not None]
     title = f"mean of the frames of {len(means)} of {len(stats.files):,} file(s)"
@@ -469,9 +450,7 @@ def _write_sheet(
 
 
 def _tile(frame: Frames) -> Image.Image:
-    """A frame as RGB; small ones are enlarged by a whole factor, large ones made smaller."""
+    """A frame as RGB, enlarged or made smaller until its longer side is that of a tile."""
     image = Image.fromarray(grid([frame[None]], scale=1))
-    longer = max(image.size)
-    scale = _TILE // longer if longer <= _TILE else _TILE / longer
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
+    method = Image.Resampling.NEAREST if max(image.size) <= _TILE else Image.Resampling.BOX
+    return ImageOps.contain(image, (_TILE, _TILE), method)
