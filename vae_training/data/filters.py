@@ -73,21 +73,14 @@ class FrameFilters:
             if self.drop_black:
                 mask &= grey.max(axis=(1, 2)) > BLACK
             if self.drop_duplicates is not None:
-                mask[mask] = self._differs(small_version(grey[mask]), self.drop_duplicates)
+                for i, small in zip(np.flatnonzero(mask), small_version(grey[mask]), strict=True):
+                    mask[i] = self._last is None or np.abs(small - self._last).mean() >= self.drop_duplicates
+                    if mask[i]:
+                        self._last = small.copy()  # a view would keep the small versions of the whole chunk
         if self.limit is not None:
             mask &= np.cumsum(mask) <= self.limit - self.kept
         self.kept += int(mask.sum())
         return mask
-
-    def _differs(self, small: NDArray[np.float32], levels: float) -> NDArray[np.bool_]:
-        """Which frames differ from the last kept one; each that does is the one that the next are compared to."""
-        kept = np.zeros(len(small), np.bool_)
-        for i, frame in enumerate(small):
-            if self._last is None or np.abs(frame - self._last).mean() >= levels:
-                kept[i], self._last = True, frame
-        if self._last is not None:
-            self._last = self._last.copy()  # a view would keep the small versions of the whole chunk
-        return kept
 
 
 def grey_levels(frames: Frames) -> NDArray[np.uint8]:

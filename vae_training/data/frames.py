@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import functools
 import hashlib
 import json
 import mmap
@@ -21,11 +20,7 @@ Frames = NDArray[np.uint8]
 Datasets = Sequence[Frames]
 
 #: Errors that mean that the disk, the quota or the largest file size is used up.
-DISK_FULL = {
-    errno.ENOSPC: "No space left on device",
-    errno.EDQUOT: "Disk quota exceeded",
-    errno.EFBIG: "File too large",
-}
+DISK_FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 _MB = 1 << 20
 _HELD_OUT_SHARE = 0.1
 _GAP_SHARE, _MOST_GAP_FRAMES = 0.01, 100
@@ -48,11 +43,7 @@ class Place(NamedTuple):
 
 
 def read_npy_header(handle: IO[bytes]) -> NpyHeader:
-    """Read the header of a `.npy` file and leave the file at its first value.
-
-    Raises:
-        ValueError: There is no such header, or it is damaged or of another version than 1.0 and 2.0.
-    """
+    """Read the header of a `.npy` file and leave the file at its first value; a `ValueError` if it is damaged."""
     version = np.lib.format.read_magic(handle)
     if version == (1, 0):
         return NpyHeader(*np.lib.format.read_array_header_1_0(handle))
@@ -71,8 +62,7 @@ def get_datasets(dataset_dir: str | os.PathLike[str] = "images/") -> list[np.mem
         One read-only uint8 array (N, H, W, C) per file, in name order. Nothing is read before it is accessed.
 
     Raises:
-        InputError: The folder is missing or has no `.npy` file, or a file is damaged, or not uint8 (N, H, W, C) with
-            frames of the same shape as the others.
+        InputError: There is no folder or `.npy` file, or a file is damaged, not uint8, or of another frame shape.
 
     Example:
         >>> import tempfile
@@ -92,77 +82,46 @@ def get_datasets(dataset_dir: str | os.PathLike[str] = "images/") -> list[np.mem
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """List the `.npy` files of a folder in name order.
-
-    Raises:
-        InputError: There is no such folder, or no such file in it.
-    """
-    if not folder.is_dir():
-        found = "a file, expected the folder that it is in" if folder.exists() else f"no folder in {Path.cwd()}"
-        raise InputError(f"{folder} is {found}. Record frames with: latent-obs frames record --out FOLDER")
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    files = [entry for entry in entries if entry.suffix == ".npy" and not entry.is_dir()]
+    """List the `.npy` files of a folder in name order; an `InputError` where there are none."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    visible = [entry for entry in entries if not entry.name.startswith(".")]
+    files = [entry for entry in visible if entry.suffix == ".npy" and not entry.is_dir()]
     if not files:
+        found = "no folder" if not folder.exists() else "a file" if folder.is_file() else "a folder without any"
+        holding = f" (it holds {_listed([entry.name for entry in visible])})" if visible else ""
         raise InputError(
-            f"{folder} has no .npy file, expected some of uint8 frames (N, H, W, C); it holds "
-            f"{_listed([entry.name for entry in entries]) or 'nothing'}. Give a folder of frames, or record some with: "
-            "latent-obs frames record --out FOLDER"
+            f"{folder} is {found}{holding}, expected a folder with .npy files of uint8 frames (N, H, W, C). Record "
+            "some with: latent-obs frames record --out FOLDER"
         )
     return files
 
 
 def open_frames(file: Path) -> np.memmap:
-    """Map a frame file after checking its header and size.
-
-    Raises:
-        InputError: It cannot be read, or is not one whole array of uint8 (N, H, W, C).
-    """
+    """Map a frame file; an `InputError` where it is not one whole array of uint8 (N, H, W, C)."""
     try:
-        with file.open("rb") as handle:
-            size = os.fstat(handle.fileno()).st_size
-            try:
-                header = read_npy_header(handle)
-            except ValueError as error:
-                raise InputError(
-                    f"{file} is not a .npy file, or its header is damaged ({size:,} bytes: "
-                    f"{str(error).splitlines()[0]}). Remove it, or make it again with numpy.save"
-                ) from None
-            offset = handle.tell()
-        fault = _fault_of(header, offset, size)
-        if fault:
-            raise InputError(f"{file} {fault}")
-        return np.memmap(file, dtype=np.uint8, mode="r", offset=offset, shape=header.shape)
+        # Refuses objects, and never unpickles any: that would run whatever code the file names.
+        frames = np.lib.format.open_memmap(file, mode="r")
+        expected, size = frames.offset + frames.nbytes, file.stat().st_size
+        if size != expected:
+            raise ValueError(f"{expected:,} bytes expected, {size:,} found")
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
-
-
-def _fault_of(header: NpyHeader, offset: int, size: int) -> str:
-    """Why a file does not hold uint8 frames (N, H, W, C), and how to change that; empty where it does."""
-    shape, fortran_order, dtype = header
-    # First of all: an object array can only be read by unpickling it, which runs whatever code the file names.
-    if dtype.hasobject:
-        return f"holds Python objects (dtype {dtype}), never loaded, because that can run code. Save plain uint8"
-    expected = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if size != expected:
-        return f"is damaged: {dtype} of shape {shape} takes {expected:,} bytes, found {size:,}. Copy or make it again"
-    if dtype != np.uint8:
-        return (
-            f"holds {dtype}, expected uint8 (values 0 to 255). Save it again with numpy.save(file, "
-            "frames.round().astype(numpy.uint8)); multiply values of 0 to 1 by 255 first"
+    except (ValueError, OverflowError) as error:
+        raise InputError(
+            f"{file} is damaged, no .npy file, or holds Python objects, never loaded because that can run code "
+            f"({str(error).splitlines()[0]}). Copy it again, or save uint8 frames with numpy.save"
+        ) from None
+    shape, is_whole = frames.shape, frames.flags.c_contiguous
+    channel_first = len(shape) == 4 and shape[1] in (1, 3, 4) and min(shape[2:]) >= 8
+    if frames.dtype != np.uint8 or len(shape) != 4 or 0 in shape or channel_first or not is_whole:
+        layout = " in Fortran order" if not is_whole else " (channel-first?)" if channel_first else ""
+        raise InputError(
+            f"{file} holds {frames.dtype} of shape {shape}{layout}, expected uint8 (values 0 to 255) of shape "
+            "(N, H, W, C) in C order, with at least one frame. Save it again: floats of 0 to 1 times 255, then "
+            ".round().astype(numpy.uint8); channel-first frames with .transpose(0, 2, 3, 1); grey ones with C = 1; all "
+            "through numpy.ascontiguousarray"
         )
-    if len(shape) != 4 or 0 in shape:
-        return f"has shape {shape}, expected (N, H, W, C) with at least one frame; grey frames have C = 1"
-    if shape[1] in (1, 3, 4) and min(shape[2:]) >= 8:
-        return (
-            f"has shape {shape}, which looks channel-first; expected (N, H, W, C). Save it again with numpy.save(file, "
-            "frames.transpose(0, 2, 3, 1))"
-        )
-    if fortran_order:
-        return (
-            "is in Fortran order, where one frame is scattered over the whole file. Save it again with "
-            "numpy.save(file, numpy.ascontiguousarray(frames))"
-        )
-    return ""
+    return frames
 
 
 def name_of(dataset: NDArray[Any]) -> str:
@@ -173,9 +132,7 @@ def name_of(dataset: NDArray[Any]) -> str:
 def place_on_disk(dataset: Frames) -> Place | None:
     """Find where the frames of a memory map, or of a slice of one, lie on disk.
 
-    Returns:
-        None for any other array: one in memory, one whose frames do not follow each other in the file, or a map whose
-        pages may differ from the file (copy-on-write).
+    None for any other array: in memory, not in the order of a file, or a map that may differ from it (copy-on-write).
     """
     if not isinstance(dataset, np.memmap) or not dataset.flags.c_contiguous:
         return None
@@ -207,8 +164,14 @@ def describe_datasets(datasets: Datasets) -> list[dict[str, Any]]:
     described: list[dict[str, Any]] = []
     for dataset in datasets:
         file, entry = _identity(dataset)
-        entry |= {"frame_shape": list(dataset.shape[1:]), "bytes": dataset.nbytes}
-        described.append({**entry, "sha256_head_tail": _sha256_head_tail(file) if file else None})
+        digest = None
+        if file is not None:
+            with file.open("rb") as handle:
+                read_npy_header(handle)
+                data, size = _pieces(handle, [(0, handle.tell() + _MB), (-_MB, _MB)])
+            digest = hashlib.sha256(data + str(size).encode()).hexdigest()
+        shape = {"frame_shape": list(dataset.shape[1:]), "bytes": dataset.nbytes}
+        described.append({**entry, **shape, "sha256_head_tail": digest})
     return described
 
 
@@ -216,15 +179,6 @@ def _identity(dataset: Frames) -> tuple[Path | None, dict[str, Any]]:
     """The file of an array, and which frames of it they are."""
     file, _, first_frame = place_on_disk(dataset) or (None, 0, 0)
     return file, {"file": file.name if file else None, "first_frame": first_frame, "frames": len(dataset)}
-
-
-def _sha256_head_tail(file: Path) -> str:
-    """The checksum that encoder folders of all versions have in their provenance."""
-    with file.open("rb") as handle:
-        size = os.fstat(handle.fileno()).st_size
-        read_npy_header(handle)
-        head = handle.tell() + _MB
-        return hashlib.sha256(_read(handle, (0, head), (size - _MB, _MB)) + str(size).encode()).hexdigest()
 
 
 def fingerprint(file: Path) -> str:
@@ -236,17 +190,17 @@ def fingerprint(file: Path) -> str:
     with file.open("rb") as handle:
         size = os.fstat(handle.fileno()).st_size
         between = [(size * i // 17, 4 << 10) for i in range(1, 17)]
-        data = _read(handle, (0, 64 << 10), *between, (size - (64 << 10), 64 << 10))
-        return hashlib.blake2b(str(size).encode() + data, digest_size=16).hexdigest()
+        data, _ = _pieces(handle, [(0, 64 << 10), *between, (-64 << 10, 64 << 10)])
+    return hashlib.blake2b(str(size).encode() + data, digest_size=16).hexdigest()
 
 
-def _read(handle: IO[bytes], *pieces: tuple[int, int]) -> bytes:
-    """The bytes of some (start, length) of a file, one after the other."""
-    data = b""
+def _pieces(handle: IO[bytes], pieces: Sequence[tuple[int, int]]) -> tuple[bytes, int]:
+    """Bytes of a file by (start, length), where a negative start counts from the end, and its size."""
+    size, data = os.fstat(handle.fileno()).st_size, b""
     for start, length in pieces:
-        handle.seek(max(0, start))
+        handle.seek(start if start >= 0 else max(0, size + start))
         data += handle.read(length)
-    return data
+    return data, size
 
 
 def split_held_out(datasets: Datasets, held_out: int | None = None) -> tuple[list[Frames], list[Frames]]:
@@ -258,8 +212,7 @@ def split_held_out(datasets: Datasets, held_out: int | None = None) -> tuple[lis
 
     Args:
         datasets: Arrays from `get_datasets`.
-        held_out: How many files to hold out, the last ones (and what else is of the same recordings); a tenth of them,
-            and at least one, by default.
+        held_out: How many files to hold out, the last ones (and what else is of the same recordings); a tenth if None.
 
     Returns:
         (train, held_out); with a single recording both are lazy views of it.
@@ -278,32 +231,28 @@ def split_held_out(datasets: Datasets, held_out: int | None = None) -> tuple[lis
     if held_out is None:
         held_out = max(1, round(len(datasets) * _HELD_OUT_SHARE))
     check_count("held_out", held_out)
-    if len(datasets) == 1 == held_out:
-        (whole,) = datasets
-        tail = max(1, int(len(whole) * _HELD_OUT_SHARE))
-        return _before_gap([whole[:-tail]], of=whole), [whole[-tail:]]
-    if held_out >= len(datasets):
-        raise InputError(
-            f"held_out {held_out} leaves none of {len(datasets)} file(s) to train on; hold out fewer, or record more"
-        )
     recordings = _recordings_of(datasets)
     measured = set(recordings[-held_out:])
-    if measured == set(recordings):
-        return _before_gap(datasets[:-held_out], of=datasets[-held_out - 1]), datasets[-held_out:]
-    sides: tuple[list[Frames], list[Frames]] = ([], [])
-    for dataset, recording in zip(datasets, recordings, strict=True):
-        sides[recording in measured].append(dataset)
-    return sides
-
-
-def _before_gap(pieces: list[Frames], *, of: Frames) -> list[Frames]:
-    """The pieces of a recording without the gap, 1% of a file, at their end."""
-    *before, last = pieces
-    gap = min(_MOST_GAP_FRAMES, max(1, int(len(of) * _GAP_SHARE)))
-    training = [*before, last[:-gap]] if len(last) > gap else before
-    if not training:
-        raise InputError(f"{name_of(of)} has {len(of)} frame(s), too few to hold any out. Record more frames")
-    return training
+    if held_out < len(datasets) and measured != set(recordings):
+        sides: tuple[list[Frames], list[Frames]] = ([], [])
+        for dataset, recording in zip(datasets, recordings, strict=True):
+            sides[recording in measured].append(dataset)
+        return sides
+    # A single recording, in one file or several, is cut in time, with a gap.
+    if len(datasets) == 1 == held_out:
+        tail = max(1, int(len(datasets[0]) * _HELD_OUT_SHARE))
+        before, after = [datasets[0][:-tail]], [datasets[0][-tail:]]
+    else:
+        before, after = datasets[:-held_out], datasets[-held_out:]
+    if before:
+        gap = min(_MOST_GAP_FRAMES, max(1, int(len(datasets[len(before) - 1]) * _GAP_SHARE)))
+        before = [*before[:-1], before[-1][:-gap]] if len(before[-1]) > gap else before[:-1]
+    if not before:
+        raise InputError(
+            f"held_out {held_out} of {len(datasets)} file(s) leaves none of the {sum(map(len, datasets))} frame(s) to "
+            "train on; hold out fewer, or record more"
+        )
+    return before, after
 
 
 def split_note(datasets: Datasets, training: Datasets, held_out: Datasets) -> str:
@@ -318,80 +267,59 @@ def split_note(datasets: Datasets, training: Datasets, held_out: Datasets) -> st
     )
 
 
-def _recordings_of(datasets: Datasets) -> list[tuple[Path, str] | int]:
+def _recordings_of(datasets: Datasets) -> list[object]:
     """What identifies the recording of each array: its name in the index beside the file, else the file itself."""
-    names = functools.cache(_recording_names)
-    recordings: list[tuple[Path, str] | int] = []
-    for dataset in datasets:
-        filename = getattr(dataset, "filename", None)
-        if filename is None:
-            recordings.append(id(dataset))
-        else:
-            folder, name = Path(filename).parent, Path(filename).name
-            recordings.append((folder, names(folder / "frames.json").get(name, name)))
-    return recordings
-
-
-def _recording_names(index: Path) -> dict[str, str]:
-    """The recording of each frame file by the index of an extracted folder; empty where there is none."""
-    if not index.is_file():
-        return {}
-    try:
-        recordings = json.loads(index.read_text())["recordings"]
-        return {piece["file"]: name for name, entry in recordings.items() for piece in entry["files"]}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{index} cannot be read ({error}), so it is not known which files are of one recording. Extract the "
-            "frames again, or remove it: then each file counts as a recording"
-        ) from None
+    files = [Path(filename) if (filename := getattr(d, "filename", None)) else None for d in datasets]
+    recordings: dict[Path, tuple[Path, str]] = {}
+    for folder in {file.parent for file in files if file is not None}:
+        index = folder / "frames.json"
+        if not index.is_file():
+            continue
+        try:
+            for name, entry in json.loads(index.read_text())["recordings"].items():
+                recordings |= {folder / piece["file"]: (folder, name) for piece in entry["files"]}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{index} cannot be read ({error}), so it is not known which files are of one recording. Extract the "
+                "frames again, or remove it: then each file counts as a recording"
+            ) from None
+    return [id(d) if file is None else recordings.get(file, file) for d, file in zip(datasets, files, strict=True)]
 
 
 def identify(training: Datasets, held_out: Datasets) -> dict[str, list[dict[str, Any]]]:
-    """Describe which frames of which file are trained on and held out, for a checkpoint.
-
-    Returns:
-        "training" and "held_out", each a list with `file`, `first_frame`, `frames` and `fingerprint` per array; plain
-        JSON.
-    """
-    sides: dict[str, list[dict[str, Any]]] = {"training": [], "held_out": []}
-    for side, datasets in zip(sides.values(), (training, held_out), strict=True):
-        for file, entry in map(_identity, datasets):
-            side.append({**entry, "fingerprint": fingerprint(file) if file else None})
-    return sides
+    """Describe which frames of which file are trained on and held out, for a checkpoint, in plain JSON values."""
+    return {
+        side: [
+            {**entry, "fingerprint": fingerprint(file) if file else None} for file, entry in map(_identity, datasets)
+        ]
+        for side, datasets in (("training", training), ("held_out", held_out))
+    }
 
 
 def split_as_before(
     datasets: Sequence[np.memmap], before: dict[str, list[dict[str, Any]]], *, folder: Path
 ) -> tuple[list[Frames], list[Frames]]:
-    """Repeat the split that a run began with, over the same files as then.
-
-    Args:
-        datasets: All files of the folder now.
-        before: What `identify` returned when the run began.
-        folder: The folder, for messages.
-
-    Returns:
-        (training, held_out), as from `split_held_out`.
+    """Repeat the split that a run began with, described by `identify`, over all files of the folder.
 
     Raises:
         InputError: A file is missing, has changed, or was added.
     """
-    by_name = {Path(str(dataset.filename)).name: dataset for dataset in datasets}
-    saved = {entry["file"]: entry for side in ("training", "held_out") for entry in before[side]}
-    advice = f"Put back the frames of the run into {folder} (or name their folder with --frames), or start another run"
-    if missing := [name for name in saved if name not in by_name]:
-        raise InputError(f"the run to resume was trained on {_listed(missing)}, not in {folder} any more. {advice}")
-    changed = [name for name in saved if fingerprint(Path(str(by_name[name].filename))) != saved[name]["fingerprint"]]
-    if changed:
-        raise InputError(f"{_listed(changed)} in {folder} changed since the run to resume began. {advice}")
-    added = [name for name in by_name if name not in saved]
-    if added:
+    present = {Path(name_of(dataset)).name: dataset for dataset in datasets}
+    saved = {entry["file"]: entry["fingerprint"] for side in before.values() for entry in side}
+    common = present.keys() & saved
+    differences = {
+        "gone": saved.keys() - common,
+        "changed": {name for name in common if fingerprint(Path(name_of(present[name]))) != saved[name]},
+        "new": present.keys() - common,
+    }
+    found = [f"{_listed(sorted(names))} {what}" for what, names in differences.items() if names]
+    if found:
         raise InputError(
-            f"{_listed(added)} came to {folder} since the run to resume began. Move them elsewhere, or train on "
-            "them in another run, with --start-from"
+            f"{folder} does not hold the frames that the run to resume began with: {'; '.join(found)}. Put them back "
+            "(or name their folder with --frames) and move new ones elsewhere, or start another run with --start-from"
         )
     training, held_out = (
-        [by_name[entry["file"]][entry["first_frame"] :][: entry["frames"]] for entry in before[side]]
+        [present[entry["file"]][entry["first_frame"] :][: entry["frames"]] for entry in before[side]]
         for side in ("training", "held_out")
     )
     return training, held_out
@@ -402,11 +330,7 @@ def _listed(names: list[str]) -> str:
 
 
 def check_worth_learning(training: Datasets) -> None:
-    """Refuse to train on frames that are all the same picture.
-
-    Raises:
-        InputError: They are.
-    """
+    """Refuse to train on frames that are all the same picture, with an `InputError`."""
     first = np.asarray(training[0][0])
     for sparse in (True, False):  # frames spread evenly are looked at first, and all only if these are equal
         for dataset in training:
@@ -429,15 +353,7 @@ class DiskFullError(LatentObsError, OSError):
 
 @contextlib.contextmanager
 def explain_disk_full(what: Path, then: str) -> Iterator[None]:
-    """Turn the errors of a full disk into one that says what to do.
-
-    Args:
-        what: The file or folder that is written.
-        then: What is safe, and how to go on.
-
-    Raises:
-        DiskFullError: The disk is full. Other errors pass.
-    """
+    """Turn the errors of a full disk into a `DiskFullError` about `what`, which says with `then` what to do."""
     try:
         yield
     except DiskFullError:

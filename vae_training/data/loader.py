@@ -5,13 +5,14 @@ and a file that was cut short would kill the process.
 """
 
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,15 +21,8 @@ from torch import Tensor
 
 from latent_obs.util.errors import InputError, check_count
 from vae_training.data.frames import Frames, name_of, place_on_disk
+from vae_training.data.rows import Plan, SuperBatch, Transitions
 from vae_training.model.cvae import images_to_tensor
-
-if TYPE_CHECKING:
-    from vae_training.data.transitions import Transitions
-
-#: An array, sorted numbers of frames in it (repeats allowed), and the row of the result where each of them goes.
-Wanted = tuple[Frames, NDArray[np.int64], NDArray[np.int64]]
-#: What `SuperBatches` yields: `Frames`, or a `SuperBatch` of arrays where transitions are asked for.
-Drawn = Any
 
 _THREADS = 32  # more than cores: most of them wait for a disk
 _PIECE_FRAMES = 64  # read by a thread at a time
@@ -39,15 +33,11 @@ def shares(sample_size: int, weights: Sequence[float]) -> list[int]:
     """Split a sample among datasets by weight, by the largest-remainder rule.
 
     Each dataset's quota is `sample_size * weight / sum(weights)`. It gets the whole part of it; what is left over goes,
-    one each, to the largest fractional parts, among equals to the earlier one. Weights are read as decimal numbers: 0.1
-    is a tenth.
+    one each, to the largest fractional parts, among equals to the earlier one.
 
     Args:
         sample_size: Number of frames in all.
-        weights: One per dataset, relative: they need not sum to one.
-
-    Returns:
-        Number of frames from each dataset.
+        weights: One per dataset, relative: they need not sum to one. Read as decimal numbers: 0.1 is a tenth.
 
     Raises:
         InputError: `sample_size` is not a positive integer, or weights are empty, negative, not finite or all zero.
@@ -65,20 +55,25 @@ def shares(sample_size: int, weights: Sequence[float]) -> list[int]:
         raise InputError(f"dataset_weights must be finite numbers, zero or more and not all zero, got {list(weights)}")
     quotas = [sample_size * weight / sum(exact) for weight in exact]
     counts = [math.floor(quota) for quota in quotas]
-    by_remainder = sorted(range(len(quotas)), key=lambda i: (counts[i] - quotas[i], i))
+    by_remainder = sorted(range(len(quotas)), key=lambda i: counts[i] - quotas[i])
     for i in by_remainder[: sample_size - sum(counts)]:
         counts[i] += 1
     return counts
 
 
-def plan_shares(
+def plan_draw(
     datasets: Sequence[Frames],
     sample_size: int,
     dataset_weights: Sequence[float] | None = None,
     *,
+    seed: np.random.Generator,
     replace_small: bool = False,
-) -> list[int]:
-    """Compute how many frames to draw from each dataset, with the arguments and errors of `get_random_samples`."""
+    places: NDArray[np.int64] | None = None,
+) -> Plan:
+    """Plan the draw of `get_random_samples`, with its arguments and errors, without reading.
+
+    Only the rows of the sample in `places` are planned, all by default; the draw itself does not depend on them.
+    """
     if not len(datasets):
         raise InputError("datasets must not be empty; open them with get_datasets(folder)")
     for i, dataset in enumerate(datasets):
@@ -90,49 +85,26 @@ def plan_shares(
     weights = [1.0] * len(datasets) if dataset_weights is None else list(dataset_weights)
     if len(weights) != len(datasets):
         raise InputError(f"dataset_weights has {len(weights)} entries, expected one per dataset, {len(datasets)}")
-    counts, available = shares(sample_size, weights), [len(dataset) for dataset in datasets]
-    for i, (count, frames) in enumerate(zip(counts, available, strict=True)):
-        if count > frames and not (replace_small and frames):
-            largest = min(n * sum(weights) / w for n, w in zip(available, weights, strict=True) if w > 0)
+    counts = shares(sample_size, weights)
+    for dataset, count in zip(datasets, counts, strict=True):
+        if count > len(dataset) and not (replace_small and len(dataset)):
+            largest = min(len(d) * sum(weights) / w for d, w in zip(datasets, weights, strict=True) if w > 0)
             raise InputError(
-                f"sample_size is {sample_size:,}, and the share of dataset {i} ({name_of(datasets[i])}) is {count:,} "
-                f"of its {frames:,} frames. Ask for {int(largest):,} or fewer in all, lower its weight, add frames, or "
+                f"sample_size is {sample_size:,}, and the share of {name_of(dataset)} is {count:,} of its "
+                f"{len(dataset):,} frames. Ask for {int(largest):,} or fewer in all, lower its weight, add frames, or "
                 "let it give frames more than once with replace_small=True"
             )
-    return counts
-
-
-def plan_draw(
-    datasets: Sequence[Frames],
-    sample_size: int,
-    dataset_weights: Sequence[float] | None,
-    *,
-    seed: np.random.Generator,
-    replace_small: bool = False,
-    places: NDArray[np.int64] | None = None,
-) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-    """Plan the draw of `get_random_samples` without reading: which frames, and where each goes in the result.
-
-    Only the rows of the sample in `places` are planned, all by default; the draw itself does not depend on them.
-
-    Returns:
-        (number of the dataset, sorted rows in it, their places in the result) for each dataset that gives any.
-    """
-    counts = plan_shares(datasets, sample_size, dataset_weights, replace_small=replace_small)
     # Where each frame goes is the shuffle; what is read stays in file order.
     shuffled = seed.permutation(sample_size)
     if places is not None:
         place_of = np.full(sample_size, -1)
         place_of[places] = np.arange(len(places))
         shuffled = place_of[shuffled]
-    plan: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = []
-    for index, (dataset, targets) in enumerate(zip(datasets, np.split(shuffled, np.cumsum(counts)[:-1]), strict=True)):
-        if not len(targets):
-            continue
-        repeats = len(targets) > len(dataset)
-        rows = np.sort(seed.choice(len(dataset), len(targets), replace=repeats, shuffle=False))
-        wanted = targets >= 0
-        if wanted.any():
+    plan: Plan = []
+    for index, targets in enumerate(np.split(shuffled, np.cumsum(counts)[:-1])):
+        if len(targets):
+            available, wanted = len(datasets[index]), targets >= 0
+            rows = np.sort(seed.choice(available, len(targets), replace=len(targets) > available, shuffle=False))
             plan.append((index, rows[wanted], targets[wanted]))
     return plan
 
@@ -158,14 +130,13 @@ def get_random_samples(
         normalize: Whether to scale to [0, 1].
         seed: An integer, or a generator (which moves on), that reproduces the draw. None: another draw each time.
         replace_small: Whether a dataset smaller than its share is drawn with repeats; an error otherwise.
-        out: Where to put the result: an array as described below, which is then returned. A fresh one by default.
+        out: Where to put the result, which is then returned; a fresh array by default.
 
     Returns:
         A C-contiguous, writable array (sample_size, H, W, C): float32 in [0, 1] with `normalize`, else uint8.
 
     Raises:
-        InputError: A share is more than its dataset has, an argument is not as described, or a file was changed or
-            removed after it was opened.
+        InputError: A share is more than its dataset has, or a file was cut short or removed after it was opened.
 
     Example:
         >>> dark, bright = np.zeros((50, 8, 8, 3), np.uint8), np.full((50, 8, 8, 3), 255, np.uint8)
@@ -186,61 +157,51 @@ def get_random_samples(
     return out
 
 
-def gather(wanted: Sequence[Wanted], out: NDArray[Any]) -> None:
-    """Fill an array with frames: `out[targets] = dataset[rows]` for each of those wanted.
+def gather(wanted: Sequence[tuple[Frames, NDArray[np.int64], NDArray[np.int64]]], out: NDArray[Any]) -> None:
+    """Fill an array with frames, from their files where they have one: `out[targets] = dataset[rows]`.
 
     Args:
-        wanted: (dataset, rows, targets) for each dataset. The targets of all are different.
+        wanted: (dataset, sorted rows, targets) for each dataset. The targets of all are different.
         out: C-contiguous (n, H, W, C). As uint8 it gets the frames; as float32, the frames scaled to [0, 1].
 
     Raises:
         InputError: A file is gone, cut short or cannot be read. What `out` holds then is undefined.
     """
-    step = max(1, min(_PIECE_FRAMES, _PIECE_BYTES // max(1, out[:1].size)))
+    size, scaled = out[:1].size, out.dtype != np.uint8
+
+    def read(dataset: Frames, rows: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
+        place = place_on_disk(dataset)
+        into, at = (np.empty((len(rows), *out.shape[1:]), np.uint8), np.arange(len(rows))) if scaled else (out, targets)
+        if place is None:
+            into[at] = dataset[rows]
+        else:
+            values = into.reshape(-1).data
+            try:
+                # Opened for the occasion: a dataset of thousands of files would run into the limit of open ones.
+                with place.file.open("rb", buffering=0) as file:
+                    for row, target in zip(rows.tolist(), at.tolist(), strict=True):
+                        end, missing = place.offset + (row + 1) * size, values[target * size : (target + 1) * size]
+                        while missing:
+                            count = os.preadv(file.fileno(), [missing], end - len(missing))
+                            if not count:
+                                raise InputError(f"{place.file} was cut short after it was opened, at frame {row}")
+                            missing = missing[count:]
+            except OSError as error:
+                raise InputError(f"{place.file} can no longer be read: {error.strerror}") from error
+        if scaled:
+            out[targets] = into / np.float32(255)
+
+    step = max(1, min(_PIECE_FRAMES, _PIECE_BYTES // max(1, size)))
     pieces = [
         (dataset, rows[first : first + step], targets[first : first + step])
         for dataset, rows, targets in wanted
         for first in range(0, len(rows), step)
     ]
-
-    def read(piece: Wanted) -> None:
-        dataset, rows, targets = piece
-        if out.dtype == np.uint8:
-            _read(dataset, rows, out, targets)
-        else:
-            frames = np.empty((len(rows), *out.shape[1:]), np.uint8)
-            _read(dataset, rows, frames, np.arange(len(rows)))
-            out[targets] = frames / np.float32(255)
-
-    if pieces:
-        with ThreadPoolExecutor(min(_THREADS, len(pieces)), thread_name_prefix="frame-reader") as pool:
-            for _ in pool.map(read, pieces):  # raises the first error and cancels what has not begun
-                pass
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="frame-reader") as pool:
+        list(pool.map(lambda piece: read(*piece), pieces))  # raises the first error and cancels what has not begun
 
 
-def _read(dataset: Frames, rows: NDArray[np.int64], out: Frames, targets: NDArray[np.int64]) -> None:
-    """Read frames of one dataset into their places, from its file where it has one."""
-    place = place_on_disk(dataset)
-    if place is None:
-        out[targets] = dataset[rows]
-        return
-    size, buffer = out[:1].nbytes, out.reshape(-1).data
-    try:
-        # Opened for the occasion: a dataset of thousands of files would run into the limit of open ones.
-        with place.file.open("rb", buffering=0) as handle:
-            for row, target in zip(rows.tolist(), targets.tolist(), strict=True):
-                handle.seek(place.offset + row * size)
-                missing = buffer[target * size : (target + 1) * size]
-                while missing:
-                    count = handle.readinto(missing)
-                    if not count:
-                        raise InputError(f"{place.file} was cut short after it was opened: frame {row} is missing")
-                    missing = missing[count:]
-    except OSError as error:
-        raise InputError(f"{place.file} can no longer be read: {error.strerror}") from error
-
-
-class SuperBatches(Iterator[Drawn]):
+class SuperBatches(Iterator[Any]):
     """Iterate over one super-batch per epoch, uint8 (size, H, W, C), with the next one read ahead.
 
     What epoch e sees is a function of `seed` and e alone, so a run resumed at e sees exactly what an uninterrupted one
@@ -251,13 +212,9 @@ class SuperBatches(Iterator[Drawn]):
         wait_seconds: Time that the caller has spent waiting for data so far.
 
     Args:
-        datasets: Arrays uint8 (N, H, W, C), from `get_datasets`.
-        size: Frames per super-batch.
-        dataset_weights: One per dataset, relative; equal ones when not given.
+        datasets, size, dataset_weights, replace_small: As of `get_random_samples`; `size` frames per super-batch.
         seed: Reproduces all of it.
-        start_epoch: The first epoch to give.
-        epochs: Where to stop: epochs `start_epoch` to `epochs - 1` are given.
-        replace_small: Whether a dataset smaller than its share is drawn with repeats; an error otherwise.
+        start_epoch, epochs: Epochs `start_epoch` to `epochs - 1` are given.
         places: Which rows of a super-batch this process reads, int64, each once; all by default. What a row holds does
             not depend on it.
         transitions: Read what follows each frame, too: each super-batch is a `SuperBatch` of twice the memory.
@@ -265,8 +222,7 @@ class SuperBatches(Iterator[Drawn]):
             `tensor.to(device, non_blocking=True)` copies at full speed beside the work.
 
     Raises:
-        InputError: The super-batch cannot be drawn from this data (see `get_random_samples`), or an epoch is out of
-            range.
+        InputError: A super-batch cannot be drawn (see `get_random_samples`), or an epoch is out of range.
 
     Example:
         >>> with SuperBatches([np.zeros((50, 8, 8, 3), np.uint8)], 10, epochs=3) as batches:
@@ -285,52 +241,51 @@ class SuperBatches(Iterator[Drawn]):
         epochs: int,
         replace_small: bool = False,
         places: NDArray[np.int64] | None = None,
-        transitions: "Transitions | None" = None,
+        transitions: Transitions | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         for name, value in (("seed", seed), ("start_epoch", start_epoch), ("epochs", epochs)):
             check_count(name, value, 0)
-        plan_shares(datasets, size, dataset_weights, replace_small=replace_small)
+        self._plan = partial(plan_draw, datasets, size, dataset_weights, replace_small=replace_small, places=places)
+        self._plan(seed=np.random.default_rng())  # raises if nothing can be drawn
         self.epoch = start_epoch - 1
         self.wait_seconds = 0.0
-        self._datasets, self._seed, self._epochs, self._transitions = list(datasets), seed, epochs, transitions
-        self._plan = partial(
-            plan_draw, self._datasets, size, dataset_weights, replace_small=replace_small, places=places
-        )
+        self._datasets, self._seed, self._epochs, self._transitions = datasets, seed, epochs, transitions
         self._shape = (size if places is None else len(places), *datasets[0].shape[1:])
         self._device = torch.device(device)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="super-batch")
-        self._ahead: Future[Drawn] | None = None
+        self._ahead: Future[Any] | None = None
 
-    def draw(self, epoch: int) -> Drawn:
+    def draw(self, epoch: int) -> Any:
         """Draw an epoch's super-batch, or its rows in `places`, from a generator of the seed and the epoch."""
         plan = self._plan(seed=np.random.default_rng([self._seed, epoch]))
-        frames = self._empty()
-        gather([(self._datasets[index], rows, targets) for index, rows, targets in plan], frames)
-        return frames if self._transitions is None else self._transitions.read(plan, frames, self._empty())
+        frames = self._read(plan)
+        if self._transitions is None:
+            return frames
+        columns = self._transitions.read(plan, len(frames))
+        return SuperBatch(frames=frames, after=self._read(self._transitions.next_frames(plan)), **columns)
 
-    def _empty(self) -> Frames:
-        if self._device.type != "cuda":
-            return np.empty(self._shape, np.uint8)
-        # torch gives freed page-locked memory out again, which a copy to the GPU may still be reading.
-        torch.cuda.synchronize(self._device)
-        return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True).numpy()
+    def _read(self, plan: Plan) -> Frames:
+        if self._device.type == "cuda":
+            # torch gives freed page-locked memory out again, which a copy to the GPU may still be reading.
+            torch.cuda.synchronize(self._device)
+            out = torch.empty(self._shape, dtype=torch.uint8, pin_memory=True).numpy()
+        else:
+            out = np.empty(self._shape, np.uint8)
+        gather([(self._datasets[index], rows, targets) for index, rows, targets in plan], out)
+        return out
 
-    def __len__(self) -> int:
-        """Number of epochs that are still to come."""
-        return max(0, self._epochs - 1 - self.epoch)
-
-    def __next__(self) -> Drawn:
-        if not len(self):
+    def __next__(self) -> Any:
+        if self.epoch + 1 >= self._epochs:
             raise StopIteration
         began = time.perf_counter()
-        ahead = self._ahead or self._reader.submit(self.draw, self.epoch + 1)
         try:
-            batch = ahead.result()
+            batch = (self._ahead or self._reader.submit(self.draw, self.epoch + 1)).result()
         finally:
             self.wait_seconds += time.perf_counter() - began
         self.epoch += 1
-        self._ahead = self._reader.submit(self.draw, self.epoch + 1) if len(self) else None
+        if self.epoch + 1 < self._epochs:
+            self._ahead = self._reader.submit(self.draw, self.epoch + 1)
         return batch
 
     def close(self) -> None:
@@ -349,8 +304,7 @@ class SuperBatches(Iterator[Drawn]):
 class Share:
     """The part of a batch that a process has: `count` frames (1 or more), from `start` on, of `total` in all.
 
-    `weight` is what this process's mean counts in the mean over processes, so that it is the mean over frames: 1 where
-    all parts are equal; 0 for a part that has a frame only because it must have one.
+    `weight` is what its mean counts in the mean over processes: 0 for a part that has a frame only because it must.
     """
 
     total: int
@@ -377,11 +331,7 @@ class Batch:
         return len(self.images)
 
     def noise(self, *shape: int) -> Tensor:
-        """Draw standard normal numbers float32 (N, *shape) from torch's global generator.
-
-        They are drawn for the whole batch, and this process's part is taken, so that the generators of all processes
-        stay in step.
-        """
+        """Draw standard normal numbers float32 (N, *shape), for the whole batch: all processes' generators agree."""
         share = self.share or Share(len(self), 0, len(self))
         whole = torch.randn(share.total, *shape, device=self.images.device)
         return whole[share.start : share.start + share.count]
@@ -420,15 +370,14 @@ class BatchParts:
         self.rows: list[slice] = []
         places: list[int] = []
         for first in range(0, size, batch):
-            total = min(batch, size - first)
-            each, longer = divmod(total, ranks)
-            start, count = rank * each + min(rank, longer), each + (rank < longer)
-            weight = count * ranks / total
-            if not count:
-                start, count = 0, 1
-            self.shares.append(Share(total, start, count, weight))
-            self.rows.append(slice(len(places), len(places) + count))
-            places += range(first + start, first + start + count)
+            whole = np.arange(first, min(first + batch, size))
+            part = np.array_split(whole, ranks)[rank]
+            weight = len(part) * ranks / len(whole)
+            if not len(part):
+                part = whole[:1]
+            self.shares.append(Share(len(whole), int(part[0]) - first, len(part), weight))
+            self.rows.append(slice(len(places), len(places) + len(part)))
+            places += part.tolist()
         self.places = np.array(places, np.int64)
 
     def __len__(self) -> int:

@@ -7,11 +7,13 @@ The header says how many frames follow. It is written again, in place, after eac
 frame that is not there.
 """
 
+import contextlib
 import fcntl
 import io
+import math
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -47,15 +49,9 @@ class NpyWriter:
 
     def __init__(self, path: str | os.PathLike[str], frame_shape: tuple[int, ...]) -> None:
         self.closed = True  # until the file is open
-        self.path = Path(path)
-        self.part = part_of(self.path)
-        self.frame_shape = frame_shape
-        self.frames = 0
-        self._header_bytes, self._frame_bytes = len(npy_header(0, frame_shape)), int(np.prod(frame_shape))
-        if self.path.suffix != ".npy":
-            raise InputError(f"{self.path}: the name of a frame file must end in .npy")
-        if self.path.exists():
-            raise InputError(f"{self.path} exists already and is never overwritten; choose another name, or remove it")
+        self.path, self.part, self.frame_shape, self.frames = Path(path), part_of(Path(path)), frame_shape, 0
+        if self.path.suffix != ".npy" or self.path.exists():
+            raise InputError(f"{self.path} exists already, or does not end in .npy; choose another name, or remove it")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._fd = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
@@ -64,52 +60,42 @@ class NpyWriter:
                 f"{self.part} exists already: another process writes it, or was killed (then recover_parts finishes it)"
             ) from None
         self.closed = False
-        try:
-            _lock(self._fd)  # so that recover_parts leaves a file alone that is still being written
-            self._write_header()
-        except BaseException:
-            self.close()
-            raise
+        _lock(self._fd)  # so that recover_parts leaves a file alone that is still being written
+        self._write_header()
 
     def append(self, frames: Frames) -> None:
         """Add one frame, uint8 of `frame_shape`, or several, (n, *frame_shape), to the end.
 
         Raises:
-            InputError: The frames have another shape or dtype, the file is closed, or the disk is full. In the last
-                case every whole frame before that point is kept, and the file is closed.
+            InputError: The frames do not fit, the file is closed, or the disk is full; whole frames are kept then.
         """
         if self.closed:
             raise InputError(f"{self.path} is closed; nothing can be appended to it")
-        if frames.shape == self.frame_shape:
-            frames = frames[None]
-        if frames.shape[1:] != self.frame_shape or frames.dtype != np.uint8:
+        if frames.shape[-len(self.frame_shape) :] != self.frame_shape or frames.dtype != np.uint8:
             raise InputError(
                 f"frames must be uint8 of shape {self.frame_shape} as in {self.path}, got {frames.dtype} {frames.shape}"
             )
         data = np.ascontiguousarray(frames).reshape(-1).data
-        start, done = self._header_bytes + self.frames * self._frame_bytes, 0
+        # The place follows from the count: half a frame of an interrupted append is overwritten by the next.
+        before, frame_bytes, done = self.frames, math.prod(self.frame_shape), 0
+        start = len(npy_header(0, self.frame_shape)) + before * frame_bytes
         try:
             while done < len(data):
-                # The place follows from the count: half a frame of an interrupted append is overwritten by the next.
                 done += os.pwrite(self._fd, data[done:], start + done)
-            self.frames += len(frames)
+            self.frames = before + done // frame_bytes
             self._write_header()
         except OSError as error:
-            self.frames = max(self.frames, (start + done - self._header_bytes) // self._frame_bytes)
+            self.frames = before + done // frame_bytes
             self.close()
             if error.errno not in DISK_FULL:
                 raise
             raise InputError(
-                f"{self.path}: no room left on the disk ({DISK_FULL[error.errno]}); its {self.frames} whole frames are "
-                "kept. Free some space and start again"
+                f"{self.path}: no space left on the disk ({DISK_FULL[error.errno]}); its {self.frames} whole frames "
+                "are kept. Free some space and start again"
             ) from error
 
     def close(self) -> None:
-        """Give the file its final name, or remove it where it holds no frame; a second call does nothing.
-
-        Raises:
-            InputError: A file of the final name was made meanwhile; the frames stay in the `.part`.
-        """
+        """Give the file its final name, or remove it where it holds no frame; an `InputError` if the name is taken."""
         if self.closed:
             return
         self.closed = True
@@ -134,24 +120,17 @@ class NpyWriter:
 
 
 def recover_parts(folder: str | os.PathLike[str]) -> list[Path]:
-    """Turn what a killed process left in a folder, `*.npy.part`, into valid `.npy` files.
+    """Turn what a killed process left in a folder, `*.npy.part`, into valid `.npy` files, which are returned.
 
-    Whole frames are kept, half a frame at the end is cut off, a file without any is removed. A file that another
-    process is still writing is left alone.
-
-    Returns:
-        The files recovered, in name order.
+    Whole frames are kept, and a file without any is removed. One that another process is still writing is left alone.
 
     Raises:
         InputError: A `.part` was not begun by `NpyWriter`, or its final name is taken.
     """
     recovered: list[Path] = []
     for part in sorted(Path(folder).glob("*.npy.part")):
-        try:
-            handle = part.open("r+b")
-        except FileNotFoundError:  # its writer has finished it meanwhile
-            continue
-        with handle:
+        # Its writer may finish it meanwhile.
+        with contextlib.suppress(FileNotFoundError), part.open("r+b") as handle:
             if not _lock(handle.fileno()) or not part.exists():
                 continue
             size = os.fstat(handle.fileno()).st_size
@@ -164,7 +143,7 @@ def recover_parts(folder: str | os.PathLike[str]) -> list[Path]:
                     raise ValueError("not frames")
             except ValueError as error:
                 raise InputError(f"{part} was not written by latent-obs ({error}), so it cannot be recovered") from None
-            frames = max(0, size - handle.tell()) // int(np.prod(header.shape[1:]))
+            frames = max(0, size - handle.tell()) // math.prod(header.shape[1:])
             _finish(handle.fileno(), part, frames, header.shape[1:])
             if frames:
                 recovered.append(part.with_suffix(""))
@@ -179,7 +158,7 @@ def part_of(path: Path) -> Path:
 def npy_header(frames: int, frame_shape: tuple[int, ...]) -> bytes:
     """Make the header of a `.npy` file of uint8 frames; numpy pads it to the same length for any number of them."""
     written = io.BytesIO()
-    description: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": (frames, *frame_shape)}
+    description = {"descr": "|u1", "fortran_order": False, "shape": (frames, *frame_shape)}
     np.lib.format.write_array_header_1_0(written, description)
     return written.getvalue()
 
@@ -190,7 +169,7 @@ def _finish(fd: int, part: Path, frames: int, frame_shape: tuple[int, ...]) -> N
         part.unlink(missing_ok=True)
         return
     header, final = npy_header(frames, frame_shape), part.with_suffix("")
-    os.ftruncate(fd, len(header) + frames * int(np.prod(frame_shape)))
+    os.ftruncate(fd, len(header) + frames * math.prod(frame_shape))
     os.pwrite(fd, header, 0)
     os.fsync(fd)
     if final.exists():
@@ -199,7 +178,7 @@ def _finish(fd: int, part: Path, frames: int, frame_shape: tuple[int, ...]) -> N
 
 
 def _lock(fd: int) -> bool:
-    """Mark an open file as being written; False where another process has done so. The mark ends with the process."""
+    """Mark an open file as being written until the process ends; False where another process has done so."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -93,7 +93,7 @@ class VAELoss(nn.Module):
         Args:
             images: float32 (N, C, H, W) in [0, 1].
             normal: Returns standard normal numbers (N, k) for a k, such as `Batch.noise`.
-            transitions: What follows the images, as `Transitions.read` gives it; for the heads.
+            transitions: What follows the images, as `SuperBatches` gives it; for the heads.
         """
         after = None if self.heads is None or transitions is None else images_to_tensor(transitions["after"])
         if self.augment:

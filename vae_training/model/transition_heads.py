@@ -192,7 +192,7 @@ class TransitionHeads(nn.ModuleDict):
         Args:
             before: Means of the frames (N, latent_dim).
             after: Means of the frames after them.
-            transitions: As `Transitions.read` gives them: "action", "follows", "reward", "acted".
+            transitions: As `SuperBatches` gives them: "action", "follows", "reward", "acted".
         """
         action, losses = transitions["action"], {}
         for name, head in self.items():

@@ -14,7 +14,7 @@ from latent_obs.encoder.pca import principal_components
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
 from vae_training.data.loader import get_random_samples
-from vae_training.data.transitions import Transitions
+from vae_training.data.rows import Transitions
 from vae_training.model.augmentation import CHANGES, augment
 from vae_training.model.cvae import CVAE
 from vae_training.model.losses import VAELoss

@@ -30,7 +30,7 @@ from vae_training.data.frames import (
     split_note,
 )
 from vae_training.data.loader import Batch, BatchParts, SuperBatches, make_batch
-from vae_training.data.transitions import SuperBatch, Transitions
+from vae_training.data.rows import SuperBatch, Transitions
 from vae_training.model.beta import BetaSchedule, make_schedule
 from vae_training.model.cvae import CVAE, Losses, gaussian_kl_nats
 from vae_training.model.losses import VAELoss, apply_gradients

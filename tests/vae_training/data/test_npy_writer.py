@@ -4,7 +4,6 @@ import errno
 import gc
 import io
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -28,19 +27,17 @@ def numbered(first: int, count: int) -> np.ndarray:
 
 @given(frames=st.integers(0, 10**20), shape=st.lists(st.integers(1, 4096), min_size=1, max_size=3).map(tuple))
 def test_header_is_read_by_numpy_and_never_grows(frames: int, shape: tuple[int, ...]):
-    header = npy_header(frames, shape)
-    assert len(header) == 128
-    handle = io.BytesIO(header)
+    handle = io.BytesIO(npy_header(frames, shape))
     assert np.lib.format.read_magic(handle) == (1, 0)
     assert np.lib.format.read_array_header_1_0(handle) == ((frames, *shape), False, np.dtype(np.uint8))
-    assert handle.tell() == len(header)
+    assert handle.tell() == len(handle.getvalue()) == 128
 
 
 def test_frames_one_by_one_and_several(tmp_path: Path):
     path = tmp_path / "new" / "a.npy"
     with NpyWriter(path, SHAPE) as writer:
         writer.append(numbered(0, 1)[0])
-        writer.append(numbered(1, 3)[::-1][::-1])
+        writer.append(numbered(1, 3)[::-1, :, ::-1][::-1])  # a read-only view that is not contiguous
         writer.append(np.empty((0, *SHAPE), np.uint8))
         assert not path.exists()
         assert writer.frames == 4
@@ -53,14 +50,6 @@ def test_frames_one_by_one_and_several(tmp_path: Path):
     with NpyWriter(path.parent / "empty.npy", SHAPE):
         assert len(list(path.parent.iterdir())) == 2
     assert [len(dataset) for dataset in get_datasets(path.parent)] == [5]
-
-
-def test_views_with_negative_strides(tmp_path: Path):
-    frame = np.arange(60, dtype=np.uint8).reshape(SHAPE)[::-1, :, ::-1]
-    frame.flags.writeable = False
-    with NpyWriter(tmp_path / "a.npy", SHAPE) as writer:
-        writer.append(frame)
-    np.testing.assert_array_equal(np.load(tmp_path / "a.npy")[0], frame)
 
 
 def test_interrupt_within_an_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -136,20 +125,6 @@ def test_a_failed_write_keeps_whole_frames(
     assert writer.closed
     np.testing.assert_array_equal(get_datasets(tmp_path)[0], numbered(0, 7))
     assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
-
-
-def test_file_size_limit_of_the_system(tmp_path: Path):
-    """The same with the kernel's own error; a quota and a full disk take this way as well."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    writer = NpyWriter(tmp_path / "a.npy", SHAPE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (128 + 60 * 3 + 1, hard))
-    try:
-        with pytest.raises(InputError, match=r"a\.npy"):  # noqa: PT012
-            for i in range(9):
-                writer.append(numbered(i, 1))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), numbered(0, 3))
 
 
 def test_recover_cuts_half_frames(tmp_path: Path):

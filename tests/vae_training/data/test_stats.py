@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from latent_obs.util.errors import InputError
-from tests.support.tiny import picture, random_frames
+from tests.support.tiny import random_frames
 from vae_training.data import stats as module
 from vae_training.data.filters import BLACK
-from vae_training.data.frames import get_datasets
 from vae_training.data.stats import (
     HEAD_FRAMES,
     STRETCH_FRAMES,
@@ -35,6 +34,11 @@ def save(folder: Path, **files: Any) -> Path:
     for name, frames in files.items():
         np.save(folder / f"{name}.npy", frames)
     return folder
+
+
+def counted(count: int) -> np.ndarray:
+    """Frames of one value each, their numbers."""
+    return np.zeros((count, 8, 8, 3), np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
 
 
 def oracle(frames: np.ndarray, near: float = 1.0) -> dict[str, Any]:
@@ -121,7 +125,6 @@ def test_the_whole_folder_counts_each_file_by_its_frames(tmp_path: Path):
     values = json.loads(json.dumps(stats.to_json()))
     assert values["total"]["mean"] == list(stats.mean)
     assert [file["frames"] for file in values["files"]] == [5, 40, 11]
-    assert values["files"][0]["head_sha256"] == stats.files[0].head_sha256
 
 
 @given(frames=st.integers(1, 5000), total=st.integers(0, 100_000), sample=st.integers(1, 6000))
@@ -141,16 +144,14 @@ def test_a_sample_finds_duplicates(tmp_path: Path):
     moving = random_frames(1500, (6, 8, 3))
     save(tmp_path, a=np.repeat(moving, 2, axis=0), b=moving)
     exact, sample = frame_stats(tmp_path), frame_stats(tmp_path, 900)
-    assert (exact.estimated, sample.estimated) == (False, True)
+    assert (exact.estimated, sample.estimated, sample.frames) == (False, True, 4500)
     assert [file.measured for file in sample.files] == [9 * STRETCH_FRAMES, 4 * STRETCH_FRAMES]
-    assert sample.frames == exact.frames == 4500
     for found, file in zip(sample.files, exact.files, strict=True):
         assert found.shares.near == pytest.approx(file.shares.near, abs=0.02)
         assert found.head_sha256 == file.head_sha256
         assert found.mean == pytest.approx(file.mean, rel=0.03)
     assert frame_stats(tmp_path, 10_000) == exact
     assert [file.measured for file in frame_stats(tmp_path, 1).files] == [HEAD_FRAMES] * 2
-    assert str(sum(file.measured for file in sample.files)) in stats_table(sample)
 
 
 def test_a_still_stretch_of_a_sample_is_where_it_is_in_the_file(tmp_path: Path):
@@ -168,20 +169,17 @@ def test_a_still_stretch_of_a_sample_is_where_it_is_in_the_file(tmp_path: Path):
 def test_bad_files_are_named_and_the_others_measured(frames_folder: Path):
     save(frames_folder, a_float=np.zeros((4, 16, 16, 3), np.float32), b_small=np.zeros((4, 8, 8, 3), np.uint8))
     np.save(frames_folder / "c_objects.npy", np.array([{}]), allow_pickle=True)
-    whole = (frames_folder / "recording_0.npy").read_bytes()
-    (frames_folder / "z_cut.npy").write_bytes(whole[:-1])
+    (frames_folder / "z_cut.npy").write_bytes((frames_folder / "recording_0.npy").read_bytes()[:-1])
     (frames_folder / "z_empty.npy").write_bytes(b"")
-    (frames_folder / "z_text.npy").write_text("no frames")
-    with pytest.raises(InputError, match="a_float"):
-        get_datasets(frames_folder)
     stats = frame_stats(frames_folder)
     assert [file.name for file in stats.files] == [f"recording_{n}.npy" for n in range(3)]
     for number, file in enumerate(stats.files):
         check(file, np.load(frames_folder / f"recording_{number}.npy"))
-    refused = ["a_float.npy", "b_small.npy", "c_objects.npy", "z_cut.npy", "z_empty.npy", "z_text.npy"]
-    assert [one.name for one in stats.refused] == refused
+    refused = ["a_float.npy", "b_small.npy", "c_objects.npy", "z_cut.npy", "z_empty.npy"]
     assert [one["name"] for one in json.loads(json.dumps(stats.to_json()))["refused"]] == refused
     assert all(f"- {one.name} {one.reason[:20]}" in stats_table(stats) for one in stats.refused)
+    with pytest.raises(InputError, match="sample"):
+        frame_stats(frames_folder, 0)
 
 
 def test_nothing_but_bad_files(tmp_path: Path):
@@ -195,21 +193,21 @@ def test_nothing_but_bad_files(tmp_path: Path):
             write(tmp_path / "sheet.png", stats)
 
 
-@pytest.mark.parametrize("how", ["shrinks", "goes"])
-def test_a_file_that_shrinks_or_goes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str):
-    save(tmp_path, a=random_frames(10, (6, 8, 3)), b=random_frames(10, (6, 8, 3)))
+def test_a_file_that_shrinks_or_goes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path, a=random_frames(10, (6, 8, 3)), b=random_frames(10, (6, 8, 3)), c=random_frames(10, (6, 8, 3)))
+    look = np.fromfile
 
-    def spoil(*_: int | None) -> list[tuple[int, int]]:
-        if how == "goes":
-            (tmp_path / "b.npy").unlink(missing_ok=True)
-        else:
-            os.truncate(tmp_path / "b.npy", 1000)
-        return [(0, 10)]
+    def spoil(file: Path, *args: Any, **options: Any) -> Any:
+        if file.name == "b.npy":
+            os.truncate(file, 1000)
+        if file.name == "c.npy":
+            file.unlink(missing_ok=True)
+        return look(file, *args, **options)
 
-    monkeypatch.setattr(module, "_stretches", spoil)
+    monkeypatch.setattr(module.np, "fromfile", spoil)
     stats = frame_stats(tmp_path)
     assert [file.name for file in stats.files] == ["a.npy"]
-    assert [one.name for one in stats.refused] == ["b.npy"]
+    assert [one.name for one in stats.refused] == ["b.npy", "c.npy"]
 
 
 def test_more_files_than_a_process_may_open(tmp_path: Path):
@@ -221,11 +219,6 @@ def test_more_files_than_a_process_may_open(tmp_path: Path):
         assert len(frame_stats(tmp_path).files) == 120
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-def test_arguments_out_of_range(frames_folder: Path):
-    with pytest.raises(InputError, match="sample"):
-        frame_stats(frames_folder, 0)
 
 
 # --- sheets
@@ -251,20 +244,6 @@ def shades(sheet: Path) -> list[int]:
     return values[(counts >= 128 * 128) & (values < 255)].tolist()
 
 
-def test_frames_are_evenly_spaced_from_the_first_to_the_last(tmp_path: Path):
-    numbers = np.arange(200, dtype=np.uint8)[:, None, None, None]
-    stats = frame_stats(save(tmp_path / "a", a=np.zeros((200, 8, 8, 3), np.uint8) + numbers))
-    file = write_contact_sheet(tmp_path / "out" / "sheet.png", stats)
-    assert shades(file) == np.linspace(0, 199, 10).round().tolist()
-    assert [path.name for path in file.parent.iterdir()] == ["sheet.png"]
-
-
-def test_large_frames_are_made_smaller(tmp_path: Path):
-    large = picture(0, 0, 384, 640)
-    sheet = write_contact_sheet(tmp_path / "l.png", frame_stats(save(tmp_path / "large", a=large[None])))
-    assert contains(sheet, np.asarray(Image.fromarray(large).resize((128, 77), Image.Resampling.BOX)))
-
-
 @pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (12, [9, 10, 11])])
 def test_gray_frames_and_stacks(tmp_path: Path, channels: int, shown: list[int]):
     frames = random_frames(2, (8, 8, channels))
@@ -272,7 +251,6 @@ def test_gray_frames_and_stacks(tmp_path: Path, channels: int, shown: list[int])
     assert contains(write_contact_sheet(tmp_path / "sheet.png", stats), enlarged(frames[1][..., shown], 16))
     mean = frames.mean(axis=0).round().astype(np.uint8)[..., shown]
     assert contains(write_mean_sheet(tmp_path / "mean.png", stats), enlarged(mean, 16))
-    assert "mean R G B" not in stats_table(stats)
 
 
 def test_sheets_of_many_files_are_bounded_and_show_the_first_and_the_last(tmp_path: Path):
@@ -280,48 +258,34 @@ def test_sheets_of_many_files_are_bounded_and_show_the_first_and_the_last(tmp_pa
     texts = {0: "0" * 240, 99: "Übung_日本語_🎮"}
     files = {texts.get(n, f"r{n:03d}"): np.full((2, 8, 8, 3), n, np.uint8) for n in range(100)}
     stats = frame_stats(save(tmp_path / "frames", **files))
-    np.testing.assert_allclose(stats.mean_image, 49.5)
     for write, most in ((write_contact_sheet, 16), (write_mean_sheet, 39)):
-        sheet = write(tmp_path / "sheet.png", stats)
+        sheet = write(tmp_path / "out" / "sheet.png", stats)
         values = shades(sheet)
         assert {0, 99} <= set(values)
         assert most - 1 <= len(values) <= most + 1  # the mean of all is on the second one as well
         assert (np.asarray(Image.open(sheet))[:, [*range(10), *range(-10, 0)]] == 255).all()
 
 
+def test_frames_are_evenly_spaced_from_the_first_to_the_last(tmp_path: Path):
+    stats = frame_stats(save(tmp_path / "a", a=counted(200)))
+    assert shades(write_contact_sheet(tmp_path / "s.png", stats)) == np.linspace(0, 199, 10).round().tolist()
+
+
 # --- table and warnings
 
 
 def test_the_table_fits_and_is_aligned(tmp_path: Path):
-    counted = np.zeros((200, 8, 8, 3), np.uint8) + np.arange(200, dtype=np.uint8)[:, None, None, None]
-    files = {"recording_of_" + "x" * 150 + "_007": counted, "b": random_frames(1200, (8, 8, 3)), "c": counted[:1]}
-    folder = save(tmp_path / "frames", **files, d=np.zeros((3, 8, 8, 3)))
-    text = stats_table(frame_stats(folder))
-    lines = [line for line in text.splitlines() if str(folder) not in line]
+    files = {"recording_of_" + "x" * 150 + "_007": counted(200), "b": random_frames(1200, (8, 8, 3)), "c": counted(1)}
+    text = stats_table(frame_stats(save(tmp_path / "frames", **files, d=np.zeros((3, 8, 8, 3)))))
+    lines = [line for line in text.splitlines() if str(tmp_path) not in line]
     assert max(map(len, lines)) <= 100
     head = next(line for line in lines if line.startswith("file "))
     rows = lines[lines.index(head) + 1 :][:4]
-    ends = [match.end() for match in re.finditer(r"frames|MB|mean R G B|std|same|near|black|still", head)]
+    ends = [match.end() for match in re.finditer(r"frames|MB|mean|std|same|near|black|still", head)]
     assert all(row[end - 1] != " " and row[end : end + 2] in ("  ", "") for row in rows for end in ends)
     assert [row.split()[0][-8:] for row in rows] == ["b.npy", "c.npy", "_007.npy", "all"]
-    assert rows[0].split()[1:] == ["1,200", "0.2", *rows[0].split()[3:7], "0%", "0%", "0%", "1"]
-    assert rows[2].split()[-4:] == ["0%", "100%", "8%", "200"]
-
-
-def test_the_table_of_many_files_is_bounded(tmp_path: Path):
-    lines = stats_table(frame_stats(save(tmp_path, **{f"r{n:03d}": random_frames(2, seed=n) for n in range(60)})))
-    assert "20 more" in lines.splitlines()[43]
-    assert lines.splitlines()[44].startswith("all ")
-
-
-def test_shares_that_are_nearly_none_or_all_do_not_look_like_it(tmp_path: Path):
-    frames = random_frames(1000, (4, 4, 3))
-    frames[1], frames[5:9] = frames[0], 0
-    text = stats_table(frame_stats(save(tmp_path / "a", a=frames)))
-    assert text.splitlines()[3].split()[-4:] == ["<1%", "<1%", "<1%", "4"]
-    still = np.concatenate([frames[2:3], np.repeat(frames[:1], 999, axis=0)])
-    text = stats_table(frame_stats(save(tmp_path / "b", b=still)))
-    assert text.splitlines()[3].split()[-4:] == [">99%", ">99%", "0%", "999"]
+    assert rows[0].split()[1:] == ["1,200", "0.2", *rows[0].split()[3:5], "0.0%", "0.0%", "0.0%", "1"]
+    assert rows[2].split()[-4:] == ["0.0%", "100.0%", "8.0%", "200"]
 
 
 def film(seed: int, frames: int = 200) -> np.ndarray:
@@ -339,7 +303,6 @@ WARNINGS = {
         r"x\.npy: .*90 frames, from frame 110",
     ),
     "dark": (film(3) // 4, r"x\.npy: .*darker .*32"),
-    "copy": (film(1), r"b\.npy, x\.npy: copies"),
     "beginning": (np.concatenate([film(1)[:HEAD_FRAMES], film(3)]), r"b\.npy, x\.npy: begin with the same 16"),
 }
 
@@ -353,14 +316,11 @@ def test_each_fault_has_its_one_warning(tmp_path: Path, fault: str):
     assert warning[:40] in stats_table(stats)
 
 
-def test_good_frames_have_no_warning(tmp_path: Path):
-    stats = frame_stats(save(tmp_path / "three", a=film(0), b=film(1), c=film(2) // 2 + 20))
-    assert find_warnings(stats) == []
+def test_good_frames_have_no_warning_and_a_fault_of_many_files_has_one(tmp_path: Path):
+    good = frame_stats(save(tmp_path / "good", a=film(0), b=film(1), c=film(2) // 2 + 20))
+    assert find_warnings(good) == []
     assert find_warnings(frame_stats(save(tmp_path / "one", a=film(0) // 8))) == []  # dark, but there is no other
-
-
-def test_a_fault_of_many_files_is_one_warning(tmp_path: Path):
     files = {f"{n}_{'x' * 50}": np.repeat(film(n, 20), 2 + n % 3, axis=0) for n in range(30)}
-    (warning,) = find_warnings(frame_stats(save(tmp_path, **files)))
+    (warning,) = find_warnings(frame_stats(save(tmp_path / "many", **files)))
     assert "and 27 more (of 30 files): 51% to 76%" in warning
     assert "x" * 41 not in warning

@@ -28,8 +28,7 @@ from tests.support.training_runs import (
     write_transitions,
 )
 from vae_training.data.frames import get_datasets
-from vae_training.data.rows import save_rows
-from vae_training.data.transitions import Transitions
+from vae_training.data.rows import Transitions, save_rows
 from vae_training.model.cvae import CVAE, images_to_tensor
 from vae_training.model.losses import VAELoss
 from vae_training.model.transition_heads import TransitionHeads
