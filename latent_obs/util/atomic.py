@@ -1,11 +1,14 @@
-"""Atomic writes: a file appears whole or not at all."""
+"""Files that are whole: written at once or not at all, and a Ctrl-C that lets the current step finish."""
 
 import contextlib
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 
 @contextlib.contextmanager
@@ -31,3 +34,31 @@ def write_json(path: Path, values: Any) -> None:
     """Write a JSON file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
+
+
+class GracefulStop:
+    """Turn the first SIGINT or SIGTERM into a flag to check between steps; a second SIGINT interrupts at once.
+
+    Outside the main thread it does nothing, as Python delivers signals to the main thread only.
+
+    Attributes:
+        requested: Whether a signal has arrived.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from latent_obs.pixels import Crop
+from latent_obs.util.atomic import GracefulStop
 from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError, check_choice, check_count
-from latent_obs.util.interrupt import GracefulStop
 from vae_training.extraction.index import FrameFolder, file_stems
 from vae_training.extraction.one_recording import Task, contract_for, disk_full_error
 from vae_training.extraction.pool import Failure, run_tasks

@@ -15,9 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from latent_obs.util.atomic import write_json
+from latent_obs.util.atomic import GracefulStop, write_json
 from latent_obs.util.errors import InputError, TrainingDivergedError
-from latent_obs.util.interrupt import GracefulStop
 from vae_training.data.frames import (
     check_worth_learning,
     describe_datasets,

@@ -7,9 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from latent_obs.encoder.architecture import Architecture
+from latent_obs.encoder.architecture import Architecture, Encoder
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.encoder.networks import Encoder
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
 from tests.support.tiny import picture, random_frames
