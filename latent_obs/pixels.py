@@ -148,19 +148,17 @@ class PixelContract:
         """The contract that `to_json` described; an `InputError` if this version cannot keep a part of it."""
         if values.get("crop") == "centre-square":  # as older folders spell it
             values = {**values, "crop": "center-square"}
-        contract = cls(**{name: values.get(name) for name in cls.__dataclass_fields__})
+        fields: dict[str, Any] = {name: values.get(name) for name in cls.__dataclass_fields__}
+        contract = cls(**fields)
         if contract.to_json() != dict(values):
             raise InputError(f"pixel contract must be {contract.to_json()} in this version, got {dict(values)}")
         return contract
 
 
 def find_pixel_key(space: spaces.Dict, contract: PixelContract, key: str | None = None) -> str:
-    """The entry of a Dict observation that holds the pixels; an `InputError` if none, or more than one, fits.
+    """The entry of a Dict space that holds pixels that the contract can read; an `InputError` if not one alone does.
 
-    Args:
-        space: A Dict space.
-        contract: The encoder's; entries that it cannot read do not count as pixels.
-        key: The entry to use; needed only if there are several.
+    `key` is the entry to use, and needed only if there are several.
     """
     if key is not None:
         check_choice("pixel_key", key, sorted(space.spaces))

@@ -118,14 +118,9 @@ class Architecture:
         return tuple(stages)
 
     @property
-    def map_size(self) -> tuple[int, int]:
-        """(height, width) of the map that the bottleneck gets."""
-        return self.stages[-1].size_out
-
-    @property
     def latent_map(self) -> tuple[int, int, int]:
         """(channels, height, width) of the spatial latent; an `InputError` if `latent_dim` does not fit."""
-        height, width = self.map_size
+        height, width = self.stages[-1].size_out
         area = height * width
         channels, rest = divmod(self.latent_dim, area)
         if rest or not channels:

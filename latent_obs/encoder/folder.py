@@ -91,14 +91,11 @@ def write_encoder_folder(
         architecture: Layers of the encoder and decoder.
         contract: What a frame must look like.
         encoder: State dict of an `Encoder`.
-        selfcheck: Sample frames with their latents, from `make_selfcheck`.
+        selfcheck: From `make_selfcheck`.
         decoder: State dict of a `Decoder`, or None to leave it out.
-        statistics: Statistics of its latents over the training frames, or None to leave them out.
+        statistics: Of its latents over the training frames, or None to leave them out.
         provenance: Where it came from; anything that JSON can hold.
-        overwrite: Whether an existing encoder folder may be replaced.
-
-    Raises:
-        InputError: The folder exists and `overwrite` is False, or it is no encoder folder.
+        overwrite: Whether an existing folder may be replaced, if it is an encoder folder; else it is an `InputError`.
     """
     path = Path(path)
     if path.exists() and not (overwrite and _is_encoder_folder(path)):
@@ -177,7 +174,7 @@ def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
         contract = PixelContract.from_json(config["pixels"])
         if contract.shape != architecture.img_shape:
             raise InputError(f"pixels {contract.shape} and network {architecture.img_shape} differ")
-    except (InputError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:  # an InputError is a ValueError
         raise EncoderFolderError(f"{folder}/config.json cannot be used: {error}") from None
     statistics = None
     if _STATISTICS in tensors:
@@ -251,16 +248,10 @@ def package_versions() -> dict[str, str]:
 
 
 def make_selfcheck(encoder: Encoder, contract: PixelContract, sample_frames: Frames) -> dict[str, Tensor]:
-    """Choose a few frames and store the latents that they give.
+    """A few of the sample frames, uint8 (N, height, width, channels) with N ≥ 1, and the latents that they give.
 
-    Args:
-        encoder: The encoder, on any device.
-        contract: Its pixel contract.
-        sample_frames: uint8 (N, height, width, channels) with N ≥ 1.
-
-    Returns:
-        "frames" uint8 (n, h, w, c) and "latents" float32 (n, latent_dim); "raw_frames", which go through the contract's
-        crop and resize, and their "raw_latents".
+    They are "frames" uint8 (n, h, w, c) and "latents" float32 (n, latent_dim); "raw_frames", which go through the
+    contract's crop and resize, and their "raw_latents".
     """
     frames = contract.convert(sample_frames, what="sample_frames")
     if len(frames) == 0:

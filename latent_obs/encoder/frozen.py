@@ -89,7 +89,7 @@ class FrozenEncoder:
         self.backend: Backend = backend
         self.precision: Precision = precision
         self._process = os.getpid()
-        network = _freeze(_build(Encoder, architecture, weights), self.device)
+        network = _build(Encoder, architecture, weights, self.device)
         self._network: Any = network  # the definition
         self._compute: Callable[[Tensor], Tensor]  # the same, faster: uint8 (N, h, w, c) to float32 (N, latent_dim)
         if backend == "openvino":
@@ -107,13 +107,13 @@ class FrozenEncoder:
         backend: Backend = "torch",
         precision: Precision = "float32",
     ) -> "FrozenEncoder":
-        """Load an encoder folder, and check that it gives the latents that it promises.
+        """Load an encoder folder, and check that it gives the latents that it promises; settings as for the class.
 
         Args:
             folder: What training wrote, a run folder that has it as `encoder/`, or a Hugging Face repository id.
-            device: As for the class, and so are `backend` and `precision`.
-            backend: See there.
-            precision: See there.
+            device: As for the class.
+            backend: As for the class.
+            precision: As for the class.
 
         Raises:
             EncoderFolderError: The folder is missing, damaged, from a newer format, or fails its self-check.
@@ -162,7 +162,6 @@ class FrozenEncoder:
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        latent_dim: int | None = None,
         device: str | torch.device = "auto",
         precision: Precision = "float32",
         name: str | None = None,
@@ -176,14 +175,12 @@ class FrozenEncoder:
             contract: The frames that it takes: (height, width, channels), and how others are resized.
             mean: Per channel, subtracted from pixels in [0, 1]; None for nothing. timm and torchvision state theirs.
             std: Per channel, by which they are divided then; None for nothing.
-            latent_dim: Number of values in a latent, to check; a dry run finds it.
             device: As for the class.
             precision: "float32", or "bfloat16" by autocast.
             name: What to call it; the module's class by default.
 
         Raises:
             InputError: The module cannot be an encoder: it takes or gives something else.
-            DeviceError: The device does not exist.
         """
         if not isinstance(contract, PixelContract):
             raise InputError(f"contract must be a PixelContract, got {contract!r}")
@@ -192,7 +189,7 @@ class FrozenEncoder:
         encoder.backend, encoder.precision, encoder._process = "torch", precision, os.getpid()
         encoder.device = _device_for(device, "torch", precision)
         network = _freeze(ForeignNetwork(module, contract.channels, mean, std, _DTYPES[precision]), encoder.device)
-        encoder.latent_dim = network.measure(contract, latent_dim)
+        encoder.latent_dim = network.measure(contract)
         encoder._network = encoder._compute = network
         return encoder
 
@@ -271,15 +268,13 @@ class FrozenEncoder:
             latents: float32 (N, latent_dim), or one (latent_dim,).
 
         Returns:
-            uint8 (N, height, width, channels), or (height, width, channels) for one latent.
-
-        Raises:
-            EncoderFolderError: The folder holds no decoder, or there is no folder.
+            uint8 (N, height, width, channels), or (height, width, channels) for one latent; an `EncoderFolderError` if
+            it was loaded from no folder, or that holds no decoder.
         """
         if self._decoder is None:
             if self.architecture is None or self._folder is None:
                 raise EncoderFolderError(f"{self!r} was not loaded from an encoder folder, so it has no decoder")
-            self._decoder = _freeze(_build(Decoder, self.architecture, self._folder.decoder()), self.device)
+            self._decoder = _build(Decoder, self.architecture, self._folder.decoder(), self.device)
         z = np.require(latents, np.float32, ("C", "W"))
         if z.ndim not in (1, 2) or z.shape[-1] != self.latent_dim:
             raise InputError(f"latents must be ({self.latent_dim},) or (N, {self.latent_dim}), got {z.shape}")
@@ -321,13 +316,15 @@ def _device_for(device: str | torch.device, backend: str, precision: str) -> tor
     return resolve_device(device)
 
 
-def _build(kind: Callable[..., Network], architecture: Architecture, weights: Mapping[str, Any]) -> Network:
-    """An `Encoder` or `Decoder` with these weights, tensors or arrays."""
+def _build(
+    kind: Callable[..., Network], architecture: Architecture, weights: Mapping[str, Any], device: torch.device
+) -> Network:
+    """A frozen `Encoder` or `Decoder` with these weights, tensors or arrays."""
     # Random first weights are drawn only to be replaced: the agent's own random numbers stay as they were seeded.
     with torch.random.fork_rng(devices=[]):
         network = kind(architecture).float()  # whatever torch's default dtype is
     network.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()}, strict=True)
-    return network
+    return _freeze(network, device)
 
 
 def _freeze(network: Network, device: torch.device) -> Network:

@@ -43,13 +43,9 @@ def principal_components(flat: Tensor, count: int) -> tuple[Tensor, Tensor, Tens
     A sketch of some more columns and a few power iterations is exact enough (Halko et al. 2011, "Finding structure with
     randomness", section 4.4). The sketch is always the same, and the global random state is not changed.
 
-    Args:
-        flat: float32 (N, D), N ≥ 1 frames in [0, 1], flattened.
-        count: Components wanted.
-
-    Returns:
-        The mean (D,), standard deviations along the components (k,), falling, and the components (D, k), orthonormal. k
-        is below `count` if frames vary in fewer directions by more than `LEAST_SPREAD`.
+    Of N ≥ 1 frames in [0, 1], float32 (N, D), they are the mean (D,), standard deviations along the components (k,),
+    falling, and the components (D, k), orthonormal. k is `count`, or less if frames vary in fewer directions by more
+    than `LEAST_SPREAD`.
     """
     centre = flat.mean(0)
     with torch.random.fork_rng(devices=[flat.device] if flat.is_cuda else []):

@@ -21,7 +21,7 @@ bottlenecks = st.sampled_from(["dense", "spatial"])
 def test_default_layers_halve_down_to_the_map_of_the_bottleneck(side: int, bottleneck: Bottleneck):
     architecture = Architecture((side, side, 4), 128, bottleneck=bottleneck)
     target = 8 if bottleneck == "spatial" else 4
-    assert architecture.map_size == (target, target)
+    assert architecture.stages[-1].size_out == (target, target)
     assert architecture.strides == (2,) * int(math.log2(side // target))
     assert architecture.widths == (32, 64, 128, 256, 256, 256)[: len(architecture.strides)]
     assert architecture.stages[0].channels_in == 4
@@ -61,7 +61,7 @@ def test_a_decoder_restores_any_size_exactly(
             Architecture((height, width, channels), latent_dim, widths, tuple(strides), bottleneck)
         return
     architecture = Architecture((height, width, channels), latent_dim, widths, tuple(strides), bottleneck)
-    assert architecture.map_size == maps[-1]
+    assert architecture.stages[-1].size_out == maps[-1]
     with torch.inference_mode():
         mean, logvar = Encoder(architecture)(torch.rand(2, channels, height, width))
         assert mean.shape == logvar.shape == (2, latent_dim)

@@ -5,7 +5,6 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,17 +18,17 @@ from tests.support.tiny import LATENT_DIM, random_frames, tiny_architecture, tin
 from vae_training.training.export import export_encoder
 
 
-def assert_frozen(encoder: FrozenEncoder) -> None:
-    assert not encoder._network.training
-    assert not any(p.requires_grad for p in encoder._network.parameters())
+def assert_frozen(network: nn.Module) -> None:
+    assert not any(module.training for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def weights_of(encoder: FrozenEncoder) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in encoder._network.state_dict().items()}
+def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
 
 
-def assert_same_weights(encoder: FrozenEncoder, before: dict[str, torch.Tensor]) -> None:
-    after = encoder._network.state_dict()
+def assert_same_weights(network: nn.Module, before: dict[str, torch.Tensor]) -> None:
+    after = network.state_dict()
     assert set(after) == set(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
@@ -77,12 +76,12 @@ def test_other_frames_are_rejected(encoder: FrozenEncoder, shape: tuple[int, ...
 
 
 def test_an_agent_that_holds_it_cannot_change_it(encoder: FrozenEncoder):
-    agent, before = nn.Linear(LATENT_DIM, 1), weights_of(encoder)
+    agent, before = nn.Linear(LATENT_DIM, 1), weights_of(encoder._network)
     agent.encoder = encoder  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     agent.train().double().requires_grad_(True)
     assert [name for name, _ in agent.named_parameters()] == ["weight", "bias"]
-    assert_frozen(encoder)
-    assert_same_weights(encoder, before)
+    assert_frozen(encoder._network)
+    assert_same_weights(encoder._network, before)
     assert copy.deepcopy({"a": [encoder]})["a"][0] is encoder
 
 
@@ -100,8 +99,8 @@ def test_pickle_round_trip(encoder: FrozenEncoder):
     again: FrozenEncoder = pickle.loads(pickle.dumps(encoder))
     assert again is not encoder
     np.testing.assert_array_equal(again(random_frames(3)), encoder(random_frames(3)))
-    assert_same_weights(again, weights_of(encoder))
-    assert_frozen(again)
+    assert_same_weights(again._network, weights_of(encoder._network))
+    assert_frozen(again._network)
     for name in ("architecture", "contract", "latent_dim", "device", "path", "provenance"):
         assert getattr(again, name) == getattr(encoder, name)
     assert again.decode(np.zeros((1, LATENT_DIM))).shape == (1, 16, 16, 3)
@@ -156,9 +155,8 @@ def test_the_decoder_is_loaded_with_the_first_picture(tmp_path: Path):
         expected = tiny_cvae().decode(torch.from_numpy(z)).clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
     assert np.abs(images.astype(int) - expected.numpy().astype(int)).max() <= 1
     assert images.dtype == np.uint8
-    decoder: Any = encoder._decoder
-    assert not decoder.training
-    assert not any(p.requires_grad for p in decoder.parameters())
+    assert encoder._decoder is not None
+    assert_frozen(encoder._decoder)
     shutil.rmtree(folder)  # it is not read again
     for i in (0, 1029):
         assert np.abs(encoder.decode(z[i].tolist()).astype(int) - images[i]).max() <= 1

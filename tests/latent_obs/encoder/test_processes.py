@@ -60,15 +60,10 @@ def grown_bytes(encoder: FrozenEncoder, calls: int) -> int:
     return min(int(n) for n in np.diff(sizes))
 
 
-def test_memory_stays_flat(encoder: FrozenEncoder):
-    assert grown_bytes(encoder, 500) < 1 << 18  # 2 KB a call would show
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", get_args(Backend))
-def test_memory_stays_flat_over_a_million_calls(backend: Backend):
+def test_memory_stays_flat(backend: Backend):
     encoder = FrozenEncoder.random(tiny_architecture(), device="cpu", backend=backend)
-    assert grown_bytes(encoder, 250_000) < 4 << 20
+    assert grown_bytes(encoder, 500) < 1 << 18  # 2 KB a call would show
 
 
 PROCESSES = """

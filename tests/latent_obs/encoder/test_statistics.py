@@ -213,17 +213,14 @@ def test_what_cannot_be_right_is_rejected(folder: Path, change: Callable[[dict[s
 
 
 def rows_of(datasets: Sequence[NDArray[np.uint8]], at_most: int) -> NDArray[np.uint8]:
-    frames = np.concatenate([np.array(dataset) for dataset in datasets])
+    frames = np.concatenate(datasets)
     return frames[np.linspace(0, len(frames) - 1, min(at_most, len(frames))).astype(int)]
 
 
-def measured(
-    encode: Callable[..., Any], decode: Callable[..., Any], training: Any, held_out: Any, decoded: Any
-) -> LatentStatistics:
-    errors = [np.mean((part / 255.0 - decode(encode(part)) / 255.0) ** 2, axis=(1, 2, 3)) for part in decoded]
-    return LatentStatistics.from_latents(
-        encode(training), encode(held_out), training_errors=errors[0], held_out_errors=errors[1]
-    )
+def measured(encoder: FrozenEncoder, parts: Sequence[Any], decoded: Sequence[Any]) -> LatentStatistics:
+    errors = [np.mean((part / 255.0 - encoder.decode(encoder(part)) / 255.0) ** 2, axis=(1, 2, 3)) for part in decoded]
+    latents = [encoder(part) for part in parts]
+    return LatentStatistics.from_latents(*latents, training_errors=errors[0], held_out_errors=errors[1])
 
 
 def assert_close(one: LatentStatistics | None, other: LatentStatistics) -> None:
@@ -239,34 +236,23 @@ def test_training_writes_those_of_the_exported_weights(frames_folder: Path, tmp_
     schedule = {"epochs": 2, "batch_size": 20, "batch_freeze": 0, "half_beta_cycle": 1}
     config = TrainConfig(frames=frames_folder, out=tmp_path / "run", ema=0.5, device="cpu", **layers, **schedule)
     encoder = FrozenEncoder.load(train(config, progress_bar=False).encoder, device="cpu")
-    training, held_out = map(np.concatenate, split_held_out(get_datasets(frames_folder), None))
-    assert (len(training), len(held_out)) == (48, 24)
-    expected = measured(encoder.encode, encoder.decode, training, held_out, (training, held_out))
+    parts = [np.concatenate(part) for part in split_held_out(get_datasets(frames_folder), None)]
+    assert [len(part) for part in parts] == [48, 24]
+    expected = measured(encoder, parts, parts)
     assert_close(encoder.statistics, expected)
     assert expected.std.max() > 0.01
 
 
-def test_frames_come_from_all_over_the_recordings_and_in_batches():
-    lengths = (3, 400, 1, 0, 296)
-    datasets = [
-        np.stack([picture(i, j, 16, 16) for j in range(n)]) if n else random_frames(0) for i, n in enumerate(lengths)
-    ]
-    model = tiny_cvae()
-    encoder = FrozenEncoder(model.architecture, model.encoder.state_dict(), device="cpu")
-
-    def decode(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        with torch.inference_mode():
-            pictures = model.decode(torch.from_numpy(latents)).clamp(0, 1).mul(255).round()
-        return pictures.permute(0, 2, 3, 1).byte().numpy()
-
+def test_frames_come_from_all_over_the_recordings_and_in_batches(tmp_path: Path):
+    lengths = (3, 400, 1, 296)
+    datasets = [random_frames(0), *(np.stack([picture(i, j, 16, 16) for j in range(n)]) for i, n in enumerate(lengths))]
+    model, other = tiny_cvae(), datasets[2:3]
+    encoder = FrozenEncoder.load(export_encoder(tmp_path / "encoder", model, random_frames(2)), device="cpu")
     before = torch.get_rng_state(), repr(np.random.get_state())  # noqa: NPY002
-    assert measure_latents(model, datasets[1:2]).frames == (400, 0)
-    found = measure_latents(
-        model, datasets, datasets[1:2], training_frames=600, held_out_frames=301, decoded_frames=100
-    )
+    assert measure_latents(model, other).frames == (400, 0)
+    found = measure_latents(model, datasets, other, training_frames=600, held_out_frames=301, decoded_frames=100)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert repr(np.random.get_state()) == before[1]  # noqa: NPY002
-    training, held_out = rows_of(datasets, 600), rows_of(datasets[1:2], 301)
-    expected = measured(encoder.encode, decode, training, held_out, (training[::6], held_out[::4]))
+    training, held_out = rows_of(datasets, 600), rows_of(other, 301)
     assert found.frames == (600, 301)
-    assert_close(found, expected)
+    assert_close(found, measured(encoder, (training, held_out), (training[::6], held_out[::4])))
