@@ -36,10 +36,9 @@ from agents.store import (
     save_agent,
 )
 from latent_obs.encoder.folder import read_encoder_folder
-from latent_obs.util.atomic import atomic_write, write_json
+from latent_obs.util.atomic import GracefulStop, atomic_write, write_json
 from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.errors import InputError
-from latent_obs.util.interrupt import GracefulStop
 from latent_obs.wrappers.drift import DriftMonitor
 
 Say = Callable[[str], object]

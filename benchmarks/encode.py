@@ -40,8 +40,8 @@ from benchmarks.common import (
     synchronize,
 )
 from latent_obs import Architecture, FrozenEncoder, LatentObservation, VecLatentObservation
+from latent_obs.encoder.architecture import Encoder
 from latent_obs.encoder.frozen import Backend, Precision
-from latent_obs.encoder.networks import Encoder
 from latent_obs.pixels import Frames
 from latent_obs.util.device import resolve_device, torch_threads
 

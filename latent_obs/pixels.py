@@ -34,8 +34,7 @@ class PixelContract:
         width: Columns.
         channels: Values per pixel: 3 is RGB in this order, 1 is grey, any other number is passed on unchanged.
         resize_filter: Pillow's filter; its support is scaled with the reduction, so that it antialiases.
-        crop: "none" squeezes another aspect ratio into the frame (nothing is lost); "center-square" cuts the longer
-            side.
+        crop: "none" squeezes another aspect ratio into the frame; "center-square" cuts the longer side.
 
     Example:
         >>> contract = PixelContract(64, 64, 3)
@@ -77,11 +76,9 @@ class PixelContract:
 
     def check_space(self, space: spaces.Space[Any], what: str = "observation space") -> Layout:
         """The layout of a pixel space; an `InputError` if it is no uint8 Box of a shape that the contract can read."""
-        if not isinstance(space, spaces.Box):
-            raise InputError(f"{what} must be a Box of pixels, got {space}")
-        if space.dtype != np.uint8:
+        if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
             raise InputError(
-                f"{what} must be a uint8 Box (values 0 to 255), got {brief(space)}: remove the wrapper that scales it"
+                f"{what} must be a uint8 Box (values 0 to 255), got {brief(space)}: remove a wrapper that scales it"
             )
         return self.layout_of(space.shape, what)
 
@@ -142,53 +139,42 @@ class PixelContract:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `config.json`, with the fixed parts of the contract spelled out."""
-        fixed = {
-            "colour": {1: "grey", 3: "RGB"}.get(self.channels, "as recorded"),
-            "layout": "HWC",
-            "dtype": "uint8",
-            "scale": "1/255 on the device",
-            "library": "pillow",
-        }
-        return {**asdict(self), **fixed}
+        colour = {1: "grey", 3: "RGB"}.get(self.channels, "as recorded")
+        fixed = {"layout": "HWC", "dtype": "uint8", "scale": "1/255 on the device", "library": "pillow"}
+        return {**asdict(self), "colour": colour, **fixed}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "PixelContract":
         """The contract that `to_json` described; an `InputError` if this version cannot keep a part of it."""
         if values.get("crop") == "centre-square":  # as older folders spell it
             values = {**values, "crop": "center-square"}
-        try:
-            contract = cls(**{name: values[name] for name in cls.__dataclass_fields__})
-        except KeyError as error:
-            raise InputError(f"pixel contract lacks {error}, got fields {sorted(values)}") from None
+        fields: dict[str, Any] = {name: values.get(name) for name in cls.__dataclass_fields__}
+        contract = cls(**fields)
         if contract.to_json() != dict(values):
             raise InputError(f"pixel contract must be {contract.to_json()} in this version, got {dict(values)}")
         return contract
 
 
 def find_pixel_key(space: spaces.Dict, contract: PixelContract, key: str | None = None) -> str:
-    """The entry of a Dict observation that holds the pixels; an `InputError` if none, or more than one, fits.
+    """The entry of a Dict space that holds pixels that the contract can read; an `InputError` if not one alone does.
 
-    Args:
-        space: A Dict space.
-        contract: The encoder's; entries that it cannot read do not count as pixels.
-        key: The entry to use; needed only if there are several.
+    `key` is the entry to use, and needed only if there are several.
     """
     if key is not None:
-        if key not in space.spaces:
-            raise InputError(f"pixel_key {key!r} is not in the observation, whose keys are {sorted(space.spaces)}")
+        check_choice("pixel_key", key, sorted(space.spaces))
         contract.check_space(space.spaces[key], f"observation[{key!r}]")
         return key
     images = {k: s.shape for k, s in space.spaces.items() if isinstance(s, spaces.Box) and is_image(s)}
-    fitting = [k for k, shape in images.items() if contract.channels in (shape[0], shape[-1])]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise InputError(f"pixel_key must name one of several images that the encoder could take: {sorted(fitting)}")
-    listed = ", ".join(f"{k}: {brief(s)}" for k, s in space.spaces.items())
-    raise InputError(
-        f"no pixels in the observation: no entry is a uint8 Box of (height, width, {contract.channels}) ({listed}). "
-        "Wrap the environment so that it gives its picture (Gymnasium's AddRenderObservation does)"
-    )
+    fitting = sorted(k for k, shape in images.items() if contract.channels in (shape[0], shape[-1]))
+    if len(fitting) > 1:
+        raise InputError(f"pixel_key must name one of several images that the encoder could take: {fitting}")
+    if not fitting:
+        listed = ", ".join(f"{k}: {brief(s)}" for k, s in space.spaces.items())
+        raise InputError(
+            f"no pixels in the observation: no entry is a uint8 Box of (height, width, {contract.channels}) "
+            f"({listed}). Wrap the environment so that it gives its picture (Gymnasium's AddRenderObservation does)"
+        )
+    return fitting[0]
 
 
 def is_image(space: spaces.Box) -> bool:

@@ -29,10 +29,9 @@ from typing import Any, Literal
 from agents.compare.study import Study, folder_name, study_from
 from agents.config import AgentConfig
 from latent_obs.encoder.folder import read_encoder_folder
-from latent_obs.util.atomic import write_json
+from latent_obs.util.atomic import GracefulStop, write_json
 from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError, check_count
-from latent_obs.util.interrupt import GracefulStop
 
 RANDOM_POLICY = "random policy"
 #: Exit statuses of a run's process.

@@ -1,20 +1,22 @@
-"""The layers of the network for an image of a given size.
+"""The encoder and the decoder of the CVAE, and the description of their layers for an image of a given size.
 
-`Architecture` is the one description that the encoder, the decoder, `config.json` and the command line share.
+`Architecture` is the one description that both networks, `config.json` and the command line share.
 """
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from latent_obs.encoder import Bottleneck as Bottleneck
+from latent_obs.pixels import Frames
 from latent_obs.util.errors import InputError, check_choice, check_count
 
-Bottleneck = Literal["dense", "spatial"]
-
 _MAP = {"dense": 4, "spatial": 8}  # side of the last map; 8x8 keeps small moving things that a 4x4 map loses
-_FIRST_WIDTH, _LAST_WIDTH = 32, 256
-#: Names that fields have in older encoder folders.
-_RENAMED = {"standardise": "standardize"}
 
 
 @dataclass(frozen=True)
@@ -70,27 +72,22 @@ class Architecture:
     def __post_init__(self) -> None:
         if len(self.img_shape) != 3:
             raise InputError(f"img_shape must be (height, width, channels), got {self.img_shape!r}")
-        img_shape = tuple(check_count("each entry of img_shape", n) for n in self.img_shape)
-        latent_dim = check_count("latent_dim", self.latent_dim)
+        for name in ("img_shape", "widths", "strides"):
+            counts = tuple(check_count(f"each of {name}", n) for n in getattr(self, name))
+            object.__setattr__(self, name, counts)
+        object.__setattr__(self, "latent_dim", check_count("latent_dim", self.latent_dim))
         check_choice("bottleneck", self.bottleneck, get_args(Bottleneck))
-        widths, strides = tuple(self.widths), tuple(self.strides)
-        strides = strides or ((2,) * len(widths) if widths else self._default_strides())
-        widths = widths or tuple(min(_FIRST_WIDTH * 2**i, _LAST_WIDTH) for i in range(len(strides)))
-        if len(widths) != len(strides):
-            raise InputError(f"widths {widths} and strides {strides} must be equally many, one for each convolution")
-        values = {
-            "img_shape": img_shape,
-            "latent_dim": latent_dim,
-            "widths": tuple(check_count("each of widths", n) for n in widths),
-            "strides": tuple(check_count("each of strides", n) for n in strides),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        if not self.strides:
+            object.__setattr__(self, "strides", (2,) * (len(self.widths) or self._halvings()))
+        if not self.widths:
+            object.__setattr__(self, "widths", tuple(min(32 * 2**i, 256) for i in range(len(self.strides))))
+        if len(self.widths) != len(self.strides):
+            raise InputError(f"widths {self.widths} and strides {self.strides} must be equally many")
         # Raise if a map shrinks to nothing, or the latent does not fit it.
         _ = self.latent_map if self.bottleneck == "spatial" else self.stages
 
-    def _default_strides(self) -> tuple[int, ...]:
-        """Halve a power of two down to the map of the bottleneck."""
+    def _halvings(self) -> int:
+        """From a power of two to the map of the bottleneck."""
         height, width, _ = self.img_shape
         target = _MAP[self.bottleneck]
         if height != width or height & (height - 1) or height < 2 * target:
@@ -99,7 +96,7 @@ class Architecture:
                 f"img_shape {self.img_shape}: without widths and strides, a {self.bottleneck} CVAE needs a square "
                 f"image whose side is a power of two, {2 * target} or more. Resize the frames to {near}x{near}"
             )
-        return (2,) * int(math.log2(height // target))
+        return int(math.log2(height // target))
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -109,35 +106,27 @@ class Architecture:
         for i, (out, stride) in enumerate(zip(self.widths, self.strides, strict=True)):
             # Stride 2 has kernel 4: an exact halving, and every input pixel is seen equally often (no checkerboard).
             kernel, padding = (3, 1) if stride == 1 else (2 * stride, stride // 2)
-            size = tuple((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
-            if min(size) < 1 or min(height, width) + 2 * padding < kernel:
+            if min(height, width) + 2 * padding < kernel:
                 raise InputError(
                     f"img_shape {self.img_shape} is too small for strides {self.strides}: before convolution {i + 1} "
                     f"only {height}x{width} values are left, fewer than its kernel of {kernel}. Use at most {i} stages"
                 )
-            restored = [(m - 1) * stride - 2 * padding + kernel for m in size]
-            output_padding = (height - restored[0], width - restored[1])
-            size_in, size_out = (height, width), (size[0], size[1])
-            stages.append(Stage(channels, out, size_in, size_out, kernel, stride, padding, output_padding))
-            (height, width), channels = size_out, out
+            rows, columns = ((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
+            left_out = ((height + 2 * padding - kernel) % stride, (width + 2 * padding - kernel) % stride)
+            stages.append(Stage(channels, out, (height, width), (rows, columns), kernel, stride, padding, left_out))
+            height, width, channels = rows, columns, out
         return tuple(stages)
-
-    @property
-    def map_size(self) -> tuple[int, int]:
-        """(height, width) of the map that the bottleneck gets."""
-        return self.stages[-1].size_out
 
     @property
     def latent_map(self) -> tuple[int, int, int]:
         """(channels, height, width) of the spatial latent; an `InputError` if `latent_dim` does not fit."""
-        height, width = self.map_size
+        height, width = self.stages[-1].size_out
         area = height * width
         channels, rest = divmod(self.latent_dim, area)
         if rest or not channels:
-            fits = sorted({max(1, channels) * area, (channels + 1) * area})
             raise InputError(
                 f"latent_dim {self.latent_dim}: a spatial bottleneck of {height}x{width} holds a multiple of {area} "
-                f"values, such as {' or '.join(map(str, fits))}. Choose one of these, or bottleneck='dense'"
+                f"values, such as {(channels + 1) * area}. Choose such a number, or bottleneck='dense'"
             )
         return channels, height, width
 
@@ -148,10 +137,132 @@ class Architecture:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Architecture":
         """The architecture that `to_json` described; an `InputError` if a field is missing, unknown or out of range."""
-        values = {_RENAMED.get(name, name): value for name, value in values.items()}
-        values = {"linear_path": False, "standardize": False, **values}  # older folders do not name them
-        known = set(cls.__dataclass_fields__)
-        if set(values) != known:
-            raise InputError(f"architecture has fields {sorted(values)}, expected {sorted(known)}")
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
+        # Older folders do not name them, or spell one in the British way.
+        values = {"linear_path": False, "standardize": values.get("standardise", False), **values}
+        values.pop("standardise", None)
+        if set(values) != set(cls.__dataclass_fields__):
+            raise InputError(f"architecture has fields {sorted(values)}, expected {sorted(cls.__dataclass_fields__)}")
+        return cls(**values)
+
+
+class Standard(nn.Module):
+    """Standardize pixels: subtract the training frames' mean picture, and divide by their spread; both are fixed."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        height, width, channels = architecture.img_shape
+        self.register_buffer("mean", torch.zeros(channels, height, width))
+        self.register_buffer("spread", torch.ones(()))
+
+    @torch.no_grad()
+    def measure(self, images: Tensor) -> None:
+        """Set the mean picture and the spread around it, one for all pixels, from images float32 (N, C, H, W)."""
+        self.mean.copy_(images.mean(0))
+        self.spread.copy_((images - self.mean).square().mean().sqrt().clamp(min=1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] to the same shape, with mean 0 and spread 1 over the training frames."""
+        return (x - self.mean) / self.spread
+
+    def undo(self, x: Tensor) -> Tensor:
+        """The inverse of `forward`."""
+        return x * self.spread + self.mean
+
+
+class Encoder(nn.Module):
+    """q(z|x): frames to the mean and log-variance of a diagonal Gaussian.
+
+    Input: float32 (N, C, H, W) in [0, 1]. Outputs: two float32 (N, latent_dim).
+
+    Example:
+        >>> encoder = Encoder(Architecture((32, 32, 3), latent_dim=8))
+        >>> mean, logvar = encoder(torch.zeros(5, 3, 32, 32))
+        >>> tuple(mean.shape), tuple(logvar.shape)
+        ((5, 8), (5, 8))
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.standard = Standard(architecture) if architecture.standardize else None
+        self.convolutions = nn.Sequential()
+        for i, stage in enumerate(architecture.stages):
+            sizes = stage.kernel, stage.stride, stage.padding
+            self.convolutions.append(nn.Conv2d(stage.channels_in, stage.channels_out, *sizes))
+            if i > 0 or architecture.first_activation:
+                self.convolutions.append(nn.ReLU(inplace=True))
+        # Two heads rather than one of twice the width: the agent needs the mean alone, so the other is never computed.
+        self.mean_head, self.logvar_head = self._head(), self._head()
+        pixels = math.prod(architecture.img_shape)
+        self.linear = nn.Linear(pixels, architecture.latent_dim) if architecture.linear_path else None
+
+    def _head(self) -> nn.Module:
+        last = self.architecture.stages[-1]
+        if self.architecture.bottleneck == "dense":
+            return nn.Linear(last.channels_out * math.prod(last.size_out), self.architecture.latent_dim)
+        return nn.Conv2d(last.channels_out, self.architecture.latent_map[0], kernel_size=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, each (N, latent_dim)."""
+        h = self._features(x)
+        return self._mean(x, h), self.logvar_head(h).flatten(1)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean alone, (N, latent_dim): what an agent sees."""
+        return self._mean(x, self._features(x))
+
+    @torch.inference_mode()
+    def mean_of_frames(self, frames: Frames) -> NDArray[np.float32]:
+        """The mean, float32 (N, latent_dim), of uint8 (N, H, W, C): the definition that faster forms compare with."""
+        x = torch.from_numpy(frames).to(next(self.parameters()).device)
+        return self.mean(x.permute(0, 3, 1, 2).float().div_(255)).cpu().numpy()
+
+    def _features(self, x: Tensor) -> Tensor:
+        h = self.convolutions(x if self.standard is None else self.standard(x))  # (N, C', H', W')
+        return h.flatten(1) if self.architecture.bottleneck == "dense" else h
+
+    def _mean(self, x: Tensor, h: Tensor) -> Tensor:
+        mean = self.mean_head(h).flatten(1)
+        return mean if self.linear is None else mean + self.linear(x.flatten(1))
+
+
+class Decoder(nn.Module):
+    """p(x|z): a latent vector to the image it stands for; the mirror of `Encoder`.
+
+    Input: float32 (N, latent_dim). Output: float32 (N, C, H, W), nominally in [0, 1] (the last layer is linear, so that
+    black and white pixels have a gradient; clamp before showing it).
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.standard = Standard(architecture) if architecture.standardize else None
+        last = architecture.stages[-1]
+        self.map_shape = (last.channels_out, *last.size_out)
+        if architecture.bottleneck == "dense":
+            self.stem: nn.Module = nn.Linear(architecture.latent_dim, math.prod(self.map_shape))
+        else:
+            self.stem = nn.Conv2d(architecture.latent_map[0], last.channels_out, kernel_size=3, padding=1)
+        self.convolutions = nn.Sequential()
+        for stage in reversed(architecture.stages):
+            sizes = stage.kernel, stage.stride, stage.padding, stage.output_padding
+            self.convolutions.append(nn.ReLU(inplace=True))
+            self.convolutions.append(nn.ConvTranspose2d(stage.channels_out, stage.channels_in, *sizes))
+        pixels = math.prod(architecture.img_shape)
+        self.linear = nn.Linear(architecture.latent_dim, pixels) if architecture.linear_path else None
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Image of each latent, (N, C, H, W)."""
+        linear = None if self.linear is None else self.linear(z)
+        if self.architecture.bottleneck == "dense":
+            h = self.stem(z).unflatten(1, self.map_shape)
+        else:
+            h = self.stem(z.unflatten(1, self.architecture.latent_map))
+        x = self.convolutions(h)
+        if self.standard is not None:
+            # The linear path contains the mean picture.
+            x = self.standard.undo(x) if linear is None else x * self.standard.spread
+        return x if linear is None else x + linear.view(x.shape)

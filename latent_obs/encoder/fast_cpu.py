@@ -1,7 +1,7 @@
 """A faster form of the encoder network: uint8 frames in, all scaling inside of the first layer, packed CPU layers.
 
 Constants are multiplied into the weights once, in float64: the division by 255 and the spread of `Standard` go into the
-first convolution. `networks.Encoder` stays the definition; tests compare the two.
+first convolution. `Encoder.mean` stays the definition; tests compare the two.
 """
 
 import copy
@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from latent_obs.encoder.networks import Encoder
+from latent_obs.encoder.architecture import Encoder
 
 _BATCH = 8  # batch size that the packed weights are made for; others work as well
 _ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # difference to plain layers, of the largest latent
@@ -23,7 +23,7 @@ class FoldedEncoder(nn.Module):
     subtracted in float32 before anything is rounded. So bfloat16 only rounds weights and activations.
 
     Args:
-        encoder: The network. It is not changed; layers that need no other weights are shared with it.
+        encoder: The network, which is not changed.
         dtype: In which the convolutions are computed; the layers that give the latents stay in float32.
     """
 
@@ -39,13 +39,11 @@ class FoldedEncoder(nn.Module):
             centre = (255.0 * _exact(encoder.standard.mean)).permute(1, 2, 0).float().contiguous().to(device)
             spread = float(encoder.standard.spread)
         self.register_buffer("centre", centre)
-        first, *others = encoder.convolutions
-        first = copy.deepcopy(cast(nn.Conv2d, first))
+        self.convolutions = copy.deepcopy(encoder.convolutions)
+        first = cast(nn.Conv2d, self.convolutions[0])
         with torch.no_grad():
             first.weight.copy_(_exact(first.weight) / (255.0 * spread))
-        if dtype != torch.float32:
-            first, *others = (copy.deepcopy(layer).to(dtype) for layer in (first, *others))
-        self.convolutions = nn.Sequential(first, *others)
+        self.convolutions.to(dtype)
         self.mean_head = encoder.mean_head
         if self.dense:
             last = encoder.architecture.stages[-1]

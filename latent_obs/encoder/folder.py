@@ -11,7 +11,9 @@
 No pickle. Written to a temporary folder and renamed, so that a reader never sees half of one.
 """
 
+import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -19,7 +21,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latent_obs.encoder.architecture import Architecture
-from latent_obs.encoder.networks import Encoder
+from latent_obs.encoder.architecture import Architecture, Encoder
 from latent_obs.encoder.statistics import LatentStatistics
 from latent_obs.pixels import Frames, PixelContract
 from latent_obs.util.errors import EncoderFolderError, InputError, require
@@ -43,9 +43,10 @@ FORMAT_VERSION = 1
 #: TF32 (10 bits of mantissa, the default of cuDNN) through some eight layers stays below it; swapped colors or another
 #: resize filter do not.
 RELATIVE_TOLERANCE = 5e-3
-_REQUIRED = ("config.json", "encoder.safetensors", "selfcheck.safetensors", "SHA256SUMS")
+_REQUIRED = ("config.json", "encoder.safetensors", "selfcheck.safetensors")
 _DECODER = "decoder.safetensors"
 _STATISTICS = "statistics.safetensors"
+_SUMS = "SHA256SUMS"
 _CHECKED_FRAMES = 4  # in a self-check, at most
 
 
@@ -68,7 +69,7 @@ class EncoderFolder:
 
     def decoder(self) -> dict[str, Tensor]:
         """Read the weights of the decoder; an `EncoderFolderError` if there are none, or they are damaged."""
-        return _tensors(self.path / _DECODER, _read_checked(self.path, _DECODER, _read_sums(self.path)))
+        return _read_tensors(self.path, _DECODER, _read_sums(self.path))
 
 
 def write_encoder_folder(
@@ -90,14 +91,11 @@ def write_encoder_folder(
         architecture: Layers of the encoder and decoder.
         contract: What a frame must look like.
         encoder: State dict of an `Encoder`.
-        selfcheck: Sample frames with their latents, from `make_selfcheck`.
+        selfcheck: From `make_selfcheck`.
         decoder: State dict of a `Decoder`, or None to leave it out.
-        statistics: Statistics of its latents over the training frames, or None to leave them out.
+        statistics: Of its latents over the training frames, or None to leave them out.
         provenance: Where it came from; anything that JSON can hold.
-        overwrite: Whether an existing encoder folder may be replaced.
-
-    Raises:
-        InputError: The folder exists and `overwrite` is False, or it is no encoder folder.
+        overwrite: Whether an existing folder may be replaced, if it is an encoder folder; else it is an `InputError`.
     """
     path = Path(path)
     if path.exists() and not (overwrite and _is_encoder_folder(path)):
@@ -117,24 +115,24 @@ def write_encoder_folder(
         _STATISTICS: statistics.to_tensors() if statistics else None,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
+    old = path.with_name(f".{path.name}.old")
     # Beside the target: a rename across file systems would be a copy.
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    new, old = temporary / "new", temporary / "old"
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
+        new = Path(temporary) / "new"
         new.mkdir()
         new.chmod(0o755)  # a colleague should be able to read an encoder
         for name, tensors in files.items():
             if tensors is not None:
-                tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-                save_file(tensors, str(new / name))
+                save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, new / name)
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        sums = [f"{_sha256(file.read_bytes())}  {file.name}\n" for file in sorted(new.iterdir())]
-        (new / "SHA256SUMS").write_text("".join(sums))
+        sums = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in sorted(new.iterdir())]
+        (new / _SUMS).write_text("".join(sums))
         for file in new.iterdir():
             file.chmod(0o644)  # safetensors writes private files
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         if path.exists():
+            shutil.rmtree(old, ignore_errors=True)  # what a killed process left
             path.rename(old)
         try:
             new.rename(path)
@@ -142,9 +140,7 @@ def write_encoder_folder(
             if old.exists():
                 old.rename(path)
             raise
-    finally:
-        if path.exists() or not old.exists():  # else the old one could not be moved back, and must not be lost
-            shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     return path
 
 
@@ -158,48 +154,35 @@ def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
         EncoderFolderError: There is no such folder, a file is missing, damaged, or from a newer format.
     """
     folder = _locate(path)
-    missing = [name for name in _REQUIRED if not (folder / name).is_file()]
-    if missing:
-        raise EncoderFolderError(
-            f"{folder} is not a complete encoder folder: {', '.join(missing)} missing. "
-            "Copy the whole folder again, or export it anew with: latent-obs train-vae … --resume"
-        )
-    sums = _read_sums(folder)
     try:
         config = json.loads((folder / "config.json").read_bytes())
         found, number = config["format"], config["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise EncoderFolderError(f"{folder}/config.json is damaged, or not of an encoder folder: {error!r}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EncoderFolderError(f"{folder} is no encoder folder, or config.json in it is damaged: {error!r}") from None
     # Before the checksums: a newer format may have other files, and the error should name the version.
     if found != FORMAT or number not in range(1, FORMAT_VERSION + 1):
         raise EncoderFolderError(
             f"{folder}/config.json has format {found!r} and format version {number!r}, expected {FORMAT!r} and "
             f"{FORMAT_VERSION} at most. Update latent-obs if it is a newer one"
         )
-    names = [*sums, _STATISTICS] if (folder / _STATISTICS).exists() else list(sums)  # without a checksum it is rejected
-    contents = {name: _read_checked(folder, name, sums) for name in names}
+    sums = _read_sums(folder)
+    if (folder / _STATISTICS).exists():
+        sums.setdefault(_STATISTICS, "none")  # so that it is rejected
+    tensors = {name: _read_tensors(folder, name, sums) for name in sums}
     try:
         architecture = Architecture.from_json(config["architecture"])
         contract = PixelContract.from_json(config["pixels"])
         if contract.shape != architecture.img_shape:
             raise InputError(f"pixels {contract.shape} and network {architecture.img_shape} differ")
-    except (InputError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:  # an InputError is a ValueError
         raise EncoderFolderError(f"{folder}/config.json cannot be used: {error}") from None
-    read = ("encoder.safetensors", "selfcheck.safetensors", _STATISTICS)  # the decoder is when it is needed
-    tensors = {name: _tensors(folder / name, contents[name]) for name in read if name in contents}
     statistics = None
     if _STATISTICS in tensors:
         file = str(folder / _STATISTICS)
         statistics = LatentStatistics.from_tensors(tensors[_STATISTICS], architecture.latent_dim, file)
-    return EncoderFolder(
-        folder,
-        architecture,
-        contract,
-        config.get("provenance", {}),
-        tensors["encoder.safetensors"],
-        tensors["selfcheck.safetensors"],
-        statistics,
-    )
+    provenance = config.get("provenance", {})
+    encoder, selfcheck = tensors["encoder.safetensors"], tensors["selfcheck.safetensors"]
+    return EncoderFolder(folder, architecture, contract, provenance, encoder, selfcheck, statistics)
 
 
 def _locate(path: str | os.PathLike[str]) -> Path:
@@ -221,72 +204,54 @@ def _locate(path: str | os.PathLike[str]) -> Path:
 
 def _is_encoder_folder(path: Path) -> bool:
     """Whether this looks like an encoder folder, whole or damaged; a training run has a config.json as well."""
-    return (path / "config.json").is_file() and any((path / name).is_file() for name in _REQUIRED[1:])
+    return (path / "config.json").is_file() and any((path / name).is_file() for name in (*_REQUIRED[1:], _SUMS))
 
 
 def _read_sums(folder: Path) -> dict[str, str]:
     """File name to checksum, from SHA256SUMS."""
-    sums: dict[str, str] = {}
-    for line in (folder / "SHA256SUMS").read_bytes().decode("utf-8", errors="replace").removesuffix("\n").split("\n"):
+    file, sums = folder / _SUMS, dict[str, str]()
+    text = file.read_bytes().decode("utf-8", errors="replace") if file.is_file() else ""
+    for line in text.removesuffix("\n").split("\n"):
         digest, _, name = line.partition("  ")
         if len(digest) != 64 or not name or Path(name).name != name:
-            raise EncoderFolderError(f"{folder}/SHA256SUMS is damaged: cannot read {line!r}. Copy the folder again")
+            raise EncoderFolderError(f"{file} is missing or damaged: cannot read {line!r}. Copy the folder again")
         sums[name] = digest
-    missing = sorted(set(_REQUIRED) - set(sums) - {"SHA256SUMS"})
-    if missing:
-        raise EncoderFolderError(
-            f"{folder}/SHA256SUMS is damaged: it lacks {', '.join(missing)}. Copy the folder again"
-        )
+    if missing := set(_REQUIRED) - sums.keys():
+        raise EncoderFolderError(f"{file} is damaged: it lacks {', '.join(missing)}. Copy the folder again")
     return sums
 
 
-def _read_checked(folder: Path, name: str, sums: Mapping[str, str]) -> bytes:
-    """The bytes of a file whose checksum agrees."""
+def _read_tensors(folder: Path, name: str, sums: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of a file whose checksum agrees; none if it is no safetensors file by its name."""
     file = folder / name
     if not file.is_file():
         raise EncoderFolderError(f"{folder} has no {name}. Copy the folder again, or export it anew with this file")
     data = file.read_bytes()
-    found, expected = _sha256(data), str(sums.get(name))
+    found, expected = hashlib.sha256(data).hexdigest(), sums.get(name, "none")
     if found != expected:
         raise EncoderFolderError(
-            f"{file} is damaged: its SHA-256 is {found[:12]}…, SHA256SUMS says {expected[:12]}…. Copy the folder again"
+            f"{file} is damaged: its SHA-256 is {found[:12]}…, {_SUMS} says {expected[:12]}…. Copy the folder again"
         )
-    return data
-
-
-def _tensors(file: Path, data: bytes) -> dict[str, Tensor]:
     try:
-        return load_safetensors(data)
+        return load_safetensors(data) if name.endswith(".safetensors") else {}
     except SafetensorError as error:
         raise EncoderFolderError(f"{file} is not a safetensors file: {error}") from None
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that make an encoder, by name, for its provenance."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("latent-obs", "numpy", "pillow"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # latent-obs, in a folder on the path
+            versions[name] = importlib.metadata.version(name)
     return versions
 
 
 def make_selfcheck(encoder: Encoder, contract: PixelContract, sample_frames: Frames) -> dict[str, Tensor]:
-    """Choose a few frames and store the latents that they give.
+    """A few of the sample frames, uint8 (N, height, width, channels) with N ≥ 1, and the latents that they give.
 
-    Args:
-        encoder: The encoder, on any device; it is used in eval mode, and keeps its mode.
-        contract: Its pixel contract.
-        sample_frames: uint8 (N, height, width, channels) with N ≥ 1.
-
-    Returns:
-        "frames" uint8 (n, h, w, c) and "latents" float32 (n, latent_dim); "raw_frames", which go through the contract's
-        crop and resize, and their "raw_latents".
+    They are "frames" uint8 (n, h, w, c) and "latents" float32 (n, latent_dim); "raw_frames", which go through the
+    contract's crop and resize, and their "raw_latents".
     """
     frames = contract.convert(sample_frames, what="sample_frames")
     if len(frames) == 0:
@@ -298,38 +263,36 @@ def make_selfcheck(encoder: Encoder, contract: PixelContract, sample_frames: Fra
     raw = frames[:2, rows][:, :, columns].astype(np.int16)
     raw += np.random.default_rng(0).integers(-40, 41, raw.shape, dtype=np.int16)
     raw_frames = raw.clip(0, 255).astype(np.uint8)
-    training, device = encoder.training, next(encoder.parameters()).device
-    encoder.eval()
-    with torch.inference_mode():
-        latents, raw_latents = (
-            encoder.mean(torch.from_numpy(part).to(device).permute(0, 3, 1, 2).float().div(255)).float().cpu()
-            for part in (frames, contract.convert(raw_frames))
-        )
-    encoder.train(training)
-    return {
-        "frames": torch.from_numpy(frames),
-        "latents": latents,
-        "raw_frames": torch.from_numpy(raw_frames),
-        "raw_latents": raw_latents,
+    check = {
+        "frames": frames,
+        "latents": encoder.mean_of_frames(frames),
+        "raw_frames": raw_frames,
+        "raw_latents": encoder.mean_of_frames(contract.convert(raw_frames)),
     }
+    return {name: torch.from_numpy(array) for name, array in check.items()}
 
 
 def verify_selfcheck(
     check: Mapping[str, Tensor], encode: Callable[[Frames], NDArray[np.float32]], contract: PixelContract, name: str
 ) -> None:
     """Raise an `EncoderFolderError` if sample frames of `make_selfcheck` give other latents than promised."""
-    for frames_key, latents_key, hint in (
-        ("frames", "latents", "the weights or this device's arithmetic are off"),
-        ("raw_frames", "raw_latents", "frames are cropped or resized in another way here (see Pillow's version)"),
+    for kind, hint in (
+        ("", "the weights or this device's arithmetic are off"),
+        ("raw_", "frames are cropped or resized in another way here (see Pillow's version)"),
     ):
-        if frames_key not in check or latents_key not in check:
-            raise EncoderFolderError(f"{name}: the self-check lacks {frames_key} or {latents_key}")
-        wanted = check[latents_key].numpy()
-        got = encode(contract.convert(check[frames_key].numpy()))
-        scale = max(float(np.abs(wanted).max()), 1e-6)
-        difference = float(np.abs(got - wanted).max()) / scale if got.shape == wanted.shape else float("inf")
+        frames, latents = check.get(f"{kind}frames"), check.get(f"{kind}latents")
+        if frames is None or latents is None:
+            raise EncoderFolderError(f"{name}: the self-check lacks {kind}frames or {kind}latents")
+        difference = relative_difference(encode(contract.convert(frames.numpy())), latents.numpy())
         if not difference <= RELATIVE_TOLERANCE:  # also if it is NaN
             raise EncoderFolderError(
                 f"{name}: the self-check failed: latents of its sample frames differ by {difference:.1e} of their "
                 f"range, {RELATIVE_TOLERANCE:.0e} is allowed; {hint}"
             )
+
+
+def relative_difference(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """Largest difference of two arrays, relative to the largest number wanted; infinite if their shapes differ."""
+    if found.shape != wanted.shape:
+        return np.inf
+    return float(np.abs(found - wanted).max()) / max(float(np.abs(wanted).max()), 1e-6)

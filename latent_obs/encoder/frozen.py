@@ -12,11 +12,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from latent_obs.encoder.architecture import Architecture
+from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
 from latent_obs.encoder.fast_cpu import FoldedEncoder, pack_layers
-from latent_obs.encoder.folder import EncoderFolder, read_encoder_folder, verify_selfcheck
+from latent_obs.encoder.folder import EncoderFolder, read_encoder_folder, relative_difference, verify_selfcheck
 from latent_obs.encoder.foreign import ForeignNetwork
-from latent_obs.encoder.networks import Decoder, Encoder
 from latent_obs.encoder.openvino import OpenVinoNetwork
 from latent_obs.encoder.statistics import LatentStatistics
 from latent_obs.pixels import Frames, PixelContract
@@ -58,7 +57,7 @@ class FrozenEncoder:
 
     Raises:
         InputError: Backend or precision are unknown, or do not go with the device.
-        DeviceError: The device does not exist, or cannot compute in this precision.
+        DeviceError: The device does not exist.
         MissingExtraError: The backend is not installed.
 
     Example:
@@ -90,7 +89,7 @@ class FrozenEncoder:
         self.backend: Backend = backend
         self.precision: Precision = precision
         self._process = os.getpid()
-        network = _freeze(_build(Encoder, architecture, weights), self.device)
+        network = _build(Encoder, architecture, weights, self.device)
         self._network: Any = network  # the definition
         self._compute: Callable[[Tensor], Tensor]  # the same, faster: uint8 (N, h, w, c) to float32 (N, latent_dim)
         if backend == "openvino":
@@ -108,11 +107,10 @@ class FrozenEncoder:
         backend: Backend = "torch",
         precision: Precision = "float32",
     ) -> "FrozenEncoder":
-        """Load an encoder folder, and check that it gives the latents that it promises.
+        """Load an encoder folder, and check that it gives the latents that it promises; settings as for the class.
 
         Args:
-            folder: The folder that training wrote (or a run folder that has it as `encoder/`), or a Hugging Face
-                repository id.
+            folder: What training wrote, a run folder that has it as `encoder/`, or a Hugging Face repository id.
             device: As for the class.
             backend: As for the class.
             precision: As for the class.
@@ -121,32 +119,23 @@ class FrozenEncoder:
             EncoderFolderError: The folder is missing, damaged, from a newer format, or fails its self-check.
             DeviceError: As for the class; or latents in bfloat16 differ too much.
         """
-        resolved = _device_for(device, backend, precision)
+        settings: dict[str, Any] = {"backend": backend, "precision": precision}
+        settings["device"] = _device_for(device, **settings)
         read = read_encoder_folder(folder)
         try:
-            encoder = cls(
-                read.architecture,
-                read.encoder,
-                read.contract,
-                device=resolved,
-                folder=read,
-                backend=backend,
-                precision=precision,
-            )
+            encoder = cls(read.architecture, read.encoder, read.contract, folder=read, **settings)
         except RuntimeError as error:  # what load_state_dict raises if names or shapes differ
             raise EncoderFolderError(f"{read.path}: the weights do not fit config.json: {error}") from None
-        exact = encoder.encode if precision == "float32" else encoder._encode_by_definition
+        exact = encoder.encode if precision == "float32" else encoder._network.mean_of_frames
         verify_selfcheck(read.selfcheck, exact, read.contract, str(read.path))
-        if precision == "float32":
-            return encoder
         frames = read.selfcheck["frames"].numpy()
-        wanted = encoder._encode_by_definition(frames)
-        difference = float(np.abs(encoder.encode(frames) - wanted).max()) / max(float(np.abs(wanted).max()), 1e-6)
-        if not difference <= BFLOAT16_TOLERANCE:  # also if it is NaN
-            raise DeviceError(
-                f"latents in {precision} differ from those in float32 by {difference:.1e} of their range, "
-                f"{BFLOAT16_TOLERANCE:.0e} is allowed: use precision='float32' with this encoder"
-            )
+        if precision == "bfloat16":
+            difference = relative_difference(encoder.encode(frames), exact(frames))
+            if not difference <= BFLOAT16_TOLERANCE:  # also if it is NaN
+                raise DeviceError(
+                    f"latents in {precision} differ from those in float32 by {difference:.1e} of their range, "
+                    f"{BFLOAT16_TOLERANCE:.0e} is allowed: use precision='float32' with this encoder"
+                )
         return encoder
 
     @classmethod
@@ -173,7 +162,6 @@ class FrozenEncoder:
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        latent_dim: int | None = None,
         device: str | torch.device = "auto",
         precision: Precision = "float32",
         name: str | None = None,
@@ -187,36 +175,22 @@ class FrozenEncoder:
             contract: The frames that it takes: (height, width, channels), and how others are resized.
             mean: Per channel, subtracted from pixels in [0, 1]; None for nothing. timm and torchvision state theirs.
             std: Per channel, by which they are divided then; None for nothing.
-            latent_dim: Number of values in a latent, to check; a dry run finds it.
             device: As for the class.
             precision: "float32", or "bfloat16" by autocast.
             name: What to call it; the module's class by default.
 
         Raises:
             InputError: The module cannot be an encoder: it takes or gives something else.
-            DeviceError: The device does not exist.
         """
         if not isinstance(contract, PixelContract):
             raise InputError(f"contract must be a PixelContract, got {contract!r}")
-        resolved = _device_for(device, "torch", precision)
-        network = ForeignNetwork(module, contract.channels, mean, std, _DTYPES[precision])
-        _freeze(network, resolved).measure(contract, latent_dim)
-        return cls._of_network(network, contract, resolved, precision, {"module": name or type(module).__name__})
-
-    @classmethod
-    def _of_network(
-        cls,
-        network: ForeignNetwork,
-        contract: PixelContract,
-        device: str | torch.device,
-        precision: Precision,
-        provenance: dict[str, Any],
-    ) -> "FrozenEncoder":
         encoder = cls.__new__(cls)
-        encoder.contract, encoder.latent_dim, encoder.provenance = contract, network.latent_dim, provenance
-        encoder.device, encoder.backend, encoder.precision = resolve_device(device), "torch", precision
-        encoder._network = encoder._compute = _freeze(network, encoder.device)
-        encoder._process = os.getpid()
+        encoder.contract, encoder.provenance = contract, {"module": name or type(module).__name__}
+        encoder.backend, encoder.precision, encoder._process = "torch", precision, os.getpid()
+        encoder.device = _device_for(device, "torch", precision)
+        network = _freeze(ForeignNetwork(module, contract.channels, mean, std, _DTYPES[precision]), encoder.device)
+        encoder.latent_dim = network.measure(contract)
+        encoder._network = encoder._compute = network
         return encoder
 
     @property
@@ -255,14 +229,13 @@ class FrozenEncoder:
         if forked and torch.get_num_threads() > 1:
             with torch_threads(1):  # the parent's threads do not exist here, and OpenMP would wait for them for ever
                 return self.encode(frames, as_tensor=as_tensor)
-        if 0 < len(frames) <= _CHUNK:
-            latents = self._compute(torch.from_numpy(frames).to(self.device))
-        else:
-            parts = [torch.from_numpy(frames[i : i + _CHUNK]) for i in range(0, len(frames), _CHUNK)]
+        chunks = (torch.from_numpy(frames[i : i + _CHUNK]) for i in range(0, len(frames), _CHUNK))
+        parts = [self._compute(chunk.to(self.device)) for chunk in chunks]
+        if len(parts) != 1:
             empty = torch.zeros(0, self.latent_dim, dtype=torch.float32, device=self.device)
-            latents = torch.cat([empty, *(self._compute(part.to(self.device)) for part in parts)])
+            parts = [torch.cat([empty, *parts])]
         # A copy of a tensor of inference mode is an ordinary one, which autograd takes as an input.
-        return latents.clone() if as_tensor else latents.cpu().numpy()
+        return parts[0].clone() if as_tensor else parts[0].cpu().numpy()
 
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
         """Prepare for batches of these sizes, so that no step in the middle of a run takes longer.
@@ -273,12 +246,6 @@ class FrozenEncoder:
             if isinstance(self._compute, OpenVinoNetwork):
                 self._compute.prepare(size)
             self.encode(np.zeros((size, *self.contract.shape), np.uint8))
-
-    def _encode_by_definition(self, frames: Frames) -> Latents:
-        """Latents of the network as `networks.Encoder` defines it, in float32."""
-        with torch.inference_mode():
-            x = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)  # (N, C, H, W), channels last in memory
-            return self._network.mean(x.float().div_(255)).cpu().numpy()
 
     def __call__(self, frames: ArrayLike) -> Latents:
         """Mean latents of frames of any size that the contract can read.
@@ -301,15 +268,13 @@ class FrozenEncoder:
             latents: float32 (N, latent_dim), or one (latent_dim,).
 
         Returns:
-            uint8 (N, height, width, channels), or (height, width, channels) for one latent.
-
-        Raises:
-            EncoderFolderError: The folder holds no decoder, or there is no folder.
+            uint8 (N, height, width, channels), or (height, width, channels) for one latent; an `EncoderFolderError` if
+            it was loaded from no folder, or that holds no decoder.
         """
         if self._decoder is None:
             if self.architecture is None or self._folder is None:
                 raise EncoderFolderError(f"{self!r} was not loaded from an encoder folder, so it has no decoder")
-            self._decoder = _freeze(_build(Decoder, self.architecture, self._folder.decoder()), self.device)
+            self._decoder = _build(Decoder, self.architecture, self._folder.decoder(), self.device)
         z = np.require(latents, np.float32, ("C", "W"))
         if z.ndim not in (1, 2) or z.shape[-1] != self.latent_dim:
             raise InputError(f"latents must be ({self.latent_dim},) or (N, {self.latent_dim}), got {z.shape}")
@@ -325,13 +290,14 @@ class FrozenEncoder:
         return self  # it never changes, so a copy would protect nothing
 
     def __reduce__(self) -> tuple[Any, ...]:
-        device = str(self.device)
+        settings: dict[str, Any] = {"device": str(self.device), "precision": self.precision}
         if self.architecture is None:
-            network = copy.deepcopy(self._network).cpu()
-            return FrozenEncoder._of_network, (network, self.contract, device, self.precision, self.provenance)
+            module = copy.deepcopy(self._network.module).cpu()
+            make = functools.partial(FrozenEncoder.from_module, **self._network.scaling, **settings)
+            return make, (module, self.contract), {"provenance": self.provenance}
         weights = {name: tensor.cpu().numpy() for name, tensor in self._network.state_dict().items()}
-        settings = {"device": device, "folder": self._folder, "backend": self.backend, "precision": self.precision}
-        return functools.partial(FrozenEncoder, **settings), (self.architecture, weights, self.contract)
+        make = functools.partial(FrozenEncoder, folder=self._folder, backend=self.backend, **settings)
+        return make, (self.architecture, weights, self.contract)
 
     def __repr__(self) -> str:
         source = self.path or self.provenance.get("module", "random weights")
@@ -347,23 +313,18 @@ def _device_for(device: str | torch.device, backend: str, precision: str) -> tor
         if str(device).split(":")[0] not in ("auto", "cpu"):
             raise InputError(f"backend 'openvino' computes on the CPU, got device {str(device)!r}: use backend='torch'")
         device = "cpu"
-    resolved = resolve_device(device)
-    if precision == "bfloat16" and resolved.type != "cpu":
-        one = torch.ones(1, 1, device=resolved)
-        try:
-            one.bfloat16().mm(one.bfloat16())
-        except (RuntimeError, TypeError) as error:
-            raise DeviceError(f"{resolved} cannot compute in bfloat16 ({error}): use precision='float32'") from None
-    return resolved
+    return resolve_device(device)
 
 
-def _build(kind: Callable[..., Network], architecture: Architecture, weights: Mapping[str, Any]) -> Network:
-    """An `Encoder` or `Decoder` with these weights, tensors or arrays."""
+def _build(
+    kind: Callable[..., Network], architecture: Architecture, weights: Mapping[str, Any], device: torch.device
+) -> Network:
+    """A frozen `Encoder` or `Decoder` with these weights, tensors or arrays."""
     # Random first weights are drawn only to be replaced: the agent's own random numbers stay as they were seeded.
     with torch.random.fork_rng(devices=[]):
         network = kind(architecture).float()  # whatever torch's default dtype is
     network.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()}, strict=True)
-    return network
+    return _freeze(network, device)
 
 
 def _freeze(network: Network, device: torch.device) -> Network:

@@ -28,40 +28,40 @@ class OpenVinoNetwork:
         self._openvino: Any = require("openvino", extra="openvino", purpose="encode with backend='openvino'")
         self._core = _core(self._openvino, os.getpid())
         self._folded, self._shape, self._dtype = folded, shape, dtype
-        self._compiled: dict[tuple[int, int], _Compiled] = {}  # by batch size and threads; the last used is last
+        self._prepared: set[int] = set()
+        self.compiled = functools.lru_cache(MOST_COMPILED)(self._compile)
         self._lock = threading.Lock()
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Mean latents, float32 (N, latent_dim) in memory of their own, of frames, uint8 (N, h, w, c)."""
-        count, threads = len(frames), torch.get_num_threads()
+        count = len(frames)
         with self._lock:  # the buffers of a compiled network are shared
-            exact = (count, threads) in self._compiled
-            compiled = self._compiled_for(count if exact else rounded_up(count), threads)
-            np.copyto(compiled.frames[:count], frames.numpy())
-            compiled.request.infer()
-            return torch.from_numpy(compiled.latents[:count].copy())
+            size = count if count in self._prepared else rounded_up(count)
+            request, inputs, outputs = self.compiled(size, torch.get_num_threads())
+            np.copyto(inputs[:count], frames.numpy())
+            request.infer()
+            return torch.from_numpy(outputs[:count].copy())
 
     def prepare(self, size: int) -> None:
-        """Compile for exactly this batch size."""
-        with self._lock:
-            self._compiled_for(size, torch.get_num_threads())
+        """Compile for exactly this batch size at its next use, and not for one above it."""
+        self._prepared.add(size)
 
-    def _compiled_for(self, size: int, threads: int) -> "_Compiled":
-        compiled = self._compiled.pop((size, threads), None)
-        if compiled is None:
-            while len(self._compiled) >= MOST_COMPILED:
-                del self._compiled[next(iter(self._compiled))]
-            settings = {
-                "PERFORMANCE_HINT": "LATENCY",
-                "NUM_STREAMS": "1",
-                "INFERENCE_NUM_THREADS": str(threads),
-                "INFERENCE_PRECISION_HINT": _HINTS[self._dtype],
-                "ENABLE_CPU_PINNING": "NO",  # the games of other processes run on the same cores
-            }
-            model = _model(self._openvino, self._folded, self._shape, size)
-            compiled = _Compiled(self._openvino, self._core.compile_model(model, "CPU", settings))
-        self._compiled[size, threads] = compiled
-        return compiled
+    def _compile(self, size: int, threads: int) -> tuple[Any, Any, Any]:
+        """The network for one batch size: a request, and the memory that it reads and writes."""
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": str(threads),
+            "INFERENCE_PRECISION_HINT": _HINTS[self._dtype],
+            "ENABLE_CPU_PINNING": "NO",  # the games of other processes run on the same cores
+        }
+        model = self._core.compile_model(_model(self._openvino, self._folded, self._shape, size), "CPU", settings)
+        request = model.create_infer_request()
+        inputs = np.zeros(tuple(model.input(0).shape), np.uint8)
+        outputs = np.zeros(tuple(model.output(0).shape), np.float32)
+        request.set_input_tensor(self._openvino.Tensor(inputs, shared_memory=True))
+        request.set_output_tensor(self._openvino.Tensor(outputs, shared_memory=True))
+        return request, inputs, outputs
 
 
 def rounded_up(count: int) -> int:
@@ -81,17 +81,6 @@ def _core(openvino: Any, process: int) -> Any:
     stack of the first is restored after it was freed, and the next signal crashes the process.
     """
     return openvino.Core()
-
-
-class _Compiled:
-    """A network for one batch size, with the memory that it reads and writes."""
-
-    def __init__(self, openvino: Any, compiled: Any) -> None:
-        self.request = compiled.create_infer_request()
-        self.frames = np.zeros(tuple(compiled.input(0).shape), np.uint8)
-        self.latents = np.zeros(tuple(compiled.output(0).shape), np.float32)
-        self.request.set_input_tensor(openvino.Tensor(self.frames, shared_memory=True))
-        self.request.set_output_tensor(openvino.Tensor(self.latents, shared_memory=True))
 
 
 def _model(openvino: Any, folded: FoldedEncoder, shape: tuple[int, int, int], size: int) -> Any:

@@ -1,7 +1,7 @@
 """Principal components of frames: the encoder to compare a trained one with, and one that takes seconds to fit.
 
 A latent holds the coordinates of a frame, minus the mean frame, along the directions in which frames vary most (Pearson
-1901, Hotelling 1933), not whitened. A file holds the tensors of `PCA`, and as metadata the format, the pixel contract
+1901, Hotelling 1933), not whitened. A file holds the arrays of `PCA`, and as metadata the format, the pixel contract
 and a checksum of all.
 """
 
@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,14 @@ from latent_obs.pixels import Frames, PixelContract
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import EncoderFolderError, InputError, check_count
 
-FORMAT = "latent-obs-pca"
-FORMAT_VERSION = 1
+FORMAT = {"format": "latent-obs-pca", "format_version": "1"}
 #: Frames spread less than one step of one pixel along some directions: that is rounding, not content. Anything divided
 #: by such a spread would explode on a frame that does differ there.
 LEAST_SPREAD = 1 / 255
 #: Most frames that are fitted on, evenly spread over all that are given.
 MOST_FRAMES = 10_000
 _MOST_VALUES = 2**28  # of the sample, 1 GiB in float32: fewer frames if they are large
-_TENSORS = ("centre", "components", "spread", "explained")
-_ORTHONORMAL = 1e-4  # how far the products of two components may be off, in float32
+_ARRAYS = ("centre", "components", "spread", "explained")
 
 
 @torch.no_grad()
@@ -45,13 +43,9 @@ def principal_components(flat: Tensor, count: int) -> tuple[Tensor, Tensor, Tens
     A sketch of some more columns and a few power iterations is exact enough (Halko et al. 2011, "Finding structure with
     randomness", section 4.4). The sketch is always the same, and the global random state is not changed.
 
-    Args:
-        flat: float32 (N, D), N ≥ 1 frames in [0, 1], flattened.
-        count: Components wanted.
-
-    Returns:
-        The mean (D,), standard deviations along the components (k,), falling, and the components (D, k), orthonormal. k
-        is below `count` if frames vary in fewer directions by more than `LEAST_SPREAD`.
+    Of N ≥ 1 frames in [0, 1], float32 (N, D), they are the mean (D,), standard deviations along the components (k,),
+    falling, and the components (D, k), orthonormal. k is `count`, or less if frames vary in fewer directions by more
+    than `LEAST_SPREAD`.
     """
     centre = flat.mean(0)
     with torch.random.fork_rng(devices=[flat.device] if flat.is_cuda else []):
@@ -83,16 +77,6 @@ class PCA:
     explained: NDArray[np.float32]
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        size, rows = int(np.prod(self.contract.shape)), self.components
-        shapes = {"centre": (size,), "components": (len(rows), size), "spread": (len(rows),), "explained": (len(rows),)}
-        for name, shape in shapes.items():
-            value = getattr(self, name)
-            if value.shape != shape or not np.isfinite(value).all():
-                raise InputError(f"{name} must be finite numbers of shape {shape}, got {value.shape}")
-        if not np.allclose(rows @ rows.T, np.eye(len(rows)), atol=_ORTHONORMAL):
-            raise InputError("components must be orthonormal")
-
     @property
     def latent_dim(self) -> int:
         """Number of values in a latent."""
@@ -118,10 +102,10 @@ class _Projection(nn.Module):
 
     def __init__(self, pca: PCA) -> None:
         super().__init__()
-        self.linear = nn.Linear(pca.components.shape[1], pca.latent_dim, device="meta")
+        self.linear = nn.Linear(pca.components.shape[1], pca.latent_dim, device="meta")  # draws no random numbers
         bias = -pca.components.astype(np.float64) @ pca.centre.astype(np.float64)
-        self.linear.weight = nn.Parameter(torch.from_numpy(pca.components.copy()), requires_grad=False)
-        self.linear.bias = nn.Parameter(torch.from_numpy(bias.astype(np.float32)), requires_grad=False)
+        self.linear.weight = nn.Parameter(torch.from_numpy(pca.components.copy()))
+        self.linear.bias = nn.Parameter(torch.from_numpy(bias.astype(np.float32)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x.permute(0, 2, 3, 1).flatten(1))
@@ -154,18 +138,17 @@ def fit_pca(
     parts = [frames] if isinstance(frames, np.ndarray) else list(frames)
     for number, part in enumerate(parts):
         if not isinstance(part, np.ndarray) or part.dtype != np.uint8 or part.shape[1:] != contract.shape:
-            name = f"frames[{number}]" if len(parts) > 1 else "frames"
             got = f"{part.dtype} {part.shape}" if isinstance(part, np.ndarray) else f"a {type(part).__name__}"
-            raise InputError(f"{name} must be uint8 (N, {', '.join(map(str, contract.shape))}), got {got}")
+            name = getattr(part, "filename", None) or f"frames[{number}]"  # of a memory map
+            raise InputError(f"{name} must be uint8 (N, *{contract.shape}), got {got}")
     total = sum(len(part) for part in parts)
     if total == 0:
         raise InputError("frames must hold at least one frame, got none")
     count = min(total, MOST_FRAMES, max(1, _MOST_VALUES // int(np.prod(contract.shape))))
     wanted = np.arange(count, dtype=np.int64) * total // count
-    starts = np.cumsum([0, *(len(part) for part in parts)])
-    chosen = [
-        part[wanted[(wanted >= a) & (wanted < a + len(part))] - a] for part, a in zip(parts, starts[:-1], strict=True)
-    ]
+    ends = np.cumsum([len(part) for part in parts])
+    numbers = np.split(wanted, np.searchsorted(wanted, ends[:-1]))
+    chosen = [part[rows - end + len(part)] for part, rows, end in zip(parts, numbers, ends, strict=True)]
     sample = np.concatenate(chosen).reshape(count, -1).astype(np.float32)
     sample /= 255
     centre, spread, components = (part.numpy() for part in principal_components(torch.from_numpy(sample), latent_dim))
@@ -197,50 +180,46 @@ def fit_pca_of_folder(folder: str | os.PathLike[str], latent_dim: int, contract:
             frames.append(np.load(file, mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be read as a .npy file: {error}") from None
-        if frames[-1].dtype != np.uint8 or frames[-1].shape[1:] != contract.shape:
-            raise InputError(f"{file} must be uint8 (N, *{contract.shape}), got {frames[-1].dtype} {frames[-1].shape}")
     provenance = {"folder": str(folder), "files": [file.name for file in files]}
     return fit_pca(frames, latent_dim, contract, provenance=provenance)
 
 
 def save_pca(path: str | os.PathLike[str], pca: PCA) -> Path:
     """Write components to a safetensors file atomically, and return its path."""
-    path = Path(path)
-    tensors = {name: np.ascontiguousarray(getattr(pca, name), np.float32) for name in _TENSORS}
+    arrays = {name: np.ascontiguousarray(getattr(pca, name), np.float32) for name in _ARRAYS}
     described = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
+        **FORMAT,
         "pixels": json.dumps(pca.contract.to_json(), sort_keys=True),
         "latent_dim": str(pca.latent_dim),
         "explained_variance": f"{pca.explained_variance:.6f}",
         "provenance": json.dumps(pca.provenance, sort_keys=True),
     }
-    with atomic_write(path) as temporary:
-        save_file(tensors, str(temporary), {**described, "sha256": _checksum(tensors, described)})
-    return path
+    with atomic_write(Path(path)) as temporary:
+        save_file(arrays, temporary, {**described, "sha256": _checksum(arrays, described)})
+    return Path(path)
 
 
 def read_pca(path: str | os.PathLike[str]) -> PCA:
     """Read the components of a file; an `EncoderFolderError` if it is damaged, of another format, or of a newer one."""
-    path = Path(path)
     try:
-        with safe_open(str(path), "np") as file:
+        with safe_open(path, "np") as file:
             described = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-    except (SafetensorError, OSError) as error:
-        raise EncoderFolderError(f"{path} cannot be read as a safetensors file: {error}") from None
-    found = (described.get("format"), described.get("format_version"))
-    if found != (FORMAT, str(FORMAT_VERSION)):
-        raise EncoderFolderError(
-            f"{path} has format {found[0]!r} and format version {found[1]!r}, expected {FORMAT!r} and {FORMAT_VERSION}"
-        )
-    if set(tensors) != set(_TENSORS) or described.pop("sha256", None) != _checksum(tensors, described):
-        raise EncoderFolderError(f"{path} is damaged: its content does not fit its checksum. Make it again")
-    try:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+        found = {name: described.get(name) for name in FORMAT}
+        if found != FORMAT:
+            raise InputError(f"it has {found}, expected {FORMAT}")
+        if set(arrays) != set(_ARRAYS) or described.pop("sha256", None) != _checksum(arrays, described):
+            raise InputError("it is damaged: its content does not fit its checksum. Make it again")
         contract = PixelContract.from_json(json.loads(described["pixels"]))
-        return PCA(contract, **tensors, provenance=json.loads(described["provenance"]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise EncoderFolderError(f"{path} cannot be used: {error}") from None
+        size, count = int(np.prod(contract.shape)), len(arrays["spread"])
+        shapes = {"centre": (size,), "components": (count, size), "spread": (count,), "explained": (count,)}
+        wrong = [name for name, array in arrays.items() if array.shape != shapes[name] or not np.isfinite(array).all()]
+        if wrong or not np.allclose(arrays["components"] @ arrays["components"].T, np.eye(count), atol=1e-4):
+            names = ", ".join(wrong or ["components"])
+            raise InputError(f"{names} must be finite numbers of shapes {shapes}, components orthonormal")
+        return PCA(contract, **arrays, provenance=json.loads(described["provenance"]))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise EncoderFolderError(f"{path} cannot be used as a file of principal components: {error}") from None
 
 
 def load_pca(path: str | os.PathLike[str], *, device: str | torch.device = "auto") -> FrozenEncoder:
@@ -248,9 +227,9 @@ def load_pca(path: str | os.PathLike[str], *, device: str | torch.device = "auto
     return read_pca(path).encoder(device=device)
 
 
-def _checksum(tensors: dict[str, NDArray[Any]], described: dict[str, str]) -> str:
+def _checksum(arrays: Mapping[str, NDArray[Any]], described: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
-    for name, array in sorted(tensors.items()):
+    for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     for name, value in sorted(described.items()):

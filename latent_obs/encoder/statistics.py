@@ -1,7 +1,7 @@
 """Statistics of the latents of training frames: used to standardize latents and to detect distribution shift."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latent_obs.util.errors import EncoderFolderError, InputError
 
-#: Which quantiles are kept. Those in `BAND` and `BEYOND` have to be among them.
+#: Which quantiles are kept.
 LEVELS = (0.001, 0.005, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.995, 0.999)
 #: Each value of a latent lies in this band for 99% of the training frames.
 BAND = (0.005, 0.995)
@@ -37,8 +37,7 @@ class LatentStatistics:
     Attributes:
         mean: float32 (latent_dim,), over training frames.
         std: float32 (latent_dim,), the same.
-        levels: float32 (levels,), rising, in (0, 1): which quantiles are kept.
-        quantiles: float32 (levels, latent_dim), of each value of the latent, over training frames.
+        quantiles: float32 (levels, latent_dim), of each value of the latent, over training frames, at `LEVELS`.
         distance_quantiles: float32 (levels,), of the distance; the larger of held-out and training frames, as below.
         frames: Numbers of training and of held-out frames.
         reconstruction_mean: Mean squared error of pictures decoded from mean latents, in [0, 1] pixel units squared, or
@@ -53,7 +52,6 @@ class LatentStatistics:
 
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
-    levels: NDArray[np.float32]
     quantiles: NDArray[np.float32]
     distance_quantiles: NDArray[np.float32]
     frames: tuple[int, int]
@@ -61,35 +59,23 @@ class LatentStatistics:
     reconstruction_quantiles: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        dim, count = np.size(self.mean), np.size(self.levels)
-        shapes = {
-            "mean": (dim,),
-            "std": (dim,),
-            "levels": (count,),
-            "quantiles": (count, dim),
-            "distance_quantiles": (count,),
-            "reconstruction_mean": (),
-            "reconstruction_quantiles": (count,),
-        }
+        dim, count = np.size(self.mean), len(LEVELS)
+        shapes = {"mean": (dim,), "std": (dim,), "quantiles": (count, dim), "distance_quantiles": (count,)}
+        if self.reconstruction_mean is not None or self.reconstruction_quantiles is not None:  # both or none
+            shapes |= {"reconstruction_mean": (), "reconstruction_quantiles": (count,)}
         for name, shape in shapes.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            array = np.array(value, np.float32)  # a copy: nobody else can change it
-            if array.shape != shape or not np.isfinite(array).all():
-                raise InputError(f"{name} must be finite numbers of shape {shape}, got {value!r}")
-            if name.endswith(("levels", "quantiles")) and (np.diff(array, axis=0) < 0).any():
-                raise InputError(f"{name} must not fall from one level to the next, got {value!r}")
+            array = np.array(getattr(self, name), np.float32)  # a copy: nobody else can change it
+            falls = name.endswith("quantiles") and (np.diff(array, axis=0) < 0).any()
+            negative = name in ("std", "reconstruction_mean") and (array < 0).any()
+            if array.shape != shape or not np.isfinite(array).all() or falls or negative or dim == 0:
+                raise InputError(
+                    f"{name} must be finite numbers of shape {shape}, quantiles rising, std and reconstruction_mean "
+                    f"not below 0; got {getattr(self, name)!r}"
+                )
             array.setflags(write=False)
-            object.__setattr__(self, name, float(array) if name == "reconstruction_mean" else array)
-        if dim == 0 or (self.std < 0).any() or (self.reconstruction_mean or 0.0) < 0:
-            raise InputError("mean must hold numbers, and neither std nor reconstruction_mean be below 0")
+            object.__setattr__(self, name, array if shape else float(array))
         if len(self.frames) != 2 or self.frames[0] < 1 or self.frames[1] < 0:
             raise InputError(f"frames must be two counts, the first 1 or more, got {self.frames}")
-        if (self.reconstruction_mean is None) != (self.reconstruction_quantiles is None):
-            raise InputError("reconstruction_mean and reconstruction_quantiles belong together, got one of them")
-        for level in (*BAND, BEYOND):
-            self._row(level)
 
     @classmethod
     def from_latents(
@@ -117,23 +103,19 @@ class LatentStatistics:
             fits = array.ndim == 2 and array.shape[1] == z.shape[-1] and len(array) >= least
             if not fits or not np.isfinite(array).all():
                 raise InputError(f"{name} must be finite latents (frames, latent_dim), got an array {array.shape}")
-        basis: dict[str, Any] = {
-            "mean": z.mean(axis=0),
-            "std": z.std(axis=0),
-            "levels": np.array(LEVELS),
-            "quantiles": np.quantile(z, LEVELS, axis=0),
-            "frames": (len(z), len(other)),
-        }
-        bands = cls(**basis, distance_quantiles=np.zeros(len(LEVELS), np.float32))
-        distances = [bands.distances(part) for part in (z, other) if len(part)]
         errors = [np.asarray(part, np.float64) for part in (training_errors, held_out_errors) if part is not None]
         errors = [part for part in errors if len(part)]
-        return cls(
-            **basis,
-            distance_quantiles=_larger_quantiles(distances),
+        bands = cls(
+            mean=z.mean(axis=0),
+            std=z.std(axis=0),
+            quantiles=np.quantile(z, LEVELS, axis=0),
+            distance_quantiles=np.zeros(len(LEVELS), np.float32),
+            frames=(len(z), len(other)),
             reconstruction_mean=max(float(part.mean()) for part in errors) if errors else None,
             reconstruction_quantiles=_larger_quantiles(errors) if errors else None,
         )
+        distances = [bands.distances(part) for part in (z, other) if len(part)]
+        return replace(bands, distance_quantiles=_larger_quantiles(distances))
 
     @property
     def latent_dim(self) -> int:
@@ -143,7 +125,7 @@ class LatentStatistics:
     @property
     def distance_limit(self) -> float:
         """The distance that 99% of such frames do not exceed."""
-        return float(self.distance_quantiles[self._row(BEYOND)])
+        return float(self.distance_quantiles[LEVELS.index(BEYOND)])
 
     @cached_property
     def scale(self) -> NDArray[np.float32]:
@@ -155,13 +137,12 @@ class LatentStatistics:
 
     @cached_property
     def _floor(self) -> np.float32:
-        largest = np.float32(self.std.max() * SMALLEST_SHARE)
-        return largest if largest > 0 else np.float32(1.0)
+        return np.float32(self.std.max() * SMALLEST_SHARE) or np.float32(1.0)
 
     @cached_property
     def _band(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Middle and half-width of each value's band."""
-        low, high = (self.quantiles[self._row(level)] for level in BAND)
+        low, high = (self.quantiles[LEVELS.index(level)] for level in BAND)
         return (low + high) / 2, np.maximum((high - low) / 2, self._floor)
 
     def standardize(self, latents: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -182,42 +163,32 @@ class LatentStatistics:
         u *= u > 1
         return u.mean(axis=1)
 
+    def _check(self, latents: NDArray[Any]) -> None:
+        if latents.shape[-1:] != (self.latent_dim,):
+            raise InputError(f"latents must have {self.latent_dim} values for these statistics, got {latents.shape}")
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Tensors by name, for safetensors; `from_tensors` reads them back."""
         dtypes = {"frames": torch.int64, "reconstruction_mean": torch.float64}
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: torch.tensor(value, dtype=dtypes.get(name, torch.float32))
-            for name, value in values.items()
-            if value is not None
-        }
+        values = {name: value for name, value in {"levels": LEVELS, **asdict(self)}.items() if value is not None}
+        return {name: torch.tensor(value, dtype=dtypes.get(name, torch.float32)) for name, value in values.items()}
 
     @classmethod
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], latent_dim: int, name: str = "statistics"
     ) -> "LatentStatistics":
         """Read what `to_tensors` gave; an `EncoderFolderError` if a tensor of the file `name` is missing or invalid."""
-        known = {field.name for field in fields(cls)}
         try:
+            if not np.allclose(tensors["levels"].numpy(), LEVELS, rtol=0, atol=1e-6):
+                raise InputError(f"levels must be {LEVELS}")
+            known = cls.__dataclass_fields__
             values: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items() if key in known}
-            if "frames" in values:
-                values["frames"] = tuple(int(n) for n in values["frames"])
-            statistics = cls(**values)
+            statistics = cls(**{**values, "frames": tuple(int(n) for n in values["frames"])})
             if statistics.latent_dim != latent_dim:
                 raise InputError(f"mean has {statistics.latent_dim} values, and this encoder's latents {latent_dim}")
-        except (InputError, TypeError, ValueError, OverflowError) as error:
-            raise EncoderFolderError(f"{name} is damaged: {error}. Copy the encoder folder again") from None
+        except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise EncoderFolderError(f"{name} is damaged: {error!r}. Copy the encoder folder again") from None
         return statistics
-
-    def _row(self, level: float) -> int:
-        row = int(np.abs(self.levels - level).argmin())
-        if abs(float(self.levels[row]) - level) > 1e-6:
-            raise InputError(f"levels must contain {level}, got {self.levels.tolist()}")
-        return row
-
-    def _check(self, latents: NDArray[Any]) -> None:
-        if latents.shape[-1:] != (self.latent_dim,):
-            raise InputError(f"latents must have {self.latent_dim} values for these statistics, got {latents.shape}")
 
 
 def reconstruction_errors(frames: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -225,8 +196,6 @@ def reconstruction_errors(frames: NDArray[np.uint8], decoded: NDArray[np.uint8])
 
     Both arrays are uint8 (N, H, W, C); `decoded` as `FrozenEncoder.decode` gives them.
     """
-    if frames.shape != decoded.shape:
-        raise InputError(f"decoded must have the shape of frames {frames.shape}, got {decoded.shape}")
     difference = np.subtract(frames, decoded, dtype=np.float32).reshape(len(frames), -1)
     return np.square(difference, out=difference).mean(axis=1, dtype=np.float64) / 255**2
 

@@ -1,1 +1,1 @@
-"""Shared by all packages: errors, atomic writes, devices and threads, Ctrl-C, and the settings of runs."""
+"""Shared by all packages: errors, whole files, Ctrl-C, devices and threads, and the settings of runs."""

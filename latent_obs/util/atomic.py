@@ -1,11 +1,21 @@
-"""Atomic writes: a file appears whole or not at all."""
+"""Folders that stay whole: files written at once or not at all, one owner, and a Ctrl-C that lets a step finish."""
 
 import contextlib
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from latent_obs.util.errors import InputError
+
+#: The file in a locked folder; it holds the process id of the owner.
+LOCK_FILE = ".lock"
 
 
 @contextlib.contextmanager
@@ -31,3 +41,57 @@ def write_json(path: Path, values: Any) -> None:
     """Write a JSON file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
+
+
+class GracefulStop:
+    """Turn the first SIGINT or SIGTERM into a flag to check between steps; a second SIGINT interrupts at once.
+
+    Outside the main thread it does nothing, as Python delivers signals to the main thread only.
+
+    Attributes:
+        requested: Whether a signal has arrived.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold an existing folder for this process, inside the block.
+
+    The system releases the lock when the process ends, however it ends, so that a killed run can be resumed.
+
+    Raises:
+        InputError: Another process holds the folder; the message names it.
+    """
+    file = folder / LOCK_FILE
+    lock = FileLock(file)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(
+            f"{folder} is in use by another run, process {file.read_text().strip() or '(unknown)'}. Wait until it has "
+            "ended, stop it, or choose another --out"
+        ) from None
+    try:
+        file.write_text(f"{os.getpid()}\n")
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # while it is held: a process that has opened it sees that it is gone, and retries
+        lock.release()

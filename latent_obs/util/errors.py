@@ -42,11 +42,7 @@ class TrainingDivergedError(LatentObsError, ArithmeticError):
 
 
 def check_count(name: str, value: object, at_least: int = 1) -> int:
-    """Check that an argument is an integer of `at_least` or more, not a boolean, and return it as an int.
-
-    Raises:
-        InputError: It is not; the message begins with `name`.
-    """
+    """The argument `name` as an int; an `InputError` if it is no integer of `at_least` or more, or a boolean."""
     try:
         count = None if isinstance(value, bool) else operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:
@@ -63,15 +59,12 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import an optional module.
+    """Import an optional module; a `MissingExtraError` names the extra of latent-obs that installs it.
 
     Args:
         module: Name of the module, as in an import statement.
-        extra: The extra of ``latent-obs`` that installs it.
+        extra: The extra.
         purpose: What it is needed for, to finish the sentence "… is needed to …".
-
-    Raises:
-        MissingExtraError: It is not installed; the message names the extra to install.
     """
     try:
         return importlib.import_module(module)

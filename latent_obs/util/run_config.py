@@ -1,7 +1,7 @@
 """Settings of a run: saved as JSON beside its results, and checked when the run is resumed."""
 
-import dataclasses
 import json
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
 
@@ -11,7 +11,7 @@ from latent_obs.util.errors import InputError
 ANY = object()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class RunConfig:
     """Base of the frozen dataclasses that hold a run's settings; each has a field `out`, the run folder.
 
@@ -31,7 +31,7 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` reads them back."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -40,19 +40,16 @@ class RunConfig:
             if default is not ANY and values.get(name, default) != default:
                 raise InputError(f"{name} is {values[name]!r}, and this version has no such setting; {advice}")
         values = {cls.RENAMED.get(name, name): value for name, value in values.items() if name not in cls.REMOVED}
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(fields))
-        if unknown:
-            raise InputError(f"unknown settings {unknown}; were they written by a newer latent-obs?")
-        if "out" not in values:  # every version writes it
-            raise InputError(f"not the settings of {cls.WHERE_FROM}: found {sorted(values)}")
-        given: dict[str, Any] = {}
+        kinds = {field.name: field.type for field in fields(cls)}
+        unknown = sorted(set(values) - set(kinds))
+        if unknown or "out" not in values:  # every version writes it
+            raise InputError(f"expected settings of {cls.WHERE_FROM}, found {sorted(values)}; unknown: {unknown}")
         for name, value in values.items():
-            kind = fields[name].type
-            if value is not None and (kind is Path or Path in get_args(kind)):
-                value = Path(value)
-            given[name] = tuple(value) if isinstance(value, list) else value
-        return cls(**given)
+            if value is not None and (kinds[name] is Path or Path in get_args(kinds[name])):
+                values[name] = Path(value)
+            elif isinstance(value, list):
+                values[name] = tuple(value)
+        return cls(**values)
 
     @classmethod
     def load(cls, run: Path) -> Self:
@@ -61,21 +58,17 @@ class RunConfig:
         if not file.exists():
             raise InputError(f"{run} holds no {cls.KIND} (no config.json); {cls.WHERE_FROM} makes one")
         try:
-            saved = cls.from_json(json.loads(file.read_text()))
-            return dataclasses.replace(saved, out=run)  # pyright: ignore[reportCallIssue]
+            return replace(cls.from_json(json.loads(file.read_text())), out=run)  # pyright: ignore[reportCallIssue]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} cannot be read as the settings of {cls.WHERE_FROM}: {error}") from None
 
     def resumed_from(self, saved: Self) -> Self:
         """The saved settings, with the fields of `CHANGEABLE_ON_RESUME` that were given anew.
 
-        A field at its default counts as not given.
-
-        Raises:
-            InputError: A setting was given that differs from the saved run and cannot change.
+        A field at its default counts as not given. One that was given, differs and cannot change is an `InputError`.
         """
         default, changes = type(self)(), {}
-        for field in dataclasses.fields(self):
+        for field in fields(self):
             given, before = getattr(self, field.name), getattr(saved, field.name)
             if given in (getattr(default, field.name), before):
                 continue
@@ -85,4 +78,4 @@ class RunConfig:
                     "out, or start another run with another --out"
                 )
             changes[field.name] = given
-        return dataclasses.replace(saved, **changes)
+        return replace(saved, **changes)

@@ -101,19 +101,13 @@ def test_odd_strides_and_read_only_arrays(kind: str, size: tuple[int, int]):
 
 def test_other_frames_are_rejected():
     contract = PixelContract(16, 16, 3)
-    for dtype in ("float32", "int64", "bool"):
-        with pytest.raises(InputError, match=f"frames.*{dtype}"):
-            contract.convert(np.zeros((1, 16, 16, 3), dtype))
-    for shape in [(1, 16, 16, 4), (1, 16, 16, 1), (1, 2, 16, 16), (16, 16), (1, 1, 16, 16, 3)]:
+    with pytest.raises(InputError, match=r"frames.*float32"):
+        contract.convert(np.zeros((1, 16, 16, 3), np.float32))
+    for shape in [(1, 16, 16, 4), (1, 2, 16, 16), (16, 16), (1, 1, 16, 16, 3)]:
         with pytest.raises(InputError, match="frames"):
             contract.convert(np.zeros(shape, np.uint8))
     with pytest.raises(InputError, match="frames"):
         contract.convert(random_frames(2, (16, 16, 3)), "CHW")
-
-
-@pytest.mark.parametrize(("shape", "layout"), [((48, 64, 3), "HWC"), ((3, 48, 64), "CHW"), ((3, 48, 3), "HWC")])
-def test_the_layout_of_a_space(shape: tuple[int, ...], layout: str):
-    assert PixelContract(16, 16, 3).check_space(spaces.Box(0, 255, shape, np.uint8)) == layout
 
 
 def test_frames_far_smaller_than_the_encoders_are_rejected():
@@ -129,10 +123,13 @@ TILES = spaces.Box(0, 255, (3, 3, 3), np.uint8)
 FLOATS = spaces.Box(0, 1, (48, 64, 3), np.float32)
 
 
-@pytest.mark.parametrize("space", [FLOATS, GREY, spaces.Box(0, 255, (48, 64), np.uint8), spaces.Discrete(4)])
-def test_spaces_that_are_rejected_are_named(space: spaces.Space[Any]):
-    with pytest.raises(InputError, match="the screen"):
-        PixelContract(16, 16, 3).check_space(space, "the screen")
+def test_the_layout_of_a_space():
+    contract = PixelContract(16, 16, 3)
+    for shape, layout in {(48, 64, 3): "HWC", (3, 48, 64): "CHW", (3, 48, 3): "HWC"}.items():
+        assert contract.check_space(spaces.Box(0, 255, shape, np.uint8)) == layout
+    for space in (FLOATS, GREY, spaces.Box(0, 255, (48, 64), np.uint8), spaces.Discrete(4)):
+        with pytest.raises(InputError, match="the screen"):
+            contract.check_space(space, "the screen")
 
 
 def test_the_only_picture_is_found():
@@ -141,23 +138,16 @@ def test_the_only_picture_is_found():
         assert find_pixel_key(spaces.Dict({**others, "pov": IMAGE}), contract) == "pov"
     assert find_pixel_key(spaces.Dict(a=IMAGE, b=GREY), PixelContract(16, 16, 1)) == "b"
     assert find_pixel_key(spaces.Dict(a=GREY, b=CHANNELS_FIRST), contract) == "b"
-
-
-def test_of_several_pictures_one_has_to_be_named():
-    space, contract = spaces.Dict(pov=IMAGE, map=IMAGE, hp=spaces.Discrete(3)), PixelContract(16, 16, 3)
-    with pytest.raises(InputError, match="pixel_key"):
-        find_pixel_key(space, contract)
-    assert find_pixel_key(space, contract, "map") == "map"
+    assert find_pixel_key(spaces.Dict(pov=IMAGE, map=IMAGE), contract, "map") == "map"
 
 
 @pytest.mark.parametrize(
     ("entries", "key", "named"),
     [
-        ({"a": IMAGE}, "b", "pixel_key 'b'"),
+        ({"a": IMAGE, "b": IMAGE}, None, "pixel_key"),
+        ({"a": IMAGE}, "b", "pixel_key.*'b'"),
         ({"a": IMAGE, "b": GREY}, "b", r"observation\['b'\]"),
-        ({"a": IMAGE, "b": FLOATS}, "b", r"observation\['b'\].*float32"),
-        ({"a": GREY, "b": spaces.Discrete(2)}, None, "no pixels"),
-        ({"a": FLOATS, "b": TILES}, None, "no pixels"),
+        ({"a": GREY, "b": TILES}, None, "no pixels"),
     ],
 )
 def test_keys_that_do_not_fit_are_rejected(entries: dict[str, Any], key: str | None, named: str):
@@ -177,17 +167,7 @@ def test_json_round_trip(height: int, width: int, channels: int, name: Filter):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"colour": "BGR"},
-        {"layout": "CHW"},
-        {"library": "opencv"},
-        {"scale": "1/127.5 - 1"},
-        {"resize_filter": "area"},
-        {"crop": "left"},
-        {"height": 0},
-        {"gamma": 2.2},
-    ],
+    "change", [{"colour": "BGR"}, {"layout": "CHW"}, {"crop": "left"}, {"height": 0}, {"gamma": 2}]
 )
 def test_a_contract_that_this_version_cannot_keep_is_rejected(change: dict[str, Any]):
     (name,) = change

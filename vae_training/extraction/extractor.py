@@ -16,9 +16,9 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from latent_obs.pixels import Crop
+from latent_obs.util.atomic import GracefulStop
 from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError, check_choice, check_count
-from latent_obs.util.interrupt import GracefulStop
 from vae_training.extraction.index import FrameFolder
 from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording
 from vae_training.extraction.readers.find import find_recordings

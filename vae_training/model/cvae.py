@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from latent_obs.encoder.architecture import Architecture, Bottleneck
-from latent_obs.encoder.networks import Decoder, Encoder
+from latent_obs.encoder.architecture import Architecture, Bottleneck, Decoder, Encoder
 from latent_obs.util.errors import InputError
 from vae_training.model.augmentation import images_to_tensor as images_to_tensor
 from vae_training.model.losses import Losses as Losses

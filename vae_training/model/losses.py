@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from latent_obs.encoder.architecture import Architecture
-from latent_obs.encoder.networks import Decoder, Encoder
+from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
 from latent_obs.encoder.pca import principal_components
 from vae_training.model.augmentation import CHANGES, augment, images_to_tensor
 from vae_training.model.transition_heads import TransitionHeads

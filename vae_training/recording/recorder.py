@@ -29,10 +29,9 @@ from tqdm import tqdm
 from latent_obs.encoder.folder import package_versions
 from latent_obs.envs.factory import make_pixel_env
 from latent_obs.pixels import PixelContract, find_pixel_key
-from latent_obs.util.atomic import write_json
+from latent_obs.util.atomic import GracefulStop, write_json
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_choice, check_count
-from latent_obs.util.interrupt import GracefulStop
 from vae_training.data.frames import Frames, get_datasets
 from vae_training.data.npy_writer import NpyWriter, recover_parts
 from vae_training.data.rows import load_rows, rows_file_of

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from latent_obs.encoder.architecture import Bottleneck
+from latent_obs.encoder import Bottleneck
 from latent_obs.util.errors import InputError, check_choice, check_count
 from latent_obs.util.run_config import ANY, RunConfig
 from vae_training.model.beta import ScheduleKind

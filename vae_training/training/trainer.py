@@ -15,10 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from latent_obs.util.atomic import write_json
+from latent_obs.util.atomic import LOCK_FILE, GracefulStop, folder_lock, write_json
 from latent_obs.util.errors import InputError, TrainingDivergedError
-from latent_obs.util.interrupt import GracefulStop
-from latent_obs.util.lock import LOCK_FILE, folder_lock
 from vae_training.data.frames import (
     check_worth_learning,
     describe_datasets,

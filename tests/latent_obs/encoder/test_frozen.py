@@ -5,7 +5,6 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,18 +18,17 @@ from tests.support.tiny import LATENT_DIM, random_frames, tiny_architecture, tin
 from vae_training.training.export import export_encoder
 
 
-def assert_frozen(encoder: FrozenEncoder) -> None:
-    assert not encoder._network.training
-    assert not any(p.requires_grad for p in encoder._network.parameters())
-    assert all(p.grad is None for p in encoder._network.parameters())
+def assert_frozen(network: nn.Module) -> None:
+    assert not any(module.training for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def weights_of(encoder: FrozenEncoder) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in encoder._network.state_dict().items()}
+def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
 
 
-def assert_same_weights(encoder: FrozenEncoder, before: dict[str, torch.Tensor]) -> None:
-    after = encoder._network.state_dict()
+def assert_same_weights(network: nn.Module, before: dict[str, torch.Tensor]) -> None:
+    after = network.state_dict()
     assert set(after) == set(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
@@ -54,7 +52,6 @@ def test_latents_are_the_means_whatever_the_random_state(encoder: FrozenEncoder)
 def test_frames_of_any_size_layout_and_stride(encoder: FrozenEncoder):
     large = random_frames(2, (40, 30, 3))
     expected = encoder.encode(encoder.contract.convert(large))
-    np.testing.assert_array_equal(encoder(large), expected)
     np.testing.assert_array_equal(encoder(large.transpose(0, 3, 1, 2)), expected)
     flipped = large[:, ::-1].copy()
     flipped.flags.writeable = False
@@ -79,19 +76,18 @@ def test_other_frames_are_rejected(encoder: FrozenEncoder, shape: tuple[int, ...
 
 
 def test_an_agent_that_holds_it_cannot_change_it(encoder: FrozenEncoder):
-    agent, before = nn.Linear(LATENT_DIM, 1), weights_of(encoder)
+    agent, before = nn.Linear(LATENT_DIM, 1), weights_of(encoder._network)
     agent.encoder = encoder  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     agent.train().double().requires_grad_(True)
     assert [name for name, _ in agent.named_parameters()] == ["weight", "bias"]
-    assert_frozen(encoder)
-    assert_same_weights(encoder, before)
+    assert_frozen(encoder._network)
+    assert_same_weights(encoder._network, before)
     assert copy.deepcopy({"a": [encoder]})["a"][0] is encoder
 
 
 def test_the_weights_are_its_own():
     model = tiny_cvae()
-    weights = model.encoder.state_dict()
-    encoder = FrozenEncoder(model.architecture, weights, device="cpu")
+    encoder = FrozenEncoder(model.architecture, model.encoder.state_dict(), device="cpu")
     before = encoder(random_frames(2))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -103,8 +99,8 @@ def test_pickle_round_trip(encoder: FrozenEncoder):
     again: FrozenEncoder = pickle.loads(pickle.dumps(encoder))
     assert again is not encoder
     np.testing.assert_array_equal(again(random_frames(3)), encoder(random_frames(3)))
-    assert_same_weights(again, weights_of(encoder))
-    assert_frozen(again)
+    assert_same_weights(again._network, weights_of(encoder._network))
+    assert_frozen(again._network)
     for name in ("architecture", "contract", "latent_dim", "device", "path", "provenance"):
         assert getattr(again, name) == getattr(encoder, name)
     assert again.decode(np.zeros((1, LATENT_DIM))).shape == (1, 16, 16, 3)
@@ -125,6 +121,7 @@ def test_the_global_random_state_is_left_alone(encoder_folder: Path, encoder: Fr
         lambda: encoder(random_frames(3)),
         lambda: FrozenEncoder.load(encoder_folder, device="cpu").decode(np.zeros((2, LATENT_DIM), np.float32)),
         lambda: FrozenEncoder.random(tiny_architecture(), seed=5, device="cpu"),
+        lambda: FrozenEncoder.from_module(nn.Flatten(), encoder.contract, device="cpu"),
         lambda: pickle.loads(pickle.dumps(encoder)),
     ]
     for use in uses:
@@ -152,26 +149,17 @@ def test_the_decoder_is_loaded_with_the_first_picture(tmp_path: Path):
     encoder = FrozenEncoder.load(folder, device="cpu")
     encoder(random_frames(2))
     assert encoder._decoder is None
-    z = np.random.default_rng(0).normal(size=(3, LATENT_DIM)).astype(np.float32)
+    z = np.random.default_rng(0).normal(size=(1030, LATENT_DIM)).astype(np.float32)
     images = encoder.decode(z)
     with torch.inference_mode():
         expected = tiny_cvae().decode(torch.from_numpy(z)).clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
     assert np.abs(images.astype(int) - expected.numpy().astype(int)).max() <= 1
     assert images.dtype == np.uint8
-    decoder: Any = encoder._decoder
-    assert not decoder.training
-    assert not any(p.requires_grad for p in decoder.parameters())
-    shutil.rmtree(folder)
-    np.testing.assert_array_equal(encoder.decode(z), images)  # not read again
-
-
-def test_one_latent_or_many_are_decoded(encoder: FrozenEncoder):
-    z = np.random.default_rng(0).normal(size=(1030, LATENT_DIM)).astype(np.float32)
-    images = encoder.decode(z)
-    assert images.shape == (1030, 16, 16, 3)
+    assert encoder._decoder is not None
+    assert_frozen(encoder._decoder)
+    shutil.rmtree(folder)  # it is not read again
     for i in (0, 1029):
-        assert np.abs(encoder.decode(z[i]).astype(int) - images[i]).max() <= 1
-    assert encoder.decode(z[0].tolist()).dtype == np.uint8
+        assert np.abs(encoder.decode(z[i].tolist()).astype(int) - images[i]).max() <= 1
     assert encoder.decode(z[:0]).shape == (0, 16, 16, 3)
 
 
@@ -183,18 +171,12 @@ def test_what_cannot_be_decoded(encoder: FrozenEncoder):
         FrozenEncoder.random(tiny_architecture(), device="cpu").decode(np.zeros(LATENT_DIM))
 
 
-def test_repr_shows_where_it_came_from(encoder: FrozenEncoder, encoder_folder: Path):
-    assert str(encoder_folder) in repr(encoder)
-    assert "(16, 16, 3) -> 6" in repr(encoder)
-
-
 # Devices
 
 
 def test_unknown_devices_and_gpus_that_are_not_there(encoder_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    for name in ("warp", "", "cpu:x", "cuda:-1", "meta", "cuda", "cuda:0", "cuda:7", "mps"):
+    for name in ("warp", "", "cpu:x", "cuda:-1", "meta", "cuda", "cuda:7"):
         with pytest.raises(DeviceError, match=f"device '{name}'"):
             FrozenEncoder.load(encoder_folder, device=name)
 

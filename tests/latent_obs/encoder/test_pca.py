@@ -72,10 +72,13 @@ def test_a_direction_that_is_known():
     assert pca.explained_variance == pytest.approx(1)
 
 
-def test_many_arrays_are_one_and_frames_are_spread_evenly(monkeypatch: pytest.MonkeyPatch):
+def test_many_arrays_are_one_with_the_same_components_and_frames_are_spread_evenly(monkeypatch: pytest.MonkeyPatch):
     frames = scenes(600)
     frames[300:] //= 2  # so that a fit on a part of them would differ
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
     whole = fit_pca(frames, 3, CONTRACT)
+    assert torch.equal(torch.random.get_rng_state(), state)
     parts = fit_pca([frames[:100], frames[100:100], frames[100:450], frames[450:]], 3, CONTRACT)
     np.testing.assert_array_equal(whole.components, parts.components)
     assert parts.provenance == {"frames": 600, "sampled": 600}
@@ -86,15 +89,6 @@ def test_many_arrays_are_one_and_frames_are_spread_evenly(monkeypatch: pytest.Mo
     np.testing.assert_array_equal(few.components, alone.components)
     monkeypatch.setattr(module, "_MOST_VALUES", 5 * 180)
     assert fit_pca(frames, 3, CONTRACT).provenance["sampled"] == 5
-
-
-def test_it_is_the_same_each_time_and_leaves_the_random_state_alone():
-    frames = scenes(80)
-    first = fit_pca(frames, 4, CONTRACT)
-    torch.manual_seed(5)
-    state = torch.random.get_rng_state()
-    np.testing.assert_array_equal(first.components, fit_pca(frames, 4, CONTRACT).components)
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 # Files
@@ -109,13 +103,15 @@ def test_what_was_saved_is_an_encoder_as_any_other(tmp_path: Path, contract: Pix
     for name in ("centre", "components", "spread", "explained"):
         np.testing.assert_array_equal(getattr(again, name), getattr(pca, name))
     encoder = load_pca(file, device="cpu")
-    assert encoder.provenance["env"] == "Toy-v0"
-    assert encoder.provenance["explained_variance"] == pytest.approx(pca.explained_variance)
+    copied = pickle.loads(pickle.dumps(encoder))
+    for one in (encoder, copied):
+        assert one.provenance["env"] == "Toy-v0"
+        assert one.provenance["explained_variance"] == pytest.approx(pca.explained_variance)
     frames = random_frames(9, contract.shape, seed=1)
     latents = encoder(frames)
     np.testing.assert_array_equal(latents, pca.encoder(device="cpu")(frames))
     np.testing.assert_allclose(np.concatenate([encoder(frames[i : i + 1]) for i in range(9)]), latents, atol=1e-5)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(encoder))(frames), latents)
+    np.testing.assert_array_equal(copied(frames), latents)
     large = random_frames(2, (30, 50, contract.channels))
     np.testing.assert_array_equal(encoder(large), encoder.encode(contract.convert(large)))
 
@@ -140,11 +136,9 @@ def test_any_flipped_byte_and_any_cut_is_found(file: Path):
         ({"sound": False}, "damaged"),
         ({"format": "latent-obs-encoder"}, "format"),
         ({"format_version": "2"}, "version"),
-        ({"pixels": "{}"}, "height"),
         ({"pixels": json.dumps(PixelContract(6, 5, 3).to_json())}, "centre"),
         ({"tensors": {"components": np.zeros((3, 180), np.float32)}}, "components"),
         ({"tensors": {"centre": np.full(180, np.nan, np.float32)}}, "centre"),
-        ({"tensors": {"spread": np.ones(2, np.float32)}}, "spread"),
         ({"tensors": {"more": np.ones(2, np.float32)}}, "damaged"),
     ],
 )
@@ -168,20 +162,6 @@ def test_files_that_are_not_there_or_not_ours(tmp_path: Path, file: Path):
         load_pca(file, device="cuda:99")
 
 
-def test_a_disk_that_fills_leaves_the_old_file(file: Path, monkeypatch: pytest.MonkeyPatch):
-    before = file.read_bytes()
-
-    def full(tensors: Any, path: str, metadata: Any) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError("no space left")
-
-    monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(OSError, match="no space"):
-        save_pca(file, fit_pca(scenes(40, seed=3), 2, CONTRACT))
-    assert file.read_bytes() == before
-    assert list(file.parent.iterdir()) == [file]
-
-
 # Bad input
 
 
@@ -191,9 +171,7 @@ def test_a_disk_that_fills_leaves_the_old_file(file: Path, monkeypatch: pytest.M
         (np.zeros((0, 6, 10, 3), np.uint8), 2, "frames"),
         (np.full((9, 6, 10, 3), 7, np.uint8), 2, "frames"),
         (scenes(9).astype(np.float32) / 255, 2, "frames.*float32"),
-        (scenes(9).transpose(0, 2, 1, 3), 2, "frames"),
         ([scenes(9), scenes(9)[0]], 2, r"frames\[1\]"),
-        (["a.npy"], 2, "frames.*str"),
         (scenes(9), 0, "latent_dim"),
     ],
 )

@@ -60,15 +60,10 @@ def grown_bytes(encoder: FrozenEncoder, calls: int) -> int:
     return min(int(n) for n in np.diff(sizes))
 
 
-def test_memory_stays_flat(encoder: FrozenEncoder):
-    assert grown_bytes(encoder, 500) < 1 << 18  # 2 KB a call would show
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", get_args(Backend))
-def test_memory_stays_flat_over_a_million_calls(backend: Backend):
+def test_memory_stays_flat(backend: Backend):
     encoder = FrozenEncoder.random(tiny_architecture(), device="cpu", backend=backend)
-    assert grown_bytes(encoder, 250_000) < 4 << 20
+    assert grown_bytes(encoder, 500) < 1 << 18  # 2 KB a call would show
 
 
 PROCESSES = """
@@ -146,35 +141,28 @@ def test_a_signal_after_openvino_has_gone_does_not_crash():
 MAKERS: list[Any] = [partial(limited, "box", 10 * i, 3) for i in range(2)]
 
 
-def wrapped(encoder: FrozenEncoder, number: int = 0) -> gym.Env[Any, Any]:
-    return LatentObservation(MAKERS[number](), encoder, history=2)
+def wrapped(encoder: FrozenEncoder) -> gym.Env[Any, Any]:
+    return LatentObservation(MAKERS[0](), encoder, history=2)
 
 
-def held(encoder: FrozenEncoder, holder: str) -> Any:
-    """A wrapper around the encoder, after its reset, and a function that steps it."""
-    if holder == "LatentObservation":
-        env = wrapped(encoder)
-        env.reset(seed=0)
-        return env, lambda it: it.step(1)[0]
-    if holder == "VectorLatentObservation":
-        venv: Any = VectorLatentObservation(SyncVectorEnv(MAKERS), encoder, history=2)
-        venv.reset(seed=0)
-    else:
-        venv = VecLatentObservation(DummyVecEnv(MAKERS), encoder, history=2)
-        venv.reset()
-    return venv, lambda it: it.step(np.ones(2, int))[0]
+HOLDERS: dict[str, Any] = {
+    "LatentObservation": wrapped,
+    "VectorLatentObservation": lambda encoder: VectorLatentObservation(SyncVectorEnv(MAKERS), encoder, history=2),
+    "VecLatentObservation": lambda encoder: VecLatentObservation(DummyVecEnv(MAKERS), encoder, history=2),
+}
 
 
-@pytest.mark.parametrize("holder", ["LatentObservation", "VectorLatentObservation", "VecLatentObservation"])
+@pytest.mark.parametrize("holder", HOLDERS)
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
 def test_a_copy_goes_on_as_the_original_would(encoder: FrozenEncoder, holder: str, way: str):
-    original, step = held(encoder, holder)
-    step(original)
+    original, action = HOLDERS[holder](encoder), 1 if holder == "LatentObservation" else np.ones(2, int)
+    original.reset()
+    original.step(action)
     other = copy.deepcopy(original) if way == "deepcopy" else pickle.loads(pickle.dumps(original))
     held_by_other = other.observation_encoder.encoders[0]
     assert (held_by_other is encoder) is (way == "deepcopy")  # weights are shared in a process, and carried to another
     for _ in range(4):  # over the end of an episode; each has a history of its own
-        np.testing.assert_allclose(step(other), step(original), atol=1e-6)
+        np.testing.assert_allclose(other.step(action)[0], original.step(action)[0], atol=1e-6)
 
 
 @pytest.mark.integration
@@ -185,10 +173,9 @@ def test_wrappers_work_inside_worker_processes(encoder: FrozenEncoder, kind: str
         there: Any = AsyncVectorEnv([partial(wrapped, encoder)], context=method)
     else:
         there = SubprocVecEnv([partial(wrapped, encoder)], start_method=method)
-        there.seed(0)
     try:
-        first = there.reset(seed=0)[0] if kind == "gymnasium" else there.reset()
-        np.testing.assert_allclose(first, [here.reset(seed=0)[0]], atol=1e-6)
+        first = there.reset()[0] if kind == "gymnasium" else there.reset()
+        np.testing.assert_allclose(first, [here.reset()[0]], atol=1e-6)
         np.testing.assert_allclose(there.step(np.ones(1, int))[0], [here.step(1)[0]], atol=1e-6)
     finally:
         there.close()

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from latent_obs.encoder.architecture import Architecture
+from latent_obs.encoder.architecture import Architecture, Encoder
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.encoder.networks import Encoder
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
 from tests.support.tiny import picture, random_frames, tiny_architecture
