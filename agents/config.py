@@ -12,7 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.normalization import Normalization
 from agents.schedules import Shape
-from latent_obs.encoder.frozen import Backend, Precision
+from latent_obs.encoder.fastest import Backend, Precision
 from latent_obs.envs.factory import is_minerl_id
 from latent_obs.util.errors import InputError, check_choice, require
 from latent_obs.util.run_config import ANY, RunConfig
@@ -152,10 +152,10 @@ class AgentConfig(RunConfig):
     history: int = 1
     """Number of recent latents that the agent sees, the oldest first: one picture does not show speed. On pixels,
     frames stacked as channels."""
-    precision: Precision = "float32"
-    """Precision of the encoder's layers: float32, or bfloat16, which is faster on processors that support it."""
-    backend: Backend = "torch"
-    """Library that encodes: torch, or openvino (on a CPU; an extra)."""
+    precision: Precision = "auto"
+    """Precision of the encoder's layers: float32 (auto), or bfloat16, which is faster on processors that support it."""
+    backend: Backend = "auto"
+    """Library that encodes: torch, openvino (on a CPU; an extra), or auto: the faster one of those installed."""
     algorithm: AlgorithmName = "ppo"
     """ppo, recurrent-ppo, dqn and qr-dqn (Discrete actions), or sac (continuous actions)."""
     learning_rate: float | None = None

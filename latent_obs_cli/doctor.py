@@ -61,7 +61,13 @@ class Finding:
 
 def doctor() -> list[Finding]:
     """Check this machine and this installation. A check that fails is a finding, too."""
-    checks = {"This machine": _machine, "PyTorch": _torch, "Packages": _packages, "MineRL": _minerl}
+    checks = {
+        "This machine": _machine,
+        "PyTorch": _torch,
+        "Encoding": _encoding,
+        "Packages": _packages,
+        "MineRL": _minerl,
+    }
     findings: list[Finding] = []
     for group, check in checks.items():
         try:
@@ -170,6 +176,19 @@ def _torch() -> Iterable[Finding]:
         found = f"there is an NVIDIA driver, but torch cannot use it: {why}"
         step = f"Check that nvidia-smi works, then install the build for its driver:\n{_REINSTALL_TORCH}"
     yield _judged("GPU", bool(gpus), found, otherwise, step)
+
+
+def _encoding() -> Iterable[Finding]:
+    from latent_obs.encoder.architecture import Architecture
+    from latent_obs.encoder.frozen import FrozenEncoder, encoding_times
+
+    usual = Architecture((64, 64, 3), 256, (64, 128), (4, 2), "spatial")
+    times = encoding_times(usual)
+    taken = FrozenEncoder.random(usual, device="cpu").backend
+    listed = ", ".join(
+        f"{way.backend} {way.precision} {times[way]:.1f} ms" for way in sorted(times, key=times.__getitem__)
+    )
+    yield Finding("on the CPU", "ok", f"8 frames of 64x64: {listed}. backend='auto' takes {taken}")
 
 
 def _has_nvidia_driver() -> bool:
