@@ -61,7 +61,7 @@ class Finding:
 
 def doctor() -> list[Finding]:
     """Check this machine and this installation. A check that fails is a finding, too."""
-    checks = {
+    checks: dict[str, Callable[[], Iterable[Finding]]] = {
         "This machine": _machine,
         "PyTorch": _torch,
         "Encoding": _encoding,

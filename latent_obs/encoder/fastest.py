@@ -78,8 +78,8 @@ def choose(
         chosen = requested[0]
     if is_new and (backend, precision) != ("auto", "auto") and times[chosen] > _SLOW * times[PLAIN]:
         warnings.warn(
-            f"{chosen.backend} in {chosen.precision} takes {times[chosen]:.2g} ms for {_FRAMES} frames on this "
-            f"processor, and {PLAIN.backend} in {PLAIN.precision} {times[PLAIN]:.2g} ms: leave backend and precision out",
+            f"{chosen.backend} in {chosen.precision} takes {times[chosen]:.2g} ms for {_FRAMES} frames here, "
+            f"and {PLAIN.backend} in {PLAIN.precision} {times[PLAIN]:.2g} ms: leave backend and precision out",
             stacklevel=4,
         )
     return chosen, built.get(chosen) or build(chosen)
