@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -61,13 +61,7 @@ class Finding:
 
 def doctor() -> list[Finding]:
     """Check this machine and this installation. A check that fails is a finding, too."""
-    checks: dict[str, Callable[[], Iterable[Finding]]] = {
-        "This machine": _machine,
-        "PyTorch": _torch,
-        "Encoding": _encoding,
-        "Packages": _packages,
-        "MineRL": _minerl,
-    }
+    checks = {"This machine": _machine, "PyTorch": _torch, "Packages": _packages, "MineRL": _minerl}
     findings: list[Finding] = []
     for group, check in checks.items():
         try:
@@ -176,19 +170,23 @@ def _torch() -> Iterable[Finding]:
         found = f"there is an NVIDIA driver, but torch cannot use it: {why}"
         step = f"Check that nvidia-smi works, then install the build for its driver:\n{_REINSTALL_TORCH}"
     yield _judged("GPU", bool(gpus), found, otherwise, step)
+    yield _encoding()
 
 
-def _encoding() -> Iterable[Finding]:
+def _encoding() -> Finding:
     from latent_obs.encoder.architecture import Architecture
-    from latent_obs.encoder.frozen import FrozenEncoder, encoding_times
+    from latent_obs.encoder.fastest import best
+    from latent_obs.encoder.frozen import encoding_times
 
-    usual = Architecture((64, 64, 3), 256, (64, 128), (4, 2), "spatial")
-    times = encoding_times(usual)
-    taken = FrozenEncoder.random(usual, device="cpu").backend
-    listed = ", ".join(
-        f"{way.backend} {way.precision} {times[way]:.1f} ms" for way in sorted(times, key=times.__getitem__)
-    )
-    yield Finding("on the CPU", "ok", f"8 frames of 64x64: {listed}. backend='auto' takes {taken}")
+    try:
+        times = encoding_times(Architecture((64, 64, 3), 256, (64, 128), (4, 2), "spatial"))
+    except Exception as error:
+        return Finding(
+            "encoding", "missing", f"cannot be measured: {type(error).__name__}: {_first_line(error)}", _sync()
+        )
+    listed = ", ".join(f"{way.backend} in {way.precision} {time:.1f} ms" for way, time in times.items())
+    taken = best({way: time for way, time in times.items() if way.precision == "float32"})
+    return Finding("encoding", "ok", f"8 frames of 64x64 on the CPU: {listed}; 'auto' is {taken.backend}")
 
 
 def _has_nvidia_driver() -> bool:

@@ -1,10 +1,10 @@
 """Which way of encoding is the fastest here: measured once for each kind of network, and remembered by the process."""
 
+import contextlib
 import importlib.util
-import math
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -47,45 +47,50 @@ def candidates(backend: Backend, precision: Precision, device: torch.device) -> 
 
 
 def choose(
-    build: Callable[[Way], Compute], backend: Backend, precision: Precision, shape: Sequence[int], kind: Hashable
+    build: Callable[[Way], Compute], requested: list[Way], shape: Sequence[int], kind: Hashable
 ) -> tuple[Way, Compute]:
-    """Build the fastest way that a request allows, on the CPU; a slow one that was asked for is warned of once.
+    """Build the fastest of the requested ways, on the CPU.
 
     Args:
         build: Makes the function that computes latents, of frames uint8 (N, *shape), in a way.
-        backend: As for `FrozenEncoder`.
-        precision: As for `FrozenEncoder`.
+        requested: From `candidates`. If there are several, one that does not work here is passed over.
         shape: Height, width and channels of the frames.
         kind: What the times depend on besides the threads: networks of one kind are measured once.
     """
-    requested = candidates(backend, precision, torch.device("cpu"))
-    if requested == [PLAIN]:
-        return PLAIN, build(PLAIN)
+    if len(requested) == 1:
+        return requested[0], build(requested[0])
     key = (kind, torch.get_num_threads(), *requested)
-    built: dict[Way, Compute] = {}
-    is_new = key not in _measured
-    if is_new:
-        for way in dict.fromkeys([PLAIN, *requested]):
-            try:
+    built = {requested[0]: build(requested[0])}
+    if key not in _measured:
+        for way in requested[1:]:
+            with contextlib.suppress(LatentObsError, ImportError, RuntimeError):
                 built[way] = build(way)
-            except (LatentObsError, ImportError, RuntimeError):  # an installation that does not work
-                if backend != "auto" or way.backend == "torch":
-                    raise
         _measured[key] = milliseconds(built, shape)
-    times = _measured[key]
-    chosen = min(requested, key=lambda way: times.get(way, math.inf))
-    if times[chosen] > _WORTH * times[requested[0]]:
-        chosen = requested[0]
-    if is_new and (backend, precision) != ("auto", "auto") and times[chosen] > _SLOW * times[PLAIN]:
-        warnings.warn(
-            f"{chosen.backend} in {chosen.precision} takes {times[chosen]:.2g} ms for {_FRAMES} frames here, "
-            f"and {PLAIN.backend} in {PLAIN.precision} {times[PLAIN]:.2g} ms: leave backend and precision out",
-            stacklevel=4,
-        )
+    chosen = best(_measured[key])
     return chosen, built.get(chosen) or build(chosen)
 
 
-def milliseconds(ways: dict[Way, Compute], shape: Sequence[int], frames: int = _FRAMES) -> dict[Way, float]:
+def best(times: Mapping[Way, float]) -> Way:
+    """The fastest way, if it is clearly faster than the first one."""
+    first, fastest = next(iter(times)), min(times, key=lambda way: times[way])
+    return fastest if times[fastest] < _WORTH * times[first] else first
+
+
+def warn_if_slow(build: Callable[[Way], Compute], asked: Way, shape: Sequence[int], kind: Hashable) -> None:
+    """Warn, once for a kind of network, of a way that is slower on the CPU than the plain one; arguments as above."""
+    key = (kind, torch.get_num_threads(), PLAIN, asked)
+    if asked == PLAIN or key in _measured:
+        return
+    times = _measured[key] = milliseconds({PLAIN: build(PLAIN), asked: build(asked)}, shape)
+    if times[asked] > _SLOW * times[PLAIN]:
+        warnings.warn(
+            f"{asked.backend} in {asked.precision} takes {times[asked]:.2g} ms for {_FRAMES} frames on this processor, "
+            f"and {PLAIN.backend} in {PLAIN.precision} {times[PLAIN]:.2g} ms: leave backend and precision out",
+            stacklevel=3,
+        )
+
+
+def milliseconds(ways: Mapping[Way, Compute], shape: Sequence[int], frames: int = _FRAMES) -> dict[Way, float]:
     """Milliseconds of the fastest call with so many frames, in each way; the calls are interleaved."""
     batch = torch.randint(0, 256, (frames, *shape), generator=torch.Generator().manual_seed(0)).byte()
     taken: dict[Way, list[float]] = {way: [] for way in ways}

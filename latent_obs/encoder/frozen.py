@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
 from latent_obs.encoder.fast_cpu import FoldedEncoder, pack_layers
-from latent_obs.encoder.fastest import PLAIN, Backend, Precision, Way, candidates, choose, milliseconds
+from latent_obs.encoder.fastest import PLAIN, Backend, Precision, Way, candidates, choose, milliseconds, warn_if_slow
 from latent_obs.encoder.folder import EncoderFolder, read_encoder_folder, relative_difference, verify_selfcheck
 from latent_obs.encoder.foreign import ForeignNetwork
 from latent_obs.encoder.openvino import OpenVinoNetwork
@@ -94,12 +94,8 @@ class FrozenEncoder:
         self._process = os.getpid()
         network = _build(Encoder, architecture, weights, self.device)
         self._network: Any = network  # the definition
-        build = functools.partial(_faster_form, network, self.contract.shape)
-        if self.device.type == "cpu":
-            way, self._compute = choose(build, backend, precision, self.contract.shape, architecture)
-        else:
-            way = candidates(backend, precision, self.device)[0]
-            self._compute = build(way)
+        build, requested = self._faster_form, candidates(backend, precision, self.device)
+        way, self._compute = choose(build, requested, self.contract.shape, architecture)
         self.backend, self.precision = way
 
     @classmethod
@@ -141,7 +137,7 @@ class FrozenEncoder:
                     f"latents in {precision} differ from those in float32 by {difference:.1e} of their range, "
                     f"{BFLOAT16_TOLERANCE:.0e} is allowed: use precision='float32' with this encoder"
                 )
-        return encoder
+        return encoder._warned(backend)
 
     @classmethod
     def random(
@@ -157,7 +153,20 @@ class FrozenEncoder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             weights = Encoder(architecture).float().state_dict()
-        return cls(architecture, weights, device=device, backend=backend, precision=precision)
+        return cls(architecture, weights, device=device, backend=backend, precision=precision)._warned(backend)
+
+    def _warned(self, asked: Backend) -> "FrozenEncoder":
+        if self.device.type == "cpu" and (asked != "auto" or self.precision != "float32"):
+            warn_if_slow(self._faster_form, Way(self.backend, self.precision), self.contract.shape, self.architecture)
+        return self
+
+    def _faster_form(self, way: Way) -> Callable[[Tensor], Tensor]:
+        """What computes the same as the network: from uint8 (N, h, w, c) to float32 (N, latent_dim)."""
+        dtype = _DTYPES[way.precision]
+        if way.backend == "openvino":
+            return OpenVinoNetwork(FoldedEncoder(self._network), self.contract.shape, dtype)
+        folded = FoldedEncoder(self._network, dtype)
+        return pack_layers(folded, self.contract.shape) if self.device.type == "cpu" else folded
 
     @classmethod
     def from_module(
@@ -335,22 +344,11 @@ def _build(
     return _freeze(network, device)
 
 
-def _faster_form(network: Encoder, shape: tuple[int, int, int], way: Way) -> Callable[[Tensor], Tensor]:
-    """What computes the same: from uint8 (N, h, w, c) to float32 (N, latent_dim)."""
-    dtype = _DTYPES[way.precision]
-    if way.backend == "openvino":
-        return OpenVinoNetwork(FoldedEncoder(network), shape, dtype)
-    folded = FoldedEncoder(network, dtype)
-    return pack_layers(folded, shape) if next(network.parameters()).device.type == "cpu" else folded
-
-
 def encoding_times(architecture: Architecture) -> dict[Way, float]:
     """Milliseconds in which this processor encodes 8 frames by an untrained network, in every way that is installed."""
-    network = FrozenEncoder.random(architecture, device="cpu", backend="torch")._network
-    every: list[Precision] = ["float32", "bfloat16"]
-    ways = [way for precision in every for way in candidates("auto", precision, torch.device("cpu"))]
-    forms = {way: _faster_form(network, architecture.img_shape, way) for way in ways}
-    return milliseconds(forms, architecture.img_shape)
+    encoder, cpu = FrozenEncoder.random(architecture, device="cpu", backend="torch"), torch.device("cpu")
+    ways = candidates("auto", "float32", cpu) + candidates("auto", "bfloat16", cpu)
+    return milliseconds({way: encoder._faster_form(way) for way in ways}, architecture.img_shape)
 
 
 def _freeze(network: Network, device: torch.device) -> Network:

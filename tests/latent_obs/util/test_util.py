@@ -130,6 +130,7 @@ def test_torchs_threads_are_restored(count: int | None):
 HOLD = """
 import sys, time
 from pathlib import Path
+from latent_obs.util.atomic import folder_lock
 with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(900)
