@@ -138,7 +138,7 @@ def test_pixels_are_gray_or_another_entry_and_not_those_of_a_lost_game(tmp_path:
     for layout, key in (("grey", None), ("dict HWC", "depth")):
         record(config(tmp_path / layout, env_kwargs={"layout": layout}, pixel_key=key, frames=9))
         assert get_datasets(tmp_path / layout)[0].shape == (9, 16, 16, 1)
-    with pytest.raises(InputError, match="pixel_key.*'sight'"):
+    with pytest.raises(InputError, match=r"pixel_key.*'sight'"):
         record(config(tmp_path / "b", env_kwargs={"layout": "dict HWC"}, pixel_key="sight"))
     record(config(tmp_path / "lost", env_kwargs={"end": "lost"}, frames=9))
     assert [step for _, _, step in tags(get_datasets(tmp_path / "lost")[0])] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
