@@ -157,7 +157,8 @@ class FrozenEncoder:
 
     def _warned(self, asked: Backend) -> "FrozenEncoder":
         if self.device.type == "cpu" and (asked != "auto" or self.precision != "float32"):
-            warn_if_slow(self._faster_form, Way(self.backend, self.precision), self.contract.shape, self.architecture)
+            way: Any = (self.backend, self.precision)
+            warn_if_slow(self._faster_form, Way(*way), self.contract.shape, self.architecture)
         return self
 
     def _faster_form(self, way: Way) -> Callable[[Tensor], Tensor]:

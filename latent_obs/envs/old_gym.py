@@ -364,7 +364,8 @@ def _nested(old: Any, what: str) -> Converted:
         if not fits:
             found = sorted(map(str, value)) if isinstance(value, Mapping) else repr(value)
             raise InputError(f"{what} must have the entries {list(inner)}, which its space declares; got {found}")
-        parts = {key: (each.to_old if back else each.from_old)(value[key]) for key, each in inner.items()}
+        entries: Any = value
+        parts = {key: (each.to_old if back else each.from_old)(entries[key]) for key, each in inner.items()}
         return parts if is_dict else tuple(parts.values())
 
     inner_spaces: Any = {key: each.space for key, each in inner.items()}

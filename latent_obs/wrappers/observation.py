@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from latent_obs.pixels import PixelContract, brief, find_pixel_key
+from latent_obs.pixels import Layout, PixelContract, brief, find_pixel_key
 from latent_obs.util.errors import InputError, check_count
 from latent_obs.wrappers.features import Slot, lay_out
 
@@ -93,7 +93,7 @@ class PixelReader:
             self.name, space = f"observation[{self.key!r}]", space.spaces[self.key]
         elif pixel_key is not None:
             raise InputError(f"pixel_key is {pixel_key!r}, but the observation is no Dict: {type(space).__name__}")
-        self.layout = contract.check_space(space, self.name)
+        self.layout: Layout = contract.check_space(space, self.name)
         self.shape = space.shape or ()
 
     def refuse_blur(self) -> None:

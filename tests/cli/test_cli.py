@@ -312,7 +312,8 @@ def test_from_a_video_to_sheets(call: Call, tmp_path: Path):
 
 def test_centroids_of_demonstrated_actions(call: Call, tmp_path: Path):
     centers = np.eye(5, 64, dtype=np.float32)
-    np.savez(tmp_path / "rendered.npz", **{"action$vector": np.repeat(centers, 80, axis=0)})
+    arrays: dict[str, Any] = {"action$vector": np.repeat(centers, 80, axis=0)}
+    np.savez(tmp_path / "rendered.npz", **arrays)
     file = tmp_path / "centroids.safetensors"
     code, out, _ = call(f"actions fit --demonstrations {tmp_path} --clusters 5 --out {file}")
     assert code == 0

@@ -139,7 +139,8 @@ def test_the_spec_makes_the_wrapped_environment_again_and_wrong_names_are_refuse
         again = gym.make(cast(Any, env.spec), disable_env_checker=True)
         assert isinstance(again, LatentObservation)
         np.testing.assert_array_equal(again.reset()[0], env.reset()[0])
-        for name, arguments, named in (("Pixel-v0", {}, "Pixels-v0"), ("Pixels-v0", {"colour": "red"}, "colour")):
+        colour: dict[str, Any] = {"colour": "red"}
+        for name, arguments, named in (("Pixel-v0", {}, "Pixels-v0"), ("Pixels-v0", colour, "colour")):
             with pytest.raises(InputError, match=named):
                 latent_obs.make(f"LatentObsTests/{name}", encoder_folder, device="cpu", **arguments)
     finally:
