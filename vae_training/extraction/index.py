@@ -76,10 +76,14 @@ class FrameFolder:
             return
         try:
             index = json.loads(file.read_text())
-            before, self.entries, self.damaged = index["settings"], dict(index["recordings"]), dict(index["damaged"])
+            before, self.entries, self.damaged = (
+                dict(index["settings"]),
+                dict(index["recordings"]),
+                dict(index["damaged"]),
+            )
             self.shape = tuple(index["shape"]) if index["shape"] else None
             for entry in self.entries.values():
-                _check_names(entry)
+                _check_entry(entry)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} is no index of extracted frames ({error!r}); choose another --out") from None
         for name in {**self.settings, **before}:
@@ -95,7 +99,7 @@ class FrameFolder:
             for file in sorted(file for file in left.glob(f"*/{ENTRY}") if not file.parent.is_symlink()):
                 try:
                     name, entry, shape = json.loads(file.read_text())
-                    _check_names(entry)
+                    _check_entry(entry)
                 except (ValueError, KeyError, TypeError, AttributeError):
                     continue
                 self.shape = tuple(shape)
@@ -208,9 +212,13 @@ class FrameFolder:
         return stems
 
 
-def _check_names(entry: Entry) -> None:
-    """Check that an entry names files of the folder, and none elsewhere; else any of several errors."""
+def _check_entry(entry: Entry) -> None:
+    """Check what is used of an entry, and that it names files in the folder; else an error of one of several kinds."""
+    if sum(part["frames"] for part in entry["files"]) != entry["frames"]:
+        raise ValueError(f"{entry['source']} has {entry['frames']} frames, and its files have others")
     for part in entry["files"]:
         file, rows = part["file"], part["rows"]
         if Path(file).name != file or file.startswith(".") or rows != rows_file_of(Path(file)).name:
-            raise ValueError(f"it names {file!r} and {rows!r}, expected frames and rows in this folder")
+            raise ValueError(f"{entry['source']} names {file!r} and {rows!r}, expected frames and rows in this folder")
+    if {type(entry["source"]), type(entry["fingerprint"])} != {str}:
+        raise TypeError("source and fingerprint are texts")

@@ -285,8 +285,9 @@ def test_nothing_in_a_folder_names_a_path_outside(place: Place, where: str):
         {"file": "x.npy", "rows": "../outside/x.rows.npz"},
         {"file": "..", "rows": "clip-0.rows.npz"},
         {"file": 5, "rows": None},
+        {"file": "x.npy", "rows": "x.rows.npz", "frames": "1"},
     ):
-        entry = {"source": "x", "frames": 1, "files": [{**names, "frames": 1}], "fingerprint": "", "notes": []}
+        entry = {"source": "x", "frames": 1, "files": [{"frames": 1, **names}], "fingerprint": "", "notes": []}
         if where == "entry":
             staged = place.out / ".extracting-1" / "x"
             staged.mkdir(parents=True)
