@@ -74,7 +74,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
         self.close_grace_s = close_grace_s
         self.parent_pipes, self.processes = [], []
         try:
-            with _main_script_hidden():
+            with main_script_hidden():
                 super().__init__(
                     env_fns,
                     context=start_method or default_start_method(),
@@ -260,7 +260,7 @@ def _end_with_parent(grace: float) -> None:
 
 
 @contextlib.contextmanager
-def _main_script_hidden() -> Iterator[None]:
+def main_script_hidden() -> Iterator[None]:
     """Start processes that do not import the main script.
 
     Scripts import torch, which takes seconds and memory in each worker, and those without ``if __name__ ==

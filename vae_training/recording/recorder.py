@@ -29,10 +29,10 @@ from tqdm import tqdm
 from latent_obs.encoder.folder import package_versions
 from latent_obs.envs.factory import make_pixel_env
 from latent_obs.pixels import PixelContract, find_pixel_key
-from latent_obs.util.atomic import GracefulStop, write_json
+from latent_obs.util.atomic import GracefulStop, own_folder, write_json
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_choice, check_count
-from vae_training.data.frames import Frames, get_datasets
+from vae_training.data.frames import Frames, explain_disk_full, get_datasets
 from vae_training.data.npy_writer import NpyWriter, recover_parts
 from vae_training.data.rows import load_rows, rows_file_of
 from vae_training.recording.policy import Policy, RandomPolicy
@@ -40,6 +40,8 @@ from vae_training.recording.state import RowsTable, StateReader
 
 _MANIFEST = "recording.json"
 _FORMAT_VERSION = 1
+#: Largest numbers that environments and pictures take.
+_AT_MOST = {"size": 8192, "frame_skip": 2**31 - 1, "seed": 2**32 - 1}
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class RecordConfig:
             raise InputError("env must be a Gymnasium id such as VizdoomBasic-v1, got an empty string")
         for name, at_least in (("frames", 1), ("frames_per_file", 1), ("size", 1), ("frame_skip", 1), ("seed", 0)):
             if (value := getattr(self, name)) is not None or name not in ("size", "frame_skip"):
-                check_count(name, value, at_least)
+                check_count(name, value, at_least, _AT_MOST.get(name, 2**63 - 1))
         check_choice("policy", self.policy, ("random", "sticky"))
         if not 0 <= self.stickiness < 1:
             raise InputError(f"stickiness must be a probability below 1, got {self.stickiness!r}")
@@ -131,8 +133,9 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
         The folder.
 
     Raises:
-        InputError: The environment is unknown or has no pixels, the folder holds frames of another shape, an agent is
-            given without its policy or does not fit, or the disk is full (its whole frames are kept).
+        InputError: The environment is unknown or has no pixels, the folder holds frames of another shape or is in use,
+            or an agent is given without its policy or does not fit.
+        DiskFullError: The disk is full; whole frames are kept.
         MissingExtraError: The package of the environment, or of the agent, is not installed.
     """
     folder = config.out
@@ -142,10 +145,24 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
         raise InputError(
             f"agent {config.agent} was given without its policy; pass record(config, policy=agents.load_policy(folder))"
         )
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"out {folder} is a file, expected a folder")
+    kept = "All whole frames are kept; free some space, and give the same command again"
+    with explain_disk_full(folder, kept), own_folder(folder):
+        have = _record(config, policy, say)
+    if have < config.frames:
+        say(f"interrupted: {have:,} of {config.frames:,} frames are kept in {folder}; the same command goes on")
+    else:
+        say(f"{have:,} frames of {config.env} in {folder}")
+    if have:
+        say(f"next: latent-obs train-vae --frames {folder}")
+    return folder
+
+
+def _record(config: RecordConfig, policy: Policy | None, say: Callable[[str], object]) -> int:
+    """Record to a folder that is held; returns how many frames of the environment it has then."""
+    folder = config.out
     for file in _recover(folder):
         say(f"recovered {file} from a recording that was killed{_lack_of_rows(file)}")
+    _write_manifest(folder)
     have, first_index, present_shape = _present(config)
     if have:
         more = "; --frames is how many to have in all" if have >= config.frames else ""
@@ -172,16 +189,9 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
             for file in (folder / config.file_name(i) for i in range(first_index, index + 1)):
                 if file.exists() and (lack := _lack_of_rows(file)):
                     say(f"{file}{lack}")
-            if (folder / _MANIFEST).exists():
-                _write_manifest(folder)
+            _write_manifest(folder)
         have = _present(config)[0]
-    if have < config.frames:
-        say(f"interrupted: {have:,} of {config.frames:,} frames are kept in {folder}; the same command goes on")
-    else:
-        say(f"{have:,} frames of {config.env} in {folder}")
-    if have:
-        say(f"next: latent-obs train-vae --frames {folder}")
-    return folder
+    return have
 
 
 def _with_settings_of(config: RecordConfig, policy: Policy, say: Callable[[str], object]) -> RecordConfig:
@@ -322,7 +332,9 @@ def _channels(shape: tuple[int, ...]) -> int:
 
 
 def _recover(folder: Path) -> list[Path]:
-    """Finish what was killed; rows that it may have are kept where they agree with it."""
+    """Finish what was killed; rows that it may have are kept where they agree with it, half-written ones never."""
+    for half in folder.glob(".*.rows.part.npz"):
+        half.unlink()
     recovered = recover_parts(folder)
     for file in recovered:
         try:
@@ -353,19 +365,24 @@ def _datasets_in(folder: Path) -> dict[str, Frames]:
 
 
 def _write_manifest(folder: Path, begun: dict[str, dict[str, Any]] | None = None) -> None:
-    """Update `recording.json`, with entries of files that are begun; frame counts are those of the files."""
+    """Bring `recording.json` up to date, with entries of files that are begun; frame counts are those of the files.
+
+    It is written only where its files are not as they were, and made only for files that are begun.
+    """
     path, begun = folder / _MANIFEST, begun or {}
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        known = json.loads(path.read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        known = {name: dict(entry) for name, entry in json.loads(path.read_text())["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         known = {}
     counts = {**dict.fromkeys(begun, 0), **{name: len(dataset) for name, dataset in _datasets_in(folder).items()}}
     entries = sorted({**known, **begun}.items())
+    files = {name: {**entry, "frames": counts[name]} for name, entry in entries if name in counts}
+    if files == known:
+        return
     manifest = {
         "format_version": _FORMAT_VERSION,
-        "frames": sum(counts[name] for name, _ in entries if name in counts),
-        "files": {name: {**entry, "frames": counts[name]} for name, entry in entries if name in counts},
+        "frames": sum(entry["frames"] for entry in files.values()),
+        "files": files,
         "versions": package_versions(),
     }
     try:
