@@ -143,6 +143,8 @@ class AgentConfig(RunConfig):
     env_kwargs: dict[str, EnvArgument] = field(default_factory=dict)
     """Further arguments of the environment, as name value pairs. For running MineRL games: port 9000 (environment i
     uses port 9000 + i, and evaluations use the ports after those)."""
+    render: bool = False
+    """Observe the picture that the environment draws, such as CartPole's, in place of its own observation."""
     pixel_key: str | None = None
     """Entry of a Dict observation that holds the pixels, if there is more than one image."""
     latent_only: bool = False
@@ -266,5 +268,6 @@ class AgentConfig(RunConfig):
 
     @property
     def all_env_kwargs(self) -> dict[str, EnvArgument]:
-        """Arguments of the environment, `frame_skip` included."""
-        return {**self.env_kwargs, **({} if self.frame_skip is None else {"frame_skip": self.frame_skip})}
+        """Arguments of the environment, `frame_skip` and `render` included."""
+        skip = {} if self.frame_skip is None else {"frame_skip": self.frame_skip}
+        return {**self.env_kwargs, **skip, **({"render": True} if self.render else {})}
