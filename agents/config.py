@@ -214,6 +214,7 @@ class AgentConfig(RunConfig):
     """Where to encode, and where pixel agents learn: auto, cpu, cuda, cuda:N, mps."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("algorithm", self.algorithm, ALGORITHMS)
         for name in self._given.keys() - self.trainer.defaults.keys():
             users = ", ".join(a.title for a in ALGORITHMS.values() if name in a.defaults)
