@@ -64,7 +64,7 @@ def sb3_actions(
             - a .safetensors file of centroids (`CentroidActions`);
             - "auto": "continuous" for a single vector, "discrete" for other Dicts, the environment's own otherwise.
 
-        env_id: Id of the environment, which chooses the table; by default that of its spec.
+        env_id: Id of the environment, which chooses the table; by default MineRL's own task, or that of its spec.
         camera_step_degrees: Degrees of a turn, for "discrete".
         always: Keys to hold in every action but the no-op, such as "attack+forward", for "discrete"; by default those
             of the curated table.
@@ -103,7 +103,8 @@ def sb3_actions(
     if kind != "discrete":
         rule = "linear" if kind == "multidiscrete-linear" else "mu-law"
         return MultiDiscreteActions(env, CameraBins(camera_bins, camera_max_degrees, rule))
-    env_id = env_id or (env.spec.id if env.spec is not None else None)
+    # MineRL's know their task, whatever name they are registered by.
+    env_id = env_id or getattr(env.unwrapped, "env_id", None) or (env.spec.id if env.spec is not None else None)
     table, usually = curated_actions(space, env_id=env_id, camera_step_degrees=camera_step_degrees)
     if always is None:
         return DiscreteActions(env, table, always=usually)

@@ -79,7 +79,8 @@ def core_of(client: Any) -> Any:
 
 def is_minerl(client: Any) -> bool:
     """Whether an old environment is one of minerl 0.4's."""
-    return type(getattr(client, "unwrapped", None)).__module__.startswith("minerl.env.")
+    kinds = type(getattr(client, "unwrapped", None)).__mro__
+    return any(kind.__module__.startswith("minerl.env.") for kind in kinds)
 
 
 def noop_vector(task: Any) -> Mapping[str, Any] | None:

@@ -205,18 +205,19 @@ def scenario(name: str) -> tuple[dict[str, str], str]:
 
 
 def test_the_rules_are_those_of_vizdooms_scripts():
-    for name, env in ("predict_position", "VizdoomPredictPosition"), ("my_way_home", "VizdoomMyWayHome"):
+    for name in ("predict_position", "my_way_home"):
         settings, script = scenario(name)
         assert re.search(r"script 3\s*\(void\)\s*\{\s*reward = 1\.0;\s*Exit_Normal", script)
         living, limit = float(settings["living_reward"]), int(settings["episode_timeout"])
-        assert _KNOWN[env].is_success(1 + living * limit, truncated=False)
-        assert not _KNOWN[env].is_success(living * limit, truncated=True)
+        rule = _KNOWN[f"{name}.cfg"]
+        assert rule.is_success(1 + living * limit, truncated=False)
+        assert not rule.is_success(living * limit, truncated=True)
     settings, script = scenario("deadly_corridor")  # pays for the way and for the vest
     assert re.search(r"armour_x = 1312\.0", script)
     assert re.search(r"reward = GetActorX\(0\)\+armour_reward", script)
     assert re.search(r"armour_reward = 1000\.0;\s*Exit_Normal", script)
     assert settings["death_penalty"] == "100"
-    rule = _KNOWN["VizdoomDeadlyCorridor"]
+    rule = _KNOWN["deadly_corridor.cfg"]
     assert not rule.is_success(1312.0, truncated=False)
     assert rule.is_success(1312.0 + 1000.0 - 100.0, truncated=False)
 
@@ -271,12 +272,30 @@ def test_the_order_of_the_rules():
             assert rule.least_return == expected
     finally:
         del gym.registry["VizdoomBasic-v77"]
-    assert success_rule(AgentConfig(env="VizdoomBasic-v1")) is _KNOWN["VizdoomBasic"]
-    assert success_rule(AgentConfig(env="some.module:VizdoomMyWayHome-MultiBinary-v1")) is _KNOWN["VizdoomMyWayHome"]
-    for env in ("VizdoomHealthGathering-v1", "VizdoomBasicOther-v1", "Nothing-v0", "not an id"):
+    for env in ("Nothing-v0", "not an id", "no.such.module:VizdoomBasic-v1"):
         assert success_rule(AgentConfig(env=env)) is None
+
+
+def test_the_rules_of_vizdoom_go_by_the_scenario_and_not_by_the_name():
+    doom = pytest.importorskip("vizdoom.gymnasium_wrapper.gymnasium_env_defns").VizdoomScenarioEnv
+    way_home: dict[str, Any] = {"scenario_config_file": "my_way_home.cfg"}
+    entry = f"{doom.__module__}:{doom.__name__}"
+    gym.register("Mine-v0", entry_point=entry, kwargs=way_home)
+    gym.register("VizdoomBasicMine-v0", entry_point="tests.support.side_env:SideEnv")
+    try:
+        for env in ("Mine-v0", "vizdoom.gymnasium_wrapper:VizdoomMyWayHome-MultiBinary-v1", "VizdoomMyWayHome-v1"):
+            assert success_rule(AgentConfig(env=env)) is _KNOWN["my_way_home.cfg"]
+        assert success_rule(AgentConfig(env="VizdoomBasic-v1", env_kwargs=way_home)) is _KNOWN["my_way_home.cfg"]
+        assert success_rule(AgentConfig(env="VizdoomBasic-v1")) is _KNOWN["basic.cfg"]
+        for env in ("VizdoomHealthGathering-v1", "VizdoomBasicMine-v0"):
+            assert success_rule(AgentConfig(env=env)) is None
+    finally:
+        del gym.registry["Mine-v0"], gym.registry["VizdoomBasicMine-v0"]
     time_out_looks_like_a_kill: dict[str, Any] = {"treat_episode_timeout_as_truncation": False}
     assert success_rule(AgentConfig(env="VizdoomBasic-v1", env_kwargs=time_out_looks_like_a_kill)) is None
+
+
+def test_a_return_to_reach_is_a_finite_number():
     for least in (math.nan, math.inf):
         with pytest.raises(InputError, match="success_return"):
             evaluate_random(AgentConfig(), success_return=least)

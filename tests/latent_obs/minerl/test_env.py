@@ -15,7 +15,9 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
 import latent_obs
+from latent_obs.actions import sb3_actions
 from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.envs.factory import env_maker, is_minerl_id
 from latent_obs.envs.faults import RestartOnFault
 from latent_obs.minerl import installation
 from latent_obs.minerl.client import make_client
@@ -252,6 +254,26 @@ def test_names_of_what_makes_them(game: StandInGame, monkeypatch: pytest.MonkeyP
         assert env.action_space == env.unwrapped.action_space
     with pytest.raises(InputError, match=r"MineRLTreechop-v0 .*colour"):
         latent_obs.make_pixel_env("MineRLTreechop-v0", colour="red")
+
+
+def test_minerl_is_known_by_what_is_registered(game: StandInGame, encoder: FrozenEncoder):
+    task, mine = "MineRLTreechop-v0", "Cave-v0"
+    gym.register(mine, entry_point="latent_obs:make_minerl", kwargs={"env_id": task})
+    gym.register("MineRLNone-v0", entry_point="tests.support.tiny:PixelEnv")
+    try:
+        for env_id in (f"minerl:{task}", f"latent_obs.minerl.env:{task}", mine):
+            assert is_minerl_id(env_id)
+            with closing(env_maker(env_id, port=game.port)()) as env:
+                assert find(env, RestartOnFault).remake is None  # the one that keeps the connection
+                assert sb3_actions(env.unwrapped).get_wrapper_attr("names")[1:3] == ("attack", "forward")
+            with closing(latent_obs.make(env_id, encoder, port=game.port)) as env:
+                assert isinstance(env.observation_space, spaces.Box)
+            made = gym.make(env_id, port=game.port)
+            with closing(made), closing(latent_obs.wrap(made, encoder)) as env:
+                assert isinstance(env.observation_space, spaces.Box)
+        assert not is_minerl_id("MineRLNone-v0")
+    finally:
+        del gym.registry[mine], gym.registry["MineRLNone-v0"]
 
 
 def test_what_is_no_minerl_environment_is_refused():
