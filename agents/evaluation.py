@@ -27,6 +27,7 @@ from latent_obs.util.errors import InputError, LatentObsError, check_count
 
 _EVALUATION_SEED = 1_000_003  # far from training's seeds, so that an agent is judged on new episodes
 _MOST_ENVS = 4
+_MOST_STEPS = 27_000  # of an episode without a time limit: those of an Atari game, half an hour at 15 steps a second
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Evaluation:
     """Steps of each episode."""
     successes: tuple[bool, ...] | None = None
     """Whether each was a success; None if the task does not define success."""
+    cut: int = 0
+    """Episodes that ended only because an evaluation has a step limit where the environment has no time limit."""
 
     @property
     def mean(self) -> float:
@@ -73,8 +76,9 @@ class Evaluation:
         return difference / error
 
     def __str__(self) -> str:
-        success = "" if self.success_rate is None else f", success {self.success_rate:.0%}"
-        return f"{self.mean:.1f} ± {self.standard_error:.1f} (standard error, {len(self.returns)} episodes){success}"
+        more = "" if self.success_rate is None else f", success {self.success_rate:.0%}"
+        more += f", {self.cut} episodes cut at {max(self.lengths):,} steps" if self.cut else ""
+        return f"{self.mean:.1f} ± {self.standard_error:.1f} (standard error, {len(self.returns)} episodes){more}"
 
     def details(self) -> str:
         """Interval, median, episode lengths and success, a line each."""
@@ -299,13 +303,15 @@ def evaluation_env(
 ) -> VecNormalize:
     """Environments to evaluate in: the game's own rewards, fixed statistics, and each episode judged.
 
-    They are at most `episodes`. `encoder` is that of `config`, if loaded already; `first` is as for `make_vec_env`.
+    They are at most `episodes`. Where they have no time limit, an episode is cut after 27,000 steps. `encoder` is that
+    of `config`, if loaded already; `first` is as for `make_vec_env`.
     """
     check_count("episodes", episodes)
     if success_return is not None and not math.isfinite(success_return):
         raise InputError(f"success_return must be a finite number, got {success_return}")
     encoder = load_encoder(config) if encoder is None else encoder
-    venv = make_vec_env(config, encoder, envs=min(_MOST_ENVS, config.envs, episodes), seed=seed, first=first)
+    how: dict[str, Any] = {"seed": seed, "first": first, "step_limit": _MOST_STEPS}
+    venv = make_vec_env(config, encoder, envs=min(_MOST_ENVS, config.envs, episodes), **how)
     rule = success_rule(config, success_return)
     return with_normalization(config, venv if rule is None else EpisodeSuccess(venv, rule), training=False)
 
@@ -316,14 +322,17 @@ def play(policy: Any, venv: VecEnv, episodes: int, deterministic: bool = True) -
     `policy` is anything with the method `predict` of Stable-Baselines3, and `venv` is of `evaluation_env`.
     """
     judged: list[bool | None] = []
+    cut = 0
 
     def judge(now: dict[str, Any], _: dict[str, Any]) -> None:
+        nonlocal cut
         if now["done"]:
             judged.append(now["info"].get("is_success"))
+            cut += "step_limit" in now["info"]
 
     returns, lengths = evaluate_policy(
         policy, venv, n_eval_episodes=episodes, deterministic=deterministic, return_episode_rewards=True, callback=judge
     )
     # Some environments report success only in the episodes that were one.
     successes = None if all(success is None for success in judged) else tuple(map(bool, judged))
-    return Evaluation(tuple(map(float, returns)), tuple(map(int, lengths)), successes)  # pyright: ignore[reportArgumentType]
+    return Evaluation(tuple(map(float, returns)), tuple(map(int, lengths)), successes, cut)  # pyright: ignore[reportArgumentType]

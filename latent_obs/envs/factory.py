@@ -20,6 +20,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, _find_spec  # pyright: ignore[reportPrivateUsage]
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from latent_obs.actions import plain_actions
 from latent_obs.envs.faults import LastRealFrame, RestartOnFault
 from latent_obs.envs.old_gym import OldGymEnv, is_old_gym
 from latent_obs.envs.workers import ProcessVectorEnv
@@ -136,13 +137,14 @@ def _make_vector(
     # One size is enough for one image; otherwise, and where the picture itself is wanted, frames are not resized.
     contracts = [one.contract for one in encoder] if isinstance(encoder, tuple) else []
     contract = contracts[0] if len(set(contracts)) == 1 and not options.get("keep_pixels") else None
-    pixel_key, flatten = options.get("pixel_key"), options["flatten"]
-    latent_only = contract is not None and options.get("latent_only", False)
+    how: dict[str, Any] = {"pixel_key": options.get("pixel_key"), "flatten": options["flatten"]}
+    how["latent_only"] = contract is not None and options.get("latent_only", False)
+    how["for_sb3"] = vectorization.startswith("sb3")
 
     def make_small_frames(make_one: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
         env = make_one()
         try:
-            env = as_small_frames(env, contract, pixel_key=pixel_key, latent_only=latent_only, flatten=flatten)
+            env = as_small_frames(env, contract, **how)
             if contract is not None:
                 env.get_wrapper_attr("reader").refuse_blur()  # the process that encodes sees resized frames only
             return env
@@ -299,7 +301,14 @@ def _make_with_restarts(make_one: Callable[[], gym.Env[Any, Any]]) -> gym.Env[An
 
 
 def as_small_frames(
-    env: gym.Env[Any, Any], contract: PixelContract | None, *, pixel_key: str | None, latent_only: bool, flatten: bool
+    env: gym.Env[Any, Any],
+    contract: PixelContract | None,
+    *,
+    pixel_key: str | None,
+    latent_only: bool,
+    flatten: bool,
+    for_sb3: bool = False,
+    step_limit: int | None = None,
 ) -> gym.Env[Any, Any]:
     """Resize the frames of an environment for an encoder in another process.
 
@@ -309,10 +318,16 @@ def as_small_frames(
         pixel_key: Entry of a Dict observation that holds the pixels; None if only one fits.
         latent_only: Drop every other entry.
         flatten: The other entries will be joined to the latent, as one vector.
+        for_sb3: Take the actions that Stable-Baselines3 sends (`plain_actions`).
+        step_limit: Steps of an episode in an environment that has no `TimeLimit`.
 
     Raises:
         InputError: The environment has no pixels that the contract can read.
     """
+    if step_limit is not None and not has_layer(env, gym.wrappers.TimeLimit):
+        env = gym.wrappers.TimeLimit(env, step_limit)
+    if for_sb3:
+        env = plain_actions(env)
     if not latent_only and (flatten or needs_features(env.observation_space)):
         env = FeatureObservation(env, pixel_key=pixel_key, grouped=flatten)
         space = env.observation_space
