@@ -22,7 +22,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from latent_obs.actions import plain_actions
 from latent_obs.envs.faults import LastRealFrame, RestartOnFault
-from latent_obs.envs.old_gym import OldGymEnv, is_old_gym
+from latent_obs.envs.old_gym import OldGymEnv, SeedByHand, ignores_seed, is_old_gym
 from latent_obs.envs.workers import ProcessVectorEnv
 from latent_obs.minerl.client import is_minerl as is_minerl_env
 from latent_obs.minerl.env import MineRLEnv, adapt_minerl, make_minerl, register_minerl
@@ -257,6 +257,8 @@ def has_layer(env: gym.Env[Any, Any], kind: type[gym.Env[Any, Any]]) -> bool:
 
 def _adapted(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     """Put around an environment what its kind needs."""
+    if ignores_seed(env) and not has_layer(env, SeedByHand):
+        env = SeedByHand(env)
     if is_vizdoom(env) and not has_layer(env, LastRealFrame):
         # The engine writes its settings into the current folder, several games over each other; they are not needed.
         env.get_wrapper_attr("game").set_doom_config_path(os.devnull)

@@ -3,6 +3,7 @@
 The rules of success are compared with the games' own files.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -127,6 +128,32 @@ def test_all_numbers_are_in_the_json():
     assert one.success_rate is None
     assert "nan" not in one.details()
     assert "2 of 3 episodes, 67%" in three.details()
+
+
+class Endless(SideEnv):
+    """Has no end and no time limit."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return (*super().step(action)[:2], False, False, {})
+
+
+def test_an_environment_without_a_time_limit_is_cut_and_counted(
+    encoder_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("agents.evaluation._MOST_STEPS", 50)
+    gym.register("Endless-v0", entry_point=Endless, disable_env_checker=True)
+    try:
+        config = tiny(env="Endless-v0", encoder=encoder_folder)
+        played = evaluate_random(config, episodes=4)
+        assert (played.lengths, played.cut, played.to_json()["cut"]) == ((50,) * 4, 4, 4)
+        assert "4 episodes cut" in str(played)
+        assert sum("max_episode_steps" in record.message for record in caplog.records) == 1
+        limited = evaluate_random(dataclasses.replace(config, env_kwargs={"max_episode_steps": 60}), episodes=2)
+        assert (limited.lengths, limited.cut) == ((60, 60), 0)
+    finally:
+        del gym.registry["Endless-v0"]
+    ends = evaluate_random(tiny(encoder=encoder_folder), episodes=2)
+    assert (ends.lengths, ends.cut) == ((8, 8), 0)
 
 
 def test_environments_states_and_starts_of_episodes(encoder_folder: Path):

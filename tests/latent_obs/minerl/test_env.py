@@ -4,6 +4,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
@@ -254,6 +255,29 @@ def test_names_of_what_makes_them(game: StandInGame, monkeypatch: pytest.MonkeyP
         assert env.action_space == env.unwrapped.action_space
     with pytest.raises(InputError, match=r"MineRLTreechop-v0 .*colour"):
         latent_obs.make_pixel_env("MineRLTreechop-v0", colour="red")
+
+
+def test_a_game_that_minerl_was_given_needs_neither_port_nor_java(
+    game: StandInGame, encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch
+):
+    manager = upstream("minerl.env.malmo").InstanceManager
+    monkeypatch.setattr(manager, "_instance_pool", [])
+    monkeypatch.setattr(installation, "find_java", lambda: None)
+    manager.add_existing_instance(game.port)
+    task = "MineRLTreechop-v0"
+    makers = (partial(latent_obs.make, task, encoder), lambda: latent_obs.wrap(upstream("gym").make(task), encoder))
+    for make_one in (*makers, partial(latent_obs.make, task, encoder)):
+        with closing(make_one()) as env:
+            find(env, RestartOnFault).first_pause_s = 0.01
+            for fault in (None, "drop", None):
+                observation, _ = env.reset(seed=6)
+                np.testing.assert_allclose(observation, encoder(picture_of(game.world)), atol=1e-5)
+                if fault is not None:
+                    game.fail_next("drop")
+                assert ("fault" in env.step(1)[-1]) == (fault is not None)
+            with pytest.raises(InputError, match="Java"):  # a game serves one environment
+                latent_obs.make(task, encoder)
+    assert game.alive
 
 
 def test_minerl_is_known_by_what_is_registered(game: StandInGame, encoder: FrozenEncoder):
