@@ -12,7 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.normalization import Normalization
 from agents.schedules import Shape
-from latent_obs.encoder.frozen import Backend, Precision
+from latent_obs.encoder.fastest import Backend, Precision
 from latent_obs.envs.factory import is_minerl_id
 from latent_obs.util.errors import InputError, check_choice, require
 from latent_obs.util.run_config import ANY, RunConfig
@@ -143,6 +143,8 @@ class AgentConfig(RunConfig):
     env_kwargs: dict[str, EnvArgument] = field(default_factory=dict)
     """Further arguments of the environment, as name value pairs. For running MineRL games: port 9000 (environment i
     uses port 9000 + i, and evaluations use the ports after those)."""
+    render: bool = False
+    """Observe the picture that the environment draws, such as CartPole's, in place of its own observation."""
     pixel_key: str | None = None
     """Entry of a Dict observation that holds the pixels, if there is more than one image."""
     latent_only: bool = False
@@ -152,10 +154,10 @@ class AgentConfig(RunConfig):
     history: int = 1
     """Number of recent latents that the agent sees, the oldest first: one picture does not show speed. On pixels,
     frames stacked as channels."""
-    precision: Precision = "float32"
-    """Precision of the encoder's layers: float32, or bfloat16, which is faster on processors that support it."""
-    backend: Backend = "torch"
-    """Library that encodes: torch, or openvino (on a CPU; an extra)."""
+    precision: Precision = "auto"
+    """Precision of the encoder's layers: float32 (auto), or bfloat16, which is faster on processors that support it."""
+    backend: Backend = "auto"
+    """Library that encodes: torch, openvino (on a CPU; an extra), or auto: the faster one of those installed."""
     algorithm: AlgorithmName = "ppo"
     """ppo, recurrent-ppo, dqn and qr-dqn (Discrete actions), or sac (continuous actions)."""
     learning_rate: float | None = None
@@ -267,5 +269,6 @@ class AgentConfig(RunConfig):
 
     @property
     def all_env_kwargs(self) -> dict[str, EnvArgument]:
-        """Arguments of the environment, `frame_skip` included."""
-        return {**self.env_kwargs, **({} if self.frame_skip is None else {"frame_skip": self.frame_skip})}
+        """Arguments of the environment, `frame_skip` and `render` included."""
+        skip = {} if self.frame_skip is None else {"frame_skip": self.frame_skip}
+        return {**self.env_kwargs, **skip, **({"render": True} if self.render else {})}

@@ -80,8 +80,8 @@ def make_vec_env(
     count = config.envs if envs is None else envs
     arguments, port = config.all_env_kwargs, config.env_kwargs.get("port")
     # A running MineRL game serves one environment only.
-    numbered = is_minerl_id(config.env) and isinstance(port, int)
-    ports = [{"port": port + first + i} if numbered else {} for i in range(count)]
+    numbered = is_minerl_id(config.env)
+    ports = [{"port": port + first + i} if numbered and isinstance(port, int) else {} for i in range(count)]
     makers = [env_maker(config.env, **{**arguments, **own}) for own in ports]
     seen = as_seen(config, contract_of(encoder))
     # One is made and closed again, so that a wrong name or space is one clear error before workers start.

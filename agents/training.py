@@ -96,7 +96,12 @@ def train_agent(
     elif config.out.exists() and any(config.out.iterdir()):
         raise InputError(f"out: {config.out} is not empty; choose another, or continue the agent in it with --resume")
     config = config.settled()
-    device, encoder, on_pixels = resolve_device(config.device), load_encoder(config), config.observation == "pixels"
+    device, on_pixels = resolve_device(config.device), config.observation == "pixels"
+    threads = 1 if not on_pixels and device.type == "cpu" else None
+    with torch_threads(threads):  # as in training: they decide which backend is the fastest
+        encoder = load_encoder(config)
+    if encoder is not None:  # a resumed run encodes as it did before, to the last bit
+        config = dataclasses.replace(config, backend=encoder.backend, precision=encoder.precision)
     if on_pixels and min(contract_of(encoder).shape[:2]) < _SMALLEST_CNN:
         raise InputError(
             f"encoder: its frames are smaller than {_SMALLEST_CNN}x{_SMALLEST_CNN}, which the CNN of a pixel agent "
@@ -107,7 +112,7 @@ def train_agent(
     if continues:
         check_encoder(config.out, "last", seen)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch_threads(1 if not on_pixels and device.type == "cpu" else None))
+        stack.enter_context(torch_threads(threads))
         monitor = None
         if config.observation == "latent" and encoder is not None and encoder.statistics is not None:
             monitor = DriftMonitor(encoder, say=say)

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -87,6 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"latent-obs {verb}: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"latent-obs {verb}: memory is too short: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"\nlatent-obs {verb}: interrupted", file=sys.stderr)
         return 130
@@ -129,6 +133,8 @@ def check_own_packages() -> None:
 
 def entry() -> None:
     """The console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as of sys.stderr: names of files are any bytes
     sys.exit(main())
 
 

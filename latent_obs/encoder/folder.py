@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -47,6 +48,12 @@ _REQUIRED = ("config.json", "encoder.safetensors", "selfcheck.safetensors")
 _DECODER = "decoder.safetensors"
 _STATISTICS = "statistics.safetensors"
 _SUMS = "SHA256SUMS"
+#: "hf://user/name", "hf://user/name@revision" and "https://huggingface.co/user/name/tree/revision/folder"; a `Path` has
+#: one slash for the two.
+_HUB_ADDRESS = re.compile(
+    r"(?:hf:/+(?:models/)?|(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/)"
+    r"([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/tree/([^/]+))?(?:/(.+?))?/*"
+)
 _CHECKED_FRAMES = 4  # in a self-check, at most
 
 
@@ -132,7 +139,8 @@ def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
     """Read an encoder folder and check every byte of it against its checksums.
 
     Args:
-        path: The folder, or the id of a Hugging Face repository that holds its files ("name/repository").
+        path: The folder, or a Hugging Face repository that holds its files: "user/name", "hf://user/name" (with
+            "@revision") or its web address.
 
     Raises:
         EncoderFolderError: There is no such folder, a file is missing, damaged, or from a newer format.
@@ -282,16 +290,25 @@ def _sha256(data: bytes) -> str:
 
 
 def _locate(path: str | os.PathLike[str]) -> Path:
-    """A local folder, or the local copy of a Hugging Face repository."""
-    folder, text = Path(path), str(path)
-    if folder.is_dir():
-        inner = folder / "encoder"  # of a run folder
-        return inner if not _is_encoder_folder(folder) and _is_encoder_folder(inner) else folder
-    if text.count("/") != 1 or text.startswith((".", "/", "~")) or Path(text.split("/")[0]).exists():
-        raise EncoderFolderError(f"there is no encoder folder {text!r} (current folder: {Path.cwd()})")
+    """A local folder, or the local copy of a Hugging Face repository; the encoder in it if it is a run folder."""
+    folder = Path(path) if Path(path).is_dir() else _download(str(path))
+    inner = folder / "encoder"
+    return inner if not _is_encoder_folder(folder) and _is_encoder_folder(inner) else folder
+
+
+def _download(text: str) -> Path:
+    """The local copy of a Hugging Face repository, or of a folder in it."""
+    address = _HUB_ADDRESS.fullmatch(text)
+    if address is None and (text.count("/") != 1 or text.startswith((".", "/", "~")) or Path(text).parent.exists()):
+        raise EncoderFolderError(
+            f"there is no encoder folder {text!r} (current folder: {Path.cwd()}). A Hugging Face repository is named "
+            "user/name, hf://user/name or by its web address"
+        )
+    name, at, branch, inner = address.groups() if address else (text, None, None, None)
+    revision = {"revision": at or branch} if at or branch else {}
     try:
         hub = require("huggingface_hub", extra="hub", purpose=f"load the encoder {text!r} from Hugging Face")
-        return Path(hub.snapshot_download(text))
+        return Path(hub.snapshot_download(name, **revision)) / (inner or "")
     except Exception as error:  # the hub client raises errors of several libraries
         raise EncoderFolderError(
             f"there is no folder {text!r} here, and no repository of this name could be loaded: {error}"

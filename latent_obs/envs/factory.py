@@ -17,14 +17,16 @@ import gymnasium as gym
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import AddRenderObservation
 
+from latent_obs.envs.border import OLD_API, own
 from latent_obs.envs.faults import LastRealFrame, RestartOnFault
 from latent_obs.envs.old_gym import OldGymEnv, is_old_gym
 from latent_obs.envs.workers import ProcessVectorEnv
 from latent_obs.minerl.client import is_minerl as is_minerl_env
 from latent_obs.minerl.env import adapt_minerl, register_minerl
 from latent_obs.minerl.installation import MINERL, minerl_version
-from latent_obs.pixels import PixelContract
+from latent_obs.pixels import PixelContract, is_nested
 from latent_obs.util.errors import InputError, LatentObsError, check_choice, check_count, require
 from latent_obs.wrappers.features import FeatureObservation, needs_features
 from latent_obs.wrappers.observation import ContractObservation, EncoderLike, OptionsDict, encoders_by_key
@@ -42,6 +44,7 @@ def make(
     *,
     num_envs: int | None = None,
     vectorization: Vectorization = "sync",
+    render: bool = False,
     **kwargs: Any,
 ) -> Any:
     """Make an environment whose pixels are mean latent vectors; with `num_envs`, several, encoded in one call per step.
@@ -55,6 +58,7 @@ def make(
         num_envs: How many environments; None makes a single one, not a vector.
         vectorization: "sync" (all in this process) or "async" (a process each) gives a vector environment of
             Gymnasium's, "sb3-sync" or "sb3-async" one of Stable-Baselines3's.
+        render: Observe the picture that the environment draws (CartPole's, say) in place of its own observation.
         **kwargs: The fields of `ObservationOptions` (`flatten` is True by default for MineRL) and, for Gymnasium's
             vectors, `autoreset_mode`. All others are passed to `gymnasium.make`, such as ``frame_skip=4``, or
             ``port=9000`` for a MineRL game that runs already: in a vector the other games have the ports after it.
@@ -83,6 +87,7 @@ def make(
         check_count("num_envs", num_envs)
         check_choice("vectorization", vectorization, get_args(Vectorization))
     encoder = _loaded(encoder, options)
+    kwargs["render"] = render
     if num_envs is not None:
         return _make_vector(env_id, encoder, num_envs, vectorization, options, kwargs)
     env = make_pixel_env(env_id, **kwargs)
@@ -106,7 +111,8 @@ def wrap(env: Any, encoder: EncoderLike, **options: Unpack[OptionsDict]) -> Late
         env = OldGymEnv(env)
     flatten = options.get("flatten")
     options["flatten"] = flatten = is_minerl if flatten is None else flatten
-    if not options.get("latent_only") and (flatten or needs_features(env.observation_space)):
+    space = env.observation_space
+    if is_nested(space) or (not options.get("latent_only") and (flatten or needs_features(space))):
         env = FeatureObservation(env, pixel_key=options.get("pixel_key"), grouped=flatten)
     return LatentObservation(env, encoder, **options)
 
@@ -176,14 +182,20 @@ def _make_vector(
         raise
 
 
-def make_pixel_env(env_id: str | EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Make a registered environment, with its observations unchanged.
+def make_pixel_env(env_id: str | EnvSpec, *, render: bool = False, **kwargs: Any) -> gym.Env[Any, Any]:
+    """Make a registered environment, with its observations unchanged, but in memory that it does not use again.
 
     ViZDoom's environments are registered first, and get `LastRealFrame`. MineRL's are registered too, with actions that
     Stable-Baselines3 takes; `make_minerl` has their arguments.
 
+    Args:
+        env_id: Its id, or what is registered under it.
+        render: Observe the picture that the environment draws in place of its own observation.
+        **kwargs: Arguments of `gymnasium.make`.
+
     Raises:
-        InputError: No environment of this name is registered, or it does not take these arguments.
+        InputError: No environment of this name is registered, it does not take these arguments, it draws no picture
+            (`render`), or it has the API of the old Gym.
         MissingExtraError: ViZDoom or MineRL was asked for and is not installed.
     """
     name = env_id.id if isinstance(env_id, EnvSpec) else env_id
@@ -192,6 +204,8 @@ def make_pixel_env(env_id: str | EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
         require("vizdoom.gymnasium_wrapper", extra="vizdoom", purpose=f"make {name}")
     elif is_minerl_id(name):
         register_minerl()
+    if render:
+        kwargs = {"render_mode": "rgb_array", **kwargs}
     try:
         env = gym.make(env_id, **kwargs)
     except LatentObsError:
@@ -201,12 +215,25 @@ def make_pixel_env(env_id: str | EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
         hint = f"Did you mean {', '.join(near)}?" if near else "gymnasium.pprint_registry() lists those there are"
         raise InputError(f"no environment {name!r} is registered ({error}). {hint}") from None
     except (gym.error.Error, ImportError, TypeError, ValueError, RuntimeError) as error:
+        if "gymnasium.Env" in str(error):  # "Gym is incompatible …", "The environment must inherit from …"
+            raise InputError(f"env {name} cannot be made by its id: {OLD_API}") from error
         raise InputError(f"{name} could not be made with the arguments {kwargs}: {error}") from error
     if is_vizdoom:
         # The engine writes its settings into the current folder, several games over each other; they are not needed.
         env.get_wrapper_attr("game").set_doom_config_path(os.devnull)
-        env = LastRealFrame(_GameOfItsOwn(env))
-    return env
+        env = _GameOfItsOwn(env)
+    if render:
+        env = _with_picture(env, name)
+    return LastRealFrame(env) if is_vizdoom else own(env)
+
+
+def _with_picture(env: gym.Env[Any, Any], name: str) -> gym.Env[Any, Any]:
+    """An environment that observes what it draws."""
+    try:
+        return AddRenderObservation(env)
+    except Exception as error:
+        env.close()
+        raise InputError(f"render: {name} draws no picture with render_mode='rgb_array' ({error})") from error
 
 
 def is_minerl_id(env_id: str) -> bool:
@@ -266,8 +293,10 @@ def as_small_frames(
     Raises:
         InputError: The environment has no pixels that the contract can read.
     """
-    if not latent_only and (flatten or needs_features(env.observation_space)):
+    space = env.observation_space
+    if is_nested(space) or (not latent_only and (flatten or needs_features(space))):
         env = FeatureObservation(env, pixel_key=pixel_key, grouped=flatten)
         space = env.observation_space
-        latent_only = flatten and isinstance(space, spaces.Dict) and len(space.spaces) == 1  # nothing is left to join
+        if flatten and isinstance(space, spaces.Dict) and len(space.spaces) == 1:
+            latent_only = True  # nothing is left to join
     return env if contract is None else ContractObservation(env, contract, pixel_key=pixel_key, latent_only=latent_only)

@@ -18,10 +18,18 @@ from numpy.typing import NDArray
 from latent_obs.util.errors import InputError, check_choice, check_count
 
 
-def is_old_gym(env: object) -> bool:
-    """Whether something is an environment, and not one of Gymnasium's."""
+def is_old_gym(env: Any) -> bool:
+    """Whether something is an environment, and not one of Gymnasium's; a class of Gymnasium's may have the old API."""
     parts = ("reset", "step", "observation_space", "action_space")
-    return not isinstance(env, gym.Env | type) and all(hasattr(env, part) for part in parts)
+    if isinstance(env, gym.Wrapper | type) or not all(hasattr(env, part) for part in parts):
+        return False
+    return not (isinstance(env, gym.Env) and takes_seed(env.reset))
+
+
+def takes_seed(reset: Any) -> bool:
+    """Whether a `reset` has the seed among its parameters, as Gymnasium's have."""
+    parameters = inspect.signature(reset).parameters
+    return "seed" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 class OldGymEnv(gym.Env[Any, Any]):
@@ -47,8 +55,12 @@ class OldGymEnv(gym.Env[Any, Any]):
     def __init__(
         self, env: Any, *, render_mode: str | None = None, seed_every_reset: bool = False, time_limit_slack: int = 0
     ) -> None:
-        if not is_old_gym(env):
-            raise InputError(f"env must be an environment of the old Gym API, with reset, step and spaces; got {env}")
+        # One of Gymnasium's may be half old: its `reset` takes a seed, and returns the observation alone.
+        if not is_old_gym(env) and (not isinstance(env, gym.Env) or isinstance(env, gym.Wrapper)):
+            raise InputError(
+                f"env must be an environment of the old Gym API, with reset, step and spaces, beneath Gymnasium's "
+                f"wrappers; got {env}"
+            )
         self.time_limit_slack = check_count("time_limit_slack", time_limit_slack, at_least=0)
         self.gym_env = env
         old = dict(getattr(env, "metadata", None) or {})  # under the names of several versions
@@ -364,7 +376,8 @@ def _nested(old: Any, what: str) -> Converted:
         if not fits:
             found = sorted(map(str, value)) if isinstance(value, Mapping) else repr(value)
             raise InputError(f"{what} must have the entries {list(inner)}, which its space declares; got {found}")
-        parts = {key: (each.to_old if back else each.from_old)(value[key]) for key, each in inner.items()}
+        entries: Any = value
+        parts = {key: (each.to_old if back else each.from_old)(entries[key]) for key, each in inner.items()}
         return parts if is_dict else tuple(parts.values())
 
     inner_spaces: Any = {key: each.space for key, each in inner.items()}

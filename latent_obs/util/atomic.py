@@ -170,6 +170,25 @@ class GracefulStop:
 
 
 @contextlib.contextmanager
+def own_folder(out: Path) -> Iterator[None]:
+    """Hold a folder as `folder_lock` does; it is made if needed, and removed if it is empty afterwards.
+
+    Raises:
+        InputError: Another process holds it, or there can be no folder of that name.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out {out} must be a folder, or a name for a new one: {error.strerror}") from None
+    try:
+        with folder_lock(out):
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            out.rmdir()
+
+
+@contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold an existing folder for this process, inside the block.
 

@@ -45,14 +45,15 @@ class TrainingDivergedError(LatentObsError, ArithmeticError):
     """A loss is no longer finite."""
 
 
-def check_count(name: str, value: object, at_least: int = 1) -> int:
-    """The argument `name` as an int; an `InputError` if it is no integer of `at_least` or more, or a boolean."""
+def check_count(name: str, value: object, at_least: int = 1, at_most: int = 2**63 - 1) -> int:
+    """The argument `name` as an int; an `InputError` if it is no integer in this range, or a boolean."""
     try:
         count = None if isinstance(value, bool) else operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:
         count = None
-    if count is None or count < at_least:
-        raise InputError(f"{name} must be an integer of {at_least} or more, got {value!r}")
+    if count is None or not at_least <= count <= at_most:
+        limit = f" and at most {at_most:,}" if count is not None and count > at_most else ""
+        raise InputError(f"{name} must be an integer of {at_least} or more{limit}, got {value!r}")
     return count
 
 

@@ -81,7 +81,10 @@ def test_a_run_leaves_its_files_and_leaves_none_open(encoder_folder: Path, tmp_p
     assert result.steps_per_second > 0
     expected = {"config.json", "encoder", "best.zip", "last.zip", "evaluations.jsonl", "logs"}
     assert {f.name for f in run.iterdir()} == expected
-    assert AgentConfig.load(run) == config.settled()
+    chosen = dataclasses.replace(
+        config.settled(), backend="torch", precision="float32"
+    )  # a resumed run encodes as before
+    assert AgentConfig.load(run) == chosen
     assert [(r["step"], len(r["returns"])) for r in rows] == [(32, 2), (64, 2)]
     assert all(r["mean_return"] == pytest.approx(np.mean(r["returns"])) for r in rows)
     assert files_of(run / "encoder") == files_of(encoder_folder)

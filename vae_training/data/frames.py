@@ -107,13 +107,27 @@ def open_frames(file: Path) -> np.memmap:
     channel_first = len(shape) == 4 and shape[1] in (1, 3, 4) and min(shape[2:]) >= 8
     if frames.dtype != np.uint8 or len(shape) != 4 or 0 in shape or channel_first or not is_whole:
         layout = " in Fortran order" if not is_whole else " (channel-first?)" if channel_first else ""
+        advice = (
+            to_uint8(frames.dtype)
+            if frames.dtype != np.uint8
+            else "save channel-first frames with .transpose(0, 2, 3, 1), grey ones with C = 1, all through "
+            "numpy.ascontiguousarray"
+        )
         raise InputError(
             f"{file} holds {frames.dtype} of shape {shape}{layout}, expected uint8 (values 0 to 255) of shape "
-            "(N, H, W, C) in C order, with at least one frame. Save it again: floats of 0 to 1 times 255, then "
-            ".round().astype(numpy.uint8); channel-first frames with .transpose(0, 2, 3, 1); grey ones with C = 1; all "
-            "through numpy.ascontiguousarray"
+            f"(N, H, W, C) in C order, with at least one frame: {advice}"
         )
     return frames
+
+
+def to_uint8(dtype: np.dtype[Any]) -> str:
+    """How to turn frames of another dtype into uint8 without destroying them, for a message."""
+    scaled = "(frames * (255 / white)).round().astype(numpy.uint8)"
+    if dtype == np.bool_:
+        return "save frames.astype(numpy.uint8) * 255"
+    if dtype.kind == "f":
+        return f"save {scaled}, where white is the value of white, 1.0 or 255.0"
+    return f"save frames.astype(numpy.uint8) if none is above 255, else {scaled}, with 65535 for white at 16 bits"
 
 
 def name_of(dataset: NDArray[Any]) -> str:

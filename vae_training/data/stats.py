@@ -188,6 +188,7 @@ def frame_stats(folder: str | os.PathLike[str], sample: int | None = None) -> Fo
             except (InputError, OSError) as error:
                 refused.append(RefusedFile(file.name, f"cannot be read: {error}. Copy it again, and measure again"))
                 continue
+            assert stats.mean_image is not None
             whole += np.multiply(stats.mean_image, stats.frames, dtype=np.float64)
             files.append(stats if file in with_image else replace(stats, mean_image=None))
     mean, std, shares = np.zeros(0), np.zeros(0), np.zeros(3)

@@ -373,7 +373,7 @@ def _to_json(work: _Work, result: ReportResult) -> dict[str, Any]:
             "fitted_on": len(work.training),
         },
         "latents": asdict(result.latents),
-        "stability": asdict(result.stability),
+        "stability": None if result.stability is None else asdict(result.stability),
         "reconstruction": reconstruction,
         "probes": result.probes and result.probes.to_json(),
         "disentanglement": result.disentanglement,

@@ -387,3 +387,39 @@ def test_what_is_no_encoder_folder_is_never_overwritten(tmp_path: Path, what: st
     with pytest.raises(InputError, match="target"):
         export_encoder(target, tiny_cvae(), random_frames(2), overwrite=True)
     assert everything_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("address", "asked", "inner"),
+    [
+        ("somebody/doom", ("somebody/doom", {}), ""),
+        ("hf://somebody/doom", ("somebody/doom", {}), ""),
+        ("hf://somebody/doom@v2", ("somebody/doom", {"revision": "v2"}), ""),
+        ("hf://somebody/doom/runs/a", ("somebody/doom", {}), "runs/a"),
+        ("https://huggingface.co/somebody/doom/", ("somebody/doom", {}), ""),
+        ("https://huggingface.co/somebody/doom/tree/main/runs/a", ("somebody/doom", {"revision": "main"}), "runs/a"),
+        ("hf.co/somebody/doom", ("somebody/doom", {}), ""),
+    ],
+)
+@pytest.mark.parametrize("kind", [str, Path])
+def test_addresses_of_hugging_face(
+    encoder_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    asked: Any,
+    inner: str,
+    kind: Any,
+):
+    hub = pytest.importorskip("huggingface_hub")
+    shutil.copytree(encoder_folder, tmp_path / inner, dirs_exist_ok=True)
+    calls: list[Any] = []
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **how: calls.append((name, how)) or str(tmp_path))
+    assert read_encoder_folder(kind(address)).path == tmp_path / inner
+    assert calls == [asked]
+
+
+@pytest.mark.parametrize("address", ["hf://somebody", "https://example.com/somebody/doom", "some/where/else"])
+def test_what_is_no_address_of_hugging_face(address: str):
+    with pytest.raises(EncoderFolderError, match="hf://"):
+        read_encoder_folder(address)
