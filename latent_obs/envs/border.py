@@ -3,7 +3,7 @@
 Needs no torch.
 """
 
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -24,7 +24,7 @@ def old_api(env: object, found: object) -> InputError:
 
 
 class OwnObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Copy each observation: an environment may write the next one into the same memory.
+    """Copy each observation and the dict of its info: an environment may write the next ones into the same memory.
 
     Raises:
         InputError: The environment has the API of the old Gym, by the parameters of `reset` or by what that returns.
@@ -37,18 +37,19 @@ class OwnObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             raise old_api(env, "its reset() takes no seed")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset, and copy the first observation."""
+        """Reset, and copy the first observation and its info."""
         result: Any = self.env.reset(seed=seed, options=options)
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
             raise old_api(self.env, f"its reset() returned {type(result).__name__}, not (observation, info)")
-        return deepcopy(result[0]), result[1]
+        return deepcopy(result[0]), copy(result[1])
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step, and copy the observation."""
+        """Step, and copy the observation and the info."""
         result: Any = self.env.step(action)
         if len(result) != 5:
             raise old_api(self.env, f"its step() returned {len(result)} values, not 5")
-        return deepcopy(result[0]), *result[1:]
+        observation, *others, info = result
+        return deepcopy(observation), *others, copy(info)
 
 
 def own(env: Any) -> gym.Env[Any, Any]:

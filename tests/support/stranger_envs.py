@@ -17,11 +17,11 @@ PAIR = spaces.Box(-1.0, 1.0, (2,), np.float32)
 
 
 class OneBuffer(PixelEnv):
-    """Writes every observation into the arrays that it has handed out before; ends after three steps."""
+    """Writes all that it gives into arrays and a dict that it has handed out before; ends after three steps."""
 
     def __init__(self, kind: PixelKind = "box", size: tuple[int, int] = (16, 16), fails_at: int = 0) -> None:
         super().__init__(kind, die_at=3, size=size)
-        self.fails_at, self.held = fails_at, super().observe(0, 0)
+        self.fails_at, self.held, self.info = fails_at, super().observe(0, 0), dict[str, Any]()
 
     def observe(self, episode: int, step: int) -> Any:
         observation = super().observe(episode, step)
@@ -32,11 +32,16 @@ class OneBuffer(PixelEnv):
             self.held[...] = observation
         return self.held
 
-    def step(self, action: Any) -> Any:
-        result = super().step(action)
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.info.clear()
+        return super().reset(seed=seed)[0], self.info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        *result, info = super().step(action)
         if self.steps == self.fails_at:
             raise RuntimeError("the engine is gone")
-        return result
+        self.info.update(info)
+        return *result, self.info
 
 
 class Missions(spaces.Space[str]):

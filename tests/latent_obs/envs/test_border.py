@@ -48,7 +48,11 @@ def last_and_next(venv: Any) -> tuple[Any, Any]:
     for _ in range(3):
         shown = venv.step(np.zeros(2, int))
     infos = shown[-1]
-    last = infos["final_obs"][0] if isinstance(infos, dict) else infos[0]["terminal_observation"]
+    if isinstance(infos, dict):
+        last, info = infos["final_obs"][0], {name: values[0] for name, values in infos["final_info"].items()}
+    else:
+        last, info = infos[0]["terminal_observation"], infos[0]
+    assert info["step"] == 3
     first = {name: rows[0] for name, rows in shown[0].items()} if isinstance(shown[0], dict) else shown[0][0]
     return last, first
 
