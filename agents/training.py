@@ -111,6 +111,9 @@ def train_agent(
     continues = resume and (config.out / "last.zip").exists()
     if continues:
         check_encoder(config.out, "last", seen)
+        if (done := _finished(config)) is not None:
+            say(f"Nothing to do: the agent in {config.out} has had its {done.steps:,} steps; give more with --steps")
+            return done
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch_threads(threads))
         monitor = None
@@ -172,6 +175,18 @@ def train_agent(
         more = f"Continue from step {run.saved:,} with: latent-obs train-agent --out {config.out} --resume"
     say(f"Agent: {config.out}\n{more}")
     return AgentResult(config.out, run.saved, rate, run.best, stopped)
+
+
+def _finished(config: AgentConfig) -> AgentResult | None:
+    """The result of a run that has no step and no evaluation left to do, or None."""
+    steps, rows = int(agent_state(config.out, "last").get("steps", 0)), read_evaluations(config.out)
+    if steps < config.steps or not (config.out / "best.zip").exists():
+        return None
+    judged = rows[-1]["step"] if rows else agent_state(config.out, "best").get("steps")  # the last counts as the best
+    if judged != steps and (config.eval_every or not rows):
+        return None
+    best = max((row["mean_return"] for row in rows), default=math.nan)
+    return AgentResult(config.out, steps, 0.0, best, False)
 
 
 def new_model(config: AgentConfig, venv: VecEnv, device: str) -> BaseAlgorithm:

@@ -150,6 +150,10 @@ def test_what_a_dict_becomes(encoder: FrozenEncoder):
     [
         ({"env": "CartPole-v1"}, "uint8"),
         ({"env_kwargs": {"actions": "dict"}}, "actions"),
+        ({"env_kwargs": {"actions": "unbounded"}}, "TransformAction"),
+        ({"env_kwargs": {"actions": "whole"}}, "TransformAction"),
+        ({"algorithm": "sac", "env_kwargs": {"actions": "huge"}}, "TransformAction"),
+        ({"algorithm": "recurrent-ppo", "env_kwargs": {"actions": "keys"}}, r"\(ppo\)"),
         ({"algorithm": "qr-dqn", "env_kwargs": {"actions": "multi"}}, "ppo, recurrent-ppo"),
         ({"env": "Syde-v0"}, "Side-v0"),
         ({"env_kwargs": {"color": 3}}, "color"),
@@ -158,7 +162,7 @@ def test_what_a_dict_becomes(encoder: FrozenEncoder):
     ],
 )
 def test_an_unsuitable_environment_is_an_input_error(encoder: FrozenEncoder, settings: dict[str, Any], named: str):
-    off_policy = {"n_steps": None, "n_epochs": None} if settings.get("algorithm") else {}
+    off_policy = {"n_steps": None, "n_epochs": None} if settings.get("algorithm") in ("qr-dqn", "sac") else {}
     with pytest.raises(InputError, match=named):
         make_vec_env(tiny(**off_policy, **settings), encoder)
 

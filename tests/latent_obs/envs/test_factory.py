@@ -13,8 +13,8 @@ from gymnasium.wrappers import AddRenderObservation
 
 import latent_obs
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.envs.factory import Vectorization, env_maker
-from latent_obs.envs.faults import RestartOnFault
+from latent_obs.envs.factory import Vectorization, env_maker, has_layer, make_pixel_env
+from latent_obs.envs.faults import LastRealFrame, RestartOnFault
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.features import FeatureObservation
 from latent_obs.wrappers.single import LatentObservation
@@ -146,6 +146,7 @@ def test_the_same_way_out_is_named_everywhere(encoder: FrozenEncoder, tmp_path: 
 def test_parts_within_parts_need_a_wrapper_that_is_named(encoder: FrozenEncoder, kind: str):
     for way in (
         lambda: LatentObservation(Odd(kind), encoder),
+        lambda: LatentObservation(Odd(kind), encoder, pixel_key=KEYS[kind]),
         lambda: VectorLatentObservation(SyncVectorEnv([partial(Odd, kind)]), encoder),
     ):
         with pytest.raises(InputError, match=r"FeatureObservation.*pixel_key="):
@@ -190,3 +191,32 @@ def test_a_maker_makes_environments_that_are_made_anew():
     assert env.remake is not None
     for made in (env.env, env.remake()):
         assert made.get_wrapper_attr("_max_episode_steps") == 5
+
+
+@pytest.mark.integration
+def test_vizdoom_is_known_by_its_class_however_its_id_is_spelled(encoder: FrozenEncoder):
+    doom = pytest.importorskip("vizdoom.gymnasium_wrapper.gymnasium_env_defns").VizdoomScenarioEnv
+    basic: dict[str, Any] = {"scenario_config_file": "basic.cfg", "max_buttons_pressed": 1}
+    gym.register("FactoryTests/Mine-v0", entry_point=doom, kwargs=basic)
+    gym.register("VizdoomNone-v0", entry_point="tests.support.tiny:PixelEnv")
+    last: list[Any] = []
+    for env_id in ("vizdoom.gymnasium_wrapper:VizdoomBasic-v1", "FactoryTests/Mine-v0"):
+        made: list[Any] = [env_maker(env_id, frame_skip=50)(), latent_obs.make(env_id, encoder, frame_skip=50)]
+        for env in (*made, latent_obs.wrap(gym.make(env_id, frame_skip=50), encoder)):
+            env.reset(seed=1)
+            steps = [env.step(0) for _ in range(6)]  # 300 tics: the time-out
+            observation, _, terminated, truncated, _ = steps[-1]
+            assert (terminated, truncated) == (False, True)
+            np.testing.assert_equal(observation, steps[-2][0])  # the last real picture, not the black one after it
+            last.append(has_layer(env, LastRealFrame))
+            env.close()
+    assert last == [True] * 6
+    assert not has_layer(make_pixel_env("VizdoomNone-v0"), LastRealFrame)
+    del gym.registry["FactoryTests/Mine-v0"], gym.registry["VizdoomNone-v0"]
+
+
+@pytest.mark.parametrize("env_id", ["no.such.module:CartPole-v1", "tests.support.tiny:CardPole-v1", "CartPole-v99"])
+def test_an_id_that_is_not_found_is_named(env_id: str, encoder: FrozenEncoder):
+    for make_it in (make_pixel_env, env_maker, partial(latent_obs.make, encoder=encoder, num_envs=2)):
+        with pytest.raises(InputError, match=env_id.rpartition(":")[2]):
+            make_it(env_id)
