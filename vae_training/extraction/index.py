@@ -15,7 +15,6 @@ recording, and moves what has not been moved.
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -26,7 +25,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from latent_obs.util.atomic import own_folder, write_json
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, parse_json
+from latent_obs.util.progress import print_now
 from vae_training.data.frames import open_frames
 from vae_training.data.rows import rows_file_of
 from vae_training.extraction.readers.base import Recording
@@ -50,7 +50,7 @@ class FrameFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, path: Path, settings: Mapping[str, Any], say: Callable[[str], object] = print) -> Iterator[Self]:
+    def open(cls, path: Path, settings: Mapping[str, Any], say: Callable[[str], object] = print_now) -> Iterator[Self]:
         """Lock a folder for this process; finish or remove what a killed one left, and in the end what is unfinished.
 
         `settings` are those that decide what the files hold; a folder that was begun with others is refused.
@@ -75,7 +75,7 @@ class FrameFolder:
         if not file.exists():
             return
         try:
-            index = json.loads(file.read_text())
+            index = parse_json(file.read_bytes(), dict[str, Any], file.name)
             before, self.entries, self.damaged = (
                 dict(index["settings"]),
                 dict(index["recordings"]),
@@ -98,7 +98,7 @@ class FrameFolder:
         for left in sorted(path for path in self.path.glob(f"{_STAGING}*") if not path.is_symlink()):
             for file in sorted(file for file in left.glob(f"*/{ENTRY}") if not file.parent.is_symlink()):
                 try:
-                    name, entry, shape = json.loads(file.read_text())
+                    name, entry, shape = parse_json(file.read_bytes(), list[Any], file.name)
                     _check_entry(entry)
                 except (ValueError, KeyError, TypeError, AttributeError):
                     continue
