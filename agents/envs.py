@@ -10,7 +10,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+)
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from agents.config import AgentConfig
@@ -170,6 +177,9 @@ def with_normalization(config: AgentConfig, venv: VecEnv, *, training: bool) -> 
 
     Pixels (uint8) are not normalized: a CNN divides them by 255 itself.
     """
+    if config.observation == "pixels" and "buffer_size" in config.trainer.defaults:
+        # Stable-Baselines3 stores the observations of `VecNormalize`, with the channels where its CNNs have them.
+        venv = VecTransposeImage(venv)
     values = config.hyperparameters
     how, keys = values["normalize_observation"], number_keys(venv.observation_space)
     has_numbers = bool(keys) if keys is not None else venv.observation_space.dtype != "uint8"

@@ -9,7 +9,6 @@ import dis
 import inspect
 import logging
 import operator
-import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -213,9 +212,10 @@ def seeded_by_hand(env: Any, seed: int) -> Iterator[None]:
 _UNSEEDED: set[type] = set()  # that were warned of
 
 
-def _random_state(env: Any) -> bytes:
-    own = env.np_random.bit_generator.state if isinstance(env, gym.Env) else None
-    return pickle.dumps((random.getstate(), np.random.get_state(), own))  # noqa: NPY002
+def _random_state(env: Any) -> tuple[Any, ...]:
+    own = repr(env.np_random.bit_generator.state) if isinstance(env, gym.Env) else ""
+    _, words, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), np.asarray(words).tobytes(), rest, own
 
 
 class SeedByHand(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):

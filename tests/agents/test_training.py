@@ -73,6 +73,20 @@ def test_every_algorithm_learns(
     assert agent.sigmas_above(chance) > 5
 
 
+@pytest.mark.parametrize(("algorithm", "kind"), [("dqn", "box"), ("sac", "dict")])
+def test_off_policy_agents_on_pixels(tmp_path: Path, algorithm: AlgorithmName, kind: str):
+    pixels: dict[str, Any] = {"observation": "pixels", "history": 2, "out": tmp_path / "run", "steps": 32}
+    actions = "box" if algorithm == "sac" else "two"
+    config = algorithm_config(algorithm, **pixels, env_kwargs={"kind": kind, "actions": actions})
+    train(config)
+    assert train(AgentConfig(out=config.out, steps=64), resume=True).steps == 64
+    assert evaluate_agent(config.out, episodes=2).lengths == (8, 8)
+    policy = load_policy(config.out, "last", device="cpu")
+    env = gym.make("Side-v0", **config.env_kwargs)
+    policy.begin(env)
+    assert env.action_space.contains(policy(env.reset(seed=0)[0]))
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
 def test_actions_that_do_not_begin_at_zero(algorithm: AlgorithmName, encoder_folder: Path, tmp_path: Path):

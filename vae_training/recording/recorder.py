@@ -25,11 +25,11 @@ import torch
 from gymnasium import spaces
 
 from latent_obs.encoder.folder import package_versions
-from latent_obs.envs.factory import make_pixel_env
+from latent_obs.envs.factory import find_spec, make_pixel_env
 from latent_obs.pixels import PixelContract, brief, find_pixel_key, part_at, parts_of, way_out
 from latent_obs.util.atomic import GracefulStop, own_folder, write_json
 from latent_obs.util.device import torch_threads
-from latent_obs.util.errors import InputError, check_count, check_types, parse_json
+from latent_obs.util.errors import InputError, LatentObsError, check_count, check_types, parse_json
 from latent_obs.util.progress import ProgressBar, print_now
 from vae_training.data.frames import Frames, explain_disk_full, get_datasets
 from vae_training.data.npy_writer import NpyWriter, recover_parts
@@ -207,7 +207,7 @@ def _with_settings_of(config: RecordConfig, policy: Policy, say: Callable[[str],
             f"frame_skip is {config.make_kwargs['frame_skip']} here, and was {own} when the agent was trained: it "
             "would see and do other things. Leave frame_skip out, and the agent's is taken"
         )
-    if config.env not in ("", trained):
+    if config.env and not _is_same(config.env, trained):
         say(f"the agent was trained in {trained}, and acts in {config.env} here")
         return dataclasses.replace(config, frame_skip=own)
     return dataclasses.replace(
@@ -217,6 +217,14 @@ def _with_settings_of(config: RecordConfig, policy: Policy, say: Callable[[str],
         env_kwargs={**(known.get("env_kwargs") or {}), **config.env_kwargs},
         pixel_key=config.pixel_key or known.get("pixel_key"),
     )
+
+
+def _is_same(env_id: str, other: str | None) -> bool:
+    """Whether two ids, perhaps with a module before them, name the same environment."""
+    try:
+        return env_id == other or find_spec(env_id) == find_spec(str(other))
+    except LatentObsError:  # the other one is not installed here
+        return False
 
 
 @dataclass

@@ -94,7 +94,8 @@ def test_the_environment_is_made_as_in_training(
     call: Callable[..., tuple[int, str, str]], run_of: Callable[[str], Path], tmp_path: Path
 ):
     run = run_of("latent only")
-    assert call("--agent", run, "--out", tmp_path, "--frames", 12, "--env", "test/Steer-v0")[0] == 0
+    env = "tests.support.steer_env:test/Steer-v0"  # the same, by another name
+    assert call("--agent", run, "--out", tmp_path, "--frames", 12, "--env", env)[0] == 0
     (entry,) = json.loads((tmp_path / "recording.json").read_text())["files"].values()
     assert (entry["env_kwargs"], entry["pixel_key"], entry["frame_skip"]) == ({"kind": "two"}, "pov", None)
     (file,) = tmp_path.glob("*.npy")
