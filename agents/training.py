@@ -96,7 +96,12 @@ def train_agent(
     elif config.out.exists() and any(config.out.iterdir()):
         raise InputError(f"out: {config.out} is not empty; choose another, or continue the agent in it with --resume")
     config = config.settled()
-    device, encoder, on_pixels = resolve_device(config.device), load_encoder(config), config.observation == "pixels"
+    device, on_pixels = resolve_device(config.device), config.observation == "pixels"
+    threads = 1 if not on_pixels and device.type == "cpu" else None
+    with torch_threads(threads):  # as in training: they decide which backend is the fastest
+        encoder = load_encoder(config)
+    if encoder is not None:  # a resumed run encodes as it did before, to the last bit
+        config = dataclasses.replace(config, backend=encoder.backend, precision=encoder.precision)
     if on_pixels and min(contract_of(encoder).shape[:2]) < _SMALLEST_CNN:
         raise InputError(
             f"encoder: its frames are smaller than {_SMALLEST_CNN}x{_SMALLEST_CNN}, which the CNN of a pixel agent "
@@ -106,8 +111,11 @@ def train_agent(
     continues = resume and (config.out / "last.zip").exists()
     if continues:
         check_encoder(config.out, "last", seen)
+        if (done := _finished(config)) is not None:
+            say(f"Nothing to do: the agent in {config.out} has had its {done.steps:,} steps; give more with --steps")
+            return done
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch_threads(1 if not on_pixels and device.type == "cpu" else None))
+        stack.enter_context(torch_threads(threads))
         monitor = None
         if config.observation == "latent" and encoder is not None and encoder.statistics is not None:
             monitor = DriftMonitor(encoder, say=say)
@@ -167,6 +175,18 @@ def train_agent(
         more = f"Continue from step {run.saved:,} with: latent-obs train-agent --out {config.out} --resume"
     say(f"Agent: {config.out}\n{more}")
     return AgentResult(config.out, run.saved, rate, run.best, stopped)
+
+
+def _finished(config: AgentConfig) -> AgentResult | None:
+    """The result of a run that has no step and no evaluation left to do, or None."""
+    steps, rows = int(agent_state(config.out, "last").get("steps", 0)), read_evaluations(config.out)
+    if steps < config.steps or not (config.out / "best.zip").exists():
+        return None
+    judged = rows[-1]["step"] if rows else agent_state(config.out, "best").get("steps")  # the last counts as the best
+    if judged != steps and (config.eval_every or not rows):
+        return None
+    best = max((row["mean_return"] for row in rows), default=math.nan)
+    return AgentResult(config.out, steps, 0.0, best, False)
 
 
 def new_model(config: AgentConfig, venv: VecEnv, device: str) -> BaseAlgorithm:

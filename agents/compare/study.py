@@ -251,7 +251,8 @@ def study_from(values: Mapping[str, Any], folder: Path) -> Study:
     given["settings"] = settings("settings", given["settings"], *_SET_BY_ARM)
     given["arm_settings"] = {arm: settings(f"arm_settings.{arm}", own) for arm, own in given["arm_settings"].items()}
     given["tasks"] = {name: task(f"tasks.{name}", own) for name, own in given["tasks"].items()}
-    return Study(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    fixed: Settings = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return Study(**fixed)
 
 
 def folder_name(name: str) -> str:
@@ -268,8 +269,8 @@ def _table(where: str, table: Any, known: Collection[str] | None = None) -> dict
     """A copy of a table, all of whose names are known."""
     if not isinstance(table, Mapping):
         raise InputError(f"{where} must be a table, got {table!r}")
-    for name in table if known is not None else ():
-        if name not in known:
+    for name in table:
+        if known is not None and name not in known:
             near = difflib.get_close_matches(name, known, n=2) or known
             raise InputError(f"{where}: {name!r} is unknown; use {' or '.join(near)}")
     return dict(table)

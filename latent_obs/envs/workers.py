@@ -23,6 +23,7 @@ import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import _async_worker  # pyright: ignore[reportPrivateUsage]
 
+from latent_obs.envs.border import own
 from latent_obs.util import errors
 
 
@@ -233,7 +234,7 @@ def _work(
 
     failures: Any = SimpleNamespace(put=put)
     try:
-        env = env_fn()
+        env = own(env_fn())
     except Exception as error:
         put((index, type(error), error, traceback.format_exc()))
         pipe.send((None, False))

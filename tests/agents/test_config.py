@@ -17,7 +17,7 @@ from latent_obs.util.errors import InputError
 
 #: Another value than the default for every setting.
 OTHERS: dict[str, Any] = {"algorithm": "recurrent-ppo", "observation": "pixels", "env": "Other-v0"}
-OTHERS |= {"out": Path("runs/o")}
+OTHERS |= {"out": Path("runs/o"), "render": True}
 OTHERS |= {"encoder": Path("runs/e"), "pca": Path("runs/p"), "env_kwargs": {"a": True, "b": 1, "c": 0.5, "d": "x"}}
 OTHERS |= {"steps": 7, "envs": 3, "workers": "serial", "frame_skip": 2, "pixel_key": "pov", "latent_only": True}
 OTHERS |= {"flatten": True, "history": 4, "precision": "bfloat16", "backend": "openvino", "seed": 4, "device": "cpu"}
@@ -61,7 +61,8 @@ def test_an_invalid_value_is_rejected_by_name(name: str):
 
 
 def test_a_batch_of_one_sample_and_a_setting_of_another_algorithm_are_rejected():
-    for samples in ({"n_steps": 1, "batch_size": 2}, {"n_steps": 17, "batch_size": 8}):
+    few: list[dict[str, Any]] = [{"n_steps": 1, "batch_size": 2}, {"n_steps": 17, "batch_size": 8}]
+    for samples in few:
         with pytest.raises(InputError, match="n_steps"):
             AgentConfig(envs=1, **samples)
     with pytest.raises(InputError, match="n_epochs"):

@@ -19,7 +19,8 @@ from typing import Self
 import numpy as np
 
 from latent_obs.util.errors import InputError
-from vae_training.data.frames import Frames, read_npy_header
+from latent_obs.util.npy import read_npy_header
+from vae_training.data.frames import Frames
 
 
 class NpyWriter:

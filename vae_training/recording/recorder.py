@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from latent_obs.encoder.folder import package_versions
 from latent_obs.envs.factory import make_pixel_env
-from latent_obs.pixels import PixelContract, find_pixel_key
+from latent_obs.pixels import PixelContract, brief, find_pixel_key, part_at, parts_of, way_out
 from latent_obs.util.atomic import GracefulStop, own_folder, write_json
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_choice, check_count
@@ -78,6 +78,8 @@ class RecordConfig:
     """Passed to the environment as frame_skip, where given. An agent of train-agent has its own."""
     env_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Further arguments of the environment."""
+    render: bool = False
+    """Record the picture that the environment draws, such as CartPole's, in place of its own observation."""
     pixel_key: str | None = None
     """Entry of a Dict observation that holds the pixels, where there is more than one image."""
     state: bool = True
@@ -106,7 +108,8 @@ class RecordConfig:
     @property
     def make_kwargs(self) -> dict[str, Any]:
         """Arguments that the environment is made with."""
-        return {**self.env_kwargs, **({} if self.frame_skip is None else {"frame_skip": self.frame_skip})}
+        skip = {} if self.frame_skip is None else {"frame_skip": self.frame_skip}
+        return {**self.env_kwargs, **skip, **({"render": True} if self.render else {})}
 
     def file_name(self, index: int) -> str:
         """Name of the recording of this number."""
@@ -232,8 +235,10 @@ class _Recorder:
     contract: PixelContract | None = None  # how frames are recorded
 
     def __post_init__(self) -> None:
-        self.key, self.channels = find_pixels(self.env.observation_space, self.config.pixel_key)
-        self.state = StateReader(self.env, self.key) if self.config.state else None
+        space = self.env.observation_space
+        key, self.channels = find_pixels(space, self.config.pixel_key)
+        self.path = () if key is None else parts_of(space)[key][0]
+        self.state = StateReader(self.env, key) if self.config.state else None
         self.policy.begin(self.env)
 
     def record_file(self, index: int, wanted: int) -> int:
@@ -300,30 +305,31 @@ class _Recorder:
 
     def _pixels(self, observation: Any) -> Frames:
         """The picture in an observation, as the environment gave it."""
-        return np.asarray(observation if self.key is None else observation[self.key])
+        return np.asarray(part_at(observation, self.path))
 
 
 def find_pixels(space: spaces.Space[Any], key: str | None) -> tuple[str | None, int]:
-    """Find the key of the pixels (None where the observation is the picture) and their number of channels."""
-    if not isinstance(space, spaces.Dict):
+    """Find the pixels, by the name of `parts_of` (None where the observation is the picture), and their channels."""
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
         if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3):
             raise InputError(
-                f"the observation is no picture but {type(space).__name__}{space.shape or ''}; expected a uint8 Box "
-                "(height, width, channels), or a Dict with one. Gymnasium's AddRenderObservation makes one"
+                f"the observation is no picture but {brief(space)}, expected a uint8 Box (height, width, channels), or "
+                f"a Dict with one. {way_out(space)}"
             )
         channels = _channels(space.shape)
         PixelContract(1, 1, channels).check_space(space)
         return None, channels
+    parts = {name: part for name, (_, part) in parts_of(space).items()}
     found = {
         name: _channels(entry.shape)
-        for name, entry in space.spaces.items()
+        for name, entry in parts.items()
         if isinstance(entry, spaces.Box) and entry.dtype == np.uint8
         if len(entry.shape) == 3 or (name == key and len(entry.shape) == 2)
     }
     # Color before gray: a depth map beside the picture is not the picture.
     likely = min(found.values(), key=lambda channels: (channels != 3, channels != 1), default=3)
     channels = found.get(key or "", likely)
-    return find_pixel_key(space, PixelContract(1, 1, channels), key), channels
+    return find_pixel_key(spaces.Dict(parts), PixelContract(1, 1, channels), key), channels
 
 
 def _channels(shape: tuple[int, ...]) -> int:

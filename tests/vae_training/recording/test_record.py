@@ -16,6 +16,7 @@ from gymnasium import spaces
 from latent_obs.util.atomic import folder_lock
 from latent_obs.util.errors import InputError
 from tests.support import ROOT
+from tests.support.tiny import picture
 from vae_training.data.frames import DiskFullError, get_datasets
 from vae_training.data.rows import load_rows
 from vae_training.recording.recorder import RecordConfig, find_pixels, record
@@ -142,10 +143,19 @@ def test_pixels_are_gray_or_another_entry_and_not_those_of_a_lost_game(tmp_path:
     for layout, key in (("grey", None), ("dict HWC", "depth")):
         record(config(tmp_path / layout, env_kwargs={"layout": layout}, pixel_key=key, frames=9))
         assert get_datasets(tmp_path / layout)[0].shape == (9, 16, 16, 1)
-    with pytest.raises(InputError, match="pixel_key"):
+    with pytest.raises(InputError, match=r"pixel_key.*'sight'"):
         record(config(tmp_path / "b", env_kwargs={"layout": "dict HWC"}, pixel_key="sight"))
     record(config(tmp_path / "lost", env_kwargs={"end": "lost"}, frames=9))
     assert [step for _, _, step in tags(get_datasets(tmp_path / "lost")[0])] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+
+
+@pytest.mark.parametrize("kind", ["box", "dict"])
+def test_every_picture_of_an_environment_that_writes_them_into_one_array(tmp_path: Path, kind: str):
+    import tests.support.stranger_envs  # registers it  # noqa: F401
+
+    record(config(tmp_path, env="Stranger/OneBuffer-v0", env_kwargs={"kind": kind}, frames=20, frames_per_file=20))
+    expected = [picture(i // 4, i % 4, 16, 16) for i in range(20)]
+    np.testing.assert_array_equal(get_datasets(tmp_path)[0], expected)
 
 
 def test_spaces_without_pixels():
@@ -153,6 +163,7 @@ def test_spaces_without_pixels():
     for space, name in (
         (spaces.Discrete(3), "observation"),
         (spaces.Box(0, 1, (64, 64, 3)), "uint8"),
+        (spaces.Box(0, 1, (64, 64, 3), np.uint8), "0 to 255"),
         (spaces.Dict(a=spaces.Discrete(2)), "observation"),
         (spaces.Dict(left=image, right=image), "pixel_key"),
     ):
@@ -165,7 +176,7 @@ def test_spaces_without_pixels():
 def test_what_cannot_be_recorded_leaves_nothing_behind(tmp_path: Path):
     for changes, name in (
         ({"env": "VizdoomBasik-v1"}, "VizdoomBasic"),
-        ({"env": "CartPole-v1"}, "no picture"),
+        ({"env": "CartPole-v1"}, "no picture.*--render"),
         ({"agent": tmp_path / "a.zip"}, "agent"),
     ):
         with pytest.raises(InputError, match=name):

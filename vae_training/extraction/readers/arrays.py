@@ -9,7 +9,8 @@ from typing import IO, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_training.data.frames import Frames, NpyHeader, read_npy_header, to_uint8
+from latent_obs.util.npy import NpyHeader, read_npy_header
+from vae_training.data.frames import Frames, to_uint8
 from vae_training.extraction.readers.base import DamagedRecordingError, Recording, frames_per_chunk, reading
 
 _KEYS = ("frames", "obs", "arr_0")

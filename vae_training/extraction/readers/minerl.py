@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_obs.util.errors import check_count
-from vae_training.data.frames import Frames, NpyHeader
+from latent_obs.util.npy import NpyHeader
+from vae_training.data.frames import Frames
 from vae_training.extraction.readers.arrays import note_left_out, npz_headers, read_npz
 from vae_training.extraction.readers.base import DamagedRecordingError, Recording, reading
 from vae_training.extraction.readers.video import decode
