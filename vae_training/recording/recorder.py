@@ -345,7 +345,8 @@ def _channels(shape: tuple[int, ...]) -> int:
 def _recover(folder: Path) -> list[Path]:
     """Finish what was killed; rows that it may have are kept where they agree with it, half-written ones never."""
     for half in folder.glob(".*.rows.part.npz"):
-        half.unlink()
+        with suppress(OSError):
+            half.unlink()
     recovered = recover_parts(folder)
     for file in recovered:
         try:

@@ -115,9 +115,10 @@ def test_a_failed_write_keeps_whole_frames(tmp_path: Path, monkeypatch: pytest.M
         return pwrite(fd, data[:left], at)
 
     monkeypatch.setattr(npy_writer.os, "pwrite", full)
-    with pytest.raises(OSError, match=r"a\.npy"):  # full as the file begins
+    with pytest.raises(OSError, match=r"a\.npy") as full_as_it_begins:
         NpyWriter(tmp_path / "a.npy", SHAPE)
     assert not list(tmp_path.iterdir())
+    del full_as_it_begins  # which keeps the writer from being collected
     most = 128 + 60 * 7 + 20  # seven frames and a bit
     writer = NpyWriter(tmp_path / "a.npy", SHAPE)
     writer.append(numbered(0, 4))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.support import ROOT
 from tests.support.fake_recordings import HEIGHT, WIDTH, Fake, fakes, noise
 from tests.support.recording_files import numbered, write_video
 from tests.vae_training.extraction.conftest import Place
-from vae_training.data.frames import get_datasets
+from vae_training.data.frames import Frames, get_datasets
 from vae_training.data.loader import get_random_samples
 from vae_training.extraction.extractor import ExtractConfig, extract
 from vae_training.extraction.index import FrameFolder
@@ -133,11 +134,16 @@ def test_whatever_a_reader_raises_is_that_recordings_error(
     def broken(_: Fake) -> Any:
         raise error
 
+    def broken_chunks(recording: Fake) -> Generator[Frames]:
+        yield noise(recording.seed, 16)
+        raise error
+
     if where == "fingerprint":
         (place.source / "clip 1.fake").unlink()  # after it was found
     else:
         place.recordings[1] = Broken("clip 1", place.source / "clip 1.fake")
-        monkeypatch.setattr(Broken, where, property(broken) if where == "notes" else broken)
+        cases = {"chunks": broken_chunks, "notes": property(broken), "rows": broken}
+        monkeypatch.setattr(Broken, where, cases[where])
     result = place.extract()
     assert [damaged.name for damaged in result.damaged] == ["clip 1"]
     assert (result.recordings, result.frames) == (2, 100)
@@ -146,16 +152,17 @@ def test_whatever_a_reader_raises_is_that_recordings_error(
 def test_the_command_says_what_is_damaged_and_ends_with_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     """A damaged one beside a good one, names that are no UTF-8, and nothing but damaged ones."""
     source, out = tmp_path / "in", tmp_path / "out"
-    name = os.fsdecode(b"caf\xe9")
-    write_video(source / "a.mkv", numbered(5)).rename(source / f"{name}.mkv")
-    bad = write_video(source / "bad.mkv", numbered(5))
-    bad.write_bytes(bad.read_bytes().replace(b"ENCODER", b"\xff\xfeCODER"))
+    good, bad = (source / os.fsdecode(name + b"\xe9.mkv") for name in (b"good", b"bad"))
+    write_video(source / "a.mkv", numbered(5)).rename(good)
+    bad.write_bytes(good.read_bytes().replace(b"ENCODER", b"\xff\xfeCODER"))
     command = [sys.executable, "-m", "latent_obs_cli.main", "frames", "extract", str(source), "--out", str(out)]
-    done = subprocess.run([*command, "--size", "16"], capture_output=True, text=True, cwd=ROOT)
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([*command, "--size", "16"], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-    assert "bad.mkv" in done.stdout
+    assert "bad" in done.stdout
     assert [len(file) for file in get_datasets(out)] == [5]
-    (source / f"{name}.mkv").unlink()
+    good.unlink()
+    bad.rename(source / "bad.mkv")
     assert main(["frames", "extract", str(source), "--out", str(tmp_path / "other"), "--size", "16"]) == 2
     assert "bad" in capfd.readouterr().out
 

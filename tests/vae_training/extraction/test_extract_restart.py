@@ -273,40 +273,49 @@ def test_one_extraction_at_a_time(place: Place):
 @pytest.mark.parametrize("where", ["entry", "index"])
 def test_nothing_in_a_folder_names_a_path_outside(place: Place, where: str):
     """Of names, links and values that no run has written, none is followed, and no file outside is touched."""
-    outside = place.source.parent / "outside"
-    outside.mkdir()
-    (outside / "x.npy").write_bytes(b"precious")
-    (outside / "x.rows.npz").write_bytes(b"precious")
-    before = {file: file.read_bytes() for file in outside.iterdir()}
-    file = str(outside / "x.npy")
+    outside, file = place.source.parent / "outside", {"file": "y.npy", "rows": "y.rows.npz"}
+    (outside / "y").mkdir(parents=True)
+
+    def entry_of(names: dict[str, Any]) -> dict[str, Any]:
+        return {"source": "x", "frames": 1, "files": [{"frames": 1, **names}], "fingerprint": "", "notes": []}
+
+    def stage(folder: Path, names: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for at in (folder, folder.parent):
+            for name in ("x.npy", "x.rows.npz", "y.npy", "y.rows.npz"):
+                (at / name).write_bytes(b"precious")
+        (folder / "entry.json").write_text(json.dumps([folder.name, entry_of(names), [16, 16, 3]]))
+
+    def not_ours() -> dict[Path, bytes]:
+        files = [path for path in place.source.parent.rglob("*") if place.out not in path.parents and path.is_file()]
+        return {path: path.read_bytes() for path in files}
+
+    stage(outside / "y", file)
+    before = not_ours()
     for names in (
-        {"file": "../outside/x.npy", "rows": "../outside/x.rows.npz"},
-        {"file": file, "rows": file.replace(".npy", ".rows.npz")},
-        {"file": "x.npy", "rows": "../outside/x.rows.npz"},
-        {"file": "..", "rows": "clip-0.rows.npz"},
+        {"file": "../x.npy", "rows": "x.rows.npz"},
+        {"file": "x.npy", "rows": "../x.rows.npz"},
+        {"file": str(outside / "x.npy"), "rows": "x.rows.npz"},
+        {"file": "..", "rows": "...rows.npz"},
         {"file": 5, "rows": None},
         {"file": "x.npy", "rows": "x.rows.npz", "frames": "1"},
     ):
-        entry = {"source": "x", "frames": 1, "files": [{"frames": 1, **names}], "fingerprint": "", "notes": []}
         if where == "entry":
-            staged = place.out / ".extracting-1" / "x"
-            staged.mkdir(parents=True)
-            for name in ("x.npy", "x.rows.npz"):
-                (staged / name).write_bytes(b"evil")
-            (staged / "entry.json").write_text(json.dumps(["x", entry, [16, 16, 3]]))
+            stage(place.out / ".extracting-1" / "x", names)
             (place.out / ".extracting-2").symlink_to(outside, target_is_directory=True)
+            (place.out / ".extracting-1" / "y").symlink_to(outside / "y", target_is_directory=True)
             assert place.extract().recordings == 3
             (place.out / ".extracting-2").unlink()
             assert not list(place.out.glob(".*"))
         else:
             place.extract()
             index = place.index
-            changed = {**index, "recordings": {**index["recordings"], "x": entry}}
+            changed = {**index, "recordings": {**index["recordings"], "x": entry_of(names)}}
             (place.out / "frames.json").write_text(json.dumps(changed))
             with pytest.raises(InputError, match=r"frames\.json"):
                 place.extract()
             (place.out / "frames.json").write_text(json.dumps(index))
-        assert {file: file.read_bytes() for file in outside.iterdir()} == before
+        assert not_ours() == before
 
 
 UNGUARDED = """

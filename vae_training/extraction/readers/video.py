@@ -147,6 +147,8 @@ def _frames(container: Any, threads: int) -> Iterator[Any]:
     length that the header states.
     """
     stream = _stream(container)
+    if stream.codec_context is None:
+        raise ValueError("there is no decoder for its kind of video")
     stream.thread_type = "AUTO"  # frames and slices: the fastest of what the codec can do
     stream.codec_context.thread_count = threads
     last_dts: int | None = None
