@@ -4,9 +4,13 @@ Each also derives from the built-in class that one would expect, so that a noteb
 """
 
 import importlib
+import json
 import operator
 from collections.abc import Collection
-from types import ModuleType
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType, NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class LatentObsError(Exception):
@@ -41,14 +45,15 @@ class TrainingDivergedError(LatentObsError, ArithmeticError):
     """A loss is no longer finite."""
 
 
-def check_count(name: str, value: object, at_least: int = 1) -> int:
-    """The argument `name` as an int; an `InputError` if it is no integer of `at_least` or more, or a boolean."""
+def check_count(name: str, value: object, at_least: int = 1, at_most: int = 2**63 - 1) -> int:
+    """The argument `name` as an int; an `InputError` if it is no integer in this range, or a boolean."""
     try:
         count = None if isinstance(value, bool) else operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:
         count = None
-    if count is None or count < at_least:
-        raise InputError(f"{name} must be an integer of {at_least} or more, got {value!r}")
+    if count is None or not at_least <= count <= at_most:
+        limit = f" and at most {at_most:,}" if count is not None and count > at_most else ""
+        raise InputError(f"{name} must be an integer of {at_least} or more{limit}, got {value!r}")
     return count
 
 
@@ -56,6 +61,92 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Check that an argument is one of a few values; else an `InputError` lists them."""
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+
+def check_types(instance: Any) -> None:
+    """Check the values of a dataclass against the types of its fields; to be called first in `__post_init__`.
+
+    What stands for a value of the type in JSON, TOML or numpy becomes one: a list becomes a tuple, text a `Path`, a
+    number of numpy one of Python. A boolean is no number here.
+
+    Raises:
+        InputError: A value is of another type; the message names the field.
+    """
+    hints = get_type_hints(type(instance))
+    for field in fields(instance):
+        value = getattr(instance, field.name)
+        settled = _settled(value, hints[field.name])
+        check_type(field.name, settled, hints[field.name])
+        if settled is not value:
+            object.__setattr__(instance, field.name, settled)
+
+
+def _settled(value: Any, kind: Any) -> Any:
+    kinds = _alternatives(kind)
+    if isinstance(value, list) and list not in map(get_origin, kinds):
+        return tuple(value)
+    if isinstance(value, str) and Path in kinds and str not in kinds:
+        return Path(value)
+    is_scalar = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+    return value.item() if is_scalar else value
+
+
+def check_type(name: object, value: Any, kind: Any) -> None:
+    """Check a value of any depth against a type, `TypedDict`s included; an `InputError` names what does not fit."""
+    import typeguard  # here: worker processes start without it
+
+    kinds = _alternatives(kind)
+    try:
+        if isinstance(value, bool) and not any(k in (bool, Any) or value in get_args(k) for k in kinds):
+            raise typeguard.TypeCheckError("")
+        typeguard.check_type(value, kind, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
+    except typeguard.TypeCheckError as error:
+        where = f" ({one_line(error)})" if isinstance(value, dict | list | tuple) else ""
+        expected = " or ".join(_in_words(k) for k in kinds)
+        raise InputError(f"{name} must be {expected}, got {one_line(repr(value))}{where}") from None
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, or the type alone."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if kind is NoneType:
+        return "None"
+    return getattr(kind, "__name__", str(kind)) if not get_args(kind) else str(kind).replace("typing.", "")
+
+
+def parse_json(text: str | bytes, kind: Any, what: object) -> Any:
+    """Parse JSON of a type, such as ``dict[str, Any]`` or a `TypedDict`.
+
+    Args:
+        text: The content of a file, or what stands in the metadata of one.
+        kind: The type that it must have, see `check_type`.
+        what: Where it came from: the first words of the message.
+
+    Raises:
+        InputError: It is no JSON, or of another type; the message names the key.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is damaged: it is no JSON ({one_line(error)})") from None
+    check_type(what, values, kind)
+    return values
+
+
+def one_line(text: object, at_most: int = 200) -> str:
+    """A text in one line, cut to a length: messages of torch have ten lines and name every tensor.
+
+    Example:
+        >>> one_line("Error(s) in  loading: Missing key", at_most=16)
+        'Error(s) in loa…'
+    """
+    words = " ".join(str(text).split())
+    return words if len(words) <= at_most else f"{words[: at_most - 1]}…"
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:

@@ -1,11 +1,10 @@
 """Settings of a run: saved as JSON beside its results, and checked when the run is resumed."""
 
-import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args
+from typing import Any, ClassVar, Self
 
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_types, parse_json
 
 #: As the default of a removed field: any value is accepted and ignored.
 ANY = object()
@@ -29,26 +28,23 @@ class RunConfig:
     RENAMED: ClassVar[dict[str, str]] = {}
     REMOVED: ClassVar[dict[str, tuple[Any, str]]] = {}
 
+    def __post_init__(self) -> None:
+        check_types(self)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` reads them back."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Read the settings that `to_json` gave; an `InputError` if one is unknown, out of range, or was removed."""
+        """Read the settings that `to_json` gave; an `InputError` if one is unknown, invalid, or was removed."""
         for name, (default, advice) in cls.REMOVED.items():
             if default is not ANY and values.get(name, default) != default:
                 raise InputError(f"{name} is {values[name]!r}, and this version has no such setting; {advice}")
         values = {cls.RENAMED.get(name, name): value for name, value in values.items() if name not in cls.REMOVED}
-        kinds = {field.name: field.type for field in fields(cls)}
-        unknown = sorted(set(values) - set(kinds))
+        unknown = sorted(values.keys() - {field.name for field in fields(cls)})
         if unknown or "out" not in values:  # every version writes it
             raise InputError(f"expected settings of {cls.WHERE_FROM}, found {sorted(values)}; unknown: {unknown}")
-        for name, value in values.items():
-            if value is not None and (kinds[name] is Path or Path in get_args(kinds[name])):
-                values[name] = Path(value)
-            elif isinstance(value, list):
-                values[name] = tuple(value)
         return cls(**values)
 
     @classmethod
@@ -57,9 +53,10 @@ class RunConfig:
         file = run / "config.json"
         if not file.exists():
             raise InputError(f"{run} holds no {cls.KIND} (no config.json); {cls.WHERE_FROM} makes one")
+        values = parse_json(file.read_bytes(), dict[str, Any], file)
         try:
-            return replace(cls.from_json(json.loads(file.read_text())), out=run)  # pyright: ignore[reportCallIssue]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return replace(cls.from_json(values), out=run)  # pyright: ignore[reportCallIssue]
+        except InputError as error:
             raise InputError(f"{file} cannot be read as the settings of {cls.WHERE_FROM}: {error}") from None
 
     def resumed_from(self, saved: Self) -> Self:

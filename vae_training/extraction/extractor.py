@@ -6,6 +6,7 @@ can be interrupted or killed at any time: the next run skips finished recordings
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -126,7 +127,8 @@ def extract(
     """
     recordings, damaged = find_recordings(config.recordings, vpt=VptOptions(config.drop_null_actions, config.gui))
     for recording in recordings:
-        if config.out.resolve() in (recording.source.resolve(), *recording.source.resolve().parents):
+        source = recording.source.resolve()
+        if Path(os.path.realpath(config.out)) in (source, *source.parents):  # resolve() raises for a loop of links
             raise InputError(f"out {config.out} contains the recording {recording.source}; choose another --out")
     names = {recording.name for recording in recordings}
     with naming_full_disk(config.out), FrameFolder.open(config.out, config.settings(), say) as folder:

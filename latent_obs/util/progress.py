@@ -1,0 +1,56 @@
+"""What a long stage says while it works: messages that appear at once, and how far it has come."""
+
+import sys
+from typing import Any
+
+from tqdm.auto import tqdm
+
+_FIRST_LINE_S, _LEAST_OFTEN_S = 5.0, 60.0
+
+
+def print_now(text: str) -> None:
+    """Print a message at once, also into a file or a pipe, which would keep it back for minutes."""
+    print(text, flush=True)
+
+
+class ProgressBar(tqdm):
+    """A bar in a terminal; elsewhere, as in a log file, a line of text now and then, on the standard error stream.
+
+    A line has the percentage, the rate and the time left. The first comes after five seconds, later ones ever more
+    rarely, up to one a minute. Use it in a `with` block, or around an iterable, like `tqdm`, which it is.
+
+    Args:
+        iterable: What to go through; None where `update` counts.
+        shown: Whether to show anything; None for yes.
+        settings: Those of `tqdm`: total, initial, unit, desc.
+
+    Example:
+        >>> with ProgressBar(total=2, unit="frame", desc="record", shown=False) as progress:
+        ...     _ = progress.update(2)
+    """
+
+    def __init__(self, iterable: Any = None, *, shown: bool | None = None, **settings: Any) -> None:
+        self._as_lines = not sys.stderr.isatty()
+        if self._as_lines:
+            settings |= {"delay": _FIRST_LINE_S, "mininterval": _FIRST_LINE_S, "maxinterval": _LEAST_OFTEN_S}
+        super().__init__(iterable, disable=shown is False, **settings)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        """Show how far it has come."""
+        if not self._as_lines:
+            return super().display(msg, pos)
+        self.mininterval = min(_LEAST_OFTEN_S, 2 * self.mininterval)
+        meter = {**self.format_dict, "ncols": None, "bar_format": _LINE if self.total else _LINE_WITHOUT_TOTAL}
+        print(self.format_meter(**meter), file=sys.stderr, flush=True)
+        return True
+
+    def close(self) -> None:
+        """Remove it from the bars that are shown."""
+        if self._as_lines and not self.disable:
+            self.disable = True
+            self._decr_instances(self)
+        super().close()
+
+
+_LINE = "{desc}: {percentage:.0f}% of {total_fmt} {unit}s, {rate_fmt}, {remaining} left{postfix}"
+_LINE_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}s, {rate_fmt}{postfix}"
