@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.normalization import Normalization
 from agents.schedules import Shape
-from latent_obs.encoder.frozen import Backend, Precision
+from latent_obs.encoder.fastest import Backend, Precision
 from latent_obs.envs.factory import is_minerl_id
 from latent_obs.util.errors import InputError, check_choice, require
 from latent_obs.util.run_config import ANY, RunConfig
@@ -50,7 +51,12 @@ class Algorithm:
         return getattr(package, self.title.replace("-", ""))
 
     def check_actions(self, env: str, space: spaces.Space[Any]) -> None:
-        """Reject an action space that it does not support; the error names the algorithms that do."""
+        """Reject an action space (of `plain_actions`) whose values are not those that the algorithm sends.
+
+        Raises:
+            InputError: It is of another kind; the error names the algorithms that support it. Or it is a Box of whole
+                numbers or without finite bounds.
+        """
         if not isinstance(space, self.actions):
             able = ", ".join(name for name, other in ALGORITHMS.items() if isinstance(space, other.actions))
             raise InputError(
@@ -58,9 +64,22 @@ class Algorithm:
                 f"{env} has {brief(space)}; choose an algorithm that supports them "
                 f"({able or 'none: wrap the actions first'})"
             )
+        if isinstance(space, spaces.Box):
+            with np.errstate(all="ignore"):
+                spread = space.high - space.low
+            fits = np.isfinite([space.low, space.high]).all() and np.dtype(space.dtype).kind == "f"
+            if self.title == "SAC":  # which scales [-1, 1] to the bounds
+                fits = fits and (np.isfinite(spread) & (spread > 0)).all()
+            if not fits:
+                raise InputError(
+                    f"algorithm {self.title} sends fractions between finite bounds, and {env} has the actions "
+                    f"{' '.join(str(space).split())}; wrap it in gymnasium.wrappers.TransformAction(env, function, "
+                    f"Box(-1, 1, {space.shape})), whose function makes the environment's actions of such numbers"
+                )
 
 
-_ANY_ACTIONS = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)
+_NO_KEYS = (spaces.Discrete, spaces.MultiDiscrete, spaces.Box)
+_ANY_ACTIONS = (*_NO_KEYS, spaces.MultiBinary)
 _ALL: dict[str, Any] = {"gamma": 0.99, "normalize_reward": True, "normalize_observation": "together"}
 # Updates of a small network on latents are cheap, so many of them pay.
 _PPO = {**_ALL, "learning_rate": 2.5e-4, "net_arch": (64, 64), "batch_size": 64, "n_steps": 128, "n_epochs": 10}
@@ -77,7 +96,8 @@ _LSTM: dict[str, Any] = {"policy": "LstmPolicy", "policy_kwargs": {"lstm_hidden_
 #: PPO: Schulman et al. 2017. DQN: Mnih et al. 2015. QR-DQN: Dabney et al. 2018. SAC: Haarnoja et al. 2018.
 ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "ppo": Algorithm("PPO", "stable_baselines3", _ANY_ACTIONS, _PPO, _CNN),
-    "recurrent-ppo": Algorithm("RecurrentPPO", "sb3_contrib", _ANY_ACTIONS, _RECURRENT_PPO, _CNN, **_LSTM),
+    # Sb3-contrib's accepts MultiBinary, and fails on its first update.
+    "recurrent-ppo": Algorithm("RecurrentPPO", "sb3_contrib", _NO_KEYS, _RECURRENT_PPO, _CNN, **_LSTM),
     "dqn": Algorithm("DQN", "stable_baselines3", (spaces.Discrete,), _DQN, _CNN),
     "qr-dqn": Algorithm("QR-DQN", "sb3_contrib", (spaces.Discrete,), _DQN, _CNN, policy_kwargs={"n_quantiles": 50}),
     "sac": Algorithm("SAC", "stable_baselines3", (spaces.Box,), _SAC, {"learning_rate": 3e-4}),
@@ -143,8 +163,10 @@ class AgentConfig(RunConfig):
     frame_skip: int | None = None
     """Passed to the environment as frame_skip when given: game frames per agent step. 4 is usual for ViZDoom."""
     env_kwargs: dict[str, EnvArgument] = field(default_factory=dict)
-    """Further arguments of the environment, as name value pairs. For running MineRL games: port 9000 (environment i
-    uses port 9000 + i, and evaluations use the ports after those)."""
+    """Further arguments of the environment, as name value pairs. max_episode_steps 1000 is a time limit. For running
+    MineRL games: port 9000 (environment i uses port 9000 + i, and evaluations use the ports after those)."""
+    render: bool = False
+    """Observe the picture that the environment draws, such as CartPole's, in place of its own observation."""
     pixel_key: str | None = None
     """Entry of a Dict observation that holds the pixels, if there is more than one image."""
     latent_only: bool = False
@@ -154,12 +176,12 @@ class AgentConfig(RunConfig):
     history: int = 1
     """Number of recent latents that the agent sees, the oldest first: one picture does not show speed. On pixels,
     frames stacked as channels."""
-    precision: Precision = "float32"
-    """Precision of the encoder's layers: float32, or bfloat16, which is faster on processors that support it."""
-    backend: Backend = "torch"
-    """Library that encodes: torch, or openvino (on a CPU; an extra)."""
+    precision: Precision = "auto"
+    """Precision of the encoder's layers: float32 (auto), or bfloat16, which is faster on processors that support it."""
+    backend: Backend = "auto"
+    """Library that encodes: torch, openvino (on a CPU; an extra), or auto: the faster one of those installed."""
     algorithm: AlgorithmName = "ppo"
-    """ppo, recurrent-ppo, dqn and qr-dqn (Discrete actions), or sac (continuous actions)."""
+    """ppo, recurrent-ppo (no MultiBinary actions), dqn and qr-dqn (Discrete actions), or sac (continuous actions)."""
     learning_rate: float | None = None
     """Step size of Adam at the beginning."""
     learning_rate_schedule: Shape = "constant"
@@ -269,5 +291,6 @@ class AgentConfig(RunConfig):
 
     @property
     def all_env_kwargs(self) -> dict[str, EnvArgument]:
-        """Arguments of the environment, `frame_skip` included."""
-        return {**self.env_kwargs, **({} if self.frame_skip is None else {"frame_skip": self.frame_skip})}
+        """Arguments of the environment, `frame_skip` and `render` included."""
+        skip = {} if self.frame_skip is None else {"frame_skip": self.frame_skip}
+        return {**self.env_kwargs, **skip, **({"render": True} if self.render else {})}

@@ -1,6 +1,7 @@
 """Vector environments for Stable-Baselines3: frames from worker processes, encoded in one batch in this one."""
 
 import contextlib
+import logging
 from collections.abc import Callable
 from functools import partial
 from itertools import compress
@@ -18,13 +19,18 @@ from latent_obs.encoder.architecture import Architecture
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.encoder.pca import load_pca
-from latent_obs.envs.factory import as_small_frames, env_maker, is_minerl_id
+from latent_obs.envs.factory import as_small_frames, env_maker, has_layer, is_minerl_id
 from latent_obs.envs.sb3_bridge import ProcessVecEnv
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.drift import DriftMonitor
 from latent_obs.wrappers.sb3 import VecLatentObservation
 
+_log = logging.getLogger(__name__)
+_NO_END = (
+    "an episode was cut after %d steps, because the environment has no time limit; it can be given one with "
+    "--env-kwargs max_episode_steps 1000"
+)
 _PIXEL_SIDE = 64  # of the frames that a pixel agent without an encoder sees
 _CLOSE_GRACE_S = 30.0  # MineRL games end slowly
 
@@ -58,6 +64,7 @@ def make_vec_env(
     seed: int | None = None,
     first: int = 0,
     monitor: DriftMonitor | None = None,
+    step_limit: int | None = None,
 ) -> VecEnv:
     """A vector of environments as an agent of these settings sees them, without normalization.
 
@@ -72,6 +79,8 @@ def make_vec_env(
         seed: Seed of the first one, seed + 1 of the second …; as in the settings by default.
         first: Number of the first one among all that run at the same time: `i` uses MineRL's ``port + first + i``.
         monitor: Observes every latent.
+        step_limit: Steps after which an episode is cut in an environment that has no time limit (`TimeLimit`). The
+            step that reaches it has ``info["step_limit"]``, and the first one is logged.
 
     Raises:
         InputError: The environment is unknown, has no pixels that the encoder can take, or has actions that the
@@ -80,12 +89,13 @@ def make_vec_env(
     count = config.envs if envs is None else envs
     arguments, port = config.all_env_kwargs, config.env_kwargs.get("port")
     # A running MineRL game serves one environment only.
-    numbered = is_minerl_id(config.env) and isinstance(port, int)
-    ports = [{"port": port + first + i} if numbered else {} for i in range(count)]
+    numbered = is_minerl_id(config.env)
+    ports = [{"port": port + first + i} if numbered and isinstance(port, int) else {} for i in range(count)]
     makers = [env_maker(config.env, **{**arguments, **own}) for own in ports]
-    seen = as_seen(config, contract_of(encoder))
+    seen = as_seen(config, contract_of(encoder), step_limit)
     # One is made and closed again, so that a wrong name or space is one clear error before workers start.
     with contextlib.closing(makers[0]()) as env:
+        step_limit = None if has_layer(env, gym.wrappers.TimeLimit) else step_limit
         checked = seen(env)
         if config.observation == "latent":
             checked.get_wrapper_attr("reader").refuse_blur()
@@ -96,7 +106,7 @@ def make_vec_env(
         frames: VecEnv = ProcessVecEnv(small, close_grace_s=_CLOSE_GRACE_S)
     else:
         frames = DummyVecEnv(small)
-    venv = _EpisodeReturns(frames)
+    venv = _EpisodeReturns(frames, step_limit)
     venv.seed(config.seed if seed is None else seed)
     return with_latents(config, venv, encoder, monitor)
 
@@ -106,10 +116,12 @@ def contract_of(encoder: FrozenEncoder | None) -> PixelContract:
     return encoder.contract if encoder is not None else PixelContract(_PIXEL_SIDE, _PIXEL_SIDE, 3)
 
 
-def as_seen(config: AgentConfig, contract: PixelContract) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
-    """A function that wraps an environment: frames resized, and everything else as numbers that a policy can take."""
-    how: dict[str, Any] = {"pixel_key": config.pixel_key, "latent_only": config.latent_only}
-    return partial(as_small_frames, contract=contract, flatten=config.flattened, **how)
+def as_seen(
+    config: AgentConfig, contract: PixelContract, step_limit: int | None = None
+) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
+    """A function that wraps an environment: frames resized, all else as numbers, and the actions that SB3 sends."""
+    how: dict[str, Any] = {"pixel_key": config.pixel_key, "latent_only": config.latent_only, "step_limit": step_limit}
+    return partial(as_small_frames, contract=contract, flatten=config.flattened, for_sb3=True, **how)
 
 
 def with_latents(
@@ -125,7 +137,15 @@ def with_latents(
 
 
 class _EpisodeReturns(VecMonitor):
-    """`VecMonitor` that sums in double precision and rounds to six decimals, as `Monitor` does."""
+    """`VecMonitor` that sums in double precision and rounds to six decimals, as `Monitor` does.
+
+    It reports episodes that a step limit has cut.
+    """
+
+    def __init__(self, venv: VecEnv, step_limit: int | None) -> None:
+        super().__init__(venv)
+        self.step_limit = step_limit
+        self._reported = False
 
     def reset(self) -> VecEnvObs:
         observation = super().reset()
@@ -137,6 +157,11 @@ class _EpisodeReturns(VecMonitor):
         for info in compress(infos, dones):
             episode = info["episode"]
             episode["r"], episode["l"] = round(float(episode["r"]), 6), int(episode["l"])
+            if self.step_limit is not None and episode["l"] >= self.step_limit:
+                info["step_limit"] = self.step_limit
+                if not self._reported:
+                    _log.warning(_NO_END, self.step_limit)
+                self._reported = True
         return observation, rewards, dones, infos
 
 

@@ -11,7 +11,6 @@ from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -22,12 +21,14 @@ from agents.config import AgentConfig
 from agents.envs import load_encoder, make_vec_env, with_normalization
 from agents.store import check_encoder, encoder_of, load_agent, restore_statistics
 from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.envs.factory import find_spec, is_minerl_id
 from latent_obs.util.device import torch_threads
-from latent_obs.util.errors import InputError, check_count
+from latent_obs.util.errors import InputError, LatentObsError, check_count
 from latent_obs.util.progress import ProgressBar
 
 _EVALUATION_SEED = 1_000_003  # far from training's seeds, so that an agent is judged on new episodes
 _MOST_ENVS = 4
+_MOST_STEPS = 27_000  # of an episode without a time limit: those of an Atari game, half an hour at 15 steps a second
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Evaluation:
     """Steps of each episode."""
     successes: tuple[bool, ...] | None = None
     """Whether each was a success; None if the task does not define success."""
+    cut: int = 0
+    """Episodes that ended only because an evaluation has a step limit where the environment has no time limit."""
 
     @property
     def mean(self) -> float:
@@ -74,8 +77,9 @@ class Evaluation:
         return difference / error
 
     def __str__(self) -> str:
-        success = "" if self.success_rate is None else f", success {self.success_rate:.0%}"
-        return f"{self.mean:.1f} ± {self.standard_error:.1f} (standard error, {len(self.returns)} episodes){success}"
+        more = "" if self.success_rate is None else f", success {self.success_rate:.0%}"
+        more += f", {self.cut} episodes cut at {max(self.lengths):,} steps" if self.cut else ""
+        return f"{self.mean:.1f} ± {self.standard_error:.1f} (standard error, {len(self.returns)} episodes){more}"
 
     def details(self) -> str:
         """Interval, median, episode lengths and success, a line each."""
@@ -145,7 +149,8 @@ class SuccessRule(NamedTuple):
         return self.reason if self.least_return is None else f"a return of {self.least_return:g} or more: {self.reason}"
 
 
-# The rewards of ViZDoom's scenarios are in the scripts of their .wad files and in their .cfg files:
+# By ViZDoom's scenario or MineRL's task. The rewards of ViZDoom's scenarios are in the scripts of their .wad files and
+# in their .cfg files:
 # - Basic: 106 for the kill, -5 a shot, -1 a tic, 300 tics. A late kill has a return below 0 (-182 was seen), so the
 #   return does not decide; but only the kill ends an episode early.
 # - PredictPosition: 1 for the kill, -0.001 a tic, 300 tics. It ends early after a miss as well.
@@ -155,10 +160,10 @@ class SuccessRule(NamedTuple):
 _KILLED = SuccessRule(None, "the monster was shot before the time was up")
 _NAVIGATED, _NAVIGATED_DENSE = (SuccessRule(least, "the diamond block was touched") for least in (100.0, 160.0))
 _KNOWN = {
-    **dict.fromkeys(("VizdoomBasic", "VizdoomBasicAudio", "VizdoomBasicNotifications"), _KILLED),
-    "VizdoomPredictPosition": SuccessRule(0.5, "the monster was hit"),
-    "VizdoomMyWayHome": SuccessRule(0.5, "the vest was reached"),
-    "VizdoomDeadlyCorridor": SuccessRule(2000.0, "the vest was reached"),
+    **dict.fromkeys(("basic.cfg", "basic_audio.cfg", "basic_notifications.cfg"), _KILLED),
+    "predict_position.cfg": SuccessRule(0.5, "the monster was hit"),
+    "my_way_home.cfg": SuccessRule(0.5, "the vest was reached"),
+    "deadly_corridor.cfg": SuccessRule(2000.0, "the vest was reached"),
     # MineRL: the threshold of upstream's `determine_success_from_rewards` where it sums the rewards; and for the sparse
     # tasks that end in one item, a return that cannot be had without it (all that comes before the diamond is 547,
     # before the pickaxe 291).
@@ -173,7 +178,7 @@ def success_rule(config: AgentConfig, least_return: float | None = None) -> Succ
     """The rule for episodes of an agent's environment that have no ``info["is_success"]``.
 
     Args:
-        config: The settings; its environment has been made before, so that it is registered.
+        config: The settings.
         least_return: A finite return to reach. By default the environment's `reward_threshold`, or the rule of a known
             scenario; None if there is neither.
 
@@ -184,15 +189,20 @@ def success_rule(config: AgentConfig, least_return: float | None = None) -> Succ
     if least_return is not None:
         return SuccessRule(float(least_return), "as requested", overrules=True)
     try:
-        threshold = gym.spec(config.env).reward_threshold
-    except (gym.error.Error, ImportError):
-        threshold = None
-    if threshold is not None:
-        return SuccessRule(float(threshold), "the environment's reward_threshold")
-    name = re.sub(r"(-MultiBinary)?(VectorObf)?-v\d+$", "", config.env.rpartition(":")[2])
-    if name.startswith("VizdoomBasic") and config.env_kwargs.get("treat_episode_timeout_as_truncation") is False:
+        spec = find_spec(config.env)
+    except LatentObsError:
+        return None
+    if spec.reward_threshold is not None:
+        return SuccessRule(float(spec.reward_threshold), "the environment's reward_threshold")
+    arguments, task = {**spec.kwargs, **config.env_kwargs}, None
+    if is_minerl_id(config.env):
+        task = re.sub(r"(VectorObf)?-v\d+$", "", str(arguments.get("env_id")))
+    elif str(spec.entry_point).startswith("vizdoom."):
+        task = arguments.get("scenario_config_file")
+    rule = _KNOWN.get(task)
+    if rule is _KILLED and arguments.get("treat_episode_timeout_as_truncation") is False:
         return None  # a time-out looks like a kill
-    return _KNOWN.get(name)
+    return rule
 
 
 class EpisodeSuccess(VecEnvWrapper):
@@ -302,14 +312,16 @@ def evaluation_env(
 ) -> VecNormalize:
     """Environments to evaluate in: the game's own rewards, fixed statistics, and each episode judged.
 
-    They are at most `episodes`. `encoder` is that of `config`, if loaded already; `first` is as for `make_vec_env`.
+    They are at most `episodes`. Where they have no time limit, an episode is cut after 27,000 steps. `encoder` is that
+    of `config`, if loaded already; `first` is as for `make_vec_env`.
     """
     check_count("episodes", episodes)
     check_count("seed", seed, 0)
     if success_return is not None and not math.isfinite(success_return):
         raise InputError(f"success_return must be a finite number, got {success_return}")
     encoder = load_encoder(config) if encoder is None else encoder
-    venv = make_vec_env(config, encoder, envs=min(_MOST_ENVS, config.envs, episodes), seed=seed, first=first)
+    how: dict[str, Any] = {"seed": seed, "first": first, "step_limit": _MOST_STEPS}
+    venv = make_vec_env(config, encoder, envs=min(_MOST_ENVS, config.envs, episodes), **how)
     rule = success_rule(config, success_return)
     return with_normalization(config, venv if rule is None else EpisodeSuccess(venv, rule), training=False)
 
@@ -322,10 +334,13 @@ def play(policy: Any, venv: VecEnv, episodes: int, deterministic: bool = True, s
     """
     judged: list[bool | None] = []
     progress = ProgressBar(total=episodes, unit="episode", desc="evaluation", miniters=0, shown=shown)
+    cut = 0
 
     def judge(now: dict[str, Any], _: dict[str, Any]) -> None:
+        nonlocal cut
         if now["done"]:
             judged.append(now["info"].get("is_success"))
+            cut += "step_limit" in now["info"]
         progress.update(len(judged) - progress.n)
 
     how: dict[str, Any] = {"deterministic": deterministic, "return_episode_rewards": True, "callback": judge}
@@ -333,4 +348,4 @@ def play(policy: Any, venv: VecEnv, episodes: int, deterministic: bool = True, s
         returns, lengths = evaluate_policy(policy, venv, n_eval_episodes=episodes, **how)
     # Some environments report success only in the episodes that were one.
     successes = None if all(success is None for success in judged) else tuple(map(bool, judged))
-    return Evaluation(tuple(map(float, returns)), tuple(map(int, lengths)), successes)  # pyright: ignore[reportArgumentType]
+    return Evaluation(tuple(map(float, returns)), tuple(map(int, lengths)), successes, cut)  # pyright: ignore[reportArgumentType]

@@ -29,6 +29,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.config import AgentConfig, brief
+from latent_obs.encoder.folder import copy_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import InputError
@@ -185,13 +186,14 @@ def _shapes(rms: Any) -> Any:
 
 
 def keep_file(source: Path, target: Path) -> None:
-    """Copy a file or a folder into a run, unless it is there already; the copy appears whole or not at all."""
+    """Copy a file or an encoder folder into a run, unless it is there already; the copy is whole or absent."""
     if target.exists():
         return
-    aside = target.with_name(f".{target.name}-copy")
-    shutil.rmtree(aside, ignore_errors=True)
-    (shutil.copytree if source.is_dir() else shutil.copy)(source, aside)
-    aside.rename(target)
+    if source.is_dir():
+        copy_encoder_folder(source, target)
+        return
+    with atomic_write(target) as aside:
+        shutil.copy(source, aside)
 
 
 def fingerprint(encoder: FrozenEncoder | None) -> str | None:

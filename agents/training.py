@@ -99,7 +99,12 @@ def train_agent(
         else:
             _check_new(config.out)
         config = config.settled()
-        device, encoder, on_pixels = resolve_device(config.device), load_encoder(config), config.observation == "pixels"
+        device, on_pixels = resolve_device(config.device), config.observation == "pixels"
+        # As in training: they decide which backend is the fastest.
+        stack.enter_context(torch_threads(1 if not on_pixels and device.type == "cpu" else None))
+        encoder = load_encoder(config)
+        if encoder is not None:  # a resumed run encodes as it did before, to the last bit
+            config = dataclasses.replace(config, backend=encoder.backend, precision=encoder.precision)
         if on_pixels and min(contract_of(encoder).shape[:2]) < _SMALLEST_CNN:
             raise InputError(
                 f"encoder: its frames are smaller than {_SMALLEST_CNN}x{_SMALLEST_CNN}, which the CNN of a pixel agent "
@@ -110,7 +115,10 @@ def train_agent(
         continues = resume and any((config.out / f"{name}.zip").exists() for name in ("last", "best"))
         if continues:
             check_encoder(config.out, "last", seen)
-        stack.enter_context(torch_threads(1 if not on_pixels and device.type == "cpu" else None))
+            if (done := _finished(config)) is not None:
+                steps = f"{done.steps:,} steps"
+                say(f"Nothing to do: the agent in {config.out} has had its {steps}; give more with --steps")
+                return done
         monitor = None
         if config.observation == "latent" and encoder is not None and encoder.statistics is not None:
             monitor = DriftMonitor(encoder, say=say)
@@ -178,6 +186,18 @@ def train_agent(
 def _check_new(out: Path) -> None:
     if not is_unused(out):
         raise InputError(f"out: {out} is not empty; choose another, or continue the agent in it with --resume")
+
+
+def _finished(config: AgentConfig) -> AgentResult | None:
+    """The result of a run that has no step and no evaluation left to do, or None."""
+    steps, rows = int(agent_state(config.out, "last").get("steps", 0)), read_evaluations(config.out)
+    if steps < config.steps or not (config.out / "best.zip").exists():
+        return None
+    judged = rows[-1]["step"] if rows else agent_state(config.out, "best").get("steps")  # the last counts as the best
+    if judged != steps and (config.eval_every or not rows):
+        return None
+    best = max((row["mean_return"] for row in rows), default=math.nan)
+    return AgentResult(config.out, steps, 0.0, best, False)
 
 
 def new_model(config: AgentConfig, venv: VecEnv, device: str) -> BaseAlgorithm:

@@ -26,7 +26,7 @@ from agents.training import new_model as new_agent
 from benchmarks.common import CLASSIC, QUICKSTART, interleaved, machine_line, markdown_table, ratio, spread
 from latent_obs import FrozenEncoder, VecLatentObservation
 from latent_obs.encoder.architecture import Bottleneck
-from latent_obs.encoder.frozen import Backend, Precision
+from latent_obs.encoder.fastest import Backend, Precision
 from latent_obs.util.device import resolve_device, torch_threads
 
 

@@ -41,7 +41,7 @@ from benchmarks.common import (
 )
 from latent_obs import Architecture, FrozenEncoder, LatentObservation, VecLatentObservation
 from latent_obs.encoder.architecture import Encoder
-from latent_obs.encoder.frozen import Backend, Precision
+from latent_obs.encoder.fastest import Backend, Precision
 from latent_obs.pixels import Frames
 from latent_obs.util.device import resolve_device, torch_threads
 

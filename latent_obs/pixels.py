@@ -22,6 +22,8 @@ Filter = Literal["bilinear", "box", "bicubic", "lanczos"]
 
 # RGBX, not RGBA: Pillow would weight the colors by an alpha channel.
 _PILLOW_MODES = {3: "RGB", 4: "RGBX"}
+_DARK = 127  # a space of uint8 that allows no value above this is no picture's
+_MOST_STACKED = 64  # frames, or channels of them
 _MOST_ENLARGED = 1.5  # 60x80 to 64x64 is a resize like any other; 64 to 128 is a blur that no training frame had
 
 
@@ -68,17 +70,25 @@ class PixelContract:
             return "HWC"
         if len(shape) == 3 and shape[0] == self.channels:
             return "CHW"
+        advice = _unstack(shape, self.channels) or "Convert the frames, or train an encoder on frames of this kind"
         raise InputError(
             f"{what} has shape {tuple(shape)}, and this encoder takes frames of {self.channels} channel(s): expected "
-            f"(height, width, {self.channels}) or ({self.channels}, height, width). Convert the frames, or train an "
-            "encoder on frames of this kind"
+            f"(height, width, {self.channels}) or ({self.channels}, height, width). {advice}"
         )
 
-    def check_space(self, space: spaces.Space[Any], what: str = "observation space") -> Layout:
-        """The layout of a pixel space; an `InputError` if it is no uint8 Box of a shape that the contract can read."""
-        if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
+    def check_space(
+        self, space: spaces.Space[Any], what: str = "observation space", within: spaces.Dict | None = None
+    ) -> Layout:
+        """The layout of a pixel space; an `InputError` if it is no uint8 Box of a shape that the contract can read.
+
+        Args:
+            space: The space.
+            what: What it is the space of.
+            within: The Dict that it is an entry of.
+        """
+        if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or not _is_bright(space):
             raise InputError(
-                f"{what} must be a uint8 Box (values 0 to 255), got {brief(space)}: remove a wrapper that scales it"
+                f"{what} must be a uint8 Box (values 0 to 255), got {brief(space)}. {way_out(space, within)}"
             )
         return self.layout_of(space.shape, what)
 
@@ -162,17 +172,18 @@ def find_pixel_key(space: spaces.Dict, contract: PixelContract, key: str | None 
     """
     if key is not None:
         check_choice("pixel_key", key, sorted(space.spaces))
-        contract.check_space(space.spaces[key], f"observation[{key!r}]")
+        contract.check_space(space.spaces[key], f"observation[{key!r}]", space)
         return key
-    images = {k: s.shape for k, s in space.spaces.items() if isinstance(s, spaces.Box) and is_image(s)}
-    fitting = sorted(k for k, shape in images.items() if contract.channels in (shape[0], shape[-1]))
+    images = {k: s for k, s in space.spaces.items() if isinstance(s, spaces.Box) and is_image(s)}
+    fitting = sorted(k for k, s in images.items() if contract.channels in (s.shape[0], s.shape[-1]))
+    fitting = [k for k in fitting if _is_bright(images[k])] or fitting  # not a mask of zeros and ones
     if len(fitting) > 1:
         raise InputError(f"pixel_key must name one of several images that the encoder could take: {fitting}")
     if not fitting:
         listed = ", ".join(f"{k}: {brief(s)}" for k, s in space.spaces.items())
         raise InputError(
             f"no pixels in the observation: no entry is a uint8 Box of (height, width, {contract.channels}) "
-            f"({listed}). Wrap the environment so that it gives its picture (Gymnasium's AddRenderObservation does)"
+            f"({listed}). {way_out(space)}"
         )
     return fitting[0]
 
@@ -180,6 +191,100 @@ def find_pixel_key(space: spaces.Dict, contract: PixelContract, key: str | None 
 def is_image(space: spaces.Box) -> bool:
     """Whether a Box looks like a picture; a map of 3x3 tiles does not."""
     return space.dtype == np.uint8 and len(space.shape) == 3 and sorted(space.shape)[1] >= 8
+
+
+def parts_of(space: spaces.Space[Any]) -> dict[str, tuple[tuple[Any, ...], Any]]:
+    """The parts of a space that are no Dict or Tuple, each with the keys that lead to it, by these keys as a name.
+
+    Example:
+        >>> parts_of(spaces.Dict(left=spaces.Tuple([spaces.Discrete(2)])))
+        {'left/0': (('left', 0), Discrete(2))}
+    """
+    found: dict[str, tuple[tuple[Any, ...], Any]] = {}
+
+    def collect(part: spaces.Space[Any], path: tuple[Any, ...]) -> None:
+        if isinstance(part, spaces.Dict | spaces.Tuple):
+            for key, inner in part.spaces.items() if isinstance(part, spaces.Dict) else enumerate(part.spaces):
+                collect(inner, (*path, key))
+            return
+        name = "/".join(map(str, path)) or "observation"
+        if name in found:
+            raise InputError(f"two entries of the observation, {found[name][0]} and {path}, are both named {name!r}")
+        found[name] = path, part
+
+    collect(space, ())
+    return found
+
+
+def part_at(observation: Any, path: tuple[Any, ...]) -> Any:
+    """The part of an observation that some keys lead to."""
+    for key in path:
+        observation = observation[key]
+    return observation
+
+
+def is_nested(space: spaces.Space[Any]) -> bool:
+    """Whether an observation is a Tuple, or a Dict with a Dict or Tuple in it."""
+    inner = space.spaces.values() if isinstance(space, spaces.Dict) else ()
+    return isinstance(space, spaces.Tuple) or any(isinstance(part, spaces.Dict | spaces.Tuple) for part in inner)
+
+
+def way_out(space: spaces.Space[Any], within: spaces.Dict | None = None) -> str:
+    """Advise what to do with an observation, or an entry `within` a Dict, that holds no picture that can be read."""
+    if within is None and isinstance(space, spaces.Dict):
+        advice = [way_out(entry, space) for entry in space.spaces.values()]
+        return next((one for one in advice if one != _RENDER), _RENDER)
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return (
+            "latent_obs.make and wrap take its parts by themselves; here put FeatureObservation(env) around the "
+            "environment first. pixel_key= names the picture, such as 'camera/left' in a Dict of Dicts or '0' in a "
+            "Tuple, if there are several"
+        )
+    if not isinstance(space, spaces.Box) or len(space.shape) < 2 or sorted(space.shape)[-2] < 8:
+        return _RENDER
+    if space.dtype != np.uint8 or not _is_bright(space):
+        key = next((key for key, entry in within.spaces.items() if entry is space), None) if within else None
+        return _rescale(space, key)
+    return _unstack(space.shape) or _RENDER
+
+
+_RENDER = (
+    "Take the picture that the environment draws: render=True in latent_obs.make, --render on the command line, or "
+    "Gymnasium's AddRenderObservation around an environment made with render_mode='rgb_array'"
+)
+
+
+def _unstack(shape: tuple[int, ...], channels: int = 3) -> str:
+    """The advice for frames that seem to be several, along the first axis or as channels; "" if they do not."""
+    axis = shape[0] if len(shape) == 4 or shape[-1] > shape[0] else shape[-1]
+    if len(shape) not in (3, 4) or axis > _MOST_STACKED or (len(shape) == 3 and axis in (1, 3)):
+        return ""
+    count = axis // channels if len(shape) == 3 and axis % channels == 0 else axis
+    return (
+        f"If it is a stack of {count} frames, take it away (FrameStackObservation); history={count} (--history in "
+        f"train-agent) shows an agent the latents of {count} frames"
+    )
+
+
+def _is_bright(space: spaces.Box) -> bool:
+    """Whether the bounds are those of a picture, and not of zeros and ones, which would be black to an encoder."""
+    return bool(space.high.size) and int(space.high.max()) > _DARK
+
+
+def _rescale(space: spaces.Box, key: str | None) -> str:
+    """The advice for a picture whose values are no bytes from 0 to 255."""
+    low, high = float(space.low.min()), float(space.high.max())
+    said = f"It declares values from {low:g} to {high:g}. Rescale them"
+    if not np.isfinite([low, high]).all() or low == high:
+        said, low, high = f"{said} (here from 0 to 1)", 0.0, 1.0
+    old = "o" if key is None else f"o[{key!r}]"
+    shifted = f"({old}.astype(float) - {low:g})" if low else old  # in float, as an int8 would overflow
+    new = f"({shifted} * {255 / (high - low)!r}).round().astype('uint8')"
+    box = f"Box(0, 255, {space.shape}, 'uint8')"
+    if key is not None:
+        new = f"{{**o, {key!r}: {new}}}"
+        box = f"Dict({{**env.observation_space.spaces, {key!r}: gymnasium.spaces.{box}}})"
+    return f"{said}: gymnasium.wrappers.TransformObservation(env, lambda o: {new}, gymnasium.spaces.{box})"
 
 
 def brief(space: spaces.Space[Any]) -> str:

@@ -22,7 +22,8 @@ from latent_obs.util.progress import print_now
 from vae_training import RecordConfig, TrainConfig, get_datasets, record, train
 
 _COMPONENTS = 256  # of a PCA where no encoder gives the number of latents
-_OF_FRAMES = ("frame_skip", "env_kwargs", "pixel_key")  # settings of a run that decide what its frames look like
+#: Settings of a run that decide what its frames look like.
+_OF_FRAMES = ("frame_skip", "env_kwargs", "render", "pixel_key")
 _ALSO_WITH_STUDY = ("study", "out", "jobs", "threads")
 
 

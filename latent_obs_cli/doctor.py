@@ -170,6 +170,23 @@ def _torch() -> Iterable[Finding]:
         found = f"there is an NVIDIA driver, but torch cannot use it: {why}"
         step = f"Check that nvidia-smi works, then install the build for its driver:\n{_REINSTALL_TORCH}"
     yield _judged("GPU", bool(gpus), found, otherwise, step)
+    yield _encoding()
+
+
+def _encoding() -> Finding:
+    from latent_obs.encoder.architecture import Architecture
+    from latent_obs.encoder.fastest import best
+    from latent_obs.encoder.frozen import encoding_times
+
+    try:
+        times = encoding_times(Architecture((64, 64, 3), 256, (64, 128), (4, 2), "spatial"))
+    except Exception as error:
+        return Finding(
+            "encoding", "missing", f"cannot be measured: {type(error).__name__}: {_first_line(error)}", _sync()
+        )
+    listed = ", ".join(f"{way.backend} in {way.precision} {time:.1f} ms" for way, time in times.items())
+    taken = best({way: time for way, time in times.items() if way.precision == "float32"})
+    return Finding("encoding", "ok", f"8 frames of 64x64 on the CPU: {listed}; 'auto' is {taken.backend}")
 
 
 def _has_nvidia_driver() -> bool:

@@ -205,7 +205,7 @@ def _page(
     plot_agent(config.agent.out, pictures["agent"], chance, trained)
     values = {
         "env": config.env,
-        "latent_dim": vae.latent_dim,
+        "latent_dim": model.latent_dim,
         "results": {
             "Trained agent, mean return": str(trained),
             "Random policy, mean return": str(chance),

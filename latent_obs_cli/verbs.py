@@ -43,9 +43,15 @@ def frames_record(
 def frames_extract(config: OmitArgPrefixes[vae_training.ExtractConfig]) -> None:
     """Convert recordings to .npy files for train-vae: MineRL and VPT datasets, videos, pictures, arrays.
 
-    Safe to interrupt: finished recordings are kept, and the same command goes on with the others.
+    Safe to interrupt: finished recordings are kept, and the same command goes on with the others. Exit status 2 if a
+    recording is damaged; the others are extracted all the same.
     """
-    vae_training.extract(config)
+    result = vae_training.extract(config)
+    if result.damaged:
+        raise InputError(
+            f"{len(result.damaged)} recording(s) could not be read, and are named above; {result.recordings} are in "
+            f"{result.folder}. Replace or remove the damaged ones, and give the same command again"
+        )
 
 
 def frames_stats(

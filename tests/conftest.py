@@ -31,6 +31,13 @@ def torchs_threads_stay() -> Iterator[None]:
         assert _torchs_threads() == before
 
 
+@pytest.fixture(autouse=True)
+def encoders_are_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on which backend happens to be the fastest at the moment."""
+    monkeypatch.setattr("latent_obs.encoder.fastest._WORTH", 0.0)
+    monkeypatch.setattr("latent_obs.encoder.fastest._SLOW", float("inf"))
+
+
 def _torchs_threads() -> int | None:
     """How many threads torch computes with, None where nothing has imported it yet."""
     torch = sys.modules.get("torch")

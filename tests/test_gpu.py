@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from latent_obs.encoder.architecture import Architecture, Bottleneck
+from latent_obs.encoder.fastest import Precision
 from latent_obs.encoder.folder import RELATIVE_TOLERANCE
-from latent_obs.encoder.frozen import BFLOAT16_TOLERANCE, FrozenEncoder, Precision
+from latent_obs.encoder.frozen import BFLOAT16_TOLERANCE, FrozenEncoder
 from latent_obs.pixels import Frames, PixelContract
 from latent_obs.util.device import resolve_device
 from latent_obs.util.errors import DeviceError, TrainingDivergedError
@@ -70,7 +71,7 @@ def assert_near(got: Any, wanted: Any, precision: str) -> None:
     np.testing.assert_allclose(got, wanted, atol=ALLOWED[precision] * np.abs(wanted).max(), rtol=0)
 
 
-@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("bottleneck", get_args(Bottleneck))
 @pytest.mark.parametrize("extras", [{}, {"standardize": True, "linear_path": True}])
 def test_latents_of_any_number_of_frames_are_those_of_the_cpu(
@@ -168,7 +169,7 @@ def test_an_encoder_on_the_gpu_is_pickled_and_refuses_a_fork():
         assert "CUDA was initialized in its parent" in said.read()
 
 
-@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_another_module_on_the_gpu(precision: Precision):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -80,14 +80,12 @@ class Planned:
         if self.kind == "random":
             return json.loads(json.dumps({name: values[name] for name in _OF_RANDOM_POLICY}))
         values = {name: value for name, value in values.items() if name not in _NOT_COMPARED}
-        files = {"pca": self.config.pca}
         if self.config.encoder is not None:
-            files["encoder"] = read_encoder_folder(self.config.encoder).path / "encoder.safetensors"
-        for name, file in files.items():
-            if file is not None:
-                if not file.is_file():
-                    raise InputError(f"{name}: there is no file {file}")
-                values[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            values["encoder"] = read_encoder_folder(self.config.encoder).checksums["encoder.safetensors"]
+        if self.config.pca is not None:
+            if not self.config.pca.is_file():
+                raise InputError(f"pca: there is no file {self.config.pca}")
+            values["pca"] = hashlib.sha256(self.config.pca.read_bytes()).hexdigest()
         return json.loads(json.dumps(values))
 
 

@@ -192,6 +192,6 @@ def _column(run: Run, name: str) -> Array:
     return np.array([row[name] for row in run["evaluations"]], np.float64)
 
 
-def _at(run: Run, over: str, places: ArrayLike, name: str = "mean_return") -> Array:
+def _at(run: Run, over: str, places: Array | float, name: str = "mean_return") -> Array:
     """A column of a run's evaluations at places of another column, interpolated."""
     return np.asarray(np.interp(places, _column(run, over), _column(run, name)))

@@ -290,8 +290,8 @@ def _table(where: str, table: Any, known: Collection[str] | None = None) -> dict
     """A copy of a table, all of whose names are known."""
     if not isinstance(table, Mapping):
         raise InputError(f"{where} must be a table, got {table!r}")
-    for name in table if known is not None else ():
-        if name not in known:
+    for name in table:
+        if known is not None and name not in known:
             near = difflib.get_close_matches(name, known, n=2) or known
             raise InputError(f"{where}: {name!r} is unknown; use {' or '.join(near)}")
     return dict(table)

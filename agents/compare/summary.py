@@ -138,7 +138,7 @@ def over_tasks(names: Sequence[str], tasks: dict[str, Any]) -> dict[str, Any]:
         if one is None and pixels is not None:
             one = pixels["mean"]["value"]
         zero = None if task["random"] is None else task["random"]["mean"]
-        if None not in (zero, one) and one > zero and task["arms"].keys() >= set(names):
+        if zero is not None and one is not None and one > zero and task["arms"].keys() >= set(names):
             scale[name] = zero, one
     scores: dict[str, Array] = {}
     for arm in names if scale else ():

@@ -18,6 +18,7 @@ from agents.config import brief
 from agents.envs import as_seen, contract_of, with_latents, with_normalization
 from agents.evaluation import load_run
 from agents.store import restore_statistics
+from latent_obs.actions import plain_actions
 from latent_obs.util.errors import InputError
 
 Names = tuple[str, ...]
@@ -66,12 +67,16 @@ class PlayPolicy:
         Raises:
             InputError: Its actions or observations are not those that the agent was trained with.
         """
-        self._require_same("actions", self.model.action_space, env.action_space)
         self._stand_in = _StandIn(env.observation_space, env.action_space)
+        # An agent of the user's own may act in the environment's space itself.
+        own = self.model.action_space == env.action_space
+        plain = self._stand_in if own else plain_actions(self._stand_in)
+        self._require_same("actions", self.model.action_space, plain.action_space)
+        self._to_env = plain.action if isinstance(plain, gym.ActionWrapper) else lambda action: action
         # As Stable-Baselines3 itself does: it transposes pictures for its CNNs.
         self._venv = self.model._wrap_env(self._wrap(self._stand_in), monitor_wrapper=False)
         self._require_same("observations", self.model.observation_space, self._venv.observation_space)
-        self._any_actions = np.array([env.action_space.sample()])  # what is done in the stand-in has no effect
+        self._any_actions = np.array([plain.action_space.sample()])  # what is done in the stand-in has no effect
         self.reset(None)
 
     def _require_same(self, what: str, trained: spaces.Space[Any], given: spaces.Space[Any]) -> None:
@@ -95,7 +100,8 @@ class PlayPolicy:
             seen, state=self._state, episode_start=np.array([self._begins]), deterministic=self.deterministic
         )
         self._begins = False
-        return int(actions[0]) if isinstance(self.model.action_space, spaces.Discrete) else np.array(actions[0])
+        action = self._to_env(actions[0])
+        return int(action) if isinstance(self.model.action_space, spaces.Discrete) else np.array(action)
 
 
 class _StandIn(gym.Env[Any, Any]):

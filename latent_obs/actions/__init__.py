@@ -3,7 +3,7 @@
 env = sb3_actions(FrameSkip(env, 4), "discrete")
 """
 
-from latent_obs.actions.choose import CHOICES, FAMILIES, curated_actions, family_of, sb3_actions
+from latent_obs.actions.choose import CHOICES, FAMILIES, curated_actions, family_of, plain_actions, sb3_actions
 from latent_obs.actions.common import noop_action
 from latent_obs.actions.discrete import DiscreteActions
 from latent_obs.actions.frame_skip import FrameSkip
@@ -24,5 +24,6 @@ __all__ = [
     "family_of",
     "fit_centroids",
     "noop_action",
+    "plain_actions",
     "sb3_actions",
 ]

@@ -7,12 +7,14 @@ A curated table is small, and each action in it is there for a reason:
 """
 
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
 
 from latent_obs.actions.common import CAMERA, dict_space, is_camera, is_key, only_box
@@ -62,9 +64,9 @@ def sb3_actions(
             - "continuous": the vector that is the single entry of a Dict (`VectorActions`);
             - "dict": the environment's own actions;
             - a .safetensors file of centroids (`CentroidActions`);
-            - "auto": "continuous" for a single vector, "discrete" for other Dicts, the environment's own otherwise.
+            - "auto": "continuous" for a single vector, "discrete" for other Dicts, `plain_actions` otherwise.
 
-        env_id: Id of the environment, which chooses the table; by default that of its spec.
+        env_id: Id of the environment, which chooses the table; by default MineRL's own task, or that of its spec.
         camera_step_degrees: Degrees of a turn, for "discrete".
         always: Keys to hold in every action but the no-op, such as "attack+forward", for "discrete"; by default those
             of the curated table.
@@ -91,6 +93,8 @@ def sb3_actions(
             space, spaces.Dict | spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
         ):
             raise InputError(f"actions='auto' needs an action space that is a Dict, Box or Discrete, got {space}")
+        if not isinstance(space, spaces.Dict | spaces.Box):
+            return plain_actions(env)
         kind = "continuous" if only_box(space) else "discrete" if isinstance(space, spaces.Dict) else "dict"
     if always is not None and kind != "discrete":
         raise InputError(f"always={always!r} is for actions='discrete', and these are {kind!r}; leave it out")
@@ -103,7 +107,8 @@ def sb3_actions(
     if kind != "discrete":
         rule = "linear" if kind == "multidiscrete-linear" else "mu-law"
         return MultiDiscreteActions(env, CameraBins(camera_bins, camera_max_degrees, rule))
-    env_id = env_id or (env.spec.id if env.spec is not None else None)
+    # MineRL's know their task, whatever name they are registered by.
+    env_id = env_id or getattr(env.unwrapped, "env_id", None) or (env.spec.id if env.spec is not None else None)
     table, usually = curated_actions(space, env_id=env_id, camera_step_degrees=camera_step_degrees)
     if always is None:
         return DiscreteActions(env, table, always=usually)
@@ -111,6 +116,31 @@ def sb3_actions(
     effects = [{**held(always), **action} for action in ({}, *table)]
     differing = [action for i, action in enumerate(({}, *table)) if effects[i] and effects[i] not in effects[:i]]
     return DiscreteActions(env, differing, always=always)
+
+
+def plain_actions(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Make the actions of an environment those that Stable-Baselines3 sends: in one row, and counted from 0.
+
+    It sends 0 to n - 1 for a Discrete or MultiDiscrete space, whatever its start, and knows no tables of choices or
+    keys. Other action spaces stay unchanged.
+
+    Example:
+        >>> env = gym.Env()
+        >>> env.action_space = spaces.Discrete(3, start=-1)
+        >>> plain_actions(env).action_space
+        Discrete(3)
+    """
+    space, start = env.action_space, np.asarray(getattr(env.action_space, "start", 0))
+    match space:
+        case spaces.Discrete() if start.any():
+            plain: spaces.Space[Any] = spaces.Discrete(int(space.n))
+        case spaces.MultiDiscrete() if start.any() or space.nvec.ndim > 1:
+            plain = spaces.MultiDiscrete(space.nvec.reshape(-1))
+        case spaces.MultiBinary() if len(space.shape) > 1:
+            plain = spaces.MultiBinary(math.prod(space.shape))
+        case _:
+            return env
+    return gym.wrappers.TransformAction(env, lambda action: np.reshape(action, space.shape or ()) + start, plain)
 
 
 def curated_actions(

@@ -70,4 +70,4 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
             total += float(reward)
             if terminated or truncated:
                 break
-        return observation, total, bool(terminated), bool(truncated), info  # pyright: ignore[reportPossiblyUnbound]
+        return observation, total, bool(terminated), bool(truncated), info  # pyright: ignore[reportPossiblyUnboundVariable]

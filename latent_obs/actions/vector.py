@@ -11,11 +11,10 @@ import hashlib
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import gymnasium as gym
 import numpy as np
@@ -26,11 +25,23 @@ from safetensors.numpy import save_file
 
 from latent_obs.actions.common import noop_action, only_box, value_of
 from latent_obs.util.atomic import atomic_write
-from latent_obs.util.errors import InputError, check_count, require
+from latent_obs.util.errors import InputError, check_count, one_line, parse_json, require
+from latent_obs.util.npy import read_npy
 
 FORMAT = "latent-obs-centroids"
 FORMAT_VERSION = 1
 StrPath = str | os.PathLike[str]
+
+
+class _About(TypedDict):
+    """The metadata of a file of centroids."""
+
+    format: str
+    format_version: int
+    inertia: float
+    key: str
+    source: str
+    sha256: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +101,14 @@ class Centroids:
             raise InputError(f"there is no file of centroids {str(path)!r} (current folder: {Path.cwd()})")
         try:
             with safe_open(file, framework="numpy") as tensors:
-                about = json.loads((tensors.metadata() or {})[FORMAT])
+                about = parse_json((tensors.metadata() or {})[FORMAT], _About, "metadata")
                 if about["format_version"] != FORMAT_VERSION:
                     raise ValueError(f"format version {about['format_version']}, expected {FORMAT_VERSION}")
                 vectors, counts = tensors.get_tensor("vectors"), tensors.get_tensor("counts")
             if _digest(vectors, counts) != about["sha256"]:
                 raise ValueError("its numbers are not those that were saved")
-            return cls(vectors, counts, float(about["inertia"]), str(about["key"]), str(about["source"]))
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            return cls(vectors, counts, about["inertia"], about["key"], about["source"])
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{file} is damaged, no file of centroids, or of a newer latent-obs ({error}). Copy or fit it again"
             ) from None
@@ -156,23 +167,32 @@ def _read(paths: Iterable[StrPath], key: str) -> tuple[NDArray[Any], str]:
     arrays: list[NDArray[Any]] = []
     for file in files:
         try:
-            with file.open("rb") as handle:  # numpy leaves a file open that it fails to read
-                loaded = np.load(handle, allow_pickle=False)
-                if not isinstance(loaded, np.ndarray):
-                    name = next((name for name in (key, "actions", "vector") if name in loaded.files), None)
-                    if name is None:
-                        raise ValueError(f"it has no entry {key!r}, but {', '.join(loaded.files) or 'none'}")
-                    loaded = loaded[name]
+            loaded = _load(file, key)
             arrays.append(_checked(loaded, "its actions"))
             if loaded.shape[1] != arrays[0].shape[1]:
                 raise ValueError(
                     f"its actions have {loaded.shape[1]} numbers each, {files[0]} has {arrays[0].shape[1]}"
                 )
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{file} cannot be used ({error}); leave it out, or repair it") from None
+        except Exception as error:  # whatever a parser raises for a damaged file
+            raise InputError(f"{file} cannot be used ({one_line(error)}); leave it out, or repair it") from None
     vectors = np.concatenate(arrays)
     names = ", ".join(map(str, files[:3])) + (", …" if len(files) > 3 else "")
     return vectors, f"{len(vectors)} actions of {len(files)} file{'s' * (len(files) != 1)}: {names}"
+
+
+def _load(file: Path, key: str) -> NDArray[Any]:
+    """The array of a .npy file, or one of an .npz file by its name."""
+    with file.open("rb") as handle:
+        if not zipfile.is_zipfile(handle):
+            handle.seek(0)
+            return read_npy(handle)
+        with zipfile.ZipFile(handle) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            found = next((name for name in (key, "actions", "vector") if name in names), None)
+            if found is None:
+                raise ValueError(f"it has no entry {key!r}, but {', '.join(names) or 'none'}")
+            with archive.open(f"{found}.npy") as member:
+                return read_npy(member)
 
 
 def _checked(vectors: Any, what: str) -> NDArray[Any]:

@@ -5,7 +5,7 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from latent_obs.encoder import Bottleneck as Bottleneck
 from latent_obs.pixels import Frames
-from latent_obs.util.errors import InputError, check_choice, check_count
+from latent_obs.util.errors import InputError, check_count, check_types
 
 _MAP = {"dense": 4, "spatial": 8}  # side of the last map; 8x8 keeps small moving things that a 4x4 map loses
+_USUAL_LATENT = 256
+#: Largest values; what is beyond is a slip or a damaged file, and would take all memory.
+_AT_MOST = {"img_shape": 2**16, "latent_dim": 2**20, "widths": 2**16, "strides": 2**10}
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Stage:
 class Architecture:
     """Layers of a convolutional encoder and its mirrored decoder.
 
-    Without `widths` and `strides` the image must be square, and its side a power of two: each stage halves it, down to
-    a 4x4 map (dense) or 8x8 (spatial), with 32, 64, 128, 256, 256 … channels. With both given, any size works.
+    Without `widths` and `strides` each stage halves the image, rounded down, until the map is about 4x4 (dense) or 8x8
+    (spatial), and has 32, 64, 128, 256, 256 … channels. `for_frames` chooses a latent size that fits as well.
 
     Attributes:
         img_shape: (height, width, channels) of the encoder's frames.
@@ -70,15 +73,14 @@ class Architecture:
     standardize: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.img_shape) != 3:
-            raise InputError(f"img_shape must be (height, width, channels), got {self.img_shape!r}")
-        for name in ("img_shape", "widths", "strides"):
-            counts = tuple(check_count(f"each of {name}", n) for n in getattr(self, name))
-            object.__setattr__(self, name, counts)
-        object.__setattr__(self, "latent_dim", check_count("latent_dim", self.latent_dim))
-        check_choice("bottleneck", self.bottleneck, get_args(Bottleneck))
+        check_types(self)
+        for name, at_most in _AT_MOST.items():
+            value = getattr(self, name)
+            for count in value if isinstance(value, tuple) else (value,):
+                if check_count(name, count) > at_most:
+                    raise InputError(f"{name} must be at most {at_most:,}, got {count:,}")
         if not self.strides:
-            object.__setattr__(self, "strides", (2,) * (len(self.widths) or self._halvings()))
+            object.__setattr__(self, "strides", (2,) * (len(self.widths) or _halvings(self.img_shape, self.bottleneck)))
         if not self.widths:
             object.__setattr__(self, "widths", tuple(min(32 * 2**i, 256) for i in range(len(self.strides))))
         if len(self.widths) != len(self.strides):
@@ -86,17 +88,36 @@ class Architecture:
         # Raise if a map shrinks to nothing, or the latent does not fit it.
         _ = self.latent_map if self.bottleneck == "spatial" else self.stages
 
-    def _halvings(self) -> int:
-        """From a power of two to the map of the bottleneck."""
-        height, width, _ = self.img_shape
-        target = _MAP[self.bottleneck]
-        if height != width or height & (height - 1) or height < 2 * target:
-            near = max(2 * target, 2 ** round(math.log2(max(height, width, 2))))
-            raise InputError(
-                f"img_shape {self.img_shape}: without widths and strides, a {self.bottleneck} CVAE needs a square "
-                f"image whose side is a power of two, {2 * target} or more. Resize the frames to {near}x{near}"
-            )
-        return int(math.log2(height // target))
+    @classmethod
+    def for_frames(
+        cls,
+        img_shape: tuple[int, int, int],
+        latent_dim: int | None = None,
+        *,
+        widths: tuple[int, ...] = (),
+        strides: tuple[int, ...] = (),
+        bottleneck: Bottleneck = "spatial",
+        **more: Any,
+    ) -> "Architecture":
+        """The layers that training takes for frames of any size; what is not given is chosen.
+
+        The latent has 256 values, or with a spatial bottleneck as near to that as the size of the map allows.
+
+        Example:
+            >>> architecture = Architecture.for_frames((84, 84, 3))
+            >>> architecture.strides, architecture.latent_map, architecture.latent_dim
+            ((4, 2), (3, 10, 10), 300)
+        """
+        if not (widths or strides) and bottleneck == "spatial" and _halvings(img_shape, bottleneck) == 3:
+            widths, strides = (64, 128), (4, 2)  # lower error for less work than strides of 2, 2, 2, measured at 64x64
+        strides = strides or (2,) * (len(widths) or _halvings(img_shape, bottleneck))
+        layers: dict[str, Any] = {"widths": widths, "strides": strides, **more}
+        if latent_dim is None:
+            latent_dim = _USUAL_LATENT
+            if bottleneck == "spatial":
+                area = math.prod(cls(img_shape, latent_dim, **layers).stages[-1].size_out)
+                latent_dim = area * max(1, round(latent_dim / area))
+        return cls(img_shape, latent_dim, bottleneck=bottleneck, **layers)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -109,7 +130,8 @@ class Architecture:
             if min(height, width) + 2 * padding < kernel:
                 raise InputError(
                     f"img_shape {self.img_shape} is too small for strides {self.strides}: before convolution {i + 1} "
-                    f"only {height}x{width} values are left, fewer than its kernel of {kernel}. Use at most {i} stages"
+                    f"only {height}x{width} values are left, fewer than its kernel of {kernel}. Use "
+                    f"{f'the first {i} strides' if i else 'larger frames, or smaller strides'}"
                 )
             rows, columns = ((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
             left_out = ((height + 2 * padding - kernel) % stride, (width + 2 * padding - kernel) % stride)
@@ -124,9 +146,10 @@ class Architecture:
         area = height * width
         channels, rest = divmod(self.latent_dim, area)
         if rest or not channels:
+            near = area * max(1, round(self.latent_dim / area))
             raise InputError(
                 f"latent_dim {self.latent_dim}: a spatial bottleneck of {height}x{width} holds a multiple of {area} "
-                f"values, such as {(channels + 1) * area}. Choose such a number, or bottleneck='dense'"
+                f"values, such as {near}. Choose such a number, or bottleneck='dense'"
             )
         return channels, height, width
 
@@ -136,13 +159,22 @@ class Architecture:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Architecture":
-        """The architecture that `to_json` described; an `InputError` if a field is missing, unknown or out of range."""
+        """The architecture that `to_json` described; an `InputError` if a field is missing, unknown or invalid."""
         # Older folders do not name them, or spell one in the British way.
         values = {"linear_path": False, "standardize": values.get("standardise", False), **values}
         values.pop("standardise", None)
         if set(values) != set(cls.__dataclass_fields__):
             raise InputError(f"architecture has fields {sorted(values)}, expected {sorted(cls.__dataclass_fields__)}")
         return cls(**values)
+
+
+def _halvings(img_shape: tuple[int, ...], bottleneck: Bottleneck) -> int:
+    """How many stages of stride 2 lead near to the map of a bottleneck, rather to a larger one; one at least."""
+    height, width = img_shape[:2]
+    if min(height, width) < 2:
+        raise InputError(f"img_shape {img_shape}: frames of {height}x{width} are too small, expected 2x2 or more")
+    wanted = math.floor(math.log2(math.sqrt(height * width) / _MAP[bottleneck]) + 0.4)
+    return max(1, min(wanted, int(math.log2(min(height, width)))))
 
 
 class Standard(nn.Module):

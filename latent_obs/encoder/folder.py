@@ -8,7 +8,8 @@
     ├── statistics.safetensors  statistics of latents over the training frames (optional, to standardize and for drift)
     └── SHA256SUMS              one line per file, as `sha256sum --check` reads it
 
-No pickle. Written to a temporary folder and renamed, so that a reader never sees half of one.
+No pickle. It is written aside and exchanged in one step, and each file is read once and checked as it was read, so that
+a reader never sees half of one. Files that the checksums do not list are neither read nor copied.
 """
 
 import contextlib
@@ -17,8 +18,8 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
-import tempfile
+import re
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +28,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latent_obs.encoder.architecture import Architecture, Encoder
+from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
 from latent_obs.encoder.statistics import LatentStatistics
 from latent_obs.pixels import Frames, PixelContract
-from latent_obs.util.errors import EncoderFolderError, InputError, require
+from latent_obs.util.atomic import atomic_folder
+from latent_obs.util.errors import EncoderFolderError, InputError, check_type, one_line, parse_json, require
 
 FORMAT = "latent-obs-encoder"
 FORMAT_VERSION = 1
@@ -47,6 +48,12 @@ _REQUIRED = ("config.json", "encoder.safetensors", "selfcheck.safetensors")
 _DECODER = "decoder.safetensors"
 _STATISTICS = "statistics.safetensors"
 _SUMS = "SHA256SUMS"
+#: "hf://user/name", "hf://user/name@revision" and "https://huggingface.co/user/name/tree/revision/folder"; a `Path` has
+#: one slash for the two.
+_HUB_ADDRESS = re.compile(
+    r"(?:hf:/+(?:models/)?|(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/)"
+    r"([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/tree/([^/]+))?(?:/(.+?))?/*"
+)
 _CHECKED_FRAMES = 4  # in a self-check, at most
 
 
@@ -60,16 +67,20 @@ class EncoderFolder:
     provenance: dict[str, Any]
     encoder: dict[str, Tensor]
     selfcheck: dict[str, Tensor]
+    checksums: dict[str, str]  # SHA-256 of each file, by name
     statistics: LatentStatistics | None = None
+    decoder_weights: dict[str, Tensor] | None = None
 
     @property
     def has_decoder(self) -> bool:
         """Whether the folder holds a decoder as well."""
-        return (self.path / _DECODER).exists()
+        return self.decoder_weights is not None
 
     def decoder(self) -> dict[str, Tensor]:
-        """Read the weights of the decoder; an `EncoderFolderError` if there are none, or they are damaged."""
-        return _read_tensors(self.path, _DECODER, _read_sums(self.path))
+        """The weights of the decoder; an `EncoderFolderError` if there are none."""
+        if self.decoder_weights is None:
+            raise EncoderFolderError(f"{self.path} has no {_DECODER}. Export it anew with this file")
+        return self.decoder_weights
 
 
 def write_encoder_folder(
@@ -114,33 +125,13 @@ def write_encoder_folder(
         "selfcheck.safetensors": selfcheck,
         _STATISTICS: statistics.to_tensors() if statistics else None,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    old = path.with_name(f".{path.name}.old")
-    # Beside the target: a rename across file systems would be a copy.
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
-        new = Path(temporary) / "new"
-        new.mkdir()
-        new.chmod(0o755)  # a colleague should be able to read an encoder
+    with atomic_folder(path) as new:
         for name, tensors in files.items():
             if tensors is not None:
                 save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, new / name)
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        sums = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in sorted(new.iterdir())]
+        sums = [f"{_sha256(file.read_bytes())}  {file.name}\n" for file in sorted(new.iterdir())]
         (new / _SUMS).write_text("".join(sums))
-        for file in new.iterdir():
-            file.chmod(0o644)  # safetensors writes private files
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)  # what a killed process left
-            path.rename(old)
-        try:
-            new.rename(path)
-        except BaseException:
-            if old.exists():
-                old.rename(path)
-            raise
-    shutil.rmtree(old, ignore_errors=True)
     return path
 
 
@@ -148,54 +139,176 @@ def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
     """Read an encoder folder and check every byte of it against its checksums.
 
     Args:
-        path: The folder, or the id of a Hugging Face repository that holds its files ("name/repository").
+        path: The folder, or a Hugging Face repository that holds its files: "user/name", "hf://user/name" (with
+            "@revision") or its web address.
 
     Raises:
         EncoderFolderError: There is no such folder, a file is missing, damaged, or from a newer format.
     """
     folder = _locate(path)
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-        found, number = config["format"], config["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EncoderFolderError(f"{folder} is no encoder folder, or config.json in it is damaged: {error!r}") from None
+    return _parse(folder, _read_files(folder))
+
+
+def copy_encoder_folder(source: str | os.PathLike[str], target: Path) -> None:
+    """Copy an encoder folder: the files that its checksums list, as they were read and checked; errors as for reading.
+
+    The copy appears whole or not at all. What is a link in the source is a file in the copy.
+    """
+    files = _read_files(_locate(source))
+    with atomic_folder(target) as new:
+        for name, data in files.items():
+            (new / name).write_bytes(data)
+
+
+def _read_files(folder: Path) -> dict[str, bytes]:
+    """The files of a folder that its checksums list, each read once and checked, and the checksums.
+
+    A folder that is exchanged for another one meanwhile is read again.
+    """
+    while True:
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise EncoderFolderError(f"{folder} is no encoder folder: {error.strerror}") from None
+        try:
+            return _read_listed_files(folder, handle)
+        except EncoderFolderError:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(handle), folder.stat()):
+                    raise
+        finally:
+            os.close(handle)
+
+
+def _read_listed_files(folder: Path, handle: int) -> dict[str, bytes]:
+    config, listing = _read_file(folder, "config.json", handle), _read_file(folder, _SUMS, handle)
     # Before the checksums: a newer format may have other files, and the error should name the version.
+    _check_format(folder, config)
+    files = {"config.json": config, _SUMS: listing}
+    for name, expected in _parse_sums(folder / _SUMS, listing).items():
+        data = files[name] if name in files else _read_file(folder, name, handle)
+        if (found := _sha256(data)) != expected:
+            raise EncoderFolderError(
+                f"{folder / name} is damaged: its SHA-256 is {found[:12]}…, {_SUMS} says {expected[:12]}…. Copy the "
+                "folder again"
+            )
+        files[name] = data
+    if _STATISTICS not in files and _STATISTICS in os.listdir(handle):
+        raise EncoderFolderError(f"{folder / _STATISTICS} is not listed in {_SUMS}. Copy the folder again")
+    return files
+
+
+def _read_file(folder: Path, name: str, handle: int) -> bytes:
+    """The content of a file in an open folder; of no pipe or device, which could have no end."""
+    try:
+        with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=handle), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise EncoderFolderError(f"{folder / name} is no file. Copy the folder again")
+            return file.read()
+    except FileNotFoundError:
+        raise EncoderFolderError(
+            f"{folder} has no {name}, so it is no encoder folder, or not a whole one. Copy it again, or export it anew"
+        ) from None
+    except OSError as error:
+        raise EncoderFolderError(f"{folder / name} cannot be read: {error.strerror}") from None
+
+
+def _check_format(folder: Path, data: bytes) -> None:
+    try:
+        config = parse_json(data, dict[str, Any], folder / "config.json")
+    except InputError as error:
+        raise EncoderFolderError(str(error)) from None
+    found, number = config.get("format"), config.get("format_version")
     if found != FORMAT or number not in range(1, FORMAT_VERSION + 1):
         raise EncoderFolderError(
             f"{folder}/config.json has format {found!r} and format version {number!r}, expected {FORMAT!r} and "
-            f"{FORMAT_VERSION} at most. Update latent-obs if it is a newer one"
+            f"{FORMAT_VERSION} at most. Name an encoder folder, or update latent-obs if it is a newer one"
         )
-    sums = _read_sums(folder)
-    if (folder / _STATISTICS).exists():
-        sums.setdefault(_STATISTICS, "none")  # so that it is rejected
-    tensors = {name: _read_tensors(folder, name, sums) for name in sums}
+
+
+def _parse(folder: Path, files: Mapping[str, bytes]) -> EncoderFolder:
+    tensors = {name: _load(folder / name, data) for name, data in files.items() if name.endswith(".safetensors")}
     try:
+        config = parse_json(files["config.json"], dict[str, Any], "it")
+        for name in ("architecture", "pixels"):
+            check_type(name, config.get(name), dict[str, Any])
+        provenance = config.get("provenance", {})
+        check_type("provenance", provenance, dict[str, Any])
         architecture = Architecture.from_json(config["architecture"])
         contract = PixelContract.from_json(config["pixels"])
         if contract.shape != architecture.img_shape:
             raise InputError(f"pixels {contract.shape} and network {architecture.img_shape} differ")
-    except (KeyError, TypeError, ValueError) as error:  # an InputError is a ValueError
+    except InputError as error:
         raise EncoderFolderError(f"{folder}/config.json cannot be used: {error}") from None
+    for name, network in (("encoder.safetensors", Encoder), (_DECODER, Decoder)):
+        if name in tensors:
+            _check_shapes(folder / name, tensors[name], network, architecture)
     statistics = None
     if _STATISTICS in tensors:
         file = str(folder / _STATISTICS)
         statistics = LatentStatistics.from_tensors(tensors[_STATISTICS], architecture.latent_dim, file)
-    provenance = config.get("provenance", {})
-    encoder, selfcheck = tensors["encoder.safetensors"], tensors["selfcheck.safetensors"]
-    return EncoderFolder(folder, architecture, contract, provenance, encoder, selfcheck, statistics)
+    return EncoderFolder(
+        folder,
+        architecture,
+        contract,
+        provenance,
+        encoder=tensors["encoder.safetensors"],
+        selfcheck=tensors["selfcheck.safetensors"],
+        checksums=_parse_sums(folder / _SUMS, files[_SUMS]),
+        statistics=statistics,
+        decoder_weights=tensors.get(_DECODER),
+    )
+
+
+def _load(file: Path, data: bytes) -> dict[str, Tensor]:
+    try:
+        return load_safetensors(data)
+    except Exception as error:  # a SafetensorError, or torch's for a type of numbers that it does not know
+        raise EncoderFolderError(f"{file} is not a safetensors file: {one_line(error)}") from None
+
+
+def _check_shapes(
+    file: Path, weights: Mapping[str, Tensor], network: type[Encoder | Decoder], architecture: Architecture
+) -> None:
+    """Raise an `EncoderFolderError` if weights are not those of a network; nothing of its size is made for that."""
+    try:
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in network(architecture).state_dict().items()}
+    except (RuntimeError, TypeError) as error:  # more values than an integer of torch can count
+        raise EncoderFolderError(f"{file}: there is no network of {architecture}: {one_line(error)}") from None
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | found):
+        if found.get(name) != expected.get(name):
+            raise EncoderFolderError(
+                f"{file}: the weights do not fit config.json: {name} has the shape {found.get(name)}, expected "
+                f"{expected.get(name)}. Copy the folder again, or export it anew"
+            )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _locate(path: str | os.PathLike[str]) -> Path:
-    """A local folder, or the local copy of a Hugging Face repository."""
-    folder, text = Path(path), str(path)
-    if folder.is_dir():
-        inner = folder / "encoder"  # of a run folder
-        return inner if not _is_encoder_folder(folder) and _is_encoder_folder(inner) else folder
-    if text.count("/") != 1 or text.startswith((".", "/", "~")) or Path(text.split("/")[0]).exists():
-        raise EncoderFolderError(f"there is no encoder folder {text!r} (current folder: {Path.cwd()})")
+    """A local folder, or the local copy of a Hugging Face repository; the encoder in it if it is a run folder."""
+    folder = Path(path) if Path(path).is_dir() else _download(str(path))
+    inner = folder / "encoder"
+    return inner if not _is_encoder_folder(folder) and _is_encoder_folder(inner) else folder
+
+
+def _download(text: str) -> Path:
+    """The local copy of a Hugging Face repository, or of a folder in it."""
+    address = _HUB_ADDRESS.fullmatch(text)
+    if address is None and (text.count("/") != 1 or text.startswith((".", "/", "~")) or Path(text).parent.exists()):
+        raise EncoderFolderError(
+            f"there is no encoder folder {text!r} (current folder: {Path.cwd()}). A Hugging Face repository is named "
+            "user/name, hf://user/name or by its web address"
+        )
+    name, at, branch, inner = address.groups() if address else (text, None, None, None)
+    revision = {"revision": at or branch} if at or branch else {}
     try:
         hub = require("huggingface_hub", extra="hub", purpose=f"load the encoder {text!r} from Hugging Face")
-        return Path(hub.snapshot_download(text))
+        return Path(hub.snapshot_download(name, **revision)) / (inner or "")
     except Exception as error:  # the hub client raises errors of several libraries
         raise EncoderFolderError(
             f"there is no folder {text!r} here, and no repository of this name could be loaded: {error}"
@@ -207,35 +320,17 @@ def _is_encoder_folder(path: Path) -> bool:
     return (path / "config.json").is_file() and any((path / name).is_file() for name in (*_REQUIRED[1:], _SUMS))
 
 
-def _read_sums(folder: Path) -> dict[str, str]:
+def _parse_sums(file: Path, data: bytes) -> dict[str, str]:
     """File name to checksum, from SHA256SUMS."""
-    file, sums = folder / _SUMS, dict[str, str]()
-    text = file.read_bytes().decode("utf-8", errors="replace") if file.is_file() else ""
-    for line in text.removesuffix("\n").split("\n"):
+    sums: dict[str, str] = {}
+    for line in data.decode("utf-8", errors="replace").removesuffix("\n").split("\n"):
         digest, _, name = line.partition("  ")
         if len(digest) != 64 or not name or Path(name).name != name:
-            raise EncoderFolderError(f"{file} is missing or damaged: cannot read {line!r}. Copy the folder again")
+            raise EncoderFolderError(f"{file} is damaged: cannot read {line!r}. Copy the folder again")
         sums[name] = digest
     if missing := set(_REQUIRED) - sums.keys():
         raise EncoderFolderError(f"{file} is damaged: it lacks {', '.join(missing)}. Copy the folder again")
     return sums
-
-
-def _read_tensors(folder: Path, name: str, sums: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors of a file whose checksum agrees; none if it is no safetensors file by its name."""
-    file = folder / name
-    if not file.is_file():
-        raise EncoderFolderError(f"{folder} has no {name}. Copy the folder again, or export it anew with this file")
-    data = file.read_bytes()
-    found, expected = hashlib.sha256(data).hexdigest(), sums.get(name, "none")
-    if found != expected:
-        raise EncoderFolderError(
-            f"{file} is damaged: its SHA-256 is {found[:12]}…, {_SUMS} says {expected[:12]}…. Copy the folder again"
-        )
-    try:
-        return load_safetensors(data) if name.endswith(".safetensors") else {}
-    except SafetensorError as error:
-        raise EncoderFolderError(f"{file} is not a safetensors file: {error}") from None
 
 
 def package_versions() -> dict[str, str]:

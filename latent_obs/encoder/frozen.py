@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
 from latent_obs.encoder.fast_cpu import FoldedEncoder, pack_layers
+from latent_obs.encoder.fastest import PLAIN, Backend, Precision, Way, candidates, choose, milliseconds, warn_if_slow
 from latent_obs.encoder.folder import EncoderFolder, read_encoder_folder, relative_difference, verify_selfcheck
 from latent_obs.encoder.foreign import ForeignNetwork
 from latent_obs.encoder.openvino import OpenVinoNetwork
@@ -23,8 +24,6 @@ from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError, check_choice, check_count
 
 Latents = NDArray[np.float32]
-Backend = Literal["torch", "openvino"]
-Precision = Literal["float32", "bfloat16"]
 Network = TypeVar("Network", bound=nn.Module)
 
 #: Largest difference allowed between bfloat16 latents and float32 ones at loading, relative to the largest latent.
@@ -46,14 +45,20 @@ class FrozenEncoder:
         contract: Which frames it takes; by default those of the architecture's size, others resized by the usual rule.
         device: "auto" (CUDA, else Apple's MPS, else the CPU), or the name of a device that must exist.
         folder: The folder that all of this was read from.
-        backend: "torch" on any device; or "openvino", which is faster on some CPUs (`latent-obs[openvino]`).
-        precision: "float32"; or "bfloat16", for processors and GPUs that compute faster in it: a latent then differs by
-            up to `BFLOAT16_TOLERANCE` of the largest one.
+        backend: "torch" on any device; "openvino", on CPUs (`latent-obs[openvino]`); or "auto", the faster one of
+            those installed, measured for some tens of milliseconds the first time that a process needs it.
+        precision: "float32", which is "auto"; or "bfloat16", for processors and GPUs that compute faster in it: latents
+            then differ by up to `BFLOAT16_TOLERANCE` of the largest one.
 
     Attributes:
         architecture: Layers of the encoder; None for a module from elsewhere (`from_module`).
         provenance: Where it came from.
         latent_dim: Number of values in a latent.
+        backend: "torch" or "openvino", whichever was chosen.
+        precision: "float32" or "bfloat16".
+
+    Warns:
+        UserWarning: The backend or precision that was asked for is slower here than the plain one; with the times.
 
     Raises:
         InputError: Backend or precision are unknown, or do not go with the device.
@@ -78,25 +83,20 @@ class FrozenEncoder:
         *,
         device: str | torch.device = "auto",
         folder: EncoderFolder | None = None,
-        backend: Backend = "torch",
-        precision: Precision = "float32",
+        backend: Backend = "auto",
+        precision: Precision = "auto",
     ) -> None:
         self.architecture, self._folder = architecture, folder
         self.contract = contract or PixelContract(*architecture.img_shape)
         self.latent_dim = architecture.latent_dim
         self.provenance: dict[str, Any] = dict(folder.provenance) if folder else {}
         self.device = _device_for(device, backend, precision)
-        self.backend: Backend = backend
-        self.precision: Precision = precision
         self._process = os.getpid()
         network = _build(Encoder, architecture, weights, self.device)
         self._network: Any = network  # the definition
-        self._compute: Callable[[Tensor], Tensor]  # the same, faster: uint8 (N, h, w, c) to float32 (N, latent_dim)
-        if backend == "openvino":
-            self._compute = OpenVinoNetwork(FoldedEncoder(network), self.contract.shape, _DTYPES[precision])
-        else:
-            folded = FoldedEncoder(network, _DTYPES[precision])
-            self._compute = pack_layers(folded, self.contract.shape) if self.device.type == "cpu" else folded
+        build, requested = self._faster_form, candidates(backend, precision, self.device)
+        way, self._compute = choose(build, requested, self.contract.shape, architecture)
+        self.backend, self.precision = way
 
     @classmethod
     def load(
@@ -104,8 +104,8 @@ class FrozenEncoder:
         folder: str | os.PathLike[str],
         device: str | torch.device = "auto",
         *,
-        backend: Backend = "torch",
-        precision: Precision = "float32",
+        backend: Backend = "auto",
+        precision: Precision = "auto",
     ) -> "FrozenEncoder":
         """Load an encoder folder, and check that it gives the latents that it promises; settings as for the class.
 
@@ -121,6 +121,7 @@ class FrozenEncoder:
         """
         settings: dict[str, Any] = {"backend": backend, "precision": precision}
         settings["device"] = _device_for(device, **settings)
+        precision = candidates(backend, precision, settings["device"])[0].precision
         read = read_encoder_folder(folder)
         try:
             encoder = cls(read.architecture, read.encoder, read.contract, folder=read, **settings)
@@ -136,7 +137,7 @@ class FrozenEncoder:
                     f"latents in {precision} differ from those in float32 by {difference:.1e} of their range, "
                     f"{BFLOAT16_TOLERANCE:.0e} is allowed: use precision='float32' with this encoder"
                 )
-        return encoder
+        return encoder._warned(backend)
 
     @classmethod
     def random(
@@ -145,14 +146,28 @@ class FrozenEncoder:
         *,
         seed: int = 0,
         device: str | torch.device = "auto",
-        backend: Backend = "torch",
-        precision: Precision = "float32",
+        backend: Backend = "auto",
+        precision: Precision = "auto",
     ) -> "FrozenEncoder":
         """An encoder with random weights that never trained: a baseline for a trained one."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             weights = Encoder(architecture).float().state_dict()
-        return cls(architecture, weights, device=device, backend=backend, precision=precision)
+        return cls(architecture, weights, device=device, backend=backend, precision=precision)._warned(backend)
+
+    def _warned(self, asked: Backend) -> "FrozenEncoder":
+        if self.device.type == "cpu" and (asked != "auto" or self.precision != "float32"):
+            way: Any = (self.backend, self.precision)
+            warn_if_slow(self._faster_form, Way(*way), self.contract.shape, self.architecture)
+        return self
+
+    def _faster_form(self, way: Way) -> Callable[[Tensor], Tensor]:
+        """What computes the same as the network: from uint8 (N, h, w, c) to float32 (N, latent_dim)."""
+        dtype = _DTYPES[way.precision]
+        if way.backend == "openvino":
+            return OpenVinoNetwork(FoldedEncoder(self._network), self.contract.shape, dtype)
+        folded = FoldedEncoder(self._network, dtype)
+        return pack_layers(folded, self.contract.shape) if self.device.type == "cpu" else folded
 
     @classmethod
     def from_module(
@@ -163,7 +178,7 @@ class FrozenEncoder:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         device: str | torch.device = "auto",
-        precision: Precision = "float32",
+        precision: Precision = "auto",
         name: str | None = None,
     ) -> "FrozenEncoder":
         """Any torch module as a frozen encoder: a network of your own, a torchvision or timm backbone.
@@ -186,9 +201,12 @@ class FrozenEncoder:
             raise InputError(f"contract must be a PixelContract, got {contract!r}")
         encoder = cls.__new__(cls)
         encoder.contract, encoder.provenance = contract, {"module": name or type(module).__name__}
-        encoder.backend, encoder.precision, encoder._process = "torch", precision, os.getpid()
+        encoder.backend, encoder.precision = candidates("torch", precision, torch.device("cpu"))[0]
+        encoder._process = os.getpid()
         encoder.device = _device_for(device, "torch", precision)
-        network = _freeze(ForeignNetwork(module, contract.channels, mean, std, _DTYPES[precision]), encoder.device)
+        network = _freeze(
+            ForeignNetwork(module, contract.channels, mean, std, _DTYPES[encoder.precision]), encoder.device
+        )
         encoder.latent_dim = network.measure(contract)
         encoder._network = encoder._compute = network
         return encoder
@@ -301,14 +319,14 @@ class FrozenEncoder:
 
     def __repr__(self) -> str:
         source = self.path or self.provenance.get("module", "random weights")
-        how = "".join(f", {name}" for name in (self.backend, self.precision) if name not in ("torch", "float32"))
+        how = "".join(f", {name}" for name in (self.backend, self.precision) if name not in PLAIN)
         return f"FrozenEncoder({source}, {self.contract.shape} -> {self.latent_dim}, device={str(self.device)!r}{how})"
 
 
 def _device_for(device: str | torch.device, backend: str, precision: str) -> torch.device:
     """The device, where backend and precision can compute on it; "auto" is the CPU for OpenVINO."""
     check_choice("backend", backend, get_args(Backend))
-    check_choice("precision", precision, _DTYPES)
+    check_choice("precision", precision, get_args(Precision))
     if backend == "openvino":
         if str(device).split(":")[0] not in ("auto", "cpu"):
             raise InputError(f"backend 'openvino' computes on the CPU, got device {str(device)!r}: use backend='torch'")
@@ -325,6 +343,13 @@ def _build(
         network = kind(architecture).float()  # whatever torch's default dtype is
     network.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()}, strict=True)
     return _freeze(network, device)
+
+
+def encoding_times(architecture: Architecture) -> dict[Way, float]:
+    """Milliseconds in which this processor encodes 8 frames by an untrained network, in every way that is installed."""
+    encoder, cpu = FrozenEncoder.random(architecture, device="cpu", backend="torch"), torch.device("cpu")
+    ways = candidates("auto", "float32", cpu) + candidates("auto", "bfloat16", cpu)
+    return milliseconds({way: encoder._faster_form(way) for way in ways}, architecture.img_shape)
 
 
 def _freeze(network: Network, device: torch.device) -> Network:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.pixels import Frames, PixelContract
 from latent_obs.util.atomic import atomic_write
-from latent_obs.util.errors import EncoderFolderError, InputError, check_count
+from latent_obs.util.errors import EncoderFolderError, InputError, check_count, parse_json
+from latent_obs.util.npy import map_npy
 
 FORMAT = {"format": "latent-obs-pca", "format_version": "1"}
 #: Frames spread less than one step of one pixel along some directions: that is rounding, not content. Anything divided
@@ -177,7 +178,7 @@ def fit_pca_of_folder(folder: str | os.PathLike[str], latent_dim: int, contract:
     frames: list[Frames] = []
     for file in files:
         try:
-            frames.append(np.load(file, mmap_mode="r", allow_pickle=False))
+            frames.append(map_npy(file))
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be read as a .npy file: {error}") from None
     provenance = {"folder": str(folder), "files": [file.name for file in files]}
@@ -210,14 +211,15 @@ def read_pca(path: str | os.PathLike[str]) -> PCA:
             raise InputError(f"it has {found}, expected {FORMAT}")
         if set(arrays) != set(_ARRAYS) or described.pop("sha256", None) != _checksum(arrays, described):
             raise InputError("it is damaged: its content does not fit its checksum. Make it again")
-        contract = PixelContract.from_json(json.loads(described["pixels"]))
+        contract = PixelContract.from_json(parse_json(described["pixels"], dict[str, Any], "pixels"))
         size, count = int(np.prod(contract.shape)), len(arrays["spread"])
         shapes = {"centre": (size,), "components": (count, size), "spread": (count,), "explained": (count,)}
         wrong = [name for name, array in arrays.items() if array.shape != shapes[name] or not np.isfinite(array).all()]
         if wrong or not np.allclose(arrays["components"] @ arrays["components"].T, np.eye(count), atol=1e-4):
             names = ", ".join(wrong or ["components"])
             raise InputError(f"{names} must be finite numbers of shapes {shapes}, components orthonormal")
-        return PCA(contract, **arrays, provenance=json.loads(described["provenance"]))
+        provenance = parse_json(described["provenance"], dict[str, Any], "provenance")
+        return PCA(contract, **arrays, provenance=provenance)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise EncoderFolderError(f"{path} cannot be used as a file of principal components: {error}") from None
 

@@ -108,7 +108,7 @@ class LatentStatistics:
         bands = cls(
             mean=z.mean(axis=0),
             std=z.std(axis=0),
-            quantiles=np.quantile(z, LEVELS, axis=0),
+            quantiles=np.quantile(z, LEVELS, axis=0).astype(np.float32),
             distance_quantiles=np.zeros(len(LEVELS), np.float32),
             frames=(len(z), len(other)),
             reconstruction_mean=max(float(part.mean()) for part in errors) if errors else None,

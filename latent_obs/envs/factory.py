@@ -5,8 +5,10 @@ Needs no torch until an encoder is loaded: worker processes import this module.
 
 import contextlib
 import difflib
+import importlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -15,16 +17,19 @@ from typing import Any, Literal, Unpack, get_args
 
 import gymnasium as gym
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, _find_spec  # pyright: ignore[reportPrivateUsage]
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import AddRenderObservation
 
+from latent_obs.actions import plain_actions
+from latent_obs.envs.border import OLD_API, own
 from latent_obs.envs.faults import LastRealFrame, RestartOnFault
-from latent_obs.envs.old_gym import OldGymEnv, is_old_gym
+from latent_obs.envs.old_gym import OldGymEnv, SeedByHand, ignores_seed, is_old_gym
 from latent_obs.envs.workers import ProcessVectorEnv
 from latent_obs.minerl.client import is_minerl as is_minerl_env
-from latent_obs.minerl.env import adapt_minerl, register_minerl
+from latent_obs.minerl.env import MineRLEnv, adapt_minerl, make_minerl, register_minerl
 from latent_obs.minerl.installation import MINERL, minerl_version
-from latent_obs.pixels import PixelContract
+from latent_obs.pixels import PixelContract, is_nested
 from latent_obs.util.errors import InputError, LatentObsError, check_choice, check_count, require
 from latent_obs.wrappers.features import FeatureObservation, needs_features
 from latent_obs.wrappers.observation import ContractObservation, EncoderLike, OptionsDict, encoders_by_key
@@ -42,6 +47,7 @@ def make(
     *,
     num_envs: int | None = None,
     vectorization: Vectorization = "sync",
+    render: bool = False,
     **kwargs: Any,
 ) -> Any:
     """Make an environment whose pixels are mean latent vectors; with `num_envs`, several, encoded in one call per step.
@@ -50,11 +56,13 @@ def make(
     a step costs its episode, and is made anew (`RestartOnFault`).
 
     Args:
-        env_id: A registered Gymnasium id; ViZDoom's ("VizdoomBasic-v1") and MineRL's are registered first.
+        env_id: A registered Gymnasium id, or "module:id" as `gymnasium.make` takes it; ViZDoom's ("VizdoomBasic-v1")
+            and MineRL's are registered first.
         encoder: An encoder folder, or a loaded `FrozenEncoder`; or several, as in `LatentObservation`.
         num_envs: How many environments; None makes a single one, not a vector.
         vectorization: "sync" (all in this process) or "async" (a process each) gives a vector environment of
             Gymnasium's, "sb3-sync" or "sb3-async" one of Stable-Baselines3's.
+        render: Observe the picture that the environment draws (CartPole's, say) in place of its own observation.
         **kwargs: The fields of `ObservationOptions` (`flatten` is True by default for MineRL) and, for Gymnasium's
             vectors, `autoreset_mode`. All others are passed to `gymnasium.make`, such as ``frame_skip=4``, or
             ``port=9000`` for a MineRL game that runs already: in a vector the other games have the ports after it.
@@ -83,6 +91,7 @@ def make(
         check_count("num_envs", num_envs)
         check_choice("vectorization", vectorization, get_args(Vectorization))
     encoder = _loaded(encoder, options)
+    kwargs["render"] = render
     if num_envs is not None:
         return _make_vector(env_id, encoder, num_envs, vectorization, options, kwargs)
     env = make_pixel_env(env_id, **kwargs)
@@ -97,16 +106,18 @@ def wrap(env: Any, encoder: EncoderLike, **options: Unpack[OptionsDict]) -> Late
     """Wrap an environment in hand, of Gymnasium or of the old Gym (MineRL's own among them).
 
     Options and errors as in `make`. An old environment is adapted first: `OldGymEnv`, or all that `make_minerl` does.
+    One of ViZDoom's gets what `make_pixel_env` puts around it.
     """
     encoder = _loaded(encoder, options)
-    is_minerl = is_minerl_env(env) and minerl_version() == MINERL
-    if is_minerl:
+    if is_minerl_env(env) and minerl_version() == MINERL:
         env = adapt_minerl(env)
     elif is_old_gym(env):
         env = OldGymEnv(env)
+    env = _adapted(env)
     flatten = options.get("flatten")
-    options["flatten"] = flatten = is_minerl if flatten is None else flatten
-    if not options.get("latent_only") and (flatten or needs_features(env.observation_space)):
+    options["flatten"] = flatten = isinstance(env.unwrapped, MineRLEnv) if flatten is None else flatten
+    space = env.observation_space
+    if is_nested(space) or (not options.get("latent_only") and (flatten or needs_features(space))):
         env = FeatureObservation(env, pixel_key=options.get("pixel_key"), grouped=flatten)
     return LatentObservation(env, encoder, **options)
 
@@ -132,13 +143,14 @@ def _make_vector(
     # One size is enough for one image; otherwise, and where the picture itself is wanted, frames are not resized.
     contracts = [one.contract for one in encoder] if isinstance(encoder, tuple) else []
     contract = contracts[0] if len(set(contracts)) == 1 and not options.get("keep_pixels") else None
-    pixel_key, flatten = options.get("pixel_key"), options["flatten"]
-    latent_only = contract is not None and options.get("latent_only", False)
+    how: dict[str, Any] = {"pixel_key": options.get("pixel_key"), "flatten": options["flatten"]}
+    how["latent_only"] = contract is not None and options.get("latent_only", False)
+    how["for_sb3"] = vectorization.startswith("sb3")
 
     def make_small_frames(make_one: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
         env = make_one()
         try:
-            env = as_small_frames(env, contract, pixel_key=pixel_key, latent_only=latent_only, flatten=flatten)
+            env = as_small_frames(env, contract, **how)
             if contract is not None:
                 env.get_wrapper_attr("reader").refuse_blur()  # the process that encodes sees resized frames only
             return env
@@ -147,8 +159,9 @@ def _make_vector(
             raise
 
     makers: list[Any] = []
+    numbered = is_minerl_id(env_id) and isinstance(kwargs.get("port"), int)
     for number in range(num_envs):
-        if number and is_minerl_id(env_id) and isinstance(kwargs.get("port"), int):
+        if number and numbered:
             kwargs = {**kwargs, "port": kwargs["port"] + 1}  # each game that runs already has a port of its own
         makers.append(partial(make_small_frames, env_maker(env_id, **kwargs)))
     if vectorization == "sync":
@@ -176,42 +189,106 @@ def _make_vector(
         raise
 
 
-def make_pixel_env(env_id: str | EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Make a registered environment, with its observations unchanged.
+def make_pixel_env(env_id: str | EnvSpec, *, render: bool = False, **kwargs: Any) -> gym.Env[Any, Any]:
+    """Make a registered environment, with its observations unchanged, but in memory that it does not use again.
 
-    ViZDoom's environments are registered first, and get `LastRealFrame`. MineRL's are registered too, with actions that
-    Stable-Baselines3 takes; `make_minerl` has their arguments.
+    ViZDoom's environments get `LastRealFrame`. MineRL's have actions that Stable-Baselines3 takes; `make_minerl` has
+    their arguments. Both are known by what is registered, whatever its name.
+
+    Args:
+        env_id: Its id, or what is registered under it.
+        render: Observe the picture that the environment draws in place of its own observation.
+        **kwargs: Arguments of `gymnasium.make`.
 
     Raises:
-        InputError: No environment of this name is registered, or it does not take these arguments.
+        InputError: No environment of this name is registered, it does not take these arguments, it draws no picture
+            (`render`), or it has the API of the old Gym.
         MissingExtraError: ViZDoom or MineRL was asked for and is not installed.
     """
-    name = env_id.id if isinstance(env_id, EnvSpec) else env_id
-    is_vizdoom = name.startswith("Vizdoom")
-    if is_vizdoom:
-        require("vizdoom.gymnasium_wrapper", extra="vizdoom", purpose=f"make {name}")
-    elif is_minerl_id(name):
-        register_minerl()
+    spec = find_spec(env_id)
+    if render:
+        kwargs = {"render_mode": "rgb_array", **kwargs}
     try:
-        env = gym.make(env_id, **kwargs)
+        env = gym.make(spec, **kwargs)
     except LatentObsError:
         raise
-    except gym.error.UnregisteredEnv as error:  # an unknown name, namespace or version
+    except (gym.error.Error, ImportError, TypeError, ValueError, RuntimeError) as error:
+        if "gymnasium.Env" in str(error):  # "Gym is incompatible …", "The environment must inherit from …"
+            raise InputError(f"env {spec.id} cannot be made by its id: {OLD_API}") from error
+        raise InputError(f"{spec.id} could not be made with the arguments {kwargs}: {error}") from error
+    return _adapted(_with_picture(env, spec.id) if render else env)
+
+
+def find_spec(env_id: str | EnvSpec) -> EnvSpec:
+    """Find what is registered under an id, with or without the module that registers it, or without a version.
+
+    ViZDoom's and MineRL's environments are registered first where the id is one of theirs.
+
+    Raises:
+        InputError: Nothing is registered under it, or its module cannot be imported.
+        MissingExtraError: ViZDoom or MineRL was asked for and is not installed.
+    """
+    if isinstance(env_id, EnvSpec):
+        return env_id
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        if name not in gym.registry and name.startswith("Vizdoom"):
+            require("vizdoom.gymnasium_wrapper", extra="vizdoom", purpose=f"make {name}")
+        elif name not in gym.registry and name.startswith("MineRL"):
+            register_minerl()
+        return _find_spec(name)
+    except LatentObsError:
+        raise
+    except gym.error.Error as error:  # an unknown name, namespace or version
         near = difflib.get_close_matches(name, list(gym.registry), n=4, cutoff=0.5)
         hint = f"Did you mean {', '.join(near)}?" if near else "gymnasium.pprint_registry() lists those there are"
         raise InputError(f"no environment {name!r} is registered ({error}). {hint}") from None
-    except (gym.error.Error, ImportError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} could not be made with the arguments {kwargs}: {error}") from error
-    if is_vizdoom:
-        # The engine writes its settings into the current folder, several games over each other; they are not needed.
-        env.get_wrapper_attr("game").set_doom_config_path(os.devnull)
-        env = LastRealFrame(_GameOfItsOwn(env))
-    return env
+    except (ImportError, TypeError) as error:
+        raise InputError(f"env: module {module!r} of {env_id!r} cannot be imported ({error})") from error
 
 
 def is_minerl_id(env_id: str) -> bool:
-    """Whether an environment id is one of MineRL's."""
-    return env_id.startswith("MineRL")
+    """Whether an environment is one of MineRL's: by what is registered, or by its name where nothing is."""
+    try:
+        entry = find_spec(env_id).entry_point
+    except LatentObsError:
+        return env_id.rpartition(":")[2].startswith("MineRL")
+    return entry is make_minerl or entry in ("latent_obs:make_minerl", f"{make_minerl.__module__}:make_minerl")
+
+
+def is_vizdoom(env: gym.Env[Any, Any]) -> bool:
+    """Whether an environment is one of ViZDoom's, under whatever name it was registered."""
+    module = sys.modules.get("vizdoom.gymnasium_wrapper.base_gymnasium_env")  # not imported: then it is none
+    return module is not None and isinstance(env.unwrapped, module.VizdoomEnv)
+
+
+def has_layer(env: gym.Env[Any, Any], kind: type[gym.Env[Any, Any]]) -> bool:
+    """Whether an environment, or one that it wraps, is of this class."""
+    while not isinstance(env, kind) and isinstance(env, gym.Wrapper):
+        env = env.env
+    return isinstance(env, kind)
+
+
+def _adapted(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Put around an environment what its kind needs."""
+    if not (isinstance(env, gym.Env) and is_vizdoom(env)):
+        env = own(env)
+    elif not has_layer(env, LastRealFrame):
+        # The engine writes its settings into the current folder, several games over each other; they are not needed.
+        env.get_wrapper_attr("game").set_doom_config_path(os.devnull)
+        env = LastRealFrame(_GameOfItsOwn(env))
+    return SeedByHand(env) if ignores_seed(env) and not has_layer(env, SeedByHand) else env
+
+
+def _with_picture(env: gym.Env[Any, Any], name: str) -> gym.Env[Any, Any]:
+    """An environment that observes what it draws."""
+    try:
+        return AddRenderObservation(env)
+    except Exception as error:
+        env.close()
+        raise InputError(f"render: {name} draws no picture with render_mode='rgb_array' ({error})") from error
 
 
 class _GameOfItsOwn(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -241,18 +318,24 @@ def env_maker(env_id: str, **kwargs: Any) -> Callable[[], gym.Env[Any, Any]]:
 
     The worker need not know the name: what this process has registered under it comes along.
     """
-    if is_minerl_id(env_id):
-        return partial(make_pixel_env, env_id, **kwargs)  # restarts by itself
-    spec = None if env_id.startswith("Vizdoom") else gym.registry.get(env_id)
-    return partial(_make_with_restarts, partial(make_pixel_env, spec or env_id, **kwargs))
+    return partial(_make_with_restarts, partial(make_pixel_env, find_spec(env_id), **kwargs))
 
 
 def _make_with_restarts(make_one: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
-    return RestartOnFault(make_one(), remake=make_one, most_in_a_row=3)
+    env = make_one()
+    # MineRL's restart by themselves.
+    return env if has_layer(env, RestartOnFault) else RestartOnFault(env, remake=make_one, most_in_a_row=3)
 
 
 def as_small_frames(
-    env: gym.Env[Any, Any], contract: PixelContract | None, *, pixel_key: str | None, latent_only: bool, flatten: bool
+    env: gym.Env[Any, Any],
+    contract: PixelContract | None,
+    *,
+    pixel_key: str | None,
+    latent_only: bool,
+    flatten: bool,
+    for_sb3: bool = False,
+    step_limit: int | None = None,
 ) -> gym.Env[Any, Any]:
     """Resize the frames of an environment for an encoder in another process.
 
@@ -262,12 +345,20 @@ def as_small_frames(
         pixel_key: Entry of a Dict observation that holds the pixels; None if only one fits.
         latent_only: Drop every other entry.
         flatten: The other entries will be joined to the latent, as one vector.
+        for_sb3: Take the actions that Stable-Baselines3 sends (`plain_actions`).
+        step_limit: Steps of an episode in an environment that has no `TimeLimit`.
 
     Raises:
         InputError: The environment has no pixels that the contract can read.
     """
-    if not latent_only and (flatten or needs_features(env.observation_space)):
+    if step_limit is not None and not has_layer(env, gym.wrappers.TimeLimit):
+        env = gym.wrappers.TimeLimit(env, step_limit)
+    if for_sb3:
+        env = plain_actions(env)
+    space = env.observation_space
+    if is_nested(space) or (not latent_only and (flatten or needs_features(space))):
         env = FeatureObservation(env, pixel_key=pixel_key, grouped=flatten)
         space = env.observation_space
-        latent_only = flatten and isinstance(space, spaces.Dict) and len(space.spaces) == 1  # nothing is left to join
+        if flatten and isinstance(space, spaces.Dict) and len(space.spaces) == 1:
+            latent_only = True  # nothing is left to join
     return env if contract is None else ContractObservation(env, contract, pixel_key=pixel_key, latent_only=latent_only)

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from latent_obs.envs.border import own
 from latent_obs.util.errors import GameFaultError, GameLostError, InputError, LatentObsError, check_count
 
 _log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
     ) -> None:
         arguments: dict[str, Any] = {"most_in_a_row": most_in_a_row, "first_pause_s": first_pause_s}
         gym.utils.RecordConstructorArgs.__init__(self, remake=remake, **arguments)
-        gym.Wrapper.__init__(self, env)
+        gym.Wrapper.__init__(self, own(env))
         check_count("most_in_a_row", most_in_a_row)
         if not 0 <= first_pause_s <= _LONGEST_PAUSE_S:
             raise InputError(f"first_pause_s must be from 0 to {_LONGEST_PAUSE_S:g} seconds, got {first_pause_s}")
@@ -84,7 +85,7 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
                     with contextlib.suppress(Exception):
                         self.env.close()
                     try:
-                        self.env = self.remake()
+                        self.env = own(self.remake())
                     except Exception as error:
                         raise GameFaultError(f"it could not be made anew: {error}") from error
                     if seed is None and self._seed is not None:  # another one for each new environment
@@ -140,7 +141,7 @@ class LastRealFrame(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
-        gym.Wrapper.__init__(self, env)
+        gym.Wrapper.__init__(self, own(env))
         self._last: Any = None
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:

@@ -4,9 +4,14 @@ Old spaces, MineRL's own kinds among them, are recognized by the names of their 
 gym: any version of it works.
 """
 
+import contextlib
+import dis
 import inspect
+import logging
 import operator
-from collections.abc import Callable, Mapping, Sequence
+import pickle
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,11 +22,21 @@ from numpy.typing import NDArray
 
 from latent_obs.util.errors import InputError, check_choice, check_count
 
+_log = logging.getLogger(__name__)
 
-def is_old_gym(env: object) -> bool:
-    """Whether something is an environment, and not one of Gymnasium's."""
+
+def is_old_gym(env: Any) -> bool:
+    """Whether something is an environment, and not one of Gymnasium's; a class of Gymnasium's may have the old API."""
     parts = ("reset", "step", "observation_space", "action_space")
-    return not isinstance(env, gym.Env | type) and all(hasattr(env, part) for part in parts)
+    if isinstance(env, gym.Wrapper | type) or not all(hasattr(env, part) for part in parts):
+        return False
+    return not (isinstance(env, gym.Env) and takes_seed(env.reset))
+
+
+def takes_seed(reset: Any) -> bool:
+    """Whether a `reset` has the seed among its parameters, as Gymnasium's have."""
+    parameters = inspect.signature(reset).parameters
+    return "seed" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 class OldGymEnv(gym.Env[Any, Any]):
@@ -31,6 +46,7 @@ class OldGymEnv(gym.Env[Any, Any]):
       within `time_limit_slack` steps of the specification's limit) is a truncation, any other end a termination.
     - Spaces are converted, MineRL's Enum, DiscreteRange and Text among them; frames are fresh, contiguous and writable.
     - Actions outside the space raise before the old environment sees them.
+    - A seed goes to the old environment's `reset` or `seed`; where neither takes one, `seeded_by_hand` seeds it.
 
     Args:
         env: The old environment.
@@ -47,8 +63,12 @@ class OldGymEnv(gym.Env[Any, Any]):
     def __init__(
         self, env: Any, *, render_mode: str | None = None, seed_every_reset: bool = False, time_limit_slack: int = 0
     ) -> None:
-        if not is_old_gym(env):
-            raise InputError(f"env must be an environment of the old Gym API, with reset, step and spaces; got {env}")
+        # One of Gymnasium's may be half old: its `reset` takes a seed, and returns the observation alone.
+        if not is_old_gym(env) and (not isinstance(env, gym.Env) or isinstance(env, gym.Wrapper)):
+            raise InputError(
+                f"env must be an environment of the old Gym API, with reset, step and spaces, beneath Gymnasium's "
+                f"wrappers; got {env}"
+            )
         self.time_limit_slack = check_count("time_limit_slack", time_limit_slack, at_least=0)
         self.gym_env = env
         old = dict(getattr(env, "metadata", None) or {})  # under the names of several versions
@@ -82,11 +102,19 @@ class OldGymEnv(gym.Env[Any, Any]):
             seed = int(self.np_random.integers(2**31))
         self._elapsed = None
         keywords: dict[str, Any] = {"options": options} if options else {}
+        by_hand: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if seed is not None and "seed" in takes:
             keywords["seed"] = seed
-        elif seed is not None and callable(getattr(self.gym_env, "seed", None)):
-            self.gym_env.seed(seed)
-        observation, info = self._begin(keywords)
+        elif seed is not None:
+            method = getattr(self.gym_env, "seed", None)
+            if callable(method):
+                method(seed)
+            # That of the oldest gym.Env, which its wrappers call, does nothing.
+            method = getattr(getattr(self.gym_env, "unwrapped", self.gym_env), "seed", None)
+            if not callable(method) or method.__module__ == "gym.core":
+                by_hand = seeded_by_hand(self.gym_env, seed)
+        with by_hand:
+            observation, info = self._begin(keywords)
         self._elapsed = 0
         if self.render_mode == "human":
             self.render()
@@ -141,6 +169,73 @@ class OldGymEnv(gym.Env[Any, Any]):
         env, self.gym_env = self.gym_env, _Closed()
         self._elapsed = None
         env.close()
+
+
+@contextlib.contextmanager
+def seeded_by_hand(env: Any, seed: int) -> Iterator[None]:
+    """Seed an environment that takes no seed, for its next reset: whatever of it can be seeded from outside.
+
+    These are the random generators and the seeds among its attributes, and the global generators of numpy and Python,
+    which all environments of this process share. If there are no such attributes, and the reset draws from none of
+    these generators, a warning is logged, once for a class.
+    """
+    has_own, layer = False, env
+    while layer is not None:
+        env, inside = layer, getattr(layer, "__dict__", {})
+        for name, value in list(inside.items()):
+            if isinstance(value, np.random.Generator):
+                value.bit_generator.state = type(value.bit_generator)(seed).state  # pyright: ignore[reportCallIssue]
+            elif isinstance(value, np.random.RandomState | random.Random):
+                value.seed(seed)
+            elif name in ("_seed", "seed") and (value is None or isinstance(value, int | np.integer)):
+                setattr(layer, name, seed)
+                if "_episode" in inside:
+                    layer._episode = 0  # Crafter draws a world by both
+            else:
+                continue
+            has_own = True
+        layer = inside.get("env")
+    if isinstance(env, gym.Env):
+        gym.Env.reset(env, seed=seed)  # seeds `np_random`
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    before = _random_state(env)
+    yield
+    if not has_own and type(env) not in _UNSEEDED and before == _random_state(env):
+        _UNSEEDED.add(type(env))
+        what = "%s takes no seed, and its reset draws from no generator known here: equal seeds may give other episodes"
+        _log.warning(what, type(env).__name__)
+
+
+_UNSEEDED: set[type] = set()  # that were warned of
+
+
+def _random_state(env: Any) -> bytes:
+    own = env.np_random.bit_generator.state if isinstance(env, gym.Env) else None
+    return pickle.dumps((random.getstate(), np.random.get_state(), own))  # noqa: NPY002
+
+
+class SeedByHand(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Seed a Gymnasium environment whose `reset` does not use its seed (`ignores_seed`), by `seeded_by_hand`."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset; a seed is given by hand first."""
+        with contextlib.nullcontext() if seed is None else seeded_by_hand(self.env.unwrapped, seed):
+            return self.env.reset(seed=seed, options=options)
+
+
+def ignores_seed(env: gym.Env[Any, Any]) -> bool:
+    """Whether the `reset` of an environment has an argument `seed` that its code never reads."""
+    code = getattr(inspect.unwrap(type(env.unwrapped).reset), "__code__", None)
+    if code is None or "seed" not in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+        return False
+    # From Python 3.13 one instruction may load two variables.
+    used = [(i.opname, i.argval if isinstance(i.argval, tuple) else (i.argval,)) for i in dis.get_instructions(code)]
+    return not any("seed" in names for operation, names in used if operation != "DELETE_FAST")
 
 
 class _Closed:
@@ -224,7 +319,7 @@ def convert_space(old: Any, what: str = "space") -> Converted:
     Raises:
         InputError: It is of another kind.
     """
-    names = [kind.__name__ for kind in type(old).__mro__]
+    names = [kind.__name__.removesuffix("Space") for kind in type(old).__mro__]  # Crafter's, where there is no gym
     for name, convert in _KINDS.items():
         if name in names:
             return convert(old, what)
@@ -268,7 +363,7 @@ def _numbers(old: Any, what: str) -> Converted:
         space = spaces.MultiDiscrete(np.asarray(old.nvec))
         low, high = 0, space.nvec - 1
     elif hasattr(old, "low"):
-        low, high = (np.asarray(bound, old.dtype) for bound in (old.low, old.high))
+        low, high = (np.broadcast_to(np.asarray(bound, old.dtype), old.shape) for bound in (old.low, old.high))
         space = spaces.Box(low, high, tuple(old.shape), np.dtype(old.dtype).type)
     else:
         space = spaces.MultiBinary(old.n)
@@ -364,7 +459,8 @@ def _nested(old: Any, what: str) -> Converted:
         if not fits:
             found = sorted(map(str, value)) if isinstance(value, Mapping) else repr(value)
             raise InputError(f"{what} must have the entries {list(inner)}, which its space declares; got {found}")
-        parts = {key: (each.to_old if back else each.from_old)(value[key]) for key, each in inner.items()}
+        entries: Any = value
+        parts = {key: (each.to_old if back else each.from_old)(entries[key]) for key, each in inner.items()}
         return parts if is_dict else tuple(parts.values())
 
     inner_spaces: Any = {key: each.space for key, each in inner.items()}

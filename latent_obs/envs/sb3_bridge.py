@@ -16,6 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.wrappers.vector import NormalizeReward, RecordEpisodeStatistics
 from numpy.typing import NDArray
 
+from latent_obs.envs.border import own_envs_of
 from latent_obs.envs.workers import ProcessVectorEnv
 from latent_obs.util.errors import InputError, require
 from latent_obs.wrappers.vector import VectorLatentObservation
@@ -65,6 +66,7 @@ class GymnasiumVecEnv(VecEnv):
         self.vector_env = vector_env
         self.spec = vector_env.spec  # `VecMonitor` writes its name
         self._mode = _usable_mode(vector_env)
+        own_envs_of(vector_env)
         parts = vector_env.single_observation_space
         if isinstance(parts, spaces.Dict | spaces.Tuple):
             parts = dict(parts.spaces) if isinstance(parts, spaces.Dict) else tuple(parts.spaces)

@@ -23,6 +23,7 @@ import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import _async_worker  # pyright: ignore[reportPrivateUsage]
 
+from latent_obs.envs.border import own
 from latent_obs.util import errors
 
 
@@ -74,7 +75,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
         self.close_grace_s = close_grace_s
         self.parent_pipes, self.processes = [], []
         try:
-            with _main_script_hidden():
+            with main_script_hidden():
                 super().__init__(
                     env_fns,
                     context=start_method or default_start_method(),
@@ -233,7 +234,7 @@ def _work(
 
     failures: Any = SimpleNamespace(put=put)
     try:
-        env = env_fn()
+        env = own(env_fn())
     except Exception as error:
         put((index, type(error), error, traceback.format_exc()))
         pipe.send((None, False))
@@ -260,7 +261,7 @@ def _end_with_parent(grace: float) -> None:
 
 
 @contextlib.contextmanager
-def _main_script_hidden() -> Iterator[None]:
+def main_script_hidden() -> Iterator[None]:
     """Start processes that do not import the main script.
 
     Scripts import torch, which takes seconds and memory in each worker, and those without ``if __name__ ==

@@ -15,6 +15,7 @@ import struct
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -79,7 +80,8 @@ def core_of(client: Any) -> Any:
 
 def is_minerl(client: Any) -> bool:
     """Whether an old environment is one of minerl 0.4's."""
-    return type(getattr(client, "unwrapped", None)).__module__.startswith("minerl.env.")
+    kinds = type(getattr(client, "unwrapped", None)).__mro__
+    return any(kind.__module__.startswith("minerl.env.") for kind in kinds)
 
 
 def noop_vector(task: Any) -> Mapping[str, Any] | None:
@@ -152,6 +154,7 @@ class GameConnection:
         self.client = client
         self.core = core_of(client)
         self.port, self.host = port, host
+        self._release: Any = None  # gives a game of `InstanceManager.add_existing_instance` back
         self.picture_missing = False  # whether the last picture that the game sent was empty
         self.trouble = ""  # what went wrong with the connection last; minerl reports a timeout for anything
         shape: tuple[int, ...] = self.core.observation_space.spaces["pov"].shape
@@ -167,7 +170,16 @@ class GameConnection:
                 raise InputError(f"port must be from 1 to 65535, got {port}")
             _greet(host, port)
         elif not self.core.instances:
-            check_game()
+            pool = _malmo().InstanceManager._instance_pool
+            free = (one for one in pool if one.existing and not one.locked and not one.has_client_socket())
+            added = next(free, None)
+            if added is None:
+                check_game()
+            else:
+                _greet(added.host, added.port)
+                added._acquire_lock(os.getpid())
+                self._release = weakref.finalize(self, added.release_lock)
+                self.port, self.host = added.port, added.host
         self.core._get_new_instance = self._new_instance
         # Minerl would start another game after a failed connection, and forget it.
         self.core._TO_MOVE_handle_frozen_minecraft = lambda _instance: None
@@ -205,6 +217,8 @@ class GameConnection:
         with suppress(Exception), quietly():
             self.client.close()
         self.drop()
+        if self._release is not None:
+            self._release()
 
     def _new_instance(self, port: int | None = None, instance_id: int | None = None) -> Any:
         """Replaces minerl's method: the game on the port, or a new one."""

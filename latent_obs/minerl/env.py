@@ -29,7 +29,7 @@ class MineRLEnv(OldGymEnv):
 
     Args:
         client: What `client.make_client` or minerl's own `gym.make` gave.
-        port: Of a game that runs already; None starts one at the first reset, which needs Java 8 and the built game.
+        port: Of a game that runs already; None as in `make_minerl`.
         host: Where that game runs.
         render_mode: "rgb_array" or "human".
         step_deadline_s: Seconds that a step may take before the game counts as hung.
@@ -138,7 +138,9 @@ def make_minerl(
 
     Args:
         env_id: Such as "MineRLTreechop-v0"; `minerl_specs` has all of them.
-        port: Of a game that runs already. None starts one, which needs Java 8 and the built game (docs/minerl.md).
+        port: Of a game that runs already. None takes one that was given to minerl's
+            `InstanceManager.add_existing_instance` in this process and is free; or starts one, which needs Java 8 and
+            the built game (docs/minerl.md).
         host: Where the game on that port runs.
         actions: "auto": a curated set for the task ("discrete"), or the obfuscated vector ("continuous").
             "multidiscrete", "multidiscrete-linear", "dict" (MineRL's own), or a file of k-means centroids. See

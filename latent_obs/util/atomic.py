@@ -1,9 +1,15 @@
-"""Folders that stay whole: files written at once or not at all, one owner, and a Ctrl-C that lets a step finish."""
+"""Folders that stay whole: written at once or not at all, with one owner, and a Ctrl-C that lets a step finish."""
 
 import contextlib
+import ctypes
+import errno
+import fcntl
 import json
 import os
+import re
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +17,7 @@ from types import FrameType
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from latent_obs.util.errors import InputError
 
@@ -22,19 +29,110 @@ LOCK_FILE = ".lock"
 def atomic_write(path: Path) -> Iterator[Path]:
     """Write to a temporary file that replaces `path` if the block ends without an error, and is removed otherwise.
 
-    It is in the same folder, which is made if needed, and keeps the suffix of `path`.
+    It is in the same folder, which is made if needed, and keeps the suffix of `path`. An error of the system, such as a
+    full disk, is an `OSError` that names `path`, whichever library meets it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Always the same name: what a killed process left is overwritten, and does not pile up.
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        yield temporary
-        temporary.chmod(0o644)  # safetensors makes private files
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
+        with _system_errors_of(path):
+            yield temporary
+            temporary.chmod(0o644)  # safetensors makes private files
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Write to a temporary folder that takes the place of the folder `path` if the block ends without an error.
+
+    It is beside `path`, and removed otherwise. An existing folder is exchanged with it in one step, so that `path` is
+    whole at every moment (on Linux; elsewhere it is missing for an instant). What killed processes left is removed.
+    Errors as for `atomic_write`.
+    """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_folders(path)
+    new = Path(tempfile.mkdtemp(prefix=f".{path.name}.part-", dir=path.parent))
+    lock = os.open(new, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # it is in use: another process does not remove it
+        with _system_errors_of(path):
+            yield new
+            new.chmod(0o755)  # mkdtemp makes private folders, and safetensors private files
+            for file in new.rglob("*"):
+                if file.is_file():
+                    file.chmod(0o644)
+                    with file.open("rb") as written:
+                        os.fsync(written.fileno())
+            if not path.exists():
+                new.rename(path)
+            elif not _exchange(new, path):
+                old = path.with_name(f".{path.name}.old")
+                path.rename(old)
+                try:
+                    new.rename(path)
+                except BaseException:
+                    old.rename(path)
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
+    finally:
+        os.close(lock)
+        shutil.rmtree(new, ignore_errors=True)  # or what was exchanged with it
+
+
+def _remove_left_folders(path: Path) -> None:
+    """Remove the temporary folders of `path` that no process uses; earlier versions had others."""
+    name, random = re.escape(path.name), "[a-z0-9_]{8}"
+    for left in path.parent.iterdir():
+        of_earlier_version = re.fullmatch(rf"\.{name}-{random}", left.name)
+        if not of_earlier_version and not re.fullmatch(rf"\.{name}\.(old|part-{random})", left.name):
+            continue
+        with contextlib.suppress(OSError):  # another process uses it, or has just removed it
+            if of_earlier_version and any(file.name != "new" for file in left.iterdir()):
+                continue
+            descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders in one step; False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
+    if renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+@contextlib.contextmanager
+def _system_errors_of(path: Path) -> Iterator[None]:
+    """Make errors of the system `OSError`s of their kind that name `path`.
+
+    Those of a write name no file, and safetensors hands on their text alone.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+    except SafetensorError as error:
+        if code := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
+        raise
 
 
 def write_json(path: Path, values: Any) -> None:

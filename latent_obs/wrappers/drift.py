@@ -112,7 +112,7 @@ class DriftMonitor:
         self.window, self.least_frames = window, least_frames
         self.share_limit, self.ratio_limit = share_limit, ratio_limit
         self._say = say
-        has_decoder = encoder.path is not None and (encoder.path / "decoder.safetensors").is_file()
+        has_decoder = encoder._folder is not None and encoder._folder.has_decoder
         self._every = reconstruct_every if has_decoder and self.statistics.reconstruction_mean else 0
         if self._every:
             encoder.decode(self.statistics.mean[None])  # loads it now, and not in the middle of an episode

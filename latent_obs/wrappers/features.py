@@ -14,7 +14,7 @@ Box of other numbers                         each divided by its largest bound  
 Box of numbers bounded by 1e9 or more        itself (for VecNormalize)                    location/xpos
 Discrete, Enum                               one-hot                                      weapon=0, type=iron_axe
 MultiDiscrete                                one-hot, one after the other                 keys[0]=0, keys[0]=1, …
-Text                                         nothing: listed in `left_out`                chat
+Text, and other spaces of texts              nothing: listed in `left_out`                chat
 Dict, Tuple                                  its parts, by key or place                   inventory/…, position/0
 Sequence, Graph, OneOf, …                    an InputError
 ===========================================  ===========================================  ==========================
@@ -32,8 +32,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from latent_obs.envs.border import own
 from latent_obs.envs.old_gym import Enum
-from latent_obs.pixels import is_image
+from latent_obs.pixels import is_image, part_at, parts_of
 from latent_obs.util.errors import InputError
 
 Numbers = NDArray[np.float64]
@@ -200,9 +201,7 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
 
     def __init__(self, env: gym.Env[Any, Any], *, pixel_key: str | None = None, grouped: bool = False) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, pixel_key=pixel_key, grouped=grouped)
-        if not isinstance(env, gym.Env):
-            raise InputError(f"env must be a gymnasium.Env, got {env!r}")
-        gym.ObservationWrapper.__init__(self, env)
+        gym.ObservationWrapper.__init__(self, own(env))
         space = env.observation_space
         alone = not isinstance(space, spaces.Dict | spaces.Tuple)
         named = _by_name(space)
@@ -213,7 +212,7 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
         if pixel_key is not None and images[pixel_key].dtype != np.uint8:
             raise InputError(f"pixel_key {pixel_key!r} must name a uint8 Box, got {images[pixel_key]}")
         others = {name: named[name] for name in sorted(named.keys() - images.keys())}
-        self.left_out = tuple(name for name, (_, inner) in others.items() if isinstance(inner, spaces.Text))
+        self.left_out = tuple(name for name, (_, inner) in others.items() if _is_text(inner))
         leaves = {name: _leaf(name, inner) for name, (_, inner) in others.items() if name not in self.left_out}
         if not images and not leaves:
             raise InputError(f"the observation holds neither pixels nor numbers: {space}")
@@ -264,8 +263,8 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
         numbers = np.empty(len(self._divisors))
         try:
             for path, place, read in self._reads:
-                numbers[place] = read(_at(observation, path))
-            entries = {name: _at(observation, path) for name, path in self._images.items()}
+                numbers[place] = read(part_at(observation, path))
+            entries = {name: part_at(observation, path) for name, path in self._images.items()}
         except InputError:
             raise
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
@@ -283,33 +282,22 @@ class FeatureObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Record
 
 
 def _by_name(space: spaces.Space[Any]) -> dict[str, tuple[tuple[Any, ...], Any]]:
-    """The parts that are no Dict or Tuple by their flat names, each with the keys that lead to it."""
-    found: dict[str, tuple[tuple[Any, ...], Any]] = {}
-
-    def collect(part: spaces.Space[Any], path: tuple[Any, ...]) -> None:
-        if isinstance(part, spaces.Dict | spaces.Tuple):
-            for key, inner in part.spaces.items() if isinstance(part, spaces.Dict) else enumerate(part.spaces):
-                collect(inner, (*path, key))
-            return
-        # Without dots, which torch refuses in the names of modules.
-        name = "/".join(map(str, path)).replace(".", "_") or "observation"
-        if name in found:
-            raise InputError(f"two entries of the observation, {found[name][0]} and {path}, are both named {name!r}")
-        found[name] = path, part
-
-    collect(space, ())
-    return found
-
-
-def _at(observation: Any, path: tuple[Any, ...]) -> Any:
-    for key in path:
-        observation = observation[key]
-    return observation
+    """`parts_of` a space by names without dots, which torch refuses in the names of modules."""
+    parts = parts_of(space)
+    named = {name.replace(".", "_"): part for name, part in parts.items()}
+    if len(named) < len(parts):
+        raise InputError(f"two entries of the observation have one name, if its dots are underscores: {sorted(parts)}")
+    return named
 
 
 def _float32(numbers: Numbers) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):  # a float64 beyond the reach of float32 becomes infinite
         return numbers.astype(np.float32)
+
+
+def _is_text(space: spaces.Space[Any]) -> bool:
+    """Whether values are texts, as those of `Text` are and of MiniGrid's own space of missions."""
+    return space.dtype is not None and np.dtype(space.dtype).kind == "U"
 
 
 def _is_pixels(space: spaces.Space[Any], alone: bool) -> bool:

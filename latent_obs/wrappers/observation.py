@@ -5,6 +5,7 @@ The wrappers for one environment, for Gymnasium's vectors and for Stable-Baselin
 """
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,13 +16,25 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from latent_obs.pixels import PixelContract, brief, find_pixel_key
+from latent_obs.envs.border import own
+from latent_obs.pixels import Frames, Layout, PixelContract, brief, find_pixel_key
 from latent_obs.util.errors import InputError, check_count
 from latent_obs.wrappers.features import Slot, lay_out
 
 if TYPE_CHECKING:
     from latent_obs.encoder.frozen import FrozenEncoder
     from latent_obs.wrappers.drift import DriftMonitor
+
+_DOUBTS = 8  # times in a row that something is seen before it is warned of
+_OVERWRITTEN = (
+    "the last picture of every episode is also the first one of the next, as if the environment wrote all pictures "
+    "into one array, in a worker process that resets it before it sends the last one. Put ContractObservation around "
+    "each environment in its worker, or make the vector by latent_obs.make or ProcessVecEnv"
+)
+_BLACK = (
+    "no value is above 1, though the space goes up to 255: to the encoder such pictures are black. Were floats of 0 to "
+    "1 made uint8? Multiply them by 255 before"
+)
 
 Latents = NDArray[np.float32]
 OneEncoder: TypeAlias = "FrozenEncoder | str | os.PathLike[str]"
@@ -88,12 +101,13 @@ class PixelReader:
 
     def __init__(self, space: spaces.Space[Any], contract: PixelContract, pixel_key: str | None = None) -> None:
         self.contract, self.key, self.name = contract, None, "observation"
-        if isinstance(space, spaces.Dict):
-            self.key = find_pixel_key(space, contract, pixel_key)
-            self.name, space = f"observation[{self.key!r}]", space.spaces[self.key]
+        within = space if isinstance(space, spaces.Dict) else None
+        if within is not None:
+            self.key = find_pixel_key(within, contract, pixel_key)
+            self.name, space = f"observation[{self.key!r}]", within.spaces[self.key]
         elif pixel_key is not None:
             raise InputError(f"pixel_key is {pixel_key!r}, but the observation is no Dict: {type(space).__name__}")
-        self.layout = contract.check_space(space, self.name)
+        self.layout: Layout = contract.check_space(space, self.name, within)
         self.shape = space.shape or ()
 
     def refuse_blur(self) -> None:
@@ -131,7 +145,7 @@ class ContractObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.Recor
         latent_only: bool = False,
     ) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, contract=contract, pixel_key=pixel_key, latent_only=latent_only)
-        gym.ObservationWrapper.__init__(self, env)
+        gym.ObservationWrapper.__init__(self, own(env))
         self.reader = PixelReader(env.observation_space, contract, pixel_key)
         self.observation_space = spaces.Box(0, 255, contract.shape, np.uint8)
         self._keeps_entries = self.reader.key is not None and not latent_only
@@ -221,6 +235,7 @@ class ObservationEncoder:
         count = num_envs or 1
         self._past = {key: np.zeros((count, options.history, size), np.float32) for key, size in self._sizes.items()}
         self._starts: NDArray[np.bool_] = np.ones(count, bool)  # whose next observation is the first of an episode
+        self._doubts = {_OVERWRITTEN: 0, _BLACK: 0}  # how often what a warning is about was seen, in a row
         if num_envs is not None:
             for one, numbers in self._calls:
                 one.warm_up([num_envs * len(numbers)])
@@ -251,6 +266,7 @@ class ObservationEncoder:
         """
         finals = finals or {}
         observations = [observation, *finals.values()]
+        count = self.num_envs or 1
         encoded: dict[int, Latents] = {}
         for encoder, numbers in self._calls:
             parts = []
@@ -263,6 +279,8 @@ class ObservationEncoder:
                         raise reader.mismatch(pixels.shape[1:])
                     parts.append(reader.contract.convert(pixels, reader.layout, reader.name))
             frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            if self._doubts:
+                self._doubt(frames[: self.num_envs], dict(zip(finals, frames[count:], strict=False)))
             latents = encoder.encode(frames)
             if self.options.monitor is not None:
                 self.options.monitor.observe(latents, frames)
@@ -279,7 +297,6 @@ class ObservationEncoder:
             images = self._with_history(images, list(finals), new)
 
         shown: list[Any] = []
-        count = self.num_envs or 1
         for place, one in enumerate(observations):
             rows = slice(count) if self.num_envs is not None and place == 0 else count - 1 + place
             latents_of = {key: latents[rows] for key, latents in images.items()}
@@ -294,6 +311,18 @@ class ObservationEncoder:
                     raise InputError(f"observation[{name!r}] has shape {found}, its space declares {box.shape}")
             shown.append(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1, dtype=np.float32))
         return shown[0], dict(zip(finals, shown[1:], strict=True))
+
+    def _doubt(self, frames: Frames, lasts: Mapping[int, Frames]) -> None:
+        """Warn once if frames seem not to be what the game shows, until they have shown that they are."""
+        seen = {_BLACK: int(frames.max()) <= 1 if frames.any() else None}
+        if lasts:
+            seen[_OVERWRITTEN] = all(np.array_equal(frames[i], last) for i, last in lasts.items())
+        for doubt in [doubt for doubt, is_seen in seen.items() if is_seen is not None and doubt in self._doubts]:
+            self._doubts[doubt] += 1
+            if not seen[doubt] or self._doubts[doubt] == _DOUBTS:
+                del self._doubts[doubt]
+                if seen[doubt]:
+                    warnings.warn(f"{self._readers[0].name}: {doubt}", UserWarning, stacklevel=2)
 
     def _with_history(
         self, images: Mapping[str | None, Latents], ended: list[int], new: NDArray[np.bool_] | None

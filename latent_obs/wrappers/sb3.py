@@ -6,6 +6,7 @@ Needs stable-baselines3 (`latent-obs[agents]`).
 import inspect
 from typing import Any, Unpack
 
+from latent_obs.envs.border import own_envs_of
 from latent_obs.util.errors import InputError, require
 from latent_obs.wrappers.observation import EncoderLike, ObservationEncoder, ObservationOptions, OptionsDict
 
@@ -43,6 +44,7 @@ class VecLatentObservation(VecEnvWrapper):
                 f"venv must be a VecEnv of Stable-Baselines3, got {type(venv).__module__}.{type(venv).__name__}; "
                 "LatentObservation wraps one environment, VectorLatentObservation those of gymnasium.vector"
             )
+        own_envs_of(venv)
         space, chosen = venv.observation_space, ObservationOptions(**options)
         # It asks for the index now, while no step is under way in the worker processes.
         self.observation_encoder = ObservationEncoder(space, encoder, chosen, venv.num_envs, lambda: _index_of(venv))

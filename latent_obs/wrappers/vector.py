@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from latent_obs.envs.border import own_envs_of
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.observation import EncoderLike, ObservationEncoder, ObservationOptions, OptionsDict
 
@@ -56,6 +57,7 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
                 "VecLatentObservation those of Stable-Baselines3"
             )
         self.autoreset_mode = _autoreset_mode(venv)
+        own_envs_of(venv)
         space, chosen = venv.single_observation_space, ObservationOptions(**options)
         self.observation_encoder = ObservationEncoder(space, encoder, chosen, venv.num_envs, lambda: _index_of(venv))
         super().__init__(venv)

@@ -61,7 +61,8 @@ def test_an_invalid_value_is_rejected_by_name(name: str):
 
 
 def test_a_batch_of_one_sample_and_a_setting_of_another_algorithm_are_rejected():
-    for samples in ({"n_steps": 1, "batch_size": 2}, {"n_steps": 17, "batch_size": 8}):
+    few: list[dict[str, Any]] = [{"n_steps": 1, "batch_size": 2}, {"n_steps": 17, "batch_size": 8}]
+    for samples in few:
         with pytest.raises(InputError, match="n_steps"):
             AgentConfig(envs=1, **samples)
     with pytest.raises(InputError, match="n_epochs"):

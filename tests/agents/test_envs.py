@@ -24,7 +24,7 @@ from latent_obs.envs.factory import _GameOfItsOwn
 from latent_obs.envs.sb3_bridge import ProcessVecEnv
 from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError
 from tests.support.side_env import SIDE, tiny
-from tests.support.tiny import LATENT_DIM, random_frames
+from tests.support.tiny import LATENT_DIM, picture, random_frames
 
 
 def play(venv: VecEnv, steps: int = 10) -> list[Any]:
@@ -71,6 +71,14 @@ def test_no_worker_imports_torch(encoder: FrozenEncoder, tmp_path: Path):
         venv.close()
 
 
+def test_an_agent_sees_what_the_environment_draws(encoder: FrozenEncoder):
+    env = {"env": "tests.support.stranger_envs:Stranger/Odd-v0", "env_kwargs": {"kind": "numbers"}}
+    with pytest.raises(InputError, match="--render"):
+        make_vec_env(tiny(**env), encoder)
+    venv = make_vec_env(tiny(**env, render=True), encoder)
+    np.testing.assert_allclose(np.asarray(venv.reset())[1], encoder(picture(0, 0)), atol=1e-5)
+
+
 def test_returns_are_those_of_a_monitor_around_each(encoder: FrozenEncoder):
     def episodes(venv: VecEnv) -> list[Any]:
         venv.reset()
@@ -101,11 +109,11 @@ def test_vizdoom_in_two_processes_gives_the_latents_of_its_frames(encoder: Froze
     finally:
         latents.close()
         frames.close()
-    for latent, picture in zip(seen[:1] + seen[1::4], pictures[:1] + pictures[1::4], strict=True):
+    for latent, frame in zip(seen[:1] + seen[1::4], pictures[:1] + pictures[1::4], strict=True):
         assert latent.shape == (2, LATENT_DIM)
         assert latent.dtype == np.float32
-        assert picture.std() > 5  # a game, not a black frame
-        np.testing.assert_allclose(latent, encoder.encode(picture), atol=1e-5)
+        assert frame.std() > 5  # a game, not a black frame
+        np.testing.assert_allclose(latent, encoder.encode(frame), atol=1e-5)
     assert not np.array_equal(seen[0][0], seen[0][1]), "two environments, two seeds"
 
 
@@ -142,6 +150,10 @@ def test_what_a_dict_becomes(encoder: FrozenEncoder):
     [
         ({"env": "CartPole-v1"}, "uint8"),
         ({"env_kwargs": {"actions": "dict"}}, "actions"),
+        ({"env_kwargs": {"actions": "unbounded"}}, "TransformAction"),
+        ({"env_kwargs": {"actions": "whole"}}, "TransformAction"),
+        ({"algorithm": "sac", "env_kwargs": {"actions": "huge"}}, "TransformAction"),
+        ({"algorithm": "recurrent-ppo", "env_kwargs": {"actions": "keys"}}, r"\(ppo\)"),
         ({"algorithm": "qr-dqn", "env_kwargs": {"actions": "multi"}}, "ppo, recurrent-ppo"),
         ({"env": "Syde-v0"}, "Side-v0"),
         ({"env_kwargs": {"color": 3}}, "color"),
@@ -150,7 +162,7 @@ def test_what_a_dict_becomes(encoder: FrozenEncoder):
     ],
 )
 def test_an_unsuitable_environment_is_an_input_error(encoder: FrozenEncoder, settings: dict[str, Any], named: str):
-    off_policy = {"n_steps": None, "n_epochs": None} if settings.get("algorithm") else {}
+    off_policy = {"n_steps": None, "n_epochs": None} if settings.get("algorithm") in ("qr-dqn", "sac") else {}
     with pytest.raises(InputError, match=named):
         make_vec_env(tiny(**off_policy, **settings), encoder)
 

@@ -3,6 +3,7 @@
 The rules of success are compared with the games' own files.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -129,6 +130,32 @@ def test_all_numbers_are_in_the_json():
     assert "2 of 3 episodes, 67%" in three.details()
 
 
+class Endless(SideEnv):
+    """Has no end and no time limit."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return (*super().step(action)[:2], False, False, {})
+
+
+def test_an_environment_without_a_time_limit_is_cut_and_counted(
+    encoder_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("agents.evaluation._MOST_STEPS", 50)
+    gym.register("Endless-v0", entry_point=Endless, disable_env_checker=True)
+    try:
+        config = tiny(env="Endless-v0", encoder=encoder_folder)
+        played = evaluate_random(config, episodes=4)
+        assert (played.lengths, played.cut, played.to_json()["cut"]) == ((50,) * 4, 4, 4)
+        assert "4 episodes cut" in str(played)
+        assert sum("max_episode_steps" in record.message for record in caplog.records) == 1
+        limited = evaluate_random(dataclasses.replace(config, env_kwargs={"max_episode_steps": 60}), episodes=2)
+        assert (limited.lengths, limited.cut) == ((60, 60), 0)
+    finally:
+        del gym.registry["Endless-v0"]
+    ends = evaluate_random(tiny(encoder=encoder_folder), episodes=2)
+    assert (ends.lengths, ends.cut) == ((8, 8), 0)
+
+
 def test_environments_states_and_starts_of_episodes(encoder_folder: Path):
     policy = Constant()
     play(policy, evaluation_env(tiny(encoder=encoder_folder, envs=1), 2, seed=0), 2)
@@ -205,18 +232,19 @@ def scenario(name: str) -> tuple[dict[str, str], str]:
 
 
 def test_the_rules_are_those_of_vizdooms_scripts():
-    for name, env in ("predict_position", "VizdoomPredictPosition"), ("my_way_home", "VizdoomMyWayHome"):
+    for name in ("predict_position", "my_way_home"):
         settings, script = scenario(name)
         assert re.search(r"script 3\s*\(void\)\s*\{\s*reward = 1\.0;\s*Exit_Normal", script)
         living, limit = float(settings["living_reward"]), int(settings["episode_timeout"])
-        assert _KNOWN[env].is_success(1 + living * limit, truncated=False)
-        assert not _KNOWN[env].is_success(living * limit, truncated=True)
+        rule = _KNOWN[f"{name}.cfg"]
+        assert rule.is_success(1 + living * limit, truncated=False)
+        assert not rule.is_success(living * limit, truncated=True)
     settings, script = scenario("deadly_corridor")  # pays for the way and for the vest
     assert re.search(r"armour_x = 1312\.0", script)
     assert re.search(r"reward = GetActorX\(0\)\+armour_reward", script)
     assert re.search(r"armour_reward = 1000\.0;\s*Exit_Normal", script)
     assert settings["death_penalty"] == "100"
-    rule = _KNOWN["VizdoomDeadlyCorridor"]
+    rule = _KNOWN["deadly_corridor.cfg"]
     assert not rule.is_success(1312.0, truncated=False)
     assert rule.is_success(1312.0 + 1000.0 - 100.0, truncated=False)
 
@@ -271,12 +299,30 @@ def test_the_order_of_the_rules():
             assert rule.least_return == expected
     finally:
         del gym.registry["VizdoomBasic-v77"]
-    assert success_rule(AgentConfig(env="VizdoomBasic-v1")) is _KNOWN["VizdoomBasic"]
-    assert success_rule(AgentConfig(env="some.module:VizdoomMyWayHome-MultiBinary-v1")) is _KNOWN["VizdoomMyWayHome"]
-    for env in ("VizdoomHealthGathering-v1", "VizdoomBasicOther-v1", "Nothing-v0", "not an id"):
+    for env in ("Nothing-v0", "not an id", "no.such.module:VizdoomBasic-v1"):
         assert success_rule(AgentConfig(env=env)) is None
+
+
+def test_the_rules_of_vizdoom_go_by_the_scenario_and_not_by_the_name():
+    doom = pytest.importorskip("vizdoom.gymnasium_wrapper.gymnasium_env_defns").VizdoomScenarioEnv
+    way_home: dict[str, Any] = {"scenario_config_file": "my_way_home.cfg"}
+    entry = f"{doom.__module__}:{doom.__name__}"
+    gym.register("Mine-v0", entry_point=entry, kwargs=way_home)
+    gym.register("VizdoomBasicMine-v0", entry_point="tests.support.side_env:SideEnv")
+    try:
+        for env in ("Mine-v0", "vizdoom.gymnasium_wrapper:VizdoomMyWayHome-MultiBinary-v1", "VizdoomMyWayHome-v1"):
+            assert success_rule(AgentConfig(env=env)) is _KNOWN["my_way_home.cfg"]
+        assert success_rule(AgentConfig(env="VizdoomBasic-v1", env_kwargs=way_home)) is _KNOWN["my_way_home.cfg"]
+        assert success_rule(AgentConfig(env="VizdoomBasic-v1")) is _KNOWN["basic.cfg"]
+        for env in ("VizdoomHealthGathering-v1", "VizdoomBasicMine-v0"):
+            assert success_rule(AgentConfig(env=env)) is None
+    finally:
+        del gym.registry["Mine-v0"], gym.registry["VizdoomBasicMine-v0"]
     time_out_looks_like_a_kill: dict[str, Any] = {"treat_episode_timeout_as_truncation": False}
     assert success_rule(AgentConfig(env="VizdoomBasic-v1", env_kwargs=time_out_looks_like_a_kill)) is None
+
+
+def test_a_return_to_reach_is_a_finite_number():
     for least in (math.nan, math.inf):
         with pytest.raises(InputError, match="success_return"):
             evaluate_random(AgentConfig(), success_return=least)

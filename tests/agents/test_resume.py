@@ -29,7 +29,7 @@ from agents.config import AgentConfig, AlgorithmName
 from agents.envs import load_encoder, make_vec_env, with_normalization
 from agents.evaluation import Evaluation, evaluate_agent
 from agents.store import agent_state, load_agent
-from agents.training import loaded_model, part_seed, read_evaluations, train_agent
+from agents.training import AgentResult, loaded_model, part_seed, read_evaluations, train_agent
 from latent_obs.util.atomic import LOCK_FILE, folder_lock
 from latent_obs.util.errors import InputError
 from tests.support.agent_runs import algorithm_config, copied, files_of, finished, train, weights_of  # noqa: F401
@@ -270,9 +270,15 @@ def test_resuming_a_finished_run_changes_nothing(copied: Path):
     with pytest.raises(InputError, match="learning_rate"):  # what decided the agent cannot change
         train(AgentConfig(out=copied, learning_rate=0.1), resume=True)
     assert files_of(copied) == files
-    result = train(AgentConfig(out=copied), resume=True)  # steps at their default: not given
-    assert (result.steps, result.interrupted) == (64, False)
-    assert read_evaluations(copied) == rows
+    said: list[str] = []
+    result = train_agent(AgentConfig(out=copied), resume=True, say=said.append)  # steps at their default: not given
+    best = max(row["mean_return"] for row in rows)
+    assert result == AgentResult(copied, 64, 0.0, best, False)
+    assert (len(said), files_of(copied)) == (1, files)
+    assert "--steps" in said[0]
+    (copied / "evaluations.jsonl").write_text(json.dumps(rows[0]) + "\n")  # killed before its last evaluation
+    assert train(AgentConfig(out=copied), resume=True).steps == 64
+    assert [row["step"] for row in read_evaluations(copied)] == [32, 64]
     np.testing.assert_equal(weights_of(copied), before)
 
 

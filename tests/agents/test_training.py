@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
 import torch
+from gymnasium import spaces
 
 pytest.importorskip("stable_baselines3")
 
@@ -26,6 +28,7 @@ import agents.training
 from agents.config import AgentConfig, AlgorithmName
 from agents.envs import load_encoder, make_vec_env
 from agents.evaluation import Evaluation, evaluate_agent, evaluate_random
+from agents.play.policy import load_policy
 from agents.schedules import Schedule
 from agents.store import agent_state, load_agent
 from agents.training import AgentResult, DriftCallback, read_evaluations, train_agent
@@ -35,7 +38,7 @@ from latent_obs.wrappers.drift import DriftMonitor
 from latent_obs.wrappers.sb3 import VecLatentObservation
 from tests.support.agent_runs import algorithm_config, files_of, finished, train, weights_of  # noqa: F401  (a fixture)
 from tests.support.drift_cases import latents_like_training, picture_encoder, quiet, smooth  # noqa: F401  (a fixture)
-from tests.support.side_env import tiny
+from tests.support.side_env import SideEnv, tiny
 from tests.support.tiny import LATENT_DIM, limited, picture, random_frames, tiny_cvae
 from vae_training.training.export import export_encoder, measure_latents
 
@@ -70,6 +73,37 @@ def test_every_algorithm_learns(
     assert agent.sigmas_above(chance) > 5
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
+def test_actions_that_do_not_begin_at_zero(algorithm: AlgorithmName, encoder_folder: Path, tmp_path: Path):
+    shifted: dict[str, Any] = {"encoder": encoder_folder, "env_kwargs": {"actions": "shifted"}}
+    config = algorithm_config(algorithm, out=tmp_path / "run", **shifted)
+    train(config)  # the environment checks what it is given
+    assert load_agent(config.out, "last").action_space == spaces.Discrete(2)
+    assert evaluate_agent(config.out, episodes=2, device="cpu").lengths == (8, 8)
+    policy = load_policy(config.out, "last", device="cpu")
+    env = gym.make("Side-v0", actions="shifted")
+    policy.begin(env)
+    observation, _ = env.reset(seed=0)
+    done: set[int] = set()
+    for _ in range(40):
+        done.add(policy(observation))
+    assert done <= {-1, 0}
+    assert -1 in done or algorithm == "dqn"
+
+
+@pytest.mark.integration
+def test_the_wrapper_that_the_error_names_makes_an_unbounded_action_learnable(encoder_folder: Path, tmp_path: Path):
+    def bounded() -> gym.Env[Any, Any]:
+        return gym.wrappers.TransformAction(SideEnv(actions="unbounded"), lambda a: 9 * a, spaces.Box(-1, 1, (2,)))
+
+    gym.register("Bounded-v0", entry_point=bounded, disable_env_checker=True)
+    try:
+        assert train(tiny(env="Bounded-v0", encoder=encoder_folder, out=tmp_path / "run", eval_every=0)).steps == 64
+    finally:
+        del gym.registry["Bounded-v0"]
+
+
 def test_a_run_leaves_its_files_and_leaves_none_open(encoder_folder: Path, tmp_path: Path):
     open_files = lambda: {f.path for f in psutil.Process().open_files()}  # noqa: E731
     said: list[str] = []
@@ -81,7 +115,10 @@ def test_a_run_leaves_its_files_and_leaves_none_open(encoder_folder: Path, tmp_p
     assert result.steps_per_second > 0
     expected = {"config.json", "encoder", "best.zip", "last.zip", "evaluations.jsonl", "logs"}
     assert {f.name for f in run.iterdir()} == expected
-    assert AgentConfig.load(run) == config.settled()
+    chosen = dataclasses.replace(
+        config.settled(), backend="torch", precision="float32"
+    )  # a resumed run encodes as before
+    assert AgentConfig.load(run) == chosen
     assert [(r["step"], len(r["returns"])) for r in rows] == [(32, 2), (64, 2)]
     assert all(r["mean_return"] == pytest.approx(np.mean(r["returns"])) for r in rows)
     assert files_of(run / "encoder") == files_of(encoder_folder)

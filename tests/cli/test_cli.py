@@ -410,6 +410,20 @@ def test_the_whole_path_by_verbs(call: Call, tmp_path: Path):
     assert str(agent / "agent.mp4") in out
 
 
+@pytest.mark.integration
+def test_an_environment_without_pixels_is_seen_as_it_draws_itself(call: Call, places: dict[str, Path], tmp_path: Path):
+    pytest.importorskip("pygame")
+    words = (ENCODER + " --eval-every 0").format(new=tmp_path / "agent", **places).replace("Side-v0", "CartPole-v1")
+    for verb in (f"frames record --env CartPole-v1 --frames 6 --out {tmp_path / 'frames'}", words):
+        code, _, err = call(verb)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "--render" in err
+        assert call(f"{verb} --render")[0] == 0
+    assert call(f"frames record --agent {tmp_path / 'agent'} --which last --frames 6 --out {tmp_path / 'more'}")[0] == 0
+    for folder in ("frames", "more"):
+        assert np.load(tmp_path / folder / "CartPole-v1_000.npy").std() > 5
+
+
 def test_evaluate_does_what_is_asked_and_resume_goes_on(call: Call, places: dict[str, Path]):
     run = places["home"] / "agent"
     code, out, _ = call(f"evaluate --run {run} --episodes 3 --which last --no-video --no-random-policy")
@@ -453,7 +467,8 @@ def test_from_a_video_to_sheets(call: Call, tmp_path: Path):
 
 def test_centroids_of_demonstrated_actions(call: Call, tmp_path: Path):
     centers = np.eye(5, 64, dtype=np.float32)
-    np.savez(tmp_path / "rendered.npz", **{"action$vector": np.repeat(centers, 80, axis=0)})
+    arrays: dict[str, Any] = {"action$vector": np.repeat(centers, 80, axis=0)}
+    np.savez(tmp_path / "rendered.npz", **arrays)
     file = tmp_path / "centroids.safetensors"
     code, out, _ = call(f"actions fit --demonstrations {tmp_path} --clusters 5 --out {file}")
     assert code == 0

@@ -13,6 +13,7 @@ from typing import Any
 import lazy_loader
 import pytest
 
+from latent_obs.encoder.fastest import PLAIN
 from latent_obs.minerl import installation
 from latent_obs.minerl.installation import Display, JavaVersion
 from latent_obs_cli import doctor as module
@@ -57,6 +58,7 @@ class Machine:
         monkeypatch.setattr(module, "_import_error", lambda name: self.import_errors.get(name))
         monkeypatch.setattr(module, "_has_nvidia_driver", lambda: self.driver)
         monkeypatch.setattr(module, "_gpus", self._gpus)
+        monkeypatch.setattr("latent_obs.encoder.frozen.encoding_times", lambda _: {PLAIN: 1.5})
         monkeypatch.setattr(module.importlib, "import_module", self._torch)
         monkeypatch.setattr(installation, "version_of", lambda name, path=None: self.versions.get(name))
         monkeypatch.setattr(installation, "find_java", lambda: self.java)

@@ -1,8 +1,10 @@
 """The pixel contract against Pillow and numpy: resizing, layouts, odd arrays, and what it rejects."""
 
 import json
+import re
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -13,6 +15,7 @@ from PIL import Image
 
 from latent_obs.pixels import Crop, Filter, PixelContract, find_pixel_key
 from latent_obs.util.errors import InputError
+from latent_obs.wrappers.observation import PixelReader
 from tests.support.tiny import picture, random_frames
 
 QUICK = settings(max_examples=40, deadline=None)
@@ -123,6 +126,18 @@ TILES = spaces.Box(0, 255, (3, 3, 3), np.uint8)
 FLOATS = spaces.Box(0, 1, (48, 64, 3), np.float32)
 
 
+class Declares(gym.Env[Any, Any]):
+    """Declares one thing and gives another."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, declared: spaces.Space[Any], given: Any) -> None:
+        self.observation_space, self.given = declared, given
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self.given, {}
+
+
 def test_the_layout_of_a_space():
     contract = PixelContract(16, 16, 3)
     for shape, layout in {(48, 64, 3): "HWC", (3, 48, 64): "CHW", (3, 48, 3): "HWC"}.items():
@@ -130,6 +145,58 @@ def test_the_layout_of_a_space():
     for space in (FLOATS, GREY, spaces.Box(0, 255, (48, 64), np.uint8), spaces.Discrete(4)):
         with pytest.raises(InputError, match="the screen"):
             contract.check_space(space, "the screen")
+
+
+SCALED = {
+    "zeros and ones": (spaces.Box(0, 1, (48, 64, 3), np.uint8), lambda p: p // 255, 0),
+    "bool": (spaces.Box(0, 1, (48, 64, 3), np.bool_), lambda p: p > 127, 0),
+    "0 to 1": (FLOATS, lambda p: np.float32(p / 255), 255),
+    "-1 to 1": (spaces.Box(-1, 1, (48, 64, 3), np.float32), lambda p: np.float32(p / 127.5 - 1), 255),
+    "floats of 0 to 255": (spaces.Box(0, 255, (48, 64, 3), np.float64), np.float64, 255),
+    "no bounds": (spaces.Box(-np.inf, np.inf, (48, 64, 3), np.float32), lambda p: np.float32(p / 255), 255),
+    "16 bits": (spaces.Box(0, 65535, (48, 64, 3), np.uint16), lambda p: p.astype(np.uint16) * 257, 255),
+    "signed": (spaces.Box(-128, 127, (48, 64, 3), np.int8), lambda p: (p.astype(int) - 128).astype(np.int8), 255),
+    "dark": (spaces.Box(0, 100, (48, 64, 3), np.uint8), lambda p: p // 255 * 100, 0),
+}
+
+
+@pytest.mark.parametrize("kind", list(SCALED))
+@pytest.mark.parametrize("key", [None, "pov"])
+def test_pictures_of_another_range_are_rejected_with_advice_that_works(kind: str, key: str | None):
+    space, scale, levels = SCALED[kind]
+    frame = picture(0, 0, 48, 64)
+    frame = frame if levels else np.where(frame > 127, 255, 0).astype(np.uint8)  # what zeros and ones can show
+    given, contract = scale(frame), PixelContract(16, 16, 3)
+    assert given in space
+    env = Declares(space if key is None else spaces.Dict({key: space}), given if key is None else {key: given})
+    with pytest.raises(InputError) as error:
+        PixelReader(env.observation_space, contract, key)
+    advice = re.search(r"gymnasium\.wrappers\.TransformObservation\(.*\)$", str(error.value))
+    assert advice, error.value
+    changed = eval(advice[0], {"gymnasium": gym, "env": env})
+    assert PixelReader(changed.observation_space, contract, key).layout == "HWC"
+    shown = changed.reset()[0]
+    np.testing.assert_array_equal(shown if key is None else shown[key], frame)
+    if key is not None:  # without its name, too
+        with pytest.raises(InputError, match="TransformObservation"):
+            PixelReader(env.observation_space, contract)
+
+
+def test_bounds_that_are_not_0_to_255_but_a_pictures():
+    for low, high in ((16, 235), (0, 254)):
+        PixelContract(16, 16, 3).check_space(spaces.Box(low, high, (48, 64, 3), np.uint8))
+    mask = spaces.Box(0, 1, (48, 64, 3), np.uint8)
+    assert find_pixel_key(spaces.Dict(mask=mask, pov=IMAGE), PixelContract(16, 16, 3)) == "pov"
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "count"),
+    [((4, 48, 64, 3), 3, 4), ((3, 48, 64, 1), 1, 3), ((48, 64, 4), 3, 4), ((4, 48, 64), 1, 4), ((48, 64, 12), 3, 4)],
+)
+def test_stacked_frames_are_named_as_such(shape: tuple[int, ...], channels: int, count: int):
+    space = spaces.Box(0, 255, shape, np.uint8)
+    with pytest.raises(InputError, match=f"history={count}"):
+        PixelReader(space, PixelContract(16, 16, channels))
 
 
 def test_the_only_picture_is_found():

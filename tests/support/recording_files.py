@@ -44,9 +44,15 @@ def write_video(
     pix_fmt: str = "yuv420p",
     rate: int = 20,
     container_options: Mapping[str, str] | None = None,
+    rotation: tuple[float, bool] | None = None,
+    aspect: Fraction | None = None,
     **options: str,
 ) -> Path:
-    """Encode frames; h264 comes with B-frames, stored in another order than shown."""
+    """Encode frames; h264 comes with B-frames, stored in another order than shown.
+
+    `rotation` is how a player turns them, in degrees counter-clockwise and whether mirrored after that; `aspect` is how
+    wide it shows a pixel of height 1.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w", options=dict(container_options or {})) as container:
         stream: Any = container.add_stream(
@@ -54,6 +60,10 @@ def write_video(
         )
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pix_fmt
         stream.time_base = Fraction(1, rate)
+        if rotation is not None:
+            stream.set_display_rotation(rotation[0], hflip=rotation[1])
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
             frame.pts = number

@@ -24,8 +24,8 @@ class SideEnv(gym.Env[Any, Any]):
         kind: "box"; "grey", one channel; "dict", with the picture as "pov" and the step as "clock".
         length: Steps until it terminates.
         reward: What naming the half is worth.
-        actions: "two"; "box", whose sign names the half; "multi", where the first of two does; "dict", which no agent
-            can take.
+        actions: "two"; "box", whose sign names the half; "multi", where the first of two does; and others, most of
+            which no agent can take.
         render_mode: "rgb_array" draws the picture larger.
     """
 
@@ -43,6 +43,11 @@ class SideEnv(gym.Env[Any, Any]):
             "dict": spaces.Dict(side=spaces.Discrete(2)),
             "multi": spaces.MultiDiscrete([2, 3]),
             "box": spaces.Box(-1, 1, (2,), np.float32),
+            "unbounded": spaces.Box(-np.inf, np.inf, (2,), np.float32),
+            "huge": spaces.Box(-3e38, 3e38, (2,), np.float32),
+            "whole": spaces.Box(0, 9, (2,), np.int64),
+            "keys": spaces.MultiBinary(2),
+            "shifted": spaces.Discrete(2, start=-1),
         }[actions]
         self.side, self.steps = 0, 0
         self.image: NDArray[np.uint8] = np.zeros(image.shape, np.uint8)
@@ -61,7 +66,8 @@ class SideEnv(gym.Env[Any, Any]):
         return self._observe(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        named = action if np.ndim(action) == 0 else action[0] > 0
+        assert self.action_space.contains(action), action
+        named = action - getattr(self.action_space, "start", 0) if np.ndim(action) == 0 else action[0] > 0
         reward = self.reward * float(named == self.side)
         self.steps += 1
         return self._observe(), reward, self.steps >= self.length, False, {}

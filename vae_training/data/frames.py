@@ -3,18 +3,17 @@
 import contextlib
 import errno
 import hashlib
-import json
 import mmap
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
-from latent_obs.util.errors import InputError, LatentObsError, check_count
+from latent_obs.util.errors import InputError, LatentObsError, check_count, check_type, parse_json
+from latent_obs.util.npy import map_npy, read_npy_header
 
 Frames = NDArray[np.uint8]
 Datasets = Sequence[Frames]
@@ -26,12 +25,20 @@ _HELD_OUT_SHARE = 0.1
 _GAP_SHARE, _MOST_GAP_FRAMES = 0.01, 100
 
 
-class NpyHeader(NamedTuple):
-    """What the first bytes of a `.npy` file say."""
+class Part(TypedDict):
+    """Frames of a file that a run uses, in plain JSON values."""
 
-    shape: tuple[int, ...]
-    fortran_order: bool
-    dtype: np.dtype[Any]
+    file: str | None
+    first_frame: int
+    frames: int
+    fingerprint: str | None
+
+
+class Split(TypedDict):
+    """The frames that a run is trained on and those that are held out."""
+
+    training: list[Part]
+    held_out: list[Part]
 
 
 class Place(NamedTuple):
@@ -40,16 +47,6 @@ class Place(NamedTuple):
     file: Path
     offset: int
     first_frame: int
-
-
-def read_npy_header(handle: IO[bytes]) -> NpyHeader:
-    """Read the header of a `.npy` file and leave the file at its first value; a `ValueError` if it is damaged."""
-    version = np.lib.format.read_magic(handle)
-    if version == (1, 0):
-        return NpyHeader(*np.lib.format.read_array_header_1_0(handle))
-    if version == (2, 0):
-        return NpyHeader(*np.lib.format.read_array_header_2_0(handle))
-    raise ValueError(f"format version {version[0]}.{version[1]} is unknown")
 
 
 def get_datasets(dataset_dir: str | os.PathLike[str] = "images/") -> list[np.memmap]:
@@ -99,29 +96,38 @@ def frame_files(folder: Path) -> list[Path]:
 def open_frames(file: Path) -> np.memmap:
     """Map a frame file; an `InputError` where it is not one whole array of uint8 (N, H, W, C)."""
     try:
-        # Refuses objects, and never unpickles any: that would run whatever code the file names.
-        frames = np.lib.format.open_memmap(file, mode="r")
-        expected, size = frames.offset + frames.nbytes, file.stat().st_size
-        if size != expected:
-            raise ValueError(f"{expected:,} bytes expected, {size:,} found")
+        frames = map_npy(file)  # never unpickles objects: that would run whatever code the file names
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise InputError(
-            f"{file} is damaged, no .npy file, or holds Python objects, never loaded because that can run code "
-            f"({str(error).splitlines()[0]}). Copy it again, or save uint8 frames with numpy.save"
+            f"{file} cannot be used ({error}). Copy it again, or save uint8 frames (N, H, W, C) with numpy.save"
         ) from None
     shape, is_whole = frames.shape, frames.flags.c_contiguous
     channel_first = len(shape) == 4 and shape[1] in (1, 3, 4) and min(shape[2:]) >= 8
     if frames.dtype != np.uint8 or len(shape) != 4 or 0 in shape or channel_first or not is_whole:
         layout = " in Fortran order" if not is_whole else " (channel-first?)" if channel_first else ""
+        advice = (
+            to_uint8(frames.dtype)
+            if frames.dtype != np.uint8
+            else "save channel-first frames with .transpose(0, 2, 3, 1), grey ones with C = 1, all through "
+            "numpy.ascontiguousarray"
+        )
         raise InputError(
             f"{file} holds {frames.dtype} of shape {shape}{layout}, expected uint8 (values 0 to 255) of shape "
-            "(N, H, W, C) in C order, with at least one frame. Save it again: floats of 0 to 1 times 255, then "
-            ".round().astype(numpy.uint8); channel-first frames with .transpose(0, 2, 3, 1); grey ones with C = 1; all "
-            "through numpy.ascontiguousarray"
+            f"(N, H, W, C) in C order, with at least one frame: {advice}"
         )
     return frames
+
+
+def to_uint8(dtype: np.dtype[Any]) -> str:
+    """How to turn frames of another dtype into uint8 without destroying them, for a message."""
+    scaled = "(frames * (255 / white)).round().astype(numpy.uint8)"
+    if dtype == np.bool_:
+        return "save frames.astype(numpy.uint8) * 255"
+    if dtype.kind == "f":
+        return f"save {scaled}, where white is the value of white, 1.0 or 255.0"
+    return f"save frames.astype(numpy.uint8) if none is above 255, else {scaled}, with 65535 for white at 16 bits"
 
 
 def name_of(dataset: NDArray[Any]) -> str:
@@ -276,9 +282,12 @@ def _recordings_of(datasets: Datasets) -> list[object]:
         if not index.is_file():
             continue
         try:
-            for name, entry in json.loads(index.read_text())["recordings"].items():
-                recordings |= {folder / piece["file"]: (folder, name) for piece in entry["files"]}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found = parse_json(index.read_bytes(), dict[str, Any], index.name).get("recordings")
+            check_type("recordings", found, dict[str, dict[str, Any]])
+            for name, entry in found.items():
+                check_type(f"files of {name}", entry.get("files"), list[dict[str, Any]])
+                recordings |= {folder / str(piece.get("file")): (folder, name) for piece in entry["files"]}
+        except InputError as error:
             raise InputError(
                 f"{index} cannot be read ({error}), so it is not known which files are of one recording. Extract the "
                 "frames again, or remove it: then each file counts as a recording"
@@ -286,26 +295,26 @@ def _recordings_of(datasets: Datasets) -> list[object]:
     return [id(d) if file is None else recordings.get(file, file) for d, file in zip(datasets, files, strict=True)]
 
 
-def identify(training: Datasets, held_out: Datasets) -> dict[str, list[dict[str, Any]]]:
+def identify(training: Datasets, held_out: Datasets) -> Split:
     """Describe which frames of which file are trained on and held out, for a checkpoint, in plain JSON values."""
-    return {
-        side: [
-            {**entry, "fingerprint": fingerprint(file) if file else None} for file, entry in map(_identity, datasets)
+
+    def parts(datasets: Datasets) -> list[Part]:
+        return [
+            {**entry, "fingerprint": fingerprint(file) if file else None}  # pyright: ignore[reportReturnType]
+            for file, entry in map(_identity, datasets)
         ]
-        for side, datasets in (("training", training), ("held_out", held_out))
-    }
+
+    return {"training": parts(training), "held_out": parts(held_out)}
 
 
-def split_as_before(
-    datasets: Sequence[np.memmap], before: dict[str, list[dict[str, Any]]], *, folder: Path
-) -> tuple[list[Frames], list[Frames]]:
+def split_as_before(datasets: Sequence[np.memmap], before: Split, *, folder: Path) -> tuple[list[Frames], list[Frames]]:
     """Repeat the split that a run began with, described by `identify`, over all files of the folder.
 
     Raises:
         InputError: A file is missing, has changed, or was added.
     """
     present = {Path(name_of(dataset)).name: dataset for dataset in datasets}
-    saved = {entry["file"]: entry["fingerprint"] for side in before.values() for entry in side}
+    saved = {str(entry["file"]): entry["fingerprint"] for entry in (*before["training"], *before["held_out"])}
     common = present.keys() & saved
     differences = {
         "gone": saved.keys() - common,
@@ -319,8 +328,8 @@ def split_as_before(
             "(or name their folder with --frames) and move new ones elsewhere, or start another run with --start-from"
         )
     training, held_out = (
-        [present[entry["file"]][entry["first_frame"] :][: entry["frames"]] for entry in before[side]]
-        for side in ("training", "held_out")
+        [present[str(entry["file"])][entry["first_frame"] :][: entry["frames"]] for entry in side]
+        for side in (before["training"], before["held_out"])
     )
     return training, held_out
 
@@ -358,9 +367,7 @@ def explain_disk_full(what: Path, then: str) -> Iterator[None]:
         yield
     except DiskFullError:
         raise
-    except (OSError, SafetensorError) as error:
-        # safetensors passes on the text of the system's error, and not its number.
-        code = getattr(error, "errno", None) or next((n for n in DISK_FULL if f"os error {n})" in str(error)), None)
-        if code not in DISK_FULL:
+    except OSError as error:
+        if error.errno not in DISK_FULL:
             raise
-        raise DiskFullError(f"{what}: {DISK_FULL[code]}. {then}") from error
+        raise DiskFullError(f"{what}: {DISK_FULL[error.errno]}. {then}") from error

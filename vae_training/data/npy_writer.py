@@ -12,13 +12,15 @@ import fcntl
 import io
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from latent_obs.util.errors import InputError
-from vae_training.data.frames import DISK_FULL, Frames, read_npy_header
+from latent_obs.util.npy import read_npy_header
+from vae_training.data.frames import Frames
 
 
 class NpyWriter:
@@ -37,6 +39,7 @@ class NpyWriter:
 
     Raises:
         InputError: The file, or its `.part`, exists already, or its name does not end in `.npy`.
+        OSError: It cannot be written, because the disk is full, say; this, and those of the methods, name the file.
 
     Example:
         >>> import tempfile
@@ -61,13 +64,18 @@ class NpyWriter:
             ) from None
         self.closed = False
         _lock(self._fd)  # so that recover_parts leaves a file alone that is still being written
-        self._write_header()
+        try:
+            self._write_header()
+        except OSError:
+            self.close()
+            raise
 
     def append(self, frames: Frames) -> None:
         """Add one frame, uint8 of `frame_shape`, or several, (n, *frame_shape), to the end.
 
         Raises:
-            InputError: The frames do not fit, the file is closed, or the disk is full; whole frames are kept then.
+            InputError: The frames do not fit, or the file is closed.
+            OSError: They cannot be written; the file is closed, and has all whole frames.
         """
         if self.closed:
             raise InputError(f"{self.path} is closed; nothing can be appended to it")
@@ -80,19 +88,15 @@ class NpyWriter:
         before, frame_bytes, done = self.frames, math.prod(self.frame_shape), 0
         start = len(npy_header(0, self.frame_shape)) + before * frame_bytes
         try:
-            while done < len(data):
-                done += os.pwrite(self._fd, data[done:], start + done)
+            with _naming(self.path):
+                while done < len(data):
+                    done += os.pwrite(self._fd, data[done:], start + done)
             self.frames = before + done // frame_bytes
             self._write_header()
-        except OSError as error:
+        except OSError:
             self.frames = before + done // frame_bytes
             self.close()
-            if error.errno not in DISK_FULL:
-                raise
-            raise InputError(
-                f"{self.path}: no space left on the disk ({DISK_FULL[error.errno]}); its {self.frames} whole frames "
-                "are kept. Free some space and start again"
-            ) from error
+            raise
 
     def close(self) -> None:
         """Give the file its final name, or remove it where it holds no frame; an `InputError` if the name is taken."""
@@ -100,13 +104,15 @@ class NpyWriter:
             return
         self.closed = True
         try:
-            _finish(self._fd, self.part, self.frames, self.frame_shape)
+            with _naming(self.path):
+                _finish(self._fd, self.part, self.frames, self.frame_shape)
         finally:
             os.close(self._fd)
 
     def _write_header(self) -> None:
         # In place and in one call of 128 bytes or so, which a full disk can still take.
-        os.pwrite(self._fd, npy_header(self.frames, self.frame_shape), 0)
+        with _naming(self.path):
+            os.pwrite(self._fd, npy_header(self.frames, self.frame_shape), 0)
 
     def __enter__(self) -> Self:
         return self
@@ -148,6 +154,16 @@ def recover_parts(folder: str | os.PathLike[str]) -> list[Path]:
             if frames:
                 recovered.append(part.with_suffix(""))
     return recovered
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of the system about an open one, which has only a number."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def part_of(path: Path) -> Path:

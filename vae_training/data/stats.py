@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from tqdm import tqdm
 
 from latent_obs.util.errors import InputError, check_count
+from latent_obs.util.progress import ProgressBar
 from vae_training.data.filters import BLACK
 from vae_training.data.frames import Frames, frame_files, open_frames
 from vae_training.training.logs import grid, save_picture
@@ -182,12 +182,13 @@ def frame_stats(folder: str | os.PathLike[str], sample: int | None = None) -> Fo
     total, with_image = sum(shapes[file][0] for file in usable), set(_evenly(usable, _MEAN_FILES))
     whole, files = np.zeros(usual), list[FileStats]()
     with ThreadPoolExecutor(_THREADS) as pool:
-        for file in tqdm(usable, desc=folder.name or str(folder), unit="file", disable=None):
+        for file in ProgressBar(usable, desc=folder.name or str(folder), unit="file"):
             try:
                 stats = _measure(file, _stretches(shapes[file][0], total, sample), pool)
             except (InputError, OSError) as error:
                 refused.append(RefusedFile(file.name, f"cannot be read: {error}. Copy it again, and measure again"))
                 continue
+            assert stats.mean_image is not None
             whole += np.multiply(stats.mean_image, stats.frames, dtype=np.float64)
             files.append(stats if file in with_image else replace(stats, mean_image=None))
     mean, std, shares = np.zeros(0), np.zeros(0), np.zeros(3)

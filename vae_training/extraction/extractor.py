@@ -20,14 +20,16 @@ from latent_obs.pixels import Crop
 from latent_obs.util.atomic import GracefulStop
 from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError, check_choice, check_count
+from vae_training.data.frames import explain_disk_full
 from vae_training.extraction.index import FrameFolder
 from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording
 from vae_training.extraction.readers.find import find_recordings
 from vae_training.extraction.readers.vpt import Gui, VptOptions
-from vae_training.extraction.worker import Task, contract_for, naming_full_disk, run_tasks
+from vae_training.extraction.worker import Task, contract_for, run_tasks
 
 #: Fields that do not decide what a frame file holds.
 _NOT_SETTINGS = ("recordings", "out", "workers")
+_LARGEST_SIZE = 8192
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class ExtractConfig:
             raise InputError("recordings is empty; name files, or folders that are searched for them")
         for name in ("size", "stride", "limit", "workers", "frames_per_file"):
             if getattr(self, name) is not None or name in ("stride", "frames_per_file"):
-                check_count(name, getattr(self, name))
+                check_count(name, getattr(self, name), at_most=_LARGEST_SIZE if name == "size" else 2**63 - 1)
         check_choice("crop", self.crop, get_args(Crop))
         check_choice("gui", self.gui, get_args(Gui))
         if self.drop_duplicates is not None and not 0 < self.drop_duplicates <= 255:
@@ -122,18 +124,29 @@ def extract(
 
     Raises:
         InputError: There are no recordings; the folder was begun with other settings, holds other frames or is in use;
-            a source has changed since; the disk is full (finished recordings are kept).
+            a source has changed since.
+        DiskFullError: The disk is full; finished recordings are kept.
         MissingExtraError: A package that reads such recordings is not installed.
     """
-    recordings, damaged = find_recordings(config.recordings, vpt=VptOptions(config.drop_null_actions, config.gui))
+    options = VptOptions(config.drop_null_actions, config.gui)
+    recordings, damaged = find_recordings(config.recordings, vpt=options, say=say)
+    out = Path(os.path.realpath(config.out))  # Path.resolve raises where links go in a circle
     for recording in recordings:
-        source = recording.source.resolve()
-        if Path(os.path.realpath(config.out)) in (source, *source.parents):  # resolve() raises for a loop of links
+        source = Path(os.path.realpath(recording.source))
+        if out in (source, *source.parents):
             raise InputError(f"out {config.out} contains the recording {recording.source}; choose another --out")
     names = {recording.name for recording in recordings}
-    with naming_full_disk(config.out), FrameFolder.open(config.out, config.settings(), say) as folder:
-        pending = [recording for recording in recordings if not folder.holds(recording, names)]
-        skipped, frames_before, ended = len(recordings) - len(pending), folder.frames, 0
+    kept = "All finished recordings are kept; free some space, and give the same command again"
+    with explain_disk_full(config.out, kept), FrameFolder.open(config.out, config.settings(), say) as folder:
+        pending, skipped, frames_before, ended = list[Recording](), 0, folder.frames, 0
+        for recording in recordings:
+            try:
+                if folder.holds(recording, names):
+                    skipped += 1
+                else:
+                    pending.append(recording)
+            except DamagedRecordingError as error:
+                damaged.append(Damaged(recording.name, recording.source, str(error)))
         if skipped:
             say(f"{folder.path} holds {skipped:,} of {len(recordings):,} recordings already")
         workers = max(1, min(config.workers or cores(), len(pending)))

@@ -14,7 +14,6 @@ recording, and moves what has not been moved.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -26,9 +25,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-from latent_obs.util.atomic import write_json
+from latent_obs.util.atomic import own_folder, write_json
 from latent_obs.util.errors import InputError
 from vae_training.data.frames import open_frames
+from vae_training.data.rows import rows_file_of
 from vae_training.extraction.readers.base import Recording
 
 INDEX, ENTRY = "frames.json", "entry.json"
@@ -55,18 +55,7 @@ class FrameFolder:
 
         `settings` are those that decide what the files hold; a folder that was begun with others is refused.
         """
-        if path.exists() and not path.is_dir():
-            raise InputError(f"out {path} is a file, expected a folder")
-        path.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            descriptor = os.open(path, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"out {path} is in use by another process; wait, or choose another --out") from None
-            except OSError:  # some network file systems have no locks
-                pass
+        with own_folder(path):
             folder = cls(path, settings, say)
             folder._read()
             folder._finish_what_was_killed()
@@ -80,7 +69,6 @@ class FrameFolder:
                         shutil.rmtree(staged, ignore_errors=True)
                 with contextlib.suppress(OSError):  # a folder is removed only if it is empty
                     folder.staging.rmdir()
-                    path.rmdir()
 
     def _read(self) -> None:
         file = self.path / INDEX
@@ -88,9 +76,15 @@ class FrameFolder:
             return
         try:
             index = json.loads(file.read_text())
-            before, self.entries, self.damaged = index["settings"], dict(index["recordings"]), dict(index["damaged"])
+            before, self.entries, self.damaged = (
+                dict(index["settings"]),
+                dict(index["recordings"]),
+                dict(index["damaged"]),
+            )
             self.shape = tuple(index["shape"]) if index["shape"] else None
-        except (ValueError, KeyError, TypeError) as error:
+            for entry in self.entries.values():
+                _check_entry(entry)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} is no index of extracted frames ({error!r}); choose another --out") from None
         for name in {**self.settings, **before}:
             if before.get(name) != self.settings.get(name):
@@ -100,9 +94,14 @@ class FrameFolder:
                 )
 
     def _finish_what_was_killed(self) -> None:
-        for left in sorted(self.path.glob(f"{_STAGING}*")):
-            for file in sorted(left.glob(f"*/{ENTRY}")):
-                name, entry, shape = json.loads(file.read_text())
+        # No link is followed, and an entry that no run can have written is as good as none: its folder is removed.
+        for left in sorted(path for path in self.path.glob(f"{_STAGING}*") if not path.is_symlink()):
+            for file in sorted(file for file in left.glob(f"*/{ENTRY}") if not file.parent.is_symlink()):
+                try:
+                    name, entry, shape = json.loads(file.read_text())
+                    _check_entry(entry)
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue
                 self.shape = tuple(shape)
                 self.add(name, entry, file.parent)
                 self.say(f"{name} was extracted by a run that was killed; its files are in their place now")
@@ -157,7 +156,7 @@ class FrameFolder:
         for part in entry["files"]:
             for file in (part["rows"], part["file"]):
                 here, there = staged / file, self.path / file
-                if not here.exists() or (there.exists() and part["file"] in known):
+                if not here.is_file() or here.is_symlink() or (there.exists() and part["file"] in known):
                     continue  # moved before the process was killed; or it was there, and only a neighbor was missing
                 if there.exists() and file == part["file"]:
                     raise InputError(f"{there} is not in {INDEX}; move it elsewhere, or choose another --out")
@@ -194,7 +193,7 @@ class FrameFolder:
         Where two would be the same (or one could be a part of the other, x_000 of x), a few letters that follow from
         the name are added.
         """
-        digests = {name: hashlib.sha256(name.encode()).hexdigest()[:6] for name in names}
+        digests = {name: hashlib.sha256(os.fsencode(name)).hexdigest()[:6] for name in names}
         stems: dict[str, str] = {}
         for name, digest in digests.items():
             stem = re.sub(r"[^\w.+=-]+", "-", name.replace("/", "__")).strip("-.") or f"recording-{digest}"
@@ -211,3 +210,15 @@ class FrameFolder:
             if lower.count(stem) > 1 or (shard and shard[1] in lower):
                 stems[name] += f"-{digests[name]}"
         return stems
+
+
+def _check_entry(entry: Entry) -> None:
+    """Check what is used of an entry, and that it names files in the folder; else an error of one of several kinds."""
+    if sum(part["frames"] for part in entry["files"]) != entry["frames"]:
+        raise ValueError(f"{entry['source']} has {entry['frames']} frames, and its files have others")
+    for part in entry["files"]:
+        file, rows = part["file"], part["rows"]
+        if Path(file).name != file or file.startswith(".") or rows != rows_file_of(Path(file)).name:
+            raise ValueError(f"{entry['source']} names {file!r} and {rows!r}, expected frames and rows in this folder")
+    if {type(entry["source"]), type(entry["fingerprint"])} != {str}:
+        raise TypeError("source and fingerprint are texts")

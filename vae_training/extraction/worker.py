@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -20,13 +20,12 @@ import numpy as np
 
 from latent_obs.pixels import Crop, PixelContract
 from latent_obs.util.atomic import write_json
-from latent_obs.util.errors import InputError
 from vae_training.data.filters import FrameFilters
-from vae_training.data.frames import DISK_FULL, Frames
+from vae_training.data.frames import Frames
 from vae_training.data.npy_writer import NpyWriter
 from vae_training.data.rows import save_rows
 from vae_training.extraction.index import ENTRY, Entry
-from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording
+from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording, reading
 
 _FILTERS = ("stride", "drop_black", "drop_duplicates", "limit")
 _SOURCE_FRAME = "source_frame"
@@ -55,21 +54,6 @@ def contract_for(frame_shape: tuple[int, ...], size: int | None, crop: Crop) -> 
     if size is None and crop == "center-square":
         size = min(height, width)
     return PixelContract(size or height, size or width, 3, crop=crop)
-
-
-@contextlib.contextmanager
-def naming_full_disk(folder: Path) -> Iterator[None]:
-    """Raise an `InputError` about the folder where the disk is full; other errors pass."""
-    try:
-        yield
-    except (OSError, InputError) as error:
-        cause = error.__cause__ if isinstance(error, InputError) else error
-        if not isinstance(cause, OSError) or cause.errno not in DISK_FULL:
-            raise
-        raise InputError(
-            f"{folder}: no space left on the disk ({DISK_FULL[cause.errno]}); all finished recordings are kept. Free "
-            "some space, and give the same command again"
-        ) from error
 
 
 def run_tasks(
@@ -105,6 +89,8 @@ def _in_a_pool(
     One that dies takes the whole pool with it; the recordings that were not finished then are tried once more, each
     alone, so that one failure costs one recording.
     """
+    from latent_obs.envs.workers import main_script_hidden  # here, as workers import this module
+
     context: Any = multiprocessing.get_context("forkserver")
     frames_read, stop, counted = context.Value("q", 0), context.Event(), 0
     pool = ProcessPoolExecutor(workers, context, _begin_worker, (frames_read, stop))
@@ -115,7 +101,8 @@ def _in_a_pool(
         resource_tracker.ensure_running()  # would unblock it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            pending = {pool.submit(_work, task): task for task in tasks}
+            with main_script_hidden():  # a script without a main guard would extract in each of them
+                pending = {pool.submit(_work, task): task for task in tasks}
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         while pending and not stopped():
@@ -175,8 +162,7 @@ def _work(task: Task) -> Entry | Damaged | None:
 def _extract(task: Task, goes_on: Callable[[int], bool]) -> Entry | Damaged | None:
     """Extract one recording; None if `goes_on`, called with the number of frames of each chunk, returns false."""
     try:
-        with naming_full_disk(task.folder.parents[1]):
-            return _write_files(task, goes_on)
+        return _write_files(task, goes_on)
     except DamagedRecordingError as error:
         return Damaged(task.recording.name, task.recording.source, str(error))
 
@@ -185,17 +171,24 @@ def _write_files(task: Task, goes_on: Callable[[int], bool]) -> Entry | None:
     """Write a recording's frames and rows to its folder, and `entry.json` last; returns its entry in the index."""
     recording, name, settings = task.recording, task.recording.name, task.settings
     fingerprint = recording.fingerprint()
-    rows = {key: np.asarray(column) for key, column in recording.rows().items()}
+    with reading(name):
+        rows = {key: np.asarray(column) for key, column in recording.rows().items()}
+        chunks = recording.chunks()
     filters = FrameFilters(**{key: settings[key] for key in _FILTERS})
     task.folder.mkdir()
     writers: list[NpyWriter] = []
     kept, read = [np.empty(0, np.int64)], 0
     with contextlib.ExitStack() as stack:
-        chunks = stack.enter_context(contextlib.closing(recording.chunks()))
+        stack.enter_context(contextlib.closing(chunks))
         pool = stack.enter_context(ThreadPoolExecutor(recording.threads + 1))
-        following = pool.submit(next, chunks, None)
+
+        def next_chunk() -> Frames | None:
+            with reading(name):
+                return next(chunks, None)
+
+        following = pool.submit(next_chunk)
         while not filters.done and (chunk := following.result()) is not None:
-            following = pool.submit(next, chunks, None)  # decoded while this one is resized
+            following = pool.submit(next_chunk)  # decoded while this one is resized
             contract = contract_for(chunk.shape[1:], settings["size"], settings["crop"])
             if contract.shape != task.shape:
                 raise DamagedRecordingError(
@@ -211,6 +204,8 @@ def _write_files(task: Task, goes_on: Callable[[int], bool]) -> Entry | None:
             read += len(chunk)
             if not goes_on(len(chunk)):
                 return None
+    with reading(name):
+        notes = recording.notes
     if recording.fingerprint() != fingerprint:
         raise DamagedRecordingError(f"{name} was changed while it was read; wait until it is complete")
     for key, column in rows.items():
@@ -236,7 +231,7 @@ def _write_files(task: Task, goes_on: Callable[[int], bool]) -> Entry | None:
         "first_source_frame": int(source_frames[0]) if len(source_frames) else None,
         "shape": list(task.shape),
         "fingerprint": fingerprint,
-        "notes": recording.notes,
+        "notes": notes,
         "files": files,
     }
     write_json(task.folder / ENTRY, [name, entry, list(task.shape)])

@@ -34,7 +34,7 @@ class CVAE(nn.Module):
     errors of pixels in [0, 1] are around 0.001 to 0.01.
 
     Args:
-        img_shape: (height, width, channels). Without `widths` and `strides`: square, a power of two.
+        img_shape: (height, width, channels).
         latent_dim: Number of values in the latent.
         beta: The wanted weight of the KL, kept in `fixed_beta`.
         scale_losses: Divide both terms by the number of values that they sum over.

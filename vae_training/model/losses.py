@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
 from latent_obs.encoder.pca import principal_components
+from latent_obs.util.progress import print_now
 from vae_training.model.augmentation import CHANGES, augment, images_to_tensor
 from vae_training.model.transition_heads import TransitionHeads
 
@@ -75,7 +76,7 @@ class VAELoss(nn.Module):
         heads: TransitionHeads | None = None,
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
-        say: Callable[[str], object] = print,
+        say: Callable[[str], object] = print_now,
     ) -> None:
         super().__init__()
         self.model, self.heads = model, heads

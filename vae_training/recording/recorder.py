@@ -28,11 +28,11 @@ from tqdm import tqdm
 
 from latent_obs.encoder.folder import package_versions
 from latent_obs.envs.factory import make_pixel_env
-from latent_obs.pixels import PixelContract, find_pixel_key
-from latent_obs.util.atomic import GracefulStop, write_json
+from latent_obs.pixels import PixelContract, brief, find_pixel_key, part_at, parts_of, way_out
+from latent_obs.util.atomic import GracefulStop, own_folder, write_json
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_choice, check_count
-from vae_training.data.frames import Frames, get_datasets
+from vae_training.data.frames import Frames, explain_disk_full, get_datasets
 from vae_training.data.npy_writer import NpyWriter, recover_parts
 from vae_training.data.rows import load_rows, rows_file_of
 from vae_training.recording.policy import Policy, RandomPolicy
@@ -40,6 +40,8 @@ from vae_training.recording.state import RowsTable, StateReader
 
 _MANIFEST = "recording.json"
 _FORMAT_VERSION = 1
+#: Largest numbers that environments and pictures take.
+_AT_MOST = {"size": 8192, "frame_skip": 2**31 - 1, "seed": 2**32 - 1}
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class RecordConfig:
     """Passed to the environment as frame_skip, where given. An agent of train-agent has its own."""
     env_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Further arguments of the environment."""
+    render: bool = False
+    """Record the picture that the environment draws, such as CartPole's, in place of its own observation."""
     pixel_key: str | None = None
     """Entry of a Dict observation that holds the pixels, where there is more than one image."""
     state: bool = True
@@ -91,7 +95,7 @@ class RecordConfig:
             raise InputError("env must be a Gymnasium id such as VizdoomBasic-v1, got an empty string")
         for name, at_least in (("frames", 1), ("frames_per_file", 1), ("size", 1), ("frame_skip", 1), ("seed", 0)):
             if (value := getattr(self, name)) is not None or name not in ("size", "frame_skip"):
-                check_count(name, value, at_least)
+                check_count(name, value, at_least, _AT_MOST.get(name, 2**63 - 1))
         check_choice("policy", self.policy, ("random", "sticky"))
         if not 0 <= self.stickiness < 1:
             raise InputError(f"stickiness must be a probability below 1, got {self.stickiness!r}")
@@ -104,7 +108,8 @@ class RecordConfig:
     @property
     def make_kwargs(self) -> dict[str, Any]:
         """Arguments that the environment is made with."""
-        return {**self.env_kwargs, **({} if self.frame_skip is None else {"frame_skip": self.frame_skip})}
+        skip = {} if self.frame_skip is None else {"frame_skip": self.frame_skip}
+        return {**self.env_kwargs, **skip, **({"render": True} if self.render else {})}
 
     def file_name(self, index: int) -> str:
         """Name of the recording of this number."""
@@ -131,8 +136,9 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
         The folder.
 
     Raises:
-        InputError: The environment is unknown or has no pixels, the folder holds frames of another shape, an agent is
-            given without its policy or does not fit, or the disk is full (its whole frames are kept).
+        InputError: The environment is unknown or has no pixels, the folder holds frames of another shape or is in use,
+            or an agent is given without its policy or does not fit.
+        DiskFullError: The disk is full; whole frames are kept.
         MissingExtraError: The package of the environment, or of the agent, is not installed.
     """
     folder = config.out
@@ -142,10 +148,24 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
         raise InputError(
             f"agent {config.agent} was given without its policy; pass record(config, policy=agents.load_policy(folder))"
         )
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"out {folder} is a file, expected a folder")
+    kept = "All whole frames are kept; free some space, and give the same command again"
+    with explain_disk_full(folder, kept), own_folder(folder):
+        have = _record(config, policy, say)
+    if have < config.frames:
+        say(f"interrupted: {have:,} of {config.frames:,} frames are kept in {folder}; the same command goes on")
+    else:
+        say(f"{have:,} frames of {config.env} in {folder}")
+    if have:
+        say(f"next: latent-obs train-vae --frames {folder}")
+    return folder
+
+
+def _record(config: RecordConfig, policy: Policy | None, say: Callable[[str], object]) -> int:
+    """Record to a folder that is held; returns how many frames of the environment it has then."""
+    folder = config.out
     for file in _recover(folder):
         say(f"recovered {file} from a recording that was killed{_lack_of_rows(file)}")
+    _write_manifest(folder)
     have, first_index, present_shape = _present(config)
     if have:
         more = "; --frames is how many to have in all" if have >= config.frames else ""
@@ -172,16 +192,9 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
             for file in (folder / config.file_name(i) for i in range(first_index, index + 1)):
                 if file.exists() and (lack := _lack_of_rows(file)):
                     say(f"{file}{lack}")
-            if (folder / _MANIFEST).exists():
-                _write_manifest(folder)
+            _write_manifest(folder)
         have = _present(config)[0]
-    if have < config.frames:
-        say(f"interrupted: {have:,} of {config.frames:,} frames are kept in {folder}; the same command goes on")
-    else:
-        say(f"{have:,} frames of {config.env} in {folder}")
-    if have:
-        say(f"next: latent-obs train-vae --frames {folder}")
-    return folder
+    return have
 
 
 def _with_settings_of(config: RecordConfig, policy: Policy, say: Callable[[str], object]) -> RecordConfig:
@@ -222,8 +235,10 @@ class _Recorder:
     contract: PixelContract | None = None  # how frames are recorded
 
     def __post_init__(self) -> None:
-        self.key, self.channels = find_pixels(self.env.observation_space, self.config.pixel_key)
-        self.state = StateReader(self.env, self.key) if self.config.state else None
+        space = self.env.observation_space
+        key, self.channels = find_pixels(space, self.config.pixel_key)
+        self.path = () if key is None else parts_of(space)[key][0]
+        self.state = StateReader(self.env, key) if self.config.state else None
         self.policy.begin(self.env)
 
     def record_file(self, index: int, wanted: int) -> int:
@@ -290,30 +305,31 @@ class _Recorder:
 
     def _pixels(self, observation: Any) -> Frames:
         """The picture in an observation, as the environment gave it."""
-        return np.asarray(observation if self.key is None else observation[self.key])
+        return np.asarray(part_at(observation, self.path))
 
 
 def find_pixels(space: spaces.Space[Any], key: str | None) -> tuple[str | None, int]:
-    """Find the key of the pixels (None where the observation is the picture) and their number of channels."""
-    if not isinstance(space, spaces.Dict):
+    """Find the pixels, by the name of `parts_of` (None where the observation is the picture), and their channels."""
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
         if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3):
             raise InputError(
-                f"the observation is no picture but {type(space).__name__}{space.shape or ''}; expected a uint8 Box "
-                "(height, width, channels), or a Dict with one. Gymnasium's AddRenderObservation makes one"
+                f"the observation is no picture but {brief(space)}, expected a uint8 Box (height, width, channels), or "
+                f"a Dict with one. {way_out(space)}"
             )
         channels = _channels(space.shape)
         PixelContract(1, 1, channels).check_space(space)
         return None, channels
+    parts = {name: part for name, (_, part) in parts_of(space).items()}
     found = {
         name: _channels(entry.shape)
-        for name, entry in space.spaces.items()
+        for name, entry in parts.items()
         if isinstance(entry, spaces.Box) and entry.dtype == np.uint8
         if len(entry.shape) == 3 or (name == key and len(entry.shape) == 2)
     }
     # Color before gray: a depth map beside the picture is not the picture.
     likely = min(found.values(), key=lambda channels: (channels != 3, channels != 1), default=3)
     channels = found.get(key or "", likely)
-    return find_pixel_key(space, PixelContract(1, 1, channels), key), channels
+    return find_pixel_key(spaces.Dict(parts), PixelContract(1, 1, channels), key), channels
 
 
 def _channels(shape: tuple[int, ...]) -> int:
@@ -322,7 +338,9 @@ def _channels(shape: tuple[int, ...]) -> int:
 
 
 def _recover(folder: Path) -> list[Path]:
-    """Finish what was killed; rows that it may have are kept where they agree with it."""
+    """Finish what was killed; rows that it may have are kept where they agree with it, half-written ones never."""
+    for half in folder.glob(".*.rows.part.npz"):
+        half.unlink()
     recovered = recover_parts(folder)
     for file in recovered:
         try:
@@ -353,19 +371,24 @@ def _datasets_in(folder: Path) -> dict[str, Frames]:
 
 
 def _write_manifest(folder: Path, begun: dict[str, dict[str, Any]] | None = None) -> None:
-    """Update `recording.json`, with entries of files that are begun; frame counts are those of the files."""
+    """Bring `recording.json` up to date, with entries of files that are begun; frame counts are those of the files.
+
+    It is written only where its files are not as they were, and made only for files that are begun.
+    """
     path, begun = folder / _MANIFEST, begun or {}
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        known = json.loads(path.read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        known = {name: dict(entry) for name, entry in json.loads(path.read_text())["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         known = {}
     counts = {**dict.fromkeys(begun, 0), **{name: len(dataset) for name, dataset in _datasets_in(folder).items()}}
     entries = sorted({**known, **begun}.items())
+    files = {name: {**entry, "frames": counts[name]} for name, entry in entries if name in counts}
+    if files == known:
+        return
     manifest = {
         "format_version": _FORMAT_VERSION,
-        "frames": sum(counts[name] for name, _ in entries if name in counts),
-        "files": {name: {**entry, "frames": counts[name]} for name, entry in entries if name in counts},
+        "frames": sum(entry["frames"] for entry in files.values()),
+        "files": files,
         "versions": package_versions(),
     }
     try:

@@ -3,7 +3,6 @@
 Nothing here changes what the environment gives: the same seed gives the same frames with and without.
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from latent_obs.envs.factory import is_vizdoom
 from latent_obs.util.errors import InputError
 from vae_training.data.rows import rows_file_of, save_rows
 
@@ -136,12 +136,6 @@ def boxes_of(labels: Any, size: tuple[int, int]) -> dict[str, NDArray[np.float32
         name: np.divide((1, o.x + o.width / 2, o.y + o.height / 2, o.width, o.height), whole).astype(np.float32)
         for name, o in largest.items()
     }
-
-
-def is_vizdoom(env: gym.Env[Any, Any]) -> bool:
-    """Whether an environment is one of ViZDoom's, under whatever name it was registered."""
-    module = sys.modules.get("vizdoom.gymnasium_wrapper.base_gymnasium_env")  # not imported: then it is none
-    return module is not None and isinstance(env.unwrapped, module.VizdoomEnv)
 
 
 class RowsTable:

@@ -8,10 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.device import resolve_device
-from latent_obs.util.errors import EncoderFolderError
 from vae_training.model.cvae import CVAE, images_to_tensor
 
 Frames = NDArray[np.uint8]
@@ -40,16 +38,14 @@ class ReportModel:
 
     def __init__(self, encoder: str | os.PathLike[str], device: str | torch.device = "auto") -> None:
         self.frozen = FrozenEncoder.load(encoder, device)  # checks the folder as an agent would
-        self.folder = read_encoder_folder(encoder)
+        assert self.frozen._folder is not None
+        self.folder = self.frozen._folder
         self.architecture, self.contract = self.folder.architecture, self.folder.contract
         with torch.random.fork_rng(devices=[]):
             self.cvae = CVAE.from_architecture(self.architecture)
         self.cvae.encoder.load_state_dict(self.folder.encoder)
         if self.folder.has_decoder:
-            try:
-                self.cvae.decoder.load_state_dict(self.folder.decoder())
-            except RuntimeError as error:
-                raise EncoderFolderError(f"{self.folder.path}: the decoder does not fit config.json: {error}") from None
+            self.cvae.decoder.load_state_dict(self.folder.decoder())
         self.cvae.to(resolve_device(device)).eval().requires_grad_(False)
 
     @torch.inference_mode()

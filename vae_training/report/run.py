@@ -22,7 +22,8 @@ from tyro.conf import Positional
 
 from latent_obs.encoder.folder import package_versions
 from latent_obs.util.atomic import atomic_write
-from latent_obs.util.errors import InputError, check_count, require
+from latent_obs.util.errors import InputError, check_count, check_types, require
+from latent_obs.util.progress import print_now
 from vae_training.report.encoder import Floats, Frames, Reconstruct, ReportModel
 from vae_training.report.findings import Finding, Numbers, headline, verdict
 from vae_training.report.metrics.baselines import EncoderMeans, MeanImage, Pca, random_encoder
@@ -86,6 +87,7 @@ class ReportConfig:
     """auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps. One that is named must be there."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_count("sample", self.held_out_frames, _FEWEST)
         check_count("autoencoder_steps", self.steps, 0)
         check_count("seed", self.seed, 0)
@@ -148,13 +150,13 @@ class _Work:
 
 
 def report(
-    config: ReportConfig, *, progress_bar: bool | None = None, say: Callable[[str], object] = print
+    config: ReportConfig, *, progress_bar: bool | None = None, say: Callable[[str], object] = print_now
 ) -> ReportResult:
     """Measure an encoder on held-out recordings, and write a page and a JSON file.
 
     Args:
         config: Settings.
-        progress_bar: Show a bar for the autoencoder's training; None shows it in a terminal only.
+        progress_bar: Whether to show how far the autoencoder's training has come; None for yes.
         say: Where messages go.
 
     Raises:
@@ -371,7 +373,7 @@ def _to_json(work: _Work, result: ReportResult) -> dict[str, Any]:
             "fitted_on": len(work.training),
         },
         "latents": asdict(result.latents),
-        "stability": asdict(result.stability),
+        "stability": None if result.stability is None else asdict(result.stability),
         "reconstruction": reconstruction,
         "probes": result.probes and result.probes.to_json(),
         "disentanglement": result.disentanglement,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latent_obs.util.atomic import atomic_write
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_types, one_line, parse_json
 from vae_training.model.cvae import CVAE
 
 _FORMAT = "latent-obs-checkpoint-2"
@@ -41,6 +41,9 @@ class Progress:
     super_batch: int = 0  # frames of an epoch
     ranks: int = 1  # processes, whose number decides what a step is
     since_best: int = 0  # comparable moments since the best one
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 def save_checkpoint(
@@ -84,16 +87,20 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
     digest = hashlib.sha256(json.dumps([metadata.get("progress"), metadata.get("about")]).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def read_about(path: Path) -> dict[str, Any] | None:
-    """What `save_checkpoint` was given as `about`, without reading the tensors; None where there is none."""
+def read_about(path: Path, kind: Any) -> Any:
+    """What `save_checkpoint` was given as `about`, of this type, without reading the tensors; None where there is none.
+
+    An `InputError` if it is of another type.
+    """
     if not path.exists():
         return None
     with _open(path) as file:
-        return json.loads((file.metadata() or {}).get("about", "null"))
+        about = (file.metadata() or {}).get("about", "null")
+    return None if about == "null" else parse_json(about, kind, f"{path}, metadata about")
 
 
 @contextlib.contextmanager
@@ -132,12 +139,16 @@ def load_checkpoint(
         raise InputError(f"{path} has the checkpoint format {metadata.get('format')!r}, expected {_FORMAT!r}")
     if metadata["format"] == _FORMAT and metadata.get("sha256") != _checksum(tensors, metadata):
         raise _damaged(path, "its content is not what its checksum promises")
+    try:
+        progress = Progress(**parse_json(metadata.get("progress", "null"), dict[str, Any], "progress"))
+    except (InputError, TypeError) as error:
+        raise _damaged(path, one_line(error)) from None
     for part, module in {"model": model, **(parts or {})}.items():
         prefix = f"{part}/"
         try:
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         except RuntimeError as error:
-            raise InputError(f"{path} is of another architecture than this run: {error}") from None
+            raise InputError(f"{path} is of another architecture than this run: {one_line(error)}") from None
     if optimizer is not None:
         states: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
@@ -149,4 +160,4 @@ def load_checkpoint(
         device = next(model.parameters()).device
         if device.type == "cuda" and "rng/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng/cuda"], device)
-    return Progress(**json.loads(metadata["progress"]))
+    return progress

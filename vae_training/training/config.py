@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self
 
 from latent_obs.encoder import Bottleneck
-from latent_obs.util.errors import InputError, check_choice, check_count
+from latent_obs.util.errors import InputError, check_count
 from latent_obs.util.run_config import ANY, RunConfig
 from vae_training.model.beta import ScheduleKind
 
@@ -18,13 +18,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 HEADS = ("inverse_dynamics", "next_latent", "reward")
 #: Settings that are layers of the networks.
 LAYERS = ("latent_dim", "bottleneck", "widths", "strides", "first_activation", "linear_path", "standardize")
-_COUNTS = {"epochs": 1, "batch_size": 1, "patience": 1, "batch_freeze": 0, "half_beta_cycle": 0, "seed": 0}
-_CHOICES = {
-    "schedule": ScheduleKind,
-    "optimizer": OptimizerName,
-    "precision": Precision,
-    "learning_rate_schedule": LearningRateKind,
-}
+_COUNTS = {"epochs": 1, "batch_size": 1, "patience": 1, "held_out": 1, "super_batch": 1}
+_COUNTS |= {"batch_freeze": 0, "half_beta_cycle": 0, "seed": 0}
 _SALIENCE = "train another run, with --salience instead"
 _DIVERGED = "train another run, with a smaller --learning-rate if it diverges"
 
@@ -59,15 +54,15 @@ class TrainConfig(RunConfig):
     """Folder of .npy files, uint8 (N, height, width, channels), one per recording."""
     out: Path = Path("runs/vae")
     """Folder to create: the encoder, checkpoints, pictures and logs."""
-    latent_dim: int = 256
-    """Values in the latent vector. A spatial bottleneck of an 8x8 map takes multiples of 64; 32 is usual for a dense
-    one."""
+    latent_dim: int | None = None
+    """Values in the latent vector. By default 256, or with a spatial bottleneck as near to it as the frame size allows:
+    an 8x8 map takes multiples of 64. 32 is usual for a dense one."""
     bottleneck: Bottleneck = "spatial"
     """spatial: a small map of means, which keeps small moving objects. dense: flatten, one linear layer."""
     widths: tuple[int, ...] = ()
     """Channels of each convolution, such as 32 64 128 256. By default they follow the frame size."""
     strides: tuple[int, ...] = ()
-    """Stride of each convolution, as many as widths. With both, frames need not be square or a power of two."""
+    """Stride of each convolution, as many as widths. By default they follow the frame size."""
     first_activation: bool = False
     """Put a ReLU after the first convolution as well (by design it has none)."""
     beta: float = 0.02
@@ -131,11 +126,10 @@ class TrainConfig(RunConfig):
     """Number format of the layers: auto (bfloat16 on CUDA, else float32), float32 or bfloat16."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, at_least in _COUNTS.items():
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), at_least)
-        for name, kind in _CHOICES.items():
-            check_choice(name, getattr(self, name), get_args(kind))
         for name in ("beta", "free_bits", "salience", *HEADS, "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be a finite number, 0 or more, got {getattr(self, name)}")

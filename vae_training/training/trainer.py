@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
 
+from latent_obs.encoder.architecture import Architecture
 from latent_obs.util.atomic import LOCK_FILE, GracefulStop, folder_lock, write_json
 from latent_obs.util.errors import InputError, TrainingDivergedError
+from latent_obs.util.progress import ProgressBar, print_now
 from vae_training.data.frames import (
+    Split,
     check_worth_learning,
     describe_datasets,
     explain_disk_full,
@@ -100,7 +102,11 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, progress_bar: bool | None = None, say: Callable[[str], object] = print
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    progress_bar: bool | None = None,
+    say: Callable[[str], object] = print_now,
 ) -> TrainResult:
     """Train a CVAE on a folder of frames, and write the encoder folder that an agent uses.
 
@@ -123,7 +129,7 @@ def train(
     Args:
         config: All settings.
         resume: Continue the run in `config.out`; see `TrainConfig.resumed_from`.
-        progress_bar: Show it; None shows it in a terminal only.
+        progress_bar: Whether to show how far it has come, see `latent_obs.util.progress.ProgressBar`; None for yes.
         say: Called with each message.
 
     Raises:
@@ -182,7 +188,7 @@ class Trainer:
         begun = resume and (latest.exists() or (self.checkpoints / "best.safetensors").exists())
         if self.is_new:
             _check_new(config.out)
-        self._open_frames(read_about(latest) if begun else None)
+        self._open_frames(read_about(latest, dict[str, Split]) if begun else None)
         self._build_model()
         if not begun:
             start_from_data(config, self.model, self.loss, self.training, self.transitions)
@@ -193,7 +199,7 @@ class Trainer:
         self._seconds_before = self.progress.seconds
         self._began = self._saved_at = time.perf_counter()
 
-    def _open_frames(self, saved: dict | None) -> None:
+    def _open_frames(self, saved: dict[str, Split] | None) -> None:
         """Open the frames, and hold out some of them: the same as the saved run, if there is one."""
         config, datasets = self.config, get_datasets(self.config.frames)
         if saved is None:
@@ -207,19 +213,17 @@ class Trainer:
         self.split_note = split_note(datasets, self.training, self.held_out)
 
     def _build_model(self) -> None:
-        """Make model, loss, and the average of the weights, on their device."""
-        config = self.config
+        """Choose the layers that are not given, for the size of the frames; make model and loss on their device."""
+        given: dict[str, Any] = {name: getattr(self.config, name) for name in LAYERS}
         height, width, channels = self.training[0].shape[1:]
-        layers: dict[str, Any] = {name: getattr(config, name) for name in LAYERS}
-        if (height, width) == (64, 64) and config.bottleneck == "spatial" and not (config.widths or config.strides):
-            layers |= {"widths": (64, 128), "strides": (4, 2)}  # lower error for less work than strides of 2, 2, 2
+        architecture = Architecture.for_frames((height, width, channels), **given)
+        config = self.config = replace(self.config, **{name: getattr(architecture, name) for name in LAYERS})
         torch.manual_seed(config.seed)
-        model = CVAE((height, width, channels), beta=config.beta, scale_losses=config.scale_losses, **layers)
-        self.model = model.to(self.device)
+        self.model = CVAE.from_architecture(architecture, config.beta, config.scale_losses).to(self.device)
         heads = None
         if self.transitions is not None and self.transitions.actions is not None:
             actions = self.transitions.actions
-            heads = TransitionHeads(config.head_weights, config.latent_dim, actions.kind, actions.size)
+            heads = TransitionHeads(config.head_weights, architecture.latent_dim, actions.kind, actions.size)
         self.loss = VAELoss(
             self.model,
             salience=config.salience,
@@ -300,12 +304,13 @@ class Trainer:
         self._begin()
         start_epoch, first_batch = divmod(progress.step, self.steps_per_epoch)
         self._began = time.perf_counter()
-        hidden = None if progress_bar is None else not progress_bar
         with (
             RunLog(self.config.out, from_step=progress.step) if self.ranks.is_main else contextlib.nullcontext() as log,
             GracefulStop() as stop,
             self.super_batches() as batches,
-            tqdm(total=self.total_steps, initial=progress.step, unit="step", disable=hidden, desc="train-vae") as bar,
+            ProgressBar(
+                total=self.total_steps, initial=progress.step, unit="step", desc="train-vae", shown=progress_bar
+            ) as bar,
         ):
             if log is not None and log.note:
                 self.say(log.note)
@@ -392,13 +397,17 @@ class Trainer:
             write_json(config.out / "config.json", config.to_json())
             if self.is_new:
                 self._save("latest")
-        height, width, channels = self.model.architecture.img_shape
+        architecture = self.model.architecture
+        height, width, channels = architecture.img_shape
+        rows, columns = architecture.stages[-1].size_out
         files = dict.fromkeys(Path(str(getattr(d, "filename", ""))).name for d in self.held_out)
         self.say(
             f"Training on {len(self.training)} file(s), {sum(len(d) for d in self.training):,} frames of "
             f"{height}x{width}x{channels}, on {self.device} by {count} process(es); held out: {', '.join(files)}. "
             f"{config.epochs} epochs of {size:,} frames = {self.total_steps:,} steps"
-            f"{'' if self.is_new else f', from step {self.progress.step:,} on'}."
+            f"{'' if self.is_new else f', from step {self.progress.step:,} on'}.\n"
+            f"Layers: widths {list(architecture.widths)} and strides {list(architecture.strides)} lead to a map of "
+            f"{rows}x{columns}; {architecture.latent_dim} latents ({architecture.bottleneck})."
         )
         if self.split_note:
             self.say(self.split_note)
@@ -408,7 +417,7 @@ class Trainer:
                 f"step. Use more frames, or a smaller --batch-size (such as {max(1, size // count // 8)})."
             )
 
-    def _log_step(self, log: RunLog, bar: tqdm, losses: Losses, wait_seconds: float) -> None:
+    def _log_step(self, log: RunLog, bar: ProgressBar, losses: Losses, wait_seconds: float) -> None:
         reconstruction, kl, elapsed = losses.reconstruction.item(), losses.kl.item(), time.perf_counter() - self._began
         metrics = {
             "loss/total": losses.total.item(),

@@ -18,6 +18,7 @@ from latent_obs.actions import (
     VectorActions,
     curated_actions,
     family_of,
+    plain_actions,
     sb3_actions,
 )
 from latent_obs.envs.old_gym import Enum
@@ -113,6 +114,32 @@ def test_the_choice_of_actions(tmp_path: Path):
     keyed.spec = EnvSpec("MineRLTreechop-v0", entry_point="nowhere:Env")
     assert sb3_actions(keyed).get_wrapper_attr("names")[1:3] == ("attack", "forward")
     assert sb3_actions(keyed, env_id="MineRLNavigate-v0").get_wrapper_attr("names")[1] == "forward+sprint"
+
+
+@pytest.mark.parametrize(
+    ("space", "plain"),
+    [
+        (spaces.Discrete(3, start=-1), spaces.Discrete(3)),
+        (spaces.MultiDiscrete([2, 3], start=[-1, 5]), spaces.MultiDiscrete([2, 3])),
+        (spaces.MultiDiscrete(np.array([[2, 3], [3, 4]])), spaces.MultiDiscrete([2, 3, 3, 4])),
+        (spaces.MultiBinary((2, 2)), spaces.MultiBinary(4)),
+    ],
+    ids=str,
+)
+def test_plain_actions_begin_at_zero_and_lie_in_a_row(space: Any, plain: Any):
+    env = sb3_actions(Recorder(space))
+    assert env.action_space == plain
+    most = plain.n - 1 if isinstance(plain, spaces.Discrete) else getattr(plain, "nvec", np.full(plain.shape, 2)) - 1
+    for action in (most * 0, most):  # `Recorder` checks that they are in its space
+        env.step(action)
+        wanted = np.reshape(action, space.shape) + getattr(space, "start", 0)
+        np.testing.assert_array_equal(env.get_wrapper_attr("taken")[-1], wanted)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(2), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)], ids=str)
+def test_plain_actions_stay(space: Any):
+    env = Recorder(space)
+    assert plain_actions(env) is env
 
 
 @pytest.mark.parametrize(

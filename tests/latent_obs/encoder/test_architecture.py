@@ -3,10 +3,11 @@
 import json
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -68,20 +69,48 @@ def test_a_decoder_restores_any_size_exactly(
         assert Decoder(architecture)(mean).shape == (2, channels, height, width)
 
 
-@given(height=st.integers(1, 300), width=st.integers(1, 300), bottleneck=bottlenecks)
+@given(height=st.integers(2, 300), width=st.integers(2, 300), bottleneck=bottlenecks, channels=st.sampled_from([1, 3]))
+@example(height=84, width=84, bottleneck="spatial", channels=1)
+@example(height=210, width=160, bottleneck="spatial", channels=3)
 @QUICK
-def test_a_rejected_size_names_one_that_works(height: int, width: int, bottleneck: Bottleneck):
-    smallest = 16 if bottleneck == "spatial" else 8
-    if height == width and height in (8, 16, 32, 64, 128, 256) and height >= smallest:
-        assert Architecture((height, width, 3), 64, bottleneck=bottleneck).img_shape == (height, width, 3)
-        return
-    with pytest.raises(InputError, match="img_shape") as error:
-        Architecture((height, width, 3), 64, bottleneck=bottleneck)
-    suggested = re.search(r"(\d+)x(\d+)", str(error.value))
-    assert suggested is not None
-    side = int(suggested[1])
-    assert Architecture((side, side, 3), 64, bottleneck=bottleneck).img_shape[0] == side
-    assert side / 2 <= max(height, width, smallest) <= side * 2  # near to what was asked for
+def test_any_size_has_layers_and_a_latent_size(height: int, width: int, bottleneck: Bottleneck, channels: int):
+    shape = (height, width, channels)
+    architecture = Architecture.for_frames(shape, bottleneck=bottleneck)
+    assert architecture.img_shape == shape
+    side = math.sqrt(math.prod(architecture.stages[-1].size_out))
+    target = 8 if bottleneck == "spatial" else 4
+    if 2 * target <= min(shape[:2]) and max(shape[:2]) <= 4 * min(shape[:2]):
+        assert target / 2 < side < 2 * target
+        assert 128 <= architecture.latent_dim <= 384
+    assert Architecture.for_frames(shape, architecture.latent_dim, bottleneck=bottleneck) == architecture
+    assert Architecture(shape, 5).latent_dim == 5
+
+
+def test_frames_of_64_by_64_and_larger_powers_of_two_keep_their_layers():
+    for side, widths, strides in ((64, (64, 128), (4, 2)), (128, (32, 64, 128, 256), (2, 2, 2, 2))):
+        given_ = Architecture((side, side, 3), 256, widths, strides, "spatial")
+        assert Architecture.for_frames((side, side, 3)) == given_
+    assert Architecture.for_frames((64, 64, 3), 32, bottleneck="dense") == Architecture((64, 64, 3), 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advised"),
+    [
+        ({"img_shape": (84, 84, 3), "latent_dim": 256}, r"such as (\d+)"),
+        ({"img_shape": (210, 160, 3), "latent_dim": 3}, r"such as (\d+)"),
+        ({"strides": (2,) * 9}, r"first (\d+) strides"),
+    ],
+)
+def test_advice_on_layers_works(arguments: dict[str, Any], advised: str):
+    settings: dict[str, Any] = {"img_shape": (64, 64, 3), "latent_dim": 64, "bottleneck": "spatial", **arguments}
+    with pytest.raises(InputError) as error:
+        Architecture(**settings)
+    found = re.search(advised, str(error.value))
+    assert found is not None
+    number = int(found[1])
+    better = {"strides": (2,) * number} if "strides" in arguments else {"latent_dim": number}
+    assert Architecture(**{**settings, **better}).strides
+    assert Architecture(**{**settings, "bottleneck": "dense", **({} if "strides" not in arguments else better)})
 
 
 @pytest.mark.parametrize(
@@ -94,6 +123,13 @@ def test_a_rejected_size_names_one_that_works(height: int, width: int, bottlenec
         ({"bottleneck": "sparse"}, "bottleneck"),
         ({"widths": (8, 8), "strides": (2,)}, "widths"),
         ({"widths": (8,), "strides": (-1,)}, "strides"),
+        ({"widths": None}, "widths"),
+        ({"widths": 4}, "widths"),
+        ({"latent_dim": 10**30}, "latent_dim"),
+        ({"latent_dim": "8"}, "latent_dim"),
+        ({"widths": (10**9,)}, "widths"),
+        ({"img_shape": (1, 64, 3)}, "img_shape"),
+        ({"standardize": "no"}, "standardize"),
     ],
 )
 def test_what_cannot_be_built_is_rejected_by_name(arguments: dict[str, object], named: str):

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from latent_obs.encoder.architecture import Architecture, Bottleneck, Encoder
 from latent_obs.encoder.fast_cpu import FoldedEncoder, PackedLayer, pack_layers
-from latent_obs.encoder.frozen import BFLOAT16_TOLERANCE, Backend, FrozenEncoder, Precision
+from latent_obs.encoder.fastest import PLAIN, Backend, Precision, Way, candidates
+from latent_obs.encoder.frozen import BFLOAT16_TOLERANCE, FrozenEncoder, encoding_times
 from latent_obs.encoder.openvino import MOST_COMPILED, OpenVinoNetwork, rounded_up
 from latent_obs.pixels import Frames
 from latent_obs.util.device import torch_threads
@@ -25,7 +26,8 @@ from vae_training.training.export import export_encoder
 
 #: Allowed differences to the network in float64, of the largest latent.
 TOLERANCE = {"float32": 1e-5, "bfloat16": BFLOAT16_TOLERANCE}
-KINDS: list[tuple[Backend, Precision]] = [(b, p) for b in get_args(Backend) for p in get_args(Precision)]
+BACKENDS: tuple[Backend, ...] = ("torch", "openvino")
+KINDS: list[tuple[Backend, Precision]] = [(b, p) for b in BACKENDS for p in ("float32", "bfloat16")]
 
 each_kind = pytest.mark.parametrize(("backend", "precision"), KINDS)
 
@@ -139,6 +141,65 @@ def test_a_network_that_bfloat16_ruins_is_rejected(tmp_path: Path):
 def test_unknown_settings_are_rejected(encoder_folder: Path, wrong: dict[str, Any]):
     with pytest.raises(InputError, match=next(iter(wrong))):
         FrozenEncoder.load(encoder_folder, **{"device": "cpu", **wrong})
+
+
+# The fastest way
+
+SLOW = dict.fromkeys((Way(b, p) for b, p in KINDS), 1.0) | {PLAIN: 5.0, Way("torch", "bfloat16"): 30.0}  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> dict[Way, float]:
+    """Milliseconds that a measurement is to find, instead of those of this machine; nothing is remembered yet."""
+    told = dict(SLOW)
+    monkeypatch.setattr("latent_obs.encoder.fastest._WORTH", 0.9)
+    monkeypatch.setattr("latent_obs.encoder.fastest._SLOW", 1.25)
+    monkeypatch.setattr("latent_obs.encoder.fastest._measured", {})
+    monkeypatch.setattr("latent_obs.encoder.fastest.milliseconds", lambda ways, shape: {way: told[way] for way in ways})
+    return told
+
+
+def test_auto_takes_the_fastest_and_remembers_it(times: dict[Way, float]):
+    encoder = FrozenEncoder.random(tiny_architecture(), device="cpu")
+    assert (encoder.backend, encoder.precision) == ("openvino", "float32")
+    times[Way("openvino", "float32")] = 100.0
+    assert FrozenEncoder.random(tiny_architecture(), device="cpu").backend == "openvino"  # measured once
+    other = Architecture((16, 16, 3), 7, (4,), (2,))
+    assert FrozenEncoder.random(other, device="cpu").backend == "torch"
+    assert pickle.loads(pickle.dumps(encoder)).backend == "openvino"
+    assert_close(encoder.encode(random_frames(3)), in_float64(encoder, random_frames(3)), "float32")
+
+
+def test_a_little_faster_is_not_enough_to_leave_torch(times: dict[Way, float]):
+    times[Way("openvino", "float32")] = 0.95 * times[PLAIN]
+    assert FrozenEncoder.random(tiny_architecture(), device="cpu").backend == "torch"
+
+
+def test_a_slow_way_that_is_asked_for_is_taken_and_warned_of_once(times: dict[Way, float]):
+    settings: dict[str, Any] = {"device": "cpu", "backend": "torch", "precision": "bfloat16"}
+    with pytest.warns(UserWarning, match="30"):
+        encoder = FrozenEncoder.random(tiny_architecture(), **settings)
+    assert (encoder.backend, encoder.precision) == ("torch", "bfloat16")
+    FrozenEncoder.random(tiny_architecture(), **settings)  # a second warning would be an error
+    FrozenEncoder.random(tiny_architecture(), device="cpu", precision="bfloat16")  # OpenVINO's is fast
+
+
+def test_what_does_not_work_is_not_taken(monkeypatch: pytest.MonkeyPatch, times: dict[Way, float]):
+    def broken(*_: object) -> None:
+        raise ImportError("a library is missing")
+
+    monkeypatch.setattr("latent_obs.encoder.frozen.OpenVinoNetwork", broken)
+    times[Way("openvino", "float32")] = 0.1
+    assert FrozenEncoder.random(tiny_architecture(), device="cpu").backend == "torch"
+    with pytest.raises(ImportError):
+        tiny_encoder("openvino")
+    assert [way.backend for way in candidates("auto", "auto", torch.device("cuda"))] == ["torch"]
+
+
+def test_times_are_measured_in_every_way():
+    times = encoding_times(tiny_architecture())
+    assert {Way(b, p) for b, p in KINDS} == set(times)  # pyright: ignore[reportArgumentType]
+    assert all(0 < time < 60_000 for time in times.values())
 
 
 # OpenVINO

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import latent_obs.encoder.folder
-from latent_obs.encoder.folder import make_selfcheck, read_encoder_folder, write_encoder_folder
+import latent_obs.util.atomic
+from latent_obs.encoder.folder import (
+    copy_encoder_folder,
+    make_selfcheck,
+    read_encoder_folder,
+    write_encoder_folder,
+)
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.encoder.statistics import LatentStatistics
 from latent_obs.pixels import PixelContract
@@ -152,7 +160,11 @@ def test_a_decoder_is_optional_and_a_folder_is_not(tmp_path: Path):
         (lambda c: c.pop("format"), "format"),
         (lambda c: c.pop("architecture"), "architecture"),
         (lambda c: c["architecture"].update(latent_dim=7), "weights"),
-        (lambda c: c["architecture"].update(widths=4), "config"),
+        *((lambda c, v=v: c["architecture"].update(widths=v), "widths") for v in (4, None, "4", [4, None])),
+        (lambda c: c["architecture"].update(latent_dim=10**30), "latent_dim"),
+        (lambda c: c["architecture"].update(latent_dim=10**6, img_shape=[60_000, 60_000, 3]), "pixels"),
+        (lambda c: c["architecture"].update(widths=[4, 60_000]), "weights"),
+        *((lambda c, name=name: c.update({name: [1]}), name) for name in ("architecture", "pixels", "provenance")),
         (lambda c: c["pixels"].update(height=32), "pixels"),
         (lambda c: c["pixels"].update(colour="BGR"), "BGR"),
     ],
@@ -168,7 +180,7 @@ def test_a_config_of_another_kind_is_rejected(folder: Path, change: Callable[[di
         load(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "{"])
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 100_000])
 def test_a_config_that_is_no_config(folder: Path, text: str):
     (folder / "config.json").write_text(text)
     seal(folder)
@@ -256,8 +268,8 @@ FAILING_WRITES = [
     ("new", Path, "write_text", 2),
     ("old", os, "fsync", 2),
     ("new", Path, "rename", 1),
-    ("old", Path, "rename", 1),
-    ("old", Path, "rename", 2),  # the old one is out of the way, the new one not yet in its place
+    ("old", latent_obs.util.atomic, "_exchange", 1),
+    *(("old without exchange", Path, "rename", call) for call in (1, 2)),
 ]
 
 
@@ -267,8 +279,10 @@ def test_nothing_is_half_written(
 ):
     place = tmp_path / "place"
     place.mkdir()
-    if target == "old":
+    if target != "new":
         export_encoder(place / "encoder", tiny_cvae(seed=1), random_frames(2))
+    if target == "old without exchange":
+        monkeypatch.setattr(latent_obs.util.atomic, "_exchange", lambda *_: False)
     before, original, calls = everything_in(place), getattr(owner, name), [0]
 
     def failing(*args: Any, **kwargs: Any) -> Any:
@@ -282,7 +296,70 @@ def test_nothing_is_half_written(
         with pytest.raises(OSError, match="No space left"):
             export_encoder(place / "encoder", tiny_cvae(seed=2), random_frames(2), overwrite=True)
     assert everything_in(place) == before
-    assert sorted(f.name for f in place.iterdir()) == (["encoder"] if target == "old" else [])
+    assert sorted(f.name for f in place.iterdir()) == ([] if target == "new" else ["encoder"])
+
+
+def test_a_folder_that_is_exchanged_while_it_is_read_and_what_killed_exports_left(tmp_path: Path):
+    folder, model = tmp_path / "encoder", tiny_cvae()
+    kept = tmp_path / ".encoder-original"  # a user's own
+    (kept / "mine").mkdir(parents=True)
+    export_encoder(folder, model, random_frames(2))
+    for left in (".encoder-a_cdefg8/new", ".encoder.old", ".encoder.part-abcdefgh/old"):
+        (tmp_path / left).mkdir(parents=True)
+    script = (
+        "import sys\nfrom tests.support.tiny import *\nfrom vae_training.training.export import export_encoder\n"
+        "frames, models = random_frames(2), [tiny_cvae(seed=seed) for seed in (0, 1)]\nprint('ready', flush=True)\n"
+        "while True:\n    for model in models: export_encoder(sys.argv[1], model, frames, overwrite=True)\n"
+    )
+    expected = [tiny_cvae(seed=seed).encoder.mean_of_frames(random_frames(2)) for seed in (0, 1)]
+    with subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE) as exporter:
+        assert exporter.stdout is not None
+        assert exporter.stdout.readline() == b"ready\n"
+        seen: set[int] = set()
+        for _ in range(2_000):
+            encoder = load(folder)
+            found = encoder(random_frames(2))
+            seen |= {seed for seed in (0, 1) if np.allclose(found, expected[seed], atol=1e-5)}
+            assert encoder.decode(found).shape == (2, 16, 16, 3)
+            if len(seen) == 2:
+                break
+        exporter.kill()
+    assert len(seen) == 2
+    read_encoder_folder(folder)
+    export_encoder(folder, model, random_frames(2), overwrite=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".encoder-original", "encoder"]
+
+
+def test_an_encoder_and_its_decoder_are_of_one_export(folder: Path):
+    encoder, z = load(folder), np.ones((1, 6), np.float32)
+    before = load(folder).decode(z)
+    export_encoder(folder, tiny_cvae(seed=9), random_frames(2), overwrite=True)
+    assert (encoder.decode(z) == before).all()
+    assert (load(folder).decode(z) != before).any()
+
+
+def test_only_listed_files_are_read_and_copied(folder: Path, tmp_path: Path):
+    (tmp_path / "secret").write_text("secret")
+    (folder / "notes.txt").symlink_to(tmp_path / "secret")
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "more").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe")
+    (tmp_path / "elsewhere").mkdir()  # as in a folder of Hugging Face: listed files are links
+    (folder / "encoder.safetensors").rename(tmp_path / "elsewhere" / "blob")
+    (folder / "encoder.safetensors").symlink_to(tmp_path / "elsewhere" / "blob")
+    frames = random_frames(2)
+    copy_encoder_folder(folder, tmp_path / "run" / "encoder")
+    copied = list((tmp_path / "run" / "encoder").iterdir())
+    assert sorted(file.name for file in copied) == FILES
+    assert all(file.is_file() and not file.is_symlink() for file in copied)
+    assert (load(tmp_path / "run")(frames) == load(folder)(frames)).all()
+    (folder / "selfcheck.safetensors").unlink()
+    os.mkfifo(folder / "selfcheck.safetensors")
+    with pytest.raises(EncoderFolderError, match="selfcheck"):
+        load(folder)
+    with pytest.raises(EncoderFolderError, match="selfcheck"):
+        copy_encoder_folder(folder, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_overwriting_has_to_be_asked_for(folder: Path):
@@ -310,3 +387,39 @@ def test_what_is_no_encoder_folder_is_never_overwritten(tmp_path: Path, what: st
     with pytest.raises(InputError, match="target"):
         export_encoder(target, tiny_cvae(), random_frames(2), overwrite=True)
     assert everything_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("address", "asked", "inner"),
+    [
+        ("somebody/doom", ("somebody/doom", {}), ""),
+        ("hf://somebody/doom", ("somebody/doom", {}), ""),
+        ("hf://somebody/doom@v2", ("somebody/doom", {"revision": "v2"}), ""),
+        ("hf://somebody/doom/runs/a", ("somebody/doom", {}), "runs/a"),
+        ("https://huggingface.co/somebody/doom/", ("somebody/doom", {}), ""),
+        ("https://huggingface.co/somebody/doom/tree/main/runs/a", ("somebody/doom", {"revision": "main"}), "runs/a"),
+        ("hf.co/somebody/doom", ("somebody/doom", {}), ""),
+    ],
+)
+@pytest.mark.parametrize("kind", [str, Path])
+def test_addresses_of_hugging_face(
+    encoder_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    asked: Any,
+    inner: str,
+    kind: Any,
+):
+    hub = pytest.importorskip("huggingface_hub")
+    shutil.copytree(encoder_folder, tmp_path / inner, dirs_exist_ok=True)
+    calls: list[Any] = []
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **how: calls.append((name, how)) or str(tmp_path))
+    assert read_encoder_folder(kind(address)).path == tmp_path / inner
+    assert calls == [asked]
+
+
+@pytest.mark.parametrize("address", ["hf://somebody", "https://example.com/somebody/doom", "some/where/else"])
+def test_what_is_no_address_of_hugging_face(address: str):
+    with pytest.raises(EncoderFolderError, match="hf://"):
+        read_encoder_folder(address)

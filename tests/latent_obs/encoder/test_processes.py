@@ -7,7 +7,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,16 +17,17 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from latent_obs.encoder.architecture import Architecture
-from latent_obs.encoder.frozen import Backend, FrozenEncoder
+from latent_obs.encoder.fastest import Backend
+from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.wrappers.sb3 import VecLatentObservation
 from latent_obs.wrappers.single import LatentObservation
 from latent_obs.wrappers.vector import VectorLatentObservation
-from tests.latent_obs.encoder.test_backends import KINDS
+from tests.latent_obs.encoder.test_backends import BACKENDS, KINDS
 from tests.support import ROOT
 from tests.support.tiny import limited, random_frames, tiny_architecture
 
 
-@pytest.mark.parametrize("backend", get_args(Backend))
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_threads_may_share_an_encoder(backend: Backend):
     encoder = FrozenEncoder.random(tiny_architecture(), device="cpu", backend=backend)
     wrong: list[int] = []
@@ -60,7 +61,7 @@ def grown_bytes(encoder: FrozenEncoder, calls: int) -> int:
     return min(int(n) for n in np.diff(sizes))
 
 
-@pytest.mark.parametrize("backend", get_args(Backend))
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_memory_stays_flat(backend: Backend):
     encoder = FrozenEncoder.random(tiny_architecture(), device="cpu", backend=backend)
     assert grown_bytes(encoder, 500) < 1 << 18  # 2 KB a call would show

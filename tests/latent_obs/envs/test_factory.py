@@ -1,21 +1,31 @@
 """`make` and `env_maker`: environments by name, here or in processes, as Gymnasium or Stable-Baselines3 takes them."""
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import AddRenderObservation
 
 import latent_obs
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.envs.factory import Vectorization, env_maker
-from latent_obs.envs.faults import RestartOnFault
+from latent_obs.envs.factory import Vectorization, env_maker, has_layer, make_pixel_env
+from latent_obs.envs.faults import LastRealFrame, RestartOnFault
 from latent_obs.util.errors import InputError
-from tests.support.tiny import LATENT_DIM, tiny_architecture
+from latent_obs.wrappers.features import FeatureObservation
+from latent_obs.wrappers.single import LatentObservation
+from latent_obs.wrappers.vector import VectorLatentObservation
+from tests.support.stranger_envs import Odd
+from tests.support.tiny import LATENT_DIM, picture, tiny_architecture
+from vae_training.recording.recorder import RecordConfig, record
 
 #: Registered here and not in the workers, to which the registration is sent.
 ENV, SMALL, BROKEN = "FactoryTests/Pixels-v0", "FactoryTests/Tiny-v0", "FactoryTests/Broken-v0"
+ODD = "Stranger/Odd-v0"
 
 gym.register(ENV, entry_point="tests.support.tiny:limited", kwargs={"kind": "dict", "limit": 3})
 gym.register(SMALL, entry_point="tests.support.tiny:PixelEnv", kwargs={"size": (9, 9)})
@@ -81,6 +91,83 @@ def test_bad_arguments(encoder: FrozenEncoder, arguments: dict[str, Any], named:
         latent_obs.make(SMALL if named == "9x9" else ENV, encoder, **arguments)
 
 
+KEYS = {"mission": "image", "nested": "sight/left", "two": "sight/right", "tuple": "0"}
+
+
+@pytest.mark.parametrize("kind", list(KEYS))
+@pytest.mark.parametrize("latent_only", [False, True])
+def test_parts_of_an_observation_are_found_where_they_are(
+    encoder: FrozenEncoder, tmp_path: Path, kind: str, latent_only: bool
+):
+    key = KEYS[kind]
+    how: dict[str, Any] = {"latent_only": latent_only, "pixel_key": key if kind == "two" else None}
+    for env in (latent_obs.make(ODD, encoder, kind=kind, **how), latent_obs.wrap(Odd(kind), encoder, **how)):
+        shown = env.reset(seed=0)[0]
+        np.testing.assert_allclose(shown if latent_only else shown[key], encoder(picture(0, 0)), atol=1e-5)
+    for vectorization in ("sync", "sb3-sync"):
+        venv = latent_obs.make(ODD, encoder, kind=kind, num_envs=1, vectorization=vectorization, **how)
+        shown = venv.reset()
+        shown = shown if vectorization == "sb3-sync" else shown[0]
+        np.testing.assert_allclose((shown if latent_only else shown[key])[0], encoder(picture(0, 0)), atol=1e-5)
+    record(RecordConfig(ODD, tmp_path, frames=8, size=None, env_kwargs={"kind": kind}, pixel_key=key))
+    np.testing.assert_array_equal(np.load(next(tmp_path.glob("*.npy")))[3], picture(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("two", "pixel_key"),
+        ("stack", "history=4"),
+        ("stacks", "history=4"),
+        ("tiles", "render=True"),
+        ("numbers", "render=True"),
+        ("zero-one", "TransformObservation"),
+        ("zero-one floats", "TransformObservation"),
+    ],
+)
+def test_the_same_way_out_is_named_everywhere(encoder: FrozenEncoder, tmp_path: Path, kind: str, named: str):
+    ways: list[Callable[[], Any]] = [
+        lambda: latent_obs.make(ODD, encoder, kind=kind),
+        lambda: latent_obs.make(ODD, encoder, kind=kind, latent_only=True),
+        lambda: latent_obs.make(ODD, encoder, kind=kind, num_envs=2),
+        lambda: latent_obs.make(ODD, encoder, kind=kind, num_envs=2, vectorization="sb3-sync"),
+        lambda: latent_obs.wrap(Odd(kind), encoder),
+        lambda: LatentObservation(Odd(kind), encoder),
+        lambda: VectorLatentObservation(SyncVectorEnv([partial(Odd, kind)]), encoder),
+        lambda: record(RecordConfig(ODD, tmp_path / "frames", frames=8, env_kwargs={"kind": kind})),
+    ]
+    for way in ways:
+        with pytest.raises(InputError, match=named) as error:
+            way()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["nested", "tuple"])
+def test_parts_within_parts_need_a_wrapper_that_is_named(encoder: FrozenEncoder, kind: str):
+    for way in (
+        lambda: LatentObservation(Odd(kind), encoder),
+        lambda: VectorLatentObservation(SyncVectorEnv([partial(Odd, kind)]), encoder),
+    ):
+        with pytest.raises(InputError, match=r"FeatureObservation.*pixel_key="):
+            way()
+    env = LatentObservation(FeatureObservation(Odd(kind)), encoder)
+    np.testing.assert_allclose(env.reset()[0][KEYS[kind]], encoder(picture(0, 0)), atol=1e-5)
+
+
+def test_an_environment_without_pixels_shows_what_it_draws(encoder: FrozenEncoder, tmp_path: Path):
+    venv = latent_obs.make(ODD, encoder, kind="numbers", num_envs=2, render=True)
+    one = latent_obs.make(ODD, encoder, kind="numbers", render=True)
+    by_hand = latent_obs.wrap(AddRenderObservation(Odd("numbers", "rgb_array")), encoder)
+    np.testing.assert_allclose(venv.reset()[0][1], encoder(picture(0, 0)), atol=1e-5)
+    for env in (one, by_hand):
+        env.reset()
+        np.testing.assert_allclose(env.step(0)[0], encoder(picture(0, 1)), atol=1e-5)
+    record(RecordConfig(ODD, tmp_path, frames=4, size=None, env_kwargs={"kind": "numbers"}, render=True))
+    np.testing.assert_array_equal(np.load(next(tmp_path.glob("*.npy")))[3], picture(0, 3))
+    with pytest.raises(InputError, match="render"):
+        latent_obs.make(ENV, encoder, render=True)  # it draws nothing
+
+
 @pytest.mark.integration
 def test_an_environment_that_raises_costs_its_episode(encoder: FrozenEncoder, tmp_path: Any):
     size = {"folder": tmp_path, "size": 16}
@@ -103,3 +190,32 @@ def test_a_maker_makes_environments_that_are_made_anew():
     assert env.remake is not None
     for made in (env.env, env.remake()):
         assert made.get_wrapper_attr("_max_episode_steps") == 5
+
+
+@pytest.mark.integration
+def test_vizdoom_is_known_by_its_class_however_its_id_is_spelled(encoder: FrozenEncoder):
+    doom = pytest.importorskip("vizdoom.gymnasium_wrapper.gymnasium_env_defns").VizdoomScenarioEnv
+    basic: dict[str, Any] = {"scenario_config_file": "basic.cfg", "max_buttons_pressed": 1}
+    gym.register("FactoryTests/Mine-v0", entry_point=doom, kwargs=basic)
+    gym.register("VizdoomNone-v0", entry_point="tests.support.tiny:PixelEnv")
+    last: list[Any] = []
+    for env_id in ("vizdoom.gymnasium_wrapper:VizdoomBasic-v1", "FactoryTests/Mine-v0"):
+        made: list[Any] = [env_maker(env_id, frame_skip=50)(), latent_obs.make(env_id, encoder, frame_skip=50)]
+        for env in (*made, latent_obs.wrap(gym.make(env_id, frame_skip=50), encoder)):
+            env.reset(seed=1)
+            steps = [env.step(0) for _ in range(6)]  # 300 tics: the time-out
+            observation, _, terminated, truncated, _ = steps[-1]
+            assert (terminated, truncated) == (False, True)
+            np.testing.assert_equal(observation, steps[-2][0])  # the last real picture, not the black one after it
+            last.append(has_layer(env, LastRealFrame))
+            env.close()
+    assert last == [True] * 6
+    assert not has_layer(make_pixel_env("VizdoomNone-v0"), LastRealFrame)
+    del gym.registry["FactoryTests/Mine-v0"], gym.registry["VizdoomNone-v0"]
+
+
+@pytest.mark.parametrize("env_id", ["no.such.module:CartPole-v1", "tests.support.tiny:CardPole-v1", "CartPole-v99"])
+def test_an_id_that_is_not_found_is_named(env_id: str, encoder: FrozenEncoder):
+    for make_it in (make_pixel_env, env_maker, partial(latent_obs.make, encoder=encoder, num_envs=2)):
+        with pytest.raises(InputError, match=env_id.rpartition(":")[2]):
+            make_it(env_id)

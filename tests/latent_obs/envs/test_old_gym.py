@@ -1,6 +1,7 @@
 """OldGymEnv around real environments of gym 0.17 and small ones with the later versions of the old API."""
 
 import importlib
+import random
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 import latent_obs
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.envs.old_gym import OldGymEnv, is_old_gym
+from latent_obs.envs.old_gym import OldGymEnv, ignores_seed, is_old_gym
 from latent_obs.minerl.installation import minerl_version
 from latent_obs.util.errors import InputError
 from tests.support.old_gyms import Behind, Gym022, Gym026, Old
@@ -123,6 +124,114 @@ def test_one_seed_fixes_a_whole_run(seed: int):
     assert all(map(np.array_equal, one, again))
     assert not all(map(np.array_equal, one, other))  # two seeds may share a picture by chance, not a run
     assert any(not np.array_equal(one[0], first) for first in one[2::2])  # nor all episodes of one
+
+
+class Drawn(Old):
+    """Cannot be seeded; `source` draws the numbers of its episodes."""
+
+    seed: Any = None
+    source: Any = staticmethod(lambda: np.random.randint(2**31))  # noqa: NPY002
+
+    def reset(self) -> Any:
+        super().reset()
+        self.story = int(self.source())
+        return self.observe()
+
+
+class Crafter(Drawn):
+    """Has its seed as an attribute, and draws an episode by it and by its number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seed, self._episode = 0, 0
+
+    def source(self) -> int:
+        self._episode += 1
+        return hash((self._seed, self._episode)) % 2**31
+
+
+class Hidden(Drawn):
+    """Keeps its generators to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rng, self.rng2, self.rng3 = np.random.default_rng(), np.random.RandomState(), random.Random()
+
+    def source(self) -> int:
+        return int(self.rng.integers(2**29)) + int(self.rng2.randint(2**29)) + self.rng3.randrange(2**29)
+
+
+class Python(Drawn):
+    source: Any = staticmethod(lambda: random.randrange(2**31))
+
+
+class Unknown(Drawn):
+    source: Any = staticmethod(lambda: np.random.default_rng().integers(2**31))
+
+
+class GymnasiumUnseeded(gym.Env[Any, Any]):
+    """A Gymnasium environment that takes a seed and does not use it."""
+
+    observation_space: Any = Old.observation_space
+    action_space: Any = Old.action_space
+    source: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        number = self.np_random.integers(2**31) if self.source is None else self.source()
+        return picture(int(number), 0), {}
+
+
+def first_pictures(env: gym.Env[Any, Any], seed: int) -> list[Any]:
+    return [env.reset(seed=seed)[0], env.reset()[0]]
+
+
+@pytest.mark.parametrize("make", [Drawn, Crafter, Hidden, Python, lambda: Behind(Crafter())])
+def test_what_cannot_take_a_seed_is_seeded_by_hand(make: Any, caplog: pytest.LogCaptureFixture):
+    env = OldGymEnv(make())
+    one, again, other = (first_pictures(env, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    np.testing.assert_array_equal(one, first_pictures(OldGymEnv(make()), 1))
+    assert not np.array_equal(one, other)
+    assert not np.array_equal(one[0], one[1])
+    assert not caplog.records
+
+
+def test_a_seed_that_has_no_effect_is_reported_once(caplog: pytest.LogCaptureFixture):
+    class Deaf(GymnasiumUnseeded):
+        source: Any = staticmethod(Unknown.source)
+
+    gym.register("Deaf-v0", entry_point=Deaf, disable_env_checker=True)
+    envs = [OldGymEnv(Unknown()), latent_obs.make_pixel_env("Deaf-v0")]
+    del gym.registry["Deaf-v0"]
+    for env, name in zip(envs, ("Unknown", "Deaf"), strict=True):
+        caplog.clear()
+        env.reset()
+        assert not caplog.records
+        env.reset(seed=1)
+        env.reset(seed=1)
+        assert [name in record.message for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("source", [None, Drawn.source])
+def test_a_gymnasium_environment_that_drops_its_seed(source: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(GymnasiumUnseeded, "source", source and staticmethod(source))
+    gym.register("Drops-v0", entry_point=GymnasiumUnseeded, disable_env_checker=True)
+    env = latent_obs.make_pixel_env("Drops-v0")
+    del gym.registry["Drops-v0"]
+    np.testing.assert_array_equal(first_pictures(env, 1), first_pictures(env, 1))
+    assert not np.array_equal(env.reset(seed=1)[0], env.reset(seed=2)[0])
+    assert not ignores_seed(gym.make("CartPole-v1"))
+
+
+@needs_gym
+def test_the_seed_method_of_the_oldest_gym_does_nothing():
+    class Derived(Crafter, importlib.import_module("gym").Env):
+        seed = importlib.import_module("gym").Env.seed
+
+    np.testing.assert_array_equal(*(first_pictures(OldGymEnv(Derived()), 1) for _ in range(2)))
+    env = OldGymEnv(Derived())
+    np.testing.assert_array_equal(first_pictures(env, 1), first_pictures(env, 1))
+    assert not np.array_equal(env.reset(seed=1)[0], env.reset(seed=2)[0])
 
 
 def test_without_a_seed_nothing_is_fixed():

@@ -4,6 +4,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
@@ -15,7 +16,9 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
 import latent_obs
+from latent_obs.actions import sb3_actions
 from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.envs.factory import env_maker, is_minerl_id
 from latent_obs.envs.faults import RestartOnFault
 from latent_obs.minerl import installation
 from latent_obs.minerl.client import make_client
@@ -252,6 +255,49 @@ def test_names_of_what_makes_them(game: StandInGame, monkeypatch: pytest.MonkeyP
         assert env.action_space == env.unwrapped.action_space
     with pytest.raises(InputError, match=r"MineRLTreechop-v0 .*colour"):
         latent_obs.make_pixel_env("MineRLTreechop-v0", colour="red")
+
+
+def test_a_game_that_minerl_was_given_needs_neither_port_nor_java(
+    game: StandInGame, encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch
+):
+    manager = upstream("minerl.env.malmo").InstanceManager
+    monkeypatch.setattr(manager, "_instance_pool", [])
+    monkeypatch.setattr(installation, "find_java", lambda: None)
+    manager.add_existing_instance(game.port)
+    task = "MineRLTreechop-v0"
+    makers = (partial(latent_obs.make, task, encoder), lambda: latent_obs.wrap(upstream("gym").make(task), encoder))
+    for make_one in (*makers, partial(latent_obs.make, task, encoder)):
+        with closing(make_one()) as env:
+            find(env, RestartOnFault).first_pause_s = 0.01
+            for fault in (None, "drop", None):
+                observation, _ = env.reset(seed=6)
+                np.testing.assert_allclose(observation, encoder(picture_of(game.world)), atol=1e-5)
+                if fault is not None:
+                    game.fail_next("drop")
+                assert ("fault" in env.step(1)[-1]) == (fault is not None)
+            with pytest.raises(InputError, match="Java"):  # a game serves one environment
+                latent_obs.make(task, encoder)
+    assert game.alive
+
+
+def test_minerl_is_known_by_what_is_registered(game: StandInGame, encoder: FrozenEncoder):
+    task, mine = "MineRLTreechop-v0", "Cave-v0"
+    gym.register(mine, entry_point="latent_obs:make_minerl", kwargs={"env_id": task})
+    gym.register("MineRLNone-v0", entry_point="tests.support.tiny:PixelEnv")
+    try:
+        for env_id in (f"minerl:{task}", f"latent_obs.minerl.env:{task}", mine):
+            assert is_minerl_id(env_id)
+            with closing(env_maker(env_id, port=game.port)()) as env:
+                assert find(env, RestartOnFault).remake is None  # the one that keeps the connection
+                assert sb3_actions(env.unwrapped).get_wrapper_attr("names")[1:3] == ("attack", "forward")
+            with closing(latent_obs.make(env_id, encoder, port=game.port)) as env:
+                assert isinstance(env.observation_space, spaces.Box)
+            made = gym.make(env_id, port=game.port)
+            with closing(made), closing(latent_obs.wrap(made, encoder)) as env:
+                assert isinstance(env.observation_space, spaces.Box)
+        assert not is_minerl_id("MineRLNone-v0")
+    finally:
+        del gym.registry[mine], gym.registry["MineRLNone-v0"]
 
 
 def test_what_is_no_minerl_environment_is_refused():

@@ -225,7 +225,9 @@ def test_bad_arguments(monkeypatch: pytest.MonkeyPatch):
         port = server.getsockname()[1]
     with pytest.raises(InputError, match=f"port.* 127.0.0.1:{port}"):
         make(TASK, port=port, host="127.0.0.1")
-    for wrong in ({"port": 0}, {"port": 65536}, {"step_deadline_s": 0}, {"reset_deadline_s": float("nan")}):
+    wrongs: list[dict[str, Any]] = [{"port": 0}, {"port": 65536}, {"step_deadline_s": 0}]
+    wrongs.append({"reset_deadline_s": float("nan")})
+    for wrong in wrongs:
         with pytest.raises(InputError, match=next(iter(wrong))):
             make(TASK, **wrong)
     monkeypatch.setattr(installation, "find_java", lambda: None)

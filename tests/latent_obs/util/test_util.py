@@ -1,5 +1,6 @@
 """Ctrl-C that lets a step finish, files that appear whole or not at all, checks of arguments, and torch's threads."""
 
+import errno
 import json
 import os
 import signal
@@ -8,18 +9,21 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
 import pytest
 import torch
 
+import latent_obs.util.progress
 from latent_obs.envs.factory import make_pixel_env
 from latent_obs.util.atomic import GracefulStop, atomic_write, folder_lock, write_json
 from latent_obs.util.device import torch_threads
-from latent_obs.util.errors import InputError, check_choice, check_count
+from latent_obs.util.errors import InputError, check_choice, check_count, check_types, parse_json
+from latent_obs.util.progress import ProgressBar
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -106,6 +110,87 @@ def test_a_write_that_failed_leaves_what_was_there(tmp_path: Path, content: dict
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == content
 
 
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path):
+    """safetensors hands on the text of the system's error, and a write names no file."""
+    script = (
+        "import resource, sys\nimport numpy as np\nfrom pathlib import Path\n"
+        "from safetensors.numpy import save_file\n"
+        "from latent_obs.util.atomic import atomic_folder, atomic_write, write_json\n"
+        "home = Path(sys.argv[1])\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "def by_safetensors(to): save_file({'a': np.zeros(9000)}, to)\n"
+        "def to_folder(to):\n    with atomic_folder(to) as new: by_safetensors(new / 'a')\n"
+        "def to_file(to):\n    with atomic_write(to) as new: by_safetensors(new)\n"
+        "for write in (to_file, to_folder, lambda to: write_json(to, list(range(9000)))):\n"
+        "    try: write(home / 'target')\n"
+        "    except OSError as error: print(error.errno, Path(error.filename).name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{errno.EFBIG} target"] * 3, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@dataclass(frozen=True)
+class Settings:
+    count: int = 1
+    rate: float | None = None
+    kind: Literal["a", "b"] = "a"
+    file: Path = Path("x")
+    sizes: tuple[int, ...] = ()
+    more: dict[str, bool | int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+def test_what_stands_for_a_type_in_json_and_numpy_becomes_one():
+    settings = Settings(np.int64(3), np.float32(0.5), "b", "y", [1, 2], {"a": True})  # pyright: ignore
+    assert settings == Settings(3, 0.5, "b", Path("y"), (1, 2), {"a": True})
+    assert [type(value) for value in (settings.count, settings.rate, settings.sizes)] == [int, float, tuple]
+    assert Settings(rate=2).rate == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("count", value) for value in (None, "3", 1.0, float("nan"), True, [3], {})),
+        *(("rate", value) for value in ("1", True, [1.0])),
+        *(("kind", value) for value in ("c", None, 1)),
+        *(("file", value) for value in (None, 3, [])),
+        *(("sizes", value) for value in (None, 3, "34", [1, "2"], [1.5])),
+        *(("more", value) for value in (None, [], {"a": "b"}, {1: 1})),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(name: str, value: Any):
+    with pytest.raises(InputError, match=f"^{name} "):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": "b"}', "[" * 100_000, b"\xff", "1" * 5_000])
+def test_json_is_of_its_type_or_refused(text: str | bytes):
+    assert parse_json('{"a": 1}', dict[str, int], "f.json") == {"a": 1}
+    with pytest.raises(InputError, match=r"^f\.json ") as error:
+        parse_json(text, dict[str, int], "f.json")
+    assert "\n" not in str(error.value)
+
+
+def test_where_there_is_no_terminal_a_line_comes_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(latent_obs.util.progress, "_FIRST_LINE_S", 0.1)
+    with ProgressBar(total=8, unit="step", desc="train") as bar:
+        for _ in range(8):
+            time.sleep(0.06)
+            bar.update()
+    for _ in ProgressBar(range(3), desc="quick"):
+        pass
+    with ProgressBar(total=2, desc="hidden", shown=False) as bar:
+        time.sleep(0.2)
+        bar.update(2)
+    lines = capfd.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= 3
+    assert all(line.startswith("train: ") and "%" in line and "step/s" in line and "left" in line for line in lines)
+
+
 def test_counts_and_choices_are_checked():
     assert check_count("envs", np.int64(3)) == 3
     assert check_count("seed", 0, at_least=0) == 0
@@ -130,6 +215,7 @@ def test_torchs_threads_are_restored(count: int | None):
 HOLD = """
 import sys, time
 from pathlib import Path
+from latent_obs.util.atomic import folder_lock
 with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(900)

@@ -1,5 +1,6 @@
 """LatentObservation on Box, Dict and channel-first environments, the checkers of others, and a real ViZDoom."""
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -114,6 +115,17 @@ def test_a_space_without_pixels_and_what_is_no_environment(encoder: FrozenEncode
             LatentObservation(cast(Any, env), encoder)
 
 
+def test_pictures_of_zeros_and_ones_are_warned_of(encoder: FrozenEncoder):
+    space = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    for value, warned in ((1, True), (2, False)):
+        env = LatentObservation(Declares(space, np.full((16, 16, 3), value, np.uint8)), encoder)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            for _ in range(20):
+                env.reset()
+        assert [str(warning.message).startswith("observation") for warning in found] == [True] * warned
+
+
 def test_others_checkers_pass_also_on_resized_pixels(encoder: FrozenEncoder):
     pass_checkers(LatentObservation(limited("chw"), encoder))
     contract = PixelContract(40, 40, 3)
@@ -139,7 +151,8 @@ def test_the_spec_makes_the_wrapped_environment_again_and_wrong_names_are_refuse
         again = gym.make(cast(Any, env.spec), disable_env_checker=True)
         assert isinstance(again, LatentObservation)
         np.testing.assert_array_equal(again.reset()[0], env.reset()[0])
-        for name, arguments, named in (("Pixel-v0", {}, "Pixels-v0"), ("Pixels-v0", {"colour": "red"}, "colour")):
+        colour: dict[str, Any] = {"colour": "red"}
+        for name, arguments, named in (("Pixel-v0", {}, "Pixels-v0"), ("Pixels-v0", colour, "colour")):
             with pytest.raises(InputError, match=named):
                 latent_obs.make(f"LatentObsTests/{name}", encoder_folder, device="cpu", **arguments)
     finally:

@@ -4,6 +4,7 @@ The order and the form of the replies are those of the Java server, also where a
 real client does after a fault. Each message has four bytes of length, big-endian, before it.
 """
 
+import itertools
 import socket
 import struct
 import threading
@@ -126,7 +127,7 @@ class StandInGame:
     def fail_next(self, kind: Fault, times: int = 1) -> None:
         """Plan a fault for the next steps (for the faults of a reset: the next missions), this many of them."""
         with self._lock:
-            (self._at_reset if kind in AT_RESET else self._at_step).extend([kind] * times)
+            (self._at_reset if kind in AT_RESET else self._at_step).extend(itertools.repeat(kind, times))
 
     def crash(self) -> None:
         """Die at once, as a process does: no reply, no listening socket."""

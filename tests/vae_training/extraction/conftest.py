@@ -37,5 +37,5 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     place = Place(tmp_path)
-    monkeypatch.setattr(extractor, "find_recordings", lambda paths, vpt: (place.recordings, [*place.damaged]))
+    monkeypatch.setattr(extractor, "find_recordings", lambda paths, **_: (place.recordings, [*place.damaged]))
     return place

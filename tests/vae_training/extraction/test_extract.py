@@ -1,5 +1,8 @@
 """Extraction: what is in the files, the rows and the index, for whatever the recordings are; and every refusal."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,8 @@ import pytest
 
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
+from latent_obs_cli.main import main
+from tests.support import ROOT
 from tests.support.fake_recordings import HEIGHT, WIDTH, Fake, fakes, noise
 from tests.support.recording_files import numbered, write_video
 from tests.vae_training.extraction.conftest import Place
@@ -117,6 +122,44 @@ def test_rows_that_cannot_be_kept(place: Place, monkeypatch: pytest.MonkeyPatch)
     assert "clip 0" in place.extract().damaged[0].reason
 
 
+@pytest.mark.parametrize("where", ["chunks", "rows", "notes", "fingerprint"])
+@pytest.mark.parametrize("error", [AttributeError, UnicodeDecodeError("utf-8", b"", 0, 1, ""), MemoryError, OSError])
+def test_whatever_a_reader_raises_is_that_recordings_error(
+    place: Place, where: str, error: Any, monkeypatch: pytest.MonkeyPatch
+):
+    class Broken(Fake):
+        pass
+
+    def broken(_: Fake) -> Any:
+        raise error
+
+    if where == "fingerprint":
+        (place.source / "clip 1.fake").unlink()  # after it was found
+    else:
+        place.recordings[1] = Broken("clip 1", place.source / "clip 1.fake")
+        monkeypatch.setattr(Broken, where, property(broken) if where == "notes" else broken)
+    result = place.extract()
+    assert [damaged.name for damaged in result.damaged] == ["clip 1"]
+    assert (result.recordings, result.frames) == (2, 100)
+
+
+def test_the_command_says_what_is_damaged_and_ends_with_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """A damaged one beside a good one, names that are no UTF-8, and nothing but damaged ones."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    name = os.fsdecode(b"caf\xe9")
+    write_video(source / "a.mkv", numbered(5)).rename(source / f"{name}.mkv")
+    bad = write_video(source / "bad.mkv", numbered(5))
+    bad.write_bytes(bad.read_bytes().replace(b"ENCODER", b"\xff\xfeCODER"))
+    command = [sys.executable, "-m", "latent_obs_cli.main", "frames", "extract", str(source), "--out", str(out)]
+    done = subprocess.run([*command, "--size", "16"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "bad.mkv" in done.stdout
+    assert [len(file) for file in get_datasets(out)] == [5]
+    (source / f"{name}.mkv").unlink()
+    assert main(["frames", "extract", str(source), "--out", str(tmp_path / "other"), "--size", "16"]) == 2
+    assert "bad" in capfd.readouterr().out
+
+
 def test_recordings_of_another_size(place: Place):
     place.recordings[0] = Fake("clip 0", place.source / "clip 0.fake", breaks_at=0)
     place.recordings[2] = Fake("clip 2", place.source / "clip 2.fake", shape=(20, 20))
@@ -146,7 +189,15 @@ def test_file_names(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("size", 0), ("stride", None), ("limit", 2.5), ("drop_duplicates", float("nan")), ("crop", "left"), ("gui", "x")],
+    [
+        ("size", 0),
+        ("stride", None),
+        ("limit", 2.5),
+        ("drop_duplicates", float("nan")),
+        ("crop", "left"),
+        ("gui", "x"),
+        *((name, 10**20) for name in ("size", "stride", "limit", "workers", "frames_per_file", "drop_duplicates")),
+    ],
 )
 def test_wrong_settings(place: Place, name: str, value: Any):
     with pytest.raises(InputError, match=name):
@@ -158,7 +209,8 @@ def test_wrong_settings(place: Place, name: str, value: Any):
 
 def test_folder_that_cannot_be_written_to(place: Place, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", place.source):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for out in (tmp_path / "file", tmp_path / "loop", tmp_path / "loop" / "inside", place.source):
         with pytest.raises(InputError, match="out"):
             place.extract(out=out)
 

@@ -1,6 +1,7 @@
 """Extraction that is interrupted, killed or short of disk: what is there is whole, and the next run goes on."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from latent_obs.util.errors import InputError
 from tests.support import ROOT
 from tests.support.fake_recordings import Fake, fakes
 from tests.vae_training.extraction.conftest import Place
-from vae_training.data.frames import get_datasets
+from vae_training.data.frames import DiskFullError, get_datasets
 from vae_training.extraction.index import FrameFolder
 
 SCRIPT = """
@@ -28,7 +29,7 @@ assert "torch" not in sys.modules, "what workers need starts without torch"
 e = importlib.import_module("vae_training.extraction.extractor")
 from tests.support.fake_recordings import fakes
 source, out, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-e.find_recordings = lambda paths, vpt: (fakes(source, 4, waits=True), [])
+e.find_recordings = lambda paths, **_: (fakes(source, 4, waits=True), [])
 print(e.extract(e.ExtractConfig((source,), out, size=16, workers=workers, frames_per_file=30)))
 """
 
@@ -233,7 +234,7 @@ def test_a_file_that_changed_or_went_missing(place: Place):
             place.extract(frames_per_file=20)
 
 
-@pytest.mark.parametrize("where", ["frames", "rows", "index"])
+@pytest.mark.parametrize("where", ["header", "frames", "rows", "index"])
 def test_full_disk(place: Place, monkeypatch: pytest.MonkeyPatch, where: str):
     pwrite, write = os.pwrite, FrameFolder.write
 
@@ -241,7 +242,7 @@ def test_full_disk(place: Place, monkeypatch: pytest.MonkeyPatch, where: str):
         raise OSError(28, "No space left on device")
 
     def full_pwrite(fd: int, data: Any, at: int) -> int:
-        return full() if at > 768 * 45 else pwrite(fd, data, at)
+        return full() if where == "header" or at > 768 * 45 else pwrite(fd, data, at)
 
     def full_write(self: FrameFolder) -> None:
         if "clip 1" in self.entries:
@@ -249,28 +250,85 @@ def test_full_disk(place: Place, monkeypatch: pytest.MonkeyPatch, where: str):
         write(self)
 
     with monkeypatch.context() as patch:
-        if where == "frames":  # of the second recording; the first has 40
+        if where in ("header", "frames"):  # of the second recording; the first has 40
             patch.setattr("vae_training.data.npy_writer.os.pwrite", full_pwrite)
         elif where == "rows":
             patch.setattr("numpy.lib.format.write_array", full)
         else:
             patch.setattr(FrameFolder, "write", full_write)
-        with pytest.raises(InputError, match="all finished recordings are kept"):
+        with pytest.raises(DiskFullError, match=place.out.name):
             place.extract()
-    if where != "rows":
+    if where in ("frames", "index"):
         assert [len(file) for file in get_datasets(place.out)] == {"frames": [40], "index": [40, 50]}[where]
     assert not list(place.out.rglob("*.part"))
     assert place.extract().recordings == 3
     assert not list(place.out.glob(".*"))
 
 
-def test_other_errors_are_raised_as_they_are(place: Place, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Fake, "rows", lambda self: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        place.extract()
-    assert sorted(place.contents()) == ["frames.json"]
-
-
 def test_one_extraction_at_a_time(place: Place):
-    with FrameFolder.open(place.out, {}), pytest.raises(InputError, match="another process"):
+    with FrameFolder.open(place.out, {}), pytest.raises(InputError, match=str(os.getpid())):
         place.extract()
+
+
+@pytest.mark.parametrize("where", ["entry", "index"])
+def test_nothing_in_a_folder_names_a_path_outside(place: Place, where: str):
+    """Of names, links and values that no run has written, none is followed, and no file outside is touched."""
+    outside = place.source.parent / "outside"
+    outside.mkdir()
+    (outside / "x.npy").write_bytes(b"precious")
+    (outside / "x.rows.npz").write_bytes(b"precious")
+    before = {file: file.read_bytes() for file in outside.iterdir()}
+    file = str(outside / "x.npy")
+    for names in (
+        {"file": "../outside/x.npy", "rows": "../outside/x.rows.npz"},
+        {"file": file, "rows": file.replace(".npy", ".rows.npz")},
+        {"file": "x.npy", "rows": "../outside/x.rows.npz"},
+        {"file": "..", "rows": "clip-0.rows.npz"},
+        {"file": 5, "rows": None},
+        {"file": "x.npy", "rows": "x.rows.npz", "frames": "1"},
+    ):
+        entry = {"source": "x", "frames": 1, "files": [{"frames": 1, **names}], "fingerprint": "", "notes": []}
+        if where == "entry":
+            staged = place.out / ".extracting-1" / "x"
+            staged.mkdir(parents=True)
+            for name in ("x.npy", "x.rows.npz"):
+                (staged / name).write_bytes(b"evil")
+            (staged / "entry.json").write_text(json.dumps(["x", entry, [16, 16, 3]]))
+            (place.out / ".extracting-2").symlink_to(outside, target_is_directory=True)
+            assert place.extract().recordings == 3
+            (place.out / ".extracting-2").unlink()
+            assert not list(place.out.glob(".*"))
+        else:
+            place.extract()
+            index = place.index
+            changed = {**index, "recordings": {**index["recordings"], "x": entry}}
+            (place.out / "frames.json").write_text(json.dumps(changed))
+            with pytest.raises(InputError, match=r"frames\.json"):
+                place.extract()
+            (place.out / "frames.json").write_text(json.dumps(index))
+        assert {file: file.read_bytes() for file in outside.iterdir()} == before
+
+
+UNGUARDED = """
+import sys
+from pathlib import Path
+from vae_training import ExtractConfig, extract
+print("begun")
+result = extract(ExtractConfig((Path(sys.argv[1]),), Path(sys.argv[2]), size=16, workers=2))
+print(result.frames, result.damaged)
+"""
+
+
+@pytest.mark.integration
+def test_a_script_without_a_main_guard(tmp_path: Path):
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", np.zeros((10, 16, 16, 3), np.uint8))
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    command = [sys.executable, str(script), str(tmp_path), str(tmp_path.parent / "out")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("begun") == 1
+    assert "30 ()" in done.stdout

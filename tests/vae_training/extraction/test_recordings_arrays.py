@@ -1,5 +1,6 @@
 """Arrays and folders of pictures: all forms of frames come out as RGB, what cannot be frames is named."""
 
+import re
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from latent_obs.util.errors import InputError
 from tests.support.recording_files import Evil, read, read_until_damage
+from vae_training.data.frames import get_datasets
 from vae_training.extraction.readers import base
 from vae_training.extraction.readers.arrays import NpyRecording, NpzRecording, read_npz
 from vae_training.extraction.readers.base import DamagedRecordingError, Recording, natural_key
@@ -47,7 +50,7 @@ def saved(file: Path, array: np.ndarray, kind: str) -> Recording:
 @given(
     kind=st.sampled_from(KINDS),
     form=st.sampled_from(["rgb", "rgba", "grey axis", "grey", "first rgb", "first grey"]),
-    shape=st.tuples(st.integers(1, 30), st.integers(8, 12), st.integers(8, 12)),
+    shape=st.tuples(st.sampled_from([1, 2, 5, 11, 30]), st.integers(8, 12), st.integers(8, 12)),
     chunk=st.integers(1, 40),
 )
 def test_every_form_of_frames_comes_out_as_rgb(
@@ -57,9 +60,9 @@ def test_every_form_of_frames_comes_out_as_rgb(
     grey = rgb[..., :1]
     array = {
         "rgb": rgb,
-        "rgba": np.concatenate([rgb, grey], axis=3),
+        "rgba": np.concatenate([rgb, np.full_like(grey, 255)], axis=3),
         "grey axis": grey,
-        "grey": grey[..., 0],
+        "grey": grey[..., 0],  # of 3 or 4, it could be a picture or a stack
         "first rgb": rgb.transpose(0, 3, 1, 2),
         "first grey": grey.transpose(0, 3, 1, 2),
     }[form]
@@ -89,6 +92,7 @@ def test_memory_does_not_depend_on_the_length(kind: str, tmp_path: Path, monkeyp
         np.zeros((5, 16, 16, 3), np.float32),
         np.zeros((5, 16, 16, 3), object),
         np.zeros((16, 16, 3), np.uint8),
+        np.zeros((3, 16, 16), np.uint8),
         np.zeros((5, 16, 16, 2), np.uint8),
         np.zeros((0, 16, 16, 3), np.uint8),
         np.asfortranarray(FRAMES),
@@ -152,13 +156,61 @@ def test_other_arrays_of_that_length_are_rows_and_nothing_is_unpickled(tmp_path:
     for name, array in rows.items():
         np.testing.assert_array_equal(array, more[name])
     np.testing.assert_array_equal(read(recording), FRAMES)
-    assert "evil" in recording.notes[0]
+    assert all(name in recording.notes[0] for name in ("evil", "short", "scalar"))
     with pytest.raises(DamagedRecordingError, match=r"a\.npz"):
         read_npz(tmp_path / "a.npz", ["evil"])
     np.save(tmp_path / "b.npy", evil)
     is_refused(tmp_path / "b.npy")
     assert read_until_damage(NpyRecording("b", tmp_path / "b.npy"), "objects") is None
     assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_what_would_be_cut_or_taken_for_something_else_is_refused(kind: str, tmp_path: Path):
+    """Stacks of four grey frames are no RGBA, and several arrays in one file are more than the first."""
+    stacks = saved(tmp_path / "atari", noise(5, 84, 84, 4), kind)
+    for array in (noise(5, 84, 84, 4), noise(5, 4, 84, 84)):
+        stacks = saved(tmp_path / "atari", array, kind)
+        assert read_until_damage(stacks, rf"atari\.{kind}") is None
+    saved(tmp_path / "atari", noise(5, 84, 84, 4)[..., 3:], kind)  # as the error advises
+    assert read(stacks).shape == (5, 84, 84, 3)
+    if kind == "npy":
+        with (tmp_path / "walk.npy").open("wb") as file:
+            for _ in range(3):
+                np.save(file, FRAMES)
+        assert read_until_damage(NpyRecording("a", tmp_path / "walk.npy"), r"walk\.npy") is not None
+        with (tmp_path / "walk.npy").open("rb") as file:
+            np.save(tmp_path / "all.npy", np.concatenate([np.load(file) for _ in range(3)]))  # as the error advises
+        assert len(read(NpyRecording("a", tmp_path / "all.npy"))) == 18
+    else:
+        np.savez(tmp_path / "walk.npz", frames=FRAMES)
+        np.save(tmp_path / "frames.npy", OTHER)
+        with zipfile.ZipFile(tmp_path / "walk.npz", "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+            archive.write(tmp_path / "frames.npy", "frames.npy")
+        is_refused(tmp_path / "walk.npz")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        FRAMES > 99,
+        FRAMES.astype(np.uint16) * 257,
+        FRAMES.astype(np.uint16),
+        FRAMES.astype(np.int64),
+        (FRAMES / 255).astype(np.float32),
+        FRAMES.astype(np.float64),
+    ],
+)
+def test_the_advice_on_other_types_keeps_the_picture(wrong: np.ndarray, tmp_path: Path):
+    white = {"b": 1, "f": 1.0 if wrong.max() <= 1 else 255.0}.get(wrong.dtype.kind, 65535)
+    right = (FRAMES > 99) * 255 if wrong.dtype == bool else FRAMES
+    np.save(tmp_path / "a.npy", wrong)
+    with pytest.raises(InputError) as of_training:
+        get_datasets(tmp_path)
+    for message in (find_recordings([tmp_path])[1][0].reason, str(of_training.value)):
+        advised = re.findall(r"(?:frames|\(frames [^\n]*?\)\)\.round\(\))\.astype\(numpy\.uint8\)(?: \* 255)?", message)
+        code = advised[-1] if wrong.max() > 255 else advised[0]
+        np.testing.assert_array_equal(eval(code, {"numpy": np, "frames": wrong, "white": white}), right)
 
 
 # ---- pictures
@@ -209,9 +261,18 @@ def test_kinds_of_pictures(tmp_path: Path):
     got = read(save_pictures(tmp_path / "lossy", {"1.jpg": smooth, "2.jpeg": smooth, "3.webp": smooth}))
     assert np.abs(got.astype(int) - smooth).max() <= 6
     exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by a quarter to show", which is not done
-    Image.fromarray(smooth).save(tmp_path / "lossy" / "4.jpg", exif=exif)
-    assert read(PicturesRecording("a", tmp_path / "lossy")).shape == (4, 8, 10, 3)
+    exif[0x0112] = 6  # "rotate by a quarter to show"
+    shown = np.array([[[200] * 3, [0] * 3]] * 2, np.uint8).repeat(8, 0).repeat(8, 1)  # bright on the left
+    (tmp_path / "phone").mkdir()
+    stored, behind = Image.fromarray(np.rot90(shown)), Image.fromarray(smooth)
+    stored.save(tmp_path / "phone" / "1.jpg", exif=exif)
+    stored.save(tmp_path / "phone" / "2.png", exif=exif)
+    # A camera's file that has a preview behind the picture.
+    stored.save(tmp_path / "phone" / "3.jpg", "MPO", save_all=True, append_images=[behind], exif=exif)
+    for picture in read(PicturesRecording("a", tmp_path / "phone")):
+        assert np.abs(picture.astype(int) - shown).max() <= 6
+    assert "2 picture(s)" in PicturesRecording("a", tmp_path).notes[0]
+    assert PicturesRecording("a", tmp_path / "phone").notes == []
 
 
 def test_damaged_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -79,6 +79,27 @@ def test_nothing_is_decoded_and_what_is_no_recording_is_passed_over(tmp_path: Pa
     assert found(tmp_path) == [("a", "video"), ("pictures", "pictures")]  # a picture beside a video is a thumbnail
 
 
+def test_what_is_not_used_is_counted_and_named(tmp_path: Path):
+    put(*(tmp_path / f"{n}.png" for n in range(40)), tmp_path / "preview.mp4")  # 40 pictures are no thumbnails
+    assert found(tmp_path) == [(tmp_path.name, "pictures"), ("preview", "video")]
+    for n in range(2, 40):
+        (tmp_path / f"{n}.png").unlink()
+    put(tmp_path / "clip.ts", tmp_path / "b.mp4.part", tmp_path / ".hidden.ts")
+    write_minerl_stream(tmp_path / "stream", CLIP.read_bytes(), 3, 9)
+    put(tmp_path / "stream" / "more.mkv")
+    said: list[str] = []
+    assert len(find_recordings([tmp_path], say=said.append)[0]) == 2
+    thumbnails, others = said
+    assert all(word in thumbnails for word in (str(tmp_path), "2 picture", "0.png", "1.png"))
+    assert all(word in others for word in ("3 file", "clip.ts", "b.mp4.part", "more.mkv"))
+    (tmp_path / "walk").mkdir()
+    shutil.copyfile(CLIP, tmp_path / "walk" / "a.mp4")
+    (tmp_path / "walk" / "a.jsonl").write_text(json.dumps(vpt_line()) + "\n")
+    said.clear()
+    find_recordings([tmp_path / "walk"], say=said.append)
+    assert said == []
+
+
 def test_files_and_folders_given_directly(tmp_path: Path):
     file, pictures = tmp_path / "a" / "walk.mp4", tmp_path / "shots"
     put(file, pictures / "1.png")
@@ -138,12 +159,13 @@ def test_damaged_ones_are_named_beside_the_good(tmp_path: Path):
     (tmp_path / "empty.mp4").touch()
     np.save(tmp_path / "float.npy", np.zeros((2, 8, 8, 3)))
     (tmp_path / "gone.mkv").symlink_to(tmp_path / "nowhere.mkv")
+    (tmp_path / "loop.avi").symlink_to(tmp_path / "loop.avi")
     (tmp_path / "half").mkdir()
     np.savez(tmp_path / "half" / "rendered.npz", reward=np.zeros(3))
     recordings, damaged = find_recordings([tmp_path])
     assert [(each.name, each.kind) for each in recordings] == [("alone/recording", "video"), ("good", "video")]
-    assert [each.source.name for each in damaged] == ["empty.mp4", "float.npy", "gone.mkv", "half"]
-    assert [each.name for each in damaged] == ["empty", "float", "gone", "half"]
+    assert [each.source.name for each in damaged] == ["empty.mp4", "float.npy", "gone.mkv", "half", "loop.avi"]
+    assert [each.name for each in damaged] == ["empty", "float", "gone", "half", "loop"]
     assert all(str(each.source) in each.reason for each in damaged)
 
 

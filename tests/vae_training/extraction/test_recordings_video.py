@@ -1,7 +1,9 @@
 """Videos: every frame, in order, at the decoder's own pixels; and the good part of those that are damaged."""
 
+import itertools
 import sys
 import tracemalloc
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,40 @@ def test_a_cut_of_a_video_is_a_slice_whatever_the_chunks(
     assert all(len(c) == chunk for c in chunks[:-1])
     wanted = clip_frames[first:] if count is None else clip_frames[first : first + count]
     np.testing.assert_array_equal(np.concatenate([clip_frames[:0], *chunks]), wanted)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv"])
+def test_a_video_comes_as_a_player_shows_it(kind: str, tmp_path: Path):
+    """Turned counter-clockwise and mirrored, as its display matrix asks; and wide where its pixels are."""
+    stored, file = np.zeros((6, 32, 64, 3), np.uint8), tmp_path / f"phone.{kind}"
+    stored[:, :16, :32], stored[:, 16:, 32:] = (255, 0, 0), (0, 0, 255)
+    for quarters, mirrored in itertools.product(range(4), (False, True)):
+        write_video(file, stored, pix_fmt="yuv444p", rotation=(90 * quarters, mirrored))
+        shown = np.rot90(stored, quarters, axes=(1, 2))[:, :, :: -1 if mirrored else 1]
+        got = read(VideoRecording("a", file))
+        assert got.shape == shown.shape
+        assert np.abs(got.astype(int) - shown).mean() < 4
+    write_video(file, stored, pix_fmt="yuv444p", rotation=(30, False))
+    assert read_until_damage(VideoRecording("a", file), "phone") is None
+    for aspect, shape in ((2, (6, 32, 128, 3)), (Fraction(1, 2), (6, 64, 64, 3))):
+        write_video(file, stored, pix_fmt="yuv444p", aspect=Fraction(aspect))
+        assert read(VideoRecording("a", file)).shape == shape
+
+
+def test_of_several_videos_in_a_file_the_others_are_named(tmp_path: Path):
+    file = tmp_path / "two.mkv"
+    with av.open(str(file), "w") as container:
+        streams: list[Any] = [container.add_stream("libx264", rate=20) for _ in range(2)]
+        for number, stream in enumerate(streams):
+            stream.width, stream.height, stream.pix_fmt = 64 * (number + 1), 48, "yuv420p"
+        for number, stream in enumerate(streams):
+            for pixels in numbered(10, 48, 64 * (number + 1)):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+            container.mux(stream.encode())
+    recording = VideoRecording("a", file)
+    assert read(recording).shape == (10, 48, 64, 3)
+    assert all(word in recording.notes[0] for word in ("two.mkv", "2 videos", "64x48"))
+    assert VideoRecording("clip", CLIP).notes == []
 
 
 def test_memory_does_not_depend_on_the_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -170,7 +206,7 @@ def test_damage_in_the_middle_ends_the_recording_there(tmp_path: Path, clip_fram
             np.testing.assert_array_equal(good[:exact], clip_frames[: len(good)][:exact])
 
 
-@pytest.mark.parametrize("kind", ["text", "missing", "sound", "no frames", "header only"])
+@pytest.mark.parametrize("kind", ["text", "missing", "sound", "no frames", "header only", "playlist", "tag"])
 def test_what_is_no_video(kind: str, tmp_path: Path):
     file = tmp_path / "walk.mp4"
     if kind == "text":
@@ -181,6 +217,12 @@ def test_what_is_no_video(kind: str, tmp_path: Path):
         write_empty_video(file)
     elif kind == "header only":
         file.write_bytes(CLIP.read_bytes()[:300])
+    elif kind == "playlist":  # FFmpeg would open what it names
+        write_video(tmp_path / "secret.mp4", numbered(5))
+        file.write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    elif kind == "tag":  # bytes that are no UTF-8
+        write_video(tmp_path / "a.mkv", numbered(5)).rename(file)
+        file.write_bytes(file.read_bytes().replace(b"ENCODER", b"\xff\xfeCODER"))
     recording = VideoRecording("walk", file)
     assert read_until_damage(recording, r"walk\.mp4") is None
     assert recording.expected_frames is None

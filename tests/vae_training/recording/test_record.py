@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from latent_obs.util.atomic import folder_lock
 from latent_obs.util.errors import InputError
-from vae_training.data.frames import get_datasets
+from tests.support import ROOT
+from tests.support.tiny import picture
+from vae_training.data.frames import DiskFullError, get_datasets
 from vae_training.data.rows import load_rows
 from vae_training.recording.recorder import RecordConfig, find_pixels, record
 
@@ -138,10 +143,19 @@ def test_pixels_are_gray_or_another_entry_and_not_those_of_a_lost_game(tmp_path:
     for layout, key in (("grey", None), ("dict HWC", "depth")):
         record(config(tmp_path / layout, env_kwargs={"layout": layout}, pixel_key=key, frames=9))
         assert get_datasets(tmp_path / layout)[0].shape == (9, 16, 16, 1)
-    with pytest.raises(InputError, match="pixel_key 'sight'"):
+    with pytest.raises(InputError, match=r"pixel_key.*'sight'"):
         record(config(tmp_path / "b", env_kwargs={"layout": "dict HWC"}, pixel_key="sight"))
     record(config(tmp_path / "lost", env_kwargs={"end": "lost"}, frames=9))
     assert [step for _, _, step in tags(get_datasets(tmp_path / "lost")[0])] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+
+
+@pytest.mark.parametrize("kind", ["box", "dict"])
+def test_every_picture_of_an_environment_that_writes_them_into_one_array(tmp_path: Path, kind: str):
+    import tests.support.stranger_envs  # registers it  # noqa: F401
+
+    record(config(tmp_path, env="Stranger/OneBuffer-v0", env_kwargs={"kind": kind}, frames=20, frames_per_file=20))
+    expected = [picture(i // 4, i % 4, 16, 16) for i in range(20)]
+    np.testing.assert_array_equal(get_datasets(tmp_path)[0], expected)
 
 
 def test_spaces_without_pixels():
@@ -149,6 +163,7 @@ def test_spaces_without_pixels():
     for space, name in (
         (spaces.Discrete(3), "observation"),
         (spaces.Box(0, 1, (64, 64, 3)), "uint8"),
+        (spaces.Box(0, 1, (64, 64, 3), np.uint8), "0 to 255"),
         (spaces.Dict(a=spaces.Discrete(2)), "observation"),
         (spaces.Dict(left=image, right=image), "pixel_key"),
     ):
@@ -161,15 +176,17 @@ def test_spaces_without_pixels():
 def test_what_cannot_be_recorded_leaves_nothing_behind(tmp_path: Path):
     for changes, name in (
         ({"env": "VizdoomBasik-v1"}, "VizdoomBasic"),
-        ({"env": "CartPole-v1"}, "no picture"),
+        ({"env": "CartPole-v1"}, "no picture.*--render"),
         ({"agent": tmp_path / "a.zip"}, "agent"),
     ):
         with pytest.raises(InputError, match=name):
             record(config(tmp_path / "images", **changes))
         assert not (tmp_path / "images").exists()
     (tmp_path / "images").write_text("hello")
-    with pytest.raises(InputError, match="out "):
-        record(config(tmp_path / "images"))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for out in ("images", "loop", "loop/inside"):
+        with pytest.raises(InputError, match="out "):
+            record(config(tmp_path / out))
 
 
 @pytest.mark.parametrize(
@@ -180,6 +197,7 @@ def test_what_cannot_be_recorded_leaves_nothing_behind(tmp_path: Path):
         ("policy", "wise"),
         ("stickiness", float("nan")),
         ("seed", -1),
+        *((name, 10**20) for name in ("frames", "frames_per_file", "size", "frame_skip", "seed")),
         ("env", ""),
     ],
 )
@@ -223,7 +241,7 @@ def test_disk_full_while_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return pwrite(fd, data, at)
 
     monkeypatch.setattr("vae_training.data.npy_writer.os.pwrite", full)
-    with pytest.raises(InputError, match="disk"):
+    with pytest.raises(DiskFullError, match=tmp_path.name):
         record(config(tmp_path))
     monkeypatch.undo()
     assert [len(f) for f in get_datasets(tmp_path)] == [9]
@@ -231,3 +249,59 @@ def test_disk_full_while_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert json.loads((tmp_path / "recording.json").read_text())["frames"] == 9
     record(config(tmp_path))
     assert [len(f) for f in get_datasets(tmp_path)] == [9, 12, 9]
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from pathlib import Path
+from tests.vae_training.recording.test_record import Counter, config
+from vae_training.recording import recorder
+
+out, moment = Path(sys.argv[1]), sys.argv[2]
+step = Counter.step
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def killed_step(self, action):
+    if self.tag[0] == 2:  # in the third file
+        if moment == "play":
+            die()
+        elif moment == "rows":
+            np.lib.format.write_array = die
+        elif moment == "manifest":
+            recorder._write_manifest = die
+    return step(self, action)
+
+Counter.step = killed_step
+recorder.record(config(out))
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("moment", ["play", "rows", "manifest"])
+def test_the_next_run_puts_right_what_a_killed_one_left(tmp_path: Path, moment: str):
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment], capture_output=True, cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    for frames in (1, 30):  # even where there is nothing to record
+        record(config(tmp_path, frames=frames))
+        manifest = json.loads((tmp_path / "recording.json").read_text())
+        counts = {Path(str(file.filename)).name: len(file) for file in get_datasets(tmp_path)}
+        assert {name: entry["frames"] for name, entry in manifest["files"].items()} == counts
+        assert manifest["frames"] == sum(counts.values())
+        assert not list(tmp_path.glob(".*"))
+    assert manifest["frames"] == 30
+
+
+def test_one_recording_at_a_time(tmp_path: Path):
+    with folder_lock(tmp_path), pytest.raises(InputError, match=str(os.getpid())):
+        record(config(tmp_path))
+    record(config(tmp_path))
+
+
+def test_a_manifest_that_is_damaged(tmp_path: Path):
+    for i, content in enumerate(("{", "[]", '{"files": {"x": 5}}', '{"files": []}')):
+        (tmp_path / "recording.json").write_text(content)
+        record(config(tmp_path, frames=3 * (i + 1)))
+        assert json.loads((tmp_path / "recording.json").read_text())["frames"] >= 3

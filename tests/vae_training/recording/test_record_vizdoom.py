@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from latent_obs.envs.factory import make_pixel_env
+from latent_obs.envs.factory import is_vizdoom, make_pixel_env
 from vae_training.data.frames import get_datasets
 from vae_training.data.rows import load_rows
 from vae_training.recording.recorder import RecordConfig, record
-from vae_training.recording.state import StateReader, boxes_of, is_vizdoom
+from vae_training.recording.state import StateReader, boxes_of
 
 pytest.importorskip("vizdoom")
 

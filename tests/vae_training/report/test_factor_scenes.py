@@ -197,8 +197,9 @@ def test_no_frames_without_their_rows_after_ctrl_c(tmp_path: Path, monkeypatch: 
 
 
 def test_scenes_and_values_that_cannot_be(tmp_path: Path):
-    one_value = {"positions": 1, "sizes": 1, "shapes": 1, "hues": 1, "orientations": 1}
-    for arguments, named in (({"size": 8}, "size"), ({"shapes": 5}, "shapes"), (one_value, "varies")):
+    one_value: dict[str, Any] = {"positions": 1, "sizes": 1, "shapes": 1, "hues": 1, "orientations": 1}
+    cases: list[tuple[dict[str, Any], str]] = [({"size": 8}, "size"), ({"shapes": 5}, "shapes"), (one_value, "varies")]
+    for arguments, named in cases:
         with pytest.raises(InputError, match=named):
             FactorScenes(**arguments)
     scenes = FactorScenes(16)

@@ -1,7 +1,7 @@
 """Frames in numpy's own files: `.npy`, and `.npz` with what is known of each frame beside them."""
 
 import zipfile
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -9,7 +9,8 @@ from typing import IO, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vae_training.data.frames import Frames, NpyHeader, read_npy_header
+from latent_obs.util.npy import NpyHeader, read_npy_header
+from vae_training.data.frames import Frames, to_uint8
 from vae_training.extraction.readers.base import DamagedRecordingError, Recording, frames_per_chunk, reading
 
 _KEYS = ("frames", "obs", "arr_0")
@@ -23,7 +24,7 @@ class NpyRecording(Recording):
     kind: ClassVar[str] = "npy"
 
     def chunks(self) -> Generator[Frames]:
-        """As of a recording; channel-first and grey frames are turned to RGB, a fourth channel (alpha) is dropped."""
+        """As of a recording; channel-first and grey frames are turned to RGB, an opaque fourth channel is dropped."""
         with reading(self.source), self.source.open("rb") as handle:
             yield from _stream(handle, str(self.source))
 
@@ -48,10 +49,12 @@ class NpzRecording(Recording):
 
     def rows(self) -> Mapping[str, NDArray[Any]]:
         """The other arrays that have a row for each frame, by their names."""
+        return read_npz(self.source, self._row_names())
+
+    def _row_names(self) -> list[str]:
         headers, key = npz_headers(self.source), self.key
         count = headers.pop(key).shape[:1]
-        same = [name for name, header in headers.items() if header.shape[:1] == count and not header.dtype.hasobject]
-        return read_npz(self.source, same)
+        return [name for name, header in headers.items() if header.shape[:1] == count and not header.dtype.hasobject]
 
     @property
     def key(self) -> str:
@@ -60,8 +63,8 @@ class NpzRecording(Recording):
 
     @property
     def notes(self) -> list[str]:
-        """Names the arrays of objects, which are never loaded."""
-        return notes_on_objects(self.source, npz_headers(self.source))
+        """Names the arrays that are left out: of objects, which are never loaded, and without a row for each frame."""
+        return note_left_out(self.source, npz_headers(self.source), {self.key, *self._row_names()})
 
     def _stated_frames(self) -> int | None:
         return npz_headers(self.source)[self.key].shape[0]
@@ -94,8 +97,11 @@ def npz_headers(file: Path) -> dict[str, NpyHeader]:
     with reading(file), zipfile.ZipFile(file) as archive:
         for member in archive.namelist():
             if member.endswith(".npy"):
+                name = member.removesuffix(".npy")
+                if name in headers:
+                    raise ValueError(f"it holds two arrays called {name!r}; save them under names of their own")
                 with archive.open(member) as handle:
-                    headers[member.removesuffix(".npy")] = read_npy_header(handle)
+                    headers[name] = read_npy_header(handle)
     return headers
 
 
@@ -105,10 +111,15 @@ def read_npz(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
         return {name: archive[name] for name in names}
 
 
-def notes_on_objects(source: Path, headers: Mapping[str, NpyHeader]) -> list[str]:
-    """A sentence that names the arrays of objects, where there are any."""
-    names = [name for name, header in headers.items() if header.dtype.hasobject]
-    return [f"{source}: left out, because they hold Python objects: {', '.join(names)}"] if names else []
+def note_left_out(source: Path, headers: Mapping[str, NpyHeader], used: Collection[str]) -> list[str]:
+    """A sentence that names the arrays that are not used, where there are any."""
+    left_out = [
+        f"{name} (Python objects)" if header.dtype.hasobject else f"{name} {header.shape}"
+        for name, header in headers.items()
+        if name not in used
+    ]
+    what = f"{source}: {len(left_out)} array(s) are left out, as they are no rows of the frames"
+    return [f"{what}: {', '.join(left_out)}"] if left_out else []
 
 
 def _frames_key(file: Path, headers: Mapping[str, NpyHeader]) -> str:
@@ -134,11 +145,13 @@ def _check_frames(header: NpyHeader, what: str) -> None:
     if dtype.hasobject:
         remedy = "Python objects are never loaded, as that can run code; save a plain uint8 array"
     elif dtype != np.uint8:
-        remedy = "use frames.astype(numpy.uint8), and multiply values of 0 to 1 by 255 before"
-    elif len(shape) == 3 and shape[2] in _CHANNELS:
-        remedy = "this looks like a single picture; a recording needs one more axis: frames[None]"
-    elif 0 in shape or len(shape) not in (3, 4) or not (len(shape) == 3 or shape[3] in _CHANNELS or _first(shape)):
-        remedy = "C is 1, 3 or 4 channels, and there is at least one frame"
+        remedy = to_uint8(dtype)
+    elif len(shape) == 3 and (shape[2] in _CHANNELS or shape[0] in (3, 4)):
+        remedy = "a single picture? save frames[None] as a recording of one; if they are grey frames, frames[..., None]"
+    elif min(shape, default=0) < 1 or len(shape) not in (3, 4):
+        remedy = "there is at least one frame"
+    elif len(shape) == 4 and shape[3] not in _CHANNELS and not _first(shape):
+        remedy = "C is 1, 3 or 4 channels"
     elif header.fortran_order:  # one frame is scattered over the whole file
         remedy = "it is in Fortran order; save it again with numpy.save(file, numpy.ascontiguousarray(frames))"
     else:
@@ -164,11 +177,21 @@ def _stream(handle: IO[bytes], what: str) -> Generator[Frames]:
                 frames = frames[..., None]
             elif _first(frames.shape):
                 frames = frames.transpose(0, 2, 3, 1)
+            if frames.shape[3] == 4 and frames[..., 3].min() < 255:
+                raise DamagedRecordingError(
+                    f"{what} has a fourth channel that is not opaque. If it is transparency, save frames[..., :3]; if "
+                    "these are stacks of four grey frames, save the newest, frames[..., 3:]"
+                )
             if frames.shape[3] == 1:
                 frames = np.broadcast_to(frames, (*frames.shape[:3], 3))
             yield np.ascontiguousarray(frames[..., :3])
         if whole < wanted:
             raise DamagedRecordingError(f"{what} is cut short: it promises {count} frames, and {good} are there")
+    if handle.read(1):
+        raise DamagedRecordingError(
+            f"{what} has more behind its {count} frames. If numpy.save wrote several arrays into one open file, read "
+            "them in turn with numpy.load(handle), and save numpy.concatenate of them"
+        )
 
 
 def _first(shape: tuple[int, ...]) -> bool:

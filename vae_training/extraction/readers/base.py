@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, MissingExtraError
 from vae_training.data.frames import Frames
 
 CHUNK_BYTES = 16 << 20
@@ -82,8 +82,13 @@ class Recording(ABC):
         return None
 
     def fingerprint(self) -> str:
-        """A text that changes with the source: names, sizes and modification times of its files."""
-        return ";".join(f"{file.name}:{(stat := file.stat()).st_size}:{stat.st_mtime_ns}" for file in self.files)
+        """A text that changes with the source: names, sizes and modification times of its files.
+
+        Raises:
+            DamagedRecordingError: A file is gone, or cannot be looked at.
+        """
+        with reading(self.source):
+            return ";".join(f"{file.name}:{(stat := file.stat()).st_size}:{stat.st_mtime_ns}" for file in self.files)
 
 
 @contextlib.contextmanager
@@ -91,7 +96,7 @@ def reading(what: object) -> Iterator[None]:
     """Turn whatever a parser or decoder raises in this block into a `DamagedRecordingError` that begins with `what`."""
     try:
         yield
-    except DamagedRecordingError:
+    except (DamagedRecordingError, MissingExtraError):
         raise
     except Exception as error:
         words = str(error).splitlines() if isinstance(error, (OSError, ValueError)) else []

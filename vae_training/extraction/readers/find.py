@@ -1,8 +1,9 @@
 """Find recordings in files and folders by names and headers, without decoding anything."""
 
 import itertools
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,17 +28,23 @@ _KNOWN = (
     "uint8 frames in .npz or .npy files"
 )
 
+_MOST_THUMBNAILS = 2  # for each recording beside them
+_MOST_NAMED = 5
+
 _Found = Recording | Damaged
 
 
-def find_recordings(paths: Sequence[Path], *, vpt: VptOptions | None = None) -> tuple[list[Recording], list[Damaged]]:
+def find_recordings(
+    paths: Sequence[Path], *, vpt: VptOptions | None = None, say: Callable[[str], object] = lambda _: None
+) -> tuple[list[Recording], list[Damaged]]:
     """Find the recordings in some files and folders.
 
     Folders are searched to the bottom. What is found in one: a MineRL stream, where it has at least two of the three
     files of one; an `.mp4` with a `.jsonl` of the same name as a VPT recording; any other video; `.npz` and `.npy`
-    files with frames; and its pictures, as one recording, where it has none of these (beside a video they are
-    thumbnails). Hidden files and folders, unfinished files (`.part`), `__MACOSX` and anything else are passed over.
-    What is reached twice counts once.
+    files with frames; and its pictures, as one recording. Up to two pictures for each of the others in their folder
+    are thumbnails, and not used; `say` gets a sentence that names them, and one for unfinished files (`.part`) and
+    anything else that is no recording. Hidden files and folders and `__MACOSX` are passed over. What is reached twice
+    counts once.
 
     Returns:
         The recordings, and those that are visibly damaged; both in the order of the paths, and within a folder of their
@@ -56,16 +63,17 @@ def find_recordings(paths: Sequence[Path], *, vpt: VptOptions | None = None) -> 
         ([('walk', 'npy', 10)], [])
     """
     found: list[tuple[_Found, Path]] = []
-    search = _Search(vpt or VptOptions())
+    search = _Search(vpt or VptOptions(), say)
     for root in map(Path, paths):
         if not root.exists():
             raise InputError(f"there is no file or folder {root} (current folder: {Path.cwd()})")
         base, inside = (root, search.folder(root)) if root.is_dir() else (root.parent, search.file(root))
         found += [(each, base) for each in inside]
     if not found:
-        listed = ", ".join(search.others[:5]) or "nothing"
         where = ", ".join(map(str, paths)) or "no path at all"
-        raise InputError(f"no recordings in {where}; there is {listed}. {_KNOWN}")
+        raise InputError(f"no recordings in {where}; there is {_listed(search.others) or 'nothing'}. {_KNOWN}")
+    if search.others:
+        say(f"not used, as they are no recordings: {len(search.others)} file(s), {_listed(search.others)}")
     named = [replace(each, name=name) for (each, _), name in zip(found, _unique_names(found), strict=True)]
     recordings = [each for each in named if isinstance(each, Recording)]
     return recordings, [each for each in named if isinstance(each, Damaged)]
@@ -74,9 +82,9 @@ def find_recordings(paths: Sequence[Path], *, vpt: VptOptions | None = None) -> 
 class _Search:
     """What was seen already, and the names of files that are no recordings; what is found has no name yet."""
 
-    def __init__(self, vpt: VptOptions) -> None:
-        self.vpt = vpt
-        self.seen: set[Path] = set()
+    def __init__(self, vpt: VptOptions, say: Callable[[str], object]) -> None:
+        self.vpt, self.say = vpt, say
+        self.seen: set[str] = set()
         self.others: list[str] = []
 
     def folder(self, root: Path) -> Iterator[_Found]:
@@ -84,16 +92,26 @@ class _Search:
             return
         try:
             with reading(root):
-                paths = [path for path in root.iterdir() if not is_passed_over(path.name)]
+                inside = sorted(root.iterdir(), key=lambda path: natural_key(path.name))
         except DamagedRecordingError as error:
             yield Damaged("", root, str(error))
             return
+        paths = [path for path in inside if not is_passed_over(path.name)]
+        self.others += [path.name for path in inside if path.name.endswith(".part") and not path.name.startswith(".")]
         if _is_stream(paths):
             yield from self._each(root)
+            self.others += [path.name for path in paths if path.name not in FILES]
             return
-        paths.sort(key=lambda path: natural_key(path.name))
         files = {path: list(self._each(path)) for path in paths if not path.is_dir()}
         pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+        recordings = sum(map(len, files.values()))
+        thumbnails = 0 < len(pictures) <= _MOST_THUMBNAILS * recordings
+        if thumbnails:
+            self.say(
+                f"{root}: not used, as thumbnails of what is beside them: {len(pictures)} picture(s), "
+                f"{_listed([path.name for path in pictures])}. In a folder of their own they are a recording"
+            )
+        of_vpt = {each.files[1] for inner in files.values() for each in inner if isinstance(each, VptRecording)}
         for path in paths:
             if path not in files:
                 yield from self.folder(path)
@@ -101,8 +119,8 @@ class _Search:
                 if self._is_new(path):
                     yield from files[path]
             elif path not in pictures:
-                self.others.append(path.name)
-            elif path == pictures[0] and not any(files.values()):
+                self.others += [path.name] if path not in of_vpt else []
+            elif path == pictures[0] and not thumbnails:
                 yield PicturesRecording("", root)
 
     def file(self, file: Path) -> Iterator[_Found]:
@@ -132,9 +150,14 @@ class _Search:
             yield Damaged("", path, str(error))
 
     def _is_new(self, path: Path) -> bool:
-        real, known = path.resolve(), len(self.seen)
+        real, known = os.path.realpath(path), len(self.seen)  # Path.resolve raises where links go in a circle
         self.seen.add(real)
         return len(self.seen) > known
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _is_stream(paths: Iterable[Path]) -> bool:

@@ -1,26 +1,35 @@
 """A folder of pictures as a recording: screenshots, or frames that another program has written."""
 
+import contextlib
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vae_training.data.frames import Frames
-from vae_training.extraction.readers.base import Recording, in_chunks, is_passed_over, natural_key, reading
+from vae_training.extraction.readers.base import (
+    DamagedRecordingError,
+    Recording,
+    in_chunks,
+    is_passed_over,
+    natural_key,
+    reading,
+)
 
 PICTURE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp"))
+#: Pillow goes by what is in a file, and would run Ghostscript on a PostScript that is called .png.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 
 @dataclass(frozen=True)
 class PicturesRecording(Recording):
     """The pictures of a folder (not of folders in it) in the order of their names, 2 before 10; all of one size.
 
-    Pixels are taken as they are stored: a rotation noted beside them (EXIF) is not carried out, transparency is
-    dropped, grey is turned to RGB.
+    They are turned and mirrored as a viewer shows them (EXIF), transparency is dropped, grey is turned to RGB.
     """
 
     kind: ClassVar[str] = "pictures"
@@ -36,6 +45,16 @@ class PicturesRecording(Recording):
         found = [file for file in pictures if not is_passed_over(file.name) and file.is_file()]
         return sorted(found, key=lambda file: natural_key(file.name))
 
+    @property
+    def notes(self) -> list[str]:
+        """Names how many pictures have transparency, which is dropped."""
+        transparent = 0
+        for file in self.files:
+            with _opened(file) as image:
+                transparent += image.has_transparency_data
+        what = f"{self.source}: {transparent} picture(s) have transparency, which is dropped"
+        return [f"{what}: what is stored beneath is taken"] if transparent else []
+
     def _stated_frames(self) -> int | None:
         return len(self.files)
 
@@ -46,21 +65,30 @@ class PicturesRecording(Recording):
             if not files:
                 raise ValueError("there are no pictures in it any more")
         for file in files:
-            with reading(file):
-                pixels = _pixels(file)
-                size = size or pixels.shape
-                if pixels.shape != size:
-                    raise ValueError(f"it has shape {pixels.shape}, expected {size} like the pictures before it")
+            pixels = _pixels(file)
+            size = size or pixels.shape
+            if pixels.shape != size:
+                raise DamagedRecordingError(
+                    f"{file} has shape {pixels.shape}, expected {size} like the pictures before it"
+                )
             yield pixels
 
 
-def _pixels(file: Path) -> Frames:
-    """A picture as uint8 (H, W, 3); any error means that it is damaged."""
-    with warnings.catch_warnings():
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """A picture of which only the header was read; any error in the block means that it is damaged."""
+    with reading(file), warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise ValueError("it is an animation, expected a single picture; make it a video")
-            if image.mode.startswith(("I", "F")):  # Pillow would clip, not scale, what is above 255
-                raise ValueError(f"it has values of more than 8 bits, mode {image.mode}; save it with 8")
-            return np.asarray(image.convert("RGB"))
+        with Image.open(file, formats=_FORMATS) as image:
+            yield image
+
+
+def _pixels(file: Path) -> Frames:
+    """A picture as uint8 (H, W, 3)."""
+    with _opened(file) as image:
+        # A phone's picture may have others behind it (MPO): a preview, or one of depth.
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise ValueError("it is an animation, expected a single picture; make it a video")
+        if image.mode.startswith(("I", "F")):  # Pillow would clip, not scale, what is above 255
+            raise ValueError(f"it has values of more than 8 bits, mode {image.mode}; save it with 8")
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_obs.util.errors import check_count
-from vae_training.data.frames import Frames, NpyHeader
-from vae_training.extraction.readers.arrays import notes_on_objects, npz_headers, read_npz
+from latent_obs.util.npy import NpyHeader
+from vae_training.data.frames import Frames
+from vae_training.extraction.readers.arrays import note_left_out, npz_headers, read_npz
 from vae_training.extraction.readers.base import DamagedRecordingError, Recording, reading
 from vae_training.extraction.readers.video import decode
 
@@ -71,8 +72,9 @@ class MineRLStream(Recording):
 
     @property
     def notes(self) -> list[str]:
-        """Names the arrays of objects, which are never loaded."""
-        return notes_on_objects(self.source, self._headers()[1])
+        """Names the arrays that are left out: of objects, which are never loaded, and those that MineRL has not."""
+        used = {name for name, header in self._headers()[1].items() if not header.dtype.hasobject}
+        return note_left_out(self.source, npz_headers(self.source / ARRAYS), used)
 
     def _stated_frames(self) -> int | None:
         return self._headers()[0]

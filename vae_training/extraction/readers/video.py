@@ -2,10 +2,13 @@
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
 
 from latent_obs.util.errors import require
 from vae_training.data.frames import Frames
@@ -14,10 +17,14 @@ from vae_training.extraction.readers.base import Recording, in_chunks, reading
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".gif")
 )
+#: Formats of FFmpeg that are read: those of one file. Lists of other files (ffconcat, HLS), which it knows by their
+#: content whatever their name is, are not.
+_FORMATS = "asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mpeg,mpegts,mpegvideo,mxf,nut,ogg,rm"
 #: Formats of FFmpeg whose headers state how long the whole file is; of others it estimates that from what is there.
 _STATING_LENGTH = ("mov,", "matroska,", "flv", "avi")
 # seconds that a whole file may be shorter than stated: times are rounded, and the last packet may have no duration
 _ROUNDING = 0.1
+_MOST_OBLONG = 8  # pixels of a video that is played wider, or narrower, than stored
 
 
 @dataclass(frozen=True)
@@ -27,15 +34,26 @@ class VideoRecording(Recording):
     kind: ClassVar[str] = "video"
 
     def chunks(self) -> Generator[Frames]:
-        """As of a recording: every frame that the file shows, at its own size."""
+        """As of a recording: every frame that the file shows, at the size and in the orientation of a player."""
         return decode(self.source, self.threads)
+
+    @property
+    def notes(self) -> list[str]:
+        """Names how many pictures the file shows, where it is more than one (two cameras)."""
+        with _opened(self.source) as container:
+            stream, count = _stream(container), len(container.streams.video)
+            shown = f"{stream.codec_context.width}x{stream.codec_context.height}"
+        left_out = f"{self.source} has {count} videos in it; the one of {shown} is taken, the rest is left out"
+        return [left_out] if count > 1 else []
 
     def _stated_frames(self) -> int | None:
         return stated_frames(self.source)
 
 
 def decode(file: Path, threads: int = 0, *, first: int = 0, count: int | None = None) -> Generator[Frames]:
-    """The frames of a video file, some at a time.
+    """The frames of a video file as a player shows them, some at a time.
+
+    They are turned and mirrored as the file asks for (a phone's are), and widened where its pixels are not square.
 
     Args:
         file: The video.
@@ -52,13 +70,13 @@ def decode(file: Path, threads: int = 0, *, first: int = 0, count: int | None = 
 def stated_frames(file: Path) -> int | None:
     """Number of frames by a video's header, None where it states none; raises a `DamagedRecordingError`."""
     with _opened(file) as container:
-        return container.streams.video[0].frames or None
+        return _stream(container).frames or None
 
 
 def count_frames(file: Path) -> int:
     """As `stated_frames`, and the number of packets where the header states none; nothing is decoded."""
     with _opened(file) as container:
-        stream = container.streams.video[0]
+        stream = _stream(container)
         return stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
 
 
@@ -66,23 +84,60 @@ def count_frames(file: Path) -> int:
 def _opened(file: Path) -> Iterator[Any]:
     """A video's container; any error in the block means that the file is damaged."""
     av = require("av", extra="video", purpose="read videos")
-    with reading(file), av.open(str(file)) as container:
-        if not container.streams.video:
-            raise ValueError("there is no video in it")
-        yield container
+    with reading(file):
+        try:  # an absolute path, as FFmpeg takes "concat:a" for a protocol
+            container = av.open(str(file.absolute()), options={"format_whitelist": _FORMATS})
+        except av.ArgumentError:
+            raise ValueError("it is no video, or of a format that is not read, such as a playlist") from None
+        with container:
+            if not container.streams.video:
+                raise ValueError("there is no video in it")
+            yield container
+
+
+def _stream(container: Any) -> Any:
+    """The video of a container; FFmpeg's choice, which is no cover picture, where there are several."""
+    return container.streams.best("video") or container.streams.video[0]
 
 
 def _decoded(file: Path, threads: int, first: int, end: int | None) -> Generator[Frames]:
     """Frames `first` to `end` as uint8 (H, W, 3) RGB of one size."""
-    size: tuple[int, int] | None = None
+    size: Sequence[int] = ()
     with _opened(file) as container:
         to_rgb = require("av.video.reformatter", extra="video", purpose="read videos").VideoReformatter()
+        aspect = _stream(container).sample_aspect_ratio or Fraction(1)
+        if not 1 / _MOST_OBLONG <= aspect <= _MOST_OBLONG:
+            raise ValueError(f"its pixels are {float(aspect):g} times as wide as high")
         for frame in itertools.islice(_frames(container, threads), first, end):
-            size = size or (frame.width, frame.height)
-            if (frame.width, frame.height) != size:
-                raise ValueError(f"its frames change from {size[0]}x{size[1]} to {frame.width}x{frame.height}")
-            # The scaler changes colors here and never the size: resizing is the pixel contract's.
-            yield to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            # The scaler changes colors here, and the size only of pixels that are not square: resizing is the pixel
+            # contract's.
+            width, height = round(frame.width * max(1, aspect)), round(frame.height / min(1, aspect))
+            rgb = to_rgb.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+            shown = _as_shown(rgb, frame)
+            size = size or shown.shape
+            if shown.shape != size:
+                raise ValueError(f"its frames change from {size[1]}x{size[0]} to {shown.shape[1]}x{shown.shape[0]}")
+            yield shown
+
+
+def _as_shown(pixels: Frames, frame: Any) -> Frames:
+    """A decoded picture, (H, W, 3), turned and mirrored by its display matrix.
+
+    The matrix ((a, b, u), (c, d, v), (x, y, w)) of FFmpeg's libavutil/display.h moves the pixel (p, q), q downwards, to
+    (a p + c q, b p + d q).
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    if not any((a, b, c, d)):
+        return pixels
+    quarter = abs(b) + abs(c) > abs(a) + abs(d)
+    if max(map(abs, (a, d) if quarter else (b, c))) > 0.01 * max(map(abs, (a, b, c, d))):
+        raise ValueError("it is to be shown turned by an angle that is no quarter; turn it with a video editor")
+    if quarter:
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _frames(container: Any, threads: int) -> Iterator[Any]:
@@ -91,7 +146,7 @@ def _frames(container: Any, threads: int) -> Iterator[Any]:
     Decoders end quietly where a file was cut between two packets, so the end of the last packet is compared with the
     length that the header states.
     """
-    stream = container.streams.video[0]
+    stream = _stream(container)
     stream.thread_type = "AUTO"  # frames and slices: the fastest of what the codec can do
     stream.codec_context.thread_count = threads
     last_dts: int | None = None

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from latent_obs.encoder.architecture import Architecture
 from latent_obs.util.errors import TrainingDivergedError, require
+from latent_obs.util.progress import ProgressBar
 from vae_training.model.cvae import CVAE
 from vae_training.report.encoder import Floats, Frames, Reconstruct, decoded_by, to_batch
 
@@ -134,8 +134,7 @@ def train_autoencoder(
         model = CVAE.from_architecture(architecture, beta=0.0).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     size = min(128, len(training))
-    hidden = None if progress_bar is None else not progress_bar
-    for _ in tqdm(range(steps), desc="autoencoder", unit="step", disable=hidden):
+    for _ in ProgressBar(range(steps), desc="autoencoder", unit="step", shown=progress_bar):
         x = to_batch(training[np.sort(rng.choice(len(training), size, replace=False))], model)
         loss = (model.decode(model.encode(x)[0]) - x).square().sum() / size
         optimizer.zero_grad(set_to_none=True)
