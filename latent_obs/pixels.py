@@ -25,6 +25,14 @@ _PILLOW_MODES = {3: "RGB", 4: "RGBX"}
 _DARK = 127  # a space of uint8 that allows no value above this is no picture's
 _MOST_STACKED = 64  # frames, or channels of them
 _MOST_ENLARGED = 1.5  # 60x80 to 64x64 is a resize like any other; 64 to 128 is a blur that no training frame had
+_FLATTEN = (
+    "latent_obs.make and wrap take its parts by themselves; here put FeatureObservation(env) around the environment "
+    "first. pixel_key= names the picture, such as 'camera/left' in a Dict of Dicts or '0' in a Tuple, if it has several"
+)
+_RENDER = (
+    "Take the picture that the environment draws: render=True in latent_obs.make, --render on the command line, or "
+    "Gymnasium's AddRenderObservation around an environment made with render_mode='rgb_array'"
+)
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,8 @@ def find_pixel_key(space: spaces.Dict, contract: PixelContract, key: str | None 
     `key` is the entry to use, and needed only if there are several.
     """
     if key is not None:
+        if key not in space.spaces and is_nested(space):
+            raise InputError(f"pixel_key {key!r} is no entry of the observation: {sorted(space.spaces)}. {_FLATTEN}")
         check_choice("pixel_key", key, sorted(space.spaces))
         contract.check_space(space.spaces[key], f"observation[{key!r}]", space)
         return key
@@ -235,23 +245,13 @@ def way_out(space: spaces.Space[Any], within: spaces.Dict | None = None) -> str:
         advice = [way_out(entry, space) for entry in space.spaces.values()]
         return next((one for one in advice if one != _RENDER), _RENDER)
     if isinstance(space, spaces.Dict | spaces.Tuple):
-        return (
-            "latent_obs.make and wrap take its parts by themselves; here put FeatureObservation(env) around the "
-            "environment first. pixel_key= names the picture, such as 'camera/left' in a Dict of Dicts or '0' in a "
-            "Tuple, if there are several"
-        )
+        return _FLATTEN
     if not isinstance(space, spaces.Box) or len(space.shape) < 2 or sorted(space.shape)[-2] < 8:
         return _RENDER
     if space.dtype != np.uint8 or not _is_bright(space):
         key = next((key for key, entry in within.spaces.items() if entry is space), None) if within else None
         return _rescale(space, key)
     return _unstack(space.shape) or _RENDER
-
-
-_RENDER = (
-    "Take the picture that the environment draws: render=True in latent_obs.make, --render on the command line, or "
-    "Gymnasium's AddRenderObservation around an environment made with render_mode='rgb_array'"
-)
 
 
 def _unstack(shape: tuple[int, ...], channels: int = 3) -> str:

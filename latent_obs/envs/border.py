@@ -13,8 +13,8 @@ from latent_obs.util.errors import InputError
 
 #: What an error says of an environment of the old Gym.
 OLD_API = (
-    "it has the API of Gym before 2022. Put latent_obs.OldGymEnv around it, beneath all wrappers; where it is "
-    "registered: gymnasium.register(ID, entry_point=lambda **kwargs: OldGymEnv(ITS_CLASS(**kwargs)))"
+    "it has the API of the old Gym. Put latent_obs.OldGymEnv around it, beneath all wrappers; where it is registered: "
+    "gymnasium.register(ID, entry_point=lambda **kwargs: OldGymEnv(ITS_CLASS(**kwargs)))"
 )
 
 

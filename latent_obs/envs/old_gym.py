@@ -35,7 +35,10 @@ def is_old_gym(env: Any) -> bool:
 
 def takes_seed(reset: Any) -> bool:
     """Whether a `reset` has the seed among its parameters, as Gymnasium's have."""
-    parameters = inspect.signature(reset).parameters
+    try:
+        parameters = inspect.signature(reset).parameters
+    except (TypeError, ValueError):  # a compiled one does not show them
+        return True
     return "seed" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from latent_obs.envs.border import own
-from latent_obs.pixels import Frames, Layout, PixelContract, brief, find_pixel_key
+from latent_obs.pixels import Frames, Layout, PixelContract, brief, find_pixel_key, is_nested
 from latent_obs.util.errors import InputError, check_count
 from latent_obs.wrappers.features import Slot, lay_out
 
@@ -105,7 +105,7 @@ class PixelReader:
         if within is not None:
             self.key = find_pixel_key(within, contract, pixel_key)
             self.name, space = f"observation[{self.key!r}]", within.spaces[self.key]
-        elif pixel_key is not None:
+        elif pixel_key is not None and not is_nested(space):
             raise InputError(f"pixel_key is {pixel_key!r}, but the observation is no Dict: {type(space).__name__}")
         self.layout: Layout = contract.check_space(space, self.name, within)
         self.shape = space.shape or ()

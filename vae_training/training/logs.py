@@ -1,6 +1,8 @@
 """The log of a run (JSON lines, and TensorBoard if installed), and its pictures."""
 
+import contextlib
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from latent_obs.util.atomic import atomic_write
-from latent_obs.util.errors import MissingExtraError, require
+from latent_obs.util.errors import MissingExtraError, one_line, require
 from vae_training.model.cvae import CVAE, gaussian_kl_nats, images_to_tensor
 
 
@@ -29,7 +31,10 @@ class RunLog:
         tensorboard: Whether to write TensorBoard logs as well.
 
     Attributes:
-        note: Why there is no TensorBoard log, if it is not installed; empty otherwise.
+        note: Why there is no TensorBoard log, if there is none; empty otherwise.
+
+    Raises:
+        OSError: The disk is full; also by `write`, `picture` and at the end of a `with` block.
     """
 
     def __init__(self, run: Path, *, from_step: int = 0, tensorboard: bool = True) -> None:
@@ -50,7 +55,10 @@ class RunLog:
                 from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
                 purge_step = from_step + 1 if from_step else None
-                self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=purge_step)
+                try:
+                    self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=purge_step)
+                except UnicodeError as error:
+                    self.note = f"There are no TensorBoard logs: {one_line(error)}. Rename the folder to have them."
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Log metrics of a step."""
@@ -65,23 +73,33 @@ class RunLog:
             self._writer.add_image(name, image, step, dataformats="HWC")
 
     def __enter__(self) -> Self:
+        self._hook = threading.excepthook
+        threading.excepthook = self._on_thread_error
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            self._file.close()
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        # TensorBoard's thread prints a traceback for a full disk, and raises the error again at the next call.
+        if not (isinstance(error.exc_value, OSError) and type(error.thread).__module__.startswith("tensorboard")):
+            self._hook(error)
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
-    """Rows of a run's `log.jsonl`, without a half-written last line of a killed run."""
+    """Rows of a run's `log.jsonl`, without damaged ones: the last line of a killed run may be half written."""
     rows: list[dict[str, float]] = []
     file = run / "log.jsonl"
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+    for line in file.read_bytes().splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
     return rows
 
 

@@ -394,7 +394,8 @@ class Trainer:
         """Write the settings and a first checkpoint, so that a run killed in its first epoch can be resumed."""
         config, count, size = self.config, self.ranks.world_size, self.progress.super_batch
         if self.ranks.is_main:
-            write_json(config.out / "config.json", config.to_json())
+            with explain_disk_full(config.out, "Nothing was trained; free some space, and give the same command again"):
+                write_json(config.out / "config.json", config.to_json())
             if self.is_new:
                 self._save("latest")
         architecture = self.model.architecture

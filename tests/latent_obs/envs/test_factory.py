@@ -146,6 +146,7 @@ def test_the_same_way_out_is_named_everywhere(encoder: FrozenEncoder, tmp_path: 
 def test_parts_within_parts_need_a_wrapper_that_is_named(encoder: FrozenEncoder, kind: str):
     for way in (
         lambda: LatentObservation(Odd(kind), encoder),
+        lambda: LatentObservation(Odd(kind), encoder, pixel_key=KEYS[kind]),
         lambda: VectorLatentObservation(SyncVectorEnv([partial(Odd, kind)]), encoder),
     ):
         with pytest.raises(InputError, match=r"FeatureObservation.*pixel_key="):

@@ -15,7 +15,7 @@ import vae_training.training.checkpoint
 from latent_obs.util.errors import InputError
 from tests.support.tiny import tiny_cvae
 from vae_training.model.cvae import CVAE
-from vae_training.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from vae_training.training.checkpoint import Progress, load_checkpoint, read_about, save_checkpoint
 
 
 def trained(steps: int = 3, seed: int = 0) -> tuple[CVAE, torch.optim.Optimizer]:
@@ -99,6 +99,25 @@ def test_other_and_missing_files_are_refused(tmp_path: Path):
     for name in ("c", "gone"):
         with pytest.raises(InputError, match=rf"{name}\.safetensors"):
             load_checkpoint(tmp_path / f"{name}.safetensors", tiny_cvae())
+
+
+@pytest.mark.parametrize("progress", ["", "[]", "{", '{"step": "3"}', '{"step": NaN}', '{"steps": 3}', "null"])
+def test_progress_of_another_type_is_refused_by_name(whole_checkpoint: Path, tmp_path: Path, progress: str):
+    path = tmp_path / "latest.safetensors"
+    metadata = {"format": "latent-obs-checkpoint-1", "progress": progress, "about": progress}  # without a checksum
+    save_file(load_file(whole_checkpoint), path, metadata)
+    with pytest.raises(InputError, match=r"latest\.safetensors.*(progress|step)"):
+        load_checkpoint(path, tiny_cvae())
+    if progress != "null":
+        with pytest.raises(InputError, match=r"latest\.safetensors.*about"):
+            read_about(path, dict[str, list[int]])
+
+
+def test_another_architecture_is_one_line(whole_checkpoint: Path):
+    with pytest.raises(InputError, match=r"latest\.safetensors") as error:
+        load_checkpoint(whole_checkpoint, tiny_cvae(widths=(4, 12)))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
 
 
 class Bomb:

@@ -36,6 +36,14 @@ from vae_training.training.config import TrainConfig
         {"augment": 1.1},
         {"augment": float("nan")},
         {"patience": 2, "half_beta_cycle": 0},
+        {"held_out": "x"},
+        {"held_out": 0},
+        {"batch_freeze": float("nan")},
+        {"latent_dim": "8"},
+        {"widths": None},
+        {"widths": [4, "x"]},
+        {"frames": 5},
+        {"standardize": "no"},
         *({name: -0.1} for name in ("salience", "inverse_dynamics", "next_latent", "reward")),
     ],
 )
@@ -88,6 +96,13 @@ def load(folder: Path, **more: Any) -> TrainConfig:
     saved = {**TrainConfig(out=folder, latent_dim=64).to_json(), **more}
     (folder / "config.json").write_text(json.dumps(saved))
     return TrainConfig.load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "3", "[" * 100_000, '{"out": "x", "widths": null}', '{"out": 3}'])
+def test_a_file_of_settings_that_is_damaged_is_refused_by_name(tmp_path: Path, text: str):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json"):
+        TrainConfig.load(tmp_path)
 
 
 def test_settings_of_earlier_versions_load_at_their_defaults(tmp_path: Path):

@@ -1,5 +1,8 @@
 """What training shows: logs and pictures."""
 
+import errno
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,3 +93,43 @@ def test_grid_places_each_image():
     np.testing.assert_array_equal(sheet[:4, 8:14], images[1])
     np.testing.assert_array_equal(sheet[6:, :6], images[0])
     assert (sheet[4:6] == 255).all()
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from vae_training.training.logs import RunLog
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+try:
+    with RunLog(Path(sys.argv[1])) as log:
+        for step in range(3):
+            log.picture(step, "noise", np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8))
+except OSError as error:
+    print(error.errno)
+"""
+
+
+@pytest.mark.integration
+def test_a_full_disk_under_tensorboard_is_an_error_of_the_caller(tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(errno.EFBIG)]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_name_that_is_not_utf_8_has_no_tensorboard_log_and_a_note(tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    run = tmp_path / os.fsdecode(b"run-\xff")
+    run.mkdir()
+    with RunLog(run) as log:
+        log.write(1, {"loss/total": 2.0})
+        assert "TensorBoard" in log.note
+    assert read_log(run) == [{"step": 1, "loss/total": 2.0}]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "3", '{"step": "x"}', "{}", "\udcff"])
+def test_damaged_rows_of_a_log_are_left_out(tmp_path: Path, line: str):
+    text = f'{{"step": 1}}\n{line}\n{{"step": 2}}\n{{"st'
+    (tmp_path / "log.jsonl").write_bytes(text.encode(errors="surrogateescape"))
+    assert read_log(tmp_path) == [{"step": 1}, {"step": 2}]

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
+from latent_obs.encoder.architecture import Architecture
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError
-from tests.support.tiny import random_frames, tiny_cvae
+from tests.support.tiny import picture, random_frames, tiny_cvae
 from tests.support.training_runs import (
     STEPS,
     TRAIN,
@@ -76,6 +77,26 @@ def test_a_run_leaves_what_it_promises(frames_folder: Path, tmp_path: Path):
     with torch.inference_mode():
         expected = model.encode(torch.from_numpy(frames).permute(0, 3, 1, 2) / 255)[0].numpy()
     np.testing.assert_allclose(encoder(frames), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(84, 84), (60, 80)])
+def test_frames_of_any_size_train_with_the_default_layers(tmp_path: Path, size: tuple[int, int]):
+    (tmp_path / "frames").mkdir()
+    for number in range(2):
+        frames = np.stack([picture(number, step, *size) for step in range(6)])
+        np.save(tmp_path / "frames" / f"{number}.npy", frames)
+    said: list[str] = []
+    config = TrainConfig(tmp_path / "frames", tmp_path / "out", epochs=1, batch_size=6, device="cpu")
+    result = run(config, say=said.append)
+    encoder, saved = FrozenEncoder.load(result.encoder, device="cpu"), TrainConfig.load(tmp_path / "out")
+    assert encoder.architecture == Architecture.for_frames((*size, 3), standardize=True)
+    assert (saved.latent_dim, saved.widths) == (encoder.latent_dim, encoder.architecture.widths)
+    assert any(f"{encoder.latent_dim} latents" in text for text in said)
+    assert encoder(frames).shape == (6, encoder.latent_dim)
+    assert FrozenEncoder.random(encoder.architecture, device="cpu").encode(frames).shape == (6, encoder.latent_dim)
+    run(TrainConfig(out=tmp_path / "out", epochs=2), resume=True)
+    another = TrainConfig(tmp_path / "frames", tmp_path / "fine", start_from=result.encoder, epochs=1, batch_size=6)
+    assert run(another).steps == 1
 
 
 def test_reconstructions_get_better(frames_folder: Path, tmp_path: Path):
