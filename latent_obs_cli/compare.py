@@ -137,6 +137,8 @@ def prepare(study: Study, out: Path) -> Study:
         encoder = task.encoder is None and any(seen == "latent" and not has.get("encoder") for seen, has in own)
         pca = task.pca is None and any(seen == "pca-latent" and not has.get("pca") for seen, has in own)
         if encoder or pca:
+            if task.frames is not None:
+                get_datasets(task.frames)  # raises before anything is written
             with own_folder(out):
                 tasks[name] = _prepared(study, name, out / "prepared" / folder_name(name), encoder, pca)
     return dataclasses.replace(study, tasks=tasks)
