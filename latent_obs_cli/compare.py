@@ -137,8 +137,6 @@ def prepare(study: Study, out: Path) -> Study:
         encoder = task.encoder is None and any(seen == "latent" and not has.get("encoder") for seen, has in own)
         pca = task.pca is None and any(seen == "pca-latent" and not has.get("pca") for seen, has in own)
         if encoder or pca:
-            if task.frames is not None:
-                get_datasets(task.frames)  # raises before anything is written
             with own_folder(out):
                 tasks[name] = _prepared(study, name, out / "prepared" / folder_name(name), encoder, pca)
     return dataclasses.replace(study, tasks=tasks)
@@ -165,7 +163,9 @@ def _prepared(study: Study, name: str, folder: Path, encoder: bool, pca: bool) -
 
     seconds, frames = 0.0, task.frames or folder / "frames"
     vae = _stage_config(TrainConfig.from_json, "vae", study.vae, {"frames": frames, "out": folder / "vae"})
-    if task.frames is None:
+    if task.frames is not None:
+        get_datasets(frames)  # raises before anything is written
+    else:
         settings = {**study.settings, **task.settings}
         settings = {key: settings[key] for key in _OF_FRAMES if key in settings} | study.record
         decided = {"env": task.env, "out": frames, "state": False}
