@@ -108,14 +108,16 @@ NOT_ITS_OWN = ("net_arch", "normalize_reward", "normalize_observation", "latent_
 #: Every setting of `AgentConfig` that only some algorithms have, or that each has a default of its own for.
 HYPERPARAMETERS = tuple(sorted({name for algorithm in ALGORITHMS.values() for name in algorithm.defaults}))
 
+_MOST = 10**12  # of anything that is counted: more is a slip, and more than memory or torch can take
 _COUNTS = ("steps", "envs", "history", "eval_episodes", "frame_skip", "n_steps", "n_epochs", "batch_size")
 _COUNTS += ("buffer_size", "train_freq", "target_update_interval")
 #: What values of a setting are valid: in words, as a function, and the settings.
 _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
-    ("1 or more", lambda value: value >= 1, _COUNTS),
-    ("1 or more, or -1 for one a step", lambda value: value >= 1 or value == -1, ("gradient_steps",)),
-    ("0 or more", lambda value: value >= 0, ("eval_every", "seed", "checkpoint_every", "learning_starts")),
-    ("positive widths", lambda value: all(width >= 1 for width in value), ("net_arch",)),
+    (f"from 1 to {_MOST:,}", lambda value: 1 <= value <= _MOST, _COUNTS),
+    (f"from 1 to {_MOST:,}, or -1 for one a step", lambda n: 1 <= n <= _MOST or n == -1, ("gradient_steps",)),
+    (f"from 0 to {_MOST:,}", lambda value: 0 <= value <= _MOST, ("eval_every", "checkpoint_every", "learning_starts")),
+    ("from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32, ("seed",)),
+    ("widths from 1 to 1,000,000", lambda value: all(1 <= width <= 1_000_000 for width in value), ("net_arch",)),
     ("a positive number", lambda value: 0 < value < math.inf, ("learning_rate", "latent_deviation")),
     ("above 0 and at most 1", lambda value: 0 < value <= 1, ("gamma",)),
     ("from 0 to 1", lambda value: 0 <= value <= 1, ("exploration_fraction", "exploration_final_eps")),

@@ -24,6 +24,7 @@ from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.envs.factory import find_spec, is_minerl_id
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, LatentObsError, check_count
+from latent_obs.util.progress import ProgressBar
 
 _EVALUATION_SEED = 1_000_003  # far from training's seeds, so that an agent is judged on new episodes
 _MOST_ENVS = 4
@@ -234,6 +235,7 @@ def evaluate_agent(
     device: str = "auto",
     deterministic: bool | None = None,
     success_return: float | None = None,
+    progress_bar: bool = False,
 ) -> Evaluation:
     """Play an agent of a run folder for whole episodes that training did not see.
 
@@ -245,9 +247,10 @@ def evaluate_agent(
         device: Where to encode.
         deterministic: The most likely action rather than a sample; as in the settings by default.
         success_return: An episode is a success if its return reaches this; by default as in `success_rule`.
+        progress_bar: Show how far it is: a bar in a terminal, elsewhere a line now and then.
 
     Raises:
-        InputError: There is no such agent, or it was trained with another encoder.
+        InputError: There is no such agent, it is damaged, or it was trained with another encoder.
         EncoderFolderError: The run's encoder is damaged.
     """
     config, model, encoder = load_run(run, which, device)
@@ -255,11 +258,17 @@ def evaluate_agent(
     # One thread as in training: the game plays on the same cores.
     with contextlib.closing(venv), torch_threads(1):
         restore_statistics(Path(run), which, venv, model)
-        return play(model, venv, episodes, config.deterministic if deterministic is None else deterministic)
+        deterministic = config.deterministic if deterministic is None else deterministic
+        return play(model, venv, episodes, deterministic, progress_bar)
 
 
 def evaluate_random(
-    config: AgentConfig, *, episodes: int = 100, seed: int = _EVALUATION_SEED, success_return: float | None = None
+    config: AgentConfig,
+    *,
+    episodes: int = 100,
+    seed: int = _EVALUATION_SEED,
+    success_return: float | None = None,
+    progress_bar: bool = False,
 ) -> Evaluation:
     """Play uniformly random actions in an agent's environment: the baseline of every agent."""
     # A random policy needs no latents; the encoder only decides the size of a frame.
@@ -270,7 +279,7 @@ def evaluate_random(
         def predict(observation: Any, **_: Any) -> tuple[np.ndarray[Any, Any], None]:
             return np.array([venv.action_space.sample() for _ in range(venv.num_envs)]), None
 
-        return play(SimpleNamespace(predict=predict), venv, episodes)
+        return play(SimpleNamespace(predict=predict), venv, episodes, shown=progress_bar)
 
 
 def run_config(run: str | Path) -> AgentConfig:
@@ -307,6 +316,7 @@ def evaluation_env(
     of `config`, if loaded already; `first` is as for `make_vec_env`.
     """
     check_count("episodes", episodes)
+    check_count("seed", seed, 0)
     if success_return is not None and not math.isfinite(success_return):
         raise InputError(f"success_return must be a finite number, got {success_return}")
     encoder = load_encoder(config) if encoder is None else encoder
@@ -316,12 +326,14 @@ def evaluation_env(
     return with_normalization(config, venv if rule is None else EpisodeSuccess(venv, rule), training=False)
 
 
-def play(policy: Any, venv: VecEnv, episodes: int, deterministic: bool = True) -> Evaluation:
+def play(policy: Any, venv: VecEnv, episodes: int, deterministic: bool = True, shown: bool = False) -> Evaluation:
     """Play whole episodes, the same number in each environment, so that short ones are not favored.
 
-    `policy` is anything with the method `predict` of Stable-Baselines3, and `venv` is of `evaluation_env`.
+    `policy` is anything with the method `predict` of Stable-Baselines3, and `venv` is of `evaluation_env`. `shown` is
+    whether to show how far it is.
     """
     judged: list[bool | None] = []
+    progress = ProgressBar(total=episodes, unit="episode", desc="evaluation", miniters=0, shown=shown)
     cut = 0
 
     def judge(now: dict[str, Any], _: dict[str, Any]) -> None:
@@ -329,10 +341,11 @@ def play(policy: Any, venv: VecEnv, episodes: int, deterministic: bool = True) -
         if now["done"]:
             judged.append(now["info"].get("is_success"))
             cut += "step_limit" in now["info"]
+        progress.update(len(judged) - progress.n)
 
-    returns, lengths = evaluate_policy(
-        policy, venv, n_eval_episodes=episodes, deterministic=deterministic, return_episode_rewards=True, callback=judge
-    )
+    how: dict[str, Any] = {"deterministic": deterministic, "return_episode_rewards": True, "callback": judge}
+    with progress:
+        returns, lengths = evaluate_policy(policy, venv, n_eval_episodes=episodes, **how)
     # Some environments report success only in the episodes that were one.
     successes = None if all(success is None for success in judged) else tuple(map(bool, judged))
     return Evaluation(tuple(map(float, returns)), tuple(map(int, lengths)), successes, cut)  # pyright: ignore[reportArgumentType]

@@ -7,14 +7,16 @@
     ├── evaluations.jsonl      mean return by step
     └── logs/                  progress.json (a line per update), progress.csv, TensorBoard
 
-Files are written atomically. Stable-Baselines3's .zip files hold pickled settings: load only those that you trust.
+Files are written atomically, config.json first: from then on the run can be resumed. Stable-Baselines3's .zip files
+hold pickled settings: load only those that you trust.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +66,36 @@ def save_agent(
 
 
 def load_agent(run: Path, name: str, **kwargs: Any) -> BaseAlgorithm:
-    """Load an agent of the run's algorithm, without its replay buffer; `kwargs` are those of the algorithm's `load`."""
+    """Load an agent of the run's algorithm, without its replay buffer; `kwargs` are those of the algorithm's `load`.
+
+    The checksums of everything in the file are verified first.
+    """
     file = agent_file(run, name)
     config = AgentConfig.load(run) if (run / "config.json").exists() else AgentConfig()
+    agent = config.trainer.load_class()
+    with _opened(file) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {damaged} does not match")
+        return agent.load(file, **kwargs)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
+    """Open an agent's .zip; whatever is raised inside the block means that it is not usable: an `InputError`."""
     try:
-        return config.trainer.load_class().load(file, **kwargs)
-    except Exception as error:  # zipfile, pickle and torch each have their own, and a truncated file fails an assertion
-        raise InputError(f"{file} cannot be loaded, it may be damaged: {error}") from None
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # zipfile, zlib, pickle and torch each have their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{file} is damaged, or not an agent of this run: {reason}. Train a new agent") from None
 
 
 def agent_file(run: Path, name: str) -> Path:
     """The .zip of the agent "best" or "last", or of a step, if an earlier version kept it in `checkpoints/`."""
     files = {f.stem.removeprefix("step_").lstrip("0"): f for f in run.glob("checkpoints/*.zip")}
-    files |= {f.stem: f for f in run.glob("*.zip")}
+    files |= {f.stem: f for f in run.glob("[!.]*.zip")}  # not what a killed run was writing
     if name not in files:
         raise InputError(
             f"there is no agent {run / name}.zip; found {sorted(files)}. latent-obs train-agent trains one"
@@ -86,12 +105,8 @@ def agent_file(run: Path, name: str) -> Path:
 
 def agent_state(run: Path, name: str) -> dict[str, Any]:
     """The state of an agent: steps, spaces, running statistics and notes."""
-    file = agent_file(run, name)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return dict(json.loads(archive.read(_STATE)))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} has no {_STATE} of latent-obs train-agent that can be read: {error}") from None
+    with _opened(agent_file(run, name)) as archive:
+        return dict(json.loads(archive.read(_STATE)))
 
 
 def restore_statistics(run: Path, name: str, normalize: VecNormalize, model: BaseAlgorithm | None = None) -> None:
@@ -124,24 +139,21 @@ def restore_replay(run: Path, name: str, model: BaseAlgorithm) -> None:
         return
     file, buffer = agent_file(run, name), model.replay_buffer
     assert buffer is not None
-    try:
-        with zipfile.ZipFile(file) as archive:
+    with _opened(file) as archive:
 
-            def stored(key: str) -> NDArray[Any]:
-                with archive.open(f"replay/{key}.npy") as entry:
-                    return np.lib.format.read_array(entry, allow_pickle=False)
+        def stored(key: str) -> NDArray[Any]:
+            with archive.open(f"replay/{key}.npy") as entry:
+                return np.lib.format.read_array(entry, allow_pickle=False)
 
-            pos, full, size = (int(n) for n in stored("position"))
-            if size != buffer.buffer_size:
-                raise ValueError(f"it holds {size:,} steps an environment, not {buffer.buffer_size:,}")
-            filled = size if full else pos
-            for key, array in _replay_arrays(buffer).items():
-                found = stored(key)
-                if found.shape != (filled, *array.shape[1:]) or found.dtype != array.dtype:
-                    raise ValueError(f"{key} is {found.dtype}{found.shape}, expected {array.dtype}{array.shape[1:]}")
-                array[:filled] = found
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} has no replay buffer of this agent: {error}") from None
+        pos, full, size = (int(n) for n in stored("position"))
+        if size != buffer.buffer_size:
+            raise ValueError(f"it holds {size:,} steps an environment, not {buffer.buffer_size:,}")
+        filled = size if full else pos
+        for key, array in _replay_arrays(buffer).items():
+            found = stored(key)
+            if found.shape != (filled, *array.shape[1:]) or found.dtype != array.dtype:
+                raise ValueError(f"{key} is {found.dtype}{found.shape}, expected {array.dtype}{array.shape[1:]}")
+            array[:filled] = found
     buffer.pos, buffer.full = pos, bool(full)
 
 

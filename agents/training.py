@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -36,9 +35,10 @@ from agents.store import (
     save_agent,
 )
 from latent_obs.encoder.folder import read_encoder_folder
-from latent_obs.util.atomic import GracefulStop, atomic_write, write_json
+from latent_obs.util.atomic import GracefulStop, atomic_write, folder_lock, is_unused, own_folder, write_json
 from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.errors import InputError
+from latent_obs.util.progress import ProgressBar, print_now
 from latent_obs.wrappers.drift import DriftMonitor
 
 Say = Callable[[str], object]
@@ -63,7 +63,7 @@ class AgentResult(NamedTuple):
 
 
 def train_agent(
-    config: AgentConfig, *, resume: bool = False, progress_bar: bool | None = None, say: Say = print
+    config: AgentConfig, *, resume: bool = False, progress_bar: bool | None = None, say: Say = print_now
 ) -> AgentResult:
     """Train an agent on an environment's latents, or on a baseline's observations.
 
@@ -80,42 +80,45 @@ def train_agent(
     Args:
         config: All settings.
         resume: Continue with the agent in `config.out`.
-        progress_bar: Show Stable-Baselines3's; None shows it in a terminal only.
+        progress_bar: Show how far it is: a bar in a terminal, elsewhere a line now and then. False shows neither.
         say: Where messages go.
 
     Raises:
-        InputError: The environment, the settings or the run folder are not valid; before training starts.
+        InputError: The environment, the settings or the run folder are not valid, or another process trains in that
+            folder; before training starts.
         EncoderFolderError: The encoder folder is missing or damaged.
         DeviceError: The device does not exist.
     """
-    if resume:
-        saved = run_config(config.out)
-        # The copies in the run are used, whatever paths are given.
-        copies = {name: None for name in ("encoder", "pca") if getattr(saved, name) is not None}
-        config = dataclasses.replace(config, **copies).resumed_from(saved)
-    elif config.out.exists() and any(config.out.iterdir()):
-        raise InputError(f"out: {config.out} is not empty; choose another, or continue the agent in it with --resume")
-    config = config.settled()
-    device, on_pixels = resolve_device(config.device), config.observation == "pixels"
-    threads = 1 if not on_pixels and device.type == "cpu" else None
-    with torch_threads(threads):  # as in training: they decide which backend is the fastest
-        encoder = load_encoder(config)
-    if encoder is not None:  # a resumed run encodes as it did before, to the last bit
-        config = dataclasses.replace(config, backend=encoder.backend, precision=encoder.precision)
-    if on_pixels and min(contract_of(encoder).shape[:2]) < _SMALLEST_CNN:
-        raise InputError(
-            f"encoder: its frames are smaller than {_SMALLEST_CNN}x{_SMALLEST_CNN}, which the CNN of a pixel agent "
-            "(Mnih et al. 2015) needs; leave --encoder out, then the agent sees 64x64"
-        )
-    seen = None if on_pixels else encoder
-    continues = resume and (config.out / "last.zip").exists()
-    if continues:
-        check_encoder(config.out, "last", seen)
-        if (done := _finished(config)) is not None:
-            say(f"Nothing to do: the agent in {config.out} has had its {done.steps:,} steps; give more with --steps")
-            return done
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch_threads(threads))
+        if resume:
+            saved = run_config(config.out)
+            stack.enter_context(folder_lock(config.out))
+            # The copies in the run are used, whatever paths are given.
+            copies = {name: None for name in ("encoder", "pca") if getattr(saved, name) is not None}
+            config = dataclasses.replace(config, **copies).resumed_from(saved)
+        else:
+            _check_new(config.out)
+        config = config.settled()
+        device, on_pixels = resolve_device(config.device), config.observation == "pixels"
+        # As in training: they decide which backend is the fastest.
+        stack.enter_context(torch_threads(1 if not on_pixels and device.type == "cpu" else None))
+        encoder = load_encoder(config)
+        if encoder is not None:  # a resumed run encodes as it did before, to the last bit
+            config = dataclasses.replace(config, backend=encoder.backend, precision=encoder.precision)
+        if on_pixels and min(contract_of(encoder).shape[:2]) < _SMALLEST_CNN:
+            raise InputError(
+                f"encoder: its frames are smaller than {_SMALLEST_CNN}x{_SMALLEST_CNN}, which the CNN of a pixel agent "
+                "(Mnih et al. 2015) needs; leave --encoder out, then the agent sees 64x64"
+            )
+        seen = None if on_pixels else encoder
+        # A run that was killed before it had an agent begins anew; one that has lost its last agent does not.
+        continues = resume and any((config.out / f"{name}.zip").exists() for name in ("last", "best"))
+        if continues:
+            check_encoder(config.out, "last", seen)
+            if (done := _finished(config)) is not None:
+                steps = f"{done.steps:,} steps"
+                say(f"Nothing to do: the agent in {config.out} has had its {steps}; give more with --steps")
+                return done
         monitor = None
         if config.observation == "latent" and encoder is not None and encoder.statistics is not None:
             monitor = DriftMonitor(encoder, say=say)
@@ -128,12 +131,14 @@ def train_agent(
             evaluations = evaluation_env(config, config.eval_episodes, seed, config.envs, encoder=encoder)
             stack.callback(evaluations.close)
 
-        config.out.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            stack.enter_context(own_folder(config.out))
+            _check_new(config.out)
+        write_json(config.out / "config.json", config.to_json())  # first: from here on the run can be resumed
         if config.encoder is not None:
             keep_file(read_encoder_folder(config.encoder).path, config.out / "encoder")
         if config.pca is not None:
             keep_file(config.pca, config.out / "pca.safetensors")
-        write_json(config.out / "config.json", config.to_json())
         notes = {"encoder": fingerprint(seen)}
         if continues:
             model = loaded_model(config, venv)
@@ -151,14 +156,15 @@ def train_agent(
         stack.callback(model.logger.close)
 
         stop = stack.enter_context(GracefulStop())
-        run = _RunCallback(config, evaluations, notes, stop, say)
+        how: dict[str, Any] = {"unit": "step", "desc": "training", "shown": progress_bar}
+        bar = stack.enter_context(ProgressBar(total=config.steps, initial=before, **how))
+        run = _RunCallback(config, evaluations, notes, stop, say, bar)
         earlier = run.seconds
         callbacks = [run, *([] if monitor is None else [DriftCallback(monitor)])]
         run.init_callback(model)  # learn() does so too, but there may be nothing left to learn
         if config.steps > before:
             begin_part(model, part_seed(config.seed, before))
-            shown = sys.stderr.isatty() if progress_bar is None else progress_bar
-            model.learn(config.steps - before, callbacks, reset_num_timesteps=False, progress_bar=shown)
+            model.learn(config.steps - before, callbacks, reset_num_timesteps=False)
         seconds, steps, stopped = run.seconds - earlier, model.num_timesteps, stop.requested
         if not stopped or (not config.exact and run.saved < steps):
             run.save()
@@ -175,6 +181,11 @@ def train_agent(
         more = f"Continue from step {run.saved:,} with: latent-obs train-agent --out {config.out} --resume"
     say(f"Agent: {config.out}\n{more}")
     return AgentResult(config.out, run.saved, rate, run.best, stopped)
+
+
+def _check_new(out: Path) -> None:
+    if not is_unused(out):
+        raise InputError(f"out: {out} is not empty; choose another, or continue the agent in it with --resume")
 
 
 def _finished(config: AgentConfig) -> AgentResult | None:
@@ -246,9 +257,16 @@ class _RunCallback(BaseCallback):
     """Evaluate and save the agent between updates, count lost games, and end training on a signal."""
 
     def __init__(
-        self, config: AgentConfig, env: VecNormalize | None, notes: dict[str, Any], stop: GracefulStop, say: Say
+        self,
+        config: AgentConfig,
+        env: VecNormalize | None,
+        notes: dict[str, Any],
+        stop: GracefulStop,
+        say: Say,
+        bar: ProgressBar,
     ) -> None:
         super().__init__()
+        self.bar = bar
         self.config, self.env, self.notes, self.stop, self.say = config, env, notes, stop, say
         self.best = math.nan  # highest mean return of an evaluation
         self.saved = self._evaluated = 0  # steps of the last checkpoint and of the last evaluation
@@ -285,6 +303,7 @@ class _RunCallback(BaseCallback):
             if "fault" in info:
                 self._faults[i] = info["faults"]
                 self.model.logger.record("env/faults", sum(self._faults.values()))
+        self.bar.update(min(self.model.num_timesteps, self.config.steps) - self.bar.n)
         return not self.stop.requested
 
     def save(self) -> None:
@@ -303,7 +322,8 @@ class _RunCallback(BaseCallback):
             self.env.obs_rms = normalize.obs_rms
         with _random_state_kept():
             self.env.seed(part_seed(self.config.seed, step, purpose=1))
-            result = play(self.model, self.env, self.config.eval_episodes, self.config.deterministic)
+            shown = not self.bar.disable
+            result = play(self.model, self.env, self.config.eval_episodes, self.config.deterministic, shown)
         self.say(f"  step {step:>9,}: mean return {result}")
         if not self.best >= result.mean:  # also if there is no best yet, NaN
             self.best = result.mean
@@ -367,4 +387,9 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
     training).
     """
     file = run / "evaluations.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    try:
+        # A line without its end was being written when the run was killed.
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        return [dict(json.loads(line)) for line in lines if line.endswith("\n")]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is damaged: {error}. Restore it from a copy, or train a new agent") from None

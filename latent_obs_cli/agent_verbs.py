@@ -18,6 +18,7 @@ from agents.evaluation import run_config, success_rule
 from agents.play.show import check_writable
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import require
+from latent_obs.util.progress import print_now
 from latent_obs_cli.verbs import Which
 
 
@@ -91,6 +92,8 @@ def evaluate(
     if json is not None:
         check_writable(json)
     played: dict[str, Any] = {"episodes": episodes, "seed": seed, "success_return": success_return}
+    played["progress_bar"] = True
+    print_now(f"Playing {episodes} episodes of {config.env} …")
     agent = evaluate_agent(run, which=which, device=device, deterministic=deterministic, **played)
     rule = success_rule(config, success_return) or "as the environment says"
     print(f"{config.env}, {which} agent ({config.observation}): mean return {agent}")
@@ -118,6 +121,7 @@ def evaluate(
         write_json(json, numbers)
         print(f"Numbers: {json}")
     if video:
+        print_now("Filming …")
         file, returns = film(run, video_file, which=which, device=device)
         print(f"Video: {file} (returns {', '.join(f'{r:.0f}' for r in returns) or 'of no whole episode'})")
 

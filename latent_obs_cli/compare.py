@@ -1,6 +1,7 @@
 """`latent-obs compare`: are latents worth it, in one environment or in a study of several tasks."""
 
 import dataclasses
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from typing import Any
 from tyro.conf import OmitArgPrefixes
 
 from agents.compare import Study, Task, collect, compare, load_study, saved_study
-from agents.compare.runs import duration, only_one, read_json
+from agents.compare.runs import duration, read_json
 from agents.compare.study import OBSERVATIONS, folder_name
 from agents.envs import contract_of
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.pca import fit_pca_of_folder, save_pca
-from latent_obs.util.atomic import write_json
+from latent_obs.util.atomic import own_folder, write_json
 from latent_obs.util.errors import InputError, require
+from latent_obs.util.progress import print_now
 from vae_training import RecordConfig, TrainConfig, get_datasets, record, train
 
 _COMPONENTS = 256  # of a PCA where no encoder gives the number of latents
@@ -135,7 +137,7 @@ def prepare(study: Study, out: Path) -> Study:
         encoder = task.encoder is None and any(seen == "latent" and not has.get("encoder") for seen, has in own)
         pca = task.pca is None and any(seen == "pca-latent" and not has.get("pca") for seen, has in own)
         if encoder or pca:
-            with only_one(out):
+            with own_folder(out):
                 tasks[name] = _prepared(study, name, out / "prepared" / folder_name(name), encoder, pca)
     return dataclasses.replace(study, tasks=tasks)
 
@@ -149,7 +151,7 @@ def _prepared(study: Study, name: str, folder: Path, encoder: bool, pca: bool) -
         stages = read_json(noted) or {}
         done = {"seconds": 0.0, "finished": False, **stages.get(what, {})}
         if not done["finished"]:
-            print(f"{name}: {text} …")
+            print_now(f"{name}: {text} …")
             began = time.perf_counter()
             try:
                 work()
@@ -160,24 +162,25 @@ def _prepared(study: Study, name: str, folder: Path, encoder: bool, pca: bool) -
         return done["seconds"]
 
     seconds, frames = 0.0, task.frames or folder / "frames"
-    if task.frames is None:
+    vae = _stage_config(TrainConfig.from_json, "vae", study.vae, {"frames": frames, "out": folder / "vae"})
+    if task.frames is not None:
+        get_datasets(frames)  # raises before anything is written
+    else:
         settings = {**study.settings, **task.settings}
         settings = {key: settings[key] for key in _OF_FRAMES if key in settings} | study.record
         decided = {"env": task.env, "out": frames, "state": False}
         recording = _stage_config(lambda values: RecordConfig(**values), "record", settings, decided)
 
         def record_frames() -> None:
-            record(recording, say=_quiet)
+            record(recording, say=_say)
             if sum(len(d) for d in get_datasets(frames)) < recording.frames:
                 raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
 
         seconds += stage("frames", f"records {recording.frames:,} frames", record_frames)
     if encoder:
-        vae = _stage_config(TrainConfig.from_json, "vae", study.vae, {"frames": frames, "out": folder / "vae"})
 
         def train_encoder() -> None:
-            resume = (vae.out / "checkpoints" / "latest.safetensors").exists()
-            if train(vae, resume=resume, say=_quiet).interrupted:
+            if train(vae, resume=(vae.out / "config.json").exists(), say=_say).interrupted:
                 raise KeyboardInterrupt
 
         seconds += stage("encoder", f"trains an encoder on {frames}, {vae.epochs} epochs", train_encoder)
@@ -208,5 +211,7 @@ def _stage_config(
         raise InputError(f"[{table}] of the study: {error}") from None
 
 
-def _quiet(text: str) -> None:
-    """Drop messages of a stage, which name verbs that are not needed here."""
+def _say(text: str) -> None:
+    """Print a message of a stage, unless it names a verb, which is not needed here."""
+    if not text.startswith(("next:", "Go on with:")):
+        print_now(textwrap.indent(text, "  "))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from latent_obs.util.errors import InputError, LatentObsError
+from latent_obs.util.errors import InputError, LatentObsError, one_line
 from latent_obs_cli.removed import REMOVED_VERBS, check_removed_options
 
 # Verb: (module and function that runs it, one line of help). Imported only when it is called, so that --help is quick.
@@ -28,6 +28,7 @@ VERBS = {
     "compare": ("compare:run_compare", "Compare latents with pixels and baselines: curves, intervals, a verdict"),
     "doctor": ("doctor:run_doctor", "Check the installation: what is missing, and the command that installs it"),
 }
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory")  # torch raises plain RuntimeErrors
 _WITH_OWN_PARSER = ("train-agent", "doctor")  # which get their words; arguments of the others are parsed by tyro
 
 _USAGE = """\
@@ -66,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for a mistake of the user, 130 after Ctrl-C, 141 where the reader of the output ended.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # lines appear at once in a file or a pipe, too
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -84,12 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"latent-obs {verb}: {error.filename}: {error.strerror}", file=sys.stderr)
+        what = error if error.filename is None else f"{error.filename}: {error.strerror}"
+        print(f"latent-obs {verb}: {what}", file=sys.stderr)
         return 2
-    except MemoryError as error:
-        print(f"latent-obs {verb}: memory is too short: {error}", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise
+        print(f"latent-obs {verb}: memory is too short: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nlatent-obs {verb}: interrupted", file=sys.stderr)
@@ -98,6 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, words: list[str]) -> None:
+    for name in (verb, *words, str(Path.cwd())):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{name!r} is not text in UTF-8, which the files of a run are written in; rename the file or folder"
+            ) from None
     if verb in REMOVED_VERBS:
         raise InputError(f"this verb was removed; {REMOVED_VERBS[verb]}")
     if verb not in VERBS:
@@ -116,25 +128,30 @@ def _run(verb: str, words: list[str]) -> None:
 
 
 def check_own_packages() -> None:
-    """Check that no package of another project, named like one of this, comes first on the path.
+    """Check that no package of another project, named like one of this, comes first on the path or is in its place.
 
     Raises:
-        InputError: One does; the message names both places.
+        InputError: One does or is; the message names both places.
     """
     home = Path(__file__).resolve().parents[1]
-    for name in ("vae_training", "agents"):
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.origin is not None and Path(spec.origin).resolve().parent != home / name:
+    for name, word in (("vae_training", "CVAE"), ("agents", "latents")):  # a word of its docstring
+        spec, own = importlib.util.find_spec(name), home / name / "__init__.py"
+        found = None if spec is None or spec.origin is None else Path(spec.origin)
+        if found is not None and found.resolve() != own:
             raise InputError(
-                f"{name}: Python finds {Path(spec.origin).parent} before {home / name}. Rename the first, or take its "
-                "parent folder off the path (PYTHONPATH, or the working directory with python -m)"
+                f"{name}: Python finds {found} before {own}. Rename the first, or take its folder off the path "
+                "(PYTHONPATH, or the working directory with python -m; the command latent-obs does not look there). "
+                "If it is an installed package (openai-agents), install latent-obs into an environment without it"
+            )
+        if found is not None and word not in found.read_text(encoding="utf-8"):  # pip writes over it
+            raise InputError(
+                f"{name}: {found} is of another package, such as openai-agents, that was installed over that of "
+                f"{home / 'latent_obs'}. Install latent-obs again, in an environment without the other"
             )
 
 
 def entry() -> None:
     """The console script."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as of sys.stderr: names of files are any bytes
     sys.exit(main())
 
 

@@ -13,8 +13,9 @@ from tyro.conf import OmitArgPrefixes
 from agents import AgentConfig, Evaluation, evaluate_agent, evaluate_random, film, train_agent
 from agents.compare.runs import read_json
 from latent_obs.encoder.folder import read_encoder_folder
-from latent_obs.util.atomic import write_json
+from latent_obs.util.atomic import is_unused, own_folder, write_json
 from latent_obs.util.errors import InputError, check_count, require
+from latent_obs.util.progress import print_now
 from latent_obs_cli.pages import plot_agent, plot_vae
 from vae_training import (
     CVAE,
@@ -117,33 +118,38 @@ def quickstart(config: OmitArgPrefixes[QuickstartConfig]) -> QuickstartResult:
     function and a verb of its own.
 
     Raises:
-        InputError: The folder holds a quickstart with other settings.
+        InputError: The folder holds a quickstart with other settings, or another process works in it.
         MissingExtraError: A package is not installed.
         KeyboardInterrupt: A stage was interrupted; what it had is kept, and the same call goes on from there.
     """
     for module, extra in (("vizdoom", "vizdoom"), ("matplotlib", "plots"), ("av", "video")):
         require(module, extra=extra, purpose="run the quickstart")
-    _claim(config)
+    with own_folder(config.out):
+        _claim(config)
+        return _walk(config)
+
+
+def _walk(config: QuickstartConfig) -> QuickstartResult:
+    """Go through all stages; what is there already is not made again."""
     vae, agent = config.vae, config.agent
     seconds: dict[str, float] = {}
 
     with _stage(seconds, "Record frames", f"{config.frames:,} frames of {config.env}, random actions"):
-        record(config.recording, say=lambda text: None if text.startswith("next:") else print(text))
+        record(config.recording, say=lambda text: None if text.startswith("next:") else print_now(text))
         if sum(len(d) for d in get_datasets(config.recording.out)) < config.frames:
             raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
 
     with _stage(seconds, "Train the CVAE", "learns to describe a frame by 256 numbers, an 8x8 map of 4"):
-        resume = (vae.out / "checkpoints" / "latest.safetensors").exists()
-        if train(vae, resume=resume).interrupted:
+        if train(vae, resume=(vae.out / "config.json").exists(), say=print_now).interrupted:
             raise KeyboardInterrupt
 
     with _stage(seconds, "Train PPO on the latents", "the encoder is frozen; the agent never sees a pixel"):
-        if train_agent(agent, resume=(agent.out / "last.zip").exists()).interrupted:
+        if train_agent(agent, resume=(agent.out / "config.json").exists()).interrupted:
             raise KeyboardInterrupt
 
     with _stage(seconds, "Evaluate", f"{config.episodes} new episodes each, agent and random policy"):
-        trained = evaluate_agent(agent.out, episodes=config.episodes, device=config.device)
-        chance = evaluate_random(agent, episodes=config.episodes)
+        trained = evaluate_agent(agent.out, episodes=config.episodes, device=config.device, progress_bar=True)
+        chance = evaluate_random(agent, episodes=config.episodes, progress_bar=True)
         video, _ = film(agent.out, device=config.device)
 
     with _stage(seconds, "Write the page", "pictures, curves and the video in one file"):
@@ -160,7 +166,7 @@ def quickstart(config: OmitArgPrefixes[QuickstartConfig]) -> QuickstartResult:
 @contextlib.contextmanager
 def _stage(seconds: dict[str, float], name: str, text: str) -> Iterator[None]:
     """Announce a stage, and note its seconds at the end."""
-    print(f"\n[{len(seconds) + 1}/5] {name}: {text}")
+    print_now(f"\n[{len(seconds) + 1}/5] {name}: {text}")
     began = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - began
@@ -171,7 +177,7 @@ def _claim(config: QuickstartConfig) -> None:
     """Write the settings to the folder, or refuse a folder with other settings or other files."""
     file = config.out / "quickstart.json"
     settings: dict[str, Any] = {name: value for name, value in vars(config).items() if name != "out"}
-    if config.out.exists() and any(config.out.iterdir()):
+    if not is_unused(config.out):
         before = read_json(file)
         changed = [name for name in settings if not isinstance(before, dict) or before.get(name) != settings[name]]
         if changed:

@@ -15,7 +15,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 import vae_training
 import vae_training.report
-from latent_obs.util.errors import InputError
+from latent_obs.util.errors import InputError, check_count
 
 Which = Annotated[str, tyro.conf.arg(metavar="{best,last}")]
 
@@ -129,6 +129,7 @@ def actions_fit(
     """
     from latent_obs.actions import fit_centroids
 
+    check_count("clusters", clusters)
     if out.exists():
         raise InputError(f"out: {out} exists; name another file with --out, or remove it")
     if missing := [str(path) for path in demonstrations if not path.exists()]:

@@ -13,7 +13,6 @@ A study can be interrupted at any moment; the same call goes on. Its folder:
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +28,10 @@ from typing import Any, Literal
 from agents.compare.study import Study, folder_name, study_from
 from agents.config import AgentConfig
 from latent_obs.encoder.folder import read_encoder_folder
-from latent_obs.util.atomic import GracefulStop, write_json
+from latent_obs.util.atomic import GracefulStop, own_folder, write_json
 from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError, check_count
+from latent_obs.util.progress import print_now
 
 RANDOM_POLICY = "random policy"
 #: Exit statuses of a run's process.
@@ -41,6 +41,7 @@ WORKER = ("-P", "-m", "agents.compare.worker")
 _PAUSE_S = 0.2
 _GRACE_S = 15.0  # after SIGTERM, to finish a step and to save
 _LAST_LINES = 3  # of its log, shown where a process died without a reason
+_FIRST_REPORT_S, _LONGEST_REPORT_S = 15.0, 240.0  # between lines about the runs that are under way
 _NOT_COMPARED = ("out", "device", "encoder", "pca", "seed")
 _OF_RANDOM_POLICY = ("env", "episodes", "frame_skip", "env_kwargs")
 
@@ -116,10 +117,10 @@ def check_same(run: Planned) -> None:
     Raises:
         InputError: It has others; the message names what differs.
     """
+    now = run.signature()  # raises for an encoder that is missing
     file = next((file for file in (run.file(".json"), run.file(".job.json")) if file.exists()), None)
     if file is None:
         return
-    now = run.signature()
     try:
         saved = dict(json.loads(file.read_text())["settings"])
         episodes = saved.pop("episodes")
@@ -142,7 +143,7 @@ def run_all(
     *,
     jobs: int | None = None,
     threads: int | None = None,
-    say: Callable[[str], object] = print,
+    say: Callable[[str], object] = print_now,
 ) -> dict[str, str]:
     """Make every run that is not finished; arguments and errors as for `compare`.
 
@@ -159,6 +160,8 @@ def run_all(
     places = {run.name: f"[{i}/{len(runs)}]" for i, run in enumerate(runs, 1)}
     under_way: dict[str, tuple[Planned, subprocess.Popen[bytes]]] = {}
     failures: dict[str, str] = {}
+    pause = _FIRST_REPORT_S
+    report_at = time.monotonic() + pause
     with GracefulStop() as stop:
         try:
             while (waiting or under_way) and not stop.requested:
@@ -176,6 +179,11 @@ def run_all(
                     mean = json.loads(run.file(".json").read_text())["final"]["mean"]
                     remaining = _remaining(runs, [*waiting, *(run for run, _ in under_way.values())], jobs)
                     say(f"{places[name]} ended:  {name}: mean return {mean:.1f}. {remaining}")
+                if time.monotonic() >= report_at:
+                    pause = min(2 * pause, _LONGEST_REPORT_S)
+                    report_at = time.monotonic() + pause
+                    for name, (run, _) in under_way.items():
+                        say(f"{places[name]} {name}: {_last_lines(run, 1) or 'starting'}")
         finally:
             if under_way:
                 say("Stopping; runs that have begun save first …")
@@ -183,24 +191,6 @@ def run_all(
         if stop.requested:
             raise KeyboardInterrupt
     return failures
-
-
-@contextlib.contextmanager
-def only_one(out: Path) -> Iterator[None]:
-    """Keep a second process from working in the same folder.
-
-    Raises:
-        InputError: One is at work there.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"out: another comparison is at work in {out}. Wait for it, or see its results so far with --page-only"
-            ) from None
-        yield
 
 
 def end_session(leader: int) -> None:
@@ -281,11 +271,16 @@ def _failure(run: Planned, process: "subprocess.Popen[bytes]") -> str | None:
     end_session(process.pid)  # a process that crashed may have left its environments behind
     if noted := read_json(run.file(".failed.json")):
         return str(noted["reason"])
-    last = run.file(".log").read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
     how = "stopped from outside" if status == STOPPED else f"exit status {status}"
-    reason = f"{how}; last lines: {' / '.join(last) or 'none'}"
+    reason = f"{how}; last lines: {_last_lines(run, _LAST_LINES) or 'none'}"
     write_json(run.file(".failed.json"), {"reason": reason})
     return reason
+
+
+def _last_lines(run: Planned, count: int) -> str:
+    """The end of what a run's process has printed, as one line."""
+    lines = run.file(".log").read_text(errors="replace").strip().splitlines()
+    return " / ".join(line.strip() for line in lines[-count:])
 
 
 def _remaining(runs: Sequence[Planned], left: Sequence[Planned], jobs: int) -> str:
@@ -344,7 +339,7 @@ def compare(
     *,
     jobs: int | None = None,
     threads: int | None = None,
-    say: Callable[[str], object] = print,
+    say: Callable[[str], object] = print_now,
 ) -> Results:
     """Train and evaluate every arm of every task with every seed.
 
@@ -363,7 +358,9 @@ def compare(
     """
     out = Path(out)
     runs = plan_runs(study, out)
-    with only_one(out):
+    for run in runs:
+        check_same(run)  # before anything is written
+    with own_folder(out):
         write_json(out / "study.json", study.to_json())
         run_all(runs, jobs=jobs, threads=threads, say=say)
     return collect(study, out)

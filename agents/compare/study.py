@@ -34,6 +34,7 @@ The more specific setting wins: [settings], then [tasks.T.settings], then [arm_s
 import dataclasses
 import difflib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Collection, Mapping
@@ -44,7 +45,7 @@ from typing import Any, get_args
 from agents.config import AgentConfig, Observation
 from agents.envs import contract_of
 from latent_obs.encoder.folder import read_encoder_folder
-from latent_obs.util.errors import InputError, check_choice, check_count
+from latent_obs.util.errors import InputError, check_choice, check_count, check_type, check_types
 
 Settings = dict[str, Any]
 
@@ -82,6 +83,11 @@ class Task:
     encoder_seconds: float | None = None
     settings: Settings = field(default_factory=dict)
     arms: dict[str, Settings] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.reference is not None and not math.isfinite(self.reference):
+            raise InputError(f"reference must be a finite number, got {self.reference}")
 
 
 @dataclass(frozen=True)
@@ -122,9 +128,10 @@ class Study:
     vae: Settings = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("tasks", "arms", "seeds"):
             values = getattr(self, name)
-            if not isinstance(values, dict | tuple) or not values or len(set(values)) != len(values):
+            if not values or len(set(values)) != len(values):
                 raise InputError(f"{name} must be a list of one or more, and none twice, got {values!r}")
         for name in ("steps", "episodes", "evaluations"):
             check_count(name, getattr(self, name))
@@ -145,6 +152,9 @@ class Study:
         for where, arms in given.items():
             for arm in arms:
                 check_choice(f"an arm in {where}", arm, self.arms)
+        for name in self.tasks:
+            for arm in self.arms:
+                self._settings(name, arm, self.seeds[0], Path())
 
     def observation(self, arm: str) -> str:
         """What the agents of an arm see: one of train-agent's observations."""
@@ -166,6 +176,20 @@ class Study:
         Raises:
             InputError: A setting is unknown or out of range, or the arm needs an encoder and there is none.
         """
+        config = self._settings(task, arm, seed, out)
+        needed = _NEEDED.get(config.observation)
+        if needed is not None and getattr(config, needed) is None:
+            raise InputError(f"task {task!r}, arm {arm!r}: {needed} is missing; name it in the study")
+        if config.observation == "pixels" and config.encoder is not None:
+            # Of a pixel agent the encoder decides only the size of frames. It is left out where that is the usual size,
+            # or too small for a CNN, so that another encoder does not make these runs again.
+            contract = read_encoder_folder(config.encoder).contract
+            if contract == contract_of(None) or min(contract.shape[:2]) < _SMALLEST_CNN:
+                config = dataclasses.replace(config, encoder=None)
+        return config
+
+    def _settings(self, task: str, arm: str, seed: int, out: Path) -> AgentConfig:
+        """The settings of one run, whose files may be missing yet."""
         of_task, steps, observation = self.tasks[task], self.steps_of(task), self.observation(arm)
         own: Settings = {
             "encoder": of_task.encoder,
@@ -176,20 +200,12 @@ class Study:
         }
         if observation == "pca-latent":
             own["encoder"] = None  # the PCA file holds the preprocessing of its frames
-        where, needed = f"task {task!r}, arm {arm!r}", _NEEDED.get(observation)
-        if needed is not None and own[needed] is None:
-            raise InputError(f"{where}: {needed} is missing; name it in the study")
         try:
             config = AgentConfig.from_json({**own, "env": of_task.env, "out": out, "seed": seed, "steps": steps})
             check_count("eval_every", config.eval_every)  # 0 would leave no learning curve
-        except (InputError, TypeError, AttributeError) as error:  # TypeError: text in place of a number
+        except InputError as error:
+            where = f"task {task!r}, arm {arm!r}"
             raise InputError(f"{where}: {error}; the study sets {self.own_settings(task, arm)}") from None
-        if observation == "pixels" and config.encoder is not None:
-            # Of a pixel agent the encoder decides only the size of frames. It is left out where that is the usual size,
-            # or too small for a CNN, so that another encoder does not make these runs again.
-            contract = read_encoder_folder(config.encoder).contract
-            if contract == contract_of(None) or min(contract.shape[:2]) < _SMALLEST_CNN:
-                config = dataclasses.replace(config, encoder=None)
         return config
 
     def to_json(self) -> dict[str, Any]:
@@ -230,7 +246,7 @@ def study_from(values: Mapping[str, Any], folder: Path) -> Study:
         given = {AgentConfig.RENAMED.get(name, name): value for name, value in given.items()}
         if forbidden := given.keys() & {*_SET_BY_STUDY, *decided}:
             raise InputError(f"{where}: {', '.join(forbidden)} cannot be set here; the study decides it")
-        return given | absolute(given, "encoder", "pca")
+        return given | absolute(where, given, "encoder", "pca")
 
     def task(where: str, table: Any) -> Task:
         given: Settings = {"settings": {}, "arms": {}} | _table(where, table, [f.name for f in fields(Task)])
@@ -239,10 +255,16 @@ def study_from(values: Mapping[str, Any], folder: Path) -> Study:
         given["settings"] = settings(f"{where}.settings", given["settings"], *_SET_BY_ARM)
         arms = _table(f"{where}.arms", given["arms"]).items()
         given["arms"] = {arm: settings(f"{where}.arms.{arm}", own, "observation") for arm, own in arms}
-        return Task(**given | absolute(given, "encoder", "pca", "frames"))
+        given |= absolute(where, given, "encoder", "pca", "frames")
+        try:
+            return Task(**given)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
 
-    def absolute(given: Settings, *paths: str) -> Settings:
-        return {name: folder / str(given[name]) for name in paths if given.get(name) is not None}
+    def absolute(where: str, given: Settings, *paths: str) -> Settings:
+        for name in paths:
+            check_type(f"{where}: {name}", given.get(name), str | None)
+        return {name: folder / given[name] for name in paths if given.get(name) is not None}
 
     given: Settings = {"tasks": {}, "settings": {}, "arm_settings": {}, "record": {}, "vae": {}}
     given |= _table("study", values, [f.name for f in fields(Study)])
@@ -251,8 +273,7 @@ def study_from(values: Mapping[str, Any], folder: Path) -> Study:
     given["settings"] = settings("settings", given["settings"], *_SET_BY_ARM)
     given["arm_settings"] = {arm: settings(f"arm_settings.{arm}", own) for arm, own in given["arm_settings"].items()}
     given["tasks"] = {name: task(f"tasks.{name}", own) for name, own in given["tasks"].items()}
-    fixed: Settings = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return Study(**fixed)
+    return Study(**given)
 
 
 def folder_name(name: str) -> str:

@@ -26,12 +26,13 @@ from agents.compare.runs import CRASHED, FINISHED, MISTAKE, STOPPED, end_session
 from agents.config import AgentConfig
 from agents.evaluation import Evaluation, evaluate_agent, evaluate_random
 from latent_obs.minerl.installation import version_of
-from latent_obs.util.atomic import write_json
+from latent_obs.util.atomic import folder_lock, write_json
 from latent_obs.util.device import cores, processor, torch_threads
 from latent_obs.util.errors import LatentObsError, require
 
 _PACKAGES = ("latent-obs", "torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy", "vizdoom", "minerl")
 _GRACE_S = 15.0
+_STOPPING_S = 2 * _GRACE_S
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0  # between samples: short at first, so that a short run has some as well
 _LINUX = sys.platform.startswith("linux")
 _MEMORY_HOW = (
@@ -94,7 +95,7 @@ def run_job(job: dict[str, Any]) -> int:
     config = AgentConfig.from_json(job["config"])
     with torch_threads(job["threads"]):
         if job["kind"] == "random":
-            numbers = {"final": _evaluated(evaluate_random(config, episodes=job["episodes"]))}
+            numbers = {"final": _evaluated(evaluate_random(config, episodes=job["episodes"], progress_bar=True))}
         else:
             numbers = _train(config, job["episodes"], Path(job["usage"]))
     if numbers is None:
@@ -116,19 +117,23 @@ def run_job(job: dict[str, Any]) -> int:
 
 def _train(config: AgentConfig, episodes: int, usage: Path) -> dict[str, Any] | None:
     """Train, or go on with training, and evaluate; None if it was stopped."""
-    resume = (config.out / "last.zip").exists()
+    if config.out.exists():
+        with folder_lock(config.out, _STOPPING_S):  # until the run of a comparison that was killed has ended
+            pass
+    resume = (config.out / "config.json").exists()
     if not resume and config.out.exists():
-        shutil.rmtree(config.out)  # it was stopped before its first checkpoint
+        shutil.rmtree(config.out)  # it was stopped before it began
         usage.unlink(missing_ok=True)
     with metered(usage):
-        result = train_agent(config, resume=resume, progress_bar=False)
+        result = train_agent(config, resume=resume)
     if result.interrupted:
         return None
     attempts, rows = json.loads(usage.read_text()), read_evaluations(config.out)
     seconds = rows[-1]["seconds"]
+    how: dict[str, Any] = {"which": "last", "device": config.device, "progress_bar": True}
     return {
         "evaluations": rows,
-        "final": _evaluated(evaluate_agent(config.out, episodes=episodes, which="last", device=config.device)),
+        "final": _evaluated(evaluate_agent(config.out, episodes=episodes, **how)),
         "steps": result.steps,
         "training_seconds": seconds,
         "steps_per_second": result.steps / seconds,

@@ -129,7 +129,7 @@ class _StandIn(gym.Env[Any, Any]):
 def load_policy(
     run: str | Path, which: str = "best", *, deterministic: bool = False, device: str = "auto"
 ) -> PlayPolicy:
-    """Load an agent of `train-agent` as a policy on its environment's own observations.
+    """Load an agent of `train-agent`, its encoder and its normalization, as a policy on its environment's observations.
 
     The environment must be made with the same arguments (`settings` of the policy), its frame skip among them.
 

@@ -392,8 +392,9 @@ def film(
 
 def check_writable(path: Path) -> Path:
     """Raise `InputError` if a file cannot be written, before the work whose result goes into it."""
-    there = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    there = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    special = os.path.lexists(path) and not path.is_file()  # a folder, a device, a link to nothing
+    if special or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"{path} cannot be written: it must name a file in a folder with permission to write")
     return path
 
@@ -415,7 +416,7 @@ def write_video(path: Path, frames: Iterable[Picture], *, frames_per_second: flo
     first = next(pictures, None)
     if first is None:
         raise InputError(f"frames: there is none to write to {path}")
-    with atomic_write(path) as aside, av.open(str(aside), "w") as container:
+    with atomic_write(path) as aside, av.open(str(aside), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(frames_per_second).limit_denominator(1000))
         stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
         stream.options = {"crf": "23", "preset": "veryfast"}

@@ -141,6 +141,16 @@ def write_json(path: Path, values: Any) -> None:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
+def is_unused(folder: Path) -> bool:
+    """Whether a run can begin in a folder: it is missing, or has nothing but what a run killed at its start leaves.
+
+    That is its lock, and the temporary file of its settings.
+    """
+    if not folder.exists():
+        return True
+    return all(f.name == LOCK_FILE or (f.name[0] == "." and ".part" in f.suffixes) for f in folder.iterdir())
+
+
 class GracefulStop:
     """Turn the first SIGINT or SIGTERM into a flag to check between steps; a second SIGINT interrupts at once.
 
@@ -189,8 +199,8 @@ def own_folder(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold an existing folder for this process, inside the block.
+def folder_lock(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold an existing folder for this process, inside the block; wait for it at most so many seconds.
 
     The system releases the lock when the process ends, however it ends, so that a killed run can be resumed.
 
@@ -200,7 +210,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     file = folder / LOCK_FILE
     lock = FileLock(file)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=wait_s)
     except Timeout:
         raise InputError(
             f"{folder} is in use by another run, process {file.read_text().strip() or '(unknown)'}. Wait until it has "

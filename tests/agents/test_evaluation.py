@@ -15,11 +15,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("stable_baselines3")
 
+from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from agents.config import AgentConfig
@@ -37,12 +39,16 @@ from agents.evaluation import (
     wilson_interval,
 )
 from agents.play.show import film
+from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError
-from tests.support.agent_runs import files_of, train
+from tests.support import ROOT
+from tests.support.agent_runs import files_of, finished, train  # noqa: F401  (a fixture)
 from tests.support.side_env import SideEnv, tiny
 from tests.support.tiny import random_frames
 from vae_training.model.cvae import CVAE
 from vae_training.training.export import export_encoder
+
+# ruff: noqa: F811  (an argument is named like the fixture)
 
 returns = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=20)
 
@@ -356,3 +362,20 @@ def test_time_outs_ends_and_the_games_own_rewards(encoder_folder: Path):
     assert played.successes == tuple(r >= 40 for r in played.returns)
     assert played.success_rate not in (0.0, 1.0, None)
     assert play(Constant(), evaluation_env(tiny(encoder=encoder_folder), 4, seed=0), 4).successes is None
+
+
+def test_the_guides_recipe_plays_as_well_as_the_agent_and_a_plain_load_does_not(finished: Path):
+    """The code in docs/agents.md, with another run and environment."""
+    guide = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
+    (recipe,) = (code for code in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "load_policy" in code)
+    for old, new in (('"runs/agent"', repr(str(finished))), ('"VizdoomBasic-v1", frame_skip=4', '"Side-v0"')):
+        assert old in recipe
+        recipe = recipe.replace(old, new)
+    names: dict[str, Any] = {}
+    exec(recipe, names)
+    assert names["total"] == evaluate_agent(finished, episodes=1, seed=0, deterministic=True, device="cpu").returns[0]
+    latent = FrozenEncoder.load(finished / "encoder", device="cpu")(names["observation"])
+    plain, ours = PPO.load(finished / "best.zip", device="cpu"), names["policy"]
+    seen = torch.as_tensor(latent)[None]
+    normalized = torch.as_tensor(ours._venv.normalize_obs(latent[None]))
+    assert not torch.allclose(*(plain.policy.predict_values(x) for x in (seen, normalized)), atol=1e-3)

@@ -30,6 +30,7 @@ from agents.envs import load_encoder, make_vec_env, with_normalization
 from agents.evaluation import Evaluation, evaluate_agent
 from agents.store import agent_state, load_agent
 from agents.training import AgentResult, loaded_model, part_seed, read_evaluations, train_agent
+from latent_obs.util.atomic import LOCK_FILE, folder_lock
 from latent_obs.util.errors import InputError
 from tests.support.agent_runs import algorithm_config, copied, files_of, finished, train, weights_of  # noqa: F401
 from tests.support.side_env import SIDE, SideEnv, tiny
@@ -153,6 +154,84 @@ def test_a_process_killed_at_any_moment_continues_the_same(encoder_folder: Path,
         assert same(everything(whole.out), everything(config.out))
 
 
+BEGUN = """
+import json, os, pathlib, signal, sys
+import tests.support.side_env
+import torch._dynamo
+from agents.config import AgentConfig
+from agents.training import train_agent
+torch.set_num_threads(1)
+config = AgentConfig.from_json(json.loads(sys.argv[1]))
+EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
+
+def trained(count=None):
+    # In a process of its own, which is killed when it touches a file of the run for the count-th time.
+    child = os.fork()
+    if child == 0:
+        left = [count]
+        def kill(event, words):
+            if event in EVENTS and isinstance(words[0], (str, os.PathLike)) and config.out.name in str(words[0]):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        if count is not None:
+            sys.addaudithook(kill)
+        # As the messages say: go on with --resume where there is a run, else give the same command again.
+        train_agent(config, resume=(config.out / "config.json").exists(), progress_bar=False, say=lambda _: None)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+for count in range(1, int(sys.argv[2]), 2):
+    print(trained(count), trained(), sep="\\n")
+    ended = config.out.rename(config.out.with_name(f"ended {count}"))
+    assert not [f for f in ended.rglob(".*")], list(ended.rglob(".*"))
+"""
+
+
+@pytest.mark.integration
+def test_a_run_killed_as_it_begins_begins_again_or_goes_on(encoder_folder: Path, tmp_path: Path):
+    """Killed at every other operation on a file, of the first 28: the lock, the settings, the encoder, the agent."""
+    config = tiny(encoder=encoder_folder, out=tmp_path / "killed-run", steps=32, eval_every=0)
+    words = [sys.executable, "-c", BEGUN, json.dumps(config.to_json()), "28"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    statuses = [int(status) for status in done.stdout.split()]
+    assert set(statuses[::2]) == {-signal.SIGKILL}
+    assert set(statuses[1::2]) == {0}, done.stderr
+    whole = dataclasses.replace(config, out=tmp_path / "whole")
+    train(whole)
+    for ended in tmp_path.glob("ended *"):
+        assert same(everything(ended)["model"], everything(whole.out)["model"]), ended
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(copied: Path, encoder_folder: Path, tmp_path: Path):
+    for run, resume in ((copied, True), (tmp_path / "new", False)):
+        run.mkdir(exist_ok=True)
+        before = files_of(run)
+        with folder_lock(run), pytest.raises(InputError, match=f"{run.name}.*{os.getpid()}"):
+            train(tiny(encoder=encoder_folder, out=run), resume=resume)
+        assert files_of(run) == before
+    train(tiny(encoder=encoder_folder, out=tmp_path / "new", steps=32))
+    assert not (tmp_path / "new" / LOCK_FILE).exists()
+
+
+def test_a_run_that_has_lost_its_last_agent_does_not_begin_anew(copied: Path):
+    (copied / "last.zip").unlink()
+    with pytest.raises(InputError, match=r"last\.zip"):
+        train(AgentConfig(out=copied), resume=True)
+
+
+def test_a_line_that_was_cut_by_a_kill_is_left_out_and_another_damage_named(copied: Path):
+    file, rows = copied / "evaluations.jsonl", read_evaluations(copied)
+    file.write_text(file.read_text() + '{"step": 96, "mean_re')
+    assert read_evaluations(copied) == rows
+    assert train(AgentConfig(out=copied, steps=96), resume=True).steps == 96
+    assert [row["step"] for row in read_evaluations(copied)] == [32, 64, 96]
+    file.write_text("{\n" + file.read_text())
+    with pytest.raises(InputError, match=r"evaluations\.jsonl"):
+        read_evaluations(copied)
+
+
 def test_another_seed_gives_another_agent(encoder_folder: Path, finished: Path, tmp_path: Path):
     train(tiny(encoder=encoder_folder, out=tmp_path / "other", seed=7))
     assert not same(everything(finished)["model"], everything(tmp_path / "other")["model"])
@@ -251,6 +330,7 @@ def test_ctrl_c_saves_the_agent_and_leaves_no_process_behind(encoder_folder: Pat
         while not (run / "best.zip").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         assert (run / "best.zip").exists(), log.read_text()
+        assert "Training PPO" in log.read_text()  # at once, although it is a file
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 4  # two to train in, two to evaluate in, and the server that they are forked from
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group

@@ -13,11 +13,14 @@ import pytest
 pytest.importorskip("stable_baselines3")
 
 from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.config import ALGORITHMS, AgentConfig
 from agents.envs import load_encoder, make_vec_env, with_normalization
 from agents.evaluation import evaluate_agent
+from agents.play.policy import load_policy
+from agents.play.show import Show
 from agents.store import (
     agent_file,
     check_encoder,
@@ -73,6 +76,38 @@ def test_a_damaged_agent_is_an_input_error(copied: Path, damage: Callable[[bytes
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(InputError, match=r"best\.zip"):
         evaluate_agent(copied, episodes=1)
+
+
+def test_one_flipped_bit_is_refused_before_anything_is_unpickled(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In each entry of an agent and of a replay buffer, by everything that reads one."""
+    off_policy: dict[str, Any] = {"algorithm": "dqn", "n_steps": None, "n_epochs": None, "buffer_size": 100}
+    run = tmp_path / "run"
+    train(tiny(encoder=encoder_folder, out=run, eval_every=0, **off_policy))
+    monkeypatch.setattr(BaseAlgorithm, "load", lambda *_, **__: unpickled.append(1))
+    unpickled: list[int] = []
+    reads: dict[str, Callable[[], Any]] = {
+        "last": lambda: train(AgentConfig(out=run, steps=96), resume=True),
+        "best": lambda: evaluate_agent(run, episodes=1),
+        "best of record": lambda: load_policy(run),
+        "best of watch": lambda: Show(run),
+    }
+    for name, read in reads.items():
+        file = run / f"{name.split()[0]}.zip"
+        whole = file.read_bytes()
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+        for entry in entries:
+            start = entry.header_offset + 30 + len(entry.filename)  # of its data, or of what zip64 adds to its header
+            for place in (start + 30, start + entry.compress_size // 2):
+                damaged = bytearray(whole)
+                damaged[min(place, start + entry.compress_size - 1)] ^= 4
+                file.write_bytes(damaged)
+                with pytest.raises(InputError, match=file.name):
+                    read()
+        file.write_bytes(whole)
+    assert not unpickled
 
 
 @pytest.mark.parametrize("text", [None, "", '{"returns": null, "observations": null}'])

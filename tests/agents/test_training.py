@@ -39,7 +39,7 @@ from latent_obs.wrappers.sb3 import VecLatentObservation
 from tests.support.agent_runs import algorithm_config, files_of, finished, train, weights_of  # noqa: F401  (a fixture)
 from tests.support.drift_cases import latents_like_training, picture_encoder, quiet, smooth  # noqa: F401  (a fixture)
 from tests.support.side_env import SideEnv, tiny
-from tests.support.tiny import IMG_SHAPE, LATENT_DIM, limited, picture, random_frames, tiny_cvae
+from tests.support.tiny import LATENT_DIM, limited, picture, random_frames, tiny_cvae
 from vae_training.training.export import export_encoder, measure_latents
 
 # ruff: noqa: F811  (arguments are named like the fixtures)
@@ -218,15 +218,15 @@ def test_a_time_out_bootstraps_from_the_encoded_last_frame(
 
     monkeypatch.setattr(ActorCriticPolicy, "predict_values", spy)
     settings: dict[str, Any] = {"steps": 16, "n_steps": 8, "batch_size": 16, "eval_every": 0}
-    story: dict[str, Any] = {"env": "Story-v0", "env_kwargs": {"size": IMG_SHAPE[:2]}, "normalize_observation": "off"}
+    story: dict[str, Any] = {"env": "Story-v0", "normalize_observation": "off"}
     train(tiny(encoder=encoder_folder, out=tmp_path / "run", **story, **settings))
     # Eight steps are two whole episodes of three in each of two environments, asked for one at a time …
     last = [latent for latent in asked if len(latent) == 1]
-    stories = [encoder(picture(episode, 3, *IMG_SHAPE[:2])) for episode in (0, 1) for _ in range(2)]
+    stories = [encoder(picture(episode, 3)) for episode in (0, 1) for _ in range(2)]
     np.testing.assert_allclose(np.concatenate(last), stories, atol=1e-5)
     # … and the values of the rollout's end, of both environments at once.
     (end,) = [latent for latent in asked if len(latent) == 2]
-    np.testing.assert_allclose(end, [encoder(picture(2, 2, *IMG_SHAPE[:2]))] * 2, atol=1e-5)
+    np.testing.assert_allclose(end, [encoder(picture(2, 2))] * 2, atol=1e-5)
 
 
 def test_the_schedule_reaches_the_optimizer_with_several_choices_at_once(encoder_folder: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ from latent_obs_cli.main import VERBS, main, usage
 from latent_obs_cli.quickstart import QuickstartConfig
 from latent_obs_cli.removed import REMOVED_OPTIONS, REMOVED_VERBS
 from tests.support import CLIPS, ROOT
-from tests.support.side_env import tiny
+from tests.support.side_env import SIDE, tiny
 from vae_training import ExtractConfig, RecordConfig, TrainConfig, get_datasets
 from vae_training.report import ReportConfig
 
@@ -112,16 +113,59 @@ def test_nothing_is_removed_and_there():
         assert not there & REMOVED_OPTIONS[verb].keys(), verb
 
 
-def test_as_a_command_of_its_own(tmp_path: Path):
+@pytest.mark.parametrize("foreign", ["agents/__init__.py", "agents.py", "vae_training/__init__.py"])
+def test_as_a_command_of_its_own(tmp_path: Path, foreign: str):
     """The overview without torch, the exit status, and a foreign package of the same name, in processes."""
-    (tmp_path / "agents").mkdir()
-    (tmp_path / "agents" / "__init__.py").touch()
+    file = tmp_path / foreign
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("raise ImportError('not ours')")
     code = "import sys; from latent_obs_cli.main import main; main([]); assert 'torch' not in sys.modules\n"
     code += f"sys.path.insert(0, {str(tmp_path)!r}); sys.exit(main(['watch']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr.count("\n")) == (2, usage(), 1)
-    assert str(tmp_path / "agents") in done.stderr
-    assert str(ROOT / "agents") in done.stderr
+    assert str(file) in done.stderr
+    assert str(ROOT / foreign.partition("/")[0].removesuffix(".py")) in done.stderr
+
+
+def test_a_package_that_was_installed_over_ours(tmp_path: Path):
+    """As pip's openai-agents does, whose package is called agents, too."""
+    for name in ("latent_obs", "latent_obs_cli", "vae_training"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "__init__.py").write_text("class Agent: pass")
+    code = f"""if True:
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        import latent_obs_cli.main as command
+        command.__file__ = {str(tmp_path / "latent_obs_cli" / "main.py")!r}
+        command.Path.resolve = lambda self: self  # the links stand for an installation
+        sys.exit(command.main(["watch"]))"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert str(tmp_path / "agents" / "__init__.py") in done.stderr
+    assert str(tmp_path / "latent_obs") in done.stderr
+
+
+@pytest.mark.integration
+def test_the_command_works_from_a_folder_that_has_a_package_of_the_same_name(encoder_folder: Path, tmp_path: Path):
+    """With worker processes; as a script, whose folder and not the working one is on the path."""
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "__init__.py").write_text("raise ImportError('not ours')")
+    script = tmp_path / "bin" / "latent-obs"
+    script.parent.mkdir()
+    script.write_text("from latent_obs_cli.main import entry\nif __name__ == '__main__':\n    entry()\n")
+    sizes = "--envs 2 --steps 32 --n-steps 16 --batch-size 16 --eval-every 0 --device cpu"
+    words = f"train-agent --env {SIDE} --encoder {encoder_folder} --out run {sizes}"
+    done = subprocess.run(
+        [sys.executable, str(script), *words.split()],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_agent(tmp_path / "run", "last", device="cpu").num_timesteps == 32
 
 
 def test_a_reader_that_ends_early_is_no_error():
@@ -154,13 +198,17 @@ def places(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     """What the mistakes are made with: good frames and a good encoder and agent, and each of them damaged."""
     home = tmp_path_factory.mktemp("cli")
     rng = np.random.default_rng(0)
-    for name, shape in (("frames", (24, 16, 16, 3)), ("odd", (24, 17, 16, 3))):
-        (home / name).mkdir()
-        for i in range(3):
-            np.save(home / name / f"{i}.npy", rng.integers(0, 256, shape, np.uint8))
+    (home / "frames").mkdir()
+    for i in range(3):
+        np.save(home / "frames" / f"{i}.npy", rng.integers(0, 256, (24, 16, 16, 3), np.uint8))
     (home / "full").mkdir()
     (home / "full" / "notes.txt").write_text("mine")
     (home / "file").write_text("a file")
+    (home / "empty").touch()
+    (home / "nothing").mkdir()
+    (home / "loop").symlink_to(home / "loop")
+    (home / "study.toml").write_text("arms = [1]\n[tasks.side]\nenv = 'Side-v0'\n")
+    np.savez(home / "rendered.npz", **{"action$vector": rng.normal(size=(400, 8)).astype(np.float32)})
     damaged = shutil.copytree(encoder_folder, home / "damaged")
     data = bytearray((damaged / "encoder.safetensors").read_bytes())
     data[-7] ^= 1
@@ -186,7 +234,6 @@ ENCODER = AGENT + " --encoder {encoder}"
         (FRAMES + " --out {home}/full", "full.*--resume"),
         (FRAMES + " --device cuda:63", "cuda:63"),
         (FRAMES + " --resume", "new"),
-        ("train-vae --frames {home}/odd --out {new}", r"\(17, 16, 3\)"),
         (AGENT, "encoder"),
         (AGENT + " --encoder {home}/damaged", r"encoder\.safetensors"),
         (ENCODER + " --env CartPole-v1", "uint8"),
@@ -235,6 +282,98 @@ def test_a_setting_that_is_not_allowed_is_named(
     assert code == 2
     assert re.search(named, plain(err))
     assert not (tmp_path / "new").exists()
+
+
+#: A command of every verb that would work, without --out.
+GOOD = {
+    "frames record": "frames record --env Side-v0 --frames 16",
+    "frames extract": "frames extract {home}/frames --workers 1",
+    "frames stats": "frames stats {home}/frames",
+    "train-vae": FRAMES.removesuffix(" --out {new}"),
+    "report": "report {encoder} --frames {home}/frames --quick",
+    "train-agent": ENCODER,
+    "actions fit": "actions fit --demonstrations {home}/rendered.npz --clusters 5",
+    "evaluate": "evaluate --run {home}/agent --episodes 1 --no-random-policy --no-video",
+    "watch": "watch --run {home}/agent --episodes 1",
+    "quickstart": "quickstart",
+    "compare": "compare --env Side-v0 --encoder {encoder} --arms latent --seeds 0 --steps 32",
+}
+NOT_UTF_8 = os.fsdecode(b"caf\xe9")
+TWENTY_DIGITS = "99999999999999999999"
+
+
+@pytest.mark.parametrize("verb", GOOD)
+@pytest.mark.parametrize("place", ["{home}/loop", "{home}/loop/x", "{home}/file", "{home}/file/x", NOT_UTF_8])
+def test_a_place_that_cannot_be_written_is_one_line(
+    call: Call, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, verb: str, place: str
+):
+    monkeypatch.chdir(places["home"])
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    option = {"evaluate": "--json", "watch": "--run"}.get(verb, "--out")
+    if verb == "evaluate" and place == "{home}/file":
+        pytest.skip("a file to write over")
+    before = {f: f.read_bytes() for f in places["home"].rglob("*") if f.is_file()}
+    code, out, err = call(f"{GOOD[verb]} {option} {place}".format(new="unused", **places))
+    assert (code, err.strip().count("\n")) == (2, 0), out + err
+    assert place.format(**places).encode(errors="backslashreplace").decode() in err
+    assert {f: f.read_bytes() for f in places["home"].rglob("*") if f.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        ("frames record", "frames frames-per-file size frame-skip seed"),
+        ("frames extract", "frames-per-file size workers"),
+        ("frames stats", "sample"),
+        ("train-vae", "epochs batch-size latent-dim super-batch seed batch-freeze half-beta-cycle widths"),
+        ("report", "sample autoencoder-steps seed"),
+        ("train-agent", "steps envs history n-steps n-epochs batch-size eval-every checkpoint-every net-arch seed"),
+        ("actions fit", "clusters seed"),
+        ("evaluate", "episodes seed"),
+        ("quickstart", "frames vae-epochs steps episodes seed"),
+        ("compare", "seeds steps episodes jobs threads frame-skip"),
+    ],
+)
+def test_a_number_of_twenty_digits_is_one_line(
+    call: Call, places: dict[str, Path], tmp_path: Path, verb: str, options: str
+):
+    out = "" if verb == "evaluate" else f"--out {tmp_path / 'new'}"
+    for option in options.split():
+        words = f"{GOOD[verb]} {out} --{option} {TWENTY_DIGITS}".format(new=tmp_path / "new", **places)
+        code, _, err = call(words)
+        assert code == 2, option
+        assert re.search(option.replace("-", ".") + "|memory", err), err
+        assert "\n" not in err.strip() or "╭" in err, err
+
+
+@pytest.mark.parametrize("kind", ["file", "empty", "nothing", "loop", "rendered.npz", "study.toml", "file/x"])
+def test_something_else_in_place_of_a_file_or_folder_is_one_line(
+    call: Call, places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    given, new, home = places["home"] / kind, tmp_path / "new", places["home"]
+    commands = [
+        f"evaluate --run {given} --no-video",
+        f"watch --run {given}",
+        f"report {given} --out {new}",
+        f"report {places['encoder']} --frames {given} --out {new}",
+        f"{AGENT} --encoder {given}",
+        f"{AGENT} --observation pca-latent --pca {given}",
+        f"compare --env Side-v0 --arms latent --encoder {given} --out {new}",
+        f"compare --env Side-v0 --arms latent --frames {given} --out {new}",
+        f"compare --study {given} --out {new}",
+        f"compare --page-only --out {given}",
+        f"frames record --agent {given} --frames 16 --out {new}",
+        f"{VAE} --frames {given}",
+        f"{VAE} --frames {home}/frames --start-from {given}",
+        f"train-agent --resume --out {given}",
+        f"train-vae --resume --out {given}",
+    ]
+    for command in commands:
+        code, out, err = call(command.format(new=new, **places))
+        assert (code, err.strip().count("\n")) == (2, 0), f"{command}: {out}{err}"
+        assert kind in err or "arms" in err, f"{command}: {err}"
+        assert not new.exists(), f"{command}: {list(new.rglob('*'))}"
 
 
 @pytest.mark.integration

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import dataclasses
 import io
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from stable_baselines3 import PPO
 from agents import read_evaluations
 from agents.store import load_agent
 from latent_obs.envs.faults import LastRealFrame
+from latent_obs.util.atomic import LOCK_FILE, folder_lock
 from latent_obs.util.errors import InputError
 from latent_obs_cli import quickstart as module
 from latent_obs_cli.quickstart import QuickstartConfig, QuickstartResult, quickstart
@@ -117,6 +119,23 @@ class ReachedTheAgent(Exception):
     """Stands in for training an agent."""
 
 
+def reached(*_: Any, **__: Any) -> Any:
+    raise ReachedTheAgent
+
+
+def test_one_that_was_killed_as_it_began_begins_again_and_two_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "record", reached)
+    config = dataclasses.replace(TINY, out=tmp_path)
+    for left in (LOCK_FILE, ".quickstart.part.json"):
+        (tmp_path / left).write_text("{")
+    with folder_lock(tmp_path), pytest.raises(InputError, match=str(os.getpid())):
+        quickstart(config)
+    with pytest.raises(ReachedTheAgent):
+        quickstart(config)
+
+
 def test_interrupted_at_any_stage_it_goes_on_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = dataclasses.replace(TINY, out=tmp_path / "run", frames=48)
     step, count = LastRealFrame.step, 0
@@ -140,9 +159,6 @@ def test_interrupted_at_any_stage_it_goes_on_from_there(tmp_path: Path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             quickstart(config)
     assert (config.out / "vae").exists()
-
-    def reached(*_: Any, **__: Any) -> Any:
-        raise ReachedTheAgent
 
     monkeypatch.setattr(module, "train_agent", reached)
     with pytest.raises(ReachedTheAgent):

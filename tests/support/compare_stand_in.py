@@ -25,6 +25,10 @@ def main() -> None:
     if job["kind"] == "random" or kind == "good":
         time.sleep(0.1)
         finish()
+    elif kind == "talks":
+        print("half way", flush=True)
+        time.sleep(0.5)
+        finish()
     elif kind == "crash":
         sys.exit("something\nthat it said last")
     elif kind == "mistake":

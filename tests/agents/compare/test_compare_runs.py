@@ -22,9 +22,9 @@ pytest.importorskip("stable_baselines3")
 from agents import read_evaluations, train_agent
 from agents.compare import Study, Task, collect, compare, saved_study
 from agents.compare import runs as engine
-from agents.compare.runs import FINISHED, Planned, only_one, plan_runs, run_all
+from agents.compare.runs import FINISHED, Planned, plan_runs, run_all
 from agents.compare.worker import metered, run_job, stop_with_parent
-from latent_obs.util.atomic import write_json
+from latent_obs.util.atomic import folder_lock, write_json
 from latent_obs.util.errors import InputError
 from tests.support.side_env import SIDE, tiny
 
@@ -157,10 +157,17 @@ def test_a_run_that_does_not_stop_is_killed(stand_in: Runs, monkeypatch: pytest.
 
 
 def test_a_folder_is_worked_in_by_one_at_a_time(tmp_path: Path):
-    with only_one(tmp_path / "out"), pytest.raises(InputError, match="out"), only_one(tmp_path / "out"):
-        pass
-    with only_one(tmp_path / "out"):
-        pass
+    study = Study({"t": Task("Side-v0")}, ("random-latent",), (0,), 64)
+    with folder_lock(tmp_path), pytest.raises(InputError, match=str(os.getpid())):
+        compare(study, tmp_path, say=quiet)
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_under_way_are_reported(stand_in: Runs, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "_FIRST_REPORT_S", 0.0)
+    run, said = stand_in("talks")[1], list[str]()
+    run_all([run], jobs=1, say=said.append)
+    assert any(run.name in line and "half way" in line for line in said), said
 
 
 @pytest.mark.integration

@@ -132,7 +132,7 @@ def test_runs_go_seed_by_seed(whole: Study, tmp_path: Path):
         ("seeds = [3, 5]", "seed = [3, 5]", "'seed'.*seeds"),
         ("seeds = [3, 5]", "seeds = [3, 3]", "seeds"),
         ("seeds = [3, 5]", "seeds = 3", "seeds"),
-        ("steps = 500", 'steps = "500"', r"tasks\.other\.steps"),
+        ("steps = 500", 'steps = "500"', r"tasks\.other: steps"),
         ('"pixels", "latent",', '"pixel", "latent",', "arms: 'pixel'"),
         ('observation = "latent"', 'observation = "eyes"', "'eyes'"),
         ("frame_skip = 4", "frameskip = 4", "settings: 'frameskip'.*frame_skip"),
@@ -150,14 +150,52 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, old: str, new: str, named:
 
 @pytest.mark.parametrize(
     ("settings", "named"),
-    [({"gamma": 3.0}, "gamma"), ({"envs": "8"}, "'envs': '8'"), ({"eval_every": 0}, "eval_every must")],
+    [({"gamma": 3.0}, "gamma"), ({"envs": "8"}, "envs.*'8'"), ({"eval_every": 0}, "eval_every must")],
 )
 def test_settings_that_are_not_allowed_are_named_with_task_and_arm(
     encoder_folder: Path, settings: dict[str, Any], named: str
 ):
-    study = Study({"side": Task("Side-v0", encoder=encoder_folder)}, settings=settings)
     with pytest.raises(InputError, match=rf"'side'.*'latent'.*{named}"):
-        config_of(study, "side", "latent")
+        Study({"side": Task("Side-v0", encoder=encoder_folder)}, ("latent",), settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("top", "table", "named"),
+    [
+        ("arms = [1]", "", "arms"),
+        ("arms = 'pixels'", "", "arms"),
+        ("arms = [['pixels']]", "", "arms"),
+        ("seeds = [1.5]", "", "seeds"),
+        ("steps = 1e5", "", "steps"),
+        ("steps = 99999999999999999999", "", "steps"),
+        ("episodes = true", "", "episodes"),
+        ("tasks = 5", "", "tasks"),
+        ("[settings]\nlearning_rate = 'fast'", "", "learning_rate"),
+        ("[settings]\nnet_arch = ['x']", "", "net_arch"),
+        ("[settings]\nworkers = 'x'", "", "workers"),
+        ("[settings]\ndeterministic = 1", "", "deterministic"),
+        ("[settings]\nenv_kwargs = { a = [1] }", "", "env_kwargs"),
+        ("[record]\nframe = 1", "", None),  # those of another stage are checked by it
+        ("", "env = 5", "tasks.side: env"),
+        ("", "encoder = 5", "tasks.side: encoder"),
+        ("", "reference = 'x'", "tasks.side: reference"),
+        ("", "reference = nan", "tasks.side: reference"),
+        ("", "steps = '5'", "tasks.side: steps"),
+        ("", "bogus = 1", "tasks.side: 'bogus'"),
+        ("", "[tasks.side.settings]\nhistory = 2.0", "history"),
+        ("", "[tasks.side.arms.pixels]\nent_coef = [0.1]", "ent_coef"),
+    ],
+)
+def test_a_value_of_another_type_is_named(tmp_path: Path, top: str, table: str, named: str | None):
+    arms = "" if "arms" in top else "arms = ['pixels']"
+    env = "" if "env =" in table else "env = 'Side-v0'"
+    side = "" if "tasks" in top else f"[tasks.side]\n{env}\n{table}"
+    file = written(tmp_path, f"{arms}\n{top}\n{side}")
+    if named is None:
+        load_study(file)
+        return
+    with pytest.raises(InputError, match=rf"study\.toml.*{named}"):
+        load_study(file)
 
 
 def test_a_file_and_names_that_cannot_be(tmp_path: Path):
