@@ -91,8 +91,10 @@ def make_vec_env(
             checked.get_wrapper_attr("reader").refuse_blur()
         config.trainer.check_actions(config.env, checked.action_space)
     # Nothing of this package is named here: a worker would import it, and torch with it.
-    small = [lambda make=make: seen(make()) for make in makers]
-    if config.workers == "processes" and count > 1:
+    in_workers = config.workers == "processes" and count > 1
+    numbers = [None if in_workers else i for i in range(count)]  # errors of a worker name its number
+    small = [lambda make=make, i=i: seen(make(), number=i) for make, i in zip(makers, numbers, strict=True)]
+    if in_workers:
         frames: VecEnv = ProcessVecEnv(small, close_grace_s=_CLOSE_GRACE_S)
     else:
         frames = DummyVecEnv(small)
@@ -106,7 +108,7 @@ def contract_of(encoder: FrozenEncoder | None) -> PixelContract:
     return encoder.contract if encoder is not None else PixelContract(_PIXEL_SIDE, _PIXEL_SIDE, 3)
 
 
-def as_seen(config: AgentConfig, contract: PixelContract) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
+def as_seen(config: AgentConfig, contract: PixelContract) -> Callable[..., gym.Env[Any, Any]]:
     """A function that wraps an environment: frames resized, and everything else as numbers that a policy can take."""
     how: dict[str, Any] = {"pixel_key": config.pixel_key, "latent_only": config.latent_only}
     return partial(as_small_frames, contract=contract, flatten=config.flattened, **how)

@@ -7,18 +7,20 @@ import contextlib
 import difflib
 import os
 import signal
+import subprocess
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, Unpack, cast, get_args
 
 import gymnasium as gym
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from latent_obs.envs.faults import LastRealFrame, RestartOnFault
+from latent_obs.envs.faults import CheckedEnv, Deadline, LastRealFrame, RestartOnFault
 from latent_obs.envs.old_gym import OldGymEnv, is_old_gym
 from latent_obs.envs.workers import ProcessVectorEnv
 from latent_obs.minerl.client import is_minerl as is_minerl_env
@@ -56,8 +58,10 @@ def make(
         vectorization: "sync" (all in this process) or "async" (a process each) gives a vector environment of
             Gymnasium's, "sb3-sync" or "sb3-async" one of Stable-Baselines3's.
         **kwargs: The fields of `ObservationOptions` (`flatten` is True by default for MineRL) and, for Gymnasium's
-            vectors, `autoreset_mode`. All others are passed to `gymnasium.make`, such as ``frame_skip=4``, or
-            ``port=9000`` for a MineRL game that runs already: in a vector the other games have the ports after it.
+            vectors, `autoreset_mode`. `step_deadline_s` and `reset_deadline_s` are seconds after which an environment
+            that does not answer counts as lost (`Deadline`). All others are passed to `gymnasium.make`, such as
+            ``frame_skip=4``, or ``port=9000`` for a MineRL game that runs already: in a vector the other games have
+            the ports after it.
 
     Returns:
         A `LatentObservation`; or a vector in `VectorLatentObservation` or `VecLatentObservation`.
@@ -107,7 +111,7 @@ def wrap(env: Any, encoder: EncoderLike, **options: Unpack[OptionsDict]) -> Late
     flatten = options.get("flatten")
     options["flatten"] = flatten = is_minerl if flatten is None else flatten
     if not options.get("latent_only") and (flatten or needs_features(env.observation_space)):
-        env = FeatureObservation(env, pixel_key=options.get("pixel_key"), grouped=flatten)
+        env = FeatureObservation(CheckedEnv(env), pixel_key=options.get("pixel_key"), grouped=flatten)
     return LatentObservation(env, encoder, **options)
 
 
@@ -135,10 +139,12 @@ def _make_vector(
     pixel_key, flatten = options.get("pixel_key"), options["flatten"]
     latent_only = contract is not None and options.get("latent_only", False)
 
-    def make_small_frames(make_one: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
+    how: dict[str, Any] = {"pixel_key": pixel_key, "latent_only": latent_only, "flatten": flatten}
+
+    def make_small_frames(make_one: Callable[[], gym.Env[Any, Any]], number: int | None) -> gym.Env[Any, Any]:
         env = make_one()
         try:
-            env = as_small_frames(env, contract, pixel_key=pixel_key, latent_only=latent_only, flatten=flatten)
+            env = as_small_frames(env, contract, number=number, **how)
             if contract is not None:
                 env.get_wrapper_attr("reader").refuse_blur()  # the process that encodes sees resized frames only
             return env
@@ -150,7 +156,8 @@ def _make_vector(
     for number in range(num_envs):
         if number and is_minerl_id(env_id) and isinstance(kwargs.get("port"), int):
             kwargs = {**kwargs, "port": kwargs["port"] + 1}  # each game that runs already has a port of its own
-        makers.append(partial(make_small_frames, env_maker(env_id, **kwargs)))
+        here = number if vectorization in ("sync", "sb3-sync") else None  # errors of a worker name its number
+        makers.append(partial(make_small_frames, env_maker(env_id, **kwargs), here))
     if vectorization == "sync":
         venv: Any = SyncVectorEnv(makers, autoreset_mode=autoreset_mode)
     elif vectorization == "async":
@@ -180,7 +187,8 @@ def make_pixel_env(env_id: str | EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
     """Make a registered environment, with its observations unchanged.
 
     ViZDoom's environments are registered first, and get `LastRealFrame`. MineRL's are registered too, with actions that
-    Stable-Baselines3 takes; `make_minerl` has their arguments.
+    Stable-Baselines3 takes; `make_minerl` has their arguments. `step_deadline_s` and `reset_deadline_s` are those of
+    `Deadline`, or of `make_minerl`; all others are passed to `gymnasium.make`.
 
     Raises:
         InputError: No environment of this name is registered, or it does not take these arguments.
@@ -188,6 +196,9 @@ def make_pixel_env(env_id: str | EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
     """
     name = env_id.id if isinstance(env_id, EnvSpec) else env_id
     is_vizdoom = name.startswith("Vizdoom")
+    deadlines: dict[str, Any] = {}
+    if not is_minerl_id(name):
+        deadlines = {key: kwargs.pop(key) for key in ("step_deadline_s", "reset_deadline_s") if key in kwargs}
     if is_vizdoom:
         require("vizdoom.gymnasium_wrapper", extra="vizdoom", purpose=f"make {name}")
     elif is_minerl_id(name):
@@ -200,13 +211,13 @@ def make_pixel_env(env_id: str | EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
         near = difflib.get_close_matches(name, list(gym.registry), n=4, cutoff=0.5)
         hint = f"Did you mean {', '.join(near)}?" if near else "gymnasium.pprint_registry() lists those there are"
         raise InputError(f"no environment {name!r} is registered ({error}). {hint}") from None
-    except (gym.error.Error, ImportError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise InputError(f"{name} could not be made with the arguments {kwargs}: {error}") from error
     if is_vizdoom:
         # The engine writes its settings into the current folder, several games over each other; they are not needed.
         env.get_wrapper_attr("game").set_doom_config_path(os.devnull)
         env = LastRealFrame(_GameOfItsOwn(env))
-    return env
+    return Deadline(env, **deadlines) if deadlines else env
 
 
 def is_minerl_id(env_id: str) -> bool:
@@ -214,47 +225,86 @@ def is_minerl_id(env_id: str) -> bool:
     return env_id.startswith("MineRL")
 
 
+# The engine of a process that was killed waits for half a minute, and what it shared stays for ever if it is killed.
+_END_OF_GAME = """
+read -r id
+read -r end_of_the_process
+for file in $(grep -ls -- "$id" /proc/[0-9]*/cmdline); do
+    game=${file#/proc/}
+    kill -9 "${game%/cmdline}"
+done
+rm -f "/dev/shm/ViZDoomMQCtr$id" "/dev/shm/ViZDoomMQDoom$id" "/dev/shm/ViZDoomSM$id"
+"""
+
+
 class _GameOfItsOwn(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Start the game's process, at the first reset, such that Ctrl-C in a terminal does not end it."""
+    """Start the game's process, at the first reset, such that Ctrl-C in a terminal does not end it.
+
+    A shell waits for the end of this process, or for `close`, and then clears away what is left of the game (on Linux).
+    """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
 
+    _clear: Callable[[], object] | None = None
+
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        if self.env.get_wrapper_attr("game").is_running():
+        game = self.env.get_wrapper_attr("game")
+        if game.is_running():
             return self.env.reset(**kwargs)
         # The engine dies if another one that starts at the same moment makes this folder first.
         with contextlib.suppress(OSError):
             Path("_vizdoom").mkdir(exist_ok=True)
-        if threading.current_thread() is not threading.main_thread():
-            return self.env.reset(**kwargs)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits what is ignored
+        if self._clear is not None:  # a game that has died
+            self._clear()
+        in_main = threading.current_thread() is threading.main_thread()
+        # A process inherits what is ignored.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
         try:
             return self.env.reset(**kwargs)
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+            if in_main:
+                signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+            if Path("/proc/self").exists():
+                words = ["/bin/sh", "-c", _END_OF_GAME]
+                how: Any = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL) | {"stdin": subprocess.PIPE}
+                watch = subprocess.Popen(words, start_new_session=True, bufsize=0, **how)
+                cast(Any, watch.stdin).write(f"{game.get_instance_id()}\n".encode())
+                # Closes its stdin, and waits for it; not at exit, before the game itself is closed.
+                self._clear = clear = weakref.finalize(self.unwrapped, watch.communicate)
+                clear.atexit = False
+
+    def close(self) -> None:
+        try:
+            self.env.close()
+        finally:
+            if self._clear is not None:
+                self._clear()
 
 
 def env_maker(env_id: str, **kwargs: Any) -> Callable[[], gym.Env[Any, Any]]:
-    """Return what makes a `make_pixel_env` in `RestartOnFault`, here or in a worker.
-
-    The worker need not know the name: what this process has registered under it comes along.
-    """
-    if is_minerl_id(env_id):
-        return partial(make_pixel_env, env_id, **kwargs)  # restarts by itself
-    spec = None if env_id.startswith("Vizdoom") else gym.registry.get(env_id)
-    return partial(_make_with_restarts, partial(make_pixel_env, spec or env_id, **kwargs))
+    """Return what makes a `make_pixel_env` in `RestartOnFault`, here or in a worker."""
+    make_one = partial(make_pixel_env, env_id, **kwargs)
+    # MineRL restarts by itself.
+    return make_one if is_minerl_id(env_id) else partial(_make_with_restarts, make_one)
 
 
 def _make_with_restarts(make_one: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
-    return RestartOnFault(make_one(), remake=make_one, most_in_a_row=3)
+    # Ten attempts take ten seconds: an environment that raises needs less time than the server of a game.
+    return RestartOnFault(make_one(), remake=make_one, most_in_a_row=10, first_pause_s=0.02)
 
 
 def as_small_frames(
-    env: gym.Env[Any, Any], contract: PixelContract | None, *, pixel_key: str | None, latent_only: bool, flatten: bool
+    env: gym.Env[Any, Any],
+    contract: PixelContract | None,
+    *,
+    pixel_key: str | None,
+    latent_only: bool,
+    flatten: bool,
+    number: int | None = None,
 ) -> gym.Env[Any, Any]:
-    """Resize the frames of an environment for an encoder in another process.
+    """Resize the frames of an environment, checked by `CheckedEnv`, for an encoder in another process.
 
     Args:
         env: The environment.
@@ -262,10 +312,12 @@ def as_small_frames(
         pixel_key: Entry of a Dict observation that holds the pixels; None if only one fits.
         latent_only: Drop every other entry.
         flatten: The other entries will be joined to the latent, as one vector.
+        number: Of the environment in a vector, for errors; None in a worker, whose errors have it.
 
     Raises:
         InputError: The environment has no pixels that the contract can read.
     """
+    env = CheckedEnv(env, number)
     if not latent_only and (flatten or needs_features(env.observation_space)):
         env = FeatureObservation(env, pixel_key=pixel_key, grouped=flatten)
         space = env.observation_space

@@ -4,6 +4,7 @@ from typing import Any, Unpack
 
 import gymnasium as gym
 
+from latent_obs.envs.faults import CheckedEnv
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.observation import EncoderLike, ObservationEncoder, ObservationOptions, OptionsDict
 
@@ -38,7 +39,7 @@ class LatentObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordC
         gym.utils.RecordConstructorArgs.__init__(self, encoder=encoder, **options, _disable_deepcopy=True)
         if not isinstance(env, gym.Env):
             raise InputError(f"env must be a gymnasium.Env, got {env!r}; VectorLatentObservation wraps vectors of them")
-        gym.ObservationWrapper.__init__(self, env)
+        gym.ObservationWrapper.__init__(self, CheckedEnv(env))
         self.observation_encoder = ObservationEncoder(
             env.observation_space,
             encoder,
