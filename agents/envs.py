@@ -108,8 +108,10 @@ def make_vec_env(
             checked.get_wrapper_attr("reader").refuse_blur()
         config.trainer.check_actions(config.env, checked.action_space)
     # Nothing of this package is named here: a worker would import it, and torch with it.
-    small = [lambda make=make: seen(make()) for make in makers]
-    if config.workers == "processes" and count > 1:
+    in_workers = config.workers == "processes" and count > 1
+    numbers = [None if in_workers else i for i in range(count)]  # errors of a worker name its number
+    small = [lambda make=make, i=i: seen(make(), number=i) for make, i in zip(makers, numbers, strict=True)]
+    if in_workers:
         frames: VecEnv = ProcessVecEnv(small, close_grace_s=_CLOSE_GRACE_S)
     else:
         frames = DummyVecEnv(small)
@@ -125,7 +127,7 @@ def contract_of(encoder: FrozenEncoder | None) -> PixelContract:
 
 def as_seen(
     config: AgentConfig, contract: PixelContract, step_limit: int | None = None
-) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
+) -> Callable[..., gym.Env[Any, Any]]:
     """A function that wraps an environment: frames resized, all else as numbers, and the actions that SB3 sends."""
     how: dict[str, Any] = {"pixel_key": config.pixel_key, "latent_only": config.latent_only, "step_limit": step_limit}
     return partial(as_small_frames, contract=contract, flatten=config.flattened, for_sb3=True, **how)

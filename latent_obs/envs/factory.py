@@ -8,12 +8,14 @@ import difflib
 import importlib
 import os
 import signal
+import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, Unpack, cast, get_args
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -23,7 +25,7 @@ from gymnasium.wrappers import AddRenderObservation
 
 from latent_obs.actions import plain_actions
 from latent_obs.envs.border import OLD_API, own
-from latent_obs.envs.faults import LastRealFrame, RestartOnFault
+from latent_obs.envs.faults import CheckedEnv, Deadline, LastRealFrame, RestartOnFault
 from latent_obs.envs.old_gym import OldGymEnv, SeedByHand, ignores_seed, is_old_gym
 from latent_obs.envs.workers import ProcessVectorEnv
 from latent_obs.minerl.client import is_minerl as is_minerl_env
@@ -64,8 +66,10 @@ def make(
             Gymnasium's, "sb3-sync" or "sb3-async" one of Stable-Baselines3's.
         render: Observe the picture that the environment draws (CartPole's, say) in place of its own observation.
         **kwargs: The fields of `ObservationOptions` (`flatten` is True by default for MineRL) and, for Gymnasium's
-            vectors, `autoreset_mode`. All others are passed to `gymnasium.make`, such as ``frame_skip=4``, or
-            ``port=9000`` for a MineRL game that runs already: in a vector the other games have the ports after it.
+            vectors, `autoreset_mode`. `step_deadline_s` and `reset_deadline_s` are seconds after which an environment
+            that does not answer counts as lost (`Deadline`). All others are passed to `gymnasium.make`, such as
+            ``frame_skip=4``, or ``port=9000`` for a MineRL game that runs already: in a vector the other games have
+            the ports after it.
 
     Returns:
         A `LatentObservation`; or a vector in `VectorLatentObservation` or `VecLatentObservation`.
@@ -118,7 +122,7 @@ def wrap(env: Any, encoder: EncoderLike, **options: Unpack[OptionsDict]) -> Late
     options["flatten"] = flatten = isinstance(env.unwrapped, MineRLEnv) if flatten is None else flatten
     space = env.observation_space
     if is_nested(space) or (not options.get("latent_only") and (flatten or needs_features(space))):
-        env = FeatureObservation(env, pixel_key=options.get("pixel_key"), grouped=flatten)
+        env = FeatureObservation(CheckedEnv(env), pixel_key=options.get("pixel_key"), grouped=flatten)
     return LatentObservation(env, encoder, **options)
 
 
@@ -147,10 +151,10 @@ def _make_vector(
     how["latent_only"] = contract is not None and options.get("latent_only", False)
     how["for_sb3"] = vectorization.startswith("sb3")
 
-    def make_small_frames(make_one: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
+    def make_small_frames(make_one: Callable[[], gym.Env[Any, Any]], number: int | None) -> gym.Env[Any, Any]:
         env = make_one()
         try:
-            env = as_small_frames(env, contract, **how)
+            env = as_small_frames(env, contract, number=number, **how)
             if contract is not None:
                 env.get_wrapper_attr("reader").refuse_blur()  # the process that encodes sees resized frames only
             return env
@@ -163,7 +167,8 @@ def _make_vector(
     for number in range(num_envs):
         if number and numbered:
             kwargs = {**kwargs, "port": kwargs["port"] + 1}  # each game that runs already has a port of its own
-        makers.append(partial(make_small_frames, env_maker(env_id, **kwargs)))
+        here = number if vectorization in ("sync", "sb3-sync") else None  # errors of a worker name its number
+        makers.append(partial(make_small_frames, env_maker(env_id, **kwargs), here))
     if vectorization == "sync":
         venv: Any = SyncVectorEnv(makers, autoreset_mode=autoreset_mode)
     elif vectorization == "async":
@@ -198,7 +203,8 @@ def make_pixel_env(env_id: str | EnvSpec, *, render: bool = False, **kwargs: Any
     Args:
         env_id: Its id, or what is registered under it.
         render: Observe the picture that the environment draws in place of its own observation.
-        **kwargs: Arguments of `gymnasium.make`.
+        **kwargs: Arguments of `gymnasium.make`; `step_deadline_s` and `reset_deadline_s` are those of `Deadline`, or of
+            `make_minerl`.
 
     Raises:
         InputError: No environment of this name is registered, it does not take these arguments, it draws no picture
@@ -206,17 +212,21 @@ def make_pixel_env(env_id: str | EnvSpec, *, render: bool = False, **kwargs: Any
         MissingExtraError: ViZDoom or MineRL was asked for and is not installed.
     """
     spec = find_spec(env_id)
+    deadlines: dict[str, Any] = {}
+    if not is_minerl_id(spec):
+        deadlines = {key: kwargs.pop(key) for key in ("step_deadline_s", "reset_deadline_s") if key in kwargs}
     if render:
         kwargs = {"render_mode": "rgb_array", **kwargs}
     try:
         env = gym.make(spec, **kwargs)
     except LatentObsError:
         raise
-    except (gym.error.Error, ImportError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         if "gymnasium.Env" in str(error):  # "Gym is incompatible …", "The environment must inherit from …"
             raise InputError(f"env {spec.id} cannot be made by its id: {OLD_API}") from error
         raise InputError(f"{spec.id} could not be made with the arguments {kwargs}: {error}") from error
-    return _adapted(_with_picture(env, spec.id) if render else env)
+    env = _adapted(_with_picture(env, spec.id) if render else env)
+    return Deadline(env, **deadlines) if deadlines else env
 
 
 def find_spec(env_id: str | EnvSpec) -> EnvSpec:
@@ -249,12 +259,12 @@ def find_spec(env_id: str | EnvSpec) -> EnvSpec:
         raise InputError(f"env: module {module!r} of {env_id!r} cannot be imported ({error})") from error
 
 
-def is_minerl_id(env_id: str) -> bool:
+def is_minerl_id(env_id: str | EnvSpec) -> bool:
     """Whether an environment is one of MineRL's: by what is registered, or by its name where nothing is."""
     try:
         entry = find_spec(env_id).entry_point
     except LatentObsError:
-        return env_id.rpartition(":")[2].startswith("MineRL")
+        return str(env_id).rpartition(":")[2].startswith("MineRL")
     return entry is make_minerl or entry in ("latent_obs:make_minerl", f"{make_minerl.__module__}:make_minerl")
 
 
@@ -291,26 +301,62 @@ def _with_picture(env: gym.Env[Any, Any], name: str) -> gym.Env[Any, Any]:
         raise InputError(f"render: {name} draws no picture with render_mode='rgb_array' ({error})") from error
 
 
+# The engine of a process that was killed waits for half a minute, and what it shared stays for ever if it is killed.
+_END_OF_GAME = """
+read -r id
+read -r end_of_the_process
+for file in $(grep -ls -- "$id" /proc/[0-9]*/cmdline); do
+    game=${file#/proc/}
+    kill -9 "${game%/cmdline}"
+done
+rm -f "/dev/shm/ViZDoomMQCtr$id" "/dev/shm/ViZDoomMQDoom$id" "/dev/shm/ViZDoomSM$id"
+"""
+
+
 class _GameOfItsOwn(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Start the game's process, at the first reset, such that Ctrl-C in a terminal does not end it."""
+    """Start the game's process, at the first reset, such that Ctrl-C in a terminal does not end it.
+
+    A shell waits for the end of this process, or for `close`, and then clears away what is left of the game (on Linux).
+    """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
 
+    _clear: Callable[[], object] | None = None
+
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        if self.env.get_wrapper_attr("game").is_running():
+        game = self.env.get_wrapper_attr("game")
+        if game.is_running():
             return self.env.reset(**kwargs)
         # The engine dies if another one that starts at the same moment makes this folder first.
         with contextlib.suppress(OSError):
             Path("_vizdoom").mkdir(exist_ok=True)
-        if threading.current_thread() is not threading.main_thread():
-            return self.env.reset(**kwargs)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits what is ignored
+        if self._clear is not None:  # a game that has died
+            self._clear()
+        in_main = threading.current_thread() is threading.main_thread()
+        # A process inherits what is ignored.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
         try:
             return self.env.reset(**kwargs)
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+            if in_main:
+                signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+            if Path("/proc/self").exists():
+                words = ["/bin/sh", "-c", _END_OF_GAME]
+                how: Any = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL) | {"stdin": subprocess.PIPE}
+                watch = subprocess.Popen(words, start_new_session=True, bufsize=0, **how)
+                cast(Any, watch.stdin).write(f"{game.get_instance_id()}\n".encode())
+                # Closes its stdin, and waits for it; not at exit, before the game itself is closed.
+                self._clear = clear = weakref.finalize(self.unwrapped, watch.communicate)
+                clear.atexit = False
+
+    def close(self) -> None:
+        try:
+            self.env.close()
+        finally:
+            if self._clear is not None:
+                self._clear()
 
 
 def env_maker(env_id: str, **kwargs: Any) -> Callable[[], gym.Env[Any, Any]]:
@@ -323,8 +369,10 @@ def env_maker(env_id: str, **kwargs: Any) -> Callable[[], gym.Env[Any, Any]]:
 
 def _make_with_restarts(make_one: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
     env = make_one()
-    # MineRL's restart by themselves.
-    return env if has_layer(env, RestartOnFault) else RestartOnFault(env, remake=make_one, most_in_a_row=3)
+    if has_layer(env, RestartOnFault):  # MineRL's restart by themselves
+        return env
+    # Ten attempts take ten seconds: an environment that raises needs less time than the server of a game.
+    return RestartOnFault(env, remake=make_one, most_in_a_row=10, first_pause_s=0.02)
 
 
 def as_small_frames(
@@ -336,8 +384,9 @@ def as_small_frames(
     flatten: bool,
     for_sb3: bool = False,
     step_limit: int | None = None,
+    number: int | None = None,
 ) -> gym.Env[Any, Any]:
-    """Resize the frames of an environment for an encoder in another process.
+    """Resize the frames of an environment, checked by `CheckedEnv`, for an encoder in another process.
 
     Args:
         env: The environment.
@@ -347,12 +396,14 @@ def as_small_frames(
         flatten: The other entries will be joined to the latent, as one vector.
         for_sb3: Take the actions that Stable-Baselines3 sends (`plain_actions`).
         step_limit: Steps of an episode in an environment that has no `TimeLimit`.
+        number: Of the environment in a vector, for errors; None in a worker, whose errors have it.
 
     Raises:
         InputError: The environment has no pixels that the contract can read.
     """
     if step_limit is not None and not has_layer(env, gym.wrappers.TimeLimit):
         env = gym.wrappers.TimeLimit(env, step_limit)
+    env = CheckedEnv(env, number)
     if for_sb3:
         env = plain_actions(env)
     space = env.observation_space

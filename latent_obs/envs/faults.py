@@ -1,16 +1,20 @@
-"""`RestartOnFault`: an episode whose game is lost becomes a truncation, and the next one begins with a fresh game."""
+"""Wrappers for environments that fail: a lost or hung game costs its episode, and nonsense is an error."""
 
 import contextlib
 import copy
 import logging
+import math
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 
 from latent_obs.envs.border import own
+from latent_obs.pixels import brief
 from latent_obs.util.errors import GameFaultError, GameLostError, InputError, LatentObsError, check_count
 
 _log = logging.getLogger(__name__)
@@ -129,6 +133,180 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
 
 def _described(fault: Exception | None) -> str:
     return str(fault) if isinstance(fault, GameFaultError) else f"{type(fault).__name__}: {fault}"
+
+
+class Deadline(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Raise `GameFaultError` where a step or a reset takes too long: `RestartOnFault` counts a hung game as lost.
+
+    It interrupts Python code, sleeps and reads, in the main thread of a process on Linux and macOS; a call into a
+    library that never returns is not interrupted. An environment in a worker process is in the main thread of that.
+
+    Args:
+        env: The environment.
+        step_deadline_s: Seconds that a step, or `close`, may take; None for any time.
+        reset_deadline_s: Seconds that a reset may take.
+
+    Raises:
+        InputError: A deadline is not positive, or the system has no timer signals.
+    """
+
+    def __init__(
+        self, env: gym.Env[Any, Any], *, step_deadline_s: float | None = None, reset_deadline_s: float | None = None
+    ) -> None:
+        deadlines: dict[str, Any] = {"step_deadline_s": step_deadline_s, "reset_deadline_s": reset_deadline_s}
+        gym.utils.RecordConstructorArgs.__init__(self, **deadlines)
+        gym.Wrapper.__init__(self, env)
+        for name, seconds in deadlines.items():
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise InputError(f"{name} must be a positive number of seconds, got {seconds!r}")
+            if seconds is not None and not hasattr(signal, "setitimer"):
+                raise InputError(f"{name} needs the timer signals of Linux or macOS; leave it out")
+        self.step_deadline_s, self.reset_deadline_s = step_deadline_s, reset_deadline_s
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset, within `reset_deadline_s`."""
+        with _within("reset", self.reset_deadline_s):
+            return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step, within `step_deadline_s`."""
+        with _within("step", self.step_deadline_s):
+            return self.env.step(action)
+
+    def close(self) -> None:
+        """Close, within `step_deadline_s`."""
+        with _within("step", self.step_deadline_s):
+            self.env.close()
+
+
+@contextlib.contextmanager
+def _within(what: str, seconds: float | None) -> Iterator[None]:
+    if seconds is None:
+        yield
+        return
+
+    def ring(number: int, frame: object) -> None:
+        raise GameFaultError(f"it hung: no answer within {what}_deadline_s={seconds:g} seconds")
+
+    try:
+        before = signal.signal(signal.SIGALRM, ring)
+    except ValueError:
+        raise InputError(
+            f"{what}_deadline_s works in the main thread only, and this is another one; use vectorization='async'"
+        ) from None
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds, seconds)  # again and again, for code that catches the error
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # it may have rung in the line above
+        signal.signal(signal.SIGALRM, before)
+
+
+class CheckedEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Refuse rewards that are no finite numbers, and observations that are not what their space declares.
+
+    An `InputError` names the environment, the step of its episode, and what came. A number beyond its bounds, which a
+    network can take all the same, is logged, once.
+
+    Args:
+        env: The environment.
+        number: Its number in a vector; None where whoever catches the error adds that.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], number: int | None = None) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, number=number)
+        gym.Wrapper.__init__(self, env)
+        name = env.unwrapped.spec.id if env.unwrapped.spec is not None else type(env.unwrapped).__name__
+        self._name = name if number is None else f"environment {number}: {name}"
+        self._parts = list(_numeric_parts(env.observation_space))
+        self._steps = 0
+        self._is_logged = False
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset, and check the first observation."""
+        observation, info = self.env.reset(**kwargs)
+        self._steps = 0
+        self._check(observation)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step, and check the observation and the reward."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._steps += 1
+        check_reward(reward, self._where())
+        self._check(observation)
+        return observation, reward, terminated, truncated, info
+
+    def _where(self) -> str:
+        return f"{self._name}, step {self._steps} of its episode"
+
+    def _check(self, observation: Any) -> None:
+        for path, space, low, high in self._parts:
+            name = "observation" + "".join(f"[{key!r}]" for key in path)
+            value = observation
+            try:
+                for key in path:
+                    value = value[key]
+                array = np.asarray(value)
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"{self._where()}: {name} cannot be read ({type(error).__name__}: {error}); its space declares "
+                    f"{_declared(space)}. Correct the environment"
+                ) from error
+            kinds = "biuf" if np.dtype(space.dtype).kind == "f" else "biu"
+            fits = array.dtype == space.dtype if array.ndim > 1 else array.dtype.kind in kinds
+            if array.shape != space.shape or not fits:
+                found = f"is {array.dtype} of shape {array.shape}"
+            elif low is None or (inside := (low <= array) & (array <= high)).all():
+                continue
+            else:
+                worst = array[~inside].flat[0]
+                found = f"holds {worst}"
+                if isinstance(space, spaces.Box) and np.isfinite(worst):
+                    if not self._is_logged:
+                        _log.warning("%s: %s %s, beyond its bounds: %s", self._where(), name, found, _declared(space))
+                    self._is_logged = True
+                    continue
+            raise InputError(
+                f"{self._where()}: {name} {found}, and its space declares {_declared(space)}. Correct the environment, "
+                "or its observation_space"
+            )
+
+
+def _declared(space: spaces.Space[Any]) -> str:
+    text = " ".join(str(space).split())
+    return text if len(text) < 100 else brief(space)
+
+
+def check_reward(reward: Any, where: str) -> None:
+    """Check that a reward is one finite number; an `InputError` says `where` it came from."""
+    try:
+        is_number = np.ndim(reward) == 0 and math.isfinite(reward)
+    except (TypeError, ValueError):
+        is_number = False
+    if not is_number:
+        raise InputError(f"{where}: the reward is {reward!r}, expected one finite number. Correct the environment")
+
+
+def _numeric_parts(
+    space: spaces.Space[Any], path: tuple[Any, ...] = ()
+) -> Iterator[tuple[tuple[Any, ...], Any, Any, Any]]:
+    """The parts of a space that are arrays of numbers: (keys, space, low, high), without bounds for any byte."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        for key, inner in space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
+            yield from _numeric_parts(inner, (*path, key))
+    elif isinstance(space, spaces.Box):
+        any_byte = space.dtype == np.uint8 and (space.low == 0).all() and (space.high == 255).all()
+        yield path, space, *((None, None) if any_byte else (space.low, space.high))
+    elif isinstance(space, spaces.Discrete):
+        yield path, space, space.start, space.start + space.n - 1
+    elif isinstance(space, spaces.MultiDiscrete):
+        yield path, space, space.start, space.start + space.nvec - 1
+    elif isinstance(space, spaces.MultiBinary):
+        yield path, space, 0, 1
 
 
 class LastRealFrame(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):

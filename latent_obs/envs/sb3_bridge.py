@@ -3,6 +3,7 @@
 Needs stable-baselines3 (`latent-obs[agents]`).
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
@@ -17,7 +18,7 @@ from gymnasium.wrappers.vector import NormalizeReward, RecordEpisodeStatistics
 from numpy.typing import NDArray
 
 from latent_obs.envs.border import own_envs_of
-from latent_obs.envs.workers import ProcessVectorEnv
+from latent_obs.envs.workers import ProcessVectorEnv, WorkerError, worker_losses
 from latent_obs.util.errors import InputError, require
 from latent_obs.wrappers.vector import VectorLatentObservation
 
@@ -84,9 +85,11 @@ class GymnasiumVecEnv(VecEnv):
         if self._actions is not None:
             self._actions = None
             if self._concurrent:
-                self._base.step_wait()
+                with worker_losses(self.vector_env):
+                    self._base.step_wait()
         seed = None if self._seeds[0] is None else int(self._seeds[0])
-        observation, infos = self.vector_env.reset(seed=seed, options=self._options[0] or None)
+        with worker_losses(self.vector_env):
+            observation, infos = self.vector_env.reset(seed=seed, options=self._options[0] or None)
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = self._infos(infos)
@@ -101,14 +104,16 @@ class GymnasiumVecEnv(VecEnv):
         except (TypeError, ValueError) as error:
             raise InputError(f"actions should be {dtype} of shape {shape}, got {actions}: {error}") from None
         if self._concurrent:
-            self._base.step_async(self._actions)
+            with worker_losses(self.vector_env):
+                self._base.step_async(self._actions)
 
     def step_wait(self) -> VecEnvStepReturn:
         """End the step: observations, float32 rewards (num_envs,), bool dones (num_envs,), and a dict for each."""
         actions, self._actions = self._actions, None
         if actions is None:
             raise InputError("step_wait() ends a step, and none has begun; call step_async(actions) before it")
-        step = self._base.step_wait() if self._concurrent else self.vector_env.step(actions)
+        with worker_losses(self.vector_env):
+            step = self._base.step_wait() if self._concurrent else self.vector_env.step(actions)
         observation, (rewards, terminated, truncated) = self._own(step[0]), map(np.asarray, step[1:4])
         infos = self._infos(step[4])
         dones = np.logical_or(terminated, truncated)
@@ -157,7 +162,8 @@ class GymnasiumVecEnv(VecEnv):
 
     def close(self) -> None:
         """Close the environments."""
-        self.vector_env.close()
+        with contextlib.suppress(WorkerError), worker_losses(self.vector_env):
+            self.vector_env.close()
 
     def get_images(self) -> Sequence[NDArray[Any] | None]:
         """A picture of each environment, (H, W, 3) uint8, where the render mode is "rgb_array"; else None."""

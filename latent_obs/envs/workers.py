@@ -4,6 +4,7 @@ Worker processes import this module, so it imports neither torch nor Stable-Base
 """
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -11,17 +12,20 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import _async_worker  # pyright: ignore[reportPrivateUsage]
+from gymnasium.vector.utils import CloudpickleWrapper
 
 from latent_obs.envs.border import own
 from latent_obs.util import errors
@@ -46,8 +50,9 @@ class ProcessVectorEnv(AsyncVectorEnv):
     worker that dies (killed when memory runs out, or by a crash of the game's engine) raises `WorkerError`. After any
     error all workers are ended, and the vector can no longer be used.
 
-    Workers import what their environments need, but not the script that started them. They ignore Ctrl-C, which
-    reaches every process of a terminal: the parent decides when they stop. Each closes its environment and ends when
+    Workers import what their environments need, but not the script that started them; they know every environment that
+    this process has registered. They ignore Ctrl-C, which reaches every process of a terminal: the parent decides when
+    they stop. Each closes its environment and ends when
     the vector is closed or garbage-collected, when the parent leaves without closing it, and when the parent is killed.
 
     Args:
@@ -80,7 +85,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
                     env_fns,
                     context=start_method or default_start_method(),
                     daemon=False,  # a daemonic process may not start processes
-                    worker=partial(_work, close_grace_s),
+                    worker=partial(_work, close_grace_s, _registered_here()),
                     autoreset_mode=autoreset_mode,
                 )
         except BaseException:
@@ -89,7 +94,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
 
     def _check_spaces(self) -> None:
         """Watch the workers, which have all been started, before the first call."""
-        self._workers = _Workers(self.parent_pipes, self.processes, self.close_grace_s, self.error_queue)
+        self._workers = _Workers(self.parent_pipes, self.processes, self.close_grace_s)
         # At exit, multiprocessing waits for processes that are not daemonic for ever, but runs its finalizers first.
         self._workers.stop = Finalize(self, self._workers.stop, exitpriority=10)
         pipes: list[Any] = [_Pipe(index, pipe, self._workers) for index, pipe in enumerate(self.parent_pipes)]
@@ -109,10 +114,8 @@ class ProcessVectorEnv(AsyncVectorEnv):
 class _Workers:
     """The worker processes of a vector, to which it must not refer, or it would never be garbage-collected."""
 
-    def __init__(
-        self, pipes: Sequence[Any], processes: Sequence[BaseProcess], grace: float, failures: Any = None
-    ) -> None:
-        self.pipes, self.processes, self.grace, self.failures = pipes, processes, grace, failures
+    def __init__(self, pipes: Sequence[Any], processes: Sequence[BaseProcess], grace: float) -> None:
+        self.pipes, self.processes, self.grace = pipes, processes, grace
         self.why_ended = ""
         self.stop: Callable[[], object] = self._stop
 
@@ -137,9 +140,8 @@ class _Workers:
             how += f" ({signal.Signals(-code).name})"
         return self.end(f"worker {index} (pid {process.pid}) {how}")
 
-    def failed(self) -> Exception:
-        """The error that an environment raised; perhaps that of another one in the same step."""
-        index, kind, message, trace = self.failures.get(timeout=10)
+    def failed(self, index: int, kind: type[Exception], message: str, trace: str) -> Exception:
+        """The error that an environment raised."""
         raised = f"environment {index} raised {kind.__name__}: {message}"
         self.end(raised)
         try:
@@ -172,6 +174,25 @@ class _Workers:
                         os.killpg(process.pid, signal.SIGKILL)  # the games that it has left
 
 
+@contextlib.contextmanager
+def worker_losses(vector: Any) -> Iterator[None]:
+    """Raise `WorkerError`, with all workers ended, where a worker of Gymnasium's or Stable-Baselines3's has died.
+
+    Their vectors raise an EOFError without a text, and wait for ever in `close`.
+    """
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        base = vector.unwrapped
+        processes = getattr(base, "processes", ())
+        if not processes:
+            raise
+        ended = wait([process.sentinel for process in processes], 5.0)
+        index = next((i for i, process in enumerate(processes) if process.sentinel in ended), 0)
+        base.closed = True  # nobody is left to be closed
+        raise _Workers((), processes, 0.5).died(index) from error
+
+
 def _join(processes: Sequence[BaseProcess], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     for process in processes:
@@ -202,7 +223,7 @@ class _Pipe:
             self.workers.end("it was interrupted while it waited for its workers")
             raise
         if not succeeded:
-            raise self.workers.failed()
+            raise self.workers.failed(self.index, *answer)
         return answer, True
 
     def __getattr__(self, name: str) -> Any:
@@ -210,7 +231,15 @@ class _Pipe:
 
 
 def _work(
-    grace: float, index: int, env_fn: Callable[[], Any], pipe: Connection, parent_pipe: Connection, *rest: Any
+    grace: float,
+    registered: dict[str, bytes | str],
+    index: int,
+    env_fn: Callable[[], Any],
+    pipe: Connection,
+    parent_pipe: Connection,
+    shared_memory: Any,
+    _: Any,
+    *modes: Any,
 ) -> None:
     """Serve one environment until the parent closes its end of the pipe, or is gone; the main function of a worker."""
 
@@ -224,27 +253,63 @@ def _work(
         os.setpgid(0, 0)  # so that the games of a worker that is killed can be found, and ended
         os.set_inheritable(pipe.fileno(), False)
     threading.Thread(target=_end_with_parent, args=(grace,), daemon=True).start()
-    shared_memory, error_queue, *modes = rest
 
-    def put(failure: tuple[int, type[BaseException], BaseException, str]) -> None:
-        """Queue a failure as the nearest class that the parent can unpickle and raise."""
+    def send_failure(failure: tuple[int, type[BaseException], BaseException, str]) -> None:
+        """Send a failure as the nearest class that the parent can unpickle and raise."""
         _, kind, error, trace = failure
         known = ("builtins", "gymnasium.error", errors.__name__)
-        error_queue.put((index, next(cls for cls in kind.__mro__ if cls.__module__ in known), str(error), trace))
+        pipe.send(((next(cls for cls in kind.__mro__ if cls.__module__ in known), str(error), trace), False))
 
-    failures: Any = SimpleNamespace(put=put)
+    failures: Any = SimpleNamespace(put=send_failure)  # in place of a queue, whose answers a killed worker may not send
     try:
-        env = own(env_fn())
-    except Exception as error:
-        put((index, type(error), error, traceback.format_exc()))
-        pipe.send((None, False))
-        return
-    try:
+        try:
+            _register(registered)
+            env = own(env_fn())
+        except Exception as error:
+            send_failure((index, type(error), error, traceback.format_exc()))
+            return
         _async_worker(index, lambda: env, pipe, parent_pipe, shared_memory, failures, *modes)  # pyright: ignore
     except ConnectionError:
         pass  # the parent has closed its end
     except Exception as error:  # the parent no longer listens
         print(f"environment {index}: close() raised {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _registered_here() -> dict[str, bytes | str]:
+    """All environments that are registered in this process: by cloudpickle, or why that failed.
+
+    A worker does not run the script, or the cell of a notebook, that registered them.
+    """
+    registered: dict[str, bytes | str] = {}
+    for name, spec in gym.registry.items():
+        entry = spec.entry_point
+        try:
+            if isinstance(entry, str) and entry.startswith("__main__:"):  # which is another module in a worker
+                spec = dataclasses.replace(spec, entry_point=load_env_creator(entry))
+            registered[name] = CloudpickleWrapper(cast(Any, spec)).__getstate__()
+        except Exception as error:
+            registered[name] = f"{type(error).__name__}: {error}"
+    return registered
+
+
+def _register(registered: dict[str, bytes | str]) -> None:
+    """Register what `_registered_here` found; one that cannot be read says so when it is made."""
+    warnings.filterwarnings("ignore", ".*Overriding environment")  # a package that is imported later registers its own
+    received: Any = CloudpickleWrapper(cast(Any, None))
+    for name, sent in registered.items():
+        try:
+            received.__setstate__(sent)
+            gym.registry[name] = received.fn
+        except Exception as error:
+            why = sent if isinstance(sent, str) else f"{type(error).__name__}: {error}"
+            gym.registry.setdefault(name, EnvSpec(name, entry_point=partial(_not_sent, name, why)))
+
+
+def _not_sent(name: str, why: str, **_: Any) -> Any:
+    raise errors.InputError(
+        f"environment {name!r} cannot be sent to a worker process ({why}). Register it in a module that its package "
+        "imports, or keep it in this process: vectorization='sync', or train-agent --workers serial"
+    )
 
 
 def _end_with_parent(grace: float) -> None:

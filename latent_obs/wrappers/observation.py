@@ -17,6 +17,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from latent_obs.envs.border import own
+from latent_obs.envs.faults import check_reward
 from latent_obs.pixels import Frames, Layout, PixelContract, brief, find_pixel_key, is_nested
 from latent_obs.util.errors import InputError, check_count
 from latent_obs.wrappers.features import Slot, lay_out
@@ -234,6 +235,7 @@ class ObservationEncoder:
 
         count = num_envs or 1
         self._past = {key: np.zeros((count, options.history, size), np.float32) for key, size in self._sizes.items()}
+        self._steps = 0
         self._starts: NDArray[np.bool_] = np.ones(count, bool)  # whose next observation is the first of an episode
         self._doubts = {_OVERWRITTEN: 0, _BLACK: 0}  # how often what a warning is about was seen, in a row
         if num_envs is not None:
@@ -245,6 +247,13 @@ class ObservationEncoder:
         """How many numbers are latents, history included: by entry of a Dict, or under None the first of a vector."""
         sizes = {self._latent_name(key): size * self.options.history for key, size in self._sizes.items()}
         return {None: sum(sizes.values())} if self._is_vector else {**sizes}
+
+    def check_rewards(self, rewards: Any) -> None:
+        """Check the rewards of a step (num_envs,); an `InputError` names the environment and the step."""
+        self._steps += 1
+        if not np.isfinite(rewards).all():
+            for i, reward in enumerate(rewards):
+                check_reward(reward, f"environment {i}, step {self._steps} of this vector")
 
     def restart(self, which: NDArray[np.bool_] | None = None) -> None:
         """Begin episodes: the next observations of these environments (None: of all) are the first ones."""

@@ -3,10 +3,12 @@
 Needs stable-baselines3 (`latent-obs[agents]`).
 """
 
+import contextlib
 import inspect
 from typing import Any, Unpack
 
 from latent_obs.envs.border import own_envs_of
+from latent_obs.envs.workers import WorkerError, worker_losses
 from latent_obs.util.errors import InputError, require
 from latent_obs.wrappers.observation import EncoderLike, ObservationEncoder, ObservationOptions, OptionsDict
 
@@ -54,17 +56,31 @@ class VecLatentObservation(VecEnvWrapper):
     def reset(self) -> VecEnvObs:
         """Reset all, and encode their first frames."""
         self.observation_encoder.restart()
-        return self.observation_encoder(self.venv.reset())[0]
+        with worker_losses(self.venv):
+            observation = self.venv.reset()
+        return self.observation_encoder(observation)[0]
+
+    def step_async(self, actions: Any) -> None:
+        """Begin a step."""
+        with worker_losses(self.venv):
+            self.venv.step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for the step, and encode current and terminal frames in one batch."""
-        observation, rewards, dones, infos = self.venv.step_wait()
+        with worker_losses(self.venv):
+            observation, rewards, dones, infos = self.venv.step_wait()
+        self.observation_encoder.check_rewards(rewards)
         finals = {i: info["terminal_observation"] for i, info in enumerate(infos) if "terminal_observation" in info}
         self.observation_encoder.restart(dones)
         observation, finals = self.observation_encoder(observation, finals)
         for i, last in finals.items():
             infos[i]["terminal_observation"] = last
         return observation, rewards, dones, infos
+
+    def close(self) -> None:
+        """Close the environments; of workers that have died by themselves, none is left."""
+        with contextlib.suppress(WorkerError), worker_losses(self.venv):
+            self.venv.close()
 
     def __getstate__(self) -> dict[str, Any]:
         # What SB3 looks its own class up in cannot be pickled, and is made anew.

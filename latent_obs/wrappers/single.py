@@ -5,6 +5,7 @@ from typing import Any, Unpack
 import gymnasium as gym
 
 from latent_obs.envs.border import own
+from latent_obs.envs.faults import CheckedEnv
 from latent_obs.wrappers.observation import EncoderLike, ObservationEncoder, ObservationOptions, OptionsDict
 
 
@@ -36,7 +37,7 @@ class LatentObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordC
 
     def __init__(self, env: gym.Env[Any, Any], encoder: EncoderLike, **options: Unpack[OptionsDict]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, encoder=encoder, **options, _disable_deepcopy=True)
-        gym.ObservationWrapper.__init__(self, own(env))
+        gym.ObservationWrapper.__init__(self, CheckedEnv(own(env)))
         self.observation_encoder = ObservationEncoder(
             env.observation_space,
             encoder,

@@ -1,5 +1,6 @@
 """Latents for Gymnasium's vector environments: one forward pass per step for all of them, in each autoreset mode."""
 
+import contextlib
 from copy import deepcopy
 from typing import Any, Unpack, cast
 
@@ -10,6 +11,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from latent_obs.envs.border import own_envs_of
+from latent_obs.envs.workers import WorkerError, worker_losses
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.observation import EncoderLike, ObservationEncoder, ObservationOptions, OptionsDict
 
@@ -74,7 +76,8 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
             options: Passed on; "reset_mask", bool (num_envs,), says which environments to reset.
         """
         # Gymnasium's vector environments take the mask out of the dict that they are given.
-        observation, infos = self.env.reset(seed=seed, options=None if options is None else dict(options))
+        with worker_losses(self.env):
+            observation, infos = self.env.reset(seed=seed, options=None if options is None else dict(options))
         mask = options.get("reset_mask") if options else None
         mask = None if mask is None else np.asarray(mask, bool)
         self._ended &= False if mask is None else ~mask
@@ -83,7 +86,9 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step all, and encode current and last observations in one batch."""
-        observation, rewards, terminations, truncations, infos = self.env.step(actions)
+        with worker_losses(self.env):
+            observation, rewards, terminations, truncations, infos = self.env.step(actions)
+        self.observation_encoder.check_rewards(rewards)
         ended = np.logical_or(terminations, truncations)
         finals: dict[int, Any] = {}
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
@@ -99,6 +104,11 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
                 last[i] = _own(final)
             infos = {**infos, "final_obs": last}
         return _own(observation), rewards, terminations, truncations, infos
+
+    def close(self, **kwargs: Any) -> None:
+        """Close the environments; of workers that have died by themselves, none is left."""
+        with contextlib.suppress(WorkerError), worker_losses(self.env):
+            self.env.close(**kwargs)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of each environment, or get an attribute."""

@@ -20,6 +20,7 @@ from agents import read_evaluations, train_agent
 from agents.store import load_agent
 from latent_obs.actions import Centroids
 from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.util.errors import GameLostError
 from latent_obs_cli import verbs
 from latent_obs_cli.compare import CompareConfig
 from latent_obs_cli.main import VERBS, main, usage
@@ -472,3 +473,20 @@ def test_centroids_of_demonstrated_actions(call: Call, tmp_path: Path):
     assert code == 0
     assert "5 centroids of 400 actions" in out
     assert {tuple(vector) for vector in Centroids.load(file).vectors} == {tuple(center) for center in centers}
+
+
+def test_a_game_that_is_lost_for_good_shows_where_it_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def lost(*_: Any) -> None:
+        try:
+            raise RuntimeError("the engine is gone")
+        except RuntimeError as error:
+            raise GameLostError("the game was lost 10 times in a row") from error
+
+    monkeypatch.setattr("latent_obs_cli.main._run", lost)
+    assert main(["train-agent"]) == 2
+    *trace, last = capsys.readouterr().err.splitlines()
+    assert trace[-1] == "RuntimeError: the engine is gone"
+    assert any("in lost" in line for line in trace)
+    assert "10 times" in last

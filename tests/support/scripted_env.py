@@ -8,7 +8,7 @@ import sys
 import time
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +17,7 @@ from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from latent_obs.util.errors import GameLostError, InputError
+from tests.support.tiny import PixelEnv
 
 Act = IntEnum("Act", "VALUE OWN ATTRIBUTES KILLED GONE SLOW HANG HANG_HARD STRANGE")
 GO = 0
@@ -152,15 +153,62 @@ def limited(folder: Path, number: int) -> gym.Env[Any, Any]:
 
 
 class Faulty(Scripted):
-    """Raises in the tenth step of each object, so that only another one goes on."""
+    """Fails in the tenth step of each object, so that only another one goes on.
 
-    calls = 0
+    Args:
+        folder: Where a file says that one has failed.
+        size: Side of the picture.
+        fails: How, "raise" or "hang": the first ones, and those made after a failure.
+    """
+
+    def __init__(self, folder: Path, size: int = 8, fails: tuple[str, str] = ("raise", "hang")) -> None:
+        super().__init__(folder, size=size)
+        self.how, self.calls = fails[(self.folder / "failed").exists()], 0
 
     def step(self, action: Any) -> Any:
         self.calls += 1
         if self.calls == 10:
-            raise RuntimeError("the engine is gone")
-        return super().step(GO)
+            (self.folder / "failed").touch()
+            if self.how == "raise":
+                raise RuntimeError("the engine is gone")
+            time.sleep(600)
+        observation, reward, *_ = super().step(GO)
+        return observation, reward, False, False, {}
+
+
+class Wrong(PixelEnv):
+    """Gives something that nobody can learn from in the third step, if the action is 1."""
+
+    def __init__(self, wrong: str) -> None:
+        super().__init__("dict")
+        self.wrong = wrong
+        entries = cast(Any, self.observation_space).spaces
+        self.observation_space = spaces.Dict({**entries, "choice": spaces.Discrete(3)})
+
+    def observe(self, episode: int, step: int) -> Any:
+        return {**super().observe(episode, step), "choice": 1}
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        if self.steps >= 3 and action == 1:
+            match self.wrong:
+                case "reward":
+                    reward = float("nan")
+                case "rewards":
+                    reward = np.ones(1)
+                case "shape":
+                    observation["pov"] = observation["pov"][:-1]
+                case "dtype":
+                    observation["pov"] = observation["pov"] / 255
+                case "nan":
+                    observation["compass"] = np.full(2, np.nan, np.float32)
+                case "far":
+                    observation["compass"] = np.full(2, 7, np.float32)
+                case "missing":
+                    del observation["compass"]
+                case "choice":
+                    observation["choice"] = 3
+        return observation, reward, *rest
 
 
 gym.register("Scripted-v0", entry_point=f"{__name__}:Scripted", disable_env_checker=True)

@@ -26,6 +26,7 @@ from gymnasium import spaces
 
 from latent_obs.encoder.folder import package_versions
 from latent_obs.envs.factory import find_spec, make_pixel_env
+from latent_obs.envs.faults import check_reward
 from latent_obs.pixels import PixelContract, brief, find_pixel_key, part_at, parts_of, way_out
 from latent_obs.util.atomic import GracefulStop, own_folder, write_json
 from latent_obs.util.device import torch_threads
@@ -292,6 +293,7 @@ class _Recorder:
         while writer.frames < wanted and not self.stop.requested:
             action = self.policy(observation)
             observation, reward, terminated, truncated, info = self.env.step(action)
+            check_reward(reward, f"{self.config.env}, the step after frame {writer.frames - 1} of its file")
             rows.end_step(action, reward, terminated=terminated, truncated=truncated)
             before, pixels = pixels, self._pixels(observation)
             over = terminated or truncated

@@ -1,5 +1,6 @@
 """`make` and `env_maker`: environments by name, here or in processes, as Gymnasium or Stable-Baselines3 takes them."""
 
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,9 @@ from gymnasium.wrappers import AddRenderObservation
 import latent_obs
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.envs.factory import Vectorization, env_maker, has_layer, make_pixel_env
-from latent_obs.envs.faults import LastRealFrame, RestartOnFault
-from latent_obs.util.errors import InputError
+from latent_obs.envs.faults import CheckedEnv, LastRealFrame, RestartOnFault
+from latent_obs.envs.sb3_bridge import infos_by_environment
+from latent_obs.util.errors import GameLostError, InputError
 from latent_obs.wrappers.features import FeatureObservation
 from latent_obs.wrappers.single import LatentObservation
 from latent_obs.wrappers.vector import VectorLatentObservation
@@ -25,10 +27,11 @@ from vae_training.recording.recorder import RecordConfig, record
 
 #: Registered here and not in the workers, to which the registration is sent.
 ENV, SMALL, BROKEN = "FactoryTests/Pixels-v0", "FactoryTests/Tiny-v0", "FactoryTests/Broken-v0"
-ODD = "Stranger/Odd-v0"
+ODD, WRONG = "Stranger/Odd-v0", "FactoryTests/Wrong-v0"
 
 gym.register(ENV, entry_point="tests.support.tiny:limited", kwargs={"kind": "dict", "limit": 3})
 gym.register(SMALL, entry_point="tests.support.tiny:PixelEnv", kwargs={"size": (9, 9)})
+gym.register(WRONG, entry_point="tests.support.scripted_env:Wrong", disable_env_checker=True)
 gym.register(BROKEN, entry_point="tests.support.scripted_env:Faulty", disable_env_checker=True)
 
 
@@ -170,19 +173,86 @@ def test_an_environment_without_pixels_shows_what_it_draws(encoder: FrozenEncode
 
 
 @pytest.mark.integration
-def test_an_environment_that_raises_costs_its_episode(encoder: FrozenEncoder, tmp_path: Any):
-    size = {"folder": tmp_path, "size": 16}
-    venv = latent_obs.make(BROKEN, encoder, num_envs=2, vectorization="sb3-async", latent_only=True, **size)
+@pytest.mark.parametrize("vectorization", get_args(Vectorization))
+def test_an_environment_that_raises_or_hangs_costs_its_episode(
+    encoder: FrozenEncoder, tmp_path: Path, vectorization: Any
+):
+    arguments = {"folder": tmp_path, "size": 16, "latent_only": True, "step_deadline_s": 0.5}
+    venv = latent_obs.make(BROKEN, encoder, num_envs=2, vectorization=vectorization, **arguments)
     try:
         venv.reset()
         faults: list[Any] = []
-        for _ in range(12):
-            infos = venv.step(np.zeros(2, int))[3]
+        for _ in range(22):
+            infos = venv.step(np.zeros(2, int))[-1]
+            if not vectorization.startswith("sb3"):
+                infos = infos_by_environment(infos.get("final_info", {}), 2)
             faults.append([info.get("fault") for info in infos])
         assert faults[9] == ["RuntimeError: the engine is gone"] * 2
-        assert not any(faults[8] + faults[10] + faults[11])
+        assert all("step_deadline_s" in fault for fault in faults[19])
+        assert not any(fault for i, both in enumerate(faults) for fault in both if i not in (9, 19))
     finally:
         venv.close()
+
+
+def test_ten_faults_in_a_row_are_the_end_with_the_last_ones_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    env = env_maker(BROKEN, folder=tmp_path, fails=("raise", "raise"))()
+    with pytest.raises(GameLostError) as caught:  # noqa: PT012
+        for faults in range(99):
+            assert env.reset()[1]["faults"] == faults
+            while "fault" not in env.step(0)[-1]:
+                pass
+    assert faults == 10
+    assert sum(pauses) < 15
+    assert "in step" in "".join(traceback.format_exception(caught.value))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("wrong", "vectorization"),
+    [(wrong, None) for wrong in ("reward", "rewards", "shape", "dtype", "nan", "missing", "choice")]
+    + [(wrong, way) for wrong in ("rewards", "shape") for way in get_args(Vectorization)],
+)
+def test_what_no_agent_can_learn_from_is_named(encoder: FrozenEncoder, wrong: str, vectorization: Any):
+    number = None if vectorization is None else 1
+    arguments = {"num_envs": None if number is None else 2, "vectorization": vectorization or "sync"}
+    env = latent_obs.make(WRONG, encoder, flatten=True, wrong=wrong, **arguments)
+    try:
+        env.reset()
+        step = [0, 1] if number else 1
+        with pytest.raises(InputError) as caught:  # noqa: PT012
+            for _ in range(9):
+                env.step(step)
+        for named in (
+            "environment 1" if number else "",
+            WRONG,
+            "step 3",
+            "reward" if "reward" in wrong else "observation",
+        ):
+            assert named in str(caught.value)
+    finally:
+        env.close()
+
+
+def test_the_rewards_of_ones_own_vector_are_checked_as_well(encoder: FrozenEncoder):
+    venv = gym.make_vec(WRONG, 2, vectorization_mode="sync", wrong="reward")
+    env = latent_obs.VectorLatentObservation(venv, encoder)
+    env.reset()
+    env.step([1, 0])
+    env.step([1, 0])
+    with pytest.raises(InputError, match=r"environment 0, step 3 .*nan"):
+        env.step([1, 0])
+
+
+def test_a_number_beyond_its_bounds_is_logged_once(caplog: pytest.LogCaptureFixture):
+    env = CheckedEnv(gym.make(WRONG, wrong="far"))
+    env.reset()
+    for _ in range(5):
+        env.step(1)
+    [message] = caplog.messages
+    assert all(named in message for named in (WRONG, "step 3", "compass", "7.0"))
 
 
 def test_a_maker_makes_environments_that_are_made_anew():

@@ -1,11 +1,18 @@
-"""RestartOnFault and LastRealFrame, around environments that fail as their script says."""
+"""RestartOnFault, Deadline and LastRealFrame, around environments that fail as their script says."""
 
+import contextlib
 import logging
+import signal
+import subprocess
+import sys
+import time
 from collections import deque
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 from gymnasium import spaces
 from hypothesis import example, given, settings
@@ -13,7 +20,7 @@ from hypothesis import strategies as st
 
 import latent_obs
 from latent_obs.envs import faults
-from latent_obs.envs.faults import LastRealFrame, RestartOnFault
+from latent_obs.envs.faults import Deadline, LastRealFrame, RestartOnFault
 from latent_obs.util.errors import GameFaultError, GameLostError, InputError
 from tests.support.tiny import PixelEnv, PixelKind, picture
 
@@ -309,3 +316,65 @@ def test_the_last_frame_of_a_real_vizdoom_is_real_and_its_time_out_a_truncation(
         np.testing.assert_array_equal(screen, before)
     finally:
         env.close()
+
+
+ENGINE = """
+import os, sys, latent_obs
+env = latent_obs.make_pixel_env("VizdoomBasic-v1")
+env.reset()
+print(env.get_wrapper_attr("game").get_instance_id(), flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs Linux's list of shared memory")
+@pytest.mark.parametrize("end", ["parent", "engine", "close"])
+def test_a_game_and_its_memory_do_not_outlive_their_process(tmp_path: Path, end: str):
+    pytest.importorskip("vizdoom")
+    code = ENGINE + ("env.close()\nprint('closed', flush=True)\nsys.stdin.readline()" if end == "close" else "")
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, **pipes)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        name = process.stdout.readline().strip()
+        children = psutil.Process(process.pid).children()
+        assert len(list(Path("/dev/shm").glob(f"ViZDoom*{name}"))) == 3
+        if end == "close":
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "closed\n"
+        if end == "engine":
+            next(child for child in children if "vizdoom" in child.name()).kill()
+        if end != "close":
+            process.kill()
+        deadline = time.monotonic() + 60
+        while (
+            left := [c for c in children if c.is_running() and c.status() != "zombie"]
+        ) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not left
+        assert not list(Path("/dev/shm").glob(f"ViZDoom*{name}"))
+        process.kill()
+
+
+def test_deadlines_are_checked_and_end_code_that_catches_everything():
+    for name in ("step_deadline_s", "reset_deadline_s"):
+        for seconds in (0, -1, float("nan")):
+            with pytest.raises(InputError, match=name):
+                Deadline(PixelEnv(), **{name: seconds})
+
+    class Stubborn(PixelEnv):
+        def reset(self, **kwargs: Any) -> Any:
+            while True:
+                with contextlib.suppress(GameFaultError):
+                    time.sleep(600)
+                    break
+                time.sleep(600)
+
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(GameFaultError, match="reset_deadline_s"):
+        Deadline(Stubborn(), reset_deadline_s=0.1).reset()
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0

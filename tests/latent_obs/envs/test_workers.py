@@ -9,22 +9,28 @@ import subprocess
 import sys
 import threading
 import time
+import types
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.wrappers import TimeLimit
 
 pytest.importorskip("stable_baselines3")
 
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
-from latent_obs.envs.sb3_bridge import ProcessVecEnv
+import latent_obs
+from latent_obs.envs.sb3_bridge import GymnasiumVecEnv, ProcessVecEnv
 from latent_obs.envs.workers import WorkerError, default_start_method
 from latent_obs.util.errors import GameLostError, InputError
 from tests.support import ROOT
@@ -339,6 +345,7 @@ def test_workers_of_a_parent_that_is_killed_close_and_end(tmp_path: Path, method
 
 
 PLAIN_SCRIPT = """
+print("the script runs")
 import sys, users_library, torch, gymnasium as gym
 import numpy as np
 from latent_obs import Architecture, FrozenEncoder, ProcessVecEnv, make
@@ -352,26 +359,39 @@ class Mine(gym.Env):
         return [module in sys.modules for module in ("users_library", "torch")]
 
 gym.register("Mine-v0", entry_point=Mine)
+gym.register("ByName-v0", entry_point="__main__:Mine")
 
 def main():
-    venv = ProcessVecEnv([Mine] * 2)
-    print(venv.env_method("imported"))
-    venv.close()
+    class Local(Mine):
+        pass
+
+    gym.register("Local-v0", entry_point=Local)
+    gym.register("Inner-v0", entry_point=lambda: gym.make("Local-v0"))
     encoder = FrozenEncoder.random(Architecture((16, 16, 3), 4, widths=(4, 8), strides=(2, 2)), device="cpu")
-    venv = make("Mine-v0", encoder, num_envs=2, vectorization="sb3-async")
-    print(venv.env_method("imported"), venv.reset().shape)
-    venv.close()
+    makers = [lambda: gym.make("Mine-v0"), lambda: gym.make("Inner-v0")]
+    vectors = [ProcessVecEnv([Mine] * 2), ProcessVecEnv(makers)]
+    for name, kind in (("ByName-v0", "async"), ("Local-v0", "sb3-async")):
+        vectors.append(make(name, encoder, num_envs=2, vectorization=kind))
+    for venv in vectors:
+        venv.reset()
+        print((venv.env_method if hasattr(venv, "env_method") else venv.call)("imported"))
+        venv.close()
 
 main()
 """
 
 
-def test_scripts_start_workers_that_do_not_import_them(tmp_path: Path):
+@pytest.mark.parametrize("way", ["file", "command", "notebook"])
+def test_scripts_start_workers_that_do_not_import_them_but_know_their_environments(tmp_path: Path, way: str):
     (tmp_path / "users_script.py").write_text(PLAIN_SCRIPT)
     (tmp_path / "users_library.py").touch()
+    notebook = (
+        "import sys; source = open('users_script.py').read(); exec(compile(source, '<cell 1>', 'exec'), globals())"
+    )
+    words = {"file": ["users_script.py"], "command": ["-c", PLAIN_SCRIPT], "notebook": ["-c", notebook]}[way]
     path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "users_script.py"],
+        [sys.executable, *words],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
@@ -380,4 +400,47 @@ def test_scripts_start_workers_that_do_not_import_them(tmp_path: Path):
         check=False,
     )
     none = [[False, False]] * 2
-    assert done.stdout.splitlines() == [str(none), f"{none} (2, 4)"], done.stderr
+    assert done.stdout.splitlines() == ["the script runs", str(none), str(none), str(tuple(none)), str(none)], (
+        done.stderr
+    )
+    assert done.stderr == ""
+
+
+def test_an_environment_that_cannot_be_sent_is_named(monkeypatch: pytest.MonkeyPatch):
+    module = types.ModuleType("only_here")
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    module.Mine = type("Mine", (Scripted,), {"__module__": "only_here"})  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(gym.registry, "OnlyHere-v0", EnvSpec("OnlyHere-v0", entry_point=module.Mine))
+    with pytest.raises(InputError, match=r"OnlyHere-v0.*only_here"):
+        ProcessVecEnv([lambda: gym.make("OnlyHere-v0", folder=".")])
+
+
+def of_gymnasium(makers: Any) -> Any:
+    return GymnasiumVecEnv(AsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda makers, encoder: latent_obs.VectorLatentObservation(AsyncVectorEnv(makers, context="spawn"), encoder),
+        lambda makers, encoder: latent_obs.VecLatentObservation(SubprocVecEnv(makers, "spawn"), encoder),
+        lambda makers, encoder: of_gymnasium(makers),
+    ],
+    ids=["gymnasium", "sb3", "bridge"],
+)
+@pytest.mark.parametrize("when", ["step", "close"])
+def test_a_dead_worker_of_other_vectors_is_one_error_too(tmp_path: Path, encoder: Any, make: Any, when: str):
+    before = set(multiprocessing.active_children())
+    with warnings.catch_warnings(action="ignore"):
+        venv = make([partial(Scripted, tmp_path, number, size=16) for number in range(3)], encoder)
+        venv.reset()
+        if when == "step":
+            with pytest.raises(WorkerError, match=r"worker 1 .*SIGKILL"):
+                venv.step(np.array([GO, Act.KILLED, GO]))
+        else:
+            next(iter(set(multiprocessing.active_children()) - before)).kill()
+        begin = time.monotonic()
+        venv.close()
+        assert time.monotonic() - begin < 60
+        del venv
+    assert set(multiprocessing.active_children()) == before
