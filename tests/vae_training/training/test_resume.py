@@ -51,7 +51,9 @@ def test_more_epochs_later_are_the_same_as_at_once(module_frames: Path, uninterr
     torch.manual_seed(99)
     assert run(TrainConfig(out=out, epochs=4), resume=True).steps == 4 * STEPS
     same_run(out, uninterrupted)
-    assert run(TrainConfig(out=out), resume=True).steps == 4 * STEPS  # a finished run stays as it is
+    said: list[str] = []
+    assert run(TrainConfig(out=out), resume=True, say=said.append).steps == 4 * STEPS  # a finished run stays as it is
+    assert sum("--epochs" in line for line in said) == 1
     same_run(out, uninterrupted)
 
 
