@@ -36,7 +36,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     # Always the same name: what a killed process left is overwritten, and does not pile up.
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        with _system_errors_of(path):
+        with system_errors_of(path):
             yield temporary
             temporary.chmod(0o644)  # safetensors makes private files
             with temporary.open("rb") as written:
@@ -61,7 +61,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     lock = os.open(new, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)  # it is in use: another process does not remove it
-        with _system_errors_of(path):
+        with system_errors_of(path):
             yield new
             new.chmod(0o755)  # mkdtemp makes private folders, and safetensors private files
             for file in new.rglob("*"):
@@ -118,7 +118,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _system_errors_of(path: Path) -> Iterator[None]:
+def system_errors_of(path: Path) -> Iterator[None]:
     """Make errors of the system `OSError`s of their kind that name `path`.
 
     Those of a write name no file, and safetensors hands on their text alone.

@@ -12,12 +12,12 @@ import fcntl
 import io
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
+from latent_obs.util.atomic import system_errors_of
 from latent_obs.util.errors import InputError
 from latent_obs.util.npy import read_npy_header
 from vae_training.data.frames import Frames
@@ -88,7 +88,7 @@ class NpyWriter:
         before, frame_bytes, done = self.frames, math.prod(self.frame_shape), 0
         start = len(npy_header(0, self.frame_shape)) + before * frame_bytes
         try:
-            with _naming(self.path):
+            with system_errors_of(self.path):
                 while done < len(data):
                     done += os.pwrite(self._fd, data[done:], start + done)
             self.frames = before + done // frame_bytes
@@ -104,14 +104,14 @@ class NpyWriter:
             return
         self.closed = True
         try:
-            with _naming(self.path):
+            with system_errors_of(self.path):
                 _finish(self._fd, self.part, self.frames, self.frame_shape)
         finally:
             os.close(self._fd)
 
     def _write_header(self) -> None:
         # In place and in one call of 128 bytes or so, which a full disk can still take.
-        with _naming(self.path):
+        with system_errors_of(self.path):
             os.pwrite(self._fd, npy_header(self.frames, self.frame_shape), 0)
 
     def __enter__(self) -> Self:
@@ -154,16 +154,6 @@ def recover_parts(folder: str | os.PathLike[str]) -> list[Path]:
             if frames:
                 recovered.append(part.with_suffix(""))
     return recovered
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the file in an error of the system about an open one, which has only a number."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def part_of(path: Path) -> Path:

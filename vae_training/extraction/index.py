@@ -22,10 +22,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 from latent_obs.util.atomic import own_folder, write_json
-from latent_obs.util.errors import InputError, parse_json
+from latent_obs.util.errors import InputError, check_type, parse_json
 from latent_obs.util.progress import print_now
 from vae_training.data.frames import open_frames
 from vae_training.data.rows import rows_file_of
@@ -35,7 +35,36 @@ INDEX, ENTRY = "frames.json", "entry.json"
 _STAGING = ".extracting-"
 _LONGEST_STEM = 150  # bytes; file systems take 255, and endings are added to it
 
-Entry = dict[str, Any]
+
+class Part(TypedDict):
+    """A file of frames, and the one of their rows."""
+
+    file: str
+    rows: str
+    frames: int
+
+
+class Entry(TypedDict):
+    """What the index says of a recording."""
+
+    source: str
+    kind: str
+    frames: int
+    first_source_frame: int | None
+    shape: list[int]
+    fingerprint: str
+    notes: list[str]
+    files: list[Part]
+
+
+class _Index(TypedDict):
+    format_version: int
+    settings: dict[str, Any]
+    shape: list[int] | None
+    frames: int
+    recordings: dict[str, Entry]
+    damaged: dict[str, dict[str, str]]
+    versions: dict[str, str]
 
 
 class FrameFolder:
@@ -75,17 +104,13 @@ class FrameFolder:
         if not file.exists():
             return
         try:
-            index = parse_json(file.read_bytes(), dict[str, Any], file.name)
-            before, self.entries, self.damaged = (
-                dict(index["settings"]),
-                dict(index["recordings"]),
-                dict(index["damaged"]),
-            )
-            self.shape = tuple(index["shape"]) if index["shape"] else None
-            for entry in self.entries.values():
-                _check_entry(entry)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} is no index of extracted frames ({error!r}); choose another --out") from None
+            index: _Index = parse_json(file.read_bytes(), _Index, INDEX)
+            for entry in index["recordings"].values():
+                _check_names(entry)
+        except InputError as error:
+            raise InputError(f"{file} is no index of extracted frames ({error}); choose another --out") from None
+        before, self.entries, self.damaged = index["settings"], index["recordings"], index["damaged"]
+        self.shape = tuple(index["shape"]) if index["shape"] else None
         for name in {**self.settings, **before}:
             if before.get(name) != self.settings.get(name):
                 raise InputError(
@@ -98,9 +123,11 @@ class FrameFolder:
         for left in sorted(path for path in self.path.glob(f"{_STAGING}*") if not path.is_symlink()):
             for file in sorted(file for file in left.glob(f"*/{ENTRY}") if not file.parent.is_symlink()):
                 try:
-                    name, entry, shape = parse_json(file.read_bytes(), list[Any], file.name)
-                    _check_entry(entry)
-                except (ValueError, KeyError, TypeError, AttributeError):
+                    content = tuple(parse_json(file.read_bytes(), list[Any], file))
+                    check_type(file, content, tuple[str, Entry, list[int]])
+                    name, entry, shape = content
+                    _check_names(entry)
+                except InputError:
                     continue
                 self.shape = tuple(shape)
                 self.add(name, entry, file.parent)
@@ -152,7 +179,7 @@ class FrameFolder:
 
     def add(self, name: str, entry: Entry, staged: Path) -> None:
         """Move a finished recording's files into their place, rows before frames, and name it in the index."""
-        known = {part["file"] for part in self.entries.get(name, {"files": []})["files"]}
+        known = {part["file"] for part in self.entries[name]["files"]} if name in self.entries else set[str]()
         for part in entry["files"]:
             for file in (part["rows"], part["file"]):
                 here, there = staged / file, self.path / file
@@ -212,13 +239,9 @@ class FrameFolder:
         return stems
 
 
-def _check_entry(entry: Entry) -> None:
-    """Check what is used of an entry, and that it names files in the folder; else an error of one of several kinds."""
-    if sum(part["frames"] for part in entry["files"]) != entry["frames"]:
-        raise ValueError(f"{entry['source']} has {entry['frames']} frames, and its files have others")
+def _check_names(entry: Entry) -> None:
+    """Check that an entry names files in the folder, and none elsewhere."""
     for part in entry["files"]:
         file, rows = part["file"], part["rows"]
         if Path(file).name != file or file.startswith(".") or rows != rows_file_of(Path(file)).name:
-            raise ValueError(f"{entry['source']} names {file!r} and {rows!r}, expected frames and rows in this folder")
-    if {type(entry["source"]), type(entry["fingerprint"])} != {str}:
-        raise TypeError("source and fingerprint are texts")
+            raise InputError(f"{entry['source']} names {file!r} and {rows!r}, expected frames and rows in this folder")

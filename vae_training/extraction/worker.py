@@ -24,7 +24,7 @@ from vae_training.data.filters import FrameFilters
 from vae_training.data.frames import Frames
 from vae_training.data.npy_writer import NpyWriter
 from vae_training.data.rows import save_rows
-from vae_training.extraction.index import ENTRY, Entry
+from vae_training.extraction.index import ENTRY, Entry, Part
 from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording, reading
 
 _FILTERS = ("stride", "drop_black", "drop_duplicates", "limit")
@@ -215,7 +215,7 @@ def _write_files(task: Task, goes_on: Callable[[int], bool]) -> Entry | None:
             )
         if len(column) < read or (len(column) != read and not filters.done):  # with a limit, not all were counted
             raise DamagedRecordingError(f"{name} has {read} frames and {len(column)} rows of {key!r}")
-    source_frames, first, files = np.concatenate(kept), 0, list[Entry]()
+    source_frames, first, files = np.concatenate(kept), 0, list[Part]()
     for writer in writers:
         stem = writer.path.stem if len(writers) > 1 else task.folder.name
         source = source_frames[first : first + writer.frames]

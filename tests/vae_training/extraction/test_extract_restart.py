@@ -277,7 +277,8 @@ def test_nothing_in_a_folder_names_a_path_outside(place: Place, where: str):
     (outside / "y").mkdir(parents=True)
 
     def entry_of(names: dict[str, Any]) -> dict[str, Any]:
-        return {"source": "x", "frames": 1, "files": [{"frames": 1, **names}], "fingerprint": "", "notes": []}
+        written = place.index["recordings"]["clip 0"]
+        return {**written, "files": [{"frames": 1, **names}]}
 
     def stage(folder: Path, names: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -290,6 +291,7 @@ def test_nothing_in_a_folder_names_a_path_outside(place: Place, where: str):
         files = [path for path in place.source.parent.rglob("*") if place.out not in path.parents and path.is_file()]
         return {path: path.read_bytes() for path in files}
 
+    place.extract()
     stage(outside / "y", file)
     before = not_ours()
     for names in (
