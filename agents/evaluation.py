@@ -199,7 +199,7 @@ def success_rule(config: AgentConfig, least_return: float | None = None) -> Succ
         task = re.sub(r"(VectorObf)?-v\d+$", "", str(arguments.get("env_id")))
     elif str(spec.entry_point).startswith("vizdoom."):
         task = arguments.get("scenario_config_file")
-    rule = _KNOWN.get(task)
+    rule = _KNOWN.get(str(task))
     if rule is _KILLED and arguments.get("treat_episode_timeout_as_truncation") is False:
         return None  # a time-out looks like a kill
     return rule

@@ -151,15 +151,16 @@ class OldGymEnv(gym.Env[Any, Any]):
 
     def _play(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step the old environment: observation and action are the old environment's own."""
-        observation, reward, terminated, *truncated, info = self.gym_env.step(action)  # Gym 0.26 gives five values
+        result: Any = self.gym_env.step(action)
+        observation, reward, terminated, *truncated, info = result  # Gym 0.26 gives five values
         return observation, reward, bool(terminated), any(truncated), dict(info)
 
     def render(self) -> Any:
         """The picture, uint8 (H, W, 3), or a window, as `render_mode` says; None without one."""
         if self.render_mode is None:
             return None
-        takes = _parameters(self.gym_env.render)
-        picture = self.gym_env.render(mode=self.render_mode) if "mode" in takes else self.gym_env.render()
+        render: Any = self.gym_env.render
+        picture = render(mode=self.render_mode) if "mode" in _parameters(render) else render()
         if self.render_mode != "rgb_array":
             return None
         if picture is None:  # Gym 0.26 settles it when the environment is made

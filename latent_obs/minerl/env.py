@@ -94,7 +94,8 @@ class MineRLEnv(OldGymEnv):
         where = f"in step {(self._elapsed or 0) + 1} of an episode"
         try:
             with np.errstate(all="ignore"):  # a decoder of obfuscated actions may divide 0 by 0
-                observation, reward, done, info = self.gym_env.step(action)
+                result: Any = self.gym_env.step(action)
+            observation, reward, done, info = result
         except Exception as error:  # the action was checked before: this is the game's doing
             raise self._fault(where, error) from error
         # With an error the observation is a random one; or the picture came, and then the connection broke.

@@ -83,12 +83,13 @@ def check_types(instance: Any) -> None:
 
 def _settled(value: Any, kind: Any) -> Any:
     kinds = _alternatives(kind)
-    if isinstance(value, list) and list not in map(get_origin, kinds):
+    if isinstance(value, list) and not any(get_origin(one) is list for one in kinds):
         return tuple(value)
     if isinstance(value, str) and Path in kinds and str not in kinds:
         return Path(value)
-    is_scalar = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
-    return value.item() if is_scalar else value
+    item: Any = value
+    is_scalar = type(item).__module__ == "numpy" and getattr(item, "shape", None) == ()
+    return item.item() if is_scalar else item
 
 
 def check_type(name: object, value: Any, kind: Any) -> None:

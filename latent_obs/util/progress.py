@@ -48,7 +48,7 @@ class ProgressBar(tqdm):
         """Remove it from the bars that are shown."""
         if self._as_lines and not self.disable:
             self.disable = True
-            self._decr_instances(self)
+            self._decr_instances(self)  # pyright: ignore[reportAttributeAccessIssue]
         super().close()
 
 

@@ -147,7 +147,8 @@ def test_an_environment_without_a_time_limit_is_cut_and_counted(
     encoder_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr("agents.evaluation._MOST_STEPS", 50)
-    gym.register("Endless-v0", entry_point=Endless, disable_env_checker=True)
+    entry: Any = Endless
+    gym.register("Endless-v0", entry_point=entry, disable_env_checker=True)
     try:
         config = tiny(env="Endless-v0", encoder=encoder_folder)
         played = evaluate_random(config, episodes=4)

@@ -108,7 +108,7 @@ def test_actions_that_do_not_begin_at_zero(algorithm: AlgorithmName, encoder_fol
 
 @pytest.mark.integration
 def test_the_wrapper_that_the_error_names_makes_an_unbounded_action_learnable(encoder_folder: Path, tmp_path: Path):
-    def bounded() -> gym.Env[Any, Any]:
+    def bounded() -> Any:
         return gym.wrappers.TransformAction(SideEnv(actions="unbounded"), lambda a: 9 * a, spaces.Box(-1, 1, (2,)))
 
     gym.register("Bounded-v0", entry_point=bounded, disable_env_checker=True)

@@ -149,7 +149,7 @@ def test_the_layout_of_a_space():
 
 SCALED = {
     "zeros and ones": (spaces.Box(0, 1, (48, 64, 3), np.uint8), lambda p: p // 255, 0),
-    "bool": (spaces.Box(0, 1, (48, 64, 3), np.bool_), lambda p: p > 127, 0),
+    "bool": (spaces.Box(0, 1, (48, 64, 3), np.dtype(bool)), lambda p: p > 127, 0),
     "0 to 1": (FLOATS, lambda p: np.float32(p / 255), 255),
     "-1 to 1": (spaces.Box(-1, 1, (48, 64, 3), np.float32), lambda p: np.float32(p / 127.5 - 1), 255),
     "floats of 0 to 255": (spaces.Box(0, 255, (48, 64, 3), np.float64), np.float64, 255),

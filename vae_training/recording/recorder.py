@@ -41,7 +41,7 @@ from vae_training.recording.state import RowsTable, StateReader
 _MANIFEST = "recording.json"
 _FORMAT_VERSION = 1
 #: Largest numbers that environments and pictures take.
-_AT_MOST = {"size": 8192, "frame_skip": 2**31 - 1, "seed": 2**32 - 1}
+_AT_MOST: dict[str, int] = {"size": 8192, "frame_skip": 2**31 - 1, "seed": 2**32 - 1}
 
 
 @dataclass(frozen=True)

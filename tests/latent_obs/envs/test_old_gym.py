@@ -200,7 +200,8 @@ def test_a_seed_that_has_no_effect_is_reported_once(caplog: pytest.LogCaptureFix
     class Deaf(GymnasiumUnseeded):
         source: Any = staticmethod(Unknown.source)
 
-    gym.register("Deaf-v0", entry_point=Deaf, disable_env_checker=True)
+    entry: Any = Deaf
+    gym.register("Deaf-v0", entry_point=entry, disable_env_checker=True)
     envs = [OldGymEnv(Unknown()), latent_obs.make_pixel_env("Deaf-v0")]
     del gym.registry["Deaf-v0"]
     for env, name in zip(envs, ("Unknown", "Deaf"), strict=True):
@@ -215,7 +216,8 @@ def test_a_seed_that_has_no_effect_is_reported_once(caplog: pytest.LogCaptureFix
 @pytest.mark.parametrize("source", [None, Drawn.source])
 def test_a_gymnasium_environment_that_drops_its_seed(source: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(GymnasiumUnseeded, "source", source and staticmethod(source))
-    gym.register("Drops-v0", entry_point=GymnasiumUnseeded, disable_env_checker=True)
+    entry: Any = GymnasiumUnseeded
+    gym.register("Drops-v0", entry_point=entry, disable_env_checker=True)
     env = latent_obs.make_pixel_env("Drops-v0")
     del gym.registry["Drops-v0"]
     np.testing.assert_array_equal(first_pictures(env, 1), first_pictures(env, 1))
@@ -228,7 +230,8 @@ def test_the_seed_method_of_the_oldest_gym_does_nothing():
     class Derived(Crafter, importlib.import_module("gym").Env):
         seed = importlib.import_module("gym").Env.seed
 
-    np.testing.assert_array_equal(*(first_pictures(OldGymEnv(Derived()), 1) for _ in range(2)))
+    one, two = (first_pictures(OldGymEnv(Derived()), 1) for _ in range(2))
+    np.testing.assert_array_equal(one, two)
     env = OldGymEnv(Derived())
     np.testing.assert_array_equal(first_pictures(env, 1), first_pictures(env, 1))
     assert not np.array_equal(env.reset(seed=1)[0], env.reset(seed=2)[0])

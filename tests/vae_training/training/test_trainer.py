@@ -82,18 +82,22 @@ def test_a_run_leaves_what_it_promises(frames_folder: Path, tmp_path: Path):
 @pytest.mark.parametrize("size", [(84, 84), (60, 80)])
 def test_frames_of_any_size_train_with_the_default_layers(tmp_path: Path, size: tuple[int, int]):
     (tmp_path / "frames").mkdir()
-    for number in range(2):
-        frames = np.stack([picture(number, step, *size) for step in range(6)])
+    recordings = [np.stack([picture(number, step, *size) for step in range(6)]) for number in range(2)]
+    for number, frames in enumerate(recordings):
         np.save(tmp_path / "frames" / f"{number}.npy", frames)
     said: list[str] = []
     config = TrainConfig(tmp_path / "frames", tmp_path / "out", epochs=1, batch_size=6, device="cpu")
     result = run(config, say=said.append)
     encoder, saved = FrozenEncoder.load(result.encoder, device="cpu"), TrainConfig.load(tmp_path / "out")
+    assert encoder.architecture is not None
     assert encoder.architecture == Architecture.for_frames((*size, 3), standardize=True)
     assert (saved.latent_dim, saved.widths) == (encoder.latent_dim, encoder.architecture.widths)
     assert any(f"{encoder.latent_dim} latents" in text for text in said)
-    assert encoder(frames).shape == (6, encoder.latent_dim)
-    assert FrozenEncoder.random(encoder.architecture, device="cpu").encode(frames).shape == (6, encoder.latent_dim)
+    assert encoder(recordings[0]).shape == (6, encoder.latent_dim)
+    assert FrozenEncoder.random(encoder.architecture, device="cpu").encode(recordings[0]).shape == (
+        6,
+        encoder.latent_dim,
+    )
     run(TrainConfig(out=tmp_path / "out", epochs=2), resume=True)
     another = TrainConfig(tmp_path / "frames", tmp_path / "fine", start_from=result.encoder, epochs=1, batch_size=6)
     assert run(another).steps == 1
