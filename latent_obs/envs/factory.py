@@ -303,11 +303,11 @@ def _with_picture(env: gym.Env[Any, Any], name: str) -> gym.Env[Any, Any]:
 
 # The engine of a process that was killed waits for half a minute, and what it shared stays for ever if it is killed.
 _END_OF_GAME = """
-read -r id
+read -r id && [ ${#id} -ge 8 ] || exit
 read -r end_of_the_process
 for file in $(grep -ls -- "$id" /proc/[0-9]*/cmdline); do
     game=${file#/proc/}
-    kill -9 "${game%/cmdline}"
+    grep -qs viz_instance_id "$file" && kill -9 "${game%/cmdline}"
 done
 rm -f "/dev/shm/ViZDoomMQCtr$id" "/dev/shm/ViZDoomMQDoom$id" "/dev/shm/ViZDoomSM$id"
 """
@@ -345,6 +345,7 @@ class _GameOfItsOwn(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
             if Path("/proc/self").exists():
                 words = ["/bin/sh", "-c", _END_OF_GAME]
                 how: Any = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL) | {"stdin": subprocess.PIPE}
+                # In its own session: what ends a terminal's or a worker's group does not end it.
                 watch = subprocess.Popen(words, start_new_session=True, bufsize=0, **how)
                 cast(Any, watch.stdin).write(f"{game.get_instance_id()}\n".encode())
                 # Closes its stdin, and waits for it; not at exit, before the game itself is closed.

@@ -232,7 +232,7 @@ class _Pipe:
 
 def _work(
     grace: float,
-    registered: dict[str, bytes | str],
+    registered: dict[str, EnvSpec],
     index: int,
     env_fn: Callable[[], Any],
     pipe: Connection,
@@ -260,10 +260,11 @@ def _work(
         known = ("builtins", "gymnasium.error", errors.__name__)
         pipe.send(((next(cls for cls in kind.__mro__ if cls.__module__ in known), str(error), trace), False))
 
+    warnings.filterwarnings("ignore", ".*Overriding environment")  # a package that is imported registers its own again
     failures: Any = SimpleNamespace(put=send_failure)  # in place of a queue, whose answers a killed worker may not send
     try:
         try:
-            _register(registered)
+            gym.registry.update(registered)
             env = own(env_fn())
         except Exception as error:
             send_failure((index, type(error), error, traceback.format_exc()))
@@ -275,41 +276,53 @@ def _work(
         print(f"environment {index}: close() raised {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def _registered_here() -> dict[str, bytes | str]:
-    """All environments that are registered in this process: by cloudpickle, or why that failed.
-
-    A worker does not run the script, or the cell of a notebook, that registered them.
-    """
-    registered: dict[str, bytes | str] = {}
-    for name, spec in gym.registry.items():
+def _registered_here() -> dict[str, EnvSpec]:
+    """All environments that are registered in this process, for a worker, which does not run what registered them."""
+    registered = dict(gym.registry)
+    for name, spec in registered.items():
         entry = spec.entry_point
-        try:
-            if isinstance(entry, str) and entry.startswith("__main__:"):  # which is another module in a worker
-                spec = dataclasses.replace(spec, entry_point=load_env_creator(entry))
-            registered[name] = CloudpickleWrapper(cast(Any, spec)).__getstate__()
-        except Exception as error:
-            registered[name] = f"{type(error).__name__}: {error}"
+        if not isinstance(entry, str) or entry.startswith("__main__:") or spec.kwargs:
+            sent: Any = _SentEntryPoint(name, entry, spec.kwargs)
+            registered[name] = dataclasses.replace(spec, entry_point=sent, kwargs={}, vector_entry_point=None)
     return registered
 
 
-def _register(registered: dict[str, bytes | str]) -> None:
-    """Register what `_registered_here` found; one that cannot be read says so when it is made."""
-    warnings.filterwarnings("ignore", ".*Overriding environment")  # a package that is imported later registers its own
-    received: Any = CloudpickleWrapper(cast(Any, None))
-    for name, sent in registered.items():
+class _SentEntryPoint:
+    """An entry point and its arguments, by cloudpickle; a worker loads, and imports, only what it makes."""
+
+    def __init__(self, name: str, entry: Any, kwargs: dict[str, Any]) -> None:
+        self.name, self.why = name, ""
         try:
-            received.__setstate__(sent)
-            gym.registry[name] = received.fn
+            if isinstance(entry, str) and entry.startswith("__main__:"):  # which is another module in a worker
+                entry = load_env_creator(entry)
+            self.sent = CloudpickleWrapper(cast(Any, (entry, kwargs))).__getstate__()
         except Exception as error:
-            why = sent if isinstance(sent, str) else f"{type(error).__name__}: {error}"
-            gym.registry.setdefault(name, EnvSpec(name, entry_point=partial(_not_sent, name, why)))
+            self.why = f"{type(error).__name__}: {error}"
 
+    def _load(self) -> tuple[Callable[..., Any], dict[str, Any]]:
+        received: Any = CloudpickleWrapper(cast(Any, None))
+        try:
+            if not self.why:
+                received.__setstate__(self.sent)
+        except Exception as error:
+            self.why = f"{type(error).__name__}: {error}"
+        if self.why:
+            raise errors.InputError(
+                f"environment {self.name!r} cannot be sent to a worker process ({self.why}). Register it in a module "
+                "that its package imports, or keep it in this process: vectorization='sync', or train-agent --workers "
+                "serial"
+            )
+        entry, kwargs = received.fn
+        return (load_env_creator(entry) if isinstance(entry, str) else entry), kwargs
 
-def _not_sent(name: str, why: str, **_: Any) -> Any:
-    raise errors.InputError(
-        f"environment {name!r} cannot be sent to a worker process ({why}). Register it in a module that its package "
-        "imports, or keep it in this process: vectorization='sync', or train-agent --workers serial"
-    )
+    def __call__(self, **arguments: Any) -> Any:
+        entry, kwargs = self._load()
+        return entry(**{**kwargs, **arguments})
+
+    @property
+    def metadata(self) -> Any:
+        """What Gymnasium asks an entry point for, if it is a class."""
+        return cast(Any, self._load()[0]).metadata
 
 
 def _end_with_parent(grace: float) -> None:
