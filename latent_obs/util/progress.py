@@ -21,7 +21,7 @@ class ProgressBar(tqdm):
 
     Args:
         iterable: What to go through; None where `update` counts.
-        shown: Whether to show anything; None for yes.
+        shown: True for the bar, False for nothing; None for the bar in a terminal, and lines elsewhere.
         settings: Those of `tqdm`: total, initial, unit, desc.
 
     Example:
@@ -30,7 +30,7 @@ class ProgressBar(tqdm):
     """
 
     def __init__(self, iterable: Any = None, *, shown: bool | None = None, **settings: Any) -> None:
-        self._as_lines = not sys.stderr.isatty()
+        self._as_lines = shown is None and not sys.stderr.isatty()
         if self._as_lines:
             settings |= {"delay": _FIRST_LINE_S, "mininterval": _FIRST_LINE_S, "maxinterval": _LEAST_OFTEN_S}
         super().__init__(iterable, disable=shown is False, **settings)

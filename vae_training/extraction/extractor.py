@@ -7,19 +7,18 @@ can be interrupted or killed at any time: the next run skips finished recordings
 import contextlib
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from tqdm import tqdm
 from tyro.conf import Positional
 
 from latent_obs.pixels import Crop
 from latent_obs.util.atomic import GracefulStop
 from latent_obs.util.device import cores
-from latent_obs.util.errors import InputError, check_choice, check_count
+from latent_obs.util.errors import InputError, check_count, check_types
+from latent_obs.util.progress import ProgressBar, print_now
 from vae_training.data.frames import explain_disk_full
 from vae_training.extraction.index import FrameFolder
 from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording
@@ -71,14 +70,12 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recordings", tuple(Path(path) for path in self.recordings))
-        object.__setattr__(self, "out", Path(self.out))
+        check_types(self)
         if not self.recordings:
             raise InputError("recordings is empty; name files, or folders that are searched for them")
         for name in ("size", "stride", "limit", "workers", "frames_per_file"):
             if getattr(self, name) is not None or name in ("stride", "frames_per_file"):
                 check_count(name, getattr(self, name), at_most=_LARGEST_SIZE if name == "size" else 2**63 - 1)
-        check_choice("crop", self.crop, get_args(Crop))
-        check_choice("gui", self.gui, get_args(Gui))
         if self.drop_duplicates is not None and not 0 < self.drop_duplicates <= 255:
             raise InputError(f"drop_duplicates must be above 0 and at most 255, or None; got {self.drop_duplicates!r}")
 
@@ -109,7 +106,7 @@ class ExtractResult:
 
 
 def extract(
-    config: ExtractConfig, *, progress_bar: bool | None = None, say: Callable[[str], object] = print
+    config: ExtractConfig, *, progress_bar: bool | None = None, say: Callable[[str], object] = print_now
 ) -> ExtractResult:
     """Extract the frames of recordings to a folder that `get_datasets` opens.
 
@@ -119,7 +116,7 @@ def extract(
 
     Args:
         config: What to extract.
-        progress_bar: Whether to show one; None shows it in a terminal only.
+        progress_bar: Show it; None shows it in a terminal, and elsewhere a line now and then.
         say: Where messages go.
 
     Raises:
@@ -221,9 +218,8 @@ def _found_at(source: Path, config: ExtractConfig) -> str:
     return source.name
 
 
-def _bar(pending: list[Recording], progress_bar: bool | None) -> "tqdm[Any]":
+def _bar(pending: list[Recording], progress_bar: bool | None) -> ProgressBar:
     """A bar over the frames that are read; without a total where a recording does not state its length."""
-    shown = sys.stderr.isatty() if progress_bar is None else progress_bar
-    expected = [recording.expected_frames for recording in pending] if shown else []  # opens each of them
+    expected = [] if progress_bar is False else [recording.expected_frames for recording in pending]  # opens each
     total = None if None in expected else sum(filter(None, expected))
-    return tqdm(total=total, unit="frame", desc="extract", disable=not shown)
+    return ProgressBar(total=total, unit="frame", desc="extract", shown=progress_bar)

@@ -26,6 +26,7 @@ from typing import Any, Self, TypedDict
 
 from latent_obs.util.atomic import own_folder, write_json
 from latent_obs.util.errors import InputError, check_type, parse_json
+from latent_obs.util.progress import print_now
 from vae_training.data.frames import open_frames
 from vae_training.data.rows import rows_file_of
 from vae_training.extraction.readers.base import Recording
@@ -78,7 +79,7 @@ class FrameFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, path: Path, settings: Mapping[str, Any], say: Callable[[str], object] = print) -> Iterator[Self]:
+    def open(cls, path: Path, settings: Mapping[str, Any], say: Callable[[str], object] = print_now) -> Iterator[Self]:
         """Lock a folder for this process; finish or remove what a killed one left, and in the end what is unfinished.
 
         `settings` are those that decide what the files hold; a folder that was begun with others is refused.

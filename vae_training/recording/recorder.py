@@ -12,7 +12,6 @@ rows when it is finished, after a Ctrl-C as well; one that is recovered after a 
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -24,14 +23,14 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from tqdm import tqdm
 
 from latent_obs.encoder.folder import package_versions
 from latent_obs.envs.factory import make_pixel_env
 from latent_obs.pixels import PixelContract, brief, find_pixel_key, part_at, parts_of, way_out
 from latent_obs.util.atomic import GracefulStop, own_folder, write_json
 from latent_obs.util.device import torch_threads
-from latent_obs.util.errors import InputError, check_choice, check_count
+from latent_obs.util.errors import InputError, check_count, check_types, parse_json
+from latent_obs.util.progress import ProgressBar, print_now
 from vae_training.data.frames import Frames, explain_disk_full, get_datasets
 from vae_training.data.npy_writer import NpyWriter, recover_parts
 from vae_training.data.rows import load_rows, rows_file_of
@@ -89,14 +88,12 @@ class RecordConfig:
     """File k is recorded with seed + k."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "out", Path(self.out))
-        object.__setattr__(self, "agent", None if self.agent is None else Path(self.agent))
+        check_types(self)
         if not self.env and self.agent is None:
             raise InputError("env must be a Gymnasium id such as VizdoomBasic-v1, got an empty string")
         for name, at_least in (("frames", 1), ("frames_per_file", 1), ("size", 1), ("frame_skip", 1), ("seed", 0)):
             if (value := getattr(self, name)) is not None or name not in ("size", "frame_skip"):
                 check_count(name, value, at_least, _AT_MOST.get(name, 2**63 - 1))
-        check_choice("policy", self.policy, ("random", "sticky"))
         if not 0 <= self.stickiness < 1:
             raise InputError(f"stickiness must be a probability below 1, got {self.stickiness!r}")
 
@@ -121,7 +118,7 @@ class RecordConfig:
         return {**values, "agent": str(self.agent) if self.agent else None}
 
 
-def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[[str], object] = print) -> Path:
+def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[[str], object] = print_now) -> Path:
     """Record frames until the folder has as many as asked for.
 
     Ctrl-C or `kill -9` ends it early: what was recorded is kept, and the same call later goes on from there.
@@ -179,7 +176,7 @@ def _record(config: RecordConfig, policy: Policy | None, say: Callable[[str], ob
                 # An agent acts on one frame at a time: more threads would only wait for each other.
                 torch_threads(None if policy is None else 1),
                 closing(make_pixel_env(config.env, **config.make_kwargs)) as env,
-                tqdm(total=config.frames, initial=have, unit="frame", desc=config.env, disable=None) as bar,
+                ProgressBar(total=config.frames, initial=have, unit="frame", desc=config.env) as bar,
             ):
                 recorder = _Recorder(config, env, actor, present_shape, bar, stop)
                 while have < config.frames and not stop.requested:
@@ -230,7 +227,7 @@ class _Recorder:
     env: gym.Env[Any, Any]
     policy: Policy
     present_shape: tuple[int, ...] | None  # of frames that the folder has already
-    bar: "tqdm[Any]"
+    bar: ProgressBar
     stop: GracefulStop
     contract: PixelContract | None = None  # how frames are recorded
 
@@ -378,7 +375,8 @@ def _write_manifest(folder: Path, begun: dict[str, dict[str, Any]] | None = None
     """
     path, begun = folder / _MANIFEST, begun or {}
     try:
-        known = {name: dict(entry) for name, entry in json.loads(path.read_text())["files"].items()}
+        found = parse_json(path.read_bytes(), dict[str, Any], path.name)["files"]
+        known = {name: dict(entry) for name, entry in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         known = {}
     counts = {**dict.fromkeys(begun, 0), **{name: len(dataset) for name, dataset in _datasets_in(folder).items()}}

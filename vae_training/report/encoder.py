@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from latent_obs.encoder.folder import EncoderFolder
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.device import resolve_device
+from latent_obs.util.errors import check_type
 from vae_training.model.cvae import CVAE, images_to_tensor
 
 Frames = NDArray[np.uint8]
@@ -40,6 +42,7 @@ class ReportModel:
         self.frozen = FrozenEncoder.load(encoder, device)  # checks the folder as an agent would
         assert self.frozen._folder is not None
         self.folder = self.frozen._folder
+        _check_provenance(self.folder)
         self.architecture, self.contract = self.folder.architecture, self.folder.contract
         with torch.random.fork_rng(devices=[]):
             self.cvae = CVAE.from_architecture(self.architecture)
@@ -66,6 +69,26 @@ class ReportModel:
     def reconstruct(self, frames: Frames) -> Floats:
         """Frames decoded from their mean latents, float32 (N, H, W, C)."""
         return self.decode(self.means(frames))
+
+
+def _check_provenance(folder: EncoderFolder) -> None:
+    """Check what a report uses of a provenance, which may hold anything; an `InputError` names the key."""
+    top: dict[str, Any] = {
+        "settings": dict[str, Any] | None,
+        "trained_on": list[dict[str, Any]] | None,
+        "training_seconds": float | None,
+    }
+    settings: dict[str, Any] = {"frames": str | None, "held_out": int | None, "beta": float | None}
+    part: dict[str, Any] = {"sha256_head_tail": str | None, "first_frame": int, "frames": int}
+
+    def check(values: dict[str, Any], kinds: dict[str, Any]) -> None:
+        for name, kind in kinds.items():
+            check_type(f"{folder.path}/config.json, {name} of the provenance", values.get(name), kind)
+
+    check(folder.provenance, top)
+    check(folder.provenance.get("settings") or {}, settings)
+    for each in folder.provenance.get("trained_on") or []:
+        check(each, part if each.get("sha256_head_tail") else {})
 
 
 def to_batch(frames: Frames, model: torch.nn.Module) -> torch.Tensor:

@@ -156,7 +156,8 @@ def report(
 
     Args:
         config: Settings.
-        progress_bar: Whether to show how far the autoencoder's training has come; None for yes.
+        progress_bar: Show a bar for the autoencoder's training; None shows it in a terminal, and elsewhere a line now
+            and then.
         say: Where messages go.
 
     Raises:

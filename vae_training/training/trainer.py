@@ -129,7 +129,7 @@ def train(
     Args:
         config: All settings.
         resume: Continue the run in `config.out`; see `TrainConfig.resumed_from`.
-        progress_bar: Whether to show how far it has come, see `latent_obs.util.progress.ProgressBar`; None for yes.
+        progress_bar: Show it; None shows it in a terminal, and elsewhere a line now and then.
         say: Called with each message.
 
     Raises:

@@ -58,6 +58,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "run"
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("settings", [1]),
+        ("settings", {"frames": 5}),
+        ("settings", {"beta": "x"}),
+        ("trained_on", {}),
+        ("trained_on", [{"sha256_head_tail": "00", "frames": "3"}]),
+        ("training_seconds", "x"),
+    ],
+)
+def test_a_provenance_of_another_form_is_refused_by_name(tmp_path: Path, key: str, value: Any):
+    folder = export_encoder(tmp_path / "encoder", tiny_cvae(), random_frames(2), provenance={key: value})
+    with pytest.raises(InputError, match=r"config\.json, "):
+        ReportModel(folder, "cpu")
+
+
 def quietly(config: ReportConfig) -> ReportResult:
     return report(config, progress_bar=False, say=lambda _: None)
 
