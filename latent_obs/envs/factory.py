@@ -342,7 +342,7 @@ class _GameOfItsOwn(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
         finally:
             if in_main:
                 signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-            if Path("/proc/self").exists():
+            if game.is_running() and Path("/proc/self").exists():
                 words = ["/bin/sh", "-c", _END_OF_GAME]
                 how: Any = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL) | {"stdin": subprocess.PIPE}
                 # In its own session: what ends a terminal's or a worker's group does not end it.
