@@ -300,7 +300,7 @@ def _numeric_parts(
             yield from _numeric_parts(inner, (*path, key))
     elif isinstance(space, spaces.Box):
         any_byte = space.dtype == np.uint8 and (space.low == 0).all() and (space.high == 255).all()
-        yield path, space, *((None, None) if any_byte else (space.low, space.high))
+        yield path, space, None if any_byte else space.low, None if any_byte else space.high
     elif isinstance(space, spaces.Discrete):
         yield path, space, space.start, space.start + space.n - 1
     elif isinstance(space, spaces.MultiDiscrete):

@@ -379,4 +379,5 @@ def test_the_guides_recipe_plays_as_well_as_the_agent_and_a_plain_load_does_not(
     plain, ours = PPO.load(finished / "best.zip", device="cpu"), names["policy"]
     seen = torch.as_tensor(latent)[None]
     normalized = torch.as_tensor(ours._venv.normalize_obs(latent[None]))
-    assert not torch.allclose(*(plain.policy.predict_values(x) for x in (seen, normalized)), atol=1e-3)
+    one, other = (plain.policy.predict_values(x) for x in (seen, normalized))
+    assert not torch.allclose(one, other, atol=1e-3)

@@ -82,7 +82,8 @@ def test_off_policy_agents_on_pixels(tmp_path: Path, algorithm: AlgorithmName, k
     assert train(AgentConfig(out=config.out, steps=64), resume=True).steps == 64
     assert evaluate_agent(config.out, episodes=2).lengths == (8, 8)
     policy = load_policy(config.out, "last", device="cpu")
-    env = gym.make("Side-v0", **config.env_kwargs)
+    arguments: dict[str, Any] = dict(config.env_kwargs)
+    env = gym.make("Side-v0", **arguments)
     policy.begin(env)
     assert env.action_space.contains(policy(env.reset(seed=0)[0]))
 
@@ -111,7 +112,8 @@ def test_the_wrapper_that_the_error_names_makes_an_unbounded_action_learnable(en
     def bounded() -> Any:
         return gym.wrappers.TransformAction(SideEnv(actions="unbounded"), lambda a: 9 * a, spaces.Box(-1, 1, (2,)))
 
-    gym.register("Bounded-v0", entry_point=bounded, disable_env_checker=True)
+    entry: Any = bounded
+    gym.register("Bounded-v0", entry_point=entry, disable_env_checker=True)
     try:
         assert train(tiny(env="Bounded-v0", encoder=encoder_folder, out=tmp_path / "run", eval_every=0)).steps == 64
     finally:

@@ -209,7 +209,8 @@ def places(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     (home / "nothing").mkdir()
     (home / "loop").symlink_to(home / "loop")
     (home / "study.toml").write_text("arms = [1]\n[tasks.side]\nenv = 'Side-v0'\n")
-    np.savez(home / "rendered.npz", **{"action$vector": rng.normal(size=(400, 8)).astype(np.float32)})
+    arrays: dict[str, Any] = {"action$vector": rng.normal(size=(400, 8)).astype(np.float32)}
+    np.savez(home / "rendered.npz", **arrays)
     damaged = shutil.copytree(encoder_folder, home / "damaged")
     data = bytearray((damaged / "encoder.safetensors").read_bytes())
     data[-7] ^= 1

@@ -147,9 +147,10 @@ def test_the_layout_of_a_space():
             contract.check_space(space, "the screen")
 
 
+BOOL: Any = np.bool_
 SCALED = {
     "zeros and ones": (spaces.Box(0, 1, (48, 64, 3), np.uint8), lambda p: p // 255, 0),
-    "bool": (spaces.Box(0, 1, (48, 64, 3), np.dtype(bool)), lambda p: p > 127, 0),
+    "bool": (spaces.Box(0, 1, (48, 64, 3), BOOL), lambda p: p > 127, 0),
     "0 to 1": (FLOATS, lambda p: np.float32(p / 255), 255),
     "-1 to 1": (spaces.Box(-1, 1, (48, 64, 3), np.float32), lambda p: np.float32(p / 127.5 - 1), 255),
     "floats of 0 to 255": (spaces.Box(0, 255, (48, 64, 3), np.float64), np.float64, 255),

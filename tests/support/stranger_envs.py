@@ -37,11 +37,11 @@ class OneBuffer(PixelEnv):
         return super().reset(seed=seed)[0], self.info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        *result, info = super().step(action)
+        observation, reward, terminated, truncated, info = super().step(action)
         if self.steps == self.fails_at:
             raise RuntimeError("the engine is gone")
         self.info.update(info)
-        return *result, self.info
+        return observation, reward, terminated, truncated, self.info
 
 
 class Missions(spaces.Space[str]):

@@ -94,7 +94,7 @@ class RecordConfig:
             raise InputError("env must be a Gymnasium id such as VizdoomBasic-v1, got an empty string")
         for name, at_least in (("frames", 1), ("frames_per_file", 1), ("size", 1), ("frame_skip", 1), ("seed", 0)):
             if (value := getattr(self, name)) is not None or name not in ("size", "frame_skip"):
-                check_count(name, value, at_least, _AT_MOST.get(name, 2**63 - 1))
+                check_count(name, value, at_least, _AT_MOST.get(name) or 2**63 - 1)
         if not 0 <= self.stickiness < 1:
             raise InputError(f"stickiness must be a probability below 1, got {self.stickiness!r}")
 

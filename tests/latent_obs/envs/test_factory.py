@@ -198,6 +198,7 @@ def test_ten_faults_in_a_row_are_the_end_with_the_last_ones_traceback(tmp_path: 
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
     env = env_maker(BROKEN, folder=tmp_path, fails=("raise", "raise"))()
+    faults = 0
     with pytest.raises(GameLostError) as caught:  # noqa: PT012
         for faults in range(99):
             assert env.reset()[1]["faults"] == faults

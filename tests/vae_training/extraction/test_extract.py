@@ -190,7 +190,8 @@ def test_file_names(tmp_path: Path):
     assert not any(stem.startswith(".") or "/" in stem or len(stem.encode()) > 170 for stem in stems.values())
     assert (stems["../x"], stems["clip"], stems["clip_1"], stems["y_000"]) == ("__x", "clip", "clip_1", "y_000")
     assert stems["clip_000"].startswith("clip_000-")
-    folder.entries = {"a/b": {"files": [{"file": "a__b_000.npy"}, {"file": "a__b_001.npy"}]}}
+    entries: Any = {"a/b": {"files": [{"file": "a__b_000.npy"}, {"file": "a__b_001.npy"}]}}
+    folder.entries = entries
     assert folder.stems(["a__b", "a/b"])["a/b"] == "a__b"
 
 
