@@ -256,8 +256,10 @@ def way_out(space: spaces.Space[Any], within: spaces.Dict | None = None) -> str:
 
 def _unstack(shape: tuple[int, ...], channels: int = 3) -> str:
     """The advice for frames that seem to be several, along the first axis or as channels; "" if they do not."""
+    if len(shape) not in (3, 4):
+        return ""
     axis = shape[0] if len(shape) == 4 or shape[-1] > shape[0] else shape[-1]
-    if len(shape) not in (3, 4) or axis > _MOST_STACKED or (len(shape) == 3 and axis in (1, 3)):
+    if axis > _MOST_STACKED or (len(shape) == 3 and axis in (1, 3)):
         return ""
     count = axis // channels if len(shape) == 3 and axis % channels == 0 else axis
     return (

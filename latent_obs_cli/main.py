@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from latent_obs.util.errors import GameLostError, InputError, LatentObsError, one_line
+from latent_obs.util.errors import GameFaultError, GameLostError, InputError, LatentObsError, one_line
 from latent_obs_cli.removed import REMOVED_VERBS, check_removed_options
 
 # Verb: (module and function that runs it, one line of help). Imported only when it is called, so that --help is quick.
@@ -82,8 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(verb, words[length:])
     except LatentObsError as error:
-        if isinstance(error, GameLostError) and error.__cause__ is not None:  # where the environment's own code failed
-            traceback.print_exception(error.__cause__)
+        cause = error.__cause__  # of a worker, it has the text of another traceback
+        known = isinstance(cause, GameFaultError) or GameFaultError.__name__ in str(cause)
+        if isinstance(error, GameLostError) and cause is not None and not known:
+            traceback.print_exception(cause)  # shows where the environment's own code failed
         print(f"latent-obs {verb}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has ended, as head does

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 
 import latent_obs
@@ -245,6 +246,7 @@ def test_each_optional_package_names_its_extra(
     monkeypatch.delitem(sys.modules, "latent_obs.wrappers.sb3", raising=False)
     monkeypatch.delitem(sys.modules, "latent_obs.envs.sb3_bridge", raising=False)
     monkeypatch.delitem(vars(latent_obs), "ProcessVecEnv", raising=False)
+    monkeypatch.delitem(gym.registry, "VizdoomBasic-v1", raising=False)  # registered by another test
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     with pytest.raises(error, match=rf"'{modules[0]}' is needed to.*--extra {extra} .*latent-obs\[{extra}\]"):

@@ -363,9 +363,9 @@ class _GameOfItsOwn(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
 def env_maker(env_id: str, **kwargs: Any) -> Callable[[], gym.Env[Any, Any]]:
     """Return what makes a `make_pixel_env` in `RestartOnFault`, here or in a worker.
 
-    The worker need not know the name: what this process has registered under it comes along.
+    A worker of this package knows what this process has registered.
     """
-    return partial(_make_with_restarts, partial(make_pixel_env, find_spec(env_id), **kwargs))
+    return partial(_make_with_restarts, partial(make_pixel_env, find_spec(env_id).id, **kwargs))
 
 
 def _make_with_restarts(make_one: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
