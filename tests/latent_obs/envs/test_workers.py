@@ -409,8 +409,9 @@ def test_scripts_start_workers_that_do_not_import_them_but_know_their_environmen
 def test_an_environment_that_cannot_be_sent_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     module: Any = types.ModuleType("only_here")
     monkeypatch.setitem(sys.modules, "only_here", module)
-    module.Mine = type("Mine", (Scripted,), {"__module__": "only_here"})
-    monkeypatch.setitem(gym.registry, "OnlyHere-v0", EnvSpec("OnlyHere-v0", entry_point=module.Mine))
+    mine: Any = type("Mine", (Scripted,), {"__module__": "only_here"})
+    module.Mine = mine
+    monkeypatch.setitem(gym.registry, "OnlyHere-v0", EnvSpec("OnlyHere-v0", entry_point=mine))
     with pytest.raises(InputError, match=r"OnlyHere-v0.*only_here"):
         ProcessVecEnv([lambda: gym.make("OnlyHere-v0", folder=tmp_path)])
 
