@@ -162,7 +162,7 @@ class AgentConfig(RunConfig):
     """processes: each environment in its own process. serial: all in this process, one after the other."""
     frame_skip: int | None = None
     """Passed to the environment as frame_skip when given: game frames per agent step. 4 is usual for ViZDoom."""
-    env_kwargs: dict[str, EnvArgument] = field(default_factory=dict)
+    env_kwargs: dict[str, EnvArgument] = field(default_factory=dict, metadata={"type": dict[str, Any]})
     """Further arguments of the environment, as name value pairs. max_episode_steps 1000 is a time limit. For running
     MineRL games: port 9000 (environment i uses port 9000 + i, and evaluations use the ports after those)."""
     render: bool = False

@@ -296,6 +296,8 @@ def load_run(
     run, config = Path(run), run_config(run)
     model = load_agent(run, which, device="cpu")
     config = dataclasses.replace(config, device=device, encoder=encoder_of(run, which) or config.encoder)
+    if config.backend == "openvino":  # which only a CPU has, and not every machine
+        config = dataclasses.replace(config, backend="auto")
     encoder = load_encoder(config)
     check_encoder(run, which, encoder if config.observation != "pixels" else None)
     return config, model, encoder

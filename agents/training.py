@@ -100,6 +100,8 @@ def train_agent(
             _check_new(config.out)
         config = config.settled()
         device, on_pixels = resolve_device(config.device), config.observation == "pixels"
+        if config.backend == "openvino" and resume and device.type != "cpu":
+            config = dataclasses.replace(config, backend="auto")  # another device computes other bits anyway
         # As in training: they decide which backend is the fastest.
         stack.enter_context(torch_threads(1 if not on_pixels and device.type == "cpu" else None))
         encoder = load_encoder(config)

@@ -42,7 +42,9 @@ _PAUSE_S = 0.2
 _GRACE_S = 15.0  # after SIGTERM, to finish a step and to save
 _LAST_LINES = 3  # of its log, shown where a process died without a reason
 _FIRST_REPORT_S, _LONGEST_REPORT_S = 15.0, 240.0  # between lines about the runs that are under way
-_NOT_COMPARED = ("out", "device", "encoder", "pca", "seed")
+#: Not what numbers depend on; backends differ by rounding.
+_NOT_COMPARED = ("out", "device", "encoder", "pca", "seed", "backend")
+_PRECISION = {"auto": "float32"}
 _OF_RANDOM_POLICY = ("env", "episodes", "frame_skip", "env_kwargs")
 
 
@@ -80,6 +82,7 @@ class Planned:
         if self.kind == "random":
             return json.loads(json.dumps({name: values[name] for name in _OF_RANDOM_POLICY}))
         values = {name: value for name, value in values.items() if name not in _NOT_COMPARED}
+        values["precision"] = _PRECISION.get(values["precision"], values["precision"])
         if self.config.encoder is not None:
             values["encoder"] = read_encoder_folder(self.config.encoder).checksums["encoder.safetensors"]
         if self.config.pca is not None:
@@ -127,6 +130,7 @@ def check_same(run: Planned) -> None:
         # Settings that the earlier version did not have are at their defaults.
         config = AgentConfig.from_json({**saved, "out": ""})
         before = json.loads(json.dumps({**config.settled().to_json(), "episodes": episodes}))
+        before["precision"] = _PRECISION.get(before["precision"], before["precision"])
         names = sorted({*now, "encoder", "pca"})
         changed = [f"{k} was {before[k]!r}, is now {now.get(k)!r}" for k in names if before[k] != now.get(k)]
     except (ValueError, KeyError, TypeError) as error:

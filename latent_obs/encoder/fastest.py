@@ -64,7 +64,9 @@ def choose(
     if key not in _measured:
         for way in requested[1:]:
             with contextlib.suppress(LatentObsError, ImportError, RuntimeError):
-                built[way] = build(way)
+                compute = build(way)
+                compute(torch.zeros((1, *shape), dtype=torch.uint8))  # OpenVINO compiles at the first call
+                built[way] = compute
         _measured[key] = milliseconds(built, shape)
     chosen = best(_measured[key])
     return chosen, built.get(chosen) or build(chosen)

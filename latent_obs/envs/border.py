@@ -53,13 +53,15 @@ class OwnObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
 
 
 def own(env: Any) -> gym.Env[Any, Any]:
-    """Put an `OwnObservation` around an environment, unless there is one in it; an `InputError` if it is none."""
+    """Put an `OwnObservation` around an environment that may reuse its memory; an `InputError` if it is none."""
     if is_old_gym(env):
         raise old_api(env, "it is no environment of Gymnasium's")
     if not isinstance(env, gym.Env):
         raise InputError(f"env must be a gymnasium.Env, got {env!r}; vectors of them have wrappers of their own")
     inner: Any = env
     while isinstance(inner, gym.Wrapper) and not isinstance(inner, OwnObservation):
+        if type(inner).__module__.partition(".")[0] not in ("latent_obs", "gymnasium"):
+            break  # a wrapper of the user's may use its memory again
         inner = inner.env
     return env if isinstance(inner, OwnObservation) else OwnObservation(env)
 

@@ -262,7 +262,8 @@ def find_spec(env_id: str | EnvSpec) -> EnvSpec:
 def is_minerl_id(env_id: str | EnvSpec) -> bool:
     """Whether an environment is one of MineRL's: by what is registered, or by its name where nothing is."""
     try:
-        entry = find_spec(env_id).entry_point
+        entry: Any = find_spec(env_id).entry_point
+        entry = getattr(entry, "origin", entry)  # as a worker has it
     except LatentObsError:
         return str(env_id).rpartition(":")[2].startswith("MineRL")
     return entry is make_minerl or entry in ("latent_obs:make_minerl", f"{make_minerl.__module__}:make_minerl")

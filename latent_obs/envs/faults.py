@@ -5,6 +5,7 @@ import copy
 import logging
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -57,7 +58,7 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         first_pause_s: float = 1.0,
     ) -> None:
         arguments: dict[str, Any] = {"most_in_a_row": most_in_a_row, "first_pause_s": first_pause_s}
-        gym.utils.RecordConstructorArgs.__init__(self, remake=remake, **arguments)
+        gym.utils.RecordConstructorArgs.__init__(self, remake=remake, **arguments, _disable_deepcopy=True)
         gym.Wrapper.__init__(self, own(env))
         check_count("most_in_a_row", most_in_a_row)
         if not 0 <= first_pause_s <= _LONGEST_PAUSE_S:
@@ -174,8 +175,9 @@ class Deadline(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs)
             return self.env.step(action)
 
     def close(self) -> None:
-        """Close, within `step_deadline_s`."""
-        with _within("step", self.step_deadline_s):
+        """Close, within `step_deadline_s` if it is in the main thread."""
+        in_main = threading.current_thread() is threading.main_thread()
+        with _within("step", self.step_deadline_s if in_main else None):
             self.env.close()
 
 
@@ -257,7 +259,8 @@ class CheckedEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
                     f"{_declared(space)}. Correct the environment"
                 ) from error
             kinds = "biuf" if np.dtype(space.dtype).kind == "f" else "biu"
-            fits = array.dtype == space.dtype if array.ndim > 1 else array.dtype.kind in kinds
+            is_picture = array.ndim > 1 and space.dtype == np.uint8
+            fits = array.dtype == np.uint8 if is_picture else array.dtype.kind in kinds
             if array.shape != space.shape or not fits:
                 found = f"is {array.dtype} of shape {array.shape}"
             elif low is None or (inside := (low <= array) & (array <= high)).all():

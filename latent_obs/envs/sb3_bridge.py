@@ -122,7 +122,8 @@ class GymnasiumVecEnv(VecEnv):
         elif dones.any():
             for i in np.flatnonzero(dones):
                 infos[i]["terminal_observation"] = _each(lambda part, i=i: part[i].copy(), observation)
-            first, reset_infos = self.vector_env.reset(options={"reset_mask": dones.copy()})
+            with worker_losses(self.vector_env):
+                first, reset_infos = self.vector_env.reset(options={"reset_mask": dones.copy()})
             reset_infos, observation = self._infos(reset_infos), self._own(first)
             for i in np.flatnonzero(dones):
                 self.reset_infos[i] = reset_infos[i]
@@ -208,7 +209,10 @@ class GymnasiumVecEnv(VecEnv):
     def _ask(self, method: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         if not self._has_single_ones:
             raise InputError(f"{method!r} needs single environments, and {self._base} has none; make it with 'sync'")
-        chosen = [range(self.num_envs)[i] for i in self._get_indices(indices)]
+        with worker_losses(self.vector_env):
+            return self._answers(method, [range(self.num_envs)[i] for i in self._get_indices(indices)], args, kwargs)
+
+    def _answers(self, method: str, chosen: list[int], args: Any, kwargs: dict[str, Any]) -> list[Any]:
         if isinstance(self._base, SyncVectorEnv):
             return [self._base.envs[i].get_wrapper_attr(method)(*args, **kwargs) for i in chosen]
         if chosen == list(range(self.num_envs)) or self._actions is not None:  # in the middle of a step this raises

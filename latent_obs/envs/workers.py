@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -281,9 +282,18 @@ def _registered_here() -> dict[str, EnvSpec]:
     registered = dict(gym.registry)
     for name, spec in registered.items():
         entry = spec.entry_point
+        spec = dataclasses.replace(spec, vector_entry_point=None)
         if not isinstance(entry, str) or entry.startswith("__main__:") or spec.kwargs:
             sent: Any = _SentEntryPoint(name, entry, spec.kwargs)
-            registered[name] = dataclasses.replace(spec, entry_point=sent, kwargs={}, vector_entry_point=None)
+            spec = dataclasses.replace(spec, entry_point=sent, kwargs={})
+        if spec.additional_wrappers:
+            try:
+                pickle.dumps(spec.additional_wrappers)
+            except Exception as error:
+                sent = _SentEntryPoint(name, entry, {})
+                sent.why = f"{type(error).__name__}: {error}"
+                spec = dataclasses.replace(spec, entry_point=sent, kwargs={}, additional_wrappers=())
+        registered[name] = spec
     return registered
 
 
@@ -292,6 +302,8 @@ class _SentEntryPoint:
 
     def __init__(self, name: str, entry: Any, kwargs: dict[str, Any]) -> None:
         self.name, self.why = name, ""
+        #: What was registered, in words: by it MineRL's environments are recognized.
+        self.origin = entry if isinstance(entry, str) else f"{entry.__module__}:{getattr(entry, '__qualname__', '')}"
         try:
             if isinstance(entry, str) and entry.startswith("__main__:"):  # which is another module in a worker
                 entry = load_env_creator(entry)

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import fcntl
 import json
 import os
 import re
@@ -54,13 +53,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     whole at every moment (on Linux; elsewhere it is missing for an instant). What killed processes left is removed.
     Errors as for `atomic_write`.
     """
+    import fcntl  # here: the rest of this module works where there is none
+
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
+    old = path.with_name(f".{path.name}.old")
+    if old.is_dir() and not path.exists():  # a process was killed between the two renames below
+        old.rename(path)
     _remove_left_folders(path)
     new = Path(tempfile.mkdtemp(prefix=f".{path.name}.part-", dir=path.parent))
     lock = os.open(new, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # it is in use: another process does not remove it
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)  # it is in use: another process does not remove it
         with system_errors_of(path):
             yield new
             new.chmod(0o755)  # mkdtemp makes private folders, and safetensors private files
@@ -72,7 +77,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if not path.exists():
                 new.rename(path)
             elif not _exchange(new, path):
-                old = path.with_name(f".{path.name}.old")
                 path.rename(old)
                 try:
                     new.rename(path)
@@ -87,6 +91,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def _remove_left_folders(path: Path) -> None:
     """Remove the temporary folders of `path` that no process uses; earlier versions had others."""
+    import fcntl
+
     name, random = re.escape(path.name), "[a-z0-9_]{8}"
     for left in path.parent.iterdir():
         of_earlier_version = re.fullmatch(rf"\.{name}-{random}", left.name)
@@ -208,14 +214,21 @@ def folder_lock(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
         InputError: Another process holds the folder; the message names it.
     """
     file = folder / LOCK_FILE
-    lock = FileLock(file)
+    lock, owner = FileLock(file, fallback_to_soft=False), ""
     try:
+        with contextlib.suppress(OSError):
+            owner = file.read_text().strip()
         lock.acquire(timeout=wait_s)
     except Timeout:
         raise InputError(
-            f"{folder} is in use by another run, process {file.read_text().strip() or '(unknown)'}. Wait until it has "
-            "ended, stop it, or choose another --out"
+            f"{folder} is in use by another run, process {owner or '(unknown)'}. Wait until it has ended, stop it, or "
+            "choose another --out"
         ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+            raise
+        yield  # some network file systems have no locks
+        return
     try:
         file.write_text(f"{os.getpid()}\n")
         yield

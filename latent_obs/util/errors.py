@@ -67,24 +67,29 @@ def check_types(instance: Any) -> None:
     """Check the values of a dataclass against the types of its fields; to be called first in `__post_init__`.
 
     What stands for a value of the type in JSON, TOML or numpy becomes one: a list becomes a tuple, text a `Path`, a
-    number of numpy one of Python. A boolean is no number here.
+    number of numpy one of Python. A boolean is no number here. A field whose metadata have a "type" is checked by that.
 
     Raises:
         InputError: A value is of another type; the message names the field.
     """
     hints = get_type_hints(type(instance))
     for field in fields(instance):
-        value = getattr(instance, field.name)
-        settled = _settled(value, hints[field.name])
-        check_type(field.name, settled, hints[field.name])
+        value, kind = getattr(instance, field.name), field.metadata.get("type", hints[field.name])
+        settled = _settled(value, kind)
+        check_type(field.name, settled, kind)
         if settled is not value:
             object.__setattr__(instance, field.name, settled)
 
 
 def _settled(value: Any, kind: Any) -> Any:
     kinds = _alternatives(kind)
-    if isinstance(value, list) and not any(get_origin(one) is list for one in kinds):
-        return tuple(value)
+    if type(value).__module__ == "numpy" and getattr(value, "shape", ()) != ():
+        value = value.tolist()
+    if isinstance(value, list | tuple) and not any(get_origin(one) is list for one in kinds):
+        inner = next((get_args(one)[0] for one in kinds if get_origin(one) is tuple and get_args(one)), Any)
+        entries = tuple(_settled(entry, inner) for entry in value)
+        is_same = isinstance(value, tuple) and all(a is b for a, b in zip(entries, value, strict=True))
+        return value if is_same else entries
     if isinstance(value, str) and Path in kinds and str not in kinds:
         return Path(value)
     item: Any = value

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm  # that of tqdm.auto for notebooks has another `display`
 
 _FIRST_LINE_S, _LEAST_OFTEN_S = 5.0, 60.0
 

@@ -112,15 +112,18 @@ class VectorLatentObservation(gym.vector.VectorWrapper, gym.utils.RecordConstruc
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of each environment, or get an attribute."""
-        return cast(Any, self.env.unwrapped).call(name, *args, **kwargs)
+        with worker_losses(self.env):
+            return cast(Any, self.env.unwrapped).call(name, *args, **kwargs)
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """An attribute of each environment."""
-        return cast(Any, self.env.unwrapped).get_attr(name)
+        with worker_losses(self.env):
+            return cast(Any, self.env.unwrapped).get_attr(name)
 
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute of each environment: to one value, or to a list with one for each."""
-        cast(Any, self.env.unwrapped).set_attr(name, values)
+        with worker_losses(self.env):
+            cast(Any, self.env.unwrapped).set_attr(name, values)
 
 
 def _own(observation: Any) -> Any:

@@ -76,7 +76,7 @@ class RecordConfig:
     """Side of the recorded frames in pixels; None keeps the environment's own size."""
     frame_skip: int | None = None
     """Passed to the environment as frame_skip, where given. An agent of train-agent has its own."""
-    env_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
+    env_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict, metadata={"type": dict[str, Any]})
     """Further arguments of the environment."""
     render: bool = False
     """Record the picture that the environment draws, such as CartPole's, in place of its own observation."""

@@ -22,7 +22,7 @@ pytest.importorskip("stable_baselines3")
 from agents import read_evaluations, train_agent
 from agents.compare import Study, Task, collect, compare, saved_study
 from agents.compare import runs as engine
-from agents.compare.runs import FINISHED, Planned, plan_runs, run_all
+from agents.compare.runs import FINISHED, Planned, check_same, plan_runs, run_all
 from agents.compare.worker import metered, run_job, stop_with_parent
 from latent_obs.util.atomic import folder_lock, write_json
 from latent_obs.util.errors import InputError
@@ -118,7 +118,13 @@ def test_a_run_that_fails_is_reported_with_its_reason_and_the_others_go_on(stand
 
 
 def test_other_settings_are_refused_before_anything_starts(stand_in: Runs):
-    write_json(stand_in("good")[1].file(".json"), {"settings": stand_in("good")[1].signature()})
+    settings = {
+        **stand_in("good")[1].signature(),
+        "precision": "float32",
+        "backend": "torch",
+    }  # as earlier versions wrote
+    write_json(stand_in("good")[1].file(".json"), {"settings": settings})
+    check_same(stand_in("good")[1])
     runs = stand_in("good of another", "good", history=2)
     with pytest.raises(InputError, match="history was 1, is now 2"):
         run_all(runs, jobs=1, say=quiet)

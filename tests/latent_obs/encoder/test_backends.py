@@ -188,6 +188,9 @@ def test_what_does_not_work_is_not_taken(monkeypatch: pytest.MonkeyPatch, times:
     def broken(*_: object) -> None:
         raise ImportError("a library is missing")
 
+    with monkeypatch.context() as patch:  # it compiles at its first call
+        patch.setattr(OpenVinoNetwork, "_compile", broken)
+        assert FrozenEncoder.random(Architecture((16, 16, 3), 5, (4,), (2,)), device="cpu").backend == "torch"
     monkeypatch.setattr("latent_obs.encoder.frozen.OpenVinoNetwork", broken)
     times[Way("openvino", "float32")] = 0.1
     assert FrozenEncoder.random(tiny_architecture(), device="cpu").backend == "torch"

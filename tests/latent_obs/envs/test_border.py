@@ -11,6 +11,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import latent_obs
 from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.envs.border import own
 from latent_obs.envs.faults import LastRealFrame, RestartOnFault
 from latent_obs.envs.old_gym import OldGymEnv
 from latent_obs.util.errors import InputError
@@ -86,6 +87,22 @@ def test_the_last_observation_of_an_environment_with_one_buffer(
     ]
     for make in vectors:
         assert_shows_them(make(), encoder)
+
+
+class Reuses(gym.ObservationWrapper[Any, Any, Any]):
+    """A wrapper of the user's, which writes every picture into one array."""
+
+    def observation(self, observation: Any) -> Any:
+        self.buffer = getattr(self, "buffer", observation)
+        self.buffer[:] = observation
+        return self.buffer
+
+
+def test_a_wrapper_that_uses_its_memory_again_is_copied_whatever_is_inside(encoder: FrozenEncoder):
+    makers = [lambda: Reuses(own(OneBuffer("box")))] * 2
+    assert_shows_them(
+        VectorLatentObservation(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP), encoder), encoder
+    )
 
 
 @pytest.mark.integration

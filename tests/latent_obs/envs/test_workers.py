@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -30,8 +31,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
 import latent_obs
+from latent_obs.envs.factory import is_minerl_id
 from latent_obs.envs.sb3_bridge import GymnasiumVecEnv, ProcessVecEnv
-from latent_obs.envs.workers import WorkerError, default_start_method
+from latent_obs.envs.workers import WorkerError, _registered_here, default_start_method
+from latent_obs.minerl.env import register_minerl
 from latent_obs.util.errors import GameLostError, InputError
 from tests.support import ROOT
 from tests.support.scripted_env import GO, Act, Scripted, Unfit, limited
@@ -414,6 +417,24 @@ def test_an_environment_that_cannot_be_sent_is_named(tmp_path: Path, monkeypatch
     monkeypatch.setitem(gym.registry, "OnlyHere-v0", EnvSpec("OnlyHere-v0", entry_point=mine))
     with pytest.raises(InputError, match=r"OnlyHere-v0.*only_here"):
         ProcessVecEnv([lambda: gym.make("OnlyHere-v0", folder=tmp_path)])
+
+
+def test_what_others_registered_does_not_matter(monkeypatch: pytest.MonkeyPatch):
+    def local(**_: object) -> Any:
+        return None
+
+    changed = gym.wrappers.TransformObservation(gym.make("CartPole-v1"), lambda o: o, None).spec
+    assert changed is not None
+    others = {"Vector-v0": EnvSpec("Vector-v0", entry_point="a:b", vector_entry_point=local), "Changed-v0": changed}
+    for name, spec in others.items():
+        monkeypatch.setitem(gym.registry, name, spec)
+    sent: dict[str, EnvSpec] = pickle.loads(pickle.dumps(_registered_here()))
+    assert others.keys() <= sent.keys()
+    register_minerl()
+    for name, spec in pickle.loads(pickle.dumps(_registered_here())).items():
+        monkeypatch.setitem(gym.registry, name, spec)  # as in a worker
+    assert is_minerl_id("MineRLTreechop-v0")
+    assert not is_minerl_id("Changed-v0")
 
 
 def of_gymnasium(makers: Any) -> Any:

@@ -20,7 +20,7 @@ import torch
 
 import latent_obs.util.progress
 from latent_obs.envs.factory import make_pixel_env
-from latent_obs.util.atomic import GracefulStop, atomic_write, folder_lock, write_json
+from latent_obs.util.atomic import GracefulStop, atomic_folder, atomic_write, folder_lock, write_json
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_choice, check_count, check_types, parse_json
 from latent_obs.util.progress import ProgressBar
@@ -148,6 +148,7 @@ def test_what_stands_for_a_type_in_json_and_numpy_becomes_one():
     assert settings == Settings(3, 0.5, "b", Path("y"), (1, 2), {"a": True})
     assert [type(value) for value in (settings.count, settings.rate, settings.sizes)] == [int, float, tuple]
     assert Settings(rate=2).rate == 2
+    assert Settings(sizes=tuple(np.array([1, 2]))).sizes == Settings(sizes=np.array([1, 2])).sizes == (1, 2)  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -236,3 +237,23 @@ def test_a_folder_has_one_owner_and_is_free_when_the_owner_was_killed(tmp_path: 
     with folder_lock(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_was_being_replaced_without_an_exchange_is_put_back(tmp_path: Path):
+    """As a process leaves it that is killed between the two renames."""
+    (tmp_path / ".encoder.old").mkdir()
+    (tmp_path / ".encoder.old" / "a").write_text("whole")
+    with pytest.raises(RuntimeError, match="full"), atomic_folder(tmp_path / "encoder"):
+        raise RuntimeError("the disk is full")
+    assert (tmp_path / "encoder" / "a").read_text() == "whole"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_used_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int):
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with folder_lock(tmp_path), atomic_folder(tmp_path / "encoder") as new:
+        (new / "a").write_text("whole")
+    assert (tmp_path / "encoder" / "a").read_text() == "whole"
