@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from multiprocessing.util import Finalize
 from types import SimpleNamespace
 from typing import Any, cast
@@ -288,7 +288,7 @@ def _registered_here() -> dict[str, EnvSpec]:
             spec = dataclasses.replace(spec, entry_point=sent, kwargs={})
         if spec.additional_wrappers:
             try:
-                pickle.dumps(spec.additional_wrappers)
+                ForkingPickler.dumps(spec.additional_wrappers)  # as a worker gets it
             except Exception as error:
                 sent = _SentEntryPoint(name, entry, {})
                 sent.why = f"{type(error).__name__}: {error}"

@@ -174,7 +174,7 @@ def test_settings_that_are_not_allowed_are_named_with_task_and_arm(
         ("[settings]\nnet_arch = ['x']", "", "net_arch"),
         ("[settings]\nworkers = 'x'", "", "workers"),
         ("[settings]\ndeterministic = 1", "", "deterministic"),
-        ("[settings]\nenv_kwargs = { a = [1] }", "", "env_kwargs"),
+        ("[settings]\nenv_kwargs = [1]", "", "env_kwargs"),
         ("[record]\nframe = 1", "", None),  # those of another stage are checked by it
         ("", "env = 5", "tasks.side: env"),
         ("", "encoder = 5", "tasks.side: encoder"),
