@@ -16,6 +16,7 @@ from PIL import Image
 from latent_obs.pixels import Crop, Filter, PixelContract, find_pixel_key
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.observation import PixelReader
+from tests.support.stranger_envs import Declares
 from tests.support.tiny import picture, random_frames
 
 QUICK = settings(max_examples=40, deadline=None)
@@ -124,18 +125,6 @@ CHANNELS_FIRST = spaces.Box(0, 255, (3, 48, 64), np.uint8)
 GREY = spaces.Box(0, 255, (48, 64, 1), np.uint8)
 TILES = spaces.Box(0, 255, (3, 3, 3), np.uint8)
 FLOATS = spaces.Box(0, 1, (48, 64, 3), np.float32)
-
-
-class Declares(gym.Env[Any, Any]):
-    """Declares one thing and gives another."""
-
-    action_space = spaces.Discrete(2)
-
-    def __init__(self, declared: spaces.Space[Any], given: Any) -> None:
-        self.observation_space, self.given = declared, given
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        return self.given, {}
 
 
 def test_the_layout_of_a_space():

@@ -133,3 +133,15 @@ def adapted() -> gym.Env[Any, Any]:
 
 for name in ("OneBuffer", "Odd", "Of2021", "HalfNew", "adapted"):
     gym.register(f"Stranger/{name}-v0", entry_point=f"{__name__}:{name}", disable_env_checker=True)
+
+
+class Declares(gym.Env[Any, Any]):
+    """Declares one thing and gives another."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, declared: spaces.Space[Any], given: Any) -> None:
+        self.observation_space, self.given = declared, given
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self.given, {}

@@ -151,12 +151,14 @@ SLOW = dict.fromkeys((Way(b, p) for b, p in KINDS), 1.0) | {PLAIN: 5.0, Way("tor
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch) -> dict[Way, float]:
     """Milliseconds that a measurement is to find, instead of those of this machine; nothing is remembered yet."""
-    told = dict(SLOW)
+    found = dict(SLOW)
     monkeypatch.setattr("latent_obs.encoder.fastest._WORTH", 0.9)
     monkeypatch.setattr("latent_obs.encoder.fastest._SLOW", 1.25)
     monkeypatch.setattr("latent_obs.encoder.fastest._measured", {})
-    monkeypatch.setattr("latent_obs.encoder.fastest.milliseconds", lambda ways, shape: {way: told[way] for way in ways})
-    return told
+    monkeypatch.setattr(
+        "latent_obs.encoder.fastest.milliseconds", lambda ways, shape: {way: found[way] for way in ways}
+    )
+    return found
 
 
 def test_auto_takes_the_fastest_and_remembers_it(times: dict[Way, float]):

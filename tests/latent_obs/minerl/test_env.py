@@ -231,17 +231,21 @@ def test_windows_open_and_close(game: StandInGame, monkeypatch: pytest.MonkeyPat
     window.close.assert_called_once()
 
 
+def assert_a_dropped_game_costs_its_episode(env: Any, game: StandInGame, encoder: FrozenEncoder) -> None:
+    find(env, RestartOnFault).first_pause_s = 0.01
+    for fault in (None, "drop", None):
+        observation, _ = env.reset(seed=6)
+        np.testing.assert_allclose(observation, encoder(picture_of(game.world)), atol=1e-5)
+        if fault is not None:
+            game.fail_next("drop")
+        *_, truncated, info = env.step(1)
+        assert (truncated, "fault" in info) == (fault is not None, fault is not None)
+
+
 def test_an_environment_in_hand_is_adapted(game: StandInGame, encoder: FrozenEncoder):
     with connected("MineRLTreechop-v0", game.port) as client, closing(latent_obs.wrap(client, encoder)) as env:
         assert env.observation_space == spaces.Box(-np.inf, np.inf, (LATENT_DIM,), np.float32)
-        find(env, RestartOnFault).first_pause_s = 0.01
-        for fault in (None, "drop", None):
-            observation, _ = env.reset(seed=6)
-            np.testing.assert_allclose(observation, encoder(picture_of(game.world)), atol=1e-5)
-            if fault is not None:
-                game.fail_next("drop")
-            *_, truncated, info = env.step(1)
-            assert (truncated, "fault" in info) == (fault is not None, fault is not None)
+        assert_a_dropped_game_costs_its_episode(env, game, encoder)
     assert game.alive  # it was there before, and stays
 
 
@@ -268,13 +272,7 @@ def test_a_game_that_minerl_was_given_needs_neither_port_nor_java(
     makers = (partial(latent_obs.make, task, encoder), lambda: latent_obs.wrap(upstream("gym").make(task), encoder))
     for make_one in (*makers, partial(latent_obs.make, task, encoder)):
         with closing(make_one()) as env:
-            find(env, RestartOnFault).first_pause_s = 0.01
-            for fault in (None, "drop", None):
-                observation, _ = env.reset(seed=6)
-                np.testing.assert_allclose(observation, encoder(picture_of(game.world)), atol=1e-5)
-                if fault is not None:
-                    game.fail_next("drop")
-                assert ("fault" in env.step(1)[-1]) == (fault is not None)
+            assert_a_dropped_game_costs_its_episode(env, game, encoder)
             with pytest.raises(InputError, match="Java"):  # a game serves one environment
                 latent_obs.make(task, encoder)
     assert game.alive

@@ -16,6 +16,7 @@ from latent_obs.util.errors import EncoderFolderError, InputError
 from latent_obs.wrappers.observation import ContractObservation
 from latent_obs.wrappers.single import LatentObservation
 from tests.support.latent_cases import assert_shows
+from tests.support.stranger_envs import Declares
 from tests.support.tiny import LATENT_DIM, PixelEnv, PixelKind, limited, pass_checkers, picture, tiny_architecture
 
 LATENT = spaces.Box(-np.inf, np.inf, (LATENT_DIM,), np.float32)
@@ -69,18 +70,6 @@ def test_a_folder_in_place_of_an_encoder(encoder_folder: Path, encoder: FrozenEn
         np.testing.assert_array_equal(one.reset()[0], LatentObservation(PixelEnv(), encoder).reset()[0])
     with pytest.raises(EncoderFolderError, match="nowhere"):
         LatentObservation(PixelEnv(), encoder_folder / "nowhere", device="cpu")
-
-
-class Declares(gym.Env[Any, Any]):
-    """Declares one thing and gives another."""
-
-    action_space = spaces.Discrete(2)
-
-    def __init__(self, declared: spaces.Space[Any], given: Any) -> None:
-        self.observation_space, self.given = declared, given
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        return self.given, {}
 
 
 @pytest.mark.parametrize(
