@@ -15,6 +15,7 @@ from agents.config import ALGORITHMS, HYPERPARAMETERS, AgentConfig
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import require
 from latent_obs.util.progress import print_now
+from latent_obs_cli.parsing import parse_and_call
 from latent_obs_cli.verbs import Which
 
 
@@ -30,8 +31,10 @@ def train_agent(words: Sequence[str]) -> None:
     fields: list[tuple[str, Any, Any]] = [("algorithm", tyro.conf.Fixed[str], given.algorithm)]
     for field in dataclasses.fields(AgentConfig):
         if field.name in defaults:
-            default = tyro.conf.arg(help_behavior_hint=f"(default: {defaults[field.name]})")
-            fields.append((field.name, Annotated[field.type, default], None))
+            value = defaults[field.name]
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            hint = tyro.conf.arg(help_behavior_hint=f"(default: {shown})")
+            fields.append((field.name, Annotated[field.type, hint], None))
         elif field.name in HYPERPARAMETERS:
             fields.append((field.name, tyro.conf.Fixed[field.type], None))
     options = dataclasses.make_dataclass("AgentOptions", fields, bases=(AgentConfig,), frozen=True)
@@ -49,8 +52,7 @@ def train_agent(words: Sequence[str]) -> None:
         """
         agents.train_agent(AgentConfig(**vars(config)), resume=resume)
 
-    prog = f"latent-obs train-agent {given.algorithm}"
-    tyro.cli(run, prog=prog, args=words, config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.SuppressFixed))
+    parse_and_call(run, f"latent-obs train-agent {given.algorithm}", words, tyro.conf.SuppressFixed)
 
 
 def evaluate(
