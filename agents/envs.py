@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from itertools import compress
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -20,12 +21,12 @@ from stable_baselines3.common.vec_env import (
 )
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from agents.config import AgentConfig
+from agents.config import ALGORITHMS, AgentConfig, Algorithm
 from agents.normalization import LatentNormalize, latents_in, number_keys
 from latent_obs.encoder.architecture import Architecture
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.encoder.pca import load_pca
+from latent_obs.encoder.pca import PCA
 from latent_obs.envs.factory import as_small_frames, env_maker, has_layer, is_minerl_id
 from latent_obs.envs.sb3_bridge import ProcessVecEnv
 from latent_obs.pixels import PixelContract
@@ -38,6 +39,7 @@ _NO_END = (
     "an episode was cut after %d steps, because the environment has no time limit; it can be given one with "
     "--env-kwargs max_episode_steps 1000"
 )
+_COMPONENTS = 256  # principal components, where no encoder gives their number
 _PIXEL_SIDE = 64  # of the frames that a pixel agent without an encoder sees
 _CLOSE_GRACE_S = 30.0  # MineRL games end slowly
 
@@ -50,9 +52,7 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
     """
     how: dict[str, Any] = {"device": config.device, "backend": config.backend, "precision": config.precision}
     if config.observation == "pca-latent":
-        if config.pca is None:
-            raise InputError("pca: observation 'pca-latent' needs a file that `save_pca` wrote; give --pca")
-        return load_pca(config.pca, device=config.device)
+        return load_components(config).encoder(device=config.device)
     if config.observation == "random-latent":
         architecture = Architecture((_PIXEL_SIDE, _PIXEL_SIDE, 3), 256, bottleneck="spatial")
         if config.encoder is not None:
@@ -61,6 +61,28 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
     if config.encoder is None and config.observation == "latent":
         raise InputError("encoder: observation 'latent' needs an encoder folder, which train-vae makes; give --encoder")
     return None if config.encoder is None else FrozenEncoder.load(config.encoder, **how)
+
+
+def load_components(config: AgentConfig) -> PCA:
+    """The principal components of an agent's settings: of a file, or fitted to a folder of frames.
+
+    Raises:
+        InputError: There is neither.
+    """
+    if config.pca is None:
+        raise InputError(
+            "pca: observation 'pca-latent' needs principal components; give --pca a folder of frames, or a file that "
+            "latent_obs.PCA wrote"
+        )
+    return fit_components(config.pca, config.encoder) if config.pca.is_dir() else PCA.load(config.pca)
+
+
+def fit_components(frames: Path, encoder: Path | None) -> PCA:
+    """Fit principal components to a folder of frames: as many as an encoder folder has latents, else 256."""
+    if encoder is None:
+        return PCA.fit(frames, _COMPONENTS, contract=contract_of(None))
+    read = read_encoder_folder(encoder)
+    return PCA.fit(frames, read.architecture.latent_dim, contract=read.contract)
 
 
 def make_vec_env(
@@ -106,7 +128,7 @@ def make_vec_env(
         checked = seen(env)
         if config.observation == "latent":
             checked.get_wrapper_attr("reader").refuse_blur()
-        config.trainer.check_actions(config.env, checked.action_space)
+        check_actions(config, checked.action_space)
     # Nothing of this package is named here: a worker would import it, and torch with it.
     in_workers = config.workers == "processes" and count > 1
     numbers = [None if in_workers else i for i in range(count)]  # errors of a worker name its number
@@ -118,6 +140,45 @@ def make_vec_env(
     venv = _EpisodeReturns(frames, step_limit)
     venv.seed(config.seed if seed is None else seed)
     return with_latents(config, venv, encoder, monitor)
+
+
+def check_actions(config: AgentConfig, space: spaces.Space[Any]) -> None:
+    """Reject an action space (of `plain_actions`) whose values are not those that the algorithm sends.
+
+    Raises:
+        InputError: It is of another kind; the error names the algorithms that support it. Or it is a Box of whole
+            numbers or without finite bounds.
+    """
+    title, kinds = config.trainer.title, config.trainer.actions
+
+    def supports(algorithm: Algorithm) -> bool:
+        return isinstance(space, tuple(getattr(spaces, kind) for kind in algorithm.actions))
+
+    if not supports(config.trainer):
+        able = ", ".join(name for name, other in ALGORITHMS.items() if supports(other))
+        raise InputError(
+            f"algorithm {title} supports the actions {', '.join(kinds)}, and {config.env} has {brief(space)}; choose "
+            f"an algorithm that supports them ({able or 'none: wrap the actions first'})"
+        )
+    if isinstance(space, spaces.Box):
+        with np.errstate(all="ignore"):
+            spread = space.high - space.low
+        fits = np.isfinite([space.low, space.high]).all() and np.dtype(space.dtype).kind == "f"
+        if title == "SAC":  # which scales [-1, 1] to the bounds
+            fits = fits and (np.isfinite(spread) & (spread > 0)).all()
+        if not fits:
+            raise InputError(
+                f"algorithm {title} sends fractions between finite bounds, and {config.env} has the actions "
+                f"{' '.join(str(space).split())}; wrap it in gymnasium.wrappers.TransformAction(env, function, "
+                f"Box(-1, 1, {space.shape})), whose function makes the environment's actions of such numbers"
+            )
+
+
+def brief(space: spaces.Space[Any]) -> str:
+    """A space in a few words, for error messages."""
+    if isinstance(space, spaces.Dict):
+        return ", ".join(f"{key} {brief(entry)}" for key, entry in space.spaces.items())
+    return f"Box{space.shape}" if isinstance(space, spaces.Box) else " ".join(str(space).split())
 
 
 def contract_of(encoder: FrozenEncoder | None) -> PixelContract:

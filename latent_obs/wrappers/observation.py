@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import gymnasium as gym
@@ -24,6 +25,7 @@ from latent_obs.wrappers.features import Slot, lay_out
 
 if TYPE_CHECKING:
     from latent_obs.encoder.frozen import FrozenEncoder
+    from latent_obs.encoder.pca import PCA
     from latent_obs.wrappers.drift import DriftMonitor
 
 _DOUBTS = 8  # times in a row that something is seen before it is warned of
@@ -38,9 +40,9 @@ _BLACK = (
 )
 
 Latents = NDArray[np.float32]
-OneEncoder: TypeAlias = "FrozenEncoder | str | os.PathLike[str]"
-#: One encoder; several that all read the same image; or for each entry of a Dict observation the encoder, or the
-#: encoders, that read it.
+OneEncoder: TypeAlias = "FrozenEncoder | PCA | str | os.PathLike[str]"
+#: One encoder: loaded, an encoder folder, or principal components or their file; several that all read the same image;
+#: or for each entry of a Dict observation the encoder, or the encoders, that read it.
 EncoderLike: TypeAlias = "OneEncoder | Sequence[OneEncoder] | Mapping[str, OneEncoder | Sequence[OneEncoder]]"
 
 
@@ -69,8 +71,9 @@ class ObservationOptions:
             takes. They must be vectors of floats; if not, put `FeatureObservation` around the environment first.
         keep_pixels: Keep the image beside its latent: an observation of pixels becomes a Dict with "pixels" and
             "latent", and a Dict keeps the image and gets "<entry>_latent".
-        standardize: Shift and scale latents by their mean and deviation over the training frames, which the encoder
-            folder holds.
+        standardize: Shift each value of a latent by its mean over the training frames, and divide all values by one
+            number, which makes their common deviation 0.5. The encoder has the statistics; `agents.LatentNormalize`
+            does the same with running ones.
         history: Number of latents to show, the oldest first. The first one of an episode fills all places.
         monitor: A `DriftMonitor` that observes every frame and latent; for one encoder and one image.
     """
@@ -203,7 +206,8 @@ class ObservationEncoder:
             if options.standardize and one.statistics is None:
                 raise InputError(
                     f"standardize needs the statistics of the training frames, and {one!r} has none. Resume its "
-                    "training (latent-obs train-vae … --resume), or let VecNormalize learn them during RL"
+                    "training (latent-obs train-vae … --resume), save it with frames (FrozenEncoder.save), or use "
+                    "agents.LatentNormalize, which learns them from the agent's frames"
                 )
         self._readers = [PixelReader(space, one.contract, key) for key, one in pairs]
         for reader in self._readers:
@@ -390,15 +394,21 @@ class ObservationEncoder:
 def encoders_by_key(
     encoder: EncoderLike, pixel_key: str | None, device: str
 ) -> dict[str | None, tuple["FrozenEncoder", ...]]:
-    """Load the encoders of each image; a folder that is named twice is loaded once."""
+    """Load the encoders of each image; a folder or file that is named twice is loaded once."""
     from latent_obs.encoder.frozen import FrozenEncoder
+    from latent_obs.encoder.pca import PCA
 
-    load_folder = cache(lambda folder: FrozenEncoder.load(folder, device=device))
+    @cache
+    def load_path(path: str) -> FrozenEncoder:
+        is_file = Path(path).is_file()
+        return PCA.load(path).encoder(device=device) if is_file else FrozenEncoder.load(path, device=device)
 
     def load(one: Any) -> FrozenEncoder:
-        if not isinstance(one, FrozenEncoder | str | os.PathLike):
-            raise InputError(f"encoder must be an encoder folder or a FrozenEncoder, got {type(one).__name__}")
-        return one if isinstance(one, FrozenEncoder) else load_folder(os.fspath(one))
+        if not isinstance(one, FrozenEncoder | PCA | str | os.PathLike):
+            raise InputError(f"encoder must be an encoder folder, a FrozenEncoder or a PCA, got {type(one).__name__}")
+        if isinstance(one, PCA):
+            return one.encoder(device=device)
+        return one if isinstance(one, FrozenEncoder) else load_path(os.fspath(one))
 
     if isinstance(encoder, Mapping) and pixel_key is not None:
         raise InputError(f"pixel_key is {pixel_key!r}, but encoder names the entries with pixels: {sorted(encoder)}")

@@ -14,10 +14,10 @@ rows when it is finished, after a Ctrl-C as well; one that is recovered after a 
 import dataclasses
 import re
 from collections.abc import Callable
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -25,101 +25,31 @@ import torch
 from gymnasium import spaces
 
 from latent_obs.encoder.folder import package_versions
-from latent_obs.envs.factory import find_spec, make_pixel_env
+from latent_obs.envs.factory import adapt, find_spec, make_pixel_env
 from latent_obs.envs.faults import check_reward
 from latent_obs.pixels import PixelContract, brief, find_pixel_key, part_at, parts_of, way_out
 from latent_obs.util.atomic import GracefulStop, own_folder, write_json
 from latent_obs.util.device import torch_threads
-from latent_obs.util.errors import InputError, LatentObsError, check_count, check_types, parse_json
+from latent_obs.util.errors import InputError, LatentObsError, parse_json
 from latent_obs.util.progress import ProgressBar, print_now
 from vae_training.data.frames import Frames, explain_disk_full, get_datasets
 from vae_training.data.npy_writer import NpyWriter, recover_parts
 from vae_training.data.rows import load_rows, rows_file_of
+from vae_training.recording.config import RecordConfig
 from vae_training.recording.policy import Policy, RandomPolicy
 from vae_training.recording.state import RowsTable, StateReader
 
 _MANIFEST = "recording.json"
 _FORMAT_VERSION = 1
-#: Largest numbers that environments and pictures take.
-_AT_MOST: dict[str, int] = {"size": 8192, "frame_skip": 2**31 - 1, "seed": 2**32 - 1}
 
 
-@dataclass(frozen=True)
-class RecordConfig:
-    """What to record, and how.
-
-    Example:
-        >>> config = RecordConfig(env="VizdoomBasic-v1", out=Path("images"), frames=5000)
-        >>> config.file_name(3)
-        'VizdoomBasic-v1_003.npy'
-    """
-
-    env: str = ""
-    """Registered Gymnasium id, such as VizdoomBasic-v1. With an agent of train-agent, the environment that it was
-    trained in by default."""
-    out: Path = Path("frames")
-    """Folder of the frame files; one that holds some already is continued."""
-    frames: int = 20_000
-    """Frames of this environment to have in the folder in the end, including those that it has already."""
-    frames_per_file: int = 2_500
-    """Frames per file; each file is one recording and begins with a reset."""
-    policy: Literal["random", "sticky"] = "sticky"
-    """How to act: random actions, or random ones that are held for a while (gets further)."""
-    agent: Path | None = None
-    """Agent that acts instead of the policy: a run folder of train-agent, on latents or pixels. Loading it can run
-    code."""
-    deterministic: bool = False
-    """Take the agent's most likely action rather than a sample, which shows more of the game."""
-    stickiness: float = 0.75
-    """Probability to repeat the last action, for the sticky policy."""
-    size: int | None = 64
-    """Side of the recorded frames in pixels; None keeps the environment's own size."""
-    frame_skip: int | None = None
-    """Passed to the environment as frame_skip, where given. An agent of train-agent has its own."""
-    env_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict, metadata={"type": dict[str, Any]})
-    """Further arguments of the environment."""
-    render: bool = False
-    """Record the picture that the environment draws, such as CartPole's, in place of its own observation."""
-    pixel_key: str | None = None
-    """Entry of a Dict observation that holds the pixels, where there is more than one image."""
-    state: bool = True
-    """Keep the state of the game beside each frame: ViZDoom's variables and objects in sight (their boxes take the
-    engine more time), numbers of a Dict observation. Actions, rewards and episode ends are kept in any case."""
-    seed: int = 0
-    """File k is recorded with seed + k."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        if not self.env and self.agent is None:
-            raise InputError("env must be a Gymnasium id such as VizdoomBasic-v1, got an empty string")
-        for name, at_least in (("frames", 1), ("frames_per_file", 1), ("size", 1), ("frame_skip", 1), ("seed", 0)):
-            if (value := getattr(self, name)) is not None or name not in ("size", "frame_skip"):
-                check_count(name, value, at_least, _AT_MOST.get(name) or 2**63 - 1)
-        if not 0 <= self.stickiness < 1:
-            raise InputError(f"stickiness must be a probability below 1, got {self.stickiness!r}")
-
-    @property
-    def slug(self) -> str:
-        """The environment's id as a part of a file name."""
-        return re.sub(r"[^A-Za-z0-9.]+", "-", self.env).strip("-.") or "env"
-
-    @property
-    def make_kwargs(self) -> dict[str, Any]:
-        """Arguments that the environment is made with."""
-        skip = {} if self.frame_skip is None else {"frame_skip": self.frame_skip}
-        return {**self.env_kwargs, **skip, **({"render": True} if self.render else {})}
-
-    def file_name(self, index: int) -> str:
-        """Name of the recording of this number."""
-        return f"{self.slug}_{index:03d}.npy"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for an entry of `recording.json`."""
-        values = {name: v for name, v in asdict(self).items() if name not in ("out", "frames", "frames_per_file")}
-        return {**values, "agent": str(self.agent) if self.agent else None}
-
-
-def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[[str], object] = print_now) -> Path:
+def record(
+    config: RecordConfig,
+    *,
+    policy: Policy | None = None,
+    env: gym.Env[Any, Any] | None = None,
+    say: Callable[[str], object] = print_now,
+) -> Path:
     """Record frames until the folder has as many as asked for.
 
     Ctrl-C or `kill -9` ends it early: what was recorded is kept, and the same call later goes on from there.
@@ -128,6 +58,8 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
         config: What to record.
         policy: Who acts, in place of the random policy; `agents.load_policy` makes one of an agent's run. It supplies
             env, its arguments, frame_skip and pixel_key where the settings do not.
+        env: An environment in hand, registered or not, in place of one that is made. It stays open. `config.env` is
+            then the name of the recording, and the settings that make an environment must be left out.
         say: Where messages go.
 
     Returns:
@@ -135,20 +67,31 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
 
     Raises:
         InputError: The environment is unknown or has no pixels, the folder holds frames of another shape or is in use,
-            or an agent is given without its policy or does not fit.
+            an agent is given without its policy or does not fit, or both `env` and settings that make one are given.
         DiskFullError: The disk is full; whole frames are kept.
         MissingExtraError: The package of the environment, or of the agent, is not installed.
+
+    Example::
+
+        record(RecordConfig("VizdoomBasic-v1", Path("frames/doom"), frame_skip=4))
+        record(RecordConfig("mine", Path("frames/mine")), env=MyEnv())
     """
     folder = config.out
-    if policy is not None:
+    if env is not None:
+        if config.make_kwargs:
+            raise InputError(
+                f"env is an environment in hand, and {', '.join(config.make_kwargs)} would make one; leave them out, "
+                "and make the environment with them"
+            )
+    elif policy is not None:
         config = _with_settings_of(config, policy, say)
-    elif config.agent is not None:
+    if config.agent is not None and policy is None:
         raise InputError(
             f"agent {config.agent} was given without its policy; pass record(config, policy=agents.load_policy(folder))"
         )
     kept = "All whole frames are kept; free some space, and give the same command again"
     with explain_disk_full(folder, kept), own_folder(folder):
-        have = _record(config, policy, say)
+        have = _record(config, policy, env, say)
     if have < config.frames:
         say(f"interrupted: {have:,} of {config.frames:,} frames are kept in {folder}; the same command goes on")
     else:
@@ -158,7 +101,9 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
     return folder
 
 
-def _record(config: RecordConfig, policy: Policy | None, say: Callable[[str], object]) -> int:
+def _record(
+    config: RecordConfig, policy: Policy | None, own: gym.Env[Any, Any] | None, say: Callable[[str], object]
+) -> int:
     """Record to a folder that is held; returns how many frames of the environment it has then."""
     folder = config.out
     for file in _recover(folder):
@@ -176,7 +121,7 @@ def _record(config: RecordConfig, policy: Policy | None, say: Callable[[str], ob
                 GracefulStop() as stop,
                 # An agent acts on one frame at a time: more threads would only wait for each other.
                 torch_threads(None if policy is None else 1),
-                closing(make_pixel_env(config.env, **config.make_kwargs)) as env,
+                _opened(config, own) as env,
                 ProgressBar(total=config.frames, initial=have, unit="frame", desc=config.env) as bar,
             ):
                 recorder = _Recorder(config, env, actor, present_shape, bar, stop)
@@ -193,6 +138,11 @@ def _record(config: RecordConfig, policy: Policy | None, say: Callable[[str], ob
             _write_manifest(folder)
         have = _present(config)[0]
     return have
+
+
+def _opened(config: RecordConfig, own: gym.Env[Any, Any] | None) -> AbstractContextManager[gym.Env[Any, Any]]:
+    """The environment to record: made, and closed in the end, or in hand."""
+    return nullcontext(adapt(own)) if own is not None else closing(make_pixel_env(config.env, **config.make_kwargs))
 
 
 def _with_settings_of(config: RecordConfig, policy: Policy, say: Callable[[str], object]) -> RecordConfig:
