@@ -123,7 +123,7 @@ def limit_the_work(patch: pytest.MonkeyPatch) -> None:
 
     limit(RecordConfig, frames=some, frames_per_file=lambda frames: min(frames, 100))
     limit(TrainConfig, epochs=lambda _: 1)
-    limit(ReportConfig, quick=lambda _: True)
+    limit(ReportConfig, quick=lambda _: True, probes=lambda _: False)
     limit(AgentConfig, steps=some, envs=lambda _: 2, eval_episodes=lambda _: 2, workers=lambda _: "serial")
     play, vector, setup_learn = agents.evaluation.play, latent_obs.envs.factory._make_vector, BaseAlgorithm._setup_learn
     patch.setattr(agents.evaluation, "play", lambda policy, venv, episodes, *a, **k: play(policy, venv, 4, *a, **k))
