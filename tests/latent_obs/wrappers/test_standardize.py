@@ -1,4 +1,4 @@
-"""`standardize`: every wrapper shows latents minus their training mean, all over one number, with numpy as the oracle."""
+"""`standardize`: the wrappers show latents minus their training mean, all over one number; numpy is the oracle."""
 
 from functools import partial
 from pathlib import Path
