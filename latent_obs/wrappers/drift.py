@@ -17,10 +17,10 @@ _DECODED_TOGETHER = 8
 _FEWEST_RECONSTRUCTIONS = 24
 _ADVICE = """Its latents may say little about them. Record frames as this agent sees them and train the encoder on:
   latent-obs frames record --agent AGENT --out FRAMES --frames MORE
-  latent-obs train-vae --start-from RUN --frames FRAMES --out NEW
+  latent-obs train-vae --out RUN --resume --allow-added-files --epochs MORE
 AGENT is the run folder of train-agent (for an agent of your own: record(…, policy=agents.PlayPolicy(…))), RUN that of \
-the encoder's training, FRAMES what it was trained on, MORE how many to have in all, and NEW another run folder. The \
-new encoder gives other latents, so train a new agent with it."""
+the encoder's training, FRAMES what it was trained on, and MORE how many to have in all. The new encoder gives other \
+latents, so train a new agent with it."""
 
 
 class DriftWarning(UserWarning):
