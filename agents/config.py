@@ -148,7 +148,8 @@ class AgentConfig(RunConfig):
     encoder: Path | None = None
     """Encoder folder (or the run folder of train-vae). Copied into the run."""
     pca: Path | None = None
-    """For pca-latent: the file that `latent_obs.encoder.pca` wrote. Copied into the run."""
+    """For pca-latent: a folder of frames to fit principal components to, or a file of `latent_obs.PCA`. Saved in the
+    run."""
     out: Path = Path("runs/agent")
     """Folder to make: best and last agent, the encoder, evaluations and logs."""
     observation: Observation = "latent"

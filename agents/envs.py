@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from itertools import compress
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -25,7 +26,7 @@ from agents.normalization import LatentNormalize, latents_in, number_keys
 from latent_obs.encoder.architecture import Architecture
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.encoder.pca import load_pca
+from latent_obs.encoder.pca import PCA
 from latent_obs.envs.factory import as_small_frames, env_maker, has_layer, is_minerl_id
 from latent_obs.envs.sb3_bridge import ProcessVecEnv
 from latent_obs.pixels import PixelContract
@@ -38,6 +39,7 @@ _NO_END = (
     "an episode was cut after %d steps, because the environment has no time limit; it can be given one with "
     "--env-kwargs max_episode_steps 1000"
 )
+_COMPONENTS = 256  # principal components, where no encoder gives their number
 _PIXEL_SIDE = 64  # of the frames that a pixel agent without an encoder sees
 _CLOSE_GRACE_S = 30.0  # MineRL games end slowly
 
@@ -50,9 +52,7 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
     """
     how: dict[str, Any] = {"device": config.device, "backend": config.backend, "precision": config.precision}
     if config.observation == "pca-latent":
-        if config.pca is None:
-            raise InputError("pca: observation 'pca-latent' needs a file that `save_pca` wrote; give --pca")
-        return load_pca(config.pca, device=config.device)
+        return load_components(config).encoder(device=config.device)
     if config.observation == "random-latent":
         architecture = Architecture((_PIXEL_SIDE, _PIXEL_SIDE, 3), 256, bottleneck="spatial")
         if config.encoder is not None:
@@ -61,6 +61,28 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
     if config.encoder is None and config.observation == "latent":
         raise InputError("encoder: observation 'latent' needs an encoder folder, which train-vae makes; give --encoder")
     return None if config.encoder is None else FrozenEncoder.load(config.encoder, **how)
+
+
+def load_components(config: AgentConfig) -> PCA:
+    """The principal components of an agent's settings: of a file, or fitted to a folder of frames.
+
+    Raises:
+        InputError: There is neither.
+    """
+    if config.pca is None:
+        raise InputError(
+            "pca: observation 'pca-latent' needs principal components; give --pca a folder of frames, or a file that "
+            "latent_obs.PCA wrote"
+        )
+    return fit_components(config.pca, config.encoder) if config.pca.is_dir() else PCA.load(config.pca)
+
+
+def fit_components(frames: Path, encoder: Path | None) -> PCA:
+    """Fit principal components to a folder of frames: as many as an encoder folder has latents, else 256."""
+    if encoder is None:
+        return PCA.fit(frames, _COMPONENTS, contract=contract_of(None))
+    read = read_encoder_folder(encoder)
+    return PCA.fit(frames, read.architecture.latent_dim, contract=read.contract)
 
 
 def make_vec_env(

@@ -36,6 +36,13 @@ class LatentNormalize(VecNormalize):
     Raises:
         InputError: `deviation` is not above 0, or there are neither `latents` nor a `VecLatentObservation` beneath.
 
+    Example::
+
+        venv = latent_obs.make(
+            "VizdoomBasic-v1", "runs/doom/encoder", num_envs=8, vectorization="sb3-async", latent_only=True
+        )
+        PPO("MlpPolicy", LatentNormalize(venv)).learn(100_000)
+
     Example:
         >>> import gymnasium as gym
         >>> import numpy as np

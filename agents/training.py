@@ -21,7 +21,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents.config import NOT_ITS_OWN, AgentConfig
-from agents.envs import contract_of, load_encoder, make_vec_env, with_normalization
+from agents.envs import contract_of, load_components, load_encoder, make_vec_env, with_normalization
 from agents.evaluation import evaluation_env, play, run_config
 from agents.schedules import Schedule
 from agents.store import (
@@ -104,7 +104,8 @@ def train_agent(
             config = dataclasses.replace(config, backend="auto")  # another device computes other bits anyway
         # As in training: they decide which backend is the fastest.
         stack.enter_context(torch_threads(1 if not on_pixels and device.type == "cpu" else None))
-        encoder = load_encoder(config)
+        components = load_components(config) if config.observation == "pca-latent" else None
+        encoder = load_encoder(config) if components is None else components.encoder(device=config.device)
         if encoder is not None:  # a resumed run encodes as it did before, to the last bit
             config = dataclasses.replace(config, backend=encoder.backend, precision=encoder.precision)
         if on_pixels and min(contract_of(encoder).shape[:2]) < _SMALLEST_CNN:
@@ -139,8 +140,8 @@ def train_agent(
         write_json(config.out / "config.json", config.to_json())  # first: from here on the run can be resumed
         if config.encoder is not None:
             keep_file(read_encoder_folder(config.encoder).path, config.out / "encoder")
-        if config.pca is not None:
-            keep_file(config.pca, config.out / "pca.safetensors")
+        if components is not None and not (config.out / "pca.safetensors").exists():
+            components.save(config.out / "pca.safetensors")
         notes = {"encoder": fingerprint(seen)}
         if continues:
             model = loaded_model(config, venv)

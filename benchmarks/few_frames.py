@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.common import machine_line, markdown_table
-from latent_obs import FrozenEncoder, load_pca
+from latent_obs import PCA, FrozenEncoder
 from vae_training.data.rows import OBJECT_FIELDS, load_rows
 
 _BATCH, _STEP_SIZE, _WIDTH, _GAIN = 64, 2.5e-4, 64, 2**0.5  # as agents.config has them, and Stable-Baselines3's policy
@@ -121,7 +121,7 @@ def main(options: Options) -> None:
     assert first.architecture is not None
     encoders["random, layers of the first"] = FrozenEncoder.random(first.architecture, seed=0, device="cpu")
     if options.pca is not None:
-        encoders["principal components"] = load_pca(options.pca, device="cpu")
+        encoders["principal components"] = PCA.load(options.pca).encoder(device="cpu")
     print(machine_line())
     print(
         f"{len(frames):,} frames of {options.frames} show {options.object}, {int(tested.sum()):,} "

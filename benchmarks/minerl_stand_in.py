@@ -30,7 +30,7 @@ from agents import AgentConfig, evaluate_agent, evaluate_random, read_evaluation
 from agents.config import Observation
 from benchmarks.common import machine_line, markdown_table
 from latent_obs.encoder.folder import read_encoder_folder
-from latent_obs.encoder.pca import fit_pca_of_folder, save_pca
+from latent_obs.encoder.pca import PCA
 from latent_obs.minerl.installation import minerl_version
 from latent_obs.util.errors import InputError
 from vae_training import RecordConfig, TrainConfig, record, train
@@ -160,8 +160,8 @@ def prepare(options: Options, out: Path, port: int) -> Prepared:
     )
     began.append(time.perf_counter())
     encoder = out / "vae" / "encoder"
-    pca = fit_pca_of_folder(out / "frames", options.latent_dim, read_encoder_folder(encoder).contract)
-    file = save_pca(out / "pca.safetensors", pca)
+    pca = PCA.fit(out / "frames", options.latent_dim, contract=read_encoder_folder(encoder).contract)
+    file = pca.save(out / "pca.safetensors")
     began.append(time.perf_counter())
     recording, training, fitting = np.diff(began).tolist()
     return Prepared(encoder, file, pca.explained_variance, pca.latent_dim, (recording, training, fitting))

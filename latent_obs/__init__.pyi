@@ -1,9 +1,6 @@
 from .encoder.architecture import Architecture as Architecture
 from .encoder.frozen import FrozenEncoder as FrozenEncoder
 from .encoder.pca import PCA as PCA
-from .encoder.pca import fit_pca as fit_pca
-from .encoder.pca import load_pca as load_pca
-from .encoder.pca import save_pca as save_pca
 from .encoder.statistics import LatentStatistics as LatentStatistics
 from .envs.factory import make as make
 from .envs.factory import make_pixel_env as make_pixel_env

@@ -13,15 +13,12 @@ from tyro.conf import OmitArgPrefixes
 from agents.compare import Study, Task, collect, compare, load_study, saved_study
 from agents.compare.runs import duration, read_json
 from agents.compare.study import OBSERVATIONS, folder_name
-from agents.envs import contract_of
-from latent_obs.encoder.folder import read_encoder_folder
-from latent_obs.encoder.pca import fit_pca_of_folder, save_pca
+from agents.envs import fit_components
 from latent_obs.util.atomic import own_folder, write_json
 from latent_obs.util.errors import InputError, require
 from latent_obs.util.progress import print_now
 from vae_training import RecordConfig, TrainConfig, get_datasets, record, train
 
-_COMPONENTS = 256  # of a PCA where no encoder gives the number of latents
 #: Settings of a run that decide what its frames look like.
 _OF_FRAMES = ("frame_skip", "env_kwargs", "render", "pixel_key")
 _ALSO_WITH_STUDY = ("study", "out", "jobs", "threads")
@@ -189,14 +186,10 @@ def _prepared(study: Study, name: str, folder: Path, encoder: bool, pca: bool) -
     if pca:
         components = folder / "pca.safetensors"
 
-        def fit_components() -> None:
-            count, contract = _COMPONENTS, contract_of(None)
-            if task.encoder is not None:  # as many components as latents, of the same frames
-                read = read_encoder_folder(task.encoder)
-                count, contract = read.architecture.latent_dim, read.contract
-            save_pca(components, fit_pca_of_folder(frames, count, contract))
+        def make_components() -> None:
+            fit_components(frames, task.encoder).save(components)
 
-        stage("pca", f"fits principal components to {frames}", fit_components)
+        stage("pca", f"fits principal components to {frames}", make_components)
         task = dataclasses.replace(task, pca=components)
     return task
 

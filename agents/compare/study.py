@@ -65,7 +65,7 @@ class Task:
     Attributes:
         env: A registered environment with pixels.
         encoder: Encoder folder, trained on frames of it; the random encoder has the same layers.
-        pca: File of `latent_obs.encoder.pca.save_pca`, for the arm "pca-latent".
+        pca: File of `latent_obs.PCA`, for the arm "pca-latent".
         frames: Folder of frames from which `latent-obs compare` makes a missing encoder or PCA file.
         steps: Environment steps of each run; None is the study's number.
         reference: A known score that counts as 1 when scores of several tasks are normalized. None: the pixel agent's.

@@ -19,6 +19,8 @@ from agents.envs import as_seen, contract_of, with_latents, with_normalization
 from agents.evaluation import load_run
 from agents.store import restore_statistics
 from latent_obs.actions import plain_actions
+from latent_obs.envs.factory import make_pixel_env
+from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError
 
 Names = tuple[str, ...]
@@ -26,11 +28,11 @@ Choices = list[list[str]] | None
 
 
 class PlayPolicy:
-    """An agent of Stable-Baselines3 with the wrappers that it was trained with, for `vae_training.record(policy=...)`.
+    """An agent of Stable-Baselines3 with the wrappers that it was trained with, which acts on an environment's pixels.
 
-    It gets an environment's observations one by one and returns actions. Beneath the wrappers is a stand-in that
-    returns the observations it was given, so whatever the wrappers do (resize, encode, normalize, stack, keep a
-    history) is what they did in training.
+    It gets an environment's observations one by one and returns actions; `vae_training.record(policy=...)` takes it.
+    Beneath the wrappers is a stand-in that returns the observations it was given, so whatever the wrappers do (resize,
+    encode, normalize, stack, keep a history) is what they did in training.
 
     Args:
         model: The agent, of any algorithm.
@@ -77,7 +79,7 @@ class PlayPolicy:
         self._venv = self.model._wrap_env(self._wrap(self._stand_in), monitor_wrapper=False)
         self._require_same("observations", self.model.observation_space, self._venv.observation_space)
         self._any_actions = np.array([plain.action_space.sample()])  # what is done in the stand-in has no effect
-        self.reset(None)
+        self.reset()
 
     def _require_same(self, what: str, trained: spaces.Space[Any], given: spaces.Space[Any]) -> None:
         if trained != given:
@@ -86,14 +88,47 @@ class PlayPolicy:
                 f"{brief(trained)}, got {brief(given)}; make the environment of training, with the same arguments"
             )
 
-    def reset(self, seed: int | None) -> None:
+    def make_env(self, **kwargs: Any) -> gym.Env[Any, Any]:
+        """Make the environment of its training, and prepare to act there.
+
+        Args:
+            **kwargs: Further arguments of `gymnasium.make`, such as ``render_mode="human"``.
+
+        Raises:
+            InputError: The environment is unknown here, or `settings` name none.
+        """
+        if not (name := self.settings.get("env")):
+            raise InputError("env: the settings of this policy name no environment; make it, and call begin(env)")
+        skip = self.settings.get("frame_skip")
+        arguments = {**(self.settings.get("env_kwargs") or {}), **({} if skip is None else {"frame_skip": skip})}
+        env = make_pixel_env(name, **{**arguments, **kwargs})
+        self.begin(env)
+        return env
+
+    def play(self, env: gym.Env[Any, Any], *, seed: int | None = None) -> float:
+        """Play one episode, and return the sum of its rewards; `evaluate_agent` plays many.
+
+        Args:
+            env: From `make_env`, or another environment with the same observations and actions.
+            seed: Of the environment's reset; None for an episode of its choice.
+        """
+        self.begin(env)
+        with torch_threads(1):  # one frame at a time: more threads would only wait for each other
+            observation, _ = env.reset(seed=seed)
+            total, over = 0.0, False
+            while not over:
+                observation, reward, terminated, truncated, _ = env.step(self(observation))
+                total, over = total + float(reward), terminated or truncated
+        return total
+
+    def reset(self, seed: int | None = None) -> None:
         """Begin an episode: wrappers and agent forget the previous one."""
         self._begins, self._state = True, None
 
     def __call__(self, observation: Any) -> Any:
         """The action for an observation, as the environment's action space has it."""
         if self._venv is None:
-            raise InputError("begin(env) must be called before the policy acts: it names the environment")
+            raise InputError("make_env() or begin(env) must be called before the policy acts")
         self._stand_in.waiting = [observation]
         seen: Any = self._venv.reset() if self._begins else self._venv.step(self._any_actions)[0]
         actions, self._state = self.model.predict(
@@ -131,8 +166,6 @@ def load_policy(
 ) -> PlayPolicy:
     """Load an agent of `train-agent`, its encoder and its normalization, as a policy on its environment's observations.
 
-    The environment must be made with the same arguments (`settings` of the policy), its frame skip among them.
-
     Args:
         run: The run folder.
         which: "best" or "last".
@@ -143,6 +176,16 @@ def load_policy(
         InputError: There is no such agent, or its files are damaged. The .zip is pickled: load only what you trust.
         EncoderFolderError: The run's encoder is damaged.
         DeviceError: There is no such device.
+
+    Example::
+
+        policy = load_policy("runs/agent")
+        env = policy.make_env(render_mode="human")  # the environment of its training
+        print(policy.play(env, seed=0))  # one episode: the sum of its rewards
+
+        observation, info = env.reset()  # or step by step
+        policy.reset()  # at each episode
+        observation, reward, terminated, truncated, info = env.step(policy(observation))
     """
     folder = Path(run)
     if not folder.is_dir():

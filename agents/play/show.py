@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from agents.evaluation import evaluation_env, load_run
 from agents.play.policy import Decision, action_names, choices_of, decide
 from agents.store import restore_statistics
-from latent_obs.encoder.pca import read_pca
+from latent_obs.encoder.pca import PCA
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_count, require
@@ -88,7 +88,7 @@ class Show:
         arguments = {**config.env_kwargs, "render_mode": "rgb_array"}
         self.config = config = dataclasses.replace(config, workers="serial", env_kwargs=arguments)
         self._deterministic = config.deterministic if deterministic is None else deterministic
-        self._pca = read_pca(config.pca) if config.observation == "pca-latent" and config.pca is not None else None
+        self._pca = PCA.load(config.pca) if config.observation == "pca-latent" and config.pca is not None else None
         self._largest = 1e-12
         self.ended: list[EpisodeEnd] = []
         with warnings.catch_warnings():  # an environment that cannot draw itself is an error below

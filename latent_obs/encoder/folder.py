@@ -8,6 +8,9 @@
     ├── statistics.safetensors  statistics of latents over the training frames (optional, to standardize and for drift)
     └── SHA256SUMS              one line per file, as `sha256sum --check` reads it
 
+The folder of a module from elsewhere (`FrozenEncoder.from_module`) is the same, without a decoder: its config.json has
+the module's name and scaling of pixels in place of the architecture. The module itself is code, and is not in it.
+
 No pickle. It is written aside and exchanged in one step, and each file is read once and checked as it was read, so that
 a reader never sees half of one. Files that the checksums do not list are neither read nor copied.
 """
@@ -23,7 +26,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -33,6 +36,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
+from latent_obs.encoder.foreign import ForeignNetwork
 from latent_obs.encoder.statistics import LatentStatistics
 from latent_obs.pixels import Frames, PixelContract
 from latent_obs.util.atomic import atomic_folder
@@ -83,10 +87,25 @@ class EncoderFolder:
         return self.decoder_weights
 
 
+@dataclass(frozen=True)
+class ModuleFolder:
+    """The folder of a module from elsewhere, read and checked like an `EncoderFolder`; weights are on the CPU."""
+
+    path: Path
+    name: str
+    mean: list[float] | None
+    std: list[float] | None
+    contract: PixelContract
+    provenance: dict[str, Any]
+    weights: dict[str, Tensor]
+    selfcheck: dict[str, Tensor]
+    statistics: LatentStatistics | None
+
+
 def write_encoder_folder(
     path: str | os.PathLike[str],
     *,
-    architecture: Architecture,
+    architecture: Architecture | Mapping[str, Any],
     contract: PixelContract,
     encoder: Mapping[str, Tensor],
     selfcheck: Mapping[str, Tensor],
@@ -99,9 +118,9 @@ def write_encoder_folder(
 
     Args:
         path: The folder to make.
-        architecture: Layers of the encoder and decoder.
+        architecture: Layers of the encoder and decoder; of a module from elsewhere its "name", "mean" and "std".
         contract: What a frame must look like.
-        encoder: State dict of an `Encoder`.
+        encoder: State dict of the `Encoder`, or of the module.
         selfcheck: From `make_selfcheck`.
         decoder: State dict of a `Decoder`, or None to leave it out.
         statistics: Of its latents over the training frames, or None to leave them out.
@@ -112,10 +131,11 @@ def write_encoder_folder(
     if path.exists() and not (overwrite and _is_encoder_folder(path)):
         what = "exists and is not an encoder folder" if overwrite else "exists already, and overwrite is False"
         raise InputError(f"{path} {what}. Choose another folder")
+    is_own = isinstance(architecture, Architecture)
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "architecture": architecture.to_json(),
+        **({"architecture": architecture.to_json()} if is_own else {"module": dict(architecture)}),
         "pixels": contract.to_json(),
         "provenance": dict(provenance or {}),
     }
@@ -147,6 +167,44 @@ def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
     """
     folder = _locate(path)
     return _parse(folder, _read_files(folder))
+
+
+def read_module_folder(path: str | os.PathLike[str]) -> ModuleFolder:
+    """Read the folder of a module from elsewhere, as `read_encoder_folder` reads one; the errors are the same."""
+    folder = _locate(path)
+    files = _read_files(folder)
+    try:
+        config = parse_json(files["config.json"], dict[str, Any], "it")
+        if "module" not in config:
+            raise InputError("it holds an encoder of this package and no module from elsewhere; leave `module` out")
+        module = parse_json(json.dumps(config["module"]), _Module, "module")
+        check_type("provenance", config.get("provenance"), dict[str, Any])
+        contract = PixelContract.from_json(config["pixels"])
+    except (InputError, KeyError) as error:
+        raise EncoderFolderError(f"{folder}/config.json cannot be used: {error}") from None
+    tensors = {name: _load(folder / name, data) for name, data in files.items() if name.endswith(".safetensors")}
+    selfcheck, statistics = tensors["selfcheck.safetensors"], None
+    if _STATISTICS in tensors:
+        size = selfcheck["latents"].shape[-1] if "latents" in selfcheck else 0
+        statistics = LatentStatistics.from_tensors(tensors[_STATISTICS], size, str(folder / _STATISTICS))
+    weights = tensors["encoder.safetensors"]
+    return ModuleFolder(
+        folder,
+        **module,
+        contract=contract,
+        provenance=config["provenance"],
+        weights=weights,
+        selfcheck=selfcheck,
+        statistics=statistics,
+    )
+
+
+class _Module(TypedDict):
+    """What config.json says of a module from elsewhere."""
+
+    name: str
+    mean: list[float] | None
+    std: list[float] | None
 
 
 def copy_encoder_folder(source: str | os.PathLike[str], target: Path) -> None:
@@ -230,6 +288,11 @@ def _parse(folder: Path, files: Mapping[str, bytes]) -> EncoderFolder:
     tensors = {name: _load(folder / name, data) for name, data in files.items() if name.endswith(".safetensors")}
     try:
         config = parse_json(files["config.json"], dict[str, Any], "it")
+        if "module" in config:
+            raise InputError(
+                "it holds the weights of a module from elsewhere, without its code; give an encoder that was loaded by "
+                "FrozenEncoder.load(folder, module=…) with a module of the same class"
+            )
         for name in ("architecture", "pixels"):
             check_type(name, config.get(name), dict[str, Any])
         provenance = config.get("provenance", {})
@@ -342,7 +405,9 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def make_selfcheck(encoder: Encoder, contract: PixelContract, sample_frames: Frames) -> dict[str, Tensor]:
+def make_selfcheck(
+    encoder: Encoder | ForeignNetwork, contract: PixelContract, sample_frames: Frames
+) -> dict[str, Tensor]:
     """A few of the sample frames, uint8 (N, height, width, channels) with N ≥ 1, and the latents that they give.
 
     They are "frames" uint8 (n, h, w, c) and "latents" float32 (n, latent_dim); "raw_frames", which go through the

@@ -15,8 +15,17 @@ from torch import Tensor, nn
 from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
 from latent_obs.encoder.fast_cpu import FoldedEncoder, pack_layers
 from latent_obs.encoder.fastest import PLAIN, Backend, Precision, Way, candidates, choose, milliseconds, warn_if_slow
-from latent_obs.encoder.folder import EncoderFolder, read_encoder_folder, relative_difference, verify_selfcheck
-from latent_obs.encoder.foreign import ForeignNetwork
+from latent_obs.encoder.folder import (
+    EncoderFolder,
+    make_selfcheck,
+    package_versions,
+    read_encoder_folder,
+    read_module_folder,
+    relative_difference,
+    verify_selfcheck,
+    write_encoder_folder,
+)
+from latent_obs.encoder.foreign import ForeignNetwork, with_weights
 from latent_obs.encoder.openvino import OpenVinoNetwork
 from latent_obs.encoder.statistics import LatentStatistics
 from latent_obs.pixels import Frames, PixelContract
@@ -29,6 +38,7 @@ Network = TypeVar("Network", bound=nn.Module)
 #: Largest difference allowed between bfloat16 latents and float32 ones at loading, relative to the largest latent.
 #: Eight bits of mantissa through some eight layers stay well below it.
 BFLOAT16_TOLERANCE = 2e-2
+_MEASURED = 4_096  # frames that `save` measures at most: a quantile of 0.5% has some twenty beyond it
 _CHUNK = 1024  # frames in one forward pass: bounds the memory of the activations, far beyond where speed levels off
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -53,6 +63,7 @@ class FrozenEncoder:
     Attributes:
         architecture: Layers of the encoder; None for a module from elsewhere (`from_module`).
         provenance: Where it came from.
+        path: The folder that it was loaded from, or None.
         latent_dim: Number of values in a latent.
         backend: "torch" or "openvino", whichever was chosen.
         precision: "float32" or "bfloat16".
@@ -72,6 +83,8 @@ class FrozenEncoder:
     """
 
     architecture: Architecture | None = None
+    path: Path | None = None
+    _statistics: LatentStatistics | None = None
     _folder: EncoderFolder | None = None
     _decoder: Decoder | None = None
 
@@ -90,6 +103,8 @@ class FrozenEncoder:
         self.contract = contract or PixelContract(*architecture.img_shape)
         self.latent_dim = architecture.latent_dim
         self.provenance: dict[str, Any] = dict(folder.provenance) if folder else {}
+        if folder is not None:
+            self.path, self._statistics = folder.path, folder.statistics
         self.device = _device_for(device, backend, precision)
         self._process = os.getpid()
         network = _build(Encoder, architecture, weights, self.device)
@@ -104,6 +119,7 @@ class FrozenEncoder:
         folder: str | os.PathLike[str],
         device: str | torch.device = "auto",
         *,
+        module: nn.Module | None = None,
         backend: Backend = "auto",
         precision: Precision = "auto",
     ) -> "FrozenEncoder":
@@ -112,6 +128,8 @@ class FrozenEncoder:
         Args:
             folder: What training wrote, a run folder that has it as `encoder/`, or a Hugging Face repository id.
             device: As for the class.
+            module: For the folder of an encoder of `from_module`: a module of the same class. A copy of it gets the
+                folder's weights, names and shapes strictly compared.
             backend: As for the class.
             precision: As for the class.
 
@@ -122,11 +140,19 @@ class FrozenEncoder:
         settings: dict[str, Any] = {"backend": backend, "precision": precision}
         settings["device"] = _device_for(device, **settings)
         precision = candidates(backend, precision, settings["device"])[0].precision
-        read = read_encoder_folder(folder)
-        try:
-            encoder = cls(read.architecture, read.encoder, read.contract, folder=read, **settings)
-        except RuntimeError as error:  # what load_state_dict raises if names or shapes differ
-            raise EncoderFolderError(f"{read.path}: the weights do not fit config.json: {error}") from None
+        if module is not None:
+            check_choice("backend", backend, ("auto", "torch"))
+            read = read_module_folder(folder)
+            own = with_weights(module, read.weights, read.path)
+            how: dict[str, Any] = {"mean": read.mean, "std": read.std, "name": read.name}
+            encoder = cls.from_module(own, read.contract, **how, device=settings["device"], precision=precision)
+            encoder.path, encoder.provenance, encoder._statistics = read.path, read.provenance, read.statistics
+        else:
+            read = read_encoder_folder(folder)
+            try:
+                encoder = cls(read.architecture, read.encoder, read.contract, folder=read, **settings)
+            except RuntimeError as error:  # what load_state_dict raises if names or shapes differ
+                raise EncoderFolderError(f"{read.path}: the weights do not fit config.json: {error}") from None
         exact = encoder.encode if precision == "float32" else encoder._network.mean_of_frames
         verify_selfcheck(read.selfcheck, exact, read.contract, str(read.path))
         frames = read.selfcheck["frames"].numpy()
@@ -183,7 +209,8 @@ class FrozenEncoder:
     ) -> "FrozenEncoder":
         """Any torch module as a frozen encoder: a network of your own, a torchvision or timm backbone.
 
-        The module is copied; the copy is put into eval mode and frozen. A pickle carries the whole module.
+        The module is copied; the copy is put into eval mode and frozen. A pickle carries the whole module; `save`
+        writes its weights.
 
         Args:
             module: Takes float32 (N, C, H, W) and gives one tensor (N, ...), which is flattened to (N, latent_dim).
@@ -193,6 +220,15 @@ class FrozenEncoder:
             device: As for the class.
             precision: "float32", or "bfloat16" by autocast.
             name: What to call it; the module's class by default.
+
+        Example:
+            >>> import tempfile
+            >>> frames = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), np.uint8)
+            >>> backbone = nn.Sequential(nn.Conv2d(3, 2, 8, 8), nn.ReLU(), nn.Flatten())
+            >>> encoder = FrozenEncoder.from_module(backbone, PixelContract(32, 32, 3))
+            >>> folder = encoder.save(Path(tempfile.mkdtemp()) / "encoder", frames)
+            >>> FrozenEncoder.load(folder, module=backbone)(frames).shape
+            (50, 32)
 
         Raises:
             InputError: The module cannot be an encoder: it takes or gives something else.
@@ -212,14 +248,9 @@ class FrozenEncoder:
         return encoder
 
     @property
-    def path(self) -> Path | None:
-        """The folder it was loaded from."""
-        return self._folder.path if self._folder else None
-
-    @property
     def statistics(self) -> LatentStatistics | None:
-        """Statistics of its latents over the training frames; None if it has no folder, or its folder has none."""
-        return self._folder.statistics if self._folder else None
+        """Statistics of its latents over the training frames; None if it was not saved with any."""
+        return self._statistics
 
     @overload
     def encode(self, frames: Frames, *, as_tensor: Literal[False] = False) -> Latents: ...
@@ -254,6 +285,44 @@ class FrozenEncoder:
             parts = [torch.cat([empty, *parts])]
         # A copy of a tensor of inference mode is an ordinary one, which autograd takes as an input.
         return parts[0].clone() if as_tensor else parts[0].cpu().numpy()
+
+    def save(self, folder: str | os.PathLike[str], frames: Frames | None = None) -> Path:
+        """Write an encoder folder, which `load` reads, and return its path.
+
+        Args:
+            folder: The folder to make.
+            frames: uint8 (N, H, W, C), training frames of any size that the contract can read: a few are kept for the
+                self-check, and up to 4,096 are measured for `statistics`. Without them the check has noise, and the
+                statistics are those that the encoder has already, if any.
+
+        Raises:
+            InputError: The folder exists, or the module has a state that is no tensor.
+        """
+        statistics = self.statistics
+        if frames is None:
+            chosen = np.random.default_rng(0).integers(0, 256, (4, *self.contract.shape), np.uint8)
+        else:
+            rows = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MEASURED)).astype(int))
+            chosen = self.contract.convert(frames[rows], what="frames")
+            statistics = LatentStatistics.from_latents(self.encode(chosen))
+        network = self._network.module if self.architecture is None else self._network
+        weights = dict(network.state_dict())
+        if wrong := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
+            raise InputError(
+                f"module {type(network).__name__} has a state that is no tensor, {wrong}, and is not saved"
+            )
+        name, scaling = self.provenance.get("module"), getattr(self._network, "scaling", {})
+        values = {key: None if value is None else [float(x) for x in value] for key, value in scaling.items()}
+        return write_encoder_folder(
+            folder,
+            architecture=self.architecture or {"name": name, **values},
+            contract=self.contract,
+            encoder={name: value.clone() for name, value in weights.items()},  # tied weights are one memory
+            decoder=self._folder.decoder_weights if self._folder else None,
+            selfcheck=make_selfcheck(self._network, self.contract, chosen),
+            statistics=statistics,
+            provenance={**self.provenance, "packages": package_versions()},
+        )
 
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
         """Prepare for batches of these sizes, so that no step in the middle of a run takes longer.
@@ -312,7 +381,8 @@ class FrozenEncoder:
         if self.architecture is None:
             module = copy.deepcopy(self._network.module).cpu()
             make = functools.partial(FrozenEncoder.from_module, **self._network.scaling, **settings)
-            return make, (module, self.contract), {"provenance": self.provenance}
+            own = {"provenance": self.provenance, "path": self.path, "_statistics": self._statistics}
+            return make, (module, self.contract), own
         weights = {name: tensor.cpu().numpy() for name, tensor in self._network.state_dict().items()}
         make = functools.partial(FrozenEncoder, folder=self._folder, backend=self.backend, **settings)
         return make, (self.architecture, weights, self.contract)

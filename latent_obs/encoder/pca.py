@@ -1,8 +1,8 @@
 """Principal components of frames: the encoder to compare a trained one with, and one that takes seconds to fit.
 
 A latent holds the coordinates of a frame, minus the mean frame, along the directions in which frames vary most (Pearson
-1901, Hotelling 1933), not whitened. A file holds the arrays of `PCA`, and as metadata the format, the pixel contract
-and a checksum of all.
+1901, Hotelling 1933), not whitened. A file holds the arrays of `PCA` and the statistics of its latents, and as metadata
+the format, the pixel contract and a checksum of all.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.encoder.statistics import LatentStatistics
 from latent_obs.pixels import Frames, PixelContract
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import EncoderFolderError, InputError, check_count, parse_json
@@ -35,6 +36,7 @@ LEAST_SPREAD = 1 / 255
 MOST_FRAMES = 10_000
 _MOST_VALUES = 2**28  # of the sample, 1 GiB in float32: fewer frames if they are large
 _ARRAYS = ("centre", "components", "spread", "explained")
+_STATISTICS = "statistics/"  # what the names of their tensors begin with
 
 
 @torch.no_grad()
@@ -59,7 +61,7 @@ def principal_components(flat: Tensor, count: int) -> tuple[Tensor, Tensor, Tens
 
 @dataclass(frozen=True, eq=False)
 class PCA:
-    """Principal components of frames.
+    """Principal components of frames, which can be used wherever an encoder can.
 
     Attributes:
         contract: What a frame must look like.
@@ -69,6 +71,14 @@ class PCA:
         spread: float32 (latent_dim,), standard deviation of the frames along each, falling.
         explained: float32 (latent_dim,), the share of the frames' variance along each, from 0 to 1.
         provenance: Where it came from; anything that JSON can hold.
+        statistics: Of the latents of the frames that were fitted; None in a file of an earlier version.
+
+    Example:
+        >>> import tempfile
+        >>> frames = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 3), np.uint8)
+        >>> file = PCA.fit(frames, latent_dim=4).save(Path(tempfile.mkdtemp()) / "pca.safetensors")
+        >>> PCA.load(file).encoder(device="cpu")(frames).shape
+        (200, 4)
     """
 
     contract: PixelContract
@@ -77,6 +87,124 @@ class PCA:
     spread: NDArray[np.float32]
     explained: NDArray[np.float32]
     provenance: dict[str, Any] = field(default_factory=dict)
+    statistics: LatentStatistics | None = None
+
+    @classmethod
+    def fit(
+        cls,
+        frames: Frames | Sequence[Frames] | str | os.PathLike[str],
+        latent_dim: int,
+        *,
+        contract: PixelContract | None = None,
+    ) -> "PCA":
+        """Find the largest principal components of frames.
+
+        At most `MOST_FRAMES` of them are read, evenly spread over all, so that memory maps of any size will do.
+        Directions in which they vary by less than one step of one pixel are left out; if fewer than `latent_dim`
+        remain, it warns.
+
+        Args:
+            frames: uint8 (N, height, width, channels), several such arrays, or a folder of `.npy` files, as
+                `latent-obs frames` writes it.
+            latent_dim: How many components to keep.
+            contract: What a frame must look like; by default the size of these.
+
+        Raises:
+            InputError: There are no frames, they are all alike, or of another size than the contract's or each other.
+        """
+        check_count("latent_dim", latent_dim)
+        provenance: dict[str, Any] = {}
+        if isinstance(frames, str | os.PathLike):
+            folder, frames = frames, _frames_of_folder(frames)
+            provenance = {"folder": str(folder), "files": [Path(str(part.filename)).name for part in frames]}
+        parts = [frames] if isinstance(frames, np.ndarray) else list(frames)
+        if contract is None:
+            shape = np.shape(parts[0]) if parts else ()
+            if len(shape) != 4:
+                raise InputError(f"frames must be uint8 (N, height, width, channels), got an array {shape}")
+            contract = PixelContract(*shape[1:])
+        for number, part in enumerate(parts):
+            if not isinstance(part, np.ndarray) or part.dtype != np.uint8 or part.shape[1:] != contract.shape:
+                got = f"{part.dtype} {part.shape}" if isinstance(part, np.ndarray) else f"a {type(part).__name__}"
+                name = getattr(part, "filename", None) or f"frames[{number}]"  # of a memory map
+                raise InputError(f"{name} must be uint8 (N, *{contract.shape}), got {got}")
+        total = sum(len(part) for part in parts)
+        if total == 0:
+            raise InputError("frames must hold at least one frame, got none")
+        count = min(total, MOST_FRAMES, max(1, _MOST_VALUES // int(np.prod(contract.shape))))
+        wanted = np.arange(count, dtype=np.int64) * total // count
+        ends = np.cumsum([len(part) for part in parts])
+        numbers = np.split(wanted, np.searchsorted(wanted, ends[:-1]))
+        chosen = [part[rows - end + len(part)] for part, rows, end in zip(parts, numbers, ends, strict=True)]
+        sample = np.concatenate(chosen).reshape(count, -1).astype(np.float32)
+        sample /= 255
+        found = principal_components(torch.from_numpy(sample), latent_dim)
+        centre, spread, components = (part.numpy() for part in found)
+        if len(spread) == 0:
+            raise InputError(f"frames must differ, and all {total:,} are alike")
+        if len(spread) < latent_dim:
+            warnings.warn(
+                f"these {total:,} frames vary in {len(spread)} directions only, so PCA's latents have {len(spread)} "
+                f"values instead of {latent_dim}",
+                stacklevel=2,
+            )
+        sample -= centre
+        variance = float(np.square(sample).sum(1, dtype=np.float64).mean())
+        rows = np.ascontiguousarray(components.T)
+        rows *= np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(1)])[:, None]
+        explained = np.minimum(spread**2 / variance, 1).astype(np.float32)
+        provenance = {"frames": total, "sampled": len(sample), **provenance}
+        statistics = LatentStatistics.from_latents(sample @ rows.T)
+        return cls(contract, centre, rows, spread, explained, provenance, statistics)
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> "PCA":
+        """Read a file of `save`; an `EncoderFolderError` if it is damaged, of another format, or of a newer one."""
+        try:
+            with safe_open(file, "np") as opened:
+                described = dict(opened.metadata() or {})
+                arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (it is no dict)
+            found = {name: described.get(name) for name in FORMAT}
+            if found != FORMAT:
+                raise InputError(f"it has {found}, expected {FORMAT}")
+            statistics = {name: array for name, array in arrays.items() if name.startswith(_STATISTICS)}
+            is_whole = arrays.keys() - statistics.keys() == set(_ARRAYS)
+            if not is_whole or described.pop("sha256", None) != _checksum(arrays, described):
+                raise InputError("it is damaged: its content does not fit its checksum. Make it again")
+            arrays = {name: arrays[name] for name in _ARRAYS}
+            contract = PixelContract.from_json(parse_json(described["pixels"], dict[str, Any], "pixels"))
+            size, count = int(np.prod(contract.shape)), len(arrays["spread"])
+            shapes = {"centre": (size,), "components": (count, size), "spread": (count,), "explained": (count,)}
+            wrong = [name for name, array in arrays.items() if array.shape != shapes[name]]
+            wrong += [name for name, array in arrays.items() if not np.isfinite(array).all()]
+            if wrong or not np.allclose(arrays["components"] @ arrays["components"].T, np.eye(count), atol=1e-4):
+                names = ", ".join(wrong or ["components"])
+                raise InputError(f"{names} must be finite numbers of shapes {shapes}, components orthonormal")
+            measured = None
+            if statistics:
+                tensors = {key.removeprefix(_STATISTICS): torch.from_numpy(a) for key, a in statistics.items()}
+                measured = LatentStatistics.from_tensors(tensors, count, str(file))
+            provenance = parse_json(described["provenance"], dict[str, Any], "provenance")
+            return cls(contract, **arrays, provenance=provenance, statistics=measured)
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            raise EncoderFolderError(f"{file} cannot be used as a file of principal components: {error}") from None
+
+    def save(self, file: str | os.PathLike[str]) -> Path:
+        """Write a safetensors file atomically, and return its path."""
+        arrays = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in _ARRAYS}
+        if self.statistics is not None:
+            tensors = self.statistics.to_tensors()
+            arrays |= {f"{_STATISTICS}{name}": tensor.numpy() for name, tensor in tensors.items()}
+        described = {
+            **FORMAT,
+            "pixels": json.dumps(self.contract.to_json(), sort_keys=True),
+            "latent_dim": str(self.latent_dim),
+            "explained_variance": f"{self.explained_variance:.6f}",
+            "provenance": json.dumps(self.provenance, sort_keys=True),
+        }
+        with atomic_write(Path(file)) as temporary:
+            save_file(arrays, temporary, {**described, "sha256": _checksum(arrays, described)})
+        return Path(file)
 
     @property
     def latent_dim(self) -> int:
@@ -92,6 +220,7 @@ class PCA:
         """The encoder from frames to coordinates along the components; `device` as for `FrozenEncoder`."""
         encoder = FrozenEncoder.from_module(_Projection(self), self.contract, device=device, name="PCA")
         encoder.provenance.update(self.provenance, explained_variance=self.explained_variance)
+        encoder._statistics = self.statistics
         return encoder
 
     def __repr__(self) -> str:
@@ -112,66 +241,8 @@ class _Projection(nn.Module):
         return self.linear(x.permute(0, 2, 3, 1).flatten(1))
 
 
-def fit_pca(
-    frames: Frames | Sequence[Frames],
-    latent_dim: int,
-    contract: PixelContract,
-    *,
-    provenance: dict[str, Any] | None = None,
-) -> PCA:
-    """The largest principal components of frames.
-
-    At most `MOST_FRAMES` of them are read, evenly spread over all, so that memory maps of any size will do. Directions
-    in which they vary by less than one step of one pixel are left out; if fewer than `latent_dim` remain, it warns.
-
-    Args:
-        frames: uint8 (N, height, width, channels) of the contract's size, or several such arrays.
-        latent_dim: How many components to keep.
-        contract: What a frame must look like.
-        provenance: Where the frames came from; kept with the components.
-
-    Example:
-        >>> frames = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 3), np.uint8)
-        >>> fit_pca(frames, 4, PixelContract(8, 8, 3)).encoder(device="cpu")(frames).shape
-        (200, 4)
-    """
-    check_count("latent_dim", latent_dim)
-    parts = [frames] if isinstance(frames, np.ndarray) else list(frames)
-    for number, part in enumerate(parts):
-        if not isinstance(part, np.ndarray) or part.dtype != np.uint8 or part.shape[1:] != contract.shape:
-            got = f"{part.dtype} {part.shape}" if isinstance(part, np.ndarray) else f"a {type(part).__name__}"
-            name = getattr(part, "filename", None) or f"frames[{number}]"  # of a memory map
-            raise InputError(f"{name} must be uint8 (N, *{contract.shape}), got {got}")
-    total = sum(len(part) for part in parts)
-    if total == 0:
-        raise InputError("frames must hold at least one frame, got none")
-    count = min(total, MOST_FRAMES, max(1, _MOST_VALUES // int(np.prod(contract.shape))))
-    wanted = np.arange(count, dtype=np.int64) * total // count
-    ends = np.cumsum([len(part) for part in parts])
-    numbers = np.split(wanted, np.searchsorted(wanted, ends[:-1]))
-    chosen = [part[rows - end + len(part)] for part, rows, end in zip(parts, numbers, ends, strict=True)]
-    sample = np.concatenate(chosen).reshape(count, -1).astype(np.float32)
-    sample /= 255
-    centre, spread, components = (part.numpy() for part in principal_components(torch.from_numpy(sample), latent_dim))
-    if len(spread) == 0:
-        raise InputError(f"frames must differ, and all {total:,} are alike")
-    if len(spread) < latent_dim:
-        warnings.warn(
-            f"these {total:,} frames vary in {len(spread)} directions only, so PCA's latents have {len(spread)} values "
-            f"instead of {latent_dim}",
-            stacklevel=2,
-        )
-    sample -= centre
-    variance = float(np.square(sample).sum(1, dtype=np.float64).mean())
-    rows = np.ascontiguousarray(components.T)
-    rows *= np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(1)])[:, None]
-    explained = np.minimum(spread**2 / variance, 1).astype(np.float32)
-    described = {"frames": total, "sampled": len(sample), **(provenance or {})}
-    return PCA(contract, centre, rows, spread, explained, described)
-
-
-def fit_pca_of_folder(folder: str | os.PathLike[str], latent_dim: int, contract: PixelContract) -> PCA:
-    """`fit_pca` on the `.npy` files of a folder of frames, as `latent-obs frames` writes it; they are memory-mapped."""
+def _frames_of_folder(folder: str | os.PathLike[str]) -> list[Any]:
+    """Memory maps of the `.npy` files in a folder."""
     files = sorted(file for file in Path(folder).glob("*.npy") if not file.name.startswith("."))
     if not files:
         raise InputError(f"there are no .npy files of frames in {str(folder)!r} (current folder: {Path.cwd()})")
@@ -181,52 +252,7 @@ def fit_pca_of_folder(folder: str | os.PathLike[str], latent_dim: int, contract:
             frames.append(map_npy(file))
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be read as a .npy file: {error}") from None
-    provenance = {"folder": str(folder), "files": [file.name for file in files]}
-    return fit_pca(frames, latent_dim, contract, provenance=provenance)
-
-
-def save_pca(path: str | os.PathLike[str], pca: PCA) -> Path:
-    """Write components to a safetensors file atomically, and return its path."""
-    arrays = {name: np.ascontiguousarray(getattr(pca, name), np.float32) for name in _ARRAYS}
-    described = {
-        **FORMAT,
-        "pixels": json.dumps(pca.contract.to_json(), sort_keys=True),
-        "latent_dim": str(pca.latent_dim),
-        "explained_variance": f"{pca.explained_variance:.6f}",
-        "provenance": json.dumps(pca.provenance, sort_keys=True),
-    }
-    with atomic_write(Path(path)) as temporary:
-        save_file(arrays, temporary, {**described, "sha256": _checksum(arrays, described)})
-    return Path(path)
-
-
-def read_pca(path: str | os.PathLike[str]) -> PCA:
-    """Read the components of a file; an `EncoderFolderError` if it is damaged, of another format, or of a newer one."""
-    try:
-        with safe_open(path, "np") as file:
-            described = dict(file.metadata() or {})
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-        found = {name: described.get(name) for name in FORMAT}
-        if found != FORMAT:
-            raise InputError(f"it has {found}, expected {FORMAT}")
-        if set(arrays) != set(_ARRAYS) or described.pop("sha256", None) != _checksum(arrays, described):
-            raise InputError("it is damaged: its content does not fit its checksum. Make it again")
-        contract = PixelContract.from_json(parse_json(described["pixels"], dict[str, Any], "pixels"))
-        size, count = int(np.prod(contract.shape)), len(arrays["spread"])
-        shapes = {"centre": (size,), "components": (count, size), "spread": (count,), "explained": (count,)}
-        wrong = [name for name, array in arrays.items() if array.shape != shapes[name] or not np.isfinite(array).all()]
-        if wrong or not np.allclose(arrays["components"] @ arrays["components"].T, np.eye(count), atol=1e-4):
-            names = ", ".join(wrong or ["components"])
-            raise InputError(f"{names} must be finite numbers of shapes {shapes}, components orthonormal")
-        provenance = parse_json(described["provenance"], dict[str, Any], "provenance")
-        return PCA(contract, **arrays, provenance=provenance)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise EncoderFolderError(f"{path} cannot be used as a file of principal components: {error}") from None
-
-
-def load_pca(path: str | os.PathLike[str], *, device: str | torch.device = "auto") -> FrozenEncoder:
-    """The encoder of a file that `save_pca` wrote; `device` as for `FrozenEncoder`, errors as for `read_pca`."""
-    return read_pca(path).encoder(device=device)
+    return frames
 
 
 def _checksum(arrays: Mapping[str, NDArray[Any]], described: Mapping[str, str]) -> str:

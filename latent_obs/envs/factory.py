@@ -113,17 +113,22 @@ def wrap(env: Any, encoder: EncoderLike, **options: Unpack[OptionsDict]) -> Late
     One of ViZDoom's gets what `make_pixel_env` puts around it.
     """
     encoder = _loaded(encoder, options)
-    if is_minerl_env(env) and minerl_version() == MINERL:
-        env = adapt_minerl(env)
-    elif is_old_gym(env):
-        env = OldGymEnv(env)
-    env = _adapted(env)
+    env = adapt(env)
     flatten = options.get("flatten")
     options["flatten"] = flatten = isinstance(env.unwrapped, MineRLEnv) if flatten is None else flatten
     space = env.observation_space
     if is_nested(space) or (not options.get("latent_only") and (flatten or needs_features(space))):
         env = FeatureObservation(CheckedEnv(env), pixel_key=options.get("pixel_key"), grouped=flatten)
     return LatentObservation(env, encoder, **options)
+
+
+def adapt(env: Any) -> gym.Env[Any, Any]:
+    """Put around an environment in hand what its kind needs: one of the old Gym, of MineRL or of ViZDoom."""
+    if is_minerl_env(env) and minerl_version() == MINERL:
+        env = adapt_minerl(env)
+    elif is_old_gym(env):
+        env = OldGymEnv(env)
+    return _adapted(env)
 
 
 def _loaded(encoder: EncoderLike, options: OptionsDict) -> EncoderLike:

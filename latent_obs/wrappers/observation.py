@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import gymnasium as gym
@@ -24,6 +25,7 @@ from latent_obs.wrappers.features import Slot, lay_out
 
 if TYPE_CHECKING:
     from latent_obs.encoder.frozen import FrozenEncoder
+    from latent_obs.encoder.pca import PCA
     from latent_obs.wrappers.drift import DriftMonitor
 
 _DOUBTS = 8  # times in a row that something is seen before it is warned of
@@ -38,9 +40,9 @@ _BLACK = (
 )
 
 Latents = NDArray[np.float32]
-OneEncoder: TypeAlias = "FrozenEncoder | str | os.PathLike[str]"
-#: One encoder; several that all read the same image; or for each entry of a Dict observation the encoder, or the
-#: encoders, that read it.
+OneEncoder: TypeAlias = "FrozenEncoder | PCA | str | os.PathLike[str]"
+#: One encoder: loaded, an encoder folder, or principal components or their file; several that all read the same image;
+#: or for each entry of a Dict observation the encoder, or the encoders, that read it.
 EncoderLike: TypeAlias = "OneEncoder | Sequence[OneEncoder] | Mapping[str, OneEncoder | Sequence[OneEncoder]]"
 
 
@@ -390,15 +392,21 @@ class ObservationEncoder:
 def encoders_by_key(
     encoder: EncoderLike, pixel_key: str | None, device: str
 ) -> dict[str | None, tuple["FrozenEncoder", ...]]:
-    """Load the encoders of each image; a folder that is named twice is loaded once."""
+    """Load the encoders of each image; a folder or file that is named twice is loaded once."""
     from latent_obs.encoder.frozen import FrozenEncoder
+    from latent_obs.encoder.pca import PCA
 
-    load_folder = cache(lambda folder: FrozenEncoder.load(folder, device=device))
+    @cache
+    def load_path(path: str) -> FrozenEncoder:
+        is_file = Path(path).is_file()
+        return PCA.load(path).encoder(device=device) if is_file else FrozenEncoder.load(path, device=device)
 
     def load(one: Any) -> FrozenEncoder:
-        if not isinstance(one, FrozenEncoder | str | os.PathLike):
-            raise InputError(f"encoder must be an encoder folder or a FrozenEncoder, got {type(one).__name__}")
-        return one if isinstance(one, FrozenEncoder) else load_folder(os.fspath(one))
+        if not isinstance(one, FrozenEncoder | PCA | str | os.PathLike):
+            raise InputError(f"encoder must be an encoder folder, a FrozenEncoder or a PCA, got {type(one).__name__}")
+        if isinstance(one, PCA):
+            return one.encoder(device=device)
+        return one if isinstance(one, FrozenEncoder) else load_path(os.fspath(one))
 
     if isinstance(encoder, Mapping) and pixel_key is not None:
         raise InputError(f"pixel_key is {pixel_key!r}, but encoder names the entries with pixels: {sorted(encoder)}")

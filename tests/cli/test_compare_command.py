@@ -10,7 +10,7 @@ pytest.importorskip("stable_baselines3")
 
 from agents.compare import Study, Task, load_study
 from latent_obs.encoder.folder import read_encoder_folder
-from latent_obs.encoder.pca import read_pca
+from latent_obs.encoder.pca import PCA
 from latent_obs.util.errors import InputError
 from latent_obs_cli.compare import CompareConfig, prepare, study_of
 from tests.support import ROOT
@@ -63,8 +63,8 @@ def test_what_is_missing_is_made_once_and_timed(tmp_path: Path, monkeypatch: pyt
     assert made.pca is not None
     assert made.encoder.is_relative_to(folder)
     read = read_encoder_folder(made.encoder)
-    assert (read.contract.shape, read_pca(made.pca).contract) == ((16, 16, 3), read.contract)
-    assert read_pca(made.pca).latent_dim <= 16
+    assert (read.contract.shape, PCA.load(made.pca).contract) == ((16, 16, 3), read.contract)
+    assert PCA.load(made.pca).latent_dim <= 16
 
     changed = {file: file.stat().st_mtime_ns for file in (made.encoder / "encoder.safetensors", made.pca)}
     assert prepare(study, tmp_path).tasks["a b"] == made

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latent_obs import FrozenEncoder, load_pca
+from latent_obs import PCA, FrozenEncoder
 from tests.support import ROOT
 from vae_training import TrainConfig, get_datasets, load_rows, train
 
@@ -34,7 +34,7 @@ def test_an_encoder_gives_the_latents_that_it_gave(kind: str):
     encoder = (
         FrozenEncoder.load(FIRST / "vae" / "encoder", device="cpu")
         if kind == "encoder"
-        else load_pca(FIRST / "pca.safetensors", device="cpu")
+        else PCA.load(FIRST / "pca.safetensors").encoder(device="cpu")
     )
     np.testing.assert_allclose(encoder(saved["frames"]), saved[kind], atol=1e-5)
 

@@ -14,7 +14,7 @@ rows when it is finished, after a Ctrl-C as well; one that is recovered after a 
 import dataclasses
 import re
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ import torch
 from gymnasium import spaces
 
 from latent_obs.encoder.folder import package_versions
-from latent_obs.envs.factory import find_spec, make_pixel_env
+from latent_obs.envs.factory import adapt, find_spec, make_pixel_env
 from latent_obs.envs.faults import check_reward
 from latent_obs.pixels import PixelContract, brief, find_pixel_key, part_at, parts_of, way_out
 from latent_obs.util.atomic import GracefulStop, own_folder, write_json
@@ -119,7 +119,13 @@ class RecordConfig:
         return {**values, "agent": str(self.agent) if self.agent else None}
 
 
-def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[[str], object] = print_now) -> Path:
+def record(
+    config: RecordConfig,
+    *,
+    policy: Policy | None = None,
+    env: gym.Env[Any, Any] | None = None,
+    say: Callable[[str], object] = print_now,
+) -> Path:
     """Record frames until the folder has as many as asked for.
 
     Ctrl-C or `kill -9` ends it early: what was recorded is kept, and the same call later goes on from there.
@@ -128,6 +134,8 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
         config: What to record.
         policy: Who acts, in place of the random policy; `agents.load_policy` makes one of an agent's run. It supplies
             env, its arguments, frame_skip and pixel_key where the settings do not.
+        env: An environment in hand, registered or not, in place of one that is made. It stays open. `config.env` is
+            then the name of the recording, and the settings that make an environment must be left out.
         say: Where messages go.
 
     Returns:
@@ -135,20 +143,31 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
 
     Raises:
         InputError: The environment is unknown or has no pixels, the folder holds frames of another shape or is in use,
-            or an agent is given without its policy or does not fit.
+            an agent is given without its policy or does not fit, or both `env` and settings that make one are given.
         DiskFullError: The disk is full; whole frames are kept.
         MissingExtraError: The package of the environment, or of the agent, is not installed.
+
+    Example::
+
+        record(RecordConfig("VizdoomBasic-v1", Path("frames/doom"), frame_skip=4))
+        record(RecordConfig("mine", Path("frames/mine")), env=MyEnv())
     """
     folder = config.out
-    if policy is not None:
+    if env is not None:
+        if config.make_kwargs:
+            raise InputError(
+                f"env is an environment in hand, and {', '.join(config.make_kwargs)} would make one; leave them out, "
+                "and make the environment with them"
+            )
+    elif policy is not None:
         config = _with_settings_of(config, policy, say)
-    elif config.agent is not None:
+    if config.agent is not None and policy is None:
         raise InputError(
             f"agent {config.agent} was given without its policy; pass record(config, policy=agents.load_policy(folder))"
         )
     kept = "All whole frames are kept; free some space, and give the same command again"
     with explain_disk_full(folder, kept), own_folder(folder):
-        have = _record(config, policy, say)
+        have = _record(config, policy, env, say)
     if have < config.frames:
         say(f"interrupted: {have:,} of {config.frames:,} frames are kept in {folder}; the same command goes on")
     else:
@@ -158,7 +177,9 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
     return folder
 
 
-def _record(config: RecordConfig, policy: Policy | None, say: Callable[[str], object]) -> int:
+def _record(
+    config: RecordConfig, policy: Policy | None, own: gym.Env[Any, Any] | None, say: Callable[[str], object]
+) -> int:
     """Record to a folder that is held; returns how many frames of the environment it has then."""
     folder = config.out
     for file in _recover(folder):
@@ -176,7 +197,7 @@ def _record(config: RecordConfig, policy: Policy | None, say: Callable[[str], ob
                 GracefulStop() as stop,
                 # An agent acts on one frame at a time: more threads would only wait for each other.
                 torch_threads(None if policy is None else 1),
-                closing(make_pixel_env(config.env, **config.make_kwargs)) as env,
+                _opened(config, own) as env,
                 ProgressBar(total=config.frames, initial=have, unit="frame", desc=config.env) as bar,
             ):
                 recorder = _Recorder(config, env, actor, present_shape, bar, stop)
@@ -193,6 +214,11 @@ def _record(config: RecordConfig, policy: Policy | None, say: Callable[[str], ob
             _write_manifest(folder)
         have = _present(config)[0]
     return have
+
+
+def _opened(config: RecordConfig, own: gym.Env[Any, Any] | None) -> AbstractContextManager[gym.Env[Any, Any]]:
+    """The environment to record: made, and closed in the end, or in hand."""
+    return nullcontext(adapt(own)) if own is not None else closing(make_pixel_env(config.env, **config.make_kwargs))
 
 
 def _with_settings_of(config: RecordConfig, policy: Policy, say: Callable[[str], object]) -> RecordConfig:

@@ -66,7 +66,8 @@ class TrainConfig(RunConfig):
     first_activation: bool = False
     """Put a ReLU after the first convolution as well (by design it has none)."""
     beta: float = 0.02
-    """Wanted weight of the KL: nats against squared error summed over the image. Less keeps more detail."""
+    """Wanted weight of the KL: nats against squared error summed over the image. Less keeps more detail. Where
+    agents learn slowly, try 0.4: pictures get blurred, and agents need fewer frames to find what is left."""
     scale_losses: bool = False
     """Divide the squared error by the values of an image and the KL by latent_dim; beta then weighs those means."""
     free_bits: float = 0.0

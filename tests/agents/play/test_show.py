@@ -24,12 +24,11 @@ from agents.store import load_agent
 from agents.training import train_agent
 from latent_obs.encoder.folder import read_encoder_folder, write_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.encoder.pca import fit_pca, read_pca, save_pca
+from latent_obs.encoder.pca import PCA
 from latent_obs.encoder.statistics import LatentStatistics
-from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
 from tests.support.side_env import SideEnv, tiny
-from tests.support.tiny import IMG_SHAPE, random_frames
+from tests.support.tiny import random_frames
 
 GAME = np.full((48, 64, 3), (200, 30, 90), np.uint8)
 SEEN = np.full((16, 16, 3), (10, 220, 30), np.uint8)
@@ -129,14 +128,14 @@ def test_an_encoder_without_a_decoder_leaves_the_reconstruction_out(encoder_fold
 
 
 def test_principal_components_are_put_together_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    file = save_pca(tmp_path / "pca.safetensors", fit_pca(random_frames(300), 16, PixelContract(*IMG_SHAPE)))
+    file = PCA.fit(random_frames(300), 16).save(tmp_path / "pca.safetensors")
     run = train(tmp_path / "run", None, observation="pca-latent", pca=file)
     drawn: list[Any] = []
     monkeypatch.setattr("agents.play.show.compose", lambda game, seen, **_: drawn.append((game, seen)))
     with contextlib.closing(Show(run, device="cpu")) as show:
         show.picture()
     game, seen = drawn[0]
-    pca = read_pca(file)
+    pca = PCA.load(file)
     frame = game[::3, ::4].reshape(-1) / 255
     expected = pca.centre + pca.components.T @ (pca.components @ (frame - pca.centre))
     np.testing.assert_allclose(seen.reshape(-1), np.clip(expected, 0, 1) * 255, atol=1)

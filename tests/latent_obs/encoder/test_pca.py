@@ -16,12 +16,17 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from latent_obs.encoder import pca as module
-from latent_obs.encoder.pca import fit_pca, fit_pca_of_folder, load_pca, read_pca, save_pca
+from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.encoder.pca import PCA
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError
 from tests.support.tiny import random_frames
 
 CONTRACT = PixelContract(6, 10, 3)
+
+
+def loaded(file: Path, device: str = "cpu") -> FrozenEncoder:
+    return PCA.load(file).encoder(device=device)
 
 
 def scenes(count: int, directions: int = 5, seed: int = 0) -> NDArray[np.uint8]:
@@ -42,7 +47,7 @@ def test_the_latents_are_numpys_up_to_sign(count: int, wanted: int, seed: int):
     flat -= flat.mean(0)
     _, sizes, rows = np.linalg.svd(flat, full_matrices=False)
     coordinates = flat @ rows[:wanted].T
-    pca = fit_pca(frames, wanted, CONTRACT)
+    pca = PCA.fit(frames, wanted)
     latents = pca.encoder(device="cpu")(frames)
     assert latents.shape == (count, wanted)
     sign = np.sign(pca.components[0] @ rows[0])
@@ -61,9 +66,9 @@ def test_a_direction_that_is_known():
     frames = np.full((100, *CONTRACT.shape), 60, np.uint8)
     frames[:, 2, 3, 1] = np.where(np.arange(100) % 2, 51, 204)  # one pixel's green: 0.2 and 0.8
     with pytest.warns(UserWarning, match="1 directions"):
-        pca = fit_pca(frames, 16, CONTRACT)
+        pca = PCA.fit(frames, 16)
     with pytest.warns(UserWarning, match="4 directions"):
-        assert fit_pca(scenes(5), 10, CONTRACT).latent_dim == 4  # five points span four directions
+        assert PCA.fit(scenes(5), 10).latent_dim == 4  # five points span four directions
     expected = np.zeros(CONTRACT.shape)
     expected[2, 3, 1] = 1  # and not -1
     np.testing.assert_allclose(pca.components[0].reshape(CONTRACT.shape), expected, atol=1e-6)
@@ -77,18 +82,18 @@ def test_many_arrays_are_one_with_the_same_components_and_frames_are_spread_even
     frames[300:] //= 2  # so that a fit on a part of them would differ
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
-    whole = fit_pca(frames, 3, CONTRACT)
+    whole = PCA.fit(frames, 3)
     assert torch.equal(torch.random.get_rng_state(), state)
-    parts = fit_pca([frames[:100], frames[100:100], frames[100:450], frames[450:]], 3, CONTRACT)
+    parts = PCA.fit([frames[:100], frames[100:100], frames[100:450], frames[450:]], 3)
     np.testing.assert_array_equal(whole.components, parts.components)
     assert parts.provenance == {"frames": 600, "sampled": 600}
     monkeypatch.setattr(module, "MOST_FRAMES", 7)
-    few = fit_pca([frames[:100], frames[100:]], 3, CONTRACT)
+    few = PCA.fit([frames[:100], frames[100:]], 3)
     assert few.provenance == {"frames": 600, "sampled": 7}
-    alone = fit_pca(frames[[0, 85, 171, 257, 342, 428, 514]], 3, CONTRACT)
+    alone = PCA.fit(frames[[0, 85, 171, 257, 342, 428, 514]], 3)
     np.testing.assert_array_equal(few.components, alone.components)
     monkeypatch.setattr(module, "_MOST_VALUES", 5 * 180)
-    assert fit_pca(frames, 3, CONTRACT).provenance["sampled"] == 5
+    assert PCA.fit(frames, 3).provenance["sampled"] == 5
 
 
 # Files
@@ -96,13 +101,14 @@ def test_many_arrays_are_one_with_the_same_components_and_frames_are_spread_even
 
 @pytest.mark.parametrize("contract", [CONTRACT, PixelContract(5, 4, 2, "box", "center-square")])
 def test_what_was_saved_is_an_encoder_as_any_other(tmp_path: Path, contract: PixelContract):
-    pca = fit_pca(random_frames(40, contract.shape), 4, contract, provenance={"env": "Toy-v0"})
-    file = save_pca(tmp_path / "new" / "pca.safetensors", pca)
-    again = read_pca(file)
+    pca = PCA.fit(random_frames(40, contract.shape), 4, contract=contract)
+    pca.provenance["env"] = "Toy-v0"
+    file = pca.save(tmp_path / "new" / "pca.safetensors")
+    again = PCA.load(file)
     assert (again.contract, again.provenance) == (contract, pca.provenance)
     for name in ("centre", "components", "spread", "explained"):
         np.testing.assert_array_equal(getattr(again, name), getattr(pca, name))
-    encoder = load_pca(file, device="cpu")
+    encoder = loaded(file)
     copied = pickle.loads(pickle.dumps(encoder))
     for one in (encoder, copied):
         assert one.provenance["env"] == "Toy-v0"
@@ -118,7 +124,7 @@ def test_what_was_saved_is_an_encoder_as_any_other(tmp_path: Path, contract: Pix
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    return save_pca(tmp_path / "pca.safetensors", fit_pca(scenes(40), 3, CONTRACT))
+    return PCA.fit(scenes(40), 3).save(tmp_path / "pca.safetensors")
 
 
 def test_any_flipped_byte_and_any_cut_is_found(file: Path):
@@ -127,7 +133,7 @@ def test_any_flipped_byte_and_any_cut_is_found(file: Path):
     for content in (*flipped, *(whole[:length] for length in (0, 5, 300, -1))):
         file.write_bytes(content)
         with pytest.raises(EncoderFolderError, match=r"pca\.safetensors"):
-            load_pca(file, device="cpu")
+            loaded(file)
 
 
 @pytest.mark.parametrize(
@@ -150,16 +156,16 @@ def test_a_file_of_another_kind(file: Path, change: dict[str, Any], named: str):
     sound = change.get("sound", True)
     save_file(tensors, file, {**described, "sha256": module._checksum(tensors, described) if sound else "0" * 64})
     with pytest.raises(EncoderFolderError, match=named):
-        load_pca(file, device="cpu")
+        loaded(file)
 
 
 def test_files_that_are_not_there_or_not_ours(tmp_path: Path, file: Path):
     save_file({"a": np.zeros(3)}, tmp_path / "other.safetensors")
     for wrong in (tmp_path / "none.safetensors", tmp_path, tmp_path / "other.safetensors"):
         with pytest.raises(EncoderFolderError, match=wrong.name):
-            load_pca(wrong)
+            loaded(wrong)
     with pytest.raises(DeviceError):
-        load_pca(file, device="cuda:99")
+        loaded(file, device="cuda:99")
 
 
 # Bad input
@@ -177,7 +183,7 @@ def test_files_that_are_not_there_or_not_ours(tmp_path: Path, file: Path):
 )
 def test_bad_input(frames: Any, wanted: Any, named: str):
     with pytest.raises(InputError, match=named):
-        fit_pca(frames, wanted, CONTRACT)
+        PCA.fit(frames, wanted)
 
 
 def test_a_folder_of_frames(tmp_path: Path):
@@ -186,14 +192,14 @@ def test_a_folder_of_frames(tmp_path: Path):
     np.save(tmp_path / "a.npy", frames[:50])
     np.savez(tmp_path / "a.rows.npz", reward=np.zeros(50))
     (tmp_path / ".c.npy").write_bytes(b"hidden")
-    pca = fit_pca_of_folder(tmp_path, 3, CONTRACT)
-    np.testing.assert_array_equal(pca.components, fit_pca(frames, 3, CONTRACT).components)
+    pca = PCA.fit(tmp_path, 3)
+    np.testing.assert_array_equal(pca.components, PCA.fit(frames, 3).components)
     assert pca.provenance == {"frames": 90, "sampled": 90, "folder": str(tmp_path), "files": ["a.npy", "b.npy"]}
     with pytest.raises(InputError, match=r"a\.npy"):
-        fit_pca_of_folder(tmp_path, 3, PixelContract(8, 8, 3))
+        PCA.fit(tmp_path, 3, contract=PixelContract(8, 8, 3))
     (tmp_path / "d.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(InputError, match=r"d\.npy"):
-        fit_pca_of_folder(tmp_path, 3, CONTRACT)
+        PCA.fit(tmp_path, 3)
     shutil.rmtree(tmp_path)
     with pytest.raises(InputError, match=r"\.npy"):
-        fit_pca_of_folder(tmp_path, 3, CONTRACT)
+        PCA.fit(tmp_path, 3)

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.encoder.pca import PCA, fit_pca
-from latent_obs.pixels import PixelContract
+from latent_obs.encoder.pca import PCA
 from latent_obs.util.errors import InputError
 
 Frames = NDArray[np.uint8]
@@ -81,7 +80,7 @@ class Pca(EncoderMeans):
 
     @classmethod
     def fit(cls, recordings: Sequence[Frames], dim: int) -> "Pca":
-        """Fit it with `latent_obs.encoder.pca.fit_pca`, which samples at most 10,000 frames.
+        """Fit it with `latent_obs.PCA.fit`, which samples at most 10,000 frames.
 
         Args:
             recordings: Each uint8 (N, H, W, C), all of one frame shape; memory maps will do.
@@ -94,7 +93,7 @@ class Pca(EncoderMeans):
             raise InputError("recordings must hold frames, got none")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fewer components than asked for
-            return cls(fit_pca(recordings, dim, PixelContract(*recordings[0].shape[1:])))
+            return cls(PCA.fit(recordings, dim))
 
     def reconstruct(self, frames: Frames) -> NDArray[np.float32]:
         """The frames as the components show them: float32 (N, H, W, C), clipped to [0, 1]."""
