@@ -46,7 +46,6 @@ class CVAE(nn.Module):
         standardize: Standardize the pixels that the convolutions take; see `Standard`.
 
     Attributes:
-        fixed_beta: The wanted beta, which cannot be set.
         beta: The beta in force, which training changes.
 
     Example:
@@ -97,7 +96,7 @@ class CVAE(nn.Module):
 
     @property
     def fixed_beta(self) -> float:
-        """The wanted beta."""
+        """The wanted beta, which cannot be set."""
         return self._fixed_beta
 
     @property

@@ -1,0 +1,58 @@
+"""The documentation site: `sphinx-build -W --keep-going docs docs/_build`, from the root of the repository."""
+
+import importlib
+from importlib.metadata import version as version_of
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+REPOSITORY = "https://github.com/latent-obs/latent-obs"
+PACKAGES = ("latent_obs", "vae_training", "agents")
+
+project, author, copyright = "latent-obs", "The latent-obs authors", "The latent-obs authors"
+version = release = version_of("latent-obs")
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "latent-obs"
+html_theme_options = {"source_repository": REPOSITORY, "source_branch": "main", "source_directory": "docs/"}
+html_copy_source = False
+myst_heading_anchors = 3  # links to headings work here as on GitHub
+autodoc_default_options = {"members": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"  # below the signature, which stays short
+autodoc_typehints_description_target = "documented"
+toc_object_entries_show_parents = "hide"
+python_use_unqualified_type_names = True
+default_role = "py:obj"  # `make` in a docstring is code, and a link where it is a public name
+
+
+def link_to_repository(app: Sphinx, page: str, source: list[str]) -> None:
+    """Let links to files outside docs, which GitHub resolves, lead to the repository."""
+    if "/" not in page:
+        source[0] = source[0].replace("](../", f"]({REPOSITORY}/blob/main/")
+
+
+def link_to_public_name(app: Sphinx, env: Any, reference: nodes.Element, text: nodes.Element) -> nodes.Element | None:
+    """Let a type of a signature, which is known by its own module, lead to its public name."""
+    module, _, name = reference.get("reftarget", "").rpartition(".")
+    for package in PACKAGES:
+        if module.partition(".")[0] in ("", *PACKAGES) and name in importlib.import_module(package).__all__:
+            domain = env.domains["py"]
+            page = reference["refdoc"]
+            return domain.resolve_xref(env, page, app.builder, "obj", f"{package}.{name}", reference, text)
+    return None
+
+
+def keep_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep napoleon from taking what stands before the first colon of an attribute's docstring for its type."""
+    if what in ("attribute", "property"):
+        lines.insert(0, "")
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the functions above."""
+    app.connect("autodoc-process-docstring", keep_colons, priority=400)  # before napoleon's
+    app.connect("source-read", link_to_repository)
+    app.connect("missing-reference", link_to_public_name)
