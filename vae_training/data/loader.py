@@ -331,7 +331,7 @@ class Batch:
         return len(self.images)
 
     def noise(self, *shape: int) -> Tensor:
-        """Draw standard normal numbers, float32 ``(N, *shape)``, for the whole batch: all processes' generators agree."""
+        """Draw standard normal numbers ``(N, *shape)``, float32; the generators of all processes agree."""
         share = self.share or Share(len(self), 0, len(self))
         whole = torch.randn(share.total, *shape, device=self.images.device)
         return whole[share.start : share.start + share.count]
