@@ -44,7 +44,7 @@ def run(example: Example) -> None:
     """Run a block."""
     how, what, language, code = example.parsed
     if how == "not run":
-        pytest.skip(what)
+        pytest.skip(f"{Path(example.path).name}, line {example.line}: {what}")
     if how == "file":
         Path(what).write_text(code)
         return
@@ -78,7 +78,7 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         limit_the_work(patch)
         patch.setattr(sys, "path", [*sys.path])
-        if HAS_ENCODER in document.text:
+        if HAS_ENCODER in " ".join(document.text.split()):
             folder = tmp_path_factory.mktemp("page") / "page"
             shutil.copytree(first_run(tmp_path_factory), folder)
         else:
@@ -106,6 +106,7 @@ def limit_the_work(patch: pytest.MonkeyPatch) -> None:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
     import agents.evaluation
+    import latent_obs.envs.factory
     from agents import AgentConfig
     from vae_training import RecordConfig, TrainConfig
     from vae_training.report import ReportConfig
@@ -121,11 +122,12 @@ def limit_the_work(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(kind, "__post_init__", limited)
 
     limit(RecordConfig, frames=some, frames_per_file=lambda frames: min(frames, 100))
-    limit(TrainConfig, epochs=lambda epochs: 1)
-    limit(ReportConfig, quick=lambda quick: True)
-    limit(AgentConfig, steps=some, envs=lambda envs: 2, eval_episodes=lambda episodes: 2)
-    play, setup_learn = agents.evaluation.play, BaseAlgorithm._setup_learn
+    limit(TrainConfig, epochs=lambda _: 1)
+    limit(ReportConfig, quick=lambda _: True)
+    limit(AgentConfig, steps=some, envs=lambda _: 2, eval_episodes=lambda _: 2, workers=lambda _: "serial")
+    play, vector, setup_learn = agents.evaluation.play, latent_obs.envs.factory._make_vector, BaseAlgorithm._setup_learn
     patch.setattr(agents.evaluation, "play", lambda policy, venv, episodes, *a, **k: play(policy, venv, 4, *a, **k))
+    patch.setattr(latent_obs.envs.factory, "_make_vector", lambda id_, encoder, _, *a: vector(id_, encoder, 2, *a))
     patch.setattr(BaseAlgorithm, "_setup_learn", lambda model, steps, *a, **k: setup_learn(model, some(steps), *a, **k))
     patch.setattr(PPO.__init__, "__defaults__", tuple(128 if v == 2048 else v for v in PPO.__init__.__defaults__ or ()))
     patch.setattr("agents.play.show._MOST_SECONDS", 1)  # of a video

@@ -1,33 +1,29 @@
-"""Everything that decides an agent's training run, as one frozen dataclass; the command line is made from it."""
+"""Everything that decides an agent's training run, as one frozen dataclass; the command line is made from it.
+
+Needs neither torch nor Gymnasium until a run begins.
+"""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-import numpy as np
-from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
-
-from agents.normalization import Normalization
 from agents.schedules import Shape
-from latent_obs.encoder.fastest import Backend, Precision
-from latent_obs.envs.factory import is_minerl_id
+from latent_obs.encoder import Backend, Precision
 from latent_obs.util.errors import InputError, check_choice, require
 from latent_obs.util.run_config import ANY, RunConfig
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
 
 AlgorithmName = Literal["ppo", "recurrent-ppo", "dqn", "qr-dqn", "sac"]
 EnvArgument = bool | int | float | str
 Observation = Literal["latent", "random-latent", "pca-latent", "pixels"]
-
-
-def brief(space: spaces.Space[Any]) -> str:
-    """A space in a few words, for error messages."""
-    if isinstance(space, spaces.Dict):
-        return ", ".join(f"{key} {brief(entry)}" for key, entry in space.spaces.items())
-    return f"Box{space.shape}" if isinstance(space, spaces.Box) else " ".join(str(space).split())
+#: together: the values of a latent share one deviation, other numbers have their own. each: every number has its own.
+#: off: no normalization.
+Normalization = Literal["together", "each", "off"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,8 @@ class Algorithm:
 
     title: str
     package: str
-    actions: tuple[type[spaces.Space[Any]], ...]
+    actions: tuple[str, ...]
+    """Kinds of Gymnasium's spaces that it supports."""
     defaults: Mapping[str, Any]
     """Every hyperparameter of `AgentConfig` that it has, with its default on latents."""
     on_pixels: Mapping[str, Any]
@@ -45,41 +42,14 @@ class Algorithm:
     """Name of its policy after "Mlp", "Cnn" or "MultiInput"."""
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def load_class(self) -> type[BaseAlgorithm]:
+    def load_class(self) -> "type[BaseAlgorithm]":
         """Import the class; raises MissingExtraError if it is in sb3-contrib, which is not installed."""
         package = require(self.package, extra="agents", purpose=f"train {self.title}")
         return getattr(package, self.title.replace("-", ""))
 
-    def check_actions(self, env: str, space: spaces.Space[Any]) -> None:
-        """Reject an action space (of `plain_actions`) whose values are not those that the algorithm sends.
 
-        Raises:
-            InputError: It is of another kind; the error names the algorithms that support it. Or it is a Box of whole
-                numbers or without finite bounds.
-        """
-        if not isinstance(space, self.actions):
-            able = ", ".join(name for name, other in ALGORITHMS.items() if isinstance(space, other.actions))
-            raise InputError(
-                f"algorithm {self.title} supports the actions {', '.join(kind.__name__ for kind in self.actions)}, and "
-                f"{env} has {brief(space)}; choose an algorithm that supports them "
-                f"({able or 'none: wrap the actions first'})"
-            )
-        if isinstance(space, spaces.Box):
-            with np.errstate(all="ignore"):
-                spread = space.high - space.low
-            fits = np.isfinite([space.low, space.high]).all() and np.dtype(space.dtype).kind == "f"
-            if self.title == "SAC":  # which scales [-1, 1] to the bounds
-                fits = fits and (np.isfinite(spread) & (spread > 0)).all()
-            if not fits:
-                raise InputError(
-                    f"algorithm {self.title} sends fractions between finite bounds, and {env} has the actions "
-                    f"{' '.join(str(space).split())}; wrap it in gymnasium.wrappers.TransformAction(env, function, "
-                    f"Box(-1, 1, {space.shape})), whose function makes the environment's actions of such numbers"
-                )
-
-
-_NO_KEYS = (spaces.Discrete, spaces.MultiDiscrete, spaces.Box)
-_ANY_ACTIONS = (*_NO_KEYS, spaces.MultiBinary)
+_NO_KEYS = ("Discrete", "MultiDiscrete", "Box")
+_ANY_ACTIONS = (*_NO_KEYS, "MultiBinary")
 _ALL: dict[str, Any] = {"gamma": 0.99, "normalize_reward": True, "normalize_observation": "together"}
 # Updates of a small network on latents are cheap, so many of them pay.
 _PPO = {**_ALL, "learning_rate": 2.5e-4, "net_arch": (64, 64), "batch_size": 64, "n_steps": 128, "n_epochs": 10}
@@ -98,9 +68,9 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "ppo": Algorithm("PPO", "stable_baselines3", _ANY_ACTIONS, _PPO, _CNN),
     # Sb3-contrib's accepts MultiBinary, and fails on its first update.
     "recurrent-ppo": Algorithm("RecurrentPPO", "sb3_contrib", _NO_KEYS, _RECURRENT_PPO, _CNN, **_LSTM),
-    "dqn": Algorithm("DQN", "stable_baselines3", (spaces.Discrete,), _DQN, _CNN),
-    "qr-dqn": Algorithm("QR-DQN", "sb3_contrib", (spaces.Discrete,), _DQN, _CNN, policy_kwargs={"n_quantiles": 50}),
-    "sac": Algorithm("SAC", "stable_baselines3", (spaces.Box,), _SAC, {"learning_rate": 3e-4}),
+    "dqn": Algorithm("DQN", "stable_baselines3", ("Discrete",), _DQN, _CNN),
+    "qr-dqn": Algorithm("QR-DQN", "sb3_contrib", ("Discrete",), _DQN, _CNN, policy_kwargs={"n_quantiles": 50}),
+    "sac": Algorithm("SAC", "stable_baselines3", ("Box",), _SAC, {"learning_rate": 3e-4}),
 }
 
 #: Hyperparameters that are no arguments of the algorithm's constructor: they go to its policy or to the wrappers.
@@ -283,12 +253,18 @@ class AgentConfig(RunConfig):
 
         Not for MineRL, whose resets are slow and whose episodes are long.
         """
-        return self.checkpoint_every > 0 and not is_minerl_id(self.env)
+        return self.checkpoint_every > 0 and not self._is_minerl
 
     @property
     def flattened(self) -> bool:
         """Whether the agent sees one vector."""
-        return is_minerl_id(self.env) if self.flatten is None else self.flatten
+        return self._is_minerl if self.flatten is None else self.flatten
+
+    @property
+    def _is_minerl(self) -> bool:
+        from latent_obs.envs.factory import is_minerl_id
+
+        return is_minerl_id(self.env)
 
     @property
     def all_env_kwargs(self) -> dict[str, EnvArgument]:

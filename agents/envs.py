@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import (
 )
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from agents.config import AgentConfig
+from agents.config import ALGORITHMS, AgentConfig, Algorithm
 from agents.normalization import LatentNormalize, latents_in, number_keys
 from latent_obs.encoder.architecture import Architecture
 from latent_obs.encoder.folder import read_encoder_folder
@@ -128,7 +128,7 @@ def make_vec_env(
         checked = seen(env)
         if config.observation == "latent":
             checked.get_wrapper_attr("reader").refuse_blur()
-        config.trainer.check_actions(config.env, checked.action_space)
+        check_actions(config, checked.action_space)
     # Nothing of this package is named here: a worker would import it, and torch with it.
     in_workers = config.workers == "processes" and count > 1
     numbers = [None if in_workers else i for i in range(count)]  # errors of a worker name its number
@@ -140,6 +140,45 @@ def make_vec_env(
     venv = _EpisodeReturns(frames, step_limit)
     venv.seed(config.seed if seed is None else seed)
     return with_latents(config, venv, encoder, monitor)
+
+
+def check_actions(config: AgentConfig, space: spaces.Space[Any]) -> None:
+    """Reject an action space (of `plain_actions`) whose values are not those that the algorithm sends.
+
+    Raises:
+        InputError: It is of another kind; the error names the algorithms that support it. Or it is a Box of whole
+            numbers or without finite bounds.
+    """
+    title, kinds = config.trainer.title, config.trainer.actions
+
+    def supports(algorithm: Algorithm) -> bool:
+        return isinstance(space, tuple(getattr(spaces, kind) for kind in algorithm.actions))
+
+    if not supports(config.trainer):
+        able = ", ".join(name for name, other in ALGORITHMS.items() if supports(other))
+        raise InputError(
+            f"algorithm {title} supports the actions {', '.join(kinds)}, and {config.env} has {brief(space)}; choose "
+            f"an algorithm that supports them ({able or 'none: wrap the actions first'})"
+        )
+    if isinstance(space, spaces.Box):
+        with np.errstate(all="ignore"):
+            spread = space.high - space.low
+        fits = np.isfinite([space.low, space.high]).all() and np.dtype(space.dtype).kind == "f"
+        if title == "SAC":  # which scales [-1, 1] to the bounds
+            fits = fits and (np.isfinite(spread) & (spread > 0)).all()
+        if not fits:
+            raise InputError(
+                f"algorithm {title} sends fractions between finite bounds, and {config.env} has the actions "
+                f"{' '.join(str(space).split())}; wrap it in gymnasium.wrappers.TransformAction(env, function, "
+                f"Box(-1, 1, {space.shape})), whose function makes the environment's actions of such numbers"
+            )
+
+
+def brief(space: spaces.Space[Any]) -> str:
+    """A space in a few words, for error messages."""
+    if isinstance(space, spaces.Dict):
+        return ", ".join(f"{key} {brief(entry)}" for key, entry in space.spaces.items())
+    return f"Box{space.shape}" if isinstance(space, spaces.Box) else " ".join(str(space).split())
 
 
 def contract_of(encoder: FrozenEncoder | None) -> PixelContract:

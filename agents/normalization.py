@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from copy import copy
-from typing import Any, Literal
+from typing import Any
 
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -12,10 +12,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_wr
 
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.sb3 import VecLatentObservation
-
-#: together: the values of a latent share one deviation, other numbers have their own. each: every number has its own.
-#: off: no normalization.
-Normalization = Literal["together", "each", "off"]
 
 
 class LatentNormalize(VecNormalize):

@@ -13,11 +13,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from PIL import Image
 
+from latent_obs.encoder import Crop
 from latent_obs.util.errors import InputError, check_choice, check_count
 
 Frames = NDArray[np.uint8]
 Layout = Literal["HWC", "CHW"]
-Crop = Literal["none", "center-square"]
 Filter = Literal["bilinear", "box", "bicubic", "lanczos"]
 
 # RGBX, not RGBA: Pillow would weight the colors by an alpha channel.

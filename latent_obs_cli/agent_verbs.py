@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +11,11 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 import agents
-from agents import AgentConfig, evaluate_agent, evaluate_random, film
-from agents.config import ALGORITHMS, HYPERPARAMETERS
-from agents.evaluation import run_config, success_rule
-from agents.play.show import check_writable
+from agents.config import ALGORITHMS, HYPERPARAMETERS, AgentConfig
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import require
 from latent_obs.util.progress import print_now
+from latent_obs_cli.parsing import parse_and_call
 from latent_obs_cli.verbs import Which
 
 
@@ -34,8 +31,10 @@ def train_agent(words: Sequence[str]) -> None:
     fields: list[tuple[str, Any, Any]] = [("algorithm", tyro.conf.Fixed[str], given.algorithm)]
     for field in dataclasses.fields(AgentConfig):
         if field.name in defaults:
-            default = tyro.conf.arg(help_behavior_hint=f"(default: {defaults[field.name]})")
-            fields.append((field.name, Annotated[field.type, default], None))
+            value = defaults[field.name]
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            hint = tyro.conf.arg(help_behavior_hint=f"(default: {shown})")
+            fields.append((field.name, Annotated[field.type, hint], None))
         elif field.name in HYPERPARAMETERS:
             fields.append((field.name, tyro.conf.Fixed[field.type], None))
     options = dataclasses.make_dataclass("AgentOptions", fields, bases=(AgentConfig,), frozen=True)
@@ -53,8 +52,7 @@ def train_agent(words: Sequence[str]) -> None:
         """
         agents.train_agent(AgentConfig(**vars(config)), resume=resume)
 
-    prog = f"latent-obs train-agent {given.algorithm}"
-    tyro.cli(run, prog=prog, args=words, config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.SuppressFixed))
+    parse_and_call(run, f"latent-obs train-agent {given.algorithm}", words, tyro.conf.SuppressFixed)
 
 
 def evaluate(
@@ -85,6 +83,9 @@ def evaluate(
         seed: Seed of the environments.
         device: Where to encode: auto, cpu, cuda, cuda:N, mps.
     """
+    from agents.evaluation import run_config
+    from agents.play.show import check_writable
+
     config = run_config(run)
     if video:
         require("av", extra="video", purpose="write a video (or leave it out with --no-video)")
@@ -94,8 +95,8 @@ def evaluate(
     played: dict[str, Any] = {"episodes": episodes, "seed": seed, "success_return": success_return}
     played["progress_bar"] = True
     print_now(f"Playing {episodes} episodes of {config.env} …")
-    agent = evaluate_agent(run, which=which, device=device, deterministic=deterministic, **played)
-    rule = success_rule(config, success_return) or "as the environment says"
+    agent = agents.evaluate_agent(run, which=which, device=device, deterministic=deterministic, **played)
+    rule = agents.success_rule(config, success_return) or "as the environment says"
     print(f"{config.env}, {which} agent ({config.observation}): mean return {agent}")
     print("  " + agent.details().replace("\n", "\n  "))
     if agent.successes is not None:
@@ -111,7 +112,7 @@ def evaluate(
         "agent": agent.to_json(),
     }
     if random_policy:
-        chance = evaluate_random(config, **played)
+        chance = agents.evaluate_random(config, **played)
         sigmas = agent.sigmas_above(chance)
         print(f"{config.env}, random policy: mean return {chance}")
         print(f"The agent is {sigmas:.1f} standard errors above the random policy.")
@@ -122,12 +123,38 @@ def evaluate(
         print(f"Numbers: {json}")
     if video:
         print_now("Filming …")
-        file, returns = film(run, video_file, which=which, device=device)
+        file, returns = agents.film(run, video_file, which=which, device=device)
         print(f"Video: {file} (returns {', '.join(f'{r:.0f}' for r in returns) or 'of no whole episode'})")
 
 
-@functools.wraps(agents.watch_agent)
-def watch(*args: Any, **settings: Any) -> None:
-    """Open the window, and report the episodes that ended."""
-    if ended := agents.watch_agent(*args, **settings):
+def watch(
+    run: Path,
+    *,
+    which: Which = "best",
+    speed: float = 1.0,
+    seed: int = 3_000_017,
+    episodes: int | None = None,
+    deterministic: bool | None = None,
+    device: str = "auto",
+    success_return: float | None = None,
+    paused: bool = False,
+) -> None:
+    """Watch a trained agent play, live in a window: the game, what it sees of it, its latent and its action.
+
+    Keys: space pauses, n or the right arrow takes one step, + and - double and halve the speed, r begins another
+    episode, q or Esc (or closing the window) quits. Needs a display; without one, `latent-obs evaluate` writes a video
+    of the same.
+
+    Args:
+        run: The folder that train-agent wrote.
+        which: best (by the evaluations during training) or last.
+        speed: 1 for the game's own speed, 2 for twice as fast.
+        seed: Seed of the environment.
+        episodes: End after this many; by default it goes on until you press q.
+        deterministic: True for the most likely action, False for a sample; by default as in the run's settings.
+        device: Where to encode: auto, cpu, cuda, cuda:N, mps.
+        success_return: An episode is a success if its return reaches this, in place of the task's own rule.
+        paused: Start paused.
+    """
+    if ended := agents.watch_agent(**locals()):
         print(f"{len(ended)} whole episodes: mean return {sum(end.total for end in ended) / len(ended):.1f}")

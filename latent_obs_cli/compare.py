@@ -1,23 +1,25 @@
 """`latent-obs compare`: are latents worth it, in one environment or in a study of several tasks."""
 
+from __future__ import annotations
+
 import dataclasses
 import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tyro.conf import OmitArgPrefixes
 
-from agents.compare import Study, Task, collect, compare, load_study, saved_study
-from agents.compare.runs import duration, read_json
-from agents.compare.study import OBSERVATIONS, folder_name
-from agents.envs import fit_components
+import agents.compare
+import vae_training
+from agents.config import Observation
 from latent_obs.util.atomic import own_folder, write_json
 from latent_obs.util.errors import InputError, require
 from latent_obs.util.progress import print_now
-from vae_training import RecordConfig, TrainConfig, get_datasets, record, train
+from vae_training.recording.config import RecordConfig
+from vae_training.training.config import TrainConfig
 
 #: Settings of a run that decide what its frames look like.
 _OF_FRAMES = ("frame_skip", "env_kwargs", "render", "pixel_key")
@@ -37,7 +39,7 @@ class CompareConfig:
     """Encoder folder, or the run folder of train-vae. If it is not given, an encoder is trained first."""
     frames: Path | None = None
     """Frames of the environment to train that encoder on. If they are not given, they are recorded first."""
-    arms: tuple[str, ...] = OBSERVATIONS
+    arms: tuple[str, ...] = get_args(Observation)
     """What the agents see: latent, random-latent (an untrained encoder), pca-latent (principal components), pixels."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each arm is trained once with each seed. With fewer than 5, differences are easily luck."""
@@ -70,13 +72,13 @@ def run_compare(config: OmitArgPrefixes[CompareConfig]) -> None:
     if config.page_only:
         if config.study is not None:
             raise InputError(f"--page-only reads the study that is saved in {config.out}: leave out --study")
-        _write_page(saved_study(config.out), config.out)
+        _write_page(agents.compare.saved_study(config.out), config.out)
         return
     for module in ("psutil", "scipy", "matplotlib"):  # before hours of training
         require(module, extra="compare", purpose="compare agents")
     study = prepare(study_of(config), config.out)
     try:
-        compare(study, config.out, jobs=config.jobs, threads=config.threads)
+        agents.compare.compare(study, config.out, jobs=config.jobs, threads=config.threads)
     except KeyboardInterrupt:
         print(f"Stopped. The same command goes on; for a page: latent-obs compare --page-only --out {config.out}")
         raise
@@ -84,7 +86,7 @@ def run_compare(config: OmitArgPrefixes[CompareConfig]) -> None:
         raise SystemExit(1)
 
 
-def study_of(config: CompareConfig) -> Study:
+def study_of(config: CompareConfig) -> agents.compare.Study:
     """The study of the file that the options name, or of one environment.
 
     Raises:
@@ -94,19 +96,21 @@ def study_of(config: CompareConfig) -> Study:
         given = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
         if others := [f"--{name.replace('_', '-')}" for name in given if name not in _ALSO_WITH_STUDY]:
             raise InputError(f"with --study, {', '.join(others)} must be set in {config.study}")
-        return load_study(config.study)
+        return agents.compare.load_study(config.study)
     settings: dict[str, Any] = {} if config.frame_skip is None else {"frame_skip": config.frame_skip}
     settings |= {"latent_only": True} if config.latent_only else {}
-    task = Task(config.env, encoder=config.encoder, frames=config.frames)
+    task = agents.compare.Task(config.env, encoder=config.encoder, frames=config.frames)
     name = config.env.rpartition(":")[2]
-    return Study({name: task}, config.arms, config.seeds, config.steps, config.episodes, settings=settings)
+    return agents.compare.Study(
+        {name: task}, config.arms, config.seeds, config.steps, config.episodes, settings=settings
+    )
 
 
-def _write_page(study: Study, out: Path) -> dict[str, Any]:
+def _write_page(study: agents.compare.Study, out: Path) -> dict[str, Any]:
     """Write the page of all runs that are finished, print its verdict, and return the summary."""
     from latent_obs_cli.pages import write_comparison
 
-    target, summary = write_comparison(collect(study, out), out)
+    target, summary = write_comparison(agents.compare.collect(study, out), out)
     verdict = summary["verdict"]
     texts = (verdict["headline"], *verdict["sentences"], *verdict["warnings"], summary["seeds"])
     print("", *dict.fromkeys(texts), sep="\n")
@@ -116,7 +120,7 @@ def _write_page(study: Study, out: Path) -> dict[str, Any]:
     return summary
 
 
-def prepare(study: Study, out: Path) -> Study:
+def prepare(study: agents.compare.Study, out: Path) -> agents.compare.Study:
     """Make the encoder and the principal components of each task whose arms need them and that names none.
 
     They are written to out/prepared/TASK/. What is there already is not made again.
@@ -128,6 +132,8 @@ def prepare(study: Study, out: Path) -> Study:
         InputError: A setting of [record] or [vae] is not allowed, or the frames are not usable.
         KeyboardInterrupt: It was interrupted; the same call goes on.
     """
+    from agents.compare.study import folder_name
+
     tasks = dict(study.tasks)
     for name, task in study.tasks.items():
         own = [(study.observation(arm), study.own_settings(name, arm)) for arm in study.arms]
@@ -139,8 +145,11 @@ def prepare(study: Study, out: Path) -> Study:
     return dataclasses.replace(study, tasks=tasks)
 
 
-def _prepared(study: Study, name: str, folder: Path, encoder: bool, pca: bool) -> Task:
+def _prepared(study: agents.compare.Study, name: str, folder: Path, encoder: bool, pca: bool) -> agents.compare.Task:
     """A task with its encoder and principal components, made where they are asked for."""
+    from agents.compare.runs import duration, read_json
+    from agents.envs import fit_components
+
     task, noted = study.tasks[name], folder / "seconds.json"
 
     def stage(what: str, text: str, work: Callable[[], None]) -> float:
@@ -161,7 +170,7 @@ def _prepared(study: Study, name: str, folder: Path, encoder: bool, pca: bool) -
     seconds, frames = 0.0, task.frames or folder / "frames"
     vae = _stage_config(TrainConfig.from_json, "vae", study.vae, {"frames": frames, "out": folder / "vae"})
     if task.frames is not None:
-        get_datasets(frames)  # raises before anything is written
+        vae_training.get_datasets(frames)  # raises before anything is written
     else:
         settings = {**study.settings, **task.settings}
         settings = {key: settings[key] for key in _OF_FRAMES if key in settings} | study.record
@@ -169,15 +178,15 @@ def _prepared(study: Study, name: str, folder: Path, encoder: bool, pca: bool) -
         recording = _stage_config(lambda values: RecordConfig(**values), "record", settings, decided)
 
         def record_frames() -> None:
-            record(recording, say=_say)
-            if sum(len(d) for d in get_datasets(frames)) < recording.frames:
+            vae_training.record(recording, say=_say)
+            if sum(len(d) for d in vae_training.get_datasets(frames)) < recording.frames:
                 raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
 
         seconds += stage("frames", f"records {recording.frames:,} frames", record_frames)
     if encoder:
 
         def train_encoder() -> None:
-            if train(vae, resume=(vae.out / "config.json").exists(), say=_say).interrupted:
+            if vae_training.train(vae, resume=(vae.out / "config.json").exists(), say=_say).interrupted:
                 raise KeyboardInterrupt
 
         seconds += stage("encoder", f"trains an encoder on {frames}, {vae.epochs} epochs", train_encoder)

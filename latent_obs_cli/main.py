@@ -127,9 +127,9 @@ def _run(verb: str, words: list[str]) -> None:
     if verb in _WITH_OWN_PARSER:
         function(words)
     else:
-        import tyro
+        from latent_obs_cli.parsing import parse_and_call
 
-        tyro.cli(function, prog=f"latent-obs {verb}", args=words, config=(tyro.conf.CascadeSubcommandArgs,))
+        parse_and_call(function, f"latent-obs {verb}", words)
 
 
 def check_own_packages() -> None:

@@ -158,11 +158,15 @@ def test_what_worker_processes_need_starts_without_torch():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("package", ["latent_obs", "vae_training", "vae_training.report"])
+LAZY = ["latent_obs", "vae_training", "vae_training.report", "agents", "agents.compare"]
+
+
+@pytest.mark.parametrize("package", LAZY)
 def test_every_public_name_is_there(package: str):
     module = importlib.import_module(package)
     names: list[str] = vars(module)["__all__"]
     assert names
+    assert set(names) <= set(dir(module)), "what a shell completes"
     for name in names:
         assert getattr(module, name) is not None
     with pytest.raises(AttributeError):

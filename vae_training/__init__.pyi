@@ -13,7 +13,7 @@ from .data.stats import frame_stats as frame_stats
 from .data.stats import stats_table as stats_table
 from .data.stats import write_contact_sheet as write_contact_sheet
 from .data.stats import write_mean_sheet as write_mean_sheet
-from .extraction.extractor import ExtractConfig as ExtractConfig
+from .extraction.config import ExtractConfig as ExtractConfig
 from .extraction.extractor import ExtractResult as ExtractResult
 from .extraction.extractor import extract as extract
 from .model.beta import ConstantBeta as ConstantBeta
@@ -25,10 +25,10 @@ from .model.cvae import Losses as Losses
 from .model.cvae import gaussian_kl_nats as gaussian_kl_nats
 from .model.cvae import images_to_tensor as images_to_tensor
 from .model.losses import VAELoss as VAELoss
+from .recording.config import RecordConfig as RecordConfig
 from .recording.policy import Policy as Policy
-from .recording.recorder import RecordConfig as RecordConfig
 from .recording.recorder import record as record
-from .report.run import ReportConfig as ReportConfig
+from .report.config import ReportConfig as ReportConfig
 from .report.run import ReportResult as ReportResult
 from .training.config import TrainConfig as TrainConfig
 from .training.export import export_encoder as export_encoder

@@ -3,10 +3,10 @@
 study = load_study("study.toml")
 results = compare(study, "runs/compare")
 print(summarize(results)["verdict"]["headline"])
+
+The public names are listed once, in `__init__.pyi`; each is imported at first use, so that `--help` is quick.
 """
 
-from agents.compare.runs import Results, collect, compare, saved_study
-from agents.compare.study import Study, Task, load_study
-from agents.compare.summary import summarize
+import lazy_loader
 
-__all__ = ["Results", "Study", "Task", "collect", "compare", "load_study", "saved_study", "summarize"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,8 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
-from agents.config import brief
-from agents.envs import as_seen, contract_of, with_latents, with_normalization
+from agents.envs import as_seen, brief, contract_of, with_latents, with_normalization
 from agents.evaluation import load_run
 from agents.store import restore_statistics
 from latent_obs.actions import plain_actions

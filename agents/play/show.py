@@ -181,7 +181,7 @@ class Show:
         self._largest = max(self._largest, float(np.abs(latent).max()))
         values, unit = latent / self._largest, "the largest so far"
         if encoder.statistics is not None:
-            values = encoder.statistics.standardize(latent) / _DEVIATIONS
+            values = (latent - encoder.statistics.mean) / encoder.statistics.scale / _DEVIATIONS
             unit = f"{_DEVIATIONS:g} deviations of the training frames"
         layout = encoder.architecture
         shape = layout.latent_map if layout is not None and layout.bottleneck == "spatial" else None

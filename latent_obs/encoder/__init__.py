@@ -2,5 +2,11 @@
 
 from typing import Literal
 
-#: Kinds of layers between the convolutions and the latent; here, as settings name them and do without torch.
+# Settings name these, and do without torch.
+#: Kinds of layers between the convolutions and the latent.
 Bottleneck = Literal["dense", "spatial"]
+#: Libraries that encode, and number formats of the layers.
+Backend = Literal["auto", "torch", "openvino"]
+Precision = Literal["auto", "float32", "bfloat16"]
+#: How frames of another aspect ratio become the encoder's.
+Crop = Literal["none", "center-square"]

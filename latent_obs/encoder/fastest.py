@@ -10,10 +10,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from latent_obs.encoder import Backend, Precision
 from latent_obs.util.errors import LatentObsError
 
-Backend = Literal["auto", "torch", "openvino"]
-Precision = Literal["auto", "float32", "bfloat16"]
 Compute = Callable[[Tensor], Tensor]
 
 _FRAMES = 8  # of a measurement: a common number of environments

@@ -18,6 +18,8 @@ LEVELS = (0.001, 0.005, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.995, 0.999)
 BAND = (0.005, 0.995)
 #: A frame whose distance is above this quantile counts as unlike the training frames; 1% of those are.
 BEYOND = 0.99
+#: Common deviation of standardized latents. Larger ones saturate the tanh units of PPO, which slows its learning.
+DEVIATION = 0.5
 #: Smallest deviation to divide by, as a share of the largest one. If that is the prior's 1, this is where a unit stops
 #: being active (Burda et al. 2016, "Importance Weighted Autoencoders", section 5: a variance of 0.01).
 SMALLEST_SHARE = 0.1
@@ -129,11 +131,16 @@ class LatentStatistics:
 
     @cached_property
     def scale(self) -> NDArray[np.float32]:
-        """What standardizing divides by, float32 (latent_dim,): `std`, but not below a tenth of the largest one.
+        """The deviation of each value, float32 (latent_dim,): `std`, but not below a tenth of the largest one.
 
-        A value that hardly varies (a collapsed unit of the VAE) would become noise of the weight of the others.
+        Divided by less, a value that hardly varies (a collapsed unit of the VAE) would be noise.
         """
         return np.maximum(self.std, self._floor)
+
+    @cached_property
+    def _common_scale(self) -> np.float32:
+        """What standardizing divides all values by: it makes the root of the mean of their variances `DEVIATION`."""
+        return np.float32(np.sqrt(np.square(self.std, dtype=np.float64).mean()) / DEVIATION) or np.float32(1.0)
 
     @cached_property
     def _floor(self) -> np.float32:
@@ -146,10 +153,20 @@ class LatentStatistics:
         return (low + high) / 2, np.maximum((high - low) / 2, self._floor)
 
     def standardize(self, latents: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Latents (..., latent_dim) minus their mean, divided by `scale`: float32, in memory of its own."""
+        """Latents (..., latent_dim) minus their mean, all divided by one number: float32, in memory of its own.
+
+        Their common deviation, the root of the mean of their variances, becomes 0.5. Divided each by its own, values
+        that hardly vary would get the weight of the informative ones.
+
+        Example:
+            >>> latents = np.float32([[0, 1], [2, 15]])
+            >>> LatentStatistics.from_latents(latents).standardize(latents)
+            array([[-0.1, -0.7],
+                   [ 0.1,  0.7]], dtype=float32)
+        """
         self._check(latents)
         out = np.subtract(latents, self.mean, dtype=np.float32)
-        out /= self.scale
+        out /= self._common_scale
         return out
 
     def distances(self, latents: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

@@ -71,8 +71,9 @@ class ObservationOptions:
             takes. They must be vectors of floats; if not, put `FeatureObservation` around the environment first.
         keep_pixels: Keep the image beside its latent: an observation of pixels becomes a Dict with "pixels" and
             "latent", and a Dict keeps the image and gets "<entry>_latent".
-        standardize: Shift and scale latents by their mean and deviation over the training frames, which the encoder
-            folder holds.
+        standardize: Shift each value of a latent by its mean over the training frames, and divide all values by one
+            number, which makes their common deviation 0.5. The encoder has the statistics; `agents.LatentNormalize`
+            does the same with running ones.
         history: Number of latents to show, the oldest first. The first one of an episode fills all places.
         monitor: A `DriftMonitor` that observes every frame and latent; for one encoder and one image.
     """
@@ -205,7 +206,8 @@ class ObservationEncoder:
             if options.standardize and one.statistics is None:
                 raise InputError(
                     f"standardize needs the statistics of the training frames, and {one!r} has none. Resume its "
-                    "training (latent-obs train-vae … --resume), or let VecNormalize learn them during RL"
+                    "training (latent-obs train-vae … --resume), save it with frames (FrozenEncoder.save), or use "
+                    "agents.LatentNormalize, which learns them from the agent's frames"
                 )
         self._readers = [PixelReader(space, one.contract, key) for key, one in pairs]
         for reader in self._readers:

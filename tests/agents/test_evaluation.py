@@ -3,6 +3,7 @@
 The rules of success are compared with the games' own files.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -38,10 +39,10 @@ from agents.evaluation import (
     success_rule,
     wilson_interval,
 )
+from agents.play.policy import load_policy
 from agents.play.show import film
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError
-from tests.support import ROOT
 from tests.support.agent_runs import files_of, finished, train  # noqa: F401  (a fixture)
 from tests.support.side_env import SideEnv, tiny
 from tests.support.tiny import random_frames
@@ -365,16 +366,16 @@ def test_time_outs_ends_and_the_games_own_rewards(encoder_folder: Path):
     assert play(Constant(), evaluation_env(tiny(encoder=encoder_folder), 4, seed=0), 4).successes is None
 
 
-def test_the_guides_recipe_plays_as_well_as_the_agent_and_a_plain_load_does_not(finished: Path):
-    """The code in docs/agents.md, with another run."""
-    guide = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
-    (recipe,) = (code for code in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "load_policy" in code)
-    assert '"runs/agent"' in recipe
-    names: dict[str, Any] = {}
-    exec(recipe.replace('"runs/agent"', repr(str(finished))), names)
-    assert names["total"] == evaluate_agent(finished, episodes=1, seed=0, deterministic=True, device="cpu").returns[0]
-    latent = FrozenEncoder.load(finished / "encoder", device="cpu")(names["env"].reset(seed=0)[0])
-    plain, ours = PPO.load(finished / "best.zip", device="cpu"), names["policy"]
+def test_a_loaded_policy_plays_as_well_as_the_agent_and_a_plain_load_does_not(finished: Path):
+    ours = load_policy(finished, deterministic=True, device="cpu")
+    with contextlib.closing(ours.make_env()) as env:
+        evaluated = evaluate_agent(finished, episodes=1, seed=0, deterministic=True, device="cpu")
+        assert ours.play(env, seed=0) == ours.play(env, seed=0) == evaluated.returns[0]
+        observation, _ = env.reset(seed=1)
+        ours.reset()
+        assert ours(observation) in (0, 1)
+    latent = FrozenEncoder.load(finished / "encoder", device="cpu")(observation)
+    plain = PPO.load(finished / "best.zip", device="cpu")
     seen = torch.as_tensor(latent)[None]
     normalized = torch.as_tensor(ours._venv.normalize_obs(latent[None]))
     one, other = (plain.policy.predict_values(x) for x in (seen, normalized))

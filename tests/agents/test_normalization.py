@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
+import latent_obs
 from agents.config import AgentConfig
 from agents.envs import make_vec_env, with_normalization
 from agents.normalization import LatentNormalize
@@ -123,3 +125,13 @@ def test_it_goes_where_vec_normalize_would(encoder: FrozenEncoder, kind: str):
             LatentNormalize(make_vec_env(config, encoder), deviation=value)
     with pytest.raises(InputError, match="latents"):
         LatentNormalize(make_vec_env(tiny(observation="pixels"), None))
+
+
+def test_by_hand_it_finds_the_latents_and_an_agent_learns_through_it(encoder_folder: Path):
+    venv = latent_obs.make("Side-v0", encoder_folder, num_envs=2, vectorization="sb3-sync")
+    model = PPO("MlpPolicy", LatentNormalize(venv), n_steps=8, batch_size=8, n_epochs=1, device="cpu").learn(64)
+    normalize = model.get_vec_normalize_env()
+    assert isinstance(normalize, LatentNormalize)
+    assert normalize.latents == {None: LATENT_DIM}
+    assert normalize.deviation == 0.5
+    venv.close()

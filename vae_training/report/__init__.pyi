@@ -1,3 +1,4 @@
+from .config import ReportConfig as ReportConfig
 from .findings import Finding as Finding
 from .findings import Numbers as Numbers
 from .findings import verdict as verdict
@@ -16,6 +17,5 @@ from .metrics.latents import measure_stability as measure_stability
 from .metrics.reconstruction import Reconstruction as Reconstruction
 from .probes.probes import ProbeTable as ProbeTable
 from .probes.probes import probe as probe
-from .run import ReportConfig as ReportConfig
 from .run import ReportResult as ReportResult
 from .run import report as report

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tyro.conf import Positional
 
 from latent_obs.encoder.folder import package_versions
 from latent_obs.util.atomic import atomic_write
-from latent_obs.util.errors import InputError, check_count, check_types, require
+from latent_obs.util.errors import InputError, require
 from latent_obs.util.progress import print_now
+from vae_training.report.config import FEWEST, ReportConfig
 from vae_training.report.encoder import Floats, Frames, Reconstruct, ReportModel
 from vae_training.report.findings import Finding, Numbers, headline, verdict
 from vae_training.report.metrics.baselines import EncoderMeans, MeanImage, Pca, random_encoder
@@ -45,62 +45,11 @@ from vae_training.report.sample import (
 )
 
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
-_FEWEST = 16  # held-out frames: with fewer, best, worst and random pairs mean nothing
 _MOST_FRAMES = 20_000  # that probes are fitted on
 _NOTHING_KNOWN = (
     "there is no state beside these frames: record with an environment that reports it, or give --targets FILE"
 )
 _NUMBERS = re.compile(r"\[\s+((?:-?[\d.eE+-]+|true|false|null)(?:,\s+(?:-?[\d.eE+-]+|true|false|null))*)\s+\]")
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """Settings of a report; the command line is made from them.
-
-    Example:
-        >>> ReportConfig(Path("runs/doom"), quick=True).held_out_frames
-        256
-    """
-
-    encoder: Positional[Path]
-    """The encoder folder, or the run folder of train-vae that it is in."""
-    frames: Path | None = None
-    """Folder of .npy frames to measure on. By default the one it was trained on; only what was held out is measured."""
-    out: Path | None = None
-    """Folder to make: report.html, report.json and pictures. By default report, beside the encoder folder."""
-    targets: Path | None = None
-    """An .npz of your own values to predict from the latents: named arrays, an entry for each frame of all files in
-    name order."""
-    probes: bool = True
-    """Measure how well the recorded state of the game can be predicted from the latents, where there is any."""
-    autoencoder_steps: int | None = None
-    """Gradient steps of the autoencoder (beta 0) that is trained to compare with; 0 leaves it out. By default 300,
-    quick 0."""
-    sample: int | None = None
-    """Held-out frames to measure on, spread evenly; four times as many fit PCA and probes. By default 1,000, quick
-    256."""
-    quick: bool = False
-    """A first look in well under a minute: fewer frames, no autoencoder, no small networks among the probes."""
-    seed: int = 0
-    """Reproduces every random choice: pairs, prior samples, the random encoder, the probes."""
-    device: str = "auto"
-    """auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps. One that is named must be there."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        check_count("sample", self.held_out_frames, _FEWEST)
-        check_count("autoencoder_steps", self.steps, 0)
-        check_count("seed", self.seed, 0)
-
-    @property
-    def held_out_frames(self) -> int:
-        """Held-out frames to measure on, at most."""
-        return self.sample if self.sample is not None else 256 if self.quick else 1_000
-
-    @property
-    def steps(self) -> int:
-        """Gradient steps of the autoencoder."""
-        return self.autoencoder_steps if self.autoencoder_steps is not None else 0 if self.quick else 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +126,9 @@ def report(
     held_out, total = recordings.held_out, sum(map(len, recordings.held_out))
     index = spread(total, config.held_out_frames)
     frames = read(held_out, index, contract)
-    if len(frames) < _FEWEST or (frames == frames[0]).all():
-        found = f"{len(frames)}{', all equal' if len(frames) >= _FEWEST else ''}"
-        raise InputError(f"held-out frames: got {found}, a report needs {_FEWEST} or more that differ; record more")
+    if len(frames) < FEWEST or (frames == frames[0]).all():
+        found = f"{len(frames)}{', all equal' if len(frames) >= FEWEST else ''}"
+        raise InputError(f"held-out frames: got {found}, a report needs {FEWEST} or more that differ; record more")
     fitted = spread(sum(map(len, recordings.training)), 4 * config.held_out_frames)
     training = read(recordings.training, fitted, contract)
     known = load_known(recordings, config.targets) if config.probes else None

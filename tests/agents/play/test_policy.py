@@ -15,9 +15,10 @@ pytest.importorskip("stable_baselines3")
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.play.policy import action_names, choices_of, decide, describe
+from agents.play.policy import PlayPolicy, action_names, choices_of, decide, describe
 from latent_obs.actions import DiscreteActions, MultiDiscreteActions
 from latent_obs.envs.factory import make_pixel_env
+from latent_obs.util.errors import InputError
 
 
 class Numbers(gym.Env[Any, Any]):
@@ -133,3 +134,13 @@ def test_meanings_as_ataris_have_them_and_numbers_for_the_rest():
     assert action_names(env) == ("0", "1")
     env.get_action_meanings = lambda: ["NOOP", "FIRE"]
     assert action_names(env) == ("NOOP", "FIRE")
+
+
+def test_a_policy_without_an_environment_of_its_own_says_so():
+    policy = PlayPolicy(PPO("MlpPolicy", Numbers(spaces.Discrete(2)), device="cpu"), lambda env: env)
+    with pytest.raises(InputError, match="begin"):
+        policy.make_env()
+    with pytest.raises(InputError, match="begin"):
+        policy(np.zeros(4, np.float32))
+    env = gym.wrappers.TimeLimit(Numbers(spaces.Discrete(2)), 3)
+    assert policy.play(env, seed=0) == 0

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,3 +178,96 @@ class Uncopyable(nn.Module):
 def test_other_arguments_are_rejected(module: Any, arguments: dict[str, Any], error: type[Exception], named: str):
     with pytest.raises(error, match=named):
         FrozenEncoder.from_module(module, **{"contract": CONTRACT, "device": "cpu", **arguments})
+
+
+# In an encoder folder
+
+
+@pytest.fixture
+def folder(backbone: Backbone, tmp_path: Path) -> Path:
+    encoder = FrozenEncoder.from_module(backbone, CONTRACT, **SCALING, device="cpu", name="resnet")
+    return encoder.save(tmp_path / "encoder", random_frames(40, CONTRACT.shape))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_saved_module_gives_the_same_latents(backbone: Backbone, folder: Path, precision: Any):
+    frames = random_frames(9, CONTRACT.shape, seed=1)
+    encoder = FrozenEncoder.from_module(backbone, CONTRACT, **SCALING, device="cpu", precision=precision)
+    fresh = Backbone()
+    before = weights_of(fresh)
+    again = FrozenEncoder.load(folder, "cpu", module=fresh, precision=precision)
+    np.testing.assert_array_equal(again.encode(frames), encoder.encode(frames))
+    assert_same_weights(fresh, before)
+    assert_frozen(again._network)
+    assert (again.contract, again.latent_dim, again.path) == (CONTRACT, 10, folder)
+    assert again.provenance["module"] == "resnet"
+    assert again.statistics is not None
+    trained = FrozenEncoder.from_module(backbone, CONTRACT, **SCALING, device="cpu")(random_frames(40, CONTRACT.shape))
+    np.testing.assert_allclose(again.statistics.mean, trained.mean(0), rtol=1e-4, atol=1e-5)
+    twin = pickle.loads(pickle.dumps(again))
+    np.testing.assert_array_equal(twin.statistics.mean, again.statistics.mean)
+    assert twin.path == folder
+
+
+def test_without_frames_there_is_a_self_check_and_no_statistics(backbone: Backbone, tmp_path: Path):
+    saved = FrozenEncoder.from_module(backbone, CONTRACT, device="cpu").save(tmp_path / "encoder")
+    assert FrozenEncoder.load(saved, "cpu", module=Backbone()).statistics is None
+    with pytest.raises(InputError, match="exists"):
+        FrozenEncoder.from_module(backbone, CONTRACT, device="cpu").save(saved)
+
+
+def test_any_changed_file_of_a_saved_module_is_found(folder: Path):
+    for file in sorted(folder.iterdir()):
+        whole = file.read_bytes()
+        for place in range(0, len(whole), max(1, len(whole) // 5)):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+            with pytest.raises(EncoderFolderError):
+                FrozenEncoder.load(folder, "cpu", module=Backbone())
+        file.write_bytes(whole)
+    assert FrozenEncoder.load(folder, "cpu", module=Backbone()).latent_dim == 10
+
+
+class Doubled(Backbone):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_another_module_than_the_saved_one_is_rejected(folder: Path, encoder_folder: Path):
+    with pytest.raises(EncoderFolderError, match=r"weights.*Conv2d"):
+        FrozenEncoder.load(folder, "cpu", module=nn.Conv2d(3, 8, 3))
+    with pytest.raises(EncoderFolderError, match="self-check"):
+        FrozenEncoder.load(folder, "cpu", module=Doubled())
+    with pytest.raises(EncoderFolderError, match="module"):
+        FrozenEncoder.load(encoder_folder, "cpu", module=Backbone())
+    with pytest.raises(InputError, match="module"):
+        FrozenEncoder.load(folder, "cpu", module="resnet")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="backend"):
+        FrozenEncoder.load(folder, "cpu", module=Backbone(), backend="openvino")
+    with pytest.raises(EncoderFolderError, match="module="):
+        LatentObservation(PixelEnv(size=(48, 60)), folder)
+
+
+class Noted(nn.Module):
+    def get_extra_state(self) -> Any:
+        return {"an": "object"}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def test_a_state_that_would_need_a_pickle_is_not_saved(tmp_path: Path):
+    with pytest.raises(InputError, match="Noted"):
+        FrozenEncoder.from_module(Noted(), CONTRACT, device="cpu").save(tmp_path / "encoder")
+    assert not (tmp_path / "encoder").exists()
+
+
+def test_an_encoder_of_the_project_is_saved_with_its_decoder(encoder: FrozenEncoder, tmp_path: Path):
+    again = FrozenEncoder.load(encoder.save(tmp_path / "encoder"), "cpu")
+    frames = random_frames(3)
+    latents = again.encode(frames)
+    np.testing.assert_array_equal(latents, encoder.encode(frames))
+    np.testing.assert_array_equal(again.decode(latents), encoder.decode(latents))
+    assert again.provenance["made_by"] == "the tests"

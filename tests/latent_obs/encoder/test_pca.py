@@ -110,6 +110,9 @@ def test_what_was_saved_is_an_encoder_as_any_other(tmp_path: Path, contract: Pix
         np.testing.assert_array_equal(getattr(again, name), getattr(pca, name))
     encoder = loaded(file)
     copied = pickle.loads(pickle.dumps(encoder))
+    for statistics in (again.statistics, encoder.statistics, copied.statistics):
+        np.testing.assert_allclose(statistics.mean, 0, atol=1e-4)
+        np.testing.assert_allclose(statistics.std, pca.spread, rtol=1e-3)
     for one in (encoder, copied):
         assert one.provenance["env"] == "Toy-v0"
         assert one.provenance["explained_variance"] == pytest.approx(pca.explained_variance)
@@ -146,6 +149,7 @@ def test_any_flipped_byte_and_any_cut_is_found(file: Path):
         ({"tensors": {"components": np.zeros((3, 180), np.float32)}}, "components"),
         ({"tensors": {"centre": np.full(180, np.nan, np.float32)}}, "centre"),
         ({"tensors": {"more": np.ones(2, np.float32)}}, "damaged"),
+        ({"tensors": {"statistics/mean": np.ones(2, np.float32)}}, "shape"),
     ],
 )
 def test_a_file_of_another_kind(file: Path, change: dict[str, Any], named: str):

@@ -305,3 +305,20 @@ def test_a_manifest_that_is_damaged(tmp_path: Path):
         (tmp_path / "recording.json").write_text(content)
         record(config(tmp_path, frames=3 * (i + 1)))
         assert json.loads((tmp_path / "recording.json").read_text())["frames"] >= 3
+
+
+def test_an_environment_in_hand_is_recorded_as_a_registered_one_and_stays_open(tmp_path: Path):
+    record(config(tmp_path / "made"))
+    closed: list[bool] = []
+    env = Counter()
+    env.close = lambda: closed.append(True)
+    for frames in (12, 30):  # the same call goes on
+        record(config(tmp_path / "own", env="mine", frames=frames), env=env)
+    made, own = (get_datasets(tmp_path / name) for name in ("made", "own"))
+    assert [Path(str(d.filename)).name for d in own] == ["mine_000.npy", "mine_001.npy", "mine_002.npy"]
+    assert list(map(tags, own)) == list(map(tags, made))
+    assert not closed
+    with pytest.raises(InputError, match="frame_skip"):
+        record(config(tmp_path / "own", env="mine", frame_skip=4), env=env)
+    with pytest.raises(InputError, match="policy"):
+        record(config(tmp_path / "own", env="mine", agent=tmp_path), env=env)

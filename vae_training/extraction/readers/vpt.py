@@ -13,16 +13,16 @@ import json
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vae_training.data.frames import Frames
+from vae_training.extraction.config import Gui
 from vae_training.extraction.readers.base import DamagedRecordingError, Recording, reading
 from vae_training.extraction.readers.video import count_frames, decode, stated_frames
 
-Gui = Literal["keep", "drop"]
 DEGREES_PER_MOUSE_UNIT = 360 / 2400  # as in the game's own code
 _MAY_DIFFER = 5  # lines and frames; beyond that it is unknown which belong together
 

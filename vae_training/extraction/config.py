@@ -1,0 +1,69 @@
+"""Settings of an extraction; the command line is made from them."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from latent_obs.encoder import Crop
+from latent_obs.util.errors import InputError, check_count, check_types
+
+#: What becomes of frames with an open menu.
+Gui = Literal["keep", "drop"]
+#: Fields that do not decide what a frame file holds.
+_NOT_SETTINGS = ("recordings", "out", "workers")
+_LARGEST_SIZE = 8192
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """What to extract, and how.
+
+    Example:
+        >>> config = ExtractConfig((Path("videos"),), Path("frames"), stride=2)
+        >>> config.settings()["stride"]
+        2
+    """
+
+    recordings: Positional[tuple[Path, ...]]
+    """Videos, demonstration folders, folders of pictures, arrays; or folders that are searched for them."""
+    out: Path
+    """Folder of the frame files. A folder that was begun with the same settings is continued."""
+    size: int | None = 64
+    """Side of the frames in pixels. None keeps the recordings' own size, which must then be the same for all."""
+    crop: Crop = "none"
+    """none squeezes another aspect ratio into the square (nothing is lost); center-square cuts the longer side."""
+    stride: int = 1
+    """Take every n-th frame."""
+    drop_duplicates: float | None = None
+    """Drop frames that differ from the last kept one by less than so many levels of 255, on average over a small gray
+    version; 0.5 drops frames that only look still. None keeps all."""
+    drop_black: bool = False
+    """Drop frames in which no pixel is brighter than almost black."""
+    limit: int | None = None
+    """Most frames to keep of each recording."""
+    workers: int | None = None
+    """Processes, each with one recording at a time; None is one per core. 1 does all in this process, with threads that
+    resize."""
+    frames_per_file: int = 50_000
+    """Longest file; a longer recording is cut into name_000.npy, name_001.npy, ..."""
+    drop_null_actions: bool = False
+    """Drop the frames in which the player did nothing, where the recording has actions (VPT)."""
+    gui: Gui = "keep"
+    """Keep or drop the frames with an open menu, where the recording marks them (VPT)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recordings", tuple(Path(path) for path in self.recordings))
+        check_types(self)
+        if not self.recordings:
+            raise InputError("recordings is empty; name files, or folders that are searched for them")
+        for name in ("size", "stride", "limit", "workers", "frames_per_file"):
+            if getattr(self, name) is not None or name in ("stride", "frames_per_file"):
+                check_count(name, getattr(self, name), at_most=_LARGEST_SIZE if name == "size" else 2**63 - 1)
+        if self.drop_duplicates is not None and not 0 < self.drop_duplicates <= 255:
+            raise InputError(f"drop_duplicates must be above 0 and at most 255, or None; got {self.drop_duplicates!r}")
+
+    def settings(self) -> dict[str, Any]:
+        """The fields that decide what a frame file holds, as plain values for `frames.json`."""
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
