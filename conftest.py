@@ -1,7 +1,7 @@
 """Runs the snippets of README.md and docs/*.md as they are written: each block is a test, a page's blocks run in order.
 
 A page runs in a folder of its own, which holds only what the page has made, and its Python blocks share their names. A
-page that uses "the encoder of [first run](first-run.md)" finds that encoder in runs/doom, and its frames in
+page that uses "the encoder of [first run](…)" finds that encoder in runs/doom, and its frames in
 frames/doom. A comment right before a block changes how it is run:
 
     <!-- not run: the reason -->        the block is a skipped test, and pytest lists the reason
@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch; 
 
 BLOCK = re.compile(r"^(?:<!-- ([a-z ]+): (.+) -->\n+)?```(\S*).*\n((?:.*\n)*?)```$", re.MULTILINE)
 NOT_RUN = {"", "text", "toml", "{toctree}", "{eval-rst}"}
-HAS_ENCODER = "the encoder of [first run](first-run.md)"
+HAS_ENCODER = "the encoder of [first run]("
 
 
 def blocks(document: Document) -> Iterator[Region]:
@@ -123,7 +123,7 @@ def limit_the_work(patch: pytest.MonkeyPatch) -> None:
 
     limit(RecordConfig, frames=some, frames_per_file=lambda frames: min(frames, 100))
     limit(TrainConfig, epochs=lambda _: 1)
-    limit(ReportConfig, quick=lambda _: True)
+    limit(ReportConfig, quick=lambda _: True, probes=lambda _: False)
     limit(AgentConfig, steps=some, envs=lambda _: 2, eval_episodes=lambda _: 2, workers=lambda _: "serial")
     play, vector, setup_learn = agents.evaluation.play, latent_obs.envs.factory._make_vector, BaseAlgorithm._setup_learn
     patch.setattr(agents.evaluation, "play", lambda policy, venv, episodes, *a, **k: play(policy, venv, 4, *a, **k))

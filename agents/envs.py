@@ -80,7 +80,7 @@ def load_components(config: AgentConfig) -> PCA:
 def fit_components(frames: Path, encoder: Path | None) -> PCA:
     """Fit principal components to a folder of frames: as many as an encoder folder has latents, else 256."""
     if encoder is None:
-        return PCA.fit(frames, _COMPONENTS, contract=contract_of(None))
+        return PCA.fit(frames, _COMPONENTS)
     read = read_encoder_folder(encoder)
     return PCA.fit(frames, read.architecture.latent_dim, contract=read.contract)
 

@@ -18,6 +18,7 @@ html_theme = "furo"
 html_title = "latent-obs"
 html_theme_options = {"source_repository": REPOSITORY, "source_branch": "main", "source_directory": "docs/"}
 html_copy_source = False
+html_static_path = html_css_files = ["site.css"]
 myst_heading_anchors = 3  # links to headings work here as on GitHub
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"

@@ -8,7 +8,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from latent_obs.util.errors import GameFaultError, GameLostError, InputError, LatentObsError, one_line
@@ -75,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage())
         return 0
     if words[0] == "--version":
+        from importlib.metadata import version
+
         print(f"latent-obs {version('latent-obs')}")
         return 0
     length = 2 if " ".join(words[:2]) in VERBS else 1

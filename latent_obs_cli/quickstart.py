@@ -1,36 +1,27 @@
 """`latent-obs quickstart`: frames, CVAE, frozen encoder, PPO on latents, and a page of results."""
 
+from __future__ import annotations
+
 import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from tyro.conf import OmitArgPrefixes
 
-from agents import AgentConfig, Evaluation, evaluate_agent, evaluate_random, film, train_agent
-from agents.compare.runs import read_json
-from latent_obs.encoder.folder import read_encoder_folder
+import agents
+import vae_training
+from agents.config import AgentConfig
 from latent_obs.util.atomic import is_unused, own_folder, write_json
 from latent_obs.util.errors import InputError, check_count, require
 from latent_obs.util.progress import print_now
-from latent_obs_cli.pages import plot_agent, plot_vae
-from vae_training import (
-    CVAE,
-    RecordConfig,
-    TrainConfig,
-    get_datasets,
-    reconstruction_sheet,
-    record,
-    split_held_out,
-    train,
-    traversal_sheet,
-)
-from vae_training.report.page import write_html
-from vae_training.training.checkpoint import load_checkpoint
-from vae_training.training.logs import save_picture
+from vae_training.recording.config import RecordConfig
+from vae_training.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from agents import Evaluation
 
 _TEMPLATE = Path(__file__).parent / "templates" / "quickstart.html.j2"
 _HOW_TO_GO_ON = "Go on with (with ./uvw run or uv run in front, if the environment is not active)"
@@ -135,22 +126,22 @@ def _walk(config: QuickstartConfig) -> QuickstartResult:
     seconds: dict[str, float] = {}
 
     with _stage(seconds, "Record frames", f"{config.frames:,} frames of {config.env}, random actions"):
-        record(config.recording, say=lambda text: None if text.startswith("next:") else print_now(text))
-        if sum(len(d) for d in get_datasets(config.recording.out)) < config.frames:
+        vae_training.record(config.recording, say=lambda text: None if text.startswith("next:") else print_now(text))
+        if sum(len(d) for d in vae_training.get_datasets(config.recording.out)) < config.frames:
             raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
 
     with _stage(seconds, "Train the CVAE", "learns to describe a frame by 256 numbers, an 8x8 map of 4"):
-        if train(vae, resume=(vae.out / "config.json").exists(), say=print_now).interrupted:
+        if vae_training.train(vae, resume=(vae.out / "config.json").exists(), say=print_now).interrupted:
             raise KeyboardInterrupt
 
     with _stage(seconds, "Train PPO on the latents", "the encoder is frozen; the agent never sees a pixel"):
-        if train_agent(agent, resume=(agent.out / "config.json").exists()).interrupted:
+        if agents.train_agent(agent, resume=(agent.out / "config.json").exists()).interrupted:
             raise KeyboardInterrupt
 
     with _stage(seconds, "Evaluate", f"{config.episodes} new episodes each, agent and random policy"):
-        trained = evaluate_agent(agent.out, episodes=config.episodes, device=config.device, progress_bar=True)
-        chance = evaluate_random(agent, episodes=config.episodes, progress_bar=True)
-        video, _ = film(agent.out, device=config.device)
+        trained = agents.evaluate_agent(agent.out, episodes=config.episodes, device=config.device, progress_bar=True)
+        chance = agents.evaluate_random(agent, episodes=config.episodes, progress_bar=True)
+        video, _ = agents.film(agent.out, device=config.device)
 
     with _stage(seconds, "Write the page", "pictures, curves and the video in one file"):
         page = _page(config, trained, chance, video, dict(seconds))
@@ -175,6 +166,8 @@ def _stage(seconds: dict[str, float], name: str, text: str) -> Iterator[None]:
 
 def _claim(config: QuickstartConfig) -> None:
     """Write the settings to the folder, or refuse a folder with other settings or other files."""
+    from agents.compare.runs import read_json
+
     file = config.out / "quickstart.json"
     settings: dict[str, Any] = {name: value for name, value in vars(config).items() if name != "out"}
     if not is_unused(config.out):
@@ -192,15 +185,25 @@ def _page(
     config: QuickstartConfig, trained: Evaluation, chance: Evaluation, video: Path, seconds: dict[str, float]
 ) -> Path:
     """Draw the pictures, and write the page."""
+    import numpy as np
+
+    from latent_obs.encoder.folder import read_encoder_folder
+    from latent_obs_cli.pages import plot_agent, plot_vae
+    from vae_training.report.page import write_html
+    from vae_training.training.checkpoint import load_checkpoint
+    from vae_training.training.logs import save_picture
+
     folder, vae = config.out / "pictures", config.vae
     pictures = {name: folder / f"{name}.png" for name in ("reconstructions", "traversal", "vae", "agent")}
-    _, held_out = split_held_out(get_datasets(vae.frames))
+    _, held_out = vae_training.split_held_out(vae_training.get_datasets(vae.frames))
     frames = np.array(held_out[0][:: max(1, len(held_out[0]) // 200)])
-    model = CVAE.from_architecture(read_encoder_folder(vae.out).architecture, vae.beta)
+    model = vae_training.CVAE.from_architecture(read_encoder_folder(vae.out).architecture, vae.beta)
     best, latest = (vae.out / "checkpoints" / f"{name}.safetensors" for name in ("best", "latest"))
     load_checkpoint(best if best.exists() else latest, model)
-    save_picture(pictures["reconstructions"], reconstruction_sheet(model, frames[:: max(1, len(frames) // 9)][:9]))
-    save_picture(pictures["traversal"], traversal_sheet(model, frames[0], sample=frames))
+    save_picture(
+        pictures["reconstructions"], vae_training.reconstruction_sheet(model, frames[:: max(1, len(frames) // 9)][:9])
+    )
+    save_picture(pictures["traversal"], vae_training.traversal_sheet(model, frames[0], sample=frames))
     plot_vae(vae.out, pictures["vae"])
     plot_agent(config.agent.out, pictures["agent"], chance, trained)
     values = {

@@ -163,7 +163,7 @@ class FrozenEncoder:
                     f"latents in {precision} differ from those in float32 by {difference:.1e} of their range, "
                     f"{BFLOAT16_TOLERANCE:.0e} is allowed: use precision='float32' with this encoder"
                 )
-        return encoder._warned(backend)
+        return encoder if module is not None else encoder._warned(backend)
 
     @classmethod
     def random(

@@ -60,7 +60,8 @@ def make(
     Args:
         env_id: A registered Gymnasium id, or "module:id" as `gymnasium.make` takes it; ViZDoom's ("VizdoomBasic-v1")
             and MineRL's are registered first.
-        encoder: An encoder folder, or a loaded `FrozenEncoder`; or several, as in `LatentObservation`.
+        encoder: An encoder folder, a loaded `FrozenEncoder`, or a `PCA` or its file; or several, as in
+            `LatentObservation`.
         num_envs: How many environments; None makes a single one, not a vector.
         vectorization: "sync" (all in this process) or "async" (a process each) gives a vector environment of
             Gymnasium's, "sb3-sync" or "sb3-async" one of Stable-Baselines3's.

@@ -18,9 +18,9 @@ class LatentObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordC
 
     Args:
         env: The environment.
-        encoder: An encoder folder, or a loaded `FrozenEncoder` to share between environments; several in a list, whose
-            latents of the image are joined; or a mapping from the entries of a Dict observation that hold pixels to
-            these.
+        encoder: An encoder folder; a loaded `FrozenEncoder`, to share between environments; or a `PCA` or its file.
+            Several in a list, whose latents of the image are joined. Or a mapping from the entries of a Dict
+            observation that hold pixels to these.
         **options: The fields of `ObservationOptions`: device, pixel_key, latent_only, flatten, keep_pixels, …
 
     Attributes:

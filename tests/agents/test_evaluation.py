@@ -367,7 +367,7 @@ def test_time_outs_ends_and_the_games_own_rewards(encoder_folder: Path):
 
 
 def test_a_loaded_policy_plays_as_well_as_the_agent_and_a_plain_load_does_not(finished: Path):
-    ours = load_policy(finished, deterministic=True, device="cpu")
+    ours: Any = load_policy(finished, deterministic=True, device="cpu")
     with contextlib.closing(ours.make_env()) as env:
         evaluated = evaluate_agent(finished, episodes=1, seed=0, deterministic=True, device="cpu")
         assert ours.play(env, seed=0) == ours.play(env, seed=0) == evaluated.returns[0]

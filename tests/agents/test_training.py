@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import math
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from agents.schedules import Schedule
 from agents.store import agent_state, load_agent
 from agents.training import AgentResult, DriftCallback, read_evaluations, train_agent
 from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.encoder.pca import PCA
 from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError
 from latent_obs.wrappers.drift import DriftMonitor
 from latent_obs.wrappers.sb3 import VecLatentObservation
@@ -71,6 +73,18 @@ def test_every_algorithm_learns(
     agent, chance = evaluate_agent(config.out, episodes=20, device="cpu"), evaluate_random(config, episodes=20)
     assert chance.mean == pytest.approx(4, abs=1), "half of 8 steps"
     assert agent.sigmas_above(chance) > 5
+
+
+def test_principal_components_of_a_folder_of_frames(frames_folder: Path, tmp_path: Path):
+    config = tiny(observation="pca-latent", pca=frames_folder, out=tmp_path / "run", steps=32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # these frames vary in fewer directions than 256
+        train(config)
+        expected = PCA.fit(frames_folder, 256)
+    frames_folder.rename(tmp_path / "aside")  # the run has its own
+    np.testing.assert_array_equal(PCA.load(config.out / "pca.safetensors").components, expected.components)
+    assert train(AgentConfig(out=config.out, steps=64), resume=True).steps == 64
+    assert evaluate_agent(config.out, episodes=2, device="cpu").lengths == (8, 8)
 
 
 @pytest.mark.parametrize(("algorithm", "kind"), [("dqn", "box"), ("sac", "dict")])

@@ -50,7 +50,7 @@ def test_what_is_missing_is_made_once_and_timed(tmp_path: Path, monkeypatch: pyt
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("latent_obs_cli.compare.record", interrupted)
+        patch.setattr("vae_training.record", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(study, tmp_path)
     before = json.loads((folder / "seconds.json").read_text())["frames"]

@@ -39,7 +39,7 @@ def test_the_defaults_of_an_algorithm_and_whole_paragraphs():
     text = help_of("train-agent dqn")
     for option, default in (("net-arch", "128 128"), ("learning-rate", "0.0005"), ("train-freq", "1")):
         (own,) = re.findall(rf"--{option} .*?\(default:\s*([^)]*?)\)", text, re.DOTALL)
-        assert re.sub(r"[\s│]+", " ", own) == default
+        assert re.sub(r"[\s│]+", " ", own).strip() == default
     text = help_of("frames record")
     lines = [line.strip("│ ") for line in text.splitlines()]
     alone = [line for line in lines if re.fullmatch(r"\w+", line)]  # a word that a kept line break left on its line

@@ -111,6 +111,7 @@ def test_what_was_saved_is_an_encoder_as_any_other(tmp_path: Path, contract: Pix
     encoder = loaded(file)
     copied = pickle.loads(pickle.dumps(encoder))
     for statistics in (again.statistics, encoder.statistics, copied.statistics):
+        assert statistics is not None
         np.testing.assert_allclose(statistics.mean, 0, atol=1e-4)
         np.testing.assert_allclose(statistics.std, pca.spread, rtol=1e-3)
     for one in (encoder, copied):

@@ -1,4 +1,4 @@
-"""`standardize`: every wrapper shows latents minus their training mean, all over one number, with numpy as the oracle."""
+"""`standardize`: the wrappers show latents minus their training mean, all over one number; numpy is the oracle."""
 
 from functools import partial
 from pathlib import Path
@@ -48,19 +48,19 @@ def test_the_wrappers_agree(given: tuple[Any, FrozenEncoder]):
     single = LatentObservation(limited(), like, standardize=True)
     for shown, step in ((single.reset()[0], 0), (single.step(0)[0], 1)):
         np.testing.assert_allclose(shown, expected((0, step))[0], rtol=0, atol=1e-4)
-    makers = [partial(limited, "box", first) for first in (0, 5)]
+    makers: list[Any] = [partial(limited, "box", first) for first in (0, 5)]
     vector = VectorLatentObservation(gym.vector.SyncVectorEnv(makers), like, standardize=True)
     sb3 = VecLatentObservation(DummyVecEnv(makers), like, standardize=True)
     plain = LatentNormalize(VecLatentObservation(DummyVecEnv(makers), like), training=False)
     running = RunningMeanStd(shape=(encoder.latent_dim,))
     running.mean, running.var = trained.mean(0), trained.var(0)
     plain.obs_rms = running
+    shown: Any
     for shown in (vector.reset()[0], sb3.reset(), plain.reset()):
         np.testing.assert_allclose(shown, expected((0, 0), (5, 0)), rtol=0, atol=1e-4)
-    for _ in range(3):
-        last = sb3.step(np.zeros(2, int))
-    assert all(last[2])
-    ends = [info["terminal_observation"] for info in last[3]]
+    *_, (_, _, dones, infos) = [sb3.step(np.zeros(2, int)) for _ in range(3)]
+    assert all(dones)
+    ends = [info["terminal_observation"] for info in infos]
     np.testing.assert_allclose(ends, expected((0, 3), (5, 3)), rtol=0, atol=1e-4)
 
 
