@@ -89,7 +89,7 @@ def test_a_page_of_what_is_finished(
     write_json(out / "study.json", results.study.to_json())
     assert main(["compare", "--page-only", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "random-latent beside pixels, at equal steps: above on t (5.50 against 2.00)" in said
+    assert "random-latent is better than pixels on t (5.50 and 2.00)." in said
     assert str(out / "compare.html") in said
     page = (out / "compare.html").read_text()
     assert failed.name in page
@@ -119,3 +119,11 @@ def test_the_page_carries_everything_as_text(tmp_path: Path, monkeypatch: pytest
     assert pictures == ["lost-u.png", "over-tasks.png", "overview.png", "won.png"]
     saved = json.loads((tmp_path / "compare.json").read_text())["results"]["runs"]["won"]["latent"][0]
     assert saved["evaluations"][0] == {"step": 250, "mean_return": 5.0, "seconds": 2.5}
+
+
+def test_a_page_without_pixel_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
+    results = results_of({"alone": {"latent": [20, 21], "random-latent": [3, 4]}})
+    target, summary = write_comparison(results, tmp_path)
+    assert set(summary["tasks"]["alone"]["arms"]) == {"latent", "random-latent"}
+    assert "random-latent" in target.read_text()

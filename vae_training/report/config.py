@@ -37,7 +37,7 @@ class ReportConfig:
     """Held-out frames to measure on, spread evenly; four times as many fit PCA and probes. By default 1,000, quick
     256."""
     quick: bool = False
-    """A first look in well under a minute: fewer frames, no autoencoder, no small networks among the probes."""
+    """A first look in about a minute: fewer frames, no autoencoder, no small networks among the probes."""
     seed: int = 0
     """Reproduces every random choice: pairs, prior samples, the random encoder, the probes."""
     device: str = "auto"

@@ -25,11 +25,18 @@ from latent_obs.util.errors import InputError, require
 from latent_obs.util.progress import print_now
 from vae_training.report.config import FEWEST, ReportConfig
 from vae_training.report.encoder import Floats, Frames, Reconstruct, ReportModel
-from vae_training.report.findings import Finding, Numbers, headline, verdict
+from vae_training.report.findings import Finding, Grade, Level, Numbers, verdict
 from vae_training.report.metrics.baselines import EncoderMeans, MeanImage, Pca, random_encoder
 from vae_training.report.metrics.disentanglement import FEWEST_SAMPLES, dci, mig_by_factor
 from vae_training.report.metrics.latents import describe, measure_stability
-from vae_training.report.metrics.reconstruction import Measured, Reconstruction, compare, measure, train_autoencoder
+from vae_training.report.metrics.reconstruction import (
+    Measured,
+    Reconstruction,
+    compare,
+    measure,
+    salience_weights,
+    train_autoencoder,
+)
 from vae_training.report.page import draw_pictures, probe_columns, write_html
 from vae_training.report.probes.probes import METRIC_NAMES, ProbeTable, probe
 from vae_training.report.sample import (
@@ -58,8 +65,11 @@ class ReportResult(Numbers):
 
     page: Path  # the HTML file
     json: Path  # the JSON file
-    headline: str  # the verdict in a sentence
-    findings: list[Finding]  # what it rests on, the worst first
+    level: Level  # the verdict, that of the worst finding: "good", "doubtful" or "bad"
+    headline: str  # the verdict in a sentence or two
+    advice: list[str]  # what to try next, the most useful first
+    findings: list[Finding]  # what the verdict rests on, the worst first
+    grades: list[Grade]  # every number that has limits, and whether it is good, doubtful or bad
     disentanglement: (
         dict[str, Any] | None
     )  # DCI and MIG on the probed values, as in the JSON; None where none were probed
@@ -143,20 +153,26 @@ def report(
     # Baselines are fitted on whole recordings, or on a converted sample where they have another size.
     whole = recordings.training if recordings.training[0].shape[1:] == contract.shape else [training]
     with work.step("PCA", "the linear baseline"):
-        pca = Pca.fit([training] if config.quick else whole, latent_dim)
+        pca = Pca.fit(whole, latent_dim)  # also if quick: a PCA of few frames would flatter the encoder
     reconstruction = _reconstruct(work, pca, whole)
     probes = _probe(work, known, pca)
     disentanglement = None if known is None or probes is None else _disentanglement(work, known, probes, means)
-    bottleneck, beta = model.architecture.bottleneck, work.settings.get("beta")
-    measured = (latents, reconstruction, stability, probes)
-    numbers = Numbers(*measured, bottleneck, beta, recordings.certain, work.training_mse)
-    findings = verdict(numbers)
+    numbers = Numbers(
+        latents,
+        reconstruction,
+        stability,
+        probes,
+        bottleneck=model.architecture.bottleneck,
+        settings=work.settings,
+        steps=model.folder.provenance.get("step"),
+        unseen=recordings.certain,
+        training_mse=work.training_mse,
+    )
     result = ReportResult(
         **vars(numbers),
+        **verdict(numbers, list(work.not_measured))._asdict(),
         page=out / "report.html",
         json=out / "report.json",
-        headline=headline(findings, list(work.not_measured)),
-        findings=findings,
         disentanglement=disentanglement,
         not_measured=work.not_measured,
     )
@@ -164,9 +180,11 @@ def report(
         _write_page(work, result)
     write_compact_json(result.json, _to_json(work, result))
     say(f"\n{result.headline}")
-    for finding in findings:
-        if finding.level != "good":
-            say(f"- {finding.sentence}{f' Next: {finding.suggestion}.' if finding.suggestion else ''}")
+    for finding in result.findings:
+        if finding.level != "good" and finding.sentence not in result.headline:
+            say(f"- {finding.sentence}")
+    for text, advice in zip(("Next: ", *["Then: "] * len(result.advice)), result.advice, strict=False):
+        say(f"{text}{advice}")
     say(f"Page:    {result.page}\nNumbers: {result.json}")
     return result
 
@@ -194,7 +212,9 @@ def _reconstruct(work: _Work, pca: Pca, whole: list[Frames]) -> Reconstruction |
         notes["autoencoder"] = f"trained here for {fitted}, {seconds:.0f} s"
     else:
         work.not_measured["autoencoder"] = "left out (--autoencoder-steps 300 trains one to compare with)"
-    work.measured |= {name: measure(frames, method) for name, method in work.methods.items()}
+    salience = work.settings.get("salience")
+    weigh = salience_weights(training, salience) if salience else None
+    work.measured |= {name: measure(frames, method, weigh=weigh) for name, method in work.methods.items()}
     return compare(work.measured, notes=notes)
 
 
@@ -306,7 +326,10 @@ def _to_json(work: _Work, result: ReportResult) -> dict[str, Any]:
     return {
         "format": "latent-obs-report",
         "format_version": 1,
+        "level": result.level,
         "headline": result.headline,
+        "advice": result.advice,
+        "grades": [asdict(grade) for grade in result.grades],
         "findings": [{**asdict(finding), "topic": finding.topic} for finding in result.findings],
         "not_measured": result.not_measured,
         "encoder": {
