@@ -281,7 +281,7 @@ def _sentence(grade: Grade, numbers: Numbers) -> str:
         return f"Reconstructions are less like the frames than those of PCA (SSIM {own} and {best})."
     error = "error"
     if r is not None and r.scores["encoder"].weighted_mse is not None:
-        error = "error, weighted by salience as in training,"
+        error = "salience-weighted error"
     return {
         "pictures.mean_image": f"Reconstructions have {value:.0%} of the error that one mean image for all frames has.",
         "pictures.pca": f"The {error} of reconstructions is {_times(value)} times that of PCA with as many dimensions.",
