@@ -28,7 +28,7 @@ from vae_training import (
     train,
     traversal_sheet,
 )
-from vae_training.report.page import write_html
+from vae_training.report.look import write_html
 from vae_training.training.checkpoint import load_checkpoint
 from vae_training.training.logs import save_picture
 
@@ -199,12 +199,13 @@ def _page(
     model = CVAE.from_architecture(read_encoder_folder(vae.out).architecture, vae.beta)
     best, latest = (vae.out / "checkpoints" / f"{name}.safetensors" for name in ("best", "latest"))
     load_checkpoint(best if best.exists() else latest, model)
-    save_picture(pictures["reconstructions"], reconstruction_sheet(model, frames[:: max(1, len(frames) // 9)][:9]))
+    save_picture(pictures["reconstructions"], reconstruction_sheet(model, frames))
     save_picture(pictures["traversal"], traversal_sheet(model, frames[0], sample=frames))
     plot_vae(vae.out, pictures["vae"])
     plot_agent(config.agent.out, pictures["agent"], chance, trained)
     values = {
         "env": config.env,
+        "headline": f"Mean return {trained.mean:.0f}, a random policy {chance.mean:.0f}",
         "latent_dim": model.latent_dim,
         "results": {
             "Trained agent, mean return": str(trained),
