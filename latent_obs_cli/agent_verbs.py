@@ -114,7 +114,8 @@ def evaluate(
         chance = evaluate_random(config, **played)
         sigmas = agent.sigmas_above(chance)
         print(f"{config.env}, random policy: mean return {chance}")
-        print(f"The agent is {sigmas:.1f} standard errors above the random policy.")
+        where = "above" if sigmas >= 0 else "below"
+        print(f"The agent is {abs(sigmas):.1f} standard errors {where} the random policy.")
         numbers["random_policy"] = chance.to_json()
         numbers["standard_errors_above"] = sigmas if math.isfinite(sigmas) else None
     if json is not None:

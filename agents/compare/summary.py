@@ -13,6 +13,7 @@ from agents.compare.statistics import (
     aggregates,
     at_seconds,
     first_reach,
+    in_words,
     iqm,
     mean_curve,
     mean_reach,
@@ -21,12 +22,20 @@ from agents.compare.statistics import (
     versus,
 )
 from agents.compare.study import BASELINE
+from latent_obs.util.words import counted
 
-ONE_SEED = "one seed"
+ONE_SEED, NO_RESULT = "one seed", "no result"
 #: What an arm on trained latents is compared with, and how that is called; the other arms only with pixels.
 _OTHERS = {BASELINE: "pixels", "random-latent": "a random encoder", "pca-latent": "PCA"}
 #: Where an arm can lie beside another, in words.
-_WHERE = {"above": "above", "level": "level", "below": "below", ONE_SEED: "no verdict from one seed"}
+_WHERE = {
+    "above": "{arm} is better than {other} on {where}",
+    "level": "{arm} and {other} cannot be told apart on {where}",
+    "below": "{arm} is worse than {other} on {where}",
+    ONE_SEED: "{arm} and {other}: one seed gives no verdict on {where}",
+    NO_RESULT: "{arm} and {other}: no result on {where}, because neither beats the random policy",
+}
+_SAME = 0.02  # of the way from the random policy to the better arm: returns as close as this cannot be told apart
 _COSTS = ("training_seconds", "wall_seconds", "cpu_seconds", "steps_per_second", "peak_memory_mb")
 
 
@@ -67,9 +76,15 @@ def _task(results: Results, task: str) -> dict[str, Any]:
         "steps": results.study.steps_of(task),
         "reference": of_task.reference,
         "encoder_seconds": of_task.encoder_seconds,
-        "random": {"mean": float(np.mean(returns)), "episodes": len(returns)} if returns else None,
+        "random": _chance(returns) if returns else None,
         "arms": arms,
     }
+
+
+def _chance(returns: Sequence[float]) -> dict[str, Any]:
+    """Mean return of the random policy, and the upper end of its 95% interval."""
+    mean, error = float(np.mean(returns)), float(np.std(returns)) / math.sqrt(max(1, len(returns) - 1))
+    return {"mean": mean, "high": mean + 1.96 * error, "episodes": len(returns)}
 
 
 def _arm(observation: str, runs: Sequence[Run]) -> dict[str, Any]:
@@ -156,73 +171,105 @@ def over_tasks(names: Sequence[str], tasks: dict[str, Any]) -> dict[str, Any]:
 def verdict(tasks: dict[str, Any]) -> dict[str, Any]:
     """Turn the summaries of all tasks into text. Losses are reported like wins.
 
-    An arm is "above" or "below" another if the 95% intervals of the two interquartile means do not overlap, else
-    "level". It is "sooner" if its curve reaches the final return of the pixel agent in less training time than the
-    pixel agent's curve. A single seed gives no verdict.
+    An arm has learned something if the 95% interval of its interquartile mean is above that of the random policy. Two
+    arms of which none has learned anything give no result. Otherwise an arm is "above" or "below" another if the
+    intervals of the two interquartile means do not overlap, else "level". Means that are almost the same are "level".
+    An arm is "sooner" if its curve reaches the final return of the pixel agent in less training time than the pixel
+    agent's curve. A single seed gives no verdict.
 
     Returns:
-        "headline": the sentence on the first arm on trained latents beside pixels; "sentences": one for each arm beside
-        another; "warnings"; "counts": by arm and task, "above", "level" or "below" the pixel agent, and so on.
+        "headline": sentences on the first arm on trained latents beside pixels, first on what has learned nothing;
+        "sentences": all other sentences; "warnings"; "counts": by arm and task, "above", "level" or "below" the pixel
+        agent, and so on; "learned_nothing": by arm, the tasks.
     """
     seen = {arm: one["observation"] for task in tasks.values() for arm, one in task["arms"].items()}
     others = [arm for arm in seen if arm != BASELINE]
+    nothing = {arm: [name for name, task in tasks.items() if _learned_nothing(task, arm)] for arm in seen}
     counts = {arm: {name: _count(task, arm) for name, task in tasks.items() if arm in task["arms"]} for arm in others}
-    sentences = {arm: _sentences(tasks, arm, counts[arm]) for arm in others}
     first = next((arm for arm in others if seen[arm] == "latent"), others[0] if others else None)
+    compared = {arm: _sentences(tasks, arm, counts[arm]) for arm in others}
+    failed = {arm: [_failure(tasks, arm, names)] for arm, names in nothing.items() if names}
+    headline = ["Nothing to compare yet: two arms need finished runs."]
+    if first is not None:
+        beside = next(iter(compared[first].values()), [f"{first}: there is no pixel agent to compare it with."])
+        headline = [*failed.get(first, []), *failed.get(BASELINE, []), *beside]
+    texts = [*failed.values(), *(texts for arm in others for texts in compared[arm].values())]
     return {
-        "headline": "Nothing to compare yet: two arms need finished runs." if first is None else sentences[first][0],
-        "sentences": [text for arm in others for text in sentences[arm]],
+        "headline": " ".join(headline),
+        "sentences": [text for part in texts for text in part if text not in headline],
         "counts": counts,
+        "learned_nothing": {arm: names for arm, names in nothing.items() if names},
         "warnings": [text for name, task in tasks.items() for text in _warnings(name, task)],
     }
 
 
+def _learned_nothing(task: dict[str, Any], arm: str) -> bool:
+    """Whether the interval of an arm is not above that of the random policy; False if one of them is not known."""
+    mine, chance = task["arms"].get(arm), task["random"]
+    return mine is not None and chance is not None and mine["iqm"]["low"] <= chance["high"]
+
+
+def _failure(tasks: dict[str, Any], arm: str, names: Sequence[str]) -> str:
+    """A sentence on the tasks on which an arm has learned nothing."""
+    shown = [
+        f"{name} ({in_words(tasks[name]['arms'][arm]['iqm'])} against {number(tasks[name]['random']['mean'])})"
+        for name in names
+    ]
+    return f"{arm} does not beat the random policy on {', '.join(shown)}: nothing shows that it has learned."
+
+
 def _count(task: dict[str, Any], arm: str) -> dict[str, Any]:
     """Where an arm's IQM lies beside those of others, and whether it was sooner than pixels."""
-    mine, pixels = task["arms"][arm], task["arms"].get(BASELINE)
+    mine, pixels, chance = task["arms"][arm], task["arms"].get(BASELINE), task["random"]
     count: dict[str, Any] = {}
     for name in _OTHERS if mine["observation"] == "latent" else (BASELINE,):
         if (other := task["arms"].get(name)) is not None:
             a, b = mine["iqm"], other["iqm"]
             count[name] = "above" if a["low"] > b["high"] else "below" if a["high"] < b["low"] else "level"
+            best = max(a["value"], b["value"])
+            if chance is not None and abs(a["value"] - b["value"]) <= _SAME * (best - chance["mean"]):
+                count[name] = "level"
             if min(len(mine["seeds"]), len(other["seeds"])) < 2:
                 count[name] = ONE_SEED
-    if count.get(BASELINE, ONE_SEED) != ONE_SEED:
+            if _learned_nothing(task, arm) and _learned_nothing(task, name):
+                count[name] = NO_RESULT
+    if count.get(BASELINE, ONE_SEED) not in (ONE_SEED, NO_RESULT):
         times = [one["against_pixels"]["reached"] for one in (mine, pixels)]
         count["sooner"] = None not in times and times[0]["seconds"] < times[1]["seconds"]
     return count
 
 
-def _sentences(tasks: dict[str, Any], arm: str, counts: dict[str, dict[str, Any]]) -> list[str]:
-    """The verdict on one arm: a sentence for each other that it is compared with."""
-    texts: list[str] = []
+def _sentences(tasks: dict[str, Any], arm: str, counts: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """The verdict on one arm: by the other that it is compared with, a sentence for each place where it can lie."""
+    texts: dict[str, list[str]] = {}
     for other, called in _OTHERS.items():
         parts: list[str] = []
-        for where, words in _WHERE.items():
-            names = [name for name, count in counts.items() if count.get(other) == where]
+        for place, words in _WHERE.items():
+            names = [name for name, count in counts.items() if count.get(other) == place]
             scores = [[number(tasks[name]["arms"][a]["iqm"]["value"]) for a in (arm, other)] for name in names]
-            shown = [f"{name} ({mine} against {its})" for name, (mine, its) in zip(names, scores, strict=True)]
-            parts += [f"{words} on {', '.join(shown)}"] if shown else []
+            shown = [f"{name} ({mine} and {its})" for name, (mine, its) in zip(names, scores, strict=True)]
+            parts += [words.format(arm=arm, other=called, where=", ".join(shown)) + "."] if shown else []
         sooner = [count["sooner"] for count in counts.values() if "sooner" in count]
         if other == BASELINE and sooner:
-            parts.append(f"as good in less time on {sum(sooner)} of {len(sooner)}")
+            share = f"{sum(sooner)} of {counted(len(sooner), 'task')}"
+            parts.append(f"{arm} is as good as {called} in less time on {share}.")
         if parts:
-            texts.append(f"{arm} beside {called}, at equal steps: {'; '.join(parts)}.")
-    return texts or [f"{arm}: there is no pixel agent to compare it with."]
+            texts[other] = parts
+    return texts
 
 
 def _warnings(name: str, task: dict[str, Any]) -> list[str]:
     """What makes the comparison itself doubtful."""
     texts: list[str] = []
-    chance, pixels = task["random"], task["arms"].get(BASELINE)
-    if chance is not None and pixels is not None and pixels["iqm"]["low"] <= chance["mean"]:
-        texts.append(
-            f"On {name} the pixel agent ({number(pixels['iqm']['value'])}) is not above the random policy "
-            f"({number(chance['mean'])}): it has learnt nothing there, and being level with it is no merit."
-        )
     skips = {arm: one["settings"].get("frame_skip") for arm, one in task["arms"].items()}
     if len(set(skips.values())) > 1:
         texts.append(f"On {name} the arms skip different numbers of frames ({skips}): their steps are not the same.")
+    values = [one["iqm"]["value"] for one in task["arms"].values()]
+    chance = task["random"]
+    if len(values) > 1 and chance is not None and min(values) > chance["high"]:
+        best = max(values)
+        if best - min(values) <= _SAME * (best - chance["mean"]):
+            texts.append(f"On {name} all arms end with almost the same return: this task cannot tell them apart.")
     return texts
 
 

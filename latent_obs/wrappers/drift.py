@@ -16,11 +16,11 @@ _CHUNK = 512  # latents compared together: row by row, the calls would cost more
 _DECODED_TOGETHER = 8
 _FEWEST_RECONSTRUCTIONS = 24
 _ADVICE = """Its latents may say little about them. Record frames as this agent sees them and train the encoder on:
-  latent-obs frames record --agent AGENT --out FRAMES --frames MORE
-  latent-obs train-vae --out RUN --resume --allow-added-files --epochs MORE
+  latent-obs frames record --agent AGENT --out FRAMES
+  latent-obs train-vae --frames FRAMES --start-from RUN --out NEW
 AGENT is the run folder of train-agent (for an agent of your own: record(…, policy=agents.PlayPolicy(…))), RUN that of \
-the encoder's training, FRAMES what it was trained on, and MORE how many to have in all. The new encoder gives other \
-latents, so train a new agent with it."""
+the encoder's training, and NEW a folder for the new encoder. FRAMES should also hold the frames that the encoder was \
+trained on. The new encoder gives other latents, so train a new agent with it."""
 
 
 class DriftWarning(UserWarning):

@@ -89,7 +89,7 @@ def test_a_page_of_what_is_finished(
     write_json(out / "study.json", results.study.to_json())
     assert main(["compare", "--page-only", "--out", str(out)]) == 0
     said = " ".join(capsys.readouterr().out.split())  # sentences are wrapped
-    assert "random-latent beside pixels, at equal steps: above on t (5.50 against 2.00)" in said
+    assert "random-latent is better than pixels on t (5.50 and 2.00)." in said
     assert str(out / "compare.html") in said
     page = (out / "compare.html").read_text()
     assert failed.name in page

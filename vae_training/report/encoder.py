@@ -77,8 +77,14 @@ def _check_provenance(folder: EncoderFolder) -> None:
         "settings": dict[str, Any] | None,
         "trained_on": list[dict[str, Any]] | None,
         "training_seconds": float | None,
+        "step": int | None,
     }
-    settings: dict[str, Any] = {"frames": str | None, "held_out": int | None, "beta": float | None}
+    settings: dict[str, Any] = {
+        "frames": str | None,
+        "held_out": int | None,
+        "beta": float | None,
+        "salience": float | None,
+    }
     part: dict[str, Any] = {"sha256_head_tail": str | None, "first_frame": int, "frames": int}
 
     def check(values: dict[str, Any], kinds: dict[str, Any]) -> None:

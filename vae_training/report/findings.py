@@ -1,40 +1,107 @@
-"""The verdict: tables of rules on the numbers of a report. Each rule that applies becomes a finding.
+"""The verdict of a report: each number is good, doubtful or bad by the limits of one table; the worst decides.
 
-Nothing is said about what was not measured. The limits are rules of thumb, so each finding shows its numbers.
+Nothing is said about what was not measured. The limits are rules of thumb, so every finding shows its numbers. They are
+set so that nothing is good that is below its baseline: PCA, an untrained network, or one mean image for all frames.
 """
 
 import math
-import string
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from latent_obs.util.words import counted
 from vae_training.report.metrics.latents import Latents, Stability
 from vae_training.report.metrics.reconstruction import Reconstruction
-from vae_training.report.probes.probes import CLEAR, KEPT, METRIC_NAMES, ProbeTable
+from vae_training.report.probes.probes import CLEAR, KEPT, METRIC_NAMES, PIXELS, ProbeResult, ProbeTable
 
-Level = Literal["bad", "warning", "good"]
-_LEVELS: tuple[Level, ...] = ("bad", "warning", "good")
+Level = Literal["bad", "doubtful", "good"]
+LEVELS: tuple[Level, ...] = ("bad", "doubtful", "good")
 _BETTER = 0.05  # above chance, from 0 to 1: by less, a baseline is not called better
 _NAMED = 6  # targets in a sentence
-_OVERFIT = 2.0  # held-out error over training error
+_FEW_STEPS = 1_000  # gradient steps
+_WEAK = {f"probes.{name}" for name in ("lost", "partly", "below_baseline", "nothing_added")}  # findings of the encoder
+_MOST_ADVICE = 3
+_SMALL_CHANGE = 0.15  # of the way to an unrelated frame: where the pixels change by less, this counts in their place
+
+
+class Measure(NamedTuple):
+    """A number that a verdict is made of, and its limits. If `bad` is below `good`, more is better, else less is."""
+
+    name: str
+    good: float  # the value is good up to here (or from here, if more is better)
+    bad: float  # the value is bad beyond this; infinite if it is never bad
+    form: str  # format of the value and its limits
+
+    def level(self, value: float) -> Level:
+        """Whether a value is good, doubtful or bad.
+
+        Example:
+            >>> less, more = Measure("error", 1, 10, "{:.0f}"), Measure("nats", 10, 0.5, "{:.0f}")
+            >>> less.level(1), less.level(2), less.level(11), more.level(9)
+            ('good', 'doubtful', 'bad', 'doubtful')
+        """
+        sign = 1 if self.good <= self.bad else -1
+        if sign * value <= sign * self.good:
+            return "good"
+        return "bad" if sign * value > sign * self.bad else "doubtful"
+
+    @property
+    def limits(self) -> dict[Level, str]:
+        """The limits in words, by level."""
+        form = "{:.0%}" if self.form.endswith("%}") else "{:g}"
+        good, bad = (form.format(limit) for limit in (self.good, self.bad))
+        if self.good <= self.bad:
+            return {"good": f"at most {good}", "bad": f"above {bad}" if math.isfinite(self.bad) else "never"}
+        return {"good": f"{good} or more", "bad": f"below {bad}" if math.isfinite(self.bad) else "never"}
+
+
+#: The one definition of all limits. Keys are "topic.name".
+MEASURES: dict[str, Measure] = {
+    "probes.lost": Measure("known values that cannot be read from the latents", 0, 0.5, "{:.0%}"),
+    "probes.below_baseline": Measure("known values that PCA or an untrained network shows better", 0, 0.5, "{:.0%}"),
+    "probes.nothing_added": Measure("known values that the latents show better than both", 1, -math.inf, "{:.0f}"),
+    "probes.partly": Measure("known values that can be read only in part", 0, math.inf, "{:.0%}"),
+    "probes.unsure": Measure("known values with too few held-out frames for a verdict", 0, math.inf, "{:.0%}"),
+    "information.nats": Measure("information in a latent, at most [nats]", 10, 0.5, "{:.3g}"),
+    "pictures.mean_image": Measure("error of reconstructions, divided by that of one mean image", 0.5, 0.9, "{:.2f}"),
+    "pictures.pca": Measure("error of reconstructions, divided by that of PCA", 1, 10, "{:,.2f}"),
+    "pictures.ssim": Measure("SSIM of reconstructions, if one mean image is 0 and PCA is 1", 1, 0, "{:.2f}"),
+    "pictures.autoencoder": Measure("error, divided by that of the same layers at beta 0", 1.5, math.inf, "{:.2f}"),
+    "overfitting.ratio": Measure("error on held-out frames, divided by that on training frames", 2, math.inf, "{:.2f}"),
+    "outliers.worst": Measure("error of the worst frame, divided by the median", 10, math.inf, "{:.1f}"),
+    "stability.shift": Measure("change by a shift of one pixel, latent / pixels", 1.2, math.inf, "{:.2f}"),
+    "stability.brightness": Measure("change by a little more or less light, latent / pixels", 1.2, math.inf, "{:.2f}"),
+    "stability.next_frame": Measure("change from one frame to the next, latent / pixels", 1.2, math.inf, "{:.2f}"),
+}
+
+
+@dataclass(frozen=True)
+class Grade:
+    """A row of the table of numbers: a value, its limits in words, and which of the three it is."""
+
+    key: str  # of `MEASURES`
+    name: str
+    value: float
+    shown: str
+    good: str
+    bad: str
+    level: Level
 
 
 @dataclass(frozen=True)
 class Finding:
     """One thing that the numbers say."""
 
-    key: str  # the rule that applied, "topic.name", such as "reconstruction.worse_than_pca"
+    key: str  # "topic.name", such as "pictures.pca"; a key of `MEASURES` unless it is no matter of a limit
     level: Level
     sentence: str  # what was found
+    detail: str = ""  # the numbers behind it, or a remark
     numbers: dict[str, float] = field(default_factory=dict)  # that it rests on, by name
-    suggestion: str = ""  # what to try next; empty where nothing is to be done
     lost: tuple[str, ...] = ()  # what an agent will not see
 
     @property
     def topic(self) -> str:
-        """What it is about, such as "reconstruction"."""
+        """What it is about, such as "pictures"."""
         return self.key.split(".")[0]
 
 
@@ -47,276 +114,300 @@ class Numbers:
     stability: Stability | None = None
     probes: ProbeTable | None = None
     bottleneck: str = "dense"  # or "spatial"
-    beta: float | None = None  # wanted in training
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the training run; empty if not known
+    steps: int | None = None  # gradient steps
     unseen: bool = True  # whether the encoder is known never to have seen the frames measured
     training_mse: float | None = None  # on frames that it was trained on
 
 
-class Rule(NamedTuple):
-    """When to say what; `say` and `advice` are format strings of the facts."""
+class Verdict(NamedTuple):
+    """What the numbers of a report say."""
 
-    when: Callable[[dict[str, Any]], bool]
-    say: str
-    advice: str = ""
-
-
-_PCA = "The squared error is {ratio_to_pca:.2f} times that of PCA of the same size"
-_SHIFT = "A shift by one pixel moves the latent {shift:.0%} of the way to an unrelated frame"
-_NEAR = "Neighboring frames are {neighbors:.0%} as far apart as random ones (their pixels {neighbors_pixels:.0%})"
-
-#: Rules by level and key, which is "topic.name". Of all rules on one topic the first that applies counts.
-RULES: dict[Level, dict[str, Rule]] = {
-    "bad": {
-        "collapse.collapsed": Rule(
-            lambda n: n["collapsed"] > 0,
-            "Frames get (almost) equal latents: {kl_nats:.3g} nats, {active_units} of {latent_dim} dimensions active.",
-            "{smaller_beta}; more epochs at beta 0 first (--batch-freeze); check the frames (latent-obs frames stats)",
-        ),
-        "reconstruction.mean_image": Rule(
-            lambda n: n["ratio_to_mean_image"] > 0.9,
-            "Reconstructions have {ratio_to_mean_image:.0%} of the squared error of one mean image for all frames.",
-            "{remedy}",
-        ),
-        "reconstruction.worse_than_pca": Rule(
-            lambda n: n["ratio_to_pca"] > 1.05 and not n["probed"],
-            f"{_PCA}: a linear map does better.",
-            "{remedy}",
-        ),
-    },
-    "warning": {
-        "information.few_nats": Rule(
-            lambda n: n["information"] < 10,
-            "A latent carries at most {kl_nats:.3g} nats, some {pictures} pictures. What is small is left out first.",
-            "{smaller_beta}, or train longer",
-        ),
-        "dimensions.dead": Rule(
-            lambda n: n["active_share"] < 0.5,
-            "{active_units} of {latent_dim} dimensions are active. The others are the same for every frame.",
-            "{smaller_beta} puts them to use{fewer_latents}",
-        ),
-        "correlation.high": Rule(
-            lambda n: n["mean_abs_correlation"] > 0.3,
-            "Active dimensions repeat each other: their absolute correlation is {mean_abs_correlation:.2f} on average, "
-            "and the variance lies in about {effective_dimensions:.0f} direction(s) of {latent_dim}.",
-            "more varied recordings, or a smaller --latent-dim",
-        ),
-        "scale.far_from_prior": Rule(
-            lambda n: n["largest_mean"] > 2 or n["largest_std"] > 3,
-            "Some latents are far from the prior: means up to {largest_mean:.1f}, deviations up to {largest_std:.1f}.",
-            "normalize the observations for the agent (VecNormalize), or use a larger --beta",
-        ),
-        "shifts.sensitive": Rule(
-            lambda n: n["shift"] > 0.4 and n["shift"] > n["shift_pixels"],
-            f"{_SHIFT}, more than it changes the pixels ({{shift_pixels:.0%}}).",
-            "longer training on more frames; a larger --beta gives smoother latents",
-        ),
-        "brightness.sensitive": Rule(
-            lambda n: n["brightness"] > max(0.2, n["brightness_pixels"]),
-            "A change of brightness by 8 of 255 moves the latent {brightness:.0%} of the way to an unrelated frame, "
-            "more than it changes the pixels ({brightness_pixels:.0%}).",
-            "record at more hours of the day or with more kinds of light, so that brightness alone says little",
-        ),
-        "smoothness.jumpy": Rule(
-            lambda n: n["neighbors"] > 0.9 and n["neighbors"] > 1.2 * n["neighbors_pixels"],
-            f"{_NEAR}: the latents jump where the picture does not.",
-            "a larger --beta, or more frames",
-        ),
-        "reconstruction.worse_than_pca_but_probed": Rule(  # squared error is not what an agent needs: probes judge that
-            lambda n: n["ratio_to_pca"] > 1.05,
-            f"{_PCA}: a linear map does better.",
-            "{remedy}",
-        ),
-        "reconstruction.like_pca": Rule(
-            lambda n: n["ratio_to_pca"] > 0.8,
-            f"{_PCA}: about as good as a linear map.",
-            "{remedy}",
-        ),
-        "beta.costs_detail": Rule(
-            lambda n: n["ratio_to_autoencoder"] > 1.5,
-            "The squared error is {ratio_to_autoencoder:.1f} times that of these layers at beta 0: beta costs detail.",
-            "{smaller_beta}",
-        ),
-        "overfitting.overfits": Rule(
-            lambda n: n["ratio_to_training"] > _OVERFIT,
-            "The squared error on held-out recordings is {ratio_to_training:.1f} times that on training recordings.",
-            "{remedy}",
-        ),
-        "outliers.worst_frame": Rule(
-            lambda n: n["worst_to_median"] > 10,
-            "Some frames come back far worse than most: the worst has {worst_to_median:.0f} times the median error.",
-            "look at the worst frames below, and record more like them",
-        ),
-        "held out.unknown": Rule(
-            lambda n: not n["unseen"],
-            "The encoder may have been trained on the frames measured here. Then all of this looks better than it is.",
-            "name recordings made since, with --frames",
-        ),
-    },
-    "good": {
-        "information.enough": Rule(lambda n: n["information"] >= 10, "A latent carries up to {kl_nats:.3g} nats."),
-        "dimensions.active": Rule(
-            lambda n: n["active_share"] >= 0.9, "{active_units} of {latent_dim} dimensions are active."
-        ),
-        "shifts.steady": Rule(lambda n: n["shift"] <= 0.15, f"{_SHIFT}: steady."),
-        "smoothness.smooth": Rule(lambda n: n["neighbors"] <= 0.5, f"{_NEAR}: latents follow the recording smoothly."),
-        "reconstruction.better_than_pca": Rule(lambda n: n["ratio_to_pca"] <= 0.8, f"{_PCA}."),
-    },
-}
-
-_MORE = "{spatial}a larger --latent-dim, {smaller_beta}, or longer training"
-#: Level, sentence and advice of each group of probed values; "lost" is bad where it is most of them.
-PROBE_RULES: dict[str, tuple[Level, str, str]] = {
-    "lost": ("warning", "cannot be read from the latents although the frames show them", _MORE),
-    "faint": (
-        "warning",
-        "cannot be read from the latents, and only faintly from a frame itself",
-        "for what takes time to see, such as a speed, show the agent the last latents (history=4 in the wrappers)",
-    ),
-    "partly": ("warning", "can be read from the latents only in part", _MORE),
-    "tangled": (
-        "warning",
-        "can be read by a small network and not by a linear probe: they are there, but tangled",
-        "nothing, if the agent's network has hidden layers; else longer training",
-    ),
-    "unsure": ("warning", "may be kept or lost: the intervals overlap, too little is held out", "more recordings"),
-    "kept": ("good", "can be read by a linear probe about as well as from anything", ""),
-}
+    level: Level  # that of the worst finding
+    headline: str
+    advice: list[str]  # what to try next, the most useful first
+    findings: list[Finding]  # the worst first
+    grades: list[Grade]  # every number that has limits
 
 
-def verdict(numbers: Numbers) -> list[Finding]:
-    """What the numbers say, the worst first."""
-    facts = _facts(numbers)
-    findings: dict[str, Finding] = {}
-    for level, rules in RULES.items():
-        for key, rule in rules.items():
-            topic = key.split(".")[0]
-            if topic not in findings and rule.when(facts):
-                named = [name for _, name, _, _ in string.Formatter().parse(rule.say) if name]
-                shown = {name: facts[name] for name in named if not isinstance(facts[name], str)}
-                findings[topic] = Finding(key, level, rule.say.format(**facts), shown, rule.advice.format(**facts))
-    probed = [] if numbers.probes is None else _probes(numbers.probes, _MORE.format(**facts))
-    return sorted([*findings.values(), *probed], key=lambda finding: _LEVELS.index(finding.level))
+def verdict(numbers: Numbers, missing: Sequence[str] = ()) -> Verdict:
+    """Judge an encoder by its numbers; `missing` names what was not measured."""
+    probed = None if numbers.probes is None else _Probed(numbers.probes)
+    values = dict(_values(numbers, probed))
+    grades = [_grade(key, values[key]) for key in MEASURES if key in values]
+    # If probes show that training has kept what acts, the pictures alone are not a reason to reject an encoder.
+    in_question = [grade.level for grade in grades if grade.key in ("probes.lost", "probes.below_baseline")]
+    added = [grade.level for grade in grades if grade.key == "probes.nothing_added"]
+    proven = probed is not None and bool(probed.readable) and "bad" not in in_question and added != ["doubtful"]
+    findings: list[Finding] = [] if probed is None else list(probed.findings())
+    topics: dict[str, Finding] = {}
+    for grade in sorted(grades, key=lambda grade: LEVELS.index(grade.level)):
+        topic = grade.key.split(".")[0]
+        if topic == "probes" or topic in topics or (grade.level == "good" and grade.key != "pictures.pca"):
+            continue
+        level, detail = grade.level, ""
+        if topic == "pictures" and proven and level == "bad":
+            level, detail = "doubtful", "The known values can be read all the same, so this alone is only a doubt."
+        topics[topic] = Finding(grade.key, level, _sentence(grade, numbers), detail, {grade.name: grade.value})
+    findings += topics.values()
+    if not numbers.unseen:
+        said = "The encoder may have been trained on the frames measured here, so all numbers may look too good."
+        findings.append(Finding("frames.may_be_known", "doubtful", said))
+    if numbers.reconstruction is None and (probed is None or not probed.readable):
+        said = "Neither reconstructions nor known values could be measured, so nothing shows what the latents keep."
+        findings.append(Finding("measured.too_little", "doubtful", said))
+    findings.sort(key=lambda finding: LEVELS.index(finding.level))
+    text = headline(findings)
+    if missing:
+        text += f" Not measured: {', '.join(missing)}."
+    return Verdict(findings[0].level if findings else "good", text, advise(numbers, findings), findings, grades)
 
 
-def headline(findings: Sequence[Finding], missing: Sequence[str] = ()) -> str:
-    """The verdict in a sentence.
+def headline(findings: Sequence[Finding]) -> str:
+    """The verdict in two sentences, made from findings, the worst first.
 
     Example:
-        >>> headline([Finding("probes.lost", "warning", "…", lost=("monster.x",))])
-        'Usable, unless the agent needs what is lost: monster.x. 1 warning to look at first.'
+        >>> headline([Finding("information.nats", "bad", "All frames get almost the same latent.")])
+        'Not usable. All frames get almost the same latent.'
     """
-    bad, count = (sum(finding.level == level for finding in findings) for level in ("bad", "warning"))
-    warnings = f"{count} warning{'' if count == 1 else 's'}"
-    if bad:
-        text = f"Do not freeze this encoder yet: {bad} serious problem{'' if bad == 1 else 's'}, {warnings}."
-    elif lost := [name for finding in findings for name in finding.lost]:
-        text = f"Usable, unless the agent needs what is lost: {', '.join(lost)}. {warnings} to look at first."
-    else:
-        text = f"Usable, with {warnings} to look at first." if count else "What was measured looks good."
-    return f"{text} Not measured: {', '.join(missing)}." if missing else text
+    if not findings:
+        return "Good. No number that was measured is beyond its limit."
+    worst = findings[0]
+    doubts = [finding for finding in findings if finding.level == "doubtful"]
+    if worst.level == "bad":
+        return f"Not usable. {worst.sentence}"
+    if not doubts:
+        return f"Good. {worst.sentence}"
+    if lost := [name for finding in findings for name in finding.lost]:
+        return f"Usable, unless the agent needs what is lost: {', '.join(lost)}."
+    kept = any(finding.key == "probes.kept" for finding in findings)
+    if kept and not any(finding.key in ("probes.below_baseline", "probes.nothing_added") for finding in doubts):
+        return f"Usable, with {counted(len(doubts), 'doubt')}. {worst.sentence}"
+    return f"Doubtful. {worst.sentence}"
 
 
-def _facts(numbers: Numbers) -> dict[str, Any]:
-    """What rules ask for: numbers, NaN where not measured, so that no comparison holds; and words made from them."""
-    latents, r, s = numbers.latents, numbers.reconstruction, numbers.stability
-    facts: dict[str, Any] = defaultdict(
-        lambda: math.nan,
-        unseen=numbers.unseen,
-        probed=numbers.probes is not None,
-        collapsed=latents.collapsed,
-        kl_nats=latents.kl_nats,
-        active_units=latents.active_units,
-        latent_dim=latents.latent_dim,
+def advise(numbers: Numbers, findings: Sequence[Finding]) -> list[str]:
+    """What to try next, the most useful first, and no more than three.
+
+    Advice has one direction only: never a larger beta, fewer latents or less training. So no two contradict each other.
+    """
+    problems = [finding for finding in findings if finding.level != "good"]
+    topics, keys = ({finding.topic for finding in problems}, {finding.key for finding in problems})
+    bad = any(finding.level == "bad" for finding in problems)
+    settings, steps = numbers.settings, numbers.steps
+    overfits, short = "overfitting" in topics, steps is not None and steps < _FEW_STEPS
+    weak = not short and ("pictures" in topics or bool(keys & _WEAK))
+    probed = any(finding.topic == "probes" for finding in findings)
+    unprobed = not probed and not short and bool(topics & {"pictures", "measured"})
+    beta, augment = settings.get("beta"), not settings.get("augment")
+    smaller_beta = "Use a smaller --beta" + (f": {beta / 5:.2g} instead of {beta:g}." if beta else ".")
+    measure = (
+        "Measure what an agent needs: record frames together with the state of the game (latent-obs frames record does "
+        "so if the environment has it), or give values of your own with --targets."
     )
-    if not latents.collapsed:  # of latents that carry nothing, nothing else is worth a word
-        facts |= {
-            "information": latents.kl_nats,
-            "active_share": latents.active_units / latents.latent_dim,
-            "mean_abs_correlation": latents.mean_abs_correlation,
-            "effective_dimensions": latents.effective_dimensions,
-            "largest_mean": max(map(abs, latents.aggregate_mean)),
-            "largest_std": max(latents.aggregate_std),
-        }
-        if s is not None and s.spread > 0:
-            facts |= {name: value for name, value in vars(s).items() if isinstance(value, float)}
+    augmented = ", or train with --augment 1, which moves and recolors frames" if augment else ""
+    salience = weak and settings.get("salience") == 0
+    dense = weak and numbers.bottleneck != "spatial"
+    candidates = [
+        (
+            short and bool(problems),
+            f"Train longer, with more --epochs or more frames. The encoder took only {steps} gradient steps, and a few "
+            "thousand are usual.",
+        ),
+        ("frames" in topics, "Measure recordings that were made after the training: name their folder with --frames."),
+        (overfits, f"Record more frames{augmented}. The encoder does much worse on frames that it was not trained on."),
+        (not short and ("information" in topics or "pictures.autoencoder" in keys), smaller_beta),
+        (unprobed and not bad, measure),
+        (weak and not overfits, "Train longer, with more --epochs."),
+        (salience, "Train with --salience 1. It gives more weight to what is small and moves."),
+        (dense, "Train with --bottleneck spatial --latent-dim 256. It keeps where an object is in the frame."),
+        (unprobed, measure),
+        (weak and not overfits, smaller_beta),
+        ("probes.unsure" in keys, "Record more frames: too few were held out to see what the latents keep."),
+        ("outliers" in topics, "Look at the worst frames on the page, and record more like them."),
+        ("stability" in topics and augment and not short, "Train with --augment 1, which moves and recolors frames."),
+    ]
+    return list(dict.fromkeys(text for applies, text in candidates if applies))[:_MOST_ADVICE]
+
+
+def _grade(key: str, value: float) -> Grade:
+    measure = MEASURES[key]
+    words = measure.limits
+    shown = measure.form.format(value)
+    return Grade(key, measure.name, value, shown, words["good"], words["bad"], measure.level(value))
+
+
+def _values(numbers: Numbers, probed: "_Probed | None") -> Iterator[tuple[str, float]]:
+    """The value of each measure that was made."""
+    latents, r, s = numbers.latents, numbers.reconstruction, numbers.stability
+    if probed is not None:
+        yield from probed.values()
+    yield "information.nats", 0.0 if latents.collapsed else latents.kl_nats
     if r is not None:
-        own = r.scores["encoder"]
-        facts |= {f"ratio_to_{name.replace(' ', '_')}": r.ratio(name) for name in r.scores}
-        facts["worst_to_median"] = own.mse_worst / max(own.mse_median, 1e-5)
+        yield "pictures.mean_image", r.ratio("mean image")
+        yield "pictures.pca", r.ratio("pca")
+        own, worst, best = (r.scores[name].ssim for name in ("encoder", "mean image", "pca"))
+        if own is not None and worst is not None and best is not None and best > worst:
+            yield "pictures.ssim", (own - worst) / (best - worst)
+        # A longer trained baseline is better for that reason alone.
+        if "autoencoder" in r.scores and (numbers.steps is None or numbers.steps >= _FEW_STEPS):
+            yield "pictures.autoencoder", r.ratio("autoencoder")
+        scores = r.scores["encoder"]
         if numbers.training_mse:
-            facts["ratio_to_training"] = own.mse / numbers.training_mse
-    beta, spatial = numbers.beta, numbers.bottleneck == "spatial"
-    smaller_beta = f"a smaller --beta ({beta / 5:.2g} instead of {beta:g})" if beta else "a smaller --beta"
-    fitting = max(2, 2 ** math.ceil(math.log2(max(1, latents.active_units))))
-    fewer = "" if spatial or fitting >= latents.latent_dim else f"; --latent-dim {fitting} would hold as much"
-    # Where it knows the training recordings by heart, more of the same training or less of a penalty makes it worse.
-    remedy = f"train longer, on more recordings; {smaller_beta}; more latents"
-    if facts["ratio_to_training"] > _OVERFIT:
-        remedy = "more and more varied recordings; fewer epochs; a larger --beta"
-    return facts | {
-        "smaller_beta": smaller_beta,
-        "spatial": "" if spatial else "a spatial bottleneck (--bottleneck spatial --latent-dim 256), ",
-        "fewer_latents": fewer,
-        "pictures": f"{float(f'{math.exp(min(latents.kl_nats, 30)):.1e}'):,.0f}",  # two digits of it say something
-        "remedy": remedy,
-    }
+            yield "overfitting.ratio", scores.mse / numbers.training_mse
+        yield "outliers.worst", scores.mse_worst / max(scores.mse_median, 1e-5)
+    if s is not None and s.spread > 0 and not latents.collapsed:
+        pairs = {
+            "shift": (s.shift, s.shift_pixels),
+            "brightness": (s.brightness, s.brightness_pixels),
+            "next_frame": (s.neighbors, s.neighbors_pixels),
+        }
+        for name, (own, pixels) in pairs.items():
+            if own is not None and pixels is not None:
+                yield f"stability.{name}", own / max(pixels, _SMALL_CHANGE)
 
 
-def _probes(table: ProbeTable, more: str) -> Iterator[Finding]:
-    """Findings about probes: one for each group of targets, and one for each baseline that reads more."""
-    groups: dict[str, list[str]] = {group: [] for group in PROBE_RULES}
-    for target in table.targets:
-        if group := _group(table, target):
-            groups[group].append(target)
-    readable = sum(map(len, groups.values())) - len(groups["faint"])
-    for group, targets in groups.items():
-        if not targets:
-            continue
-        level, say, advice = PROBE_RULES[group]
-        kept = sorted((table.keeps(target) for target in targets), key=lambda k: k.share or 0.0)  # the worst first
-        names = {target: METRIC_NAMES[table.best(target).main.metric] for target in targets}
-        listed = _some([f"{k.target} ({names[k.target]} {k.score:.2f} of {k.reference:.2f})" for k in kept])
-        yield Finding(
-            f"probes.{group}",
-            # Which of them an agent needs is not known here; an encoder that loses most of what can be read is useless.
-            "bad" if group == "lost" and 2 * len(targets) > readable else level,
-            f"{len(targets)} of {len(table.targets)} known value(s) {say}: {listed}. In brackets: the score of a "
-            "linear probe on the latents, of the best of all probes.",
-            {k.target: k.score for k in kept} | {f"{k.target}, best": k.reference for k in kept},
-            more if advice == _MORE else advice,
-            tuple(targets) if group == "lost" else (),
-        )
-    own, *others = table.representations
-    for name in others:
-        better: dict[str, tuple[float, float]] = {}
+def _sentence(grade: Grade, numbers: Numbers) -> str:
+    """What a value of a measure means."""
+    value, latents, r = grade.value, numbers.latents, numbers.reconstruction
+    if grade.key == "information.nats":
+        if grade.level == "bad":
+            active = f"{latents.active_units} of {latents.latent_dim} dimensions active"
+            return f"All frames get almost the same latent: {latents.kl_nats:.2g} nats, {active}."
+        return f"A latent carries at most {value:.3g} nats. Small details are left out first."
+    if r is not None and grade.key == "pictures.ssim":
+        own, worst, best = (f"{r.scores[name].ssim:.2f}" for name in ("encoder", "mean image", "pca"))
+        if grade.level == "bad":
+            return f"Reconstructions are less like the frames than one mean image is (SSIM {own} and {worst})."
+        return f"Reconstructions are less like the frames than those of PCA (SSIM {own} and {best})."
+    error = "error"
+    if r is not None and r.scores["encoder"].weighted_mse is not None:
+        error = "error, weighted by salience as in training,"
+    return {
+        "pictures.mean_image": f"Reconstructions have {value:.0%} of the error that one mean image for all frames has.",
+        "pictures.pca": f"The {error} of reconstructions is {_times(value)} times that of PCA with as many dimensions.",
+        "pictures.autoencoder": f"The error is {value:.1f} times that of the same layers at beta 0: beta costs detail.",
+        "overfitting.ratio": f"The error on held-out recordings is {value:.1f} times that on training recordings.",
+        "outliers.worst": f"The worst frame has {value:.0f} times the median error.",
+        "stability.shift": f"A shift by one pixel changes the latent {value:.1f} times as much as the pixels.",
+        "stability.brightness": f"A little more light changes the latent {value:.1f} times as much as the pixels.",
+        "stability.next_frame": f"From frame to frame, the latent changes {value:.1f} times as much as the pixels.",
+    }[grade.key]
+
+
+class _Probed:
+    """Known values in groups, by what the better of a linear probe and a small network reads from the latents.
+
+    Values that no probe reads, or only faintly, say nothing about the encoder and are left out.
+    """
+
+    def __init__(self, table: ProbeTable) -> None:
+        self.table = table
+        self.own, *others = table.representations
+        self.baselines = [name for name in others if name != PIXELS]
+        self.groups: dict[str, list[str]] = {name: [] for name in ("lost", "partly", "unsure", "kept")}
         for target in table.targets:
-            ours, theirs = table.find(target, own, "linear"), table.find(target, name, "linear")
-            if ours is None or theirs is None or theirs.interval[0] <= ours.interval[1]:
-                continue
-            if theirs.above_chance - ours.above_chance > _BETTER:
-                better[target] = (theirs.main.value, ours.main.value)
-        if better:
-            listed = _some([f"{target} ({theirs:.2f} against {ours:.2f})" for target, (theirs, ours) in better.items()])
-            said = f"A linear probe reads more from {name} than from the latents: {listed}."
-            scores = {f"{target}, {name}": theirs for target, (theirs, _) in better.items()}
-            scores |= {target: ours for target, (_, ours) in better.items()}
-            yield Finding("probes.baseline_reads_more", "warning", said, scores, more)
+            if group := self._group(target):
+                self.groups[group].append(target)
+        self.readable = [target for group in self.groups.values() for target in group]
+        found = {target: self._better_baseline(target) for target in table.targets}
+        self.below = {target: name for target, name in found.items() if name is not None}
+        self.groups["kept"] = [target for target in self.groups["kept"] if target not in self.below]
+        self.known = len({*self.readable, *self.below})
+
+    def _group(self, target: str) -> str | None:
+        kept, own, best = self.table.keeps(target), self.table.result(target, self.own), self.table.best(target)
+        if kept.share is None or best.above_chance < CLEAR:
+            return None
+        if kept.verdict in ("kept", "tangled"):
+            return "kept"
+        if own.interval[1] >= best.interval[0]:  # the intervals meet: it is not known that anything is lost
+            return "kept" if kept.verdict == "partly kept" else "unsure"
+        return "partly" if kept.verdict == "partly kept" else "lost"
+
+    def _better_baseline(self, target: str) -> str | None:
+        """The baseline that shows a value clearly better than the latents do, if there is one."""
+        own = self.table.result(target, self.own)
+        for name in self.baselines:
+            theirs = self.table.find(target, name)
+            apart = theirs is not None and theirs.interval[0] > own.interval[1]
+            if theirs is not None and apart and theirs.above_chance - own.above_chance > _BETTER:
+                return name
+        return None
+
+    def _added(self) -> int | None:
+        """Number of values that a linear probe reads better from the latents; None if the baselines show all."""
+        could = [t for t in self.readable if max(self._linear(t, name).above_chance for name in self.baselines) < KEPT]
+        better = [t for t in could if all(self._is_above(t, name) for name in self.baselines)]
+        return len(better) if could else None
+
+    def _linear(self, target: str, name: str) -> ProbeResult:
+        return self.table.result(target, name, "linear")
+
+    def _is_above(self, target: str, baseline: str) -> bool:
+        """Whether a linear probe reads a value clearly better from the latents than from a baseline."""
+        own, theirs = self._linear(target, self.own), self._linear(target, baseline)
+        return own.interval[0] > theirs.interval[1] and own.above_chance - theirs.above_chance > _BETTER
+
+    def values(self) -> Iterator[tuple[str, float]]:
+        """The value of each measure, if any known value can be read."""
+        if not self.known:
+            return
+        for name in ("lost", "partly", "unsure"):
+            yield f"probes.{name}", len(self.groups[name]) / self.known
+        if self.baselines:
+            yield "probes.below_baseline", len(self.below) / self.known
+            if (added := self._added()) is not None:
+                yield "probes.nothing_added", added
+
+    def findings(self) -> Iterator[Finding]:
+        """A finding for each group of values, and for the baselines."""
+        values = dict(self.values())
+        added_nothing = values.get("probes.nothing_added") == 0
+        words = {
+            "lost": "cannot be read from the latents, although the frames show them",
+            "partly": "can be read from the latents only in part",
+            "unsure": "may be kept or lost: too few held-out frames show it",
+            "kept": "can be read from the latents",
+        }
+        for name, text in words.items():
+            if (targets := self.groups[name]) and not (name == "kept" and added_nothing):
+                key = f"probes.{name}"
+                level = "good" if name == "kept" else MEASURES[key].level(values[key])
+                sentence = f"{len(targets)} of {self.known} known values {text}."
+                lost = tuple(targets) if name == "lost" else ()
+                yield Finding(key, level, sentence, *self._scores(targets), lost)
+        if self.below:
+            key = "probes.below_baseline"
+            numbers: dict[str, float] = {}
+            for target, name in self.below.items():
+                numbers |= {
+                    target: self.table.result(target, self.own).main.value,
+                    f"{target}, {name}": self.table.result(target, name).main.value,
+                }
+            listed = [f"{t} ({numbers[t]:.2f}; {numbers[f'{t}, {n}']:.2f} from {n})" for t, n in self.below.items()]
+            text = (
+                f"{len(self.below)} of {self.known} known values can be read better from PCA or an untrained network."
+            )
+            yield Finding(key, MEASURES[key].level(values[key]), text, f"{_some(listed)}.", numbers)
+        if added_nothing:
+            text = "No known value can be read clearly better from the latents than from PCA or an untrained network."
+            detail = "Either the training has added little, or too few held-out frames were scored to show it."
+            yield Finding("probes.nothing_added", "doubtful", text, detail, {"values": 0.0})
+
+    def _scores(self, targets: Sequence[str]) -> tuple[str, dict[str, float]]:
+        """The scores of values in words, the worst first, and as numbers."""
+        kept = sorted((self.table.keeps(target) for target in targets), key=lambda k: k.share or 0.0)
+        metrics = {target: METRIC_NAMES[self.table.best(target).main.metric] for target in targets}
+        listed = _some([f"{k.target} ({metrics[k.target]} {k.score:.2f} of {k.reference:.2f})" for k in kept])
+        detail = f"{listed}. In brackets: the score from the latents, of the best of all probes."
+        if tangled := [k.target for k in kept if k.verdict == "tangled"]:
+            detail += f" A small network is needed for {_some(tangled)}; a linear probe is not enough."
+        return detail, {k.target: k.score for k in kept} | {f"{k.target}, best": k.reference for k in kept}
 
 
-def _group(table: ProbeTable, target: str) -> str | None:
-    """The probe rule that applies to a target; None where nothing reads it, which is no fault of the encoder."""
-    own = table.representations[0]
-    kept, best, linear = table.keeps(target), table.best(target), table.result(target, own, "linear")
-    network = table.find(target, own, "mlp")
-    if kept.share is None or kept.verdict == "kept":
-        return None if kept.share is None else "kept"
-    if linear.interval[1] >= best.interval[0]:  # the intervals meet: it is not known that anything is lost
-        return "kept" if kept.verdict == "partly kept" else "unsure"
-    if network and network.above_chance >= KEPT * best.above_chance:
-        return "tangled"
-    if kept.verdict == "partly kept":
-        return "partly"
-    return "lost" if best.above_chance >= CLEAR else "faint"
+def _times(value: float) -> str:
+    return f"{value:,.0f}" if value >= 20 else f"{value:.1f}" if value >= 2 else f"{value:.2f}"
 
 
 def _some(texts: Sequence[str]) -> str:

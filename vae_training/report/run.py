@@ -25,14 +25,21 @@ from latent_obs.util.atomic import atomic_write
 from latent_obs.util.colors import colors_of
 from latent_obs.util.errors import InputError, check_count, check_types, require
 from latent_obs.util.progress import print_now
-from latent_obs.util.words import counted
+from latent_obs.util.words import counted, wrapped
 from vae_training.report.encoder import Floats, Frames, Reconstruct, ReportModel
-from vae_training.report.findings import Finding, Numbers, headline, verdict
+from vae_training.report.findings import Finding, Grade, Level, Numbers, verdict
 from vae_training.report.look import write_html
 from vae_training.report.metrics.baselines import EncoderMeans, MeanImage, Pca, random_encoder
 from vae_training.report.metrics.disentanglement import FEWEST_SAMPLES, dci, mig_by_factor
 from vae_training.report.metrics.latents import describe, measure_stability
-from vae_training.report.metrics.reconstruction import Measured, Reconstruction, compare, measure, train_autoencoder
+from vae_training.report.metrics.reconstruction import (
+    Measured,
+    Reconstruction,
+    compare,
+    measure,
+    salience_weights,
+    train_autoencoder,
+)
 from vae_training.report.page import METHOD_NAMES, draw_pictures, probe_columns
 from vae_training.report.probes.probes import METRIC_NAMES, ProbeTable, probe
 from vae_training.report.sample import (
@@ -83,7 +90,7 @@ class ReportConfig:
     """Held-out frames to measure on, spread evenly; four times as many fit PCA and probes. By default 1,000, quick
     256."""
     quick: bool = False
-    """A first look in well under a minute: fewer frames, no autoencoder, no small networks among the probes."""
+    """A first look in about a minute: fewer frames, no autoencoder, no small networks among the probes."""
     seed: int = 0
     """Reproduces every random choice: pairs, prior samples, the random encoder, the probes."""
     device: str = "auto"
@@ -112,8 +119,11 @@ class ReportResult(Numbers):
 
     page: Path  # the HTML file
     json: Path  # the JSON file
-    headline: str  # the verdict in a sentence
-    findings: list[Finding]  # what it rests on, the worst first
+    level: Level  # the verdict, that of the worst finding: "good", "doubtful" or "bad"
+    headline: str  # the verdict in a sentence or two
+    advice: list[str]  # what to try next, the most useful first
+    findings: list[Finding]  # what the verdict rests on, the worst first
+    grades: list[Grade]  # every number that has limits, and whether it is good, doubtful or bad
     disentanglement: (
         dict[str, Any] | None
     )  # DCI and MIG on the probed values, as in the JSON; None where none were probed
@@ -197,30 +207,38 @@ def report(
     # Baselines are fitted on whole recordings, or on a converted sample where they have another size.
     whole = recordings.training if recordings.training[0].shape[1:] == contract.shape else [training]
     with work.step("PCA", "the linear baseline"):
-        pca = Pca.fit([training] if config.quick else whole, latent_dim)
+        pca = Pca.fit(whole, latent_dim)  # also if quick: a PCA of few frames would flatter the encoder
     reconstruction = _reconstruct(work, pca, whole)
     probes = _probe(work, known, pca)
     disentanglement = None if known is None or probes is None else _disentanglement(work, known, probes, means)
-    bottleneck, beta = model.architecture.bottleneck, work.settings.get("beta")
-    measured = (latents, reconstruction, stability, probes)
-    numbers = Numbers(*measured, bottleneck, beta, recordings.certain, work.training_mse)
-    findings = verdict(numbers)
+    numbers = Numbers(
+        latents,
+        reconstruction,
+        stability,
+        probes,
+        bottleneck=model.architecture.bottleneck,
+        settings=work.settings,
+        steps=model.folder.provenance.get("step"),
+        unseen=recordings.certain,
+        training_mse=work.training_mse,
+    )
     result = ReportResult(
         **vars(numbers),
+        **verdict(numbers, list(work.not_measured))._asdict(),
         page=out / "report.html",
         json=out / "report.json",
-        headline=headline(findings, list(work.not_measured)),
-        findings=findings,
         disentanglement=disentanglement,
         not_measured=work.not_measured,
     )
     with work.step("page", "pictures, and the page"):
         _write_page(work, result)
     write_compact_json(result.json, _to_json(work, result))
-    say(f"\n{result.headline}")
-    for finding in findings:
-        if finding.level != "good":
-            say(f"- {finding.sentence}{f' Next: {finding.suggestion}.' if finding.suggestion else ''}")
+    say(f"\n{wrapped(result.headline)}")
+    for finding in result.findings:
+        if finding.level != "good" and finding.sentence not in result.headline:
+            say(wrapped(f"- {finding.sentence}", indent="  "))
+    for text, advice in zip(("Next: ", *["Then: "] * len(result.advice)), result.advice, strict=False):
+        say(wrapped(f"{text}{advice}"))
     say(f"Page:    {result.page}\nNumbers: {result.json}")
     return result
 
@@ -248,7 +266,9 @@ def _reconstruct(work: _Work, pca: Pca, whole: list[Frames]) -> Reconstruction |
         notes["autoencoder"] = f"trained here for {fitted}, {seconds:.0f} s"
     else:
         work.not_measured["autoencoder"] = "left out (--autoencoder-steps 300 trains one to compare with)"
-    work.measured |= {name: measure(frames, method) for name, method in work.methods.items()}
+    salience = work.settings.get("salience")
+    weigh = salience_weights(training, salience) if salience else None
+    work.measured |= {name: measure(frames, method, weigh=weigh) for name, method in work.methods.items()}
     return compare(work.measured, notes=notes)
 
 
@@ -362,7 +382,10 @@ def _to_json(work: _Work, result: ReportResult) -> dict[str, Any]:
     return {
         "format": "latent-obs-report",
         "format_version": 1,
+        "level": result.level,
         "headline": result.headline,
+        "advice": result.advice,
+        "grades": [asdict(grade) for grade in result.grades],
         "findings": [{**asdict(finding), "topic": finding.topic} for finding in result.findings],
         "not_measured": result.not_measured,
         "encoder": {

@@ -38,13 +38,47 @@ def test_arms_are_above_level_or_below_by_their_intervals(summary: dict[str, Any
 
 
 def test_losses_are_reported_like_wins(summary: dict[str, Any]):
-    pixels, encoder, pca = [text for text in summary["verdict"]["sentences"] if text.startswith("latent")]
-    assert summary["verdict"]["headline"] == pixels
-    assert "above on won (21.0 against 11.0); level on level (10.0 against 11.0); below on lost (4.00" in pixels
-    assert "less time on 1 of 3" in pixels
-    assert "below on lost (4.00 against 8.00)" in encoder
-    assert "above on won (21.0 against 15.0), level (10.0 against 2.00); level on lost (4.00 against 2.00)" in pca
-    assert summary["verdict"]["warnings"] == []
+    headline, texts = summary["verdict"]["headline"], "\n".join(summary["verdict"]["sentences"])
+    assert "latent is better than pixels on won (21.0 and 11.0)." in headline
+    assert "latent and pixels cannot be told apart on level (10.0 and 11.0)." in headline
+    assert "latent is worse than pixels on lost (4.00 and 11.0)." in headline
+    assert "less time on 1 of 3 tasks" in headline
+    assert "latent is worse than a random encoder on lost (4.00 and 8.00)." in texts
+    assert "latent is better than PCA on won (21.0 and 15.0), level (10.0 and 2.00)." in texts
+    assert not set(summary["verdict"]["sentences"]) & {headline}
+    assert (summary["verdict"]["warnings"], summary["verdict"]["learned_nothing"]) == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("latent", "pixels", "chance", "failed", "place"),
+    [
+        ([3, 4, 5], [2, 3, 4], 15.0, {"latent", "pixels"}, "no result"),  # both far below the random policy
+        ([3.0], [2.0], 15.0, {"latent", "pixels"}, "no result"),  # one seed is enough to see that
+        ([3, 4, 5], [20, 21, 22], 15.0, {"latent"}, "below"),
+        ([20, 21, 22], [14, 15, 16], 15.0, {"pixels"}, "above"),
+        ([10, 40, 90], [20, 21, 22], 15.0, {"latent"}, "level"),  # the interval reaches down to the random policy
+        ([82.5, 82.6, 82.7], [83.0, 83.1, 83.2], 0.0, set(), "level"),  # apart, but the task is too easy
+        ([70, 71, 72], [83.0, 83.1, 83.2], 0.0, set(), "below"),
+    ],
+)
+def test_what_has_learned_nothing_is_said_first(
+    latent: list[float], pixels: list[float], chance: float, failed: set[str], place: str
+):
+    verdict = summarize(results_of({"t": {"pixels": pixels, "latent": latent}}, chance=chance))["verdict"]
+    assert set(verdict["learned_nothing"]) == failed
+    assert verdict["counts"]["latent"]["t"]["pixels"] == place
+    assert ("sooner" in verdict["counts"]["latent"]["t"]) == (place != "no result")
+    assert verdict["headline"].startswith("latent does not beat the random policy") == ("latent" in failed)
+    assert ("pixels does not beat" in verdict["headline"]) == ("pixels" in failed)
+    assert any("cannot tell them apart" in text for text in verdict["warnings"]) == (max(latent) == 82.7)
+
+
+def test_the_random_policy_has_an_interval_too():
+    results = results_of({"t": {"pixels": [12.0, 12.0], "latent": [20.0, 20.0]}})
+    results.random["t"] = [5.0, 15.0]
+    summary = summarize(results)
+    assert summary["tasks"]["t"]["random"]["high"] == pytest.approx(10 + 1.96 * 5)
+    assert set(summary["verdict"]["learned_nothing"]) == {"pixels"}
 
 
 def test_times_and_steps_to_the_pixel_agents_return(summary: dict[str, Any]):
@@ -108,8 +142,7 @@ def test_tasks_that_cannot_be_normalized_are_left_out():
     summary = summarize(results)
     assert summary["over_tasks"]["tasks"] == ["a"]
     assert summary["over_tasks"]["left_out"] == ["b", "c", "d"], "below chance, no latent agent, no random policy"
-    (warning,) = summary["verdict"]["warnings"]
-    assert "On b the pixel agent (-3.00)" in warning
+    assert summary["verdict"]["learned_nothing"] == {"pixels": ["b"]}
     results.runs["a"]["latent"][0]["settings"] = {"frame_skip": 2}
     assert any("frames" in text for text in summarize(results)["verdict"]["warnings"])
 
@@ -117,8 +150,8 @@ def test_tasks_that_cannot_be_normalized_are_left_out():
 def test_one_seed_gives_no_verdict():
     scores = {"a": {"pixels": [1.0], "latent": [5.0]}, "b": {"pixels": [1.0, 2.0], "latent": [5.0]}}
     verdict = summarize(results_of(scores))["verdict"]
-    assert verdict["sentences"] == [verdict["headline"]]
-    assert "no verdict from one seed on a (5.00 against 1.00), b (5.00 against 1.50)" in verdict["headline"]
+    assert verdict["sentences"] == []
+    assert "one seed gives no verdict on a (5.00 and 1.00), b (5.00 and 1.50)" in verdict["headline"]
     assert verdict["counts"]["latent"]["a"] == {"pixels": "one seed"}
 
 
@@ -135,8 +168,7 @@ def test_nothing_finished_and_no_pixel_agent():
     nothing = summarize(Results(empty.study, {"t": {"pixels": [], "latent": []}}))
     assert "Nothing to compare yet" in nothing["verdict"]["headline"]
     alone = summarize(results_of({"t": {"latent": [2.0, 3.0], "random-latent": [1.0, 1.5]}}))
-    assert "latent beside a random encoder" in alone["verdict"]["headline"]
-    assert any("no pixel agent" in text for text in alone["verdict"]["sentences"])
+    assert "latent is better than a random encoder" in alone["verdict"]["headline"]
 
 
 def test_the_share_of_solved_episodes_needs_all_seeds():

@@ -60,7 +60,7 @@ def test_a_product_is_there_but_not_linearly_and_noise_is_not_there(rng: np.rand
     assert score(table, "c", "mlp") > 0.85
     assert score(table) < 0.2
     assert score(table, head="mlp") > 0.93
-    assert (table.keeps("y").verdict, table.keeps("y").reference_from) == ("lost", "latent, mlp")
+    assert (table.keeps("y").verdict, table.keeps("y").reference_from) == ("tangled", "latent, mlp")
     assert -0.2 < score(table, "noise") < 0.05
     assert -0.3 < score(table, "noise", "mlp") < 0.05
     assert (table.keeps("noise").verdict, table.keeps("noise").share) == ("not readable", None)

@@ -63,15 +63,15 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class Kept:
-    """How much of what can be read about a target a linear probe reads from a representation.
+    """How much of what can be read about a target the better of a linear probe and a small network reads.
 
-    The verdict is "kept" (a share of 0.9 or more), "partly kept" (0.5 or more), "lost", or "not readable": nothing
-    reads it from a single frame, so it says nothing about the representation.
+    The verdict is "kept" (a share of 0.9 or more), "tangled" (the same, but by the network only), "partly kept" (0.5 or
+    more), "lost", or "not readable": nothing reads it from a single frame, so it says nothing about the representation.
     """
 
     target: str
     representation: str
-    score: float  # the main score of the linear probe
+    score: float  # the main score of the better of the two
     reference: float  # the best main score of all probes: of the CNN as a rule
     reference_from: str  # whose it is, such as "pixels (CNN)" or "latent, mlp"
     share: float | None  # of the reference, both from 0 at guessing to 1; None where nothing reads the target
@@ -119,14 +119,17 @@ class ProbeTable:
         return max(lines, key=lambda r: (r.main.value, r.head == "cnn"))
 
     def keeps(self, target: str) -> Kept:
-        """How much of a probed target a linear probe reads from the encoder, of what can be read."""
-        linear, best = self.result(target, self.representations[0], "linear"), self.best(target)
+        """How much of a probed target can be read from the encoder, of what can be read at all."""
+        encoder = self.representations[0]
+        own, linear, best = self.result(target, encoder), self.result(target, encoder, "linear"), self.best(target)
         share, verdict = None, "not readable"
         if best.above_chance >= READABLE:
-            share = linear.above_chance / best.above_chance
+            share = own.above_chance / best.above_chance
             verdict = "kept" if share >= KEPT else "partly kept" if share >= PARTLY else "lost"
+            if verdict == "kept" and linear.above_chance < KEPT * best.above_chance:
+                verdict = "tangled"
         source = best.representation if best.head == "cnn" else f"{best.representation}, {best.head}"
-        return Kept(target, linear.representation, linear.main.value, best.main.value, source, share, verdict)
+        return Kept(target, encoder, own.main.value, best.main.value, source, share, verdict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with what `keeps` says of each target."""
