@@ -205,14 +205,10 @@ def _page(
     plot_agent(config.agent.out, pictures["agent"], chance, trained)
     values = {
         "env": config.env,
-        "headline": f"Mean return {trained.mean:.0f}, a random policy {chance.mean:.0f}",
         "latent_dim": model.latent_dim,
-        "results": {
-            "Trained agent, mean return": str(trained),
-            "Random policy, mean return": str(chance),
-            "Difference": f"{trained.sigmas_above(chance):.1f} standard errors",
-            **{f"Time: {name}": f"{time:.0f} s" for name, time in seconds.items()},
-        },
+        "trained": trained,
+        "chance": chance,
+        "results": {f"Time: {name}": f"{time:.0f} s" for name, time in seconds.items()},
         "video": video,
         "pictures": pictures,
         "commands": [f"# {_HOW_TO_GO_ON}", *_commands(config)],

@@ -28,6 +28,8 @@ from tests.support.compare_cases import results_of
 from vae_training.report import page as report_page
 from vae_training.report.look import write_html
 from vae_training.report.metrics.latents import describe
+from vae_training.report.probes.probes import PIXELS, Head, ProbeResult, ProbeTable
+from vae_training.report.probes.scores import Score
 
 ARMS = ("pixels", "latent", "random-latent", "pca-latent", "mine", "yours")
 TABLE = {*COLORS.values(), *colors_of([f"arm {i}" for i in range(20)]).values()}
@@ -85,7 +87,7 @@ def colors_in(made: Figure) -> set[str]:
             continue
         for name in ("color", "facecolor", "edgecolor", "markerfacecolor"):
             if (value := getattr(part, f"get_{name}", lambda: None)()) is not None:
-                rows = value if isinstance(value, np.ndarray) and value.ndim == 2 else [value]
+                rows: list[Any] = list(value) if isinstance(value, np.ndarray) and value.ndim == 2 else [value]
                 found |= {to_hex(row) for row in rows if to_hex(row, keep_alpha=True)[-2:] != "00"}
     return found
 
@@ -100,7 +102,18 @@ def test_every_plot_takes_its_colors_from_the_table(tmp_path: Path, drawn: list[
     rng = np.random.default_rng(0)
     latents = describe(rng.standard_normal((50, 4)) * [1, 1, 1, 0], np.zeros((50, 4)))
     drawn += [report_page._kl_bars(latents), report_page._aggregate_posterior(latents)]
-    assert len(drawn) == 2 * 2 + 1 + 2 + 2
+    drawn.append(report_page._image(np.eye(3), cmap=report_page._signed_colors(), vmin=-1, vmax=1))
+    heads: list[tuple[str, Head]] = [
+        ("latent", "linear"),
+        ("PCA", "linear"),
+        ("random encoder", "linear"),
+        (PIXELS, "cnn"),
+    ]
+    results = [ProbeResult("x", "continuous", *head, [Score("r2", 0.5, 0.4, 0.6)], 0, 9, 9) for head in heads]
+    drawn.append(report_page._probe_bars(ProbeTable(results, {}, {}, "recordings")))
+    bars = {str(bar.get_label()): to_hex(bar.patches[0].get_facecolor()) for bar in drawn[-1].axes[0].containers[::2]}
+    assert list(bars.values()) == list(colors_of(name for name, _ in heads).values())
+    assert len(drawn) == 2 * 2 + 1 + 2 + 4
     for made in drawn:
         made.draw_without_rendering()
         # The patches behind axes are white until they are saved as transparent.
@@ -146,15 +159,15 @@ def test_a_quickstart_page_shows_what_there_is(tmp_path: Path):
     assert "Doom <1>" in early.text
     values |= {"latent_dim": 256, "pictures": {"reconstructions": picture, "agent": picture}, "video": video}
     values |= {
-        "headline": "It plays.",
-        "numbers": [("82", "return")],
+        "trained": Evaluation((81.0, 83.0), (1, 1)),
+        "chance": Evaluation((0.0, 2.0), (1, 1)),
         "results": {"Time": "3 s"},
         "commands": ["go on"],
     }
     file = write_html(tmp_path / "late.html", quickstart._TEMPLATE, values)
     late = Alone(file)
     assert "still at work" not in late.text
-    assert all(text in late.text for text in ("256 numbers", "It plays.", "82", "return", "3 s", "go on"))
+    assert all(text in late.text for text in ("256 numbers", "82.0 ± 1.0", "1.0 ± 1.0", "3 s", "go on"))
     assert len(re.findall("<img", file.read_text())) == 2
     assert re.search(r"<video [^>]*autoplay muted playsinline src=\"data:video/mp4", file.read_text())
 
