@@ -19,6 +19,7 @@ from latent_obs.encoder.pca import fit_pca_of_folder, save_pca
 from latent_obs.util.atomic import own_folder, write_json
 from latent_obs.util.errors import InputError, require
 from latent_obs.util.progress import print_now
+from latent_obs.util.words import counted, wrapped
 from vae_training import RecordConfig, TrainConfig, get_datasets, record, train
 
 _COMPONENTS = 256  # of a PCA where no encoder gives the number of latents
@@ -112,9 +113,9 @@ def _write_page(study: Study, out: Path) -> dict[str, Any]:
     target, summary = write_comparison(collect(study, out), out)
     verdict = summary["verdict"]
     texts = (verdict["headline"], *verdict["sentences"], *verdict["warnings"], summary["seeds"])
-    print("", *dict.fromkeys(texts), sep="\n")
+    print("", *map(wrapped, dict.fromkeys(texts)), sep="\n")
     if summary["missing"]:
-        print(f"{len(summary['missing'])} run(s) have no numbers; the page lists them.")
+        print(f"The page lists {counted(len(summary['missing']), 'run')} without numbers.")
     print(f"\nPage:    {target}\nNumbers: {out / 'compare.json'}")
     return summary
 

@@ -28,7 +28,7 @@ from vae_training import (
     train,
     traversal_sheet,
 )
-from vae_training.report.page import write_html
+from vae_training.report.look import write_html
 from vae_training.training.checkpoint import load_checkpoint
 from vae_training.training.logs import save_picture
 
@@ -199,19 +199,16 @@ def _page(
     model = CVAE.from_architecture(read_encoder_folder(vae.out).architecture, vae.beta)
     best, latest = (vae.out / "checkpoints" / f"{name}.safetensors" for name in ("best", "latest"))
     load_checkpoint(best if best.exists() else latest, model)
-    save_picture(pictures["reconstructions"], reconstruction_sheet(model, frames[:: max(1, len(frames) // 9)][:9]))
+    save_picture(pictures["reconstructions"], reconstruction_sheet(model, frames))
     save_picture(pictures["traversal"], traversal_sheet(model, frames[0], sample=frames))
     plot_vae(vae.out, pictures["vae"])
     plot_agent(config.agent.out, pictures["agent"], chance, trained)
     values = {
         "env": config.env,
         "latent_dim": model.latent_dim,
-        "results": {
-            "Trained agent, mean return": str(trained),
-            "Random policy, mean return": str(chance),
-            "Difference": f"{trained.sigmas_above(chance):.1f} standard errors",
-            **{f"Time: {name}": f"{time:.0f} s" for name, time in seconds.items()},
-        },
+        "trained": trained,
+        "chance": chance,
+        "results": {f"Time: {name}": f"{time:.0f} s" for name, time in seconds.items()},
         "video": video,
         "pictures": pictures,
         "commands": [f"# {_HOW_TO_GO_ON}", *_commands(config)],

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from latent_obs.util.words import counted
 from vae_training.report.metrics.latents import Latents, Stability
 from vae_training.report.metrics.reconstruction import Reconstruction
 from vae_training.report.probes.probes import CLEAR, KEPT, METRIC_NAMES, PIXELS, ProbeResult, ProbeTable
@@ -181,7 +182,7 @@ def headline(findings: Sequence[Finding]) -> str:
         return f"Usable, unless the agent needs what is lost: {', '.join(lost)}."
     kept = any(finding.key == "probes.kept" for finding in findings)
     if kept and not any(finding.key in ("probes.below_baseline", "probes.nothing_added") for finding in doubts):
-        return f"Usable, with {len(doubts)} doubt{'' if len(doubts) == 1 else 's'}. {worst.sentence}"
+        return f"Usable, with {counted(len(doubts), 'doubt')}. {worst.sentence}"
     return f"Doubtful. {worst.sentence}"
 
 
