@@ -26,6 +26,7 @@ from benchmarks.common import machine_line, markdown_table
 from benchmarks.factor_scenes import FactorScenes
 from latent_obs import FrozenEncoder
 from latent_obs.encoder.architecture import Architecture
+from latent_obs.util.words import counted
 from vae_training import RecordConfig, TrainConfig, get_datasets, load_rows, record, targets_of, train
 from vae_training.report import EncoderMeans, Pca, probe, random_encoder
 from vae_training.report.metrics.disentanglement import dci, mig
@@ -336,7 +337,7 @@ def main(options: Options) -> None:
                         print(f"{source} {dataset.name} seed {seed} {question}: {name}: {told}", flush=True)
             for name, numbers in baselines(dataset, (32, 256)).items():
                 print(f"{dataset.name}, {name}: {', '.join(f'{k} {v:.2f}' for k, v in numbers.items())}", flush=True)
-    print(f"\n{tables(options)}\n\n{torch.get_num_threads()} thread(s); load {os.getloadavg()[0]:.1f} now.")
+    print(f"\n{tables(options)}\n\n{counted(torch.get_num_threads(), 'thread')}; load {os.getloadavg()[0]:.1f} now.")
 
 
 if __name__ == "__main__":

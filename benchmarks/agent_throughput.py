@@ -28,6 +28,7 @@ from latent_obs import FrozenEncoder, VecLatentObservation
 from latent_obs.encoder.architecture import Bottleneck
 from latent_obs.encoder.fastest import Backend, Precision
 from latent_obs.util.device import resolve_device, torch_threads
+from latent_obs.util.words import counted
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def main(options: Options) -> None:
             )
             for count in pixel_threads:
                 config = agent_config(options, "pixels", update)
-                arms[f"pixels {update}, {count} thread(s)"] = agent_rate(config, pixels, options.steps, count)
+                arms[f"pixels {update}, {counted(count, 'thread')}"] = agent_rate(config, pixels, options.steps, count)
         arms["latents, rollouts alone"] = collection_rate(
             agent_config(options, "latent", options.updates[0]), latents, options.steps, latent_threads
         )
@@ -207,8 +208,8 @@ def main(options: Options) -> None:
     print(
         f"Medians of {options.rounds} interleaved rounds of {options.steps:,} steps; ratios are "
         f"medians of the rounds' own. "
-        f"{options.envs} environments, {settings}. PPO as epochs/batch size. Latents: {latent_threads or 'default'} "
-        f"thread(s). Device {options.device}. Targets: latents at least 1.7 times pixels at 10/64; "
+        f"{options.envs} environments, {settings}. PPO as epochs/batch size. Threads for latents: "
+        f"{latent_threads or 'default'}. Device {options.device}. Targets: latents at least 1.7 times pixels at 10/64; "
         f"their rollouts alone at "
         "least 85% of the random policy."
     )
@@ -218,7 +219,7 @@ def _table(options: Options, measured: dict[str, list[float]], pixel_threads: tu
     chance = measured["random policy"]
     rows = []
     for update in options.updates:
-        tried = [f"pixels {update}, {count} thread(s)" for count in pixel_threads]
+        tried = [f"pixels {update}, {counted(count, 'thread')}" for count in pixel_threads]
         best = max(tried, key=lambda name: statistics.median(measured[name]))
         for name in (f"latents {update}", *tried):
             over = f"{ratio(measured[name], measured[best]):.2f}"

@@ -10,6 +10,7 @@ import torch
 
 from latent_obs.encoder.architecture import Architecture
 from latent_obs.util.device import cores, processor
+from latent_obs.util.words import counted
 
 #: The classic network (32-64-128-256, dense), and the quickstart's (small, spatial).
 CLASSIC = Architecture((64, 64, 3), latent_dim=32)
@@ -21,9 +22,9 @@ def machine_line(device: str = "cpu") -> str:
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     gpu = f", {torch.cuda.get_device_name(torch.device(device))}" if device.startswith("cuda") else ""
     return (
-        f"Machine: {processor()}, {cores()} core(s) usable{load}{gpu}, {platform.system()}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} "
-        f"thread(s) by default."
+        f"Machine: {processor()}, {counted(cores(), 'core')} usable{load}{gpu}, {platform.system()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{counted(torch.get_num_threads(), 'thread')} by default."
     )
 
 

@@ -44,6 +44,7 @@ from latent_obs.encoder.architecture import Encoder
 from latent_obs.encoder.fastest import Backend, Precision
 from latent_obs.pixels import Frames
 from latent_obs.util.device import resolve_device, torch_threads
+from latent_obs.util.words import counted
 
 NETWORKS = {
     "base": Architecture((64, 64, 3), 256, (64, 128), (4, 2), bottleneck="spatial", standardize=True),  # the default
@@ -286,7 +287,7 @@ def table(name: str, envs: int, threads: int, options: Options) -> str:
     header = ["step", "µs", "frames/s", "× by hand", "× one each", "GFLOP/s", "of large conv."]
     return (
         f"\n{name} ({encode_flops(architecture) / 1e6:.1f} MFLOP a frame), {envs} environments, "
-        f"{threads} thread(s); a large "
+        f"{counted(threads, 'thread')}; a large "
         f"convolution has {large['convolution']:.0f} GFLOP/s, a large product {large['matmul']:.0f}, in float32:\n\n"
         + markdown_table(header, rows)
     )

@@ -22,6 +22,7 @@ import tyro
 
 from benchmarks.common import interleaved, machine_line, markdown_table, ratio, spread
 from latent_obs.pixels import PixelContract
+from latent_obs.util.words import counted
 from vae_training.data.npy_writer import NpyWriter
 from vae_training.extraction.extractor import ExtractConfig, extract
 from vae_training.extraction.readers.find import find_recordings
@@ -128,7 +129,7 @@ def main(options: Options) -> None:
             "decode": lambda: decode(files, cores, lambda frame: None),
             "decode, RGB": lambda: decode(files, cores, lambda frame: frame.to_ndarray(format="rgb24")),
             "one after the other": lambda: one_after_the_other(files, cores, options.size, out),
-            **{f"extract, {n} process(es)": extraction(n) for n in options.workers},
+            **{f"extract, {counted(n, 'process', 'processes')}": extraction(n) for n in options.workers},
         }
         rates = interleaved({arm: timed(arm, run) for arm, run in runs.items()}, options.rounds)
     rows = [
@@ -136,7 +137,7 @@ def main(options: Options) -> None:
             arm,
             f"{statistics.median(rate):,.0f}",
             spread(rate),
-            f"{statistics.median(cpu_ms[arm]):.2f}" if "process(es)" not in arm or " 1 " in arm else "-",
+            f"{statistics.median(cpu_ms[arm]):.2f}" if "processes" not in arm else "-",
             f"{ratio(rate, rates['decode']):.2f}",
             f"{ratio(rate, rates['decode, RGB']):.2f}",
         ]
@@ -144,7 +145,8 @@ def main(options: Options) -> None:
     ]
     header = ["what", "frames/s", "from - to", "CPU ms a frame", "of decode", "of decode, RGB"]
     print(
-        f"\n{len(files)} clips, {cores} core(s), a decoder with {cores} thread(s)\n\n{markdown_table(header, rows)}\n"
+        f"\n{len(files)} clips, {counted(cores, 'core')}, a decoder with {counted(cores, 'thread')}\n\n"
+        f"{markdown_table(header, rows)}\n"
     )
     print(
         f"Medians of {options.rounds} interleaved rounds; ratios are those of the rounds. Target: "

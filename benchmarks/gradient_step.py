@@ -33,6 +33,7 @@ from benchmarks.common import (
 )
 from latent_obs.pixels import Frames
 from latent_obs.util.device import resolve_device, torch_threads
+from latent_obs.util.words import counted
 from vae_training import CVAE, TrainConfig, train
 from vae_training.data.loader import Batch
 from vae_training.model.cvae import images_to_tensor
@@ -286,8 +287,8 @@ def main(options: Options) -> None:
     ]
     print(f"\n{markdown_table(header, rows)}\n")
     print(
-        f"Medians of {options.rounds} interleaved rounds, batch {options.batch_size}, {threads} "
-        f"thread(s), {options.device}. "
+        f"Medians of {options.rounds} interleaved rounds, batch {options.batch_size}, "
+        f"{counted(threads, 'thread')}, {options.device}. "
         f"{flops / 1e6:.0f} MFLOP an image; a matrix product of 1024² reaches {matmul:.0f} GFLOP/s, a large "
         f"convolution (forward only) {convolution:.0f}."
     )

@@ -15,6 +15,7 @@ from PIL import Image
 
 from latent_obs.encoder import Crop
 from latent_obs.util.errors import InputError, check_choice, check_count
+from latent_obs.util.words import counted
 
 Frames = NDArray[np.uint8]
 Layout = Literal["HWC", "CHW"]
@@ -80,8 +81,9 @@ class PixelContract:
             return "CHW"
         advice = _unstack(shape, self.channels) or "Convert the frames, or train an encoder on frames of this kind"
         raise InputError(
-            f"{what} has shape {tuple(shape)}, and this encoder takes frames of {self.channels} channel(s): expected "
-            f"(height, width, {self.channels}) or ({self.channels}, height, width). {advice}"
+            f"{what} has shape {tuple(shape)}, and this encoder takes frames of "
+            f"{counted(self.channels, 'channel')}: expected (height, width, {self.channels}) or "
+            f"({self.channels}, height, width). {advice}"
         )
 
     def check_space(

@@ -18,6 +18,7 @@ from agents.config import Observation
 from latent_obs.util.atomic import own_folder, write_json
 from latent_obs.util.errors import InputError, require
 from latent_obs.util.progress import print_now
+from latent_obs.util.words import counted, wrapped
 from vae_training.recording.config import RecordConfig
 from vae_training.training.config import TrainConfig
 
@@ -113,9 +114,9 @@ def _write_page(study: agents.compare.Study, out: Path) -> dict[str, Any]:
     target, summary = write_comparison(agents.compare.collect(study, out), out)
     verdict = summary["verdict"]
     texts = (verdict["headline"], *verdict["sentences"], *verdict["warnings"], summary["seeds"])
-    print("", *dict.fromkeys(texts), sep="\n")
+    print("", *map(wrapped, dict.fromkeys(texts)), sep="\n")
     if summary["missing"]:
-        print(f"{len(summary['missing'])} run(s) have no numbers; the page lists them.")
+        print(f"The page lists {counted(len(summary['missing']), 'run')} without numbers.")
     print(f"\nPage:    {target}\nNumbers: {out / 'compare.json'}")
     return summary
 

@@ -1,7 +1,6 @@
 """Pictures of runs, and the page of a comparison of agents."""
 
 import csv
-import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -15,20 +14,21 @@ from agents.compare.runs import duration
 from agents.compare.statistics import in_words, number
 from agents.compare.study import BASELINE, folder_name
 from latent_obs.util.atomic import write_json
+from latent_obs.util.colors import COLORS, colors_of
 from latent_obs.util.errors import require
+from latent_obs.util.words import counted
 from vae_training import read_log
-from vae_training.report.page import BLUE, GREEN, GREY, ORANGE, figure, save_figure, write_html
+from vae_training.report.look import NEUTRAL, figure, legend_above, paint_axes, save_figure, write_html
 
 _TEMPLATE = Path(__file__).parent / "templates" / "compare.html.j2"
-_ARMS = {"pixels": ORANGE, "latent": BLUE, "random-latent": GREY, "pca-latent": GREEN}
-_MORE = ("#9333ea", "#0891b2", "#be123c", "#a16207", "#4338ca", "#0f766e")
 #: What is drawn of all tasks together: the title, and a line at the value of pixels or of no difference.
 _MEASURES = {
     "iqm": ("interquartile mean", 1.0),
     "mean": ("mean", 1.0),
-    "optimality_gap": ("optimality gap (less is better)", None),
+    "optimality_gap": ("optimality gap\n(less is better)", None),
     "probability_of_improvement": (f"P(better than {BASELINE})", 0.5),
 }
+_CHANCE = {"color": NEUTRAL, "lw": 1.4, "ls": ":"}  # the line of the random policy
 Cells = tuple[list[str], list[list[str]]]
 
 
@@ -38,21 +38,27 @@ def plot_vae(run: Path, target: Path) -> Path:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    made, (left, right) = figure(10.4, 3.4, columns=2, extra="plots")
+    made, (above, below) = figure(4.8, rows=2, sharex=True, extra="plots")
+    for axes in (above, below):
+        axes.set_yscale("log", subs=[2, 5])
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     rows = read_log(run)
     trained, held = ([r for r in rows if name in r] for name in ("loss/total", "held_out/reconstruction"))
     steps, held_steps = ([r["step"] for r in some] for some in (trained, held))
-    left.plot(steps, [r["loss/reconstruction"] for r in trained], color=BLUE, lw=1, label="training")
+    color, thin = COLORS["latent"], {"lw": 1, "alpha": 0.6}
+    above.plot(steps, [r["loss/reconstruction"] for r in trained], color=color, label="training frames", **thin)
     errors = [r["held_out/reconstruction"] for r in held]
-    left.plot(held_steps, errors, "o-", color=ORANGE, ms=4, label="held-out recordings")
-    left.set(yscale="log", xlabel="gradient step", ylabel="squared error per image", title="Reconstruction")
-    left.legend(frameon=False)
-    right.plot(steps, [r["loss/kl_nats"] for r in trained], color=GREEN, lw=1)
-    right.set(yscale="log", xlabel="gradient step", title="KL and the schedule of beta")
-    right.set_ylabel("KL [nats]", color=GREEN)
-    beta = right.twinx()
-    beta.plot(steps, [r["schedule/beta"] for r in trained], color=GREY, lw=1.5)
-    beta.set_ylabel("beta", color=GREY)
+    above.plot(held_steps, errors, "o-", color=color, ms=4, label="held-out frames")
+    above.set_ylabel("squared error per image")
+    legend_above(made, above)
+    below.plot(steps, [r["loss/kl_nats"] for r in trained], color=color, lw=1)
+    below.set(xlabel="gradient step", ylabel="KL [nats]")
+    beta = below.twinx()
+    paint_axes(beta)
+    beta.spines["right"].set_visible(True)
+    beta.plot(steps, [r["schedule/beta"] for r in trained], color=NEUTRAL, lw=1.4, ls="--")
+    beta.set_ylabel("beta (dashed)")
     beta.set_ylim(bottom=0)
     return save_figure(made, target)
 
@@ -63,18 +69,24 @@ def plot_agent(run: Path, target: Path, chance: Evaluation, final: Evaluation) -
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    made, axes = figure(9.0, 3.4, extra="plots")
-    axes.plot(*training_returns(run), color=BLUE, lw=1, alpha=0.6, label="training episodes (running mean)")
+    made, axes = figure(3.6, extra="plots")
+    color = COLORS["latent"]
+    axes.plot(*training_returns(run), color=color, lw=1, alpha=0.6, label="training episodes")
     rows = read_evaluations(run)
     columns = ([row[name] for row in rows] for name in ("step", "mean_return", "standard_error"))
-    axes.errorbar(*columns, fmt="o-", color=ORANGE, ms=4, capsize=3, label="evaluation ± standard error")
+    axes.errorbar(*columns, fmt="o-", color=color, ms=4, capsize=3, label="evaluation ± standard error")
     low, high = chance.mean - chance.standard_error, chance.mean + chance.standard_error
-    axes.axhspan(low, high, color=GREY, alpha=0.3, lw=0)
-    axes.axhline(chance.mean, color=GREY, lw=1.5, label=f"random policy: {chance.mean:.0f}")
-    axes.axhline(final.mean, color=GREEN, lw=1.5, ls="--", label=f"best agent, new episodes: {final.mean:.0f}")
-    axes.set(xlabel="environment steps", ylabel="return of an episode", title="PPO on latents")
-    axes.legend(frameon=False)
+    axes.axhspan(low, high, color=NEUTRAL, alpha=0.25, lw=0)
+    axes.axhline(chance.mean, label=f"random policy: {chance.mean:.0f}", **_CHANCE)
+    axes.axhline(final.mean, color=color, lw=1.4, ls="--", label=f"best agent, new episodes: {final.mean:.0f}")
+    axes.set(xlabel="environment steps", ylabel="return of an episode")
+    axes.xaxis.set_major_formatter(_thousands)
+    legend_above(made, axes)
     return save_figure(made, target)
+
+
+def _thousands(steps: float, _: Any) -> str:
+    return f"{steps / 1000:g}k" if steps >= 1000 else f"{steps:g}"
 
 
 def training_returns(run: Path) -> tuple[list[float], list[float]]:
@@ -97,7 +109,7 @@ def write_comparison(results: Results, out: Path) -> tuple[Path, dict[str, Any]]
     write_json(out / "compare.json", {"summary": summary, "results": results.to_json()})
     runs = [run for task in results.runs.values() for arm in task.values() for run in arm]
     machines = Counter(
-        f"{run['machine']}; {run['jobs']} run(s) at once, {run['threads']} thread(s) of torch each; "
+        f"{run['machine']}; {counted(run['jobs'], 'run')} at once, {counted(run['threads'], 'thread')} of torch each; "
         + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         for run in runs
     )
@@ -106,6 +118,7 @@ def write_comparison(results: Results, out: Path) -> tuple[Path, dict[str, Any]]
         "runs": len(runs),
         "summary": summary,
         "pictures": draw(summary, out / "plots"),
+        "arm_colors": colors_of(arm for task in summary["tasks"].values() for arm in task["arms"]),
         "estimate": in_words,
         "number": number,
         "duration": duration,
@@ -114,7 +127,7 @@ def write_comparison(results: Results, out: Path) -> tuple[Path, dict[str, Any]]
         "costs": _costs,
         "settings": _settings,
         "memory": sorted({run["memory_how"] for run in runs}),
-        "machines": [f"{count} run(s): {line}" for line, count in machines.items()],
+        "machines": [f"{counted(count, 'run')}: {line}" for line, count in machines.items()],
     }
     return write_html(out / "compare.html", _TEMPLATE, values), summary
 
@@ -205,76 +218,74 @@ def _table(rows: list[dict[str, str]]) -> Cells:
     return heads, [[row[head] for head in heads] for row in rows]
 
 
-def draw(summary: dict[str, Any], folder: Path) -> dict[str, Path]:
+def draw(summary: dict[str, Any], folder: Path) -> dict[str, dict[str, Path]]:
     """Draw all pictures of a comparison, as PNG files in `folder`.
 
     Returns:
-        The picture of each task by its name, and that of all scores together as "". Where there are several tasks,
-        overview.png has the curves of all of them.
+        By task its learning curves "at equal steps" and "at equal time"; as "" the "scores" of all tasks together.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     require("matplotlib", extra="compare", purpose="draw learning curves")
     tasks: dict[str, Any] = summary["tasks"]
-    own = dict.fromkeys(arm for task in tasks.values() for arm in task["arms"] if arm not in _ARMS)
-    colors = _ARMS | dict(zip(own, itertools.cycle(_MORE), strict=False))
-    shown = {name: task for name, task in tasks.items() if any(arm["over_steps"] for arm in task["arms"].values())}
-    drawn: dict[str, Path] = {}
-    for name, task in shown.items():
-        drawn[name] = save_figure(_curves({name: task}, colors), folder / f"{folder_name(name)}.png")
-    if len(shown) > 1:
-        save_figure(_curves(shown, colors), folder / "overview.png")
+    colors = colors_of(arm for task in tasks.values() for arm in task["arms"])
+    drawn: dict[str, dict[str, Path]] = {}
+    for name, task in tasks.items():
+        if any(arm["over_steps"] for arm in task["arms"].values()):
+            drawn[name] = {
+                f"at equal {over}": save_figure(
+                    _curves(task, f"over_{over}", colors), folder / f"{folder_name(name)}-{over}.png"
+                )
+                for over in ("steps", "time")
+            }
     if summary["over_tasks"]["arms"]:
-        drawn[""] = save_figure(_intervals(summary["over_tasks"], colors), folder / "over-tasks.png")
+        drawn[""] = {"scores": save_figure(_intervals(summary["over_tasks"], colors), folder / "over-tasks.png")}
     return drawn
 
 
-def _curves(tasks: dict[str, Any], colors: dict[str, str]) -> Any:
-    """Learning curves at equal steps and, beside them, at equal time; a row for each task."""
-    made, panels = figure(11, 4.4 * len(tasks), rows=len(tasks), columns=2, sharey="row", squeeze=False)
-    for (by_steps, by_time), (name, task) in zip(panels, tasks.items(), strict=True):
-        for axes, over in ((by_steps, "over_steps"), (by_time, "over_time")):
-            for arm, numbers in task["arms"].items():
-                if (curve := numbers[over]) is not None:
-                    at = np.array(curve["at"]) / (60 if axes is by_time else 1)
-                    marker = None if axes is by_time else "o"
-                    axes.plot(at, curve["iqm"], color=colors[arm], lw=1.8, marker=marker, ms=3, label=arm)
-                    axes.fill_between(at, curve["low"], curve["high"], color=colors[arm], alpha=0.14, lw=0)
-            if task["random"] is not None:
-                axes.axhline(task["random"]["mean"], color="black", lw=1, ls=":", label="random policy")
-            if task["reference"] is not None:
-                axes.axhline(task["reference"], color="black", lw=1, ls="--", label="reference")
-        by_steps.set(title=f"{name}, at equal steps", xlabel="environment steps", ylabel="return of an episode")
-        by_steps.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
-        by_time.set(title=f"{name}, at equal time", xlabel="minutes of training")
-        if BASELINE in task["arms"]:
-            end, color = task["arms"][BASELINE]["training_seconds"] / 60, colors[BASELINE]
-            by_time.axvline(end, color=color, lw=1, ls=(0, (4, 4)))
-            where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "va": "bottom", "ha": "right"}
-            by_time.annotate(f" {BASELINE} end", (end, 0.01), fontsize=8, color=color, rotation=90, **where)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
+def _curves(task: dict[str, Any], over: str, colors: dict[str, str]) -> Any:
+    """Learning curves of a task "over_steps" or "over_time"."""
+    by_time = over == "over_time"
+    made, axes = figure(3.6)
+    for arm, numbers in task["arms"].items():
+        if (curve := numbers[over]) is not None:
+            at = np.array(curve["at"]) / (60 if by_time else 1)
+            axes.plot(at, curve["iqm"], color=colors[arm], lw=1.8, marker=None if by_time else "o", ms=3, label=arm)
+            axes.fill_between(at, curve["low"], curve["high"], color=colors[arm], alpha=0.14, lw=0)
+    if task["random"] is not None:
+        axes.axhline(task["random"]["mean"], label="random policy", **_CHANCE)
+    if task["reference"] is not None:
+        axes.axhline(task["reference"], color=NEUTRAL, lw=1.4, ls="--", label="reference")
+    axes.set(xlabel="minutes of training" if by_time else "environment steps", ylabel="return of an episode")
+    if not by_time:
+        axes.xaxis.set_major_formatter(_thousands)
+    elif BASELINE in task["arms"]:
+        end, color = task["arms"][BASELINE]["training_seconds"] / 60, colors[BASELINE]
+        axes.axvline(end, color=color, lw=1, ls=(0, (4, 4)))
+        where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "va": "bottom", "ha": "right"}
+        axes.annotate(f" {BASELINE} end", (end, 0.01), fontsize=9, color=color, rotation=90, **where)
+    legend_above(made, axes, columns=3)
     return made
 
 
 def _intervals(over: dict[str, Any], colors: dict[str, str]) -> Any:
     """Scores of all tasks on one scale: an interval for each arm and measure."""
     arms: dict[str, Any] = over["arms"]
-    made, panels = figure(11, 1.3 + 0.42 * len(arms), columns=len(_MEASURES), sharey=True)
-    for axes, (measure, (title, line)) in zip(panels, _MEASURES.items(), strict=True):
+    made, panels = figure(1.4 + 0.5 * len(arms), rows=2, columns=2, sharey=True)
+    for axes, (measure, (title, line)) in zip(panels.flat, _MEASURES.items(), strict=True):
         for place, (arm, numbers) in enumerate(arms.items()):
             if measure in numbers and (measure != "probability_of_improvement" or arm != BASELINE):
                 value, low, high = (numbers[measure][name] for name in ("value", "low", "high"))
                 axes.barh(place, high - low, left=low, height=0.55, color=colors[arm], alpha=0.45)
-                axes.plot([value] * 2, [place - 0.275, place + 0.275], color="black", lw=1.6)
+                axes.plot([value] * 2, [place - 0.275, place + 0.275], color=colors[arm], lw=2)
         axes.use_sticky_edges = False  # a margin beside the bars
         axes.margins(x=0.08)
         if line is not None:
-            axes.axvline(line, color="black", lw=0.8, ls=":")
+            axes.axvline(line, color=NEUTRAL, lw=1, ls=":")
         axes.set_title(title, fontsize=10)
         axes.locator_params(axis="x", nbins=4)
-    panels[-1].set_xlim(-0.03, 1.03)
-    panels[0].set_yticks(range(len(arms)), list(arms))
-    panels[0].invert_yaxis()
+    panels[1, 1].set_xlim(-0.03, 1.03)
+    panels[0, 0].set_yticks(range(len(arms)), list(arms))
+    panels[0, 0].invert_yaxis()
     return made

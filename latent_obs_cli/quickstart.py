@@ -189,7 +189,7 @@ def _page(
 
     from latent_obs.encoder.folder import read_encoder_folder
     from latent_obs_cli.pages import plot_agent, plot_vae
-    from vae_training.report.page import write_html
+    from vae_training.report.look import write_html
     from vae_training.training.checkpoint import load_checkpoint
     from vae_training.training.logs import save_picture
 
@@ -209,12 +209,9 @@ def _page(
     values = {
         "env": config.env,
         "latent_dim": model.latent_dim,
-        "results": {
-            "Trained agent, mean return": str(trained),
-            "Random policy, mean return": str(chance),
-            "Difference": f"{trained.sigmas_above(chance):.1f} standard errors",
-            **{f"Time: {name}": f"{time:.0f} s" for name, time in seconds.items()},
-        },
+        "trained": trained,
+        "chance": chance,
+        "results": {f"Time: {name}": f"{time:.0f} s" for name, time in seconds.items()},
         "video": video,
         "pictures": pictures,
         "commands": [f"# {_HOW_TO_GO_ON}", *_commands(config)],

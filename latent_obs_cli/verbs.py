@@ -16,6 +16,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 import vae_training
 import vae_training.report
 from latent_obs.util.errors import InputError, check_count
+from latent_obs.util.words import counted
 
 Which = Annotated[str, tyro.conf.arg(metavar="{best,last}")]
 
@@ -49,8 +50,9 @@ def frames_extract(config: OmitArgPrefixes[vae_training.ExtractConfig]) -> None:
     result = vae_training.extract(config)
     if result.damaged:
         raise InputError(
-            f"{len(result.damaged)} recording(s) could not be read, and are named above; {result.recordings} are in "
-            f"{result.folder}. Replace or remove the damaged ones, and give the same command again"
+            f"{counted(len(result.damaged), 'recording')} named above could not be read; "
+            f"{result.recordings} are in {result.folder}. Replace or remove the damaged "
+            "ones, and give the same command again"
         )
 
 

@@ -22,6 +22,7 @@ from agents.compare.statistics import (
     versus,
 )
 from agents.compare.study import BASELINE
+from latent_obs.util.words import counted
 
 ONE_SEED, NO_RESULT = "one seed", "no result"
 #: What an arm on trained latents is compared with, and how that is called; the other arms only with pixels.
@@ -250,7 +251,7 @@ def _sentences(tasks: dict[str, Any], arm: str, counts: dict[str, dict[str, Any]
             parts += [words.format(arm=arm, other=called, where=", ".join(shown)) + "."] if shown else []
         sooner = [count["sooner"] for count in counts.values() if "sooner" in count]
         if other == BASELINE and sooner:
-            share = f"{sum(sooner)} of {len(sooner)} task{'' if len(sooner) == 1 else 's'}"
+            share = f"{sum(sooner)} of {counted(len(sooner), 'task')}"
             parts.append(f"{arm} is as good as {called} in less time on {share}.")
         if parts:
             texts[other] = parts

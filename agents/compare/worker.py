@@ -29,6 +29,7 @@ from latent_obs.minerl.installation import version_of
 from latent_obs.util.atomic import folder_lock, write_json
 from latent_obs.util.device import cores, processor, torch_threads
 from latent_obs.util.errors import LatentObsError, require
+from latent_obs.util.words import counted
 
 _PACKAGES = ("latent-obs", "torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy", "vizdoom", "minerl")
 _GRACE_S = 15.0
@@ -107,7 +108,7 @@ def run_job(job: dict[str, Any]) -> int:
         "env": config.env,
         "observation": config.observation,
         **numbers,
-        "machine": f"{processor()}, {cores()} core(s) usable{gpu}, {system}",
+        "machine": f"{processor()}, {counted(cores(), 'core')} usable{gpu}, {system}",
         "versions": {name: version for name in _PACKAGES if (version := version_of(name)) is not None},
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
     }

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from agents.evaluation import evaluation_env, load_run
 from agents.play.policy import Decision, action_names, choices_of, decide
 from agents.store import restore_statistics
 from latent_obs.encoder.pca import PCA
 from latent_obs.util.atomic import atomic_write
+from latent_obs.util.colors import COLORS
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_count, require
 
@@ -186,7 +187,7 @@ class Show:
         layout = encoder.architecture
         shape = layout.latent_map if layout is not None and layout.bottleneck == "spatial" else None
         size = f"{' x '.join(map(str, shape))} = {len(latent)}" if shape else f"{len(latent)}"
-        return picture, LatentPicture(values, shape, f"latent, {size} values: full at {unit}, blue up, orange down")
+        return picture, LatentPicture(values, shape, f"latent, {size} values: full at {unit}, teal up, pink down")
 
 
 class LatentPicture(NamedTuple):
@@ -200,7 +201,7 @@ class LatentPicture(NamedTuple):
 
 
 _GROUND, _FRAME, _DIM, _TEXT = (18, 18, 22), (42, 42, 50), (150, 150, 160), (232, 232, 236)
-_UP, _DOWN = (92, 164, 255), (255, 150, 64)  # a blue and an orange that color-blind people can distinguish
+_UP, _DOWN = (ImageColor.getrgb(COLORS[sign])[:3] for sign in ("above", "below"))
 _CHOSEN = (255, 210, 80)
 #: Pixels at a scale of 1.
 _LAYOUT = {"edge": 6, "title": 18, "caption": 15, "picture": 240, "decision": 190, "latent": 80, "footer": 17}
@@ -249,7 +250,7 @@ def compose(
 
 
 def draw_latent(latent: LatentPicture, width: int, height: int) -> Picture:
-    """Draw a latent as bars up (blue) and down (orange), or a spatial one as maps of its channels where they fit."""
+    """Draw a latent as bars up (teal) and down (pink), or a spatial one as maps of its channels where they fit."""
     values = np.clip(np.nan_to_num(np.asarray(latent.values, np.float64)), -1, 1)
     maps = None if latent.shape is None else _draw_maps(values.reshape(latent.shape), width, height)
     return _draw_bars(values, width, height) if maps is None else maps

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latent_obs.pixels import Frames, PixelContract
 from latent_obs.util.errors import EncoderFolderError, InputError
+from latent_obs.util.words import counted
 
 _ALLOWED = 1e-2  # of the largest output: far above rounding, far below what dropout or statistics of a batch do
 
@@ -36,7 +37,9 @@ class ForeignNetwork(nn.Module):
         for name, values in (("mean", centre), ("std", spread)):
             fits = values.shape == (channels,) and np.isfinite(values).all()
             if not fits or (name == "std" and values.min() <= 0):
-                raise InputError(f"{name} must be {channels} number(s), one a channel, std above 0; got {values}")
+                raise InputError(
+                    f"{name} must be {counted(channels, 'number')}, one a channel, std above 0; got {values}"
+                )
         self.register_buffer("scale", torch.from_numpy(1 / (255 * spread)).float(), persistent=False)
         self.register_buffer("shift", torch.from_numpy(-centre / spread).float(), persistent=False)
         self.scaling = {"mean": mean, "std": std}

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from latent_obs.envs.border import own
 from latent_obs.pixels import brief
 from latent_obs.util.errors import GameFaultError, GameLostError, InputError, LatentObsError, check_count
+from latent_obs.util.words import counted
 
 _log = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 60.0
@@ -101,7 +102,7 @@ class RestartOnFault(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
                 self._count(error)
                 continue
             if self._fault is not None:
-                _log.warning("a new episode begins, after %d fault(s) in a row", self._in_a_row)
+                _log.warning("a new episode begins, after %s in a row", counted(self._in_a_row, "fault"))
             self._fault = None
             return self._last, {**info, "faults": self.faults_so_far}
 

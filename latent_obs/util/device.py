@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latent_obs.util.errors import DeviceError
+from latent_obs.util.words import counted
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ def resolve_device(device: "str | torch.device" = "auto") -> "torch.device":
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
             if (wanted.index or 0) >= count:
                 built = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}"
-                raise RuntimeError(f"{built}, finds {count} GPU(s), see nvidia-smi")
+                raise RuntimeError(f"{built}, finds {counted(count, 'GPU')}, see nvidia-smi")
             return torch.device("cuda", torch.cuda.current_device() if wanted.index is None else wanted.index)
         if wanted.type == "meta":
             raise RuntimeError("it computes nothing")

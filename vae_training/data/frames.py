@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from latent_obs.util.errors import InputError, LatentObsError, check_count, check_type, parse_json
 from latent_obs.util.npy import map_npy, read_npy_header
+from latent_obs.util.words import counted
 
 Frames = NDArray[np.uint8]
 Datasets = Sequence[Frames]
@@ -255,8 +256,8 @@ def split_held_out(datasets: Datasets, held_out: int | None = None) -> tuple[lis
         before = [*before[:-1], before[-1][:-gap]] if len(before[-1]) > gap else before[:-1]
     if not before:
         raise InputError(
-            f"held_out {held_out} of {len(datasets)} file(s) leaves none of the {sum(map(len, datasets))} frame(s) to "
-            "train on; hold out fewer, or record more"
+            f"held_out {held_out} of {counted(len(datasets), 'file')} leaves none of the "
+            f"{counted(sum(map(len, datasets)), 'frame')} to train on; hold out fewer, or record more"
         )
     return before, after
 

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from latent_obs.util.errors import InputError, check_count
 from latent_obs.util.progress import ProgressBar
+from latent_obs.util.words import counted
 from vae_training.data.filters import BLACK
 from vae_training.data.frames import Frames, frame_files, open_frames
 from vae_training.training.logs import grid, save_picture
@@ -291,7 +292,7 @@ def stats_table(stats: FolderStats) -> str:
     lines = [f"{stats.folder}: no file that training would take"]
     if stats.files:
         shape = "x".join(map(str, stats.files[0].shape))
-        lines = [f"{stats.folder}: {len(stats.files):,} file(s), {stats.frames:,} frames of {shape} uint8"]
+        lines = [f"{stats.folder}: {counted(len(stats.files), 'file')}, {stats.frames:,} frames of {shape} uint8"]
         if stats.estimated:
             measured = sum(file.measured for file in stats.files)
             lines.append(f"Estimates: {measured:,} of the frames were measured, in stretches that follow each other.")
@@ -398,7 +399,9 @@ def write_contact_sheet(path: str | os.PathLike[str], stats: FolderStats) -> Pat
         heading = f"{_cut(file.name, _NAME)}   {file.frames:,} frames, {file.shares.near:.0%} near-duplicates"
         shown = [np.asarray(frames[number]) for number in _evenly(range(len(frames)), _SHEET_FRAMES)]
         rows.append([(heading if number == 0 else "", frame) for number, frame in enumerate(shown)])
-    return _write_sheet(path, f"{len(rows)} of {len(stats.files):,} file(s), {stats.frames:,} frames", stats, rows)
+    return _write_sheet(
+        path, f"{len(rows)} of {counted(len(stats.files), 'file')}, {stats.frames:,} frames", stats, rows
+    )
 
 
 def write_mean_sheet(path: str | os.PathLike[str], stats: FolderStats) -> Path:
@@ -407,7 +410,7 @@ def write_mean_sheet(path: str | os.PathLike[str], stats: FolderStats) -> Path:
     What stays visible is in the same place in most frames: a HUD, a held item, the horizon.
     """
     means = [(file.name, file.mean_image) for file in stats.files if file.mean_image is not None]
-    title = f"mean of the frames of {len(means)} of {len(stats.files):,} file(s)"
+    title = f"mean of the frames of {len(means)} of {counted(len(stats.files), 'file')}"
     if len(stats.files) > 1:
         means.insert(0, ("all files", stats.mean_image))
     tiles = [(name, image.round().astype(np.uint8)) for name, image in means]

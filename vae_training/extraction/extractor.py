@@ -15,6 +15,7 @@ from latent_obs.util.atomic import GracefulStop
 from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError
 from latent_obs.util.progress import ProgressBar, print_now
+from latent_obs.util.words import counted
 from vae_training.data.frames import explain_disk_full
 from vae_training.extraction.config import ExtractConfig
 from vae_training.extraction.index import FrameFolder
@@ -118,7 +119,7 @@ def extract(
         damaged=tuple(damaged),
         interrupted=ended < len(pending),
     )
-    state = f"{result.recordings:,} recording(s), {result.frames:,} frames in {folder.path}"
+    state = f"{counted(result.recordings, 'recording')}, {result.frames:,} frames in {folder.path}"
     interrupted = f"interrupted: {state}; the same command continues"
     say(interrupted if result.interrupted else f"{state} ({result.new_frames:,} of them new)")
     if result.frames:

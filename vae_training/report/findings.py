@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from latent_obs.util.words import counted
 from vae_training.report.metrics.latents import Latents, Stability
 from vae_training.report.metrics.reconstruction import Reconstruction
 from vae_training.report.probes.probes import CLEAR, KEPT, METRIC_NAMES, PIXELS, ProbeResult, ProbeTable
@@ -181,7 +182,7 @@ def headline(findings: Sequence[Finding]) -> str:
         return f"Usable, unless the agent needs what is lost: {', '.join(lost)}."
     kept = any(finding.key == "probes.kept" for finding in findings)
     if kept and not any(finding.key in ("probes.below_baseline", "probes.nothing_added") for finding in doubts):
-        return f"Usable, with {len(doubts)} doubt{'' if len(doubts) == 1 else 's'}. {worst.sentence}"
+        return f"Usable, with {counted(len(doubts), 'doubt')}. {worst.sentence}"
     return f"Doubtful. {worst.sentence}"
 
 
@@ -281,7 +282,7 @@ def _sentence(grade: Grade, numbers: Numbers) -> str:
         return f"Reconstructions are less like the frames than those of PCA (SSIM {own} and {best})."
     error = "error"
     if r is not None and r.scores["encoder"].weighted_mse is not None:
-        error = "error, weighted by salience as in training,"
+        error = "salience-weighted error"
     return {
         "pictures.mean_image": f"Reconstructions have {value:.0%} of the error that one mean image for all frames has.",
         "pictures.pca": f"The {error} of reconstructions is {_times(value)} times that of PCA with as many dimensions.",

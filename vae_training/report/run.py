@@ -21,11 +21,14 @@ from numpy.typing import NDArray
 
 from latent_obs.encoder.folder import package_versions
 from latent_obs.util.atomic import atomic_write
+from latent_obs.util.colors import colors_of
 from latent_obs.util.errors import InputError, require
 from latent_obs.util.progress import print_now
+from latent_obs.util.words import counted, wrapped
 from vae_training.report.config import FEWEST, ReportConfig
 from vae_training.report.encoder import Floats, Frames, Reconstruct, ReportModel
 from vae_training.report.findings import Finding, Grade, Level, Numbers, verdict
+from vae_training.report.look import write_html
 from vae_training.report.metrics.baselines import EncoderMeans, MeanImage, Pca, random_encoder
 from vae_training.report.metrics.disentanglement import FEWEST_SAMPLES, dci, mig_by_factor
 from vae_training.report.metrics.latents import describe, measure_stability
@@ -37,7 +40,7 @@ from vae_training.report.metrics.reconstruction import (
     salience_weights,
     train_autoencoder,
 )
-from vae_training.report.page import draw_pictures, probe_columns, write_html
+from vae_training.report.page import METHOD_NAMES, draw_pictures, probe_columns
 from vae_training.report.probes.probes import METRIC_NAMES, ProbeTable, probe
 from vae_training.report.sample import (
     Known,
@@ -143,7 +146,7 @@ def report(
     training = read(recordings.training, fitted, contract)
     known = load_known(recordings, config.targets) if config.probes else None
     work = _Work(config, model, recordings, index, frames, training, say, progress_bar)
-    say(f"{len(frames):,} frames of {len(held_out)} held-out recording(s), out of {total:,}. {recordings.how}")
+    say(f"{len(frames):,} frames of {counted(len(held_out), 'held-out recording')}, out of {total:,}. {recordings.how}")
     with work.step("latents", "information, active dimensions, correlations"):
         means, logvar = model.encode(frames)
         latents = describe(means, logvar)
@@ -179,12 +182,12 @@ def report(
     with work.step("page", "pictures, and the page"):
         _write_page(work, result)
     write_compact_json(result.json, _to_json(work, result))
-    say(f"\n{result.headline}")
+    say(f"\n{wrapped(result.headline)}")
     for finding in result.findings:
         if finding.level != "good" and finding.sentence not in result.headline:
-            say(f"- {finding.sentence}")
+            say(wrapped(f"- {finding.sentence}", indent="  "))
     for text, advice in zip(("Next: ", *["Then: "] * len(result.advice)), result.advice, strict=False):
-        say(f"{text}{advice}")
+        say(wrapped(f"{text}{advice}"))
     say(f"Page:    {result.page}\nNumbers: {result.json}")
     return result
 
@@ -265,7 +268,7 @@ def _disentanglement(work: _Work, known: Known, table: ProbeTable, means: Floats
         return None
     names, values = list(columns), np.stack(list(columns.values()), 1)
     kinds = {result.target: result.kind for result in table.results}
-    with work.step("disentanglement", f"of {len(names)} known value(s)"):
+    with work.step("disentanglement", f"of {counted(len(names), 'known value')}"):
         scores = dci(means, values, categorical=[kinds[n] != "continuous" for n in names], seed=work.config.seed)
         gaps = mig_by_factor(means, values)
     return {
@@ -296,9 +299,11 @@ def _write_page(work: _Work, result: ReportResult) -> None:
         "work": work,
         "trained": trained,
         "files": files,
+        "colors_of": colors_of,
         "pictures": draw_pictures(folder, model, work.frames, result, methods=work.methods, errors=errors, seed=seed),
         "columns": result.probes and probe_columns(result.probes),
         "metric_names": METRIC_NAMES,
+        "method_names": METHOD_NAMES,
         "date": time.strftime("%Y-%m-%d"),
     }
     write_html(result.page, _TEMPLATE, values)

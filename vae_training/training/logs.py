@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import MissingExtraError, one_line, require
@@ -104,26 +104,37 @@ def read_log(run: Path) -> list[dict[str, float]]:
 
 
 Picture = NDArray[np.uint8]
-_GAP, _BACKGROUND = 2, 255
+_GAP, _GROUND, _TEXT = 2, (20, 23, 31), (229, 231, 235)  # dark, so that a page may be light or dark
+_LETTERS = 60  # that fit into the width of a sheet: large enough to be read on a phone
+_SHEET_FRAMES = 6  # side by side
 
 
-def grid(rows: Sequence[NDArray[np.uint8]], scale: int = 2) -> Picture:
-    """Arrange rows of images as one picture, uint8 (H', W', 3), with a white line between them.
+def grid(rows: Sequence[NDArray[np.uint8]], scale: int = 2, *, names: Sequence[str] = ()) -> Picture:
+    """Arrange rows of images as one picture, uint8 (H', W', 3), with a dark line between them.
 
     Args:
         rows: Each uint8 (n, H, W, C). One channel is shown in gray; of more than three, the last three (the newest
             frame of a stack).
         scale: Whole number by which each pixel is enlarged.
+        names: Of the first rows, written above each.
     """
     height, width = rows[0].shape[1:3]
     columns = max(len(row) for row in rows)
     step_y, step_x = height * scale + _GAP, width * scale + _GAP
-    sheet = np.full((len(rows) * step_y - _GAP, columns * step_x - _GAP, 3), _BACKGROUND, np.uint8)
+    across = columns * step_x - _GAP
+    size = max(10, 2 * across // _LETTERS)  # a letter is about half as wide as high
+    font, line = ImageFont.load_default(size), round(1.4 * size)
+    sheet = np.full((len(rows) * step_y - _GAP + len(names) * line, across, 3), _GROUND, np.uint8)
     for y, row in enumerate(rows):
+        top = y * step_y + min(y + 1, len(names)) * line
+        if y < len(names):
+            strip = Image.new("RGB", (across, line), _GROUND)
+            ImageDraw.Draw(strip).text((size // 3, line // 2), names[y], _TEXT, font, anchor="lm")
+            sheet[top - line : top] = np.asarray(strip)
         rgb = np.repeat(row[..., :1], 3, axis=-1) if row.shape[-1] < 3 else row[..., -3:]
         for x, image in enumerate(rgb):
             large = image.repeat(scale, axis=0).repeat(scale, axis=1)
-            top, left = y * step_y, x * step_x
+            left = x * step_x
             sheet[top : top + height * scale, left : left + width * scale] = large
     return sheet
 
@@ -141,33 +152,52 @@ def reconstruct(model: CVAE, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def reconstruction_sheet(model: CVAE, frames: NDArray[np.uint8]) -> Picture:
-    """Frames uint8 (n, H, W, C), some ten, above their reconstructions."""
-    return grid([frames, reconstruct(model, frames)])
+    """Some of the frames uint8 (N, H, W, C), evenly chosen, above their reconstructions."""
+    shown = frames[np.linspace(0, len(frames) - 1, min(_SHEET_FRAMES, len(frames))).astype(int)]
+    return grid([shown, reconstruct(model, shown)], names=["frames", "reconstructions"])
 
 
 @torch.inference_mode()
 def traversal_sheet(
-    model: CVAE, frame: NDArray[np.uint8], *, sample: NDArray[np.uint8], latents: int = 6, steps: int = 9
+    model: CVAE,
+    frame: NDArray[np.uint8],
+    *,
+    sample: NDArray[np.uint8],
+    latents: int = 6,
+    steps: int = _SHEET_FRAMES - 1,
 ) -> Picture:
     """What single latents encode: each row changes one latent over its range and keeps the others.
+
+    The last image of a row is bright where its first and last picture differ, brightest where they differ most.
 
     Args:
         model: The CVAE.
         frame: uint8 (H, W, C), the frame to start from.
         sample: uint8 (N, H, W, C), some hundred frames: a latent changes over its 1st to 99th percentile in them.
-        latents: Rows, for the latents with the largest mean KL over the sample, the largest first.
-        steps: Images per row.
+        latents: Rows, for the latents that change this picture most over their range, the most first.
+        steps: Pictures per row.
     """
     mean, logvar = model.encode(to_images(model, sample))
-    strongest = gaussian_kl_nats(mean, logvar).mean(0).argsort(descending=True)[:latents]
-    low, high = (torch.quantile(mean[:, strongest], q, dim=0) for q in (0.01, 0.99))
+    nats = gaussian_kl_nats(mean, logvar).mean(0)
+    low, high = (torch.quantile(mean, q, dim=0) for q in (0.01, 0.99))
     start, _ = model.encode(to_images(model, frame[None]))
+
+    def changed(latent: int, values: torch.Tensor) -> torch.Tensor:
+        z = start.repeat(len(values), 1)
+        z[:, latent] = values
+        return model.decode(z).clamp(0, 1)
+
+    ends = (changed(i, torch.stack([low[i], high[i]])) for i in range(mean.shape[1]))
+    effect = torch.stack([(one - other).square().mean() for one, other in ends])
     rows: list[NDArray[np.uint8]] = []
-    for i, latent in enumerate(strongest):
-        z = start.repeat(steps, 1)
-        z[:, latent] = torch.linspace(float(low[i]), float(high[i]), steps, device=z.device)
-        rows.append(to_uint8(model.decode(z)))
-    return grid(rows)
+    names: list[str] = []
+    for i in effect.argsort(descending=True, stable=True)[:latents].tolist():
+        images = changed(i, torch.linspace(float(low[i]), float(high[i]), steps, device=mean.device))
+        change = (images[-1:] - images[:1]).abs()
+        rows.append(to_uint8(torch.cat([images, change / change.max().clamp(min=1 / 255)])))
+        where = ", and where it acts" if not names else ""
+        names.append(f"dimension {i}, {low[i]:.1f} to {high[i]:.1f}: {nats[i]:.1f} nats{where}")
+    return grid(rows, names=names)
 
 
 def to_images(model: CVAE, frames: NDArray[np.uint8]) -> torch.Tensor:

@@ -18,6 +18,7 @@ from latent_obs.encoder.architecture import Architecture
 from latent_obs.util.atomic import LOCK_FILE, GracefulStop, folder_lock, write_json
 from latent_obs.util.errors import InputError, TrainingDivergedError
 from latent_obs.util.progress import ProgressBar, print_now
+from latent_obs.util.words import counted
 from vae_training.data.frames import (
     Split,
     check_worth_learning,
@@ -52,7 +53,6 @@ from vae_training.training.optim import (
 
 _DEFAULT_SUPER_BATCH = 10_000
 _HELD_OUT_FRAMES = 1_024  # evaluated after each epoch: enough for a steady mean, a second on a CPU
-_PICTURE_FRAMES = 10
 _LOG_EVERY_STEPS = 20
 _LOOK_EVERY_STEPS = 20  # at the losses on a GPU, which would wait for each look
 _AGREE_EVERY_STEPS = 10  # on stopping: with several processes, each gets its signal at another step
@@ -267,8 +267,8 @@ class Trainer:
             )
         if self.progress.ranks != ranks.world_size:
             raise InputError(
-                f"the run to resume was trained by {self.progress.ranks} process(es), not by {ranks.world_size}. Start "
-                "as many (torchrun --nproc-per-node), or another run"
+                f"the run to resume was trained by {counted(self.progress.ranks, 'process', 'processes')}, not by "
+                f"{ranks.world_size}. Start as many (torchrun --nproc-per-node), or another run"
             )
         self.shards = BatchParts(size, config.batch_size * ranks.world_size, ranks.rank, ranks.world_size)
         self.steps_per_epoch = len(self.shards)
@@ -373,8 +373,7 @@ class Trainer:
             if not math.isfinite(held_out.loss_at_fixed_beta):  # the last step ruined the weights
                 raise self._diverged(f"the held-out loss is not finite after step {step - 1}")
             log.write(step, {f"held_out/{name}": value for name, value in asdict(held_out).items()})
-            rows = np.linspace(0, len(self.shown) - 1, min(_PICTURE_FRAMES, len(self.shown))).astype(int)
-            sheet = reconstruction_sheet(self.best_model, self.shown[rows])
+            sheet = reconstruction_sheet(self.best_model, self.shown)
             save_picture(self.config.out / "reconstructions" / f"epoch_{epoch + 1:03d}.png", sheet)
             log.picture(step, "held_out/reconstructions", sheet)
             if self.beta.is_comparable(step - 1):
@@ -406,9 +405,9 @@ class Trainer:
         rows, columns = architecture.stages[-1].size_out
         files = dict.fromkeys(Path(str(getattr(d, "filename", ""))).name for d in self.held_out)
         self.say(
-            f"Training on {len(self.training)} file(s), {sum(len(d) for d in self.training):,} frames of "
-            f"{height}x{width}x{channels}, on {self.device} by {count} process(es); held out: {', '.join(files)}. "
-            f"{config.epochs} epochs of {size:,} frames = {self.total_steps:,} steps"
+            f"Training on {counted(len(self.training), 'file')}, {sum(len(d) for d in self.training):,} frames of "
+            f"{height}x{width}x{channels}, on {self.device} by {counted(count, 'process', 'processes')}; "
+            f"held out: {', '.join(files)}. {config.epochs} epochs of {size:,} frames = {self.total_steps:,} steps"
             f"{'' if self.is_new else f', from step {self.progress.step:,} on'}.\n"
             f"Layers: widths {list(architecture.widths)} and strides {list(architecture.strides)} lead to a map of "
             f"{rows}x{columns}; {architecture.latent_dim} latents ({architecture.bottleneck})."

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import ImageColor
 
 pytest.importorskip("stable_baselines3")
 pytest.importorskip("av")
@@ -26,6 +27,7 @@ from latent_obs.encoder.folder import read_encoder_folder, write_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.encoder.pca import PCA
 from latent_obs.encoder.statistics import LatentStatistics
+from latent_obs.util.colors import COLORS
 from latent_obs.util.errors import InputError
 from tests.support.side_env import SideEnv, tiny
 from tests.support.tiny import random_frames
@@ -182,14 +184,14 @@ def decision(levels: list[float], chosen: int = 0, signed: bool = False) -> Deci
     )
 
 
-def bluish(picture: Picture) -> NDArray[np.bool_]:
-    """Where bars go up: blue, and at full strength."""
-    return np.asarray((picture[..., 2] > 200) & (picture[..., 0] < 150))
+def teal(picture: Picture) -> NDArray[np.bool_]:
+    """Where bars go up, at full strength."""
+    return np.asarray((picture == ImageColor.getrgb(COLORS["above"])).all(-1))
 
 
-def orange(picture: Picture) -> NDArray[np.bool_]:
-    """Where bars go down."""
-    return np.asarray((picture[..., 0] > 200) & (picture[..., 2] < 100) & (picture[..., 1] < 180))
+def pink(picture: Picture) -> NDArray[np.bool_]:
+    """Where bars go down, at full strength."""
+    return np.asarray((picture == ImageColor.getrgb(COLORS["below"])).all(-1))
 
 
 @settings(deadline=None, max_examples=10)
@@ -237,14 +239,14 @@ def test_bars_are_as_high_as_their_values(values: list[float], width: int, heigh
     half = (height - 1) // 2
     edges = np.linspace(0, width, len(values) + 1).round().astype(int)
     for value, left in zip(values, edges, strict=False):
-        assert abs(bluish(sheet[:, left]).sum() - half * max(value, 0)) <= 0.5 + 1e-9
-        assert abs(orange(sheet[:, left]).sum() - half * max(-value, 0)) <= 0.5 + 1e-9
+        assert abs(teal(sheet[:, left]).sum() - half * max(value, 0)) <= 0.5 + 1e-9
+        assert abs(pink(sheet[:, left]).sum() - half * max(-value, 0)) <= 0.5 + 1e-9
 
 
 def test_thousands_of_values_and_maps_that_do_not_fit_are_rows_of_bars():
     values = np.zeros(2_000)
     values[[0, 1_999]] = 1.0
-    sheet = bluish(draw_latent(latent(values), 400, 80))
+    sheet = teal(draw_latent(latent(values), 400, 80))
     assert sheet[:8, :2].any()
     assert sheet[70:, 390:].any()
     assert sheet.sum() < 40
@@ -259,7 +261,7 @@ def test_maps_show_each_value_where_it_is(shape: tuple[int, int, int]):
     places = {(0, 0, 0), tuple(n - 1 for n in shape), (shape[0] // 2, shape[1] // 2, 0)}
     seen = set()
     for place in places:
-        for value, mark in ((1.0, bluish), (-1.0, orange)):
+        for value, mark in ((1.0, teal), (-1.0, pink)):
             values = np.zeros(shape)
             values[place] = value
             sheet = draw_latent(latent(values.ravel(), shape), 700, 80)
@@ -271,11 +273,11 @@ def test_maps_show_each_value_where_it_is(shape: tuple[int, int, int]):
 
 
 def test_bars_of_actions_are_as_long_as_their_levels():
-    lengths = [bluish(compose(GAME, title="", decision=decision([0, p], chosen=0))).sum() for p in (0.25, 0.5, 1.0)]
+    lengths = [teal(compose(GAME, title="", decision=decision([0, p], chosen=0))).sum() for p in (0.25, 0.5, 1.0)]
     assert lengths[1] == pytest.approx(2 * lengths[0], rel=0.05)
     assert lengths[2] == pytest.approx(4 * lengths[0], rel=0.05)
     sheet = compose(GAME, title="", decision=decision([1.0, -0.5], signed=True))
-    assert bluish(sheet).sum() == pytest.approx(2 * orange(sheet).sum(), rel=0.1)
+    assert teal(sheet).sum() == pytest.approx(2 * pink(sheet).sum(), rel=0.1)
 
 
 def test_of_many_actions_the_likeliest_and_the_chosen_are_shown():
@@ -283,7 +285,7 @@ def test_of_many_actions_the_likeliest_and_the_chosen_are_shown():
     levels[20] = levels[40] = 0.5
     sheet = compose(GAME, title="", decision=decision(levels, chosen=59))
     assert ((sheet[..., 0] > 200) & (sheet[..., 1] > 150) & (sheet[..., 2] < 130)).any(), "its name, in yellow"
-    assert bluish(sheet).sum() > 100
+    assert teal(sheet).sum() > 100
 
 
 # Videos

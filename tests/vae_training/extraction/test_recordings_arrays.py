@@ -271,7 +271,7 @@ def test_kinds_of_pictures(tmp_path: Path):
     stored.save(tmp_path / "phone" / "3.jpg", "MPO", save_all=True, append_images=[behind], exif=exif)
     for picture in read(PicturesRecording("a", tmp_path / "phone")):
         assert np.abs(picture.astype(int) - shown).max() <= 6
-    assert "2 picture(s)" in PicturesRecording("a", tmp_path).notes[0]
+    assert "2 pictures" in PicturesRecording("a", tmp_path).notes[0]
     assert PicturesRecording("a", tmp_path / "phone").notes == []
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def stability(**changes: Any) -> Stability:
     return dataclasses.replace(good, **changes)
 
 
-def probes(*targets: dict[str, float | Interval], width: float = 0.02, metric: str = "r2") -> ProbeTable:
+def probes(*targets: Mapping[str, float | Interval], width: float = 0.02, metric: str = "r2") -> ProbeTable:
     """A table of targets t0, t1 …: scores by a linear head on "latent" and others, by "mlp", "PCA mlp" and "pixels"."""
     results: list[ProbeResult] = []
     kind, classes = ("continuous", 0) if metric == "r2" else ("binary", 2)
@@ -273,9 +274,9 @@ def test_laws_of_every_verdict():
 
 def test_limits_in_words_are_those_that_decide():
     for measure in MEASURES.values():
-        for limit, level in ((measure.good, "good"), (measure.bad, "bad")):
+        words_by_limit = {measure.good: measure.limits["good"], measure.bad: measure.limits["bad"]}
+        for limit, words in words_by_limit.items():
             scale = 100 if measure.form.endswith("%}") else 1
-            words = measure.limits[level]
             assert words == "never" if math.isinf(limit) else f"{scale * limit:g}" in words
         assert measure.level(measure.good) == "good"
         if math.isfinite(measure.bad):

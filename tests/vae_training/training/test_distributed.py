@@ -99,7 +99,7 @@ def test_two_processes_are_one_with_the_doubled_batch(many_frames: Path, pair: t
             np.testing.assert_allclose(one[name].numpy(), two[name].numpy(), atol=2e-5, rtol=0, err_msg=name)
     assert (one["rng/cpu"] == two["rng/cpu"]).all()
     assert len(set(states(pair[0]))) == 1
-    assert pair[1].count("Training on 2 file(s)") == 1  # process 0 alone prints
+    assert pair[1].count("Training on 2 files") == 1  # process 0 alone prints
     assert pair[1].count("Encoder:") == 1
     with pytest.raises(InputError, match="process"):
         run(TrainConfig(out=pair[0], epochs=9), resume=True)

@@ -64,6 +64,12 @@ def only_latent(model: CVAE, latent: int | None) -> CVAE:
     return model
 
 
+def _named(columns: int) -> int:
+    """Pixels that a name takes above a row of images of 16 pixels."""
+    images = random_frames(columns, (16, 16, 3))
+    return len(grid([images], names=["a"])) - len(grid([images]))
+
+
 @pytest.mark.parametrize("channels", [1, 12])
 def test_pictures(channels: int):
     model = CVAE((16, 16, channels), 6, widths=(4, 8), strides=(2, 2))
@@ -72,18 +78,24 @@ def test_pictures(channels: int):
         mean, _ = model.encode(torch.from_numpy(frames).permute(0, 3, 1, 2) / 255)
         decoded = model.decode(mean).clamp(0, 1).permute(0, 2, 3, 1).numpy() * 255
     assert np.abs(reconstruct(model, frames) - decoded).max() <= 0.51
-    sheet = reconstruction_sheet(model, frames)
+    sheet = reconstruction_sheet(model, frames)[_named(5) :]
     shown = {1: frames[0].repeat(3, axis=-1)}.get(channels, frames[0, :, :, -3:])
     np.testing.assert_array_equal(sheet[:32:2, :32:2], shown)
-    assert traversal_sheet(model, frames[0], sample=frames, latents=2, steps=4).shape == (2 * 34 - 2, 4 * 34 - 2, 3)
+    sheet = traversal_sheet(model, frames[0], sample=frames, latents=2, steps=4)
+    assert sheet.shape == (2 * 34 - 2 + 2 * _named(5), 5 * 34 - 2, 3)
 
 
-def test_a_traversal_begins_with_the_latent_of_the_largest_kl():
+def test_a_traversal_begins_with_the_latent_that_changes_the_picture_most():
     model, frames = only_latent(tiny_cvae(), 4), random_frames(40)
-    sheet = traversal_sheet(model, frames[0], sample=frames, latents=2, steps=3)
-    strongest, silent = sheet[:32].astype(int), sheet[34:]
-    assert np.abs(strongest[:, :32] - strongest[:, 68:]).max() > 5
-    np.testing.assert_array_equal(silent[:, :32], silent[:, 68:])  # its range in the sample is a point
+    sheet = traversal_sheet(model, frames[0], sample=frames, latents=2, steps=3).astype(int)
+    line = _named(4)
+    strongest, silent = sheet[line : line + 32], sheet[2 * line + 34 :]
+    first, last, change = strongest[:, :32], strongest[:, 68:100], strongest[:, 102:]
+    assert np.abs(first - last).max() > 5
+    assert change.max() == 255
+    assert np.corrcoef(change.ravel(), np.abs(first - last).ravel())[0, 1] > 0.99
+    np.testing.assert_array_equal(silent[:, :32], silent[:, 68:100])  # its range in the sample is a point
+    assert not silent[:, 102:].any()
 
 
 def test_grid_places_each_image():
@@ -92,7 +104,10 @@ def test_grid_places_each_image():
     assert sheet.shape == (10, 22, 3)
     np.testing.assert_array_equal(sheet[:4, 8:14], images[1])
     np.testing.assert_array_equal(sheet[6:, :6], images[0])
-    assert (sheet[4:6] == 255).all()
+    assert (sheet[4:6] == sheet[4, 0]).all()
+    named = grid([images, images[:1]], scale=1, names=["abc"])
+    np.testing.assert_array_equal(named[-10:], sheet)
+    assert len(np.unique(named[:-10])) > 2, "there is a text"
 
 
 FULL = """

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_obs.util.npy import NpyHeader, read_npy_header
+from latent_obs.util.words import counted
 from vae_training.data.frames import Frames, to_uint8
 from vae_training.extraction.readers.base import DamagedRecordingError, Recording, frames_per_chunk, reading
 
@@ -118,7 +119,7 @@ def note_left_out(source: Path, headers: Mapping[str, NpyHeader], used: Collecti
         for name, header in headers.items()
         if name not in used
     ]
-    what = f"{source}: {len(left_out)} array(s) are left out, as they are no rows of the frames"
+    what = f"{source}: without {counted(len(left_out), 'array')} that cannot be rows of the frames"
     return [f"{what}: {', '.join(left_out)}"] if left_out else []
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from latent_obs.util.errors import InputError
+from latent_obs.util.words import counted
 from vae_training.extraction.readers.arrays import array_recordings
 from vae_training.extraction.readers.base import (
     Damaged,
@@ -73,7 +74,7 @@ def find_recordings(
         where = ", ".join(map(str, paths)) or "no path at all"
         raise InputError(f"no recordings in {where}; there is {_listed(search.others) or 'nothing'}. {_KNOWN}")
     if search.others:
-        say(f"not used, as they are no recordings: {len(search.others)} file(s), {_listed(search.others)}")
+        say(f"not used, as they are no recordings: {counted(len(search.others), 'file')}, {_listed(search.others)}")
     named = [replace(each, name=name) for (each, _), name in zip(found, _unique_names(found), strict=True)]
     recordings = [each for each in named if isinstance(each, Recording)]
     return recordings, [each for each in named if isinstance(each, Damaged)]
@@ -108,7 +109,7 @@ class _Search:
         thumbnails = 0 < len(pictures) <= _MOST_THUMBNAILS * recordings
         if thumbnails:
             self.say(
-                f"{root}: not used, as thumbnails of what is beside them: {len(pictures)} picture(s), "
+                f"{root}: not used, as thumbnails of what is beside them: {counted(len(pictures), 'picture')}, "
                 f"{_listed([path.name for path in pictures])}. In a folder of their own they are a recording"
             )
         of_vpt = {each.files[1] for inner in files.values() for each in inner if isinstance(each, VptRecording)}

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, ImageOps
 
+from latent_obs.util.words import counted
 from vae_training.data.frames import Frames
 from vae_training.extraction.readers.base import (
     DamagedRecordingError,
@@ -52,7 +53,7 @@ class PicturesRecording(Recording):
         for file in self.files:
             with _opened(file) as image:
                 transparent += image.has_transparency_data
-        what = f"{self.source}: {transparent} picture(s) have transparency, which is dropped"
+        what = f"{self.source}: the transparency of {counted(transparent, 'picture')} is dropped"
         return [f"{what}: what is stored beneath is taken"] if transparent else []
 
     def _stated_frames(self) -> int | None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_obs.util.errors import InputError
+from latent_obs.util.words import counted
 
 _RESAMPLES = 1000
 _ENDS = (0.025, 0.975)  # of an interval, as quantiles
@@ -184,7 +185,9 @@ def split_recordings(
             free = np.flatnonzero(part[learning[0]] == FIT)
             tail, gap = max(1, int(len(free) * share)), min(_GAP_FRAMES, max(1, int(len(free) * _GAP_SHARE)))
             if len(free) <= tail + gap:
-                raise InputError(f"{learning[0]} has {len(free)} frame(s) to learn from, too few to set any aside")
+                raise InputError(
+                    f"{learning[0]} has {counted(len(free), 'frame')} to learn from, too few to set any aside"
+                )
             part[learning[0]][free[-tail - gap :]] = np.repeat([UNUSED, use], [gap, tail])
             what = "scored" if use == HELD_OUT else "tuned"
             notes.append(f"probes are {what} on the last {share:.0%} of {learning[0]}, as there is no other recording")

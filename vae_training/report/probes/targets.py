@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_obs.util.errors import InputError
+from latent_obs.util.words import counted
 from vae_training.extraction.readers.arrays import npz_headers, read_npz
 from vae_training.extraction.readers.base import DamagedRecordingError
 from vae_training.report.probes.scores import FIT, HELD_OUT, VALIDATION, ProbeSplit
@@ -116,7 +117,7 @@ def _target(
         learn, scored = learn & usable, scored & usable
         values = np.searchsorted(classes, np.where(usable, values, classes[0])).astype(np.float64)
     elif learn.sum() < _FEWEST_LEARN or scored.sum() < _FEWEST_SCORED:
-        found = f"{int(learn.sum())} frame(s) to learn from and {int(scored.sum())} to be scored on"
+        found = f"{counted(int(learn.sum()), 'frame')} to learn from and {int(scored.sum())} to be scored on"
         return f"{where} in {found}, fewer than {_FEWEST_LEARN} and {_FEWEST_SCORED}"
     for mask, what in ((learn, "to learn from"), (scored, "held out")):
         if np.ptp(values[mask]) == 0:
