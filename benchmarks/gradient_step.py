@@ -35,11 +35,9 @@ from latent_obs.pixels import Frames
 from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.words import counted
 from vae_training import CVAE, TrainConfig, train
-from vae_training.data.loader import Batch
 from vae_training.model.cvae import images_to_tensor
-from vae_training.model.losses import VAELoss, apply_gradients
 from vae_training.training.logs import read_log
-from vae_training.training.optim import compiles_on, keep_freed_memory
+from vae_training.training.optim import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -128,19 +126,6 @@ def cvae_stepper(device: torch.device) -> Callable[[Frames], None]:
     return step
 
 
-def compiled_stepper(device: torch.device) -> Callable[[Frames], None]:
-    """A function that takes one gradient step of the CVAE with a compiled loss, as `train-vae` does on CUDA."""
-    model = CVAE.from_architecture(CLASSIC).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loss = VAELoss(model, compile=True)
-
-    def step(frames: Frames) -> None:
-        batch = Batch(images_to_tensor(torch.from_numpy(frames).to(device)))
-        apply_gradients(loss(batch.images, batch.noise), optimizer)
-
-    return step
-
-
 def images_per_second(step: Callable[[Frames], None], batches: Frames, options: Options) -> Callable[[], float]:
     """A measurement of one arm, warmed up."""
     device = resolve_device(options.device)
@@ -168,7 +153,6 @@ STEPPERS: dict[str, tuple[Callable[[torch.device], Callable[[Frames], None]], bo
     "plain PyTorch loop": (plain_stepper, False),
     "compute_apply_gradients": (cvae_stepper, False),
     "the same, memory kept": (cvae_stepper, True),
-    "the same, compiled": (compiled_stepper, True),
 }
 
 
@@ -252,8 +236,7 @@ def main(options: Options) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch_threads(options.threads))
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        names = [name for name in STEPPERS if compiles_on(device) or name != "the same, compiled"]
-        arms = {name: stack.enter_context(own_process(name, options)) for name in names}
+        arms = {name: stack.enter_context(own_process(name, options)) for name in STEPPERS}
         if options.train_frames:
             arms["train()"] = train_arm(Path(folder), options, wait_shares)
             arms["train()"]()  # the first call imports TensorBoard

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tyro
@@ -190,8 +191,17 @@ def rate_table(measured: dict[str, list[float]], title: str) -> str:
     return markdown_table([title, "frames/s", "min - max", "GB/s", "of sequential", "times one at a time"], rows)
 
 
-def waiting(folder: Path, options: Options, size: int, step: Callable[[Frames], object], cached: bool) -> list[str]:
-    """Train on some super-batches; how fast, and which share of the time it waited for frames."""
+class Waited(NamedTuple):
+    """How fast a training was, and how long it waited for frames."""
+
+    images_per_second: float  # without the first super-batch, for which there is nothing to do meanwhile
+    share: float  # of the time
+    share_later: float  # the same without the first super-batch
+    first_s: float  # the first super-batch, in seconds
+
+
+def waiting(folder: Path, options: Options, size: int, step: Callable[[Frames], object], cached: bool) -> Waited:
+    """Train on some super-batches."""
     files = sorted(folder.iterdir())
     datasets = get_datasets(folder)
     with SuperBatches(datasets, size, epochs=options.epochs, replace_small=True, device=options.device) as batches:
@@ -208,9 +218,8 @@ def waiting(folder: Path, options: Options, size: int, step: Callable[[Frames], 
                 step(frames[i : i + options.batch_size])
         synchronize(resolve_device(options.device))
         now = time.perf_counter()
-        images = size * options.epochs / (now - begun)
         later = (batches.wait_seconds - first) / (now - begun)
-        return [f"{images:,.0f}", f"{batches.wait_seconds / (now - began):.2%}", f"{later:.2%}", f"{1000 * first:.0f}"]
+        return Waited(size * options.epochs / (now - begun), batches.wait_seconds / (now - began), later, first)
 
 
 def waiting_table(folder: Path, options: Options) -> str:
@@ -228,9 +237,9 @@ def waiting_table(folder: Path, options: Options) -> str:
     for name, (size, step) in steps.items():
         for cached in (True, False) if options.disk_rounds else (True,):
             gc.collect()
-            rows.append(
-                [f"{name}, {'cached' if cached else 'from disk'}", *waiting(folder, options, size, step, cached)]
-            )
+            waited = waiting(folder, options, size, step, cached)
+            row = [f"{waited.images_per_second:,.0f}", f"{waited.share:.2%}", f"{waited.share_later:.2%}"]
+            rows.append([f"{name}, {'cached' if cached else 'from disk'}", *row, f"{1000 * waited.first_s:.0f}"])
     return markdown_table(["training", "images/s", "waits", "after the first", "first super-batch, ms"], rows)
 
 

@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -270,3 +271,9 @@ def test_each_optional_package_names_its_extra(
 def test_errors_are_also_the_builtin_that_one_expects(error: type[Exception], builtin: type[Exception]):
     assert issubclass(error, LatentObsError)
     assert issubclass(error, builtin)
+
+
+def test_the_version_is_the_same_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert (ROOT / "CHANGELOG.md").read_text().startswith(f"# Changelog\n\n## {version}\n")

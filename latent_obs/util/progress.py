@@ -22,6 +22,7 @@ class ProgressBar(tqdm):
     Args:
         iterable: What to go through; None where `update` counts.
         shown: True for the bar, False for nothing; None for the bar in a terminal, and lines elsewhere.
+            In a notebook both are a bar in the output of the cell.
         settings: Those of `tqdm`: total, initial, unit, desc.
 
     Example:
@@ -31,12 +32,17 @@ class ProgressBar(tqdm):
 
     def __init__(self, iterable: Any = None, *, shown: bool | None = None, **settings: Any) -> None:
         self._as_lines = shown is None and not sys.stderr.isatty()
+        self._in_notebook, self._shown_bar = shown is not False and notebook_shell() is not None, None
+        self._as_lines = self._as_lines and not self._in_notebook
         if self._as_lines:
             settings |= {"delay": _FIRST_LINE_S, "mininterval": _FIRST_LINE_S, "maxinterval": _LEAST_OFTEN_S}
         super().__init__(iterable, disable=shown is False, **settings)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         """Show how far it has come."""
+        if self._in_notebook:
+            self._update_output()
+            return True
         if not self._as_lines:
             return super().display(msg, pos)
         self.mininterval = min(_LEAST_OFTEN_S, 2 * self.mininterval)
@@ -44,8 +50,22 @@ class ProgressBar(tqdm):
         print(self.format_meter(**meter), file=sys.stderr, flush=True)
         return True
 
+    def _update_output(self) -> None:
+        """Replace the bar in the cell's output: carriage returns would fill a saved notebook with every state of it."""
+        from IPython.display import display  # pyright: ignore[reportMissingImports]
+
+        meter = {**self.format_dict, "ncols": None, "bar_format": "{l_bar}{bar:20}{r_bar}" if self.total else None}
+        bar = {"text/plain": self.format_meter(**meter)}
+        if self._shown_bar is None:
+            self._shown_bar: Any = display(bar, raw=True, display_id=True)
+        else:
+            self._shown_bar.update(bar, raw=True)
+
     def close(self) -> None:
         """Remove it from the bars that are shown."""
+        if self._in_notebook and not self.disable:
+            self._update_output()  # the last state
+            self._as_lines = True  # nothing goes to the standard error stream
         if self._as_lines and not self.disable:
             self.disable = True
             self._decr_instances(self)  # pyright: ignore[reportAttributeAccessIssue]
@@ -54,3 +74,9 @@ class ProgressBar(tqdm):
 
 _LINE = "{desc}: {percentage:.0f}% of {total_fmt} {unit}s, {rate_fmt}, {remaining} left{postfix}"
 _LINE_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}s, {rate_fmt}{postfix}"
+
+
+def notebook_shell() -> Any:
+    """The shell of IPython inside a Jupyter kernel; None elsewhere, also in IPython's own terminal."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell if hasattr(shell, "kernel") else None

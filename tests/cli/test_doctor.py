@@ -30,7 +30,7 @@ EXTRAS = {
     "minerl": {},
 }
 VERSIONS = {name: wanted[2:] for packages in (CORE, *EXTRAS.values()) for name, wanted in packages.items()}
-VERSIONS |= {"latent-obs": "0.1.0", "torch": "2.13.0+cpu", "cloudpickle": "3.1.2", "opencv-python": "5.0.0.93"}
+VERSIONS |= {"latent-obs": "0.2.0", "torch": "2.13.0+cpu", "cloudpickle": "3.1.2", "opencv-python": "5.0.0.93"}
 VERSIONS |= {"minerl": "0.4.4", "gym": "0.17.3"}
 NEW_JAVA = JavaVersion(Path("/usr/bin/java"), "17.0.15", 17)
 TRAIN, DOOM, QUICKSTART, PORT, GAME = ABILITIES
@@ -198,7 +198,7 @@ def test_json_holds_the_findings(machine: Machine, capsys: pytest.CaptureFixture
     capsys.readouterr()
     assert exit_status("--json") == 1
     report = json.loads(capsys.readouterr().out)
-    assert (report["latent_obs"], report["healthy"]) == ("0.1.0", False)
+    assert (report["latent_obs"], report["healthy"]) == ("0.2.0", False)
     findings = [Finding(**finding) for finding in report["findings"]]
     assert findings == doctor()
     assert report["abilities"][DOOM] == {"can": False, "lacks": ["core packages", "vizdoom"]}

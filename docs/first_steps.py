@@ -1,0 +1,132 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # First steps with latent-obs
+#
+# An agent that learns from pixels has to learn two things at once: to see, and to act. latent-obs separates them. First
+# a convolutional variational autoencoder (CVAE) learns to describe a picture by a few numbers, from recordings of the
+# game. Then its encoder is frozen, and the agent learns from those numbers, the *latents*.
+#
+# This notebook does all of it in a 3D game, the scenario "Basic" of ViZDoom: find the monster, and shoot it. It takes
+# about ten minutes on two processor cores. A GPU is not needed.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("latent_obs") is None:  # a hosted notebook, for example
+    package = "latent-obs[agents,report,video,vizdoom] @ git+https://github.com/latent-obs/latent-obs"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+
+# %% tags=["parameters"]
+FRAMES = 10_000  # to record, and to train the CVAE on
+EPOCHS = 10  # of the CVAE, each over all frames
+STEPS = 40_000  # of the agent
+EPISODES = 50  # of the evaluation
+
+# %% [markdown]
+# ## An encoder for the game
+#
+# The frames come from random actions. The last file is held out: the CVAE does not train on its frames.
+
+# %%
+from pathlib import Path
+
+from vae_training import RecordConfig, TrainConfig, record, train
+
+run = Path("runs/first-steps")
+env = "VizdoomBasic-v1"
+frames = record(RecordConfig(env, run / "frames", FRAMES, frames_per_file=FRAMES // 8, frame_skip=4))
+trained = train(TrainConfig(frames=frames, out=run / "vae", epochs=EPOCHS, batch_freeze=1, half_beta_cycle=2))
+
+# %% [markdown]
+# ## What the encoder sees
+#
+# An encoder turns each picture into one row of numbers, its latents. The decoder turns latents back into pictures.
+# Top: frames that the CVAE has never seen. Bottom: what their latents decode to.
+
+# %%
+import numpy as np
+from PIL import Image
+
+from latent_obs import FrozenEncoder
+from vae_training import get_datasets
+
+encoder = FrozenEncoder.load(run / "vae" / "encoder")
+held_out = np.array(get_datasets(frames)[-1])  # uint8 (frames, height, width, channels)
+latents = encoder(held_out)
+print(f"{held_out[0].size:,} values of a picture became {latents.shape[1]} latents.")
+
+
+def sheet(*rows: np.ndarray) -> Image.Image:
+    """Rows of pictures with white lines between them, in twice their size."""
+    framed = np.pad(np.array(rows), ((0, 0), (0, 0), (0, 2), (0, 2), (0, 0)), constant_values=255)
+    sheet = Image.fromarray(np.concatenate([np.concatenate([*row], axis=1) for row in framed]))
+    return sheet.resize((2 * sheet.width, 2 * sheet.height))
+
+
+some = np.linspace(0, len(held_out) - 1, 8).astype(int)
+sheet(held_out[some], encoder.decode(latents[some]))
+
+# %% [markdown]
+# A traversal moves through the latents in a straight line. Each row follows one of the four directions in which the
+# latents of the recording differ most.
+
+# %%
+center = latents.mean(axis=0)
+_, _, directions = np.linalg.svd(latents - center, full_matrices=False)
+rows = []
+for direction in directions[:4]:
+    low, high = np.quantile((latents - center) @ direction, [0.02, 0.98])
+    rows.append(encoder.decode(center + np.linspace(low, high, 8)[:, None] * direction))
+sheet(*rows)
+
+# %% [markdown]
+# ## An agent on the latents
+#
+# The agent is PPO of Stable-Baselines3. It never sees a pixel.
+
+# %%
+from agents import AgentConfig, evaluate_agent, evaluate_random, film, train_agent
+
+config = AgentConfig(
+    env=env,
+    encoder=run / "vae" / "encoder",
+    out=run / "agent",
+    frame_skip=4,
+    latent_only=True,
+    steps=STEPS,
+    eval_every=max(1, STEPS // 4),
+)
+trained = train_agent(config)
+
+# %% [markdown]
+# ## Is it any good?
+#
+# The agent and a random policy play new episodes. An episode that ends with a hit soon has a return near 85.
+
+# %%
+print("trained agent: mean return", evaluate_agent(config.out, episodes=EPISODES))
+print("random policy: mean return", evaluate_random(config, episodes=EPISODES))
+
+# %%
+from IPython.display import Video
+
+video, _ = film(config.out)
+Video(video, embed=True)
+
+# %% [markdown]
+# The video shows the game, the picture that the latents decode to, and the action.
+#
+# ## Where to go from here
+#
+# - `latent_obs.wrap(env, "runs/first-steps/vae/encoder")` gives latents to an environment of your own training code.
+# - The [documentation](https://github.com/latent-obs/latent-obs/tree/main/docs) has a guide to each step: your own
+#   environment, your own recordings, MineRL, training, agents.
