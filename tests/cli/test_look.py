@@ -111,7 +111,7 @@ def test_every_plot_takes_its_colors_from_the_table(tmp_path: Path, drawn: list[
     ]
     results = [ProbeResult("x", "continuous", *head, [Score("r2", 0.5, 0.4, 0.6)], 0, 9, 9) for head in heads]
     drawn.append(report_page._probe_bars(ProbeTable(results, {}, {}, "recordings")))
-    bars = {str(bar.get_label()): to_hex(bar.patches[0].get_facecolor()) for bar in drawn[-1].axes[0].containers[::2]}
+    bars = {str(bar.get_label()): to_hex(bar.patches[0].get_facecolor()) for bar in drawn[-1].axes[0].containers[::2]}  # pyright: ignore[reportAttributeAccessIssue]
     assert list(bars.values()) == list(colors_of(name for name, _ in heads).values())
     assert len(drawn) == 2 * 2 + 1 + 2 + 4
     for made in drawn:
