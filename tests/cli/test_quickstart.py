@@ -24,7 +24,6 @@ from agents.store import load_agent
 from latent_obs.envs.faults import LastRealFrame
 from latent_obs.util.atomic import LOCK_FILE, folder_lock
 from latent_obs.util.errors import InputError
-from latent_obs_cli import quickstart as module
 from latent_obs_cli.quickstart import QuickstartConfig, QuickstartResult, quickstart
 from vae_training.training.trainer import Trainer
 
@@ -92,7 +91,7 @@ def test_again_it_computes_nothing_anew(walked: Walked, monkeypatch: pytest.Monk
     encoder = (out / "vae" / "encoder" / "encoder.safetensors").read_bytes()
     monkeypatch.setattr(PPO, "learn", never)
     monkeypatch.setattr(Trainer, "step", never)
-    monkeypatch.setattr(module, "film", lambda *_, **__: (out / "agent" / "agent.mp4", []))
+    monkeypatch.setattr("agents.film", lambda *_, **__: (out / "agent" / "agent.mp4", []))
     again = quickstart(walked.config)
     assert (again.agent, again.chance, again.page) == (walked.result.agent, walked.result.chance, walked.result.page)
     assert read_evaluations(out / "agent") == rows
@@ -126,7 +125,7 @@ def reached(*_: Any, **__: Any) -> Any:
 def test_one_that_was_killed_as_it_began_begins_again_and_two_do_not_share_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "record", reached)
+    monkeypatch.setattr("vae_training.record", reached)
     config = dataclasses.replace(TINY, out=tmp_path)
     for left in (LOCK_FILE, ".quickstart.part.json"):
         (tmp_path / left).write_text("{")
@@ -149,7 +148,7 @@ def test_interrupted_at_any_stage_it_goes_on_from_there(tmp_path: Path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(LastRealFrame, "step", interrupted)
-        patch.setattr(module, "train", never)
+        patch.setattr("vae_training.train", never)
         with pytest.raises(KeyboardInterrupt):
             quickstart(config)
     assert (config.out / "frames").exists()
@@ -160,7 +159,7 @@ def test_interrupted_at_any_stage_it_goes_on_from_there(tmp_path: Path, monkeypa
             quickstart(config)
     assert (config.out / "vae").exists()
 
-    monkeypatch.setattr(module, "train_agent", reached)
+    monkeypatch.setattr("agents.train_agent", reached)
     with pytest.raises(ReachedTheAgent):
         quickstart(config)
     assert (config.out / "vae" / "encoder" / "config.json").exists()
