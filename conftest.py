@@ -77,13 +77,13 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     document.namespace["__name__"] = "__main__"  # classes of a page are pickled by value, as those of a script
     with pytest.MonkeyPatch.context() as patch:
         limit_the_work(patch)
-        patch.setattr(sys, "path", [*sys.path])
         if HAS_ENCODER in " ".join(document.text.split()):
             folder = tmp_path_factory.mktemp("page") / "page"
             shutil.copytree(first_run(tmp_path_factory), folder)
         else:
             folder = tmp_path_factory.mktemp("page")
         patch.chdir(folder)
+        patch.setattr(sys, "path", [str(folder), *sys.path])  # as for a script in the folder
         yield
 
 
