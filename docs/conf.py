@@ -14,14 +14,14 @@ project, author, copyright = "latent-obs", "The latent-obs authors", "The latent
 version = release = version_of("latent-obs")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-html_theme = "furo"
-html_title = "latent-obs"
+html_theme, html_title = "furo", "latent-obs"
 html_theme_options = {"source_repository": REPOSITORY, "source_branch": "main", "source_directory": "docs/"}
 html_copy_source = False
 html_static_path = html_css_files = ["site.css"]
 myst_heading_anchors = 3  # links to headings work here as on GitHub
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as in the source
 autodoc_typehints = "description"  # below the signature, which stays short
 autodoc_typehints_description_target = "documented"
 toc_object_entries_show_parents = "hide"
@@ -49,7 +49,7 @@ def link_to_public_name(app: Sphinx, env: Any, reference: nodes.Element, text: n
 def keep_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Keep napoleon from taking what stands before the first colon of an attribute's docstring for its type."""
     if what in ("attribute", "property"):
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]  # an empty comment
 
 
 def setup(app: Sphinx) -> None:
