@@ -12,6 +12,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("stable_baselines3")
 pytest.importorskip("scipy")
 
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -84,6 +85,8 @@ def colors_in(made: Figure) -> set[str]:
         if isinstance(part, (Figure, AxesImage)) or not part.get_visible():
             continue
         if isinstance(part, Text) and not part.get_text():
+            continue
+        if isinstance(part, LineCollection) and not part.get_segments():
             continue
         for name in ("color", "facecolor", "edgecolor", "markerfacecolor"):
             if (value := getattr(part, f"get_{name}", lambda: None)()) is not None:

@@ -9,7 +9,7 @@ import numpy as np
 from latent_obs.util.colors import COLORS, colors_of
 from vae_training.report.encoder import Floats, Frames, Reconstruct, ReportModel
 from vae_training.report.findings import Numbers
-from vae_training.report.look import NEUTRAL, figure, legend_above, save_figure
+from vae_training.report.look import NEUTRAL, figure, legend_above, paint_axes, save_figure
 from vae_training.report.metrics.latents import Latents
 from vae_training.report.metrics.reconstruction import Measured
 from vae_training.report.probes.probes import ProbeResult, ProbeTable
@@ -118,7 +118,7 @@ def _image(values: Any, *, names: Sequence[int] = (), **options: Any) -> Any:
     axes.set_xticks(range(len(names)), names, fontsize=8, rotation=90)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     scale = made.colorbar(shown, ax=axes, shrink=0.85)
-    scale.ax.tick_params(colors=NEUTRAL)
+    paint_axes(scale.ax)
     scale.outline.set_visible(False)
     return made
 
