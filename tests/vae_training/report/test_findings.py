@@ -48,7 +48,7 @@ def probes(*targets: Mapping[str, float | Interval], width: float = 0.02, metric
         for name, value in values.items():
             representation = {"mlp": "latent", "PCA mlp": "PCA", "pixels": PIXELS}.get(name, name)
             head: Head = "mlp" if name.endswith("mlp") else "cnn" if name == "pixels" else "linear"
-            interval = (value, value - width, value + width) if isinstance(value, (int, float)) else value
+            interval = value if isinstance(value, tuple) else (value, value - width, value + width)
             results.append(ProbeResult(f"t{i}", kind, representation, head, [Score(metric, *interval)], classes, 9, 9))
     order = ["latent", "PCA", "random encoder", PIXELS]
     return ProbeTable(sorted(results, key=lambda r: order.index(r.representation)), {}, {}, "recordings")
