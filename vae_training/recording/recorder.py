@@ -55,8 +55,8 @@ class RecordConfig:
     """
 
     env: str = ""
-    """Registered Gymnasium id, such as VizdoomBasic-v1. With an agent of train-agent, the environment that it was
-    trained in by default."""
+    """Registered Gymnasium id, such as VizdoomBasic-v1, or module:Env-v0: the module, which may be in the current
+    folder, is imported first. With an agent of train-agent, the environment that it was trained in by default."""
     out: Path = Path("frames")
     """Folder of the frame files; one that holds some already is continued."""
     frames: int = 20_000
@@ -119,7 +119,13 @@ class RecordConfig:
         return {**values, "agent": str(self.agent) if self.agent else None}
 
 
-def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[[str], object] = print_now) -> Path:
+def record(
+    config: RecordConfig,
+    *,
+    policy: Policy | None = None,
+    progress_bar: bool | None = None,
+    say: Callable[[str], object] = print_now,
+) -> Path:
     """Record frames until the folder has as many as asked for.
 
     Ctrl-C or `kill -9` ends it early: what was recorded is kept, and the same call later goes on from there.
@@ -128,6 +134,7 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
         config: What to record.
         policy: Who acts, in place of the random policy; `agents.load_policy` makes one of an agent's run. It supplies
             env, its arguments, frame_skip and pixel_key where the settings do not.
+        progress_bar: Show it; None shows it in a terminal, and elsewhere a line now and then.
         say: Where messages go.
 
     Returns:
@@ -148,7 +155,7 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
         )
     kept = "All whole frames are kept; free some space, and give the same command again"
     with explain_disk_full(folder, kept), own_folder(folder):
-        have = _record(config, policy, say)
+        have = _record(config, policy, progress_bar, say)
     if have < config.frames:
         say(f"interrupted: {have:,} of {config.frames:,} frames are kept in {folder}; the same command goes on")
     else:
@@ -158,7 +165,7 @@ def record(config: RecordConfig, *, policy: Policy | None = None, say: Callable[
     return folder
 
 
-def _record(config: RecordConfig, policy: Policy | None, say: Callable[[str], object]) -> int:
+def _record(config: RecordConfig, policy: Policy | None, shown: bool | None, say: Callable[[str], object]) -> int:
     """Record to a folder that is held; returns how many frames of the environment it has then."""
     folder = config.out
     for file in _recover(folder):
@@ -177,7 +184,7 @@ def _record(config: RecordConfig, policy: Policy | None, say: Callable[[str], ob
                 # An agent acts on one frame at a time: more threads would only wait for each other.
                 torch_threads(None if policy is None else 1),
                 closing(make_pixel_env(config.env, **config.make_kwargs)) as env,
-                ProgressBar(total=config.frames, initial=have, unit="frame", desc=config.env) as bar,
+                ProgressBar(total=config.frames, initial=have, unit="frame", desc=config.env, shown=shown) as bar,
             ):
                 recorder = _Recorder(config, env, actor, present_shape, bar, stop)
                 while have < config.frames and not stop.requested:
