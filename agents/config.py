@@ -78,6 +78,8 @@ NOT_ITS_OWN = ("net_arch", "normalize_reward", "normalize_observation", "latent_
 #: Every setting of `AgentConfig` that only some algorithms have, or that each has a default of its own for.
 HYPERPARAMETERS = tuple(sorted({name for algorithm in ALGORITHMS.values() for name in algorithm.defaults}))
 
+#: In `config.json` of a run: the folder of the module that "module:Env-v0" names. It is no setting.
+ENV_FOLDER = "env_folder"
 _MOST = 10**12  # of anything that is counted: more is a slip, and more than memory or torch can take
 _COUNTS = ("steps", "envs", "history", "eval_episodes", "frame_skip", "n_steps", "n_epochs", "batch_size")
 _COUNTS += ("buffer_size", "train_freq", "target_update_interval")
@@ -109,12 +111,14 @@ class AgentConfig(RunConfig):
         # The .zip of an agent holds the values of these that it was trained with.
         **dict.fromkeys(("clip_range", "clip_range_schedule", "gae_lambda", "lstm_size", "tau"), (ANY, "")),
         **dict.fromkeys(("n_quantiles", "keep_checkpoints", "exact_resume", "watch_drift"), (ANY, "")),
+        ENV_FOLDER: (ANY, ""),
     }
     KIND: ClassVar[str] = "agent"
     WHERE_FROM: ClassVar[str] = "latent-obs train-agent"
 
     env: str = "VizdoomBasic-v1"
-    """A registered Gymnasium environment with pixels, including those of ViZDoom and MineRL."""
+    """A registered Gymnasium environment with pixels, including those of ViZDoom and MineRL, or module:Env-v0: the
+    module, which may be in the current folder, is imported first."""
     encoder: Path | None = None
     """Encoder folder (or the run folder of train-vae). Copied into the run."""
     pca: Path | None = None

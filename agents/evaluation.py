@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from agents.config import AgentConfig
+from agents.config import ENV_FOLDER, AgentConfig
 from agents.envs import load_encoder, make_vec_env, with_normalization
 from agents.store import check_encoder, encoder_of, load_agent, restore_statistics
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.envs.factory import find_spec, is_minerl_id
+from latent_obs.envs.factory import find_spec, is_minerl_id, look_for_module
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, LatentObsError, check_count
 from latent_obs.util.progress import ProgressBar
@@ -283,10 +284,15 @@ def evaluate_random(
 
 
 def run_config(run: str | Path) -> AgentConfig:
-    """The settings of a run folder, with the paths of its own copies of the encoder and the principal components."""
+    """The settings of a run folder, with the paths of its own copies of the encoder and the principal components.
+
+    The module of its environment is also looked for in the folder in which it was when the run was made.
+    """
+    config = AgentConfig.load(Path(run))
+    look_for_module(config.env, json.loads((Path(run) / "config.json").read_bytes()).get(ENV_FOLDER))
     inside = {"encoder": Path(run) / "encoder", "pca": Path(run) / "pca.safetensors"}
     paths = {name: path for name, path in inside.items() if path.exists()}
-    return dataclasses.replace(AgentConfig.load(Path(run)), **paths)
+    return dataclasses.replace(config, **paths)
 
 
 def load_run(
@@ -335,7 +341,9 @@ def play(policy: Any, venv: VecEnv, episodes: int, deterministic: bool = True, s
     whether to show how far it is.
     """
     judged: list[bool | None] = []
-    progress = ProgressBar(total=episodes, unit="episode", desc="evaluation", miniters=0, shown=shown)
+    progress = ProgressBar(
+        total=episodes, unit="episode", desc="evaluation", miniters=0, shown=None if shown else False
+    )
     cut = 0
 
     def judge(now: dict[str, Any], _: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from agents.config import NOT_ITS_OWN, AgentConfig
+from agents.config import ENV_FOLDER, NOT_ITS_OWN, AgentConfig
 from agents.envs import contract_of, load_components, load_encoder, make_vec_env, with_normalization
 from agents.evaluation import evaluation_env, play, run_config
 from agents.schedules import Schedule
@@ -35,6 +35,7 @@ from agents.store import (
     save_agent,
 )
 from latent_obs.encoder.folder import read_encoder_folder
+from latent_obs.envs.factory import module_folder
 from latent_obs.util.atomic import GracefulStop, atomic_write, folder_lock, is_unused, own_folder, write_json
 from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.errors import InputError
@@ -63,7 +64,12 @@ class AgentResult(NamedTuple):
 
 
 def train_agent(
-    config: AgentConfig, *, resume: bool = False, progress_bar: bool | None = None, say: Say = print_now
+    config: AgentConfig,
+    *,
+    resume: bool = False,
+    stop_at_return: float | None = None,
+    progress_bar: bool | None = None,
+    say: Say = print_now,
 ) -> AgentResult:
     """Train an agent on an environment's latents, or on a baseline's observations.
 
@@ -80,6 +86,8 @@ def train_agent(
     Args:
         config: All settings.
         resume: Continue with the agent in `config.out`.
+        stop_at_return: Training ends when two evaluations in a row reach this mean return. It is not saved with the
+            settings: a call without it trains on, up to the steps of the settings.
         progress_bar: Show how far it is: a bar in a terminal, elsewhere a line now and then. False shows neither.
         say: Where messages go.
 
@@ -118,7 +126,7 @@ def train_agent(
         continues = resume and any((config.out / f"{name}.zip").exists() for name in ("last", "best"))
         if continues:
             check_encoder(config.out, "last", seen)
-            if (done := _finished(config)) is not None:
+            if (done := _finished(config, stop_at_return)) is not None:
                 steps = f"{done.steps:,} steps"
                 say(f"Nothing to do: the agent in {config.out} has had its {steps}; give more with --steps")
                 return done
@@ -137,7 +145,11 @@ def train_agent(
         if not resume:
             stack.enter_context(own_folder(config.out))
             _check_new(config.out)
-        write_json(config.out / "config.json", config.to_json())  # first: from here on the run can be resumed
+        folder = module_folder(config.env)
+        where = {} if folder is None else {ENV_FOLDER: folder}
+        write_json(
+            config.out / "config.json", {**config.to_json(), **where}
+        )  # first: from here on the run can be resumed
         if config.encoder is not None:
             keep_file(read_encoder_folder(config.encoder).path, config.out / "encoder")
         if components is not None and not (config.out / "pca.safetensors").exists():
@@ -161,23 +173,30 @@ def train_agent(
         stop = stack.enter_context(GracefulStop())
         how: dict[str, Any] = {"unit": "step", "desc": "training", "shown": progress_bar}
         bar = stack.enter_context(ProgressBar(total=config.steps, initial=before, **how))
-        run = _RunCallback(config, evaluations, notes, stop, say, bar)
+        run = _RunCallback(config, evaluations, notes, stop, say, bar, stop_at_return)
         earlier = run.seconds
         callbacks = [run, *([] if monitor is None else [DriftCallback(monitor)])]
         run.init_callback(model)  # learn() does so too, but there may be nothing left to learn
         if config.steps > before:
             begin_part(model, part_seed(config.seed, before))
             model.learn(config.steps - before, callbacks, reset_num_timesteps=False)
-        seconds, steps, stopped = run.seconds - earlier, model.num_timesteps, stop.requested
-        if not stopped or (not config.exact and run.saved < steps):
-            run.save()
-        if not stopped:
-            run.evaluate()  # the last agent may be the best
+        seconds, stopped = run.seconds - earlier, stop.requested and not run.is_good
+        # Training that stops takes one step more; of a good agent that step is left out.
+        steps = run.saved if run.is_good else model.num_timesteps
+        if not run.is_good:
+            if not stopped or (not config.exact and run.saved < steps):
+                run.save()
+            if not stopped:
+                run.evaluate()  # the last agent may be the best
         if math.isnan(run.best):  # none was evaluated, so the last agent counts as the best
             save_agent(config.out, "best", model, notes=notes)
 
     rate = (steps - before) / seconds
     best = "" if math.isnan(run.best) else f" Best mean return {run.best:.1f}."
+    if run.is_good:
+        best += (
+            f" It has reached {stop_at_return:g} in two evaluations in a row, so training ends before its last step."
+        )
     say(f"{'Stopped' if stopped else 'Done'} at step {steps:,}: {seconds:.0f} s, {rate:.0f} steps/s.{best}")
     more = f"Evaluate and film it with: latent-obs evaluate --run {config.out}"
     if stopped:
@@ -191,16 +210,22 @@ def _check_new(out: Path) -> None:
         raise InputError(f"out: {out} is not empty; choose another, or continue the agent in it with --resume")
 
 
-def _finished(config: AgentConfig) -> AgentResult | None:
+def _finished(config: AgentConfig, stop_at_return: float | None) -> AgentResult | None:
     """The result of a run that has no step and no evaluation left to do, or None."""
     steps, rows = int(agent_state(config.out, "last").get("steps", 0)), read_evaluations(config.out)
-    if steps < config.steps or not (config.out / "best.zip").exists():
+    is_trained = steps >= config.steps or _is_good(rows, stop_at_return)
+    if not is_trained or not (config.out / "best.zip").exists():
         return None
     judged = rows[-1]["step"] if rows else agent_state(config.out, "best").get("steps")  # the last counts as the best
     if judged != steps and (config.eval_every or not rows):
         return None
     best = max((row["mean_return"] for row in rows), default=math.nan)
     return AgentResult(config.out, steps, 0.0, best, False)
+
+
+def _is_good(rows: list[dict[str, Any]], stop_at_return: float | None) -> bool:
+    """Whether the last two evaluations have reached the return at which training stops."""
+    return stop_at_return is not None and [row["mean_return"] >= stop_at_return for row in rows[-2:]] == [True, True]
 
 
 def new_model(config: AgentConfig, venv: VecEnv, device: str) -> BaseAlgorithm:
@@ -267,9 +292,11 @@ class _RunCallback(BaseCallback):
         stop: GracefulStop,
         say: Say,
         bar: ProgressBar,
+        stop_at_return: float | None,
     ) -> None:
         super().__init__()
-        self.bar = bar
+        self.bar, self.stop_at_return = bar, stop_at_return
+        self.is_good = False  # whether training stops because of the returns of evaluations
         self.config, self.env, self.notes, self.stop, self.say = config, env, notes, stop, say
         self.best = math.nan  # highest mean return of an evaluation
         self.saved = self._evaluated = 0  # steps of the last checkpoint and of the last evaluation
@@ -296,6 +323,10 @@ class _RunCallback(BaseCallback):
         step, every = self.model.num_timesteps, self.config.checkpoint_every
         if self.config.eval_every and step - self._evaluated >= self.config.eval_every:
             self.evaluate()
+            self.is_good = _is_good(read_evaluations(self.config.out), self.stop_at_return)
+            if self.is_good:
+                self.save()
+                return
         if every and step // every > self.saved // every:
             self.save()
             if self.config.exact:
@@ -307,7 +338,7 @@ class _RunCallback(BaseCallback):
                 self._faults[i] = info["faults"]
                 self.model.logger.record("env/faults", sum(self._faults.values()))
         self.bar.update(min(self.model.num_timesteps, self.config.steps) - self.bar.n)
-        return not self.stop.requested
+        return not (self.stop.requested or self.is_good)
 
     def save(self) -> None:
         """Save the agent, its statistics and its replay buffer, to resume from."""

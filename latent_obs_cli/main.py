@@ -16,6 +16,7 @@ from latent_obs_cli.removed import REMOVED_VERBS, check_removed_options
 # Verb: (module and function that runs it, one line of help). Imported only when it is called, so that --help is quick.
 VERBS = {
     "quickstart": ("quickstart:quickstart", "The whole path in minutes: frames, CVAE, encoder, PPO, and a page"),
+    "fit": ("fit:fit", "An encoder for your environment: frames, CVAE, and a report of how good it is"),
     "frames record": ("verbs:frames_record", "Record frames of an environment to .npy files"),
     "frames extract": ("verbs:frames_extract", "Convert videos, demonstrations and pictures to .npy files"),
     "frames stats": ("verbs:frames_stats", "Check a folder of frames: contents, warnings, contact sheets"),
@@ -37,6 +38,9 @@ usage: latent-obs VERB [OPTIONS]
 Learn a compact description of the pixels first, then let the agent learn on that.
 
 {verbs}
+
+An encoder for your own environment, in one command:
+  latent-obs fit           --env my_module:MyEnv-v0 --out runs/mine
 
 The stages by hand, in order:
   latent-obs frames record --env VizdoomBasic-v1 --frame-skip 4 --out frames/doom
@@ -146,7 +150,7 @@ def check_own_packages() -> None:
         if found is not None and found.resolve() != own:
             raise InputError(
                 f"{name}: Python finds {found} before {own}. Rename the first, or take its folder off the path "
-                "(PYTHONPATH, or the working directory with python -m; the command latent-obs does not look there). "
+                "(PYTHONPATH, or the working directory with python -m; the command latent-obs looks there last). "
                 "If it is an installed package (openai-agents), install latent-obs into an environment without it"
             )
         if found is not None and word not in found.read_text(encoding="utf-8"):  # pip writes over it
@@ -157,7 +161,9 @@ def check_own_packages() -> None:
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script; modules in the current folder can be imported, as with `python -m`, after all others."""
+    with contextlib.suppress(OSError):  # the folder was removed
+        sys.path.append(str(Path.cwd()))
     sys.exit(main())
 
 

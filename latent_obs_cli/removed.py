@@ -32,6 +32,9 @@ _AGENT = {
 
 #: By verb and option: what to do instead. Options are written with hyphens, without the leading two.
 REMOVED_OPTIONS: dict[str, dict[str, str]] = {
+    "quickstart": dict.fromkeys(
+        ("frames", "vae-epochs", "steps"), "it is chosen for the machine and the time that you give with --minutes"
+    ),
     "train-vae": {
         **dict.fromkeys(("motion", "hard-pixels", "edges", "scales"), "weight small moving things with --salience"),
         "ramp": "beta rises linearly; leave it out",

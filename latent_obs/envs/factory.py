@@ -6,6 +6,7 @@ Needs no torch until an encoder is loaded: worker processes import this module.
 import contextlib
 import difflib
 import importlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -260,9 +261,39 @@ def find_spec(env_id: str | EnvSpec) -> EnvSpec:
     except gym.error.Error as error:  # an unknown name, namespace or version
         near = difflib.get_close_matches(name, list(gym.registry), n=4, cutoff=0.5)
         hint = f"Did you mean {', '.join(near)}?" if near else "gymnasium.pprint_registry() lists those there are"
-        raise InputError(f"no environment {name!r} is registered ({error}). {hint}") from None
+        own = "" if module else f". If a module of yours registers it, name the module as well: my_module:{name}"
+        raise InputError(f"no environment {name!r} is registered ({error}). {hint}{own}") from None
     except (ImportError, TypeError) as error:
-        raise InputError(f"env: module {module!r} of {env_id!r} cannot be imported ({error})") from error
+        where = f"; it was in {_found_in[module]} when this run was made" if module in _found_in else ""
+        raise InputError(
+            f"env: module {module!r} of {env_id!r} cannot be imported ({error}){where}. Python looks for it in the "
+            "current folder, in PYTHONPATH and in the installed packages"
+        ) from error
+
+
+_found_in: dict[str, str] = {}  # by module of an environment: where it was when a run was made
+
+
+def module_folder(env_id: str) -> str | None:
+    """The folder in which Python finds the module of "module:id", or None."""
+    package = env_id.rpartition(":")[0].partition(".")[0]
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None:
+        return None
+    places = spec.submodule_search_locations or ([spec.origin] if spec.origin else [])
+    return next((str(Path(place).absolute().parent) for place in places), None)
+
+
+def look_for_module(env_id: str, folder: str | None) -> None:
+    """Let Python look for the module of "module:id" in a folder as well, where it was when a run was made.
+
+    The errors of `find_spec` name that folder.
+    """
+    module = env_id.rpartition(":")[0]
+    if module and folder:
+        _found_in[module] = folder
+        if module_folder(env_id) is None:
+            sys.path.append(folder)
 
 
 def is_minerl_id(env_id: str | EnvSpec) -> bool:

@@ -191,6 +191,22 @@ def test_the_best_agent_is_the_one_of_the_best_evaluation(
     assert agent_state(result.run, "best")["steps"] == load_agent(result.run, "best").num_timesteps == 64
 
 
+def test_training_stops_when_two_evaluations_in_a_row_are_good(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = tiny(encoder=encoder_folder, out=tmp_path / "run", steps=320, eval_every=32)
+    returns = iter([5.0, 1.0, 5.0, 5.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    monkeypatch.setattr("agents.training.play", lambda *_: Evaluation((next(returns),), (8,)))
+    result = train_agent(config, stop_at_return=5.0, say=lambda _: None)
+    assert (result.steps, result.interrupted) == (128, False)
+    assert load_agent(config.out, "last", device="cpu").num_timesteps == 128
+    assert [row["step"] for row in read_evaluations(config.out)] == [32, 64, 96, 128]
+    said: list[str] = []
+    assert train_agent(config, resume=True, stop_at_return=5.0, say=said.append).steps == 128
+    assert len(said) == 1, "nothing to do"
+    assert train_agent(config, resume=True, say=lambda _: None).steps == 320
+
+
 @pytest.mark.parametrize(
     ("observation", "kind", "shape"),
     [("random-latent", "dict", None), ("random-latent", "box", (512,)), ("pixels", "box", (6, 64, 64))],

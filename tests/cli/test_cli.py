@@ -23,6 +23,7 @@ from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import GameLostError
 from latent_obs_cli import verbs
 from latent_obs_cli.compare import CompareConfig
+from latent_obs_cli.fit import FitConfig
 from latent_obs_cli.main import VERBS, main, usage
 from latent_obs_cli.quickstart import QuickstartConfig
 from latent_obs_cli.removed import REMOVED_OPTIONS, REMOVED_VERBS
@@ -33,6 +34,7 @@ from vae_training.report import ReportConfig
 
 CONFIGS: dict[str, Any] = {
     "quickstart": QuickstartConfig,
+    "fit": FitConfig,
     "frames record": RecordConfig,
     "frames extract": ExtractConfig,
     "train-vae": TrainConfig,
@@ -99,6 +101,7 @@ def test_an_unknown_verb(call: Call, words: str, hints: list[str]):
         ("train-vae --ramp cosine", "--ramp.*linearly"),
         ("compare --no-normalize-reward", r"normalize_reward under \[settings\]"),
         ("compare --seed=3", "--seed was.*--seeds"),
+        ("quickstart --vae-epochs 3", "--vae-epochs.*--minutes"),
     ],
 )
 def test_a_removed_verb_or_option_names_what_to_use(call: Call, words: str, advice: str):
@@ -239,7 +242,8 @@ ENCODER = AGENT + " --encoder {encoder}"
         (AGENT, "encoder"),
         (AGENT + " --encoder {home}/damaged", r"encoder\.safetensors"),
         (ENCODER + " --env CartPole-v1", "uint8"),
-        (ENCODER + " --env Syde-v0", "Side-v0"),
+        (ENCODER + " --env Syde-v0", "Side-v0.*my_module:Syde-v0"),
+        (ENCODER + " --env no_such_module:Side-v0", "no_such_module"),
         ("train-agent --resume --out {home}/agent --gamma 0.5", "gamma"),
         ("evaluate --run {home}/nowhere", "nowhere"),
         ("evaluate --run {home}/broken", r"best\.zip"),
@@ -248,6 +252,11 @@ ENCODER = AGENT + " --encoder {encoder}"
         ("frames stats {home}/nowhere", "nowhere"),
         ("actions fit --demonstrations {home}/frames --out {home}/file", "out.*file"),
         ("quickstart --out {home}/full", "out.*full"),
+        ("quickstart --out {new} --minutes 0.01", "minutes must be at least"),
+        ("fit --env Side-v0 --out {home}/full", "out.*full"),
+        ("fit --env Side-v0 --out {new} --minutes 0.01", "minutes must be at least"),
+        ("fit --env CartPole-v1 --out {new}", "--render.*AddRenderObservation"),
+        ("fit --frames {home}/nothing --out {new}", "nothing"),
         ("compare --out {new} --page-only", r"out.*study\.json"),
         ("compare --out {new} --study no.toml --frame-skip 4 --seeds 3", "--seeds, --frame-skip.*no.toml"),
         ("compare --out {new} --arms pixel", "arms: 'pixel'"),
@@ -273,6 +282,8 @@ def test_a_mistake_is_one_clear_line(call: Call, places: dict[str, Path], tmp_pa
         (FRAMES + " --beta nan", "beta"),
         (ENCODER + " --gamma 2", "gamma"),
         ("quickstart --out {new} --episodes 1", "episodes"),
+        ("quickstart --out {new} --minutes nan", "minutes"),
+        ("fit --out {new}", "env"),
         ("train-vae --no-such-option 3", "no-such-option"),
         ("train-agent --steps many", "steps"),
     ],
@@ -298,6 +309,7 @@ GOOD = {
     "evaluate": "evaluate --run {home}/agent --episodes 1 --no-random-policy --no-video",
     "watch": "watch --run {home}/agent --episodes 1",
     "quickstart": "quickstart",
+    "fit": "fit --env Side-v0",
     "compare": "compare --env Side-v0 --encoder {encoder} --arms latent --seeds 0 --steps 32",
 }
 NOT_UTF_8 = os.fsdecode(b"caf\xe9")
@@ -332,7 +344,8 @@ def test_a_place_that_cannot_be_written_is_one_line(
         ("train-agent", "steps envs history n-steps n-epochs batch-size eval-every checkpoint-every net-arch seed"),
         ("actions fit", "clusters seed"),
         ("evaluate", "episodes seed"),
-        ("quickstart", "frames vae-epochs steps episodes seed"),
+        ("quickstart", "minutes episodes seed"),
+        ("fit", "minutes frame-skip seed"),
         ("compare", "seeds steps episodes jobs threads frame-skip"),
     ],
 )

@@ -24,11 +24,14 @@ from agents.store import load_agent
 from latent_obs.envs.faults import LastRealFrame
 from latent_obs.util.atomic import LOCK_FILE, folder_lock
 from latent_obs.util.errors import InputError
+from latent_obs_cli import stages
+from latent_obs_cli.plan import Sizes
 from latent_obs_cli.quickstart import QuickstartConfig, QuickstartResult, quickstart
 from vae_training.training.trainer import Trainer
 
 pytestmark = pytest.mark.integration
-TINY = QuickstartConfig(frames=160, vae_epochs=1, steps=256, episodes=2)
+TINY = QuickstartConfig(episodes=2)
+SIZES = Sizes(frames=160, epochs=1, steps=256, episodes=2)
 
 
 class Walked(NamedTuple):
@@ -43,7 +46,7 @@ class Walked(NamedTuple):
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Walked:
     config = dataclasses.replace(TINY, out=tmp_path_factory.mktemp("quickstart") / "run")
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        result = quickstart(config)
+        result = quickstart(config, SIZES)
     return Walked(config, result, said.getvalue())
 
 
@@ -57,7 +60,7 @@ def test_the_page_shows_everything_and_needs_nothing_else(walked: Walked):
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
     media = re.findall(r'src="data:(image/png|video/mp4);base64,([A-Za-z0-9+/=]+)"', page)
     pictures = {base64.b64decode(data) for kind, data in media if kind == "image/png"}
-    assert (len(pictures), len(media)) == (4, 5)
+    assert (len(pictures), len(media)) == (5, 6)
     assert all(data.startswith(b"\x89PNG") and len(data) > 1_000 for data in pictures)
     with av.open(str(out / "agent" / "agent.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) > 20
@@ -74,7 +77,7 @@ def test_the_page_shows_everything_and_needs_nothing_else(walked: Walked):
 
 def test_what_it_did(walked: Walked):
     out, result = walked.config.out, walked.result
-    assert ("Try --steps 512" in walked.text) is not (result.agent.sigmas_above(result.chance) > 3)
+    assert ("Try --minutes 8" in walked.text) is not (result.agent.sigmas_above(result.chance) > 3)
     assert len(result.agent.returns) == len(result.chance.returns) == 2
     assert all(f"[{stage}/5]" in walked.text for stage in range(1, 6))
     assert len(result.seconds) == 5
@@ -101,8 +104,8 @@ def test_again_it_computes_nothing_anew(walked: Walked, monkeypatch: pytest.Monk
 
 def test_other_settings_are_refused(walked: Walked):
     before = {f: f.stat().st_mtime_ns for f in walked.config.out.rglob("*")}
-    with pytest.raises(InputError, match=r"out.*\(frames\)"):
-        quickstart(dataclasses.replace(walked.config, frames=200))
+    with pytest.raises(InputError, match=r"out.*\(minutes\)"):
+        quickstart(dataclasses.replace(walked.config, minutes=3.0))
     assert {f: f.stat().st_mtime_ns for f in walked.config.out.rglob("*")} == before
 
 
@@ -125,18 +128,18 @@ def reached(*_: Any, **__: Any) -> Any:
 def test_one_that_was_killed_as_it_began_begins_again_and_two_do_not_share_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vae_training.record", reached)
+    monkeypatch.setattr(stages, "record", reached)
     config = dataclasses.replace(TINY, out=tmp_path)
     for left in (LOCK_FILE, ".quickstart.part.json"):
         (tmp_path / left).write_text("{")
     with folder_lock(tmp_path), pytest.raises(InputError, match=str(os.getpid())):
         quickstart(config)
     with pytest.raises(ReachedTheAgent):
-        quickstart(config)
+        quickstart(config, SIZES)
 
 
 def test_interrupted_at_any_stage_it_goes_on_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    config = dataclasses.replace(TINY, out=tmp_path / "run", frames=48)
+    config, sizes = dataclasses.replace(TINY, out=tmp_path / "run"), dataclasses.replace(SIZES, frames=48)
     step, count = LastRealFrame.step, 0
 
     def interrupted(*args: Any) -> Any:
@@ -148,9 +151,9 @@ def test_interrupted_at_any_stage_it_goes_on_from_there(tmp_path: Path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(LastRealFrame, "step", interrupted)
-        patch.setattr("vae_training.train", never)
+        patch.setattr(stages, "train", never)
         with pytest.raises(KeyboardInterrupt):
-            quickstart(config)
+            quickstart(config, sizes)
     assert (config.out / "frames").exists()
 
     with monkeypatch.context() as patch:

@@ -22,8 +22,8 @@ class RecordConfig:
     """
 
     env: str = ""
-    """Registered Gymnasium id, such as VizdoomBasic-v1. With an agent of train-agent, the environment that it was
-    trained in by default."""
+    """Registered Gymnasium id, such as VizdoomBasic-v1, or module:Env-v0: the module, which may be in the current
+    folder, is imported first. With an agent of train-agent, the environment that it was trained in by default."""
     out: Path = Path("frames")
     """Folder of the frame files; one that holds some already is continued."""
     frames: int = 20_000

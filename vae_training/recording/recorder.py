@@ -48,6 +48,7 @@ def record(
     *,
     policy: Policy | None = None,
     env: gym.Env[Any, Any] | None = None,
+    progress_bar: bool | None = None,
     say: Callable[[str], object] = print_now,
 ) -> Path:
     """Record frames until the folder has as many as asked for.
@@ -60,6 +61,7 @@ def record(
             env, its arguments, frame_skip and pixel_key where the settings do not.
         env: An environment in hand, registered or not, in place of one that is made. It stays open. `config.env` is
             then the name of the recording, and the settings that make an environment must be left out.
+        progress_bar: Show it; None shows it in a terminal, and elsewhere a line now and then.
         say: Where messages go.
 
     Returns:
@@ -91,7 +93,7 @@ def record(
         )
     kept = "All whole frames are kept; free some space, and give the same command again"
     with explain_disk_full(folder, kept), own_folder(folder):
-        have = _record(config, policy, env, say)
+        have = _record(config, policy, env, progress_bar, say)
     if have < config.frames:
         say(f"interrupted: {have:,} of {config.frames:,} frames are kept in {folder}; the same command goes on")
     else:
@@ -102,7 +104,11 @@ def record(
 
 
 def _record(
-    config: RecordConfig, policy: Policy | None, own: gym.Env[Any, Any] | None, say: Callable[[str], object]
+    config: RecordConfig,
+    policy: Policy | None,
+    own: gym.Env[Any, Any] | None,
+    shown: bool | None,
+    say: Callable[[str], object],
 ) -> int:
     """Record to a folder that is held; returns how many frames of the environment it has then."""
     folder = config.out
@@ -122,7 +128,7 @@ def _record(
                 # An agent acts on one frame at a time: more threads would only wait for each other.
                 torch_threads(None if policy is None else 1),
                 _opened(config, own) as env,
-                ProgressBar(total=config.frames, initial=have, unit="frame", desc=config.env) as bar,
+                ProgressBar(total=config.frames, initial=have, unit="frame", desc=config.env, shown=shown) as bar,
             ):
                 recorder = _Recorder(config, env, actor, present_shape, bar, stop)
                 while have < config.frames and not stop.requested:

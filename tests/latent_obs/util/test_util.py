@@ -1,12 +1,15 @@
 """Ctrl-C that lets a step finish, files that appear whole or not at all, checks of arguments, and torch's threads."""
 
+import contextlib
 import errno
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
+import termios
 import threading
 import time
 from dataclasses import dataclass, field
@@ -23,7 +26,7 @@ from latent_obs.envs.factory import make_pixel_env
 from latent_obs.util.atomic import GracefulStop, atomic_folder, atomic_write, folder_lock, write_json
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_choice, check_count, check_types, parse_json
-from latent_obs.util.progress import ProgressBar
+from latent_obs.util.progress import ProgressBar, Stages
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -191,6 +194,53 @@ def test_where_there_is_no_terminal_a_line_comes_now_and_then(
     lines = capfd.readouterr().err.splitlines()
     assert 1 <= len(lines) <= 3
     assert all(line.startswith("train: ") and "%" in line and "step/s" in line and "left" in line for line in lines)
+
+
+def test_inside_stages_every_line_has_the_time_left_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(latent_obs.util.progress, "_FIRST_LINE_S", 0.1)
+    monkeypatch.setattr(latent_obs.util.progress, "_LINES_APART_S", 0.3)
+    with Stages({"record": 10.0, "train": 2_000.0}) as stages:
+        assert 2_009 < stages.left() <= 2_010
+        with stages.stage("record"), ProgressBar(total=8, unit="step", desc="frames") as bar:
+            for _ in range(4):
+                time.sleep(0.06)
+                bar.update()
+            # By the bar half of the stage is left, a quarter of a second; so the later one is faster than estimated.
+            assert 1_000 <= stages.left() < 1_100
+        with stages.stage("train"):
+            time.sleep(1.0)  # without a bar
+        assert stages.left() == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines][:2] == ["frames", "train"]
+    assert all(re.search(r"\d\d:\d\d left in all$", line) for line in lines)
+    with ProgressBar(total=1, desc="alone", shown=True) as bar:
+        bar.update()
+    assert "in all" not in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
+def test_in_a_terminal_the_bar_of_a_stage_has_the_time_left_of_the_whole():
+    code = """if True:
+        import time
+        from latent_obs.util.progress import ProgressBar, Stages
+        with Stages({"record": 10.0, "train": 100.0}) as stages, stages.stage("record"):
+            with ProgressBar(total=4_000, desc="train-vae", unit="step") as bar:
+                bar.set_postfix_str("error 123.4, KL 331.7 nats, beta 0.01, 530 images/s")
+                for _ in range(4):
+                    time.sleep(0.15)
+                    bar.update(1_000)"""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True)
+    os.close(theirs)
+    text = b""
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while piece := os.read(ours, 4_096):
+            text += piece
+    os.close(ours)
+    assert re.search(rb"train-vae:[^\r]*\|[^\r]*\d\d:\d\d left in all", text)
 
 
 def test_counts_and_choices_are_checked():
