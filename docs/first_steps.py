@@ -13,8 +13,8 @@
 # a convolutional variational autoencoder (CVAE) learns to describe a picture by a few numbers, from recordings of the
 # game. Then its encoder is frozen, and the agent learns from those numbers, the *latents*.
 #
-# This notebook does all of it in a 3D game, the scenario "Basic" of ViZDoom: find the monster, and shoot it. It takes
-# about ten minutes on two processor cores. A GPU is not needed.
+# This notebook does both in a 3D game, the scenario "Basic" of ViZDoom: find the monster, and shoot it. It takes about
+# ten minutes on two processor cores. A GPU is not needed.
 
 # %%
 import importlib.util
@@ -26,31 +26,34 @@ if importlib.util.find_spec("latent_obs") is None:  # a hosted notebook, for exa
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %% tags=["parameters"]
-FRAMES = 10_000  # to record, and to train the CVAE on
-EPOCHS = 10  # of the CVAE, each over all frames
+MINUTES = 6  # for the encoder
 STEPS = 40_000  # of the agent
 EPISODES = 50  # of the evaluation
 
 # %% [markdown]
 # ## An encoder for the game
 #
-# The frames come from random actions. The last file is held out: the CVAE does not train on its frames.
+# `fit` records frames with random actions, trains the CVAE on them, and writes a report. It chooses the amount of work
+# for this machine and the minutes. The same as a command:
+#
+# ```sh
+# latent-obs fit --env VizdoomBasic-v1 --frame-skip 4 --minutes 6 --out runs/first-steps
+# ```
 
 # %%
 from pathlib import Path
 
-from vae_training import RecordConfig, TrainConfig, record, train
+from latent_obs_cli.fit import FitConfig, fit
 
-run = Path("runs/first-steps")
 env = "VizdoomBasic-v1"
-frames = record(RecordConfig(env, run / "frames", FRAMES, frames_per_file=FRAMES // 8, frame_skip=4))
-trained = train(TrainConfig(frames=frames, out=run / "vae", epochs=EPOCHS, batch_freeze=1, half_beta_cycle=2))
+run = Path("runs/first-steps")
+fitted = fit(FitConfig(env, run, frame_skip=4, minutes=MINUTES))
 
 # %% [markdown]
 # ## What the encoder sees
 #
 # An encoder turns each picture into one row of numbers, its latents. The decoder turns latents back into pictures.
-# Top: frames that the CVAE has never seen. Bottom: what their latents decode to.
+# Top: frames of the last recording, which the CVAE was not trained on. Bottom: what their latents decode to.
 
 # %%
 import numpy as np
@@ -59,8 +62,8 @@ from PIL import Image
 from latent_obs import FrozenEncoder
 from vae_training import get_datasets
 
-encoder = FrozenEncoder.load(run / "vae" / "encoder")
-held_out = np.array(get_datasets(frames)[-1])  # uint8 (frames, height, width, channels)
+encoder = FrozenEncoder.load(fitted.encoder)
+held_out = np.array(get_datasets(run / "frames")[-1])  # uint8 (frames, height, width, channels)
 latents = encoder(held_out)
 print(f"{held_out[0].size:,} values of a picture became {latents.shape[1]} latents.")
 
@@ -98,19 +101,19 @@ from agents import AgentConfig, evaluate_agent, evaluate_random, film, train_age
 
 config = AgentConfig(
     env=env,
-    encoder=run / "vae" / "encoder",
-    out=run / "agent",
+    encoder=fitted.encoder,
+    out=Path("runs/first-steps-agent"),
     frame_skip=4,
     latent_only=True,
     steps=STEPS,
-    eval_every=max(1, STEPS // 4),
+    eval_every=STEPS // 4,
 )
 trained = train_agent(config)
 
 # %% [markdown]
 # ## Is it any good?
 #
-# The agent and a random policy play new episodes. An episode that ends with a hit soon has a return near 85.
+# The agent and a random policy play new episodes. An episode has a return near 85 if the agent hits the monster soon.
 
 # %%
 print("trained agent: mean return", evaluate_agent(config.out, episodes=EPISODES))
@@ -127,6 +130,6 @@ Video(video, embed=True)
 #
 # ## Where to go from here
 #
-# - `latent_obs.wrap(env, "runs/first-steps/vae/encoder")` gives latents to an environment of your own training code.
+# - `latent_obs.wrap(env, "runs/first-steps/encoder")` gives latents to an environment of your own training code.
 # - The [documentation](https://github.com/latent-obs/latent-obs/tree/main/docs) has a guide to each step: your own
 #   environment, your own recordings, MineRL, training, agents.
