@@ -164,7 +164,7 @@ def _probe_bars(table: ProbeTable) -> Any:
         low, high = np.array([result.interval for result in results]).clip(0).T
         axes.barh(places, values, height=0.9 * height, color=color, label=title)
         ends = np.abs([values - low, high - values])
-        axes.errorbar(values, places, xerr=ends, fmt="none", ecolor=NEUTRAL, lw=0.8, capsize=1.5)
+        axes.errorbar(values, places, xerr=ends, fmt="none", color=NEUTRAL, lw=0.8, capsize=1.5)
     axes.set_yticks(range(len(targets)), targets, fontsize=9)
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.02), xlabel="score (0 or less is drawn as 0)")
