@@ -45,6 +45,7 @@ class Stages:
         self._expected = self._taken = 0.0  # of the stages that are over
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._show_now_and_then, daemon=True)
+        self._outer: Stages | None = None
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -67,20 +68,22 @@ class Stages:
         pace = min(max(taken / expected, _PACE[0]), _PACE[1]) if expected > 0 else 1.0
         if present is None:
             present = max(0.0, pace * estimate - elapsed)
-        return present + pace * sum(seconds for name, seconds in self.seconds.items() if name != self._name)
+        later = self.seconds.copy()  # at once, as another thread may call this while a stage ends
+        later.pop(self._name, None)
+        return present + pace * sum(later.values())
 
     def __str__(self) -> str:
         return f"{tqdm.format_interval(self.left())} left in all"
 
     def __enter__(self) -> Self:
         global _stages
-        _stages = self
+        self._outer, _stages = _stages, self
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         global _stages
-        _stages = None
+        _stages = self._outer
         self._ended.set()
         self._thread.join()
 

@@ -220,6 +220,14 @@ def test_inside_stages_every_line_has_the_time_left_of_the_whole(
     assert "in all" not in capfd.readouterr().err
 
 
+def test_after_stages_inside_of_stages_the_outer_ones_count_again():
+    with Stages({"all": 100.0}) as outer, outer.stage("all"):
+        with Stages({"part": 10.0}) as inner, ProgressBar(total=1, shown=False) as bar:
+            assert bar._stages is inner
+        with ProgressBar(total=1, shown=False) as bar:
+            assert bar._stages is outer
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
 def test_in_a_terminal_the_bar_of_a_stage_has_the_time_left_of_the_whole():
     code = """if True:
