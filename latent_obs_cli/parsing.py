@@ -1,10 +1,10 @@
 """Options of a verb, parsed by tyro from the parameters of its function and from their docstrings."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tyro
-from tyro import _strings
 
 
 def parse_and_call(function: Callable[..., Any], prog: str, words: Sequence[str], *conf: Any) -> None:
@@ -16,8 +16,12 @@ def parse_and_call(function: Callable[..., Any], prog: str, words: Sequence[str]
         words: What follows it on the command line.
         *conf: Further markers of `tyro.conf`.
     """
-    # Tyro's own keeps the line breaks that docstrings have in the source.
-    _strings.remove_single_line_breaks = _paragraphs
+    # Tyro's own keeps the line breaks that docstrings have in the source. It is no public name: without it help has
+    # these breaks, and all else is the same.
+    with contextlib.suppress(ImportError):
+        from tyro import _strings
+
+        _strings.remove_single_line_breaks = _paragraphs
     tyro.cli(function, prog=prog, args=words, config=(tyro.conf.CascadeSubcommandArgs, *conf))
 
 

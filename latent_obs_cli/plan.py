@@ -61,8 +61,8 @@ class Speeds:
     def agent_step(self) -> float:
         """A step of PPO in eight environments, its share of the updates included.
 
-        It is not measured, because that would take longer than it saves: on three machines of two to many cores it took
-        as long as a frame and 2.8% of a gradient step of the CVAE.
+        It is not measured, because that would take longer than it saves. The ratio is calibrated on a machine with two
+        cores, where such a step took as long as a frame and 2.8% of a gradient step of the CVAE.
         """
         return self.frame + 0.028 * self.gradient_step
 
@@ -73,16 +73,18 @@ class Speeds:
 
 
 def stage_seconds(speeds: Speeds, sizes: Sizes, *, recorded: int | None = None) -> dict[str, float]:
-    """Estimate the time of each stage, from measured times and from ratios that were the same on several machines.
+    """Estimate the time of each stage, from measured times and from ratios that are calibrated on two cores.
 
     Args:
         speeds: The measured times.
         sizes: What is to be done.
         recorded: Frames that are there already, so that none are recorded.
     """
+
+    def vector(envs: int) -> float:  # a worker process imports for half a second; the parent waits for all of them
+        return envs * (0.5 + speeds.start) / min(cores(), envs)
+
     frame, step = speeds.frame, speeds.gradient_step
-    # A worker process imports for half a second; the parent waits for all of them.
-    vector = lambda envs: envs * (0.5 + speeds.start) / min(cores(), envs)  # noqa: E731
     frames = sizes.frames if recorded is None else recorded
     epoch, held_out = min(_EPOCH_FRAMES, 7 / 8 * frames) / BATCH, min(1_024, frames / 8) / BATCH
     seconds = {RECORD: speeds.start + frames * frame} if recorded is None else {}
