@@ -1,5 +1,6 @@
 """`latent-obs fit`: an encoder for an environment in one command: record frames, train a CVAE, write a report."""
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -31,8 +32,8 @@ class FitConfig:
     frames: Path | None = None
     """Folder of .npy files to train on. By default frames of the environment are recorded."""
     minutes: float = 10.0
-    """Time for everything. In ten minutes, two cores of a laptop record 20,000 frames and train for 25 epochs; after
-    these the error hardly falls. In less time fewer frames are recorded, and epochs are left out."""
+    """Time for everything. Where it is too short for 20,000 frames and 25 epochs, fewer frames are recorded, and epochs
+    are left out."""
     frame_skip: int | None = None
     """Passed to the environment as frame_skip when given: game frames per step. 4 is usual for ViZDoom."""
     env_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict, metadata={"type": dict[str, Any]})
@@ -89,7 +90,7 @@ class FitConfig:
     @property
     def train_agent(self) -> str:
         """The command that trains an agent on the latents."""
-        words = ["latent-obs train-agent --env", self.env]
+        words = ["latent-obs", "train-agent", "--env", self.env]
         if self.frame_skip is not None:
             words += ["--frame-skip", str(self.frame_skip)]
         if self.pixel_key is not None:
@@ -98,7 +99,7 @@ class FitConfig:
             words += ["--env-kwargs", *(str(word) for pair in self.env_kwargs.items() for word in pair)]
         if self.render:
             words.append("--render")
-        return " ".join([*words, "--encoder", str(self.out / "encoder"), "--out", f"{self.out}-agent"])
+        return shlex.join([*words, "--encoder", str(self.out / "encoder"), "--out", f"{self.out}-agent"])
 
 
 class FitResult(NamedTuple):

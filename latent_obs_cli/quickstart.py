@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -20,6 +21,8 @@ from latent_obs_cli.plan import (
     EVAL_EPISODES,
     EVALUATE,
     PAGE,
+    RECORD,
+    TRAIN,
     Sizes,
     check_minutes,
     choose,
@@ -156,6 +159,7 @@ def _walk(config: QuickstartConfig, walk: Walk) -> QuickstartResult:
     print_now(f"The page, so far: {page.write()}")
 
     train_cvae(walk, config.vae(walk.sizes))
+    page.draw_vae()
     page.write()
 
     begins = not (config.out / "agent" / "config.json").exists()
@@ -190,7 +194,8 @@ def _plan_agent_again(config: QuickstartConfig, walk: Walk) -> None:
     """Give the agent more steps if the stages before it took less time than estimated; never fewer than planned."""
     assert walk.speeds is not None
     speeds, made, done = walk.speeds, walk.sizes, sum(walk.seconds.values())
-    pace = done / sum(walk.estimates[name] for name in walk.seconds)
+    # Of the stages that are over: this one may have been interrupted before there was an agent.
+    pace = (walk.seconds[RECORD] + walk.seconds[TRAIN]) / (walk.estimates[RECORD] + walk.estimates[TRAIN])
 
     def seconds(sizes: Sizes) -> dict[str, float]:
         estimates = stage_seconds(speeds, sizes)
@@ -219,6 +224,7 @@ class _Page:
     def __init__(self, config: QuickstartConfig, walk: Walk) -> None:
         self.config, self.walk = config, walk
         self.pictures = config.out / "pictures"
+        self.latent_dim: int | None = None
 
     def write(
         self, trained: Evaluation | None = None, chance: Evaluation | None = None, video: Path | None = None
@@ -228,17 +234,14 @@ class _Page:
         from latent_obs_cli.stages import left_out_of
         from vae_training.report.look import write_html
 
-        config, vae = self.config, self.config.vae(self.walk.sizes)
+        config = self.config
         if trained is not None and chance is not None:
             plot_agent(config.out / "agent", self.pictures / "agent.png", chance, trained)
-        latent_dim = None
-        if (vae.out / "encoder").exists():
-            latent_dim = self._draw_vae(vae)
         names = ("frames", "reconstructions", "traversal", "vae", "agent")
         files = {name: self.pictures / f"{name}.png" for name in names}
         values: dict[str, Any] = {
             "env": config.env,
-            "latent_dim": latent_dim,
+            "latent_dim": self.latent_dim,
             "left_out": left_out_of(self.walk.sizes, config.knots[-1]),
             "trained": trained,
             "chance": chance,
@@ -249,8 +252,8 @@ class _Page:
         }
         return write_html(config.out / "summary.html", _TEMPLATE, values)
 
-    def _draw_vae(self, vae: TrainConfig) -> int:
-        """Draw what the CVAE does, unless it is drawn already; the size of a latent."""
+    def draw_vae(self) -> None:
+        """Draw what the CVAE does, when its training is over."""
         import numpy as np
 
         from latent_obs.encoder.folder import read_encoder_folder
@@ -258,28 +261,28 @@ class _Page:
         from vae_training.training.checkpoint import load_checkpoint
         from vae_training.training.logs import save_picture
 
+        vae = self.config.vae(self.walk.sizes)
         architecture = read_encoder_folder(vae.out).architecture
-        files = {name: self.pictures / f"{name}.png" for name in ("reconstructions", "traversal", "vae")}
-        if all(file.exists() for file in files.values()):
-            return architecture.latent_dim
+        self.latent_dim = architecture.latent_dim
         _, held_out = vae_training.split_held_out(vae_training.get_datasets(vae.frames))
         frames = np.array(held_out[0][:: max(1, len(held_out[0]) // 200)])
         model = vae_training.CVAE.from_architecture(architecture, vae.beta)
         best, latest = (vae.out / "checkpoints" / f"{name}.safetensors" for name in ("best", "latest"))
         load_checkpoint(best if best.exists() else latest, model)
-        save_picture(files["reconstructions"], vae_training.reconstruction_sheet(model, frames))
-        save_picture(files["traversal"], vae_training.traversal_sheet(model, frames[0], sample=frames))
-        plot_vae(vae.out, files["vae"])
-        return architecture.latent_dim
+        save_picture(self.pictures / "reconstructions.png", vae_training.reconstruction_sheet(model, frames))
+        save_picture(self.pictures / "traversal.png", vae_training.traversal_sheet(model, frames[0], sample=frames))
+        plot_vae(vae.out, self.pictures / "vae.png")
 
     @property
     def commands(self) -> list[str]:
         """Three commands to go on with."""
-        config, agent = self.config, self.config.out / "agent"
-        steps = 2 * self.walk.sizes.steps
+        config, steps = self.config, 2 * self.walk.sizes.steps
+        agent, encoder, other = (
+            shlex.quote(str(config.out / name)) for name in ("agent", "vae/encoder", "agent-random-encoder")
+        )
         return [
             f"latent-obs evaluate --run {agent}",
             f"latent-obs train-agent --out {agent} --resume --steps {steps}",
-            f"latent-obs train-agent --env {config.env} --frame-skip 4 --encoder {config.out / 'vae' / 'encoder'} "
-            f"--observation random-latent --latent-only --out {config.out / 'agent-random-encoder'}",
+            f"latent-obs train-agent --env {config.env} --frame-skip 4 --encoder {encoder} "
+            f"--observation random-latent --latent-only --out {other}",
         ]

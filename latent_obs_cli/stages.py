@@ -65,10 +65,10 @@ class Walk:
         write_json(self.file, {**self._settings, **plan, **times})
 
     def plan_again(self, sizes: Sizes, estimates: dict[str, float]) -> None:
-        """Change what later stages do."""
+        """Change what later stages do; `estimates` has the time of each of them."""
         self.sizes = sizes
-        for name in self.estimates.keys() - self.seconds.keys():
-            self.estimates[name] = self._said.seconds[name] = estimates[name]
+        self.estimates |= estimates
+        self._said.seconds |= estimates
         self.save()
 
     @contextlib.contextmanager
@@ -118,7 +118,7 @@ def begin(
             or the frames cannot be used.
     """
     began = time.perf_counter()
-    settings = {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()}
+    settings = {name: str(v.absolute()) if isinstance(v, Path) else v for name, v in settings.items()}
     if (saved := _saved(file, settings)) is not None:
         walk = Walk(file, settings, saved)
         print_now(f"Going on with the plan in {file}: {walk.sizes}.")
@@ -139,11 +139,8 @@ def begin(
                 f"{settings['minutes']:g}: the least that is of use ({_in_words(knots[0], recorded)}) takes "
                 + ", ".join(f"{parts[name]:.0f} s to {name[0].lower()}{name[1:]}" for name in parts)
             )
-    needed, free = (
-        _DISK + (0.0 if recording is None else 3.0 * _SIDE**2 * sizes.frames),
-        shutil.disk_usage(file.parent).free,
-    )
-    if free < needed:
+    needed = _DISK + (0.0 if recording is None else 3.0 * _SIDE**2 * sizes.frames)
+    if (free := shutil.disk_usage(file.parent).free) < needed:
         raise InputError(
             f"out: {file.parent} needs about {needed / 1e6:,.0f} MB, and its disk has {free / 1e6:,.0f} MB free; free "
             "some space, or name a folder on another disk"
@@ -201,7 +198,9 @@ def left_out_of(sizes: Sizes, full: Sizes, recorded: int | None = None) -> str:
         for name in names
         if getattr(sizes, name) < getattr(full, name)
     ]
-    return f"The time is too short for everything: {', '.join(less)}. Give more with --minutes." if less else ""
+    if not less:
+        return ""
+    return f"The time is too short for everything: {', '.join(less)}. Give more with --minutes and another --out."
 
 
 class _Timed(RandomPolicy):

@@ -141,6 +141,23 @@ def test_from_recordings(tmp_path: Path, fitted: Fitted, monkeypatch: pytest.Mon
     assert str(encoder) in said.getvalue()
 
 
+def test_other_recordings_of_the_same_relative_path_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "run").mkdir()
+    for place in ("here", "there"):
+        (tmp_path / place / "frames").mkdir(parents=True)
+        np.save(tmp_path / place / "frames" / "some.npy", np.zeros((8, 64, 64, 3), np.uint8))
+
+    def begin(place: str) -> stages.Walk:
+        monkeypatch.chdir(tmp_path / place)
+        config = FitConfig(frames=Path("frames"), out=tmp_path / "run", device="cpu")
+        what = {"recording": None, "vae": config.vae(1), "knots": [SIZES], "sizes": SIZES}
+        return stages.begin(config.out / "fit.json", {"frames": config.frames}, **what)
+
+    assert begin("here").sizes == begin("here").sizes == SIZES
+    with pytest.raises(InputError, match=r"out.*\(frames\)"):
+        begin("there")
+
+
 def command(*words: str, folder: Path) -> subprocess.Popen[str]:
     """Start the console command, whose script is elsewhere, in a folder."""
     code = "import sys; sys.path.pop(0); from latent_obs_cli.main import entry; entry()"

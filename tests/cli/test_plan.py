@@ -1,7 +1,8 @@
 """The plan of quickstart and fit: what fits into the minutes that there are."""
 
 import itertools
-from dataclasses import astuple
+from dataclasses import asdict, astuple
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +11,12 @@ from hypothesis import strategies as st
 pytest.importorskip("stable_baselines3")
 
 from latent_obs_cli.fit import _KNOTS  # pyright: ignore[reportPrivateUsage]
-from latent_obs_cli.plan import EVAL_EPISODES, Sizes, Speeds, between, choose, stage_seconds
-from latent_obs_cli.quickstart import QuickstartConfig
+from latent_obs_cli.plan import AGENT, EVAL_EPISODES, RECORD, TRAIN, Sizes, Speeds, between, choose, stage_seconds
+from latent_obs_cli.quickstart import (
+    QuickstartConfig,
+    _plan_agent_again,  # pyright: ignore[reportPrivateUsage]
+)
+from latent_obs_cli.stages import Walk
 
 KNOTS = {"quickstart": QuickstartConfig().knots, "fit": _KNOTS}
 SPEEDS = st.builds(
@@ -55,3 +60,21 @@ def test_from_the_least_to_everything(knots: tuple[Sizes, ...]):
 def test_evaluations_take_at_most_a_fifth_of_the_steps(speeds: Speeds):
     assert speeds.evaluate_every >= 5_000
     assert EVAL_EPISODES * speeds.episode * 0.5 <= 0.201 * speeds.evaluate_every
+
+
+def test_what_an_agent_gets_does_not_depend_on_an_interruption_before_it_began(tmp_path: Path):
+    config, speeds = QuickstartConfig(out=tmp_path, minutes=8.0), Speeds(0.5, 0.002, 100.0, 0.05)
+    made = config.knots[1]
+    estimates = stage_seconds(speeds, made)
+
+    def planned(**interrupted: float) -> Walk:
+        seconds = {name: 2 * estimates[name] for name in (RECORD, TRAIN)} | interrupted
+        saved = {"plan": asdict(made), "frame_side": 64, "speeds": asdict(speeds), "seconds": seconds}
+        walk = Walk(tmp_path / "quickstart.json", {}, {**saved, "estimates": dict(estimates)})
+        _plan_agent_again(config, walk)
+        return walk
+
+    whole, again = planned(), planned(**{AGENT: 1.0})
+    assert made.steps < whole.sizes.steps < config.knots[-1].steps
+    assert 0.97 * whole.sizes.steps < again.sizes.steps <= whole.sizes.steps
+    assert again.estimates[AGENT] == pytest.approx(whole.estimates[AGENT], rel=0.03)

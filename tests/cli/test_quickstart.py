@@ -162,7 +162,12 @@ def test_interrupted_at_any_stage_it_goes_on_from_there(tmp_path: Path, monkeypa
             quickstart(config)
     assert (config.out / "vae").exists()
 
+    # Pictures of an encoder that an interrupted training has left.
+    pictures = [config.out / "pictures" / f"{name}.png" for name in ("reconstructions", "traversal", "vae")]
+    for file in pictures:
+        file.write_bytes(b"old")
     monkeypatch.setattr("agents.train_agent", reached)
     with pytest.raises(ReachedTheAgent):
         quickstart(config)
     assert (config.out / "vae" / "encoder" / "config.json").exists()
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in pictures)
