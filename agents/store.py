@@ -14,7 +14,6 @@ hold pickled settings: load only those that you trust.
 import contextlib
 import hashlib
 import json
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,7 +29,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.config import AgentConfig
 from agents.envs import brief
-from latent_obs.encoder.folder import copy_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import InputError
@@ -184,17 +182,6 @@ def _from_json(values: dict[str, Any]) -> Any:
 
 def _shapes(rms: Any) -> Any:
     return {key: own.mean.shape for key, own in rms.items()} if isinstance(rms, dict) else rms.mean.shape
-
-
-def keep_file(source: Path, target: Path) -> None:
-    """Copy a file or an encoder folder into a run, unless it is there already; the copy is whole or absent."""
-    if target.exists():
-        return
-    if source.is_dir():
-        copy_encoder_folder(source, target)
-        return
-    with atomic_write(target) as aside:
-        shutil.copy(source, aside)
 
 
 def fingerprint(encoder: FrozenEncoder | None) -> str | None:

@@ -28,13 +28,12 @@ from agents.store import (
     agent_state,
     check_encoder,
     fingerprint,
-    keep_file,
     load_agent,
     restore_replay,
     restore_statistics,
     save_agent,
 )
-from latent_obs.encoder.folder import read_encoder_folder
+from latent_obs.encoder.folder import copy_encoder_folder
 from latent_obs.envs.factory import module_folder
 from latent_obs.util.atomic import GracefulStop, atomic_write, folder_lock, is_unused, own_folder, write_json
 from latent_obs.util.device import resolve_device, torch_threads
@@ -147,13 +146,13 @@ def train_agent(
             _check_new(config.out)
         folder = module_folder(config.env)
         where = {} if folder is None else {ENV_FOLDER: folder}
-        write_json(
-            config.out / "config.json", {**config.to_json(), **where}
-        )  # first: from here on the run can be resumed
-        if config.encoder is not None:
-            keep_file(read_encoder_folder(config.encoder).path, config.out / "encoder")
-        if components is not None and not (config.out / "pca.safetensors").exists():
-            components.save(config.out / "pca.safetensors")
+        # First: from here on the run can be resumed.
+        write_json(config.out / "config.json", {**config.to_json(), **where})
+        encoder_copy, components_copy = config.out / "encoder", config.out / "pca.safetensors"
+        if config.encoder is not None and not encoder_copy.exists():
+            copy_encoder_folder(config.encoder, encoder_copy)
+        if components is not None and not components_copy.exists():
+            components.save(components_copy)
         notes = {"encoder": fingerprint(seen)}
         if continues:
             model = loaded_model(config, venv)
@@ -180,7 +179,7 @@ def train_agent(
         if config.steps > before:
             begin_part(model, part_seed(config.seed, before))
             model.learn(config.steps - before, callbacks, reset_num_timesteps=False)
-        seconds, stopped = run.seconds - earlier, stop.requested and not run.is_good
+        seconds, stopped = run.seconds - earlier, stop.requested
         # Training that stops takes one step more; of a good agent that step is left out.
         steps = run.saved if run.is_good else model.num_timesteps
         if not run.is_good:

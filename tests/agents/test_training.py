@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import math
+import signal
 import warnings
 from functools import partial
 from pathlib import Path
@@ -205,6 +206,21 @@ def test_training_stops_when_two_evaluations_in_a_row_are_good(
     assert train_agent(config, resume=True, stop_at_return=5.0, say=said.append).steps == 128
     assert len(said) == 1, "nothing to do"
     assert train_agent(config, resume=True, say=lambda _: None).steps == 320
+
+
+def test_a_signal_during_the_evaluation_that_ends_training_is_not_lost(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def play(*_: object) -> Evaluation:
+        if read_evaluations(config.out):
+            signal.raise_signal(signal.SIGTERM)
+        return Evaluation((5.0,), (8,))
+
+    config = tiny(encoder=encoder_folder, out=tmp_path / "run", steps=320, eval_every=32)
+    monkeypatch.setattr("agents.training.play", play)
+    first, again = (train_agent(config, resume=r, stop_at_return=5.0, say=lambda _: None) for r in (False, True))
+    assert (first.steps, first.interrupted) == (64, True)
+    assert (again.steps, again.interrupted) == (64, False)
 
 
 @pytest.mark.parametrize(
