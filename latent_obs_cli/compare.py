@@ -150,6 +150,7 @@ def _prepared(study: agents.compare.Study, name: str, folder: Path, encoder: boo
     """A task with its encoder and principal components, made where they are asked for."""
     from agents.compare.runs import duration, read_json
     from agents.envs import fit_components
+    from latent_obs_cli.stages import record_all
 
     task, noted = study.tasks[name], folder / "seconds.json"
 
@@ -177,13 +178,7 @@ def _prepared(study: agents.compare.Study, name: str, folder: Path, encoder: boo
         settings = {key: settings[key] for key in _OF_FRAMES if key in settings} | study.record
         decided = {"env": task.env, "out": frames, "state": False}
         recording = _stage_config(lambda values: RecordConfig(**values), "record", settings, decided)
-
-        def record_frames() -> None:
-            vae_training.record(recording, say=_say)
-            if sum(len(d) for d in vae_training.get_datasets(frames)) < recording.frames:
-                raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
-
-        seconds += stage("frames", f"records {recording.frames:,} frames", record_frames)
+        seconds += stage("frames", f"records {recording.frames:,} frames", lambda: record_all(recording, _say))
     if encoder:
 
         def train_encoder() -> None:

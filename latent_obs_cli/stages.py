@@ -4,7 +4,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -266,12 +266,17 @@ def measure(folder: Path, recording: RecordConfig | None, vae: TrainConfig) -> t
     return Speeds(start, frame, episode, steps[threads], threads), side
 
 
+def record_all(recording: RecordConfig, say: Callable[[str], object]) -> None:
+    """Record all frames; a `KeyboardInterrupt` if Ctrl-C has ended the recording, after which `record` returns."""
+    folder = record(recording, say=say)
+    if not any(folder.glob("*.npy")) or sum(map(len, get_datasets(folder))) < recording.frames:
+        raise KeyboardInterrupt
+
+
 def record_frames(walk: Walk, recording: RecordConfig, sheet: Path) -> None:
     """Record, and draw a contact sheet of what was recorded."""
     with walk.stage(RECORD, f"{recording.frames:,} frames of {recording.env}, random actions"):
-        record(recording, say=_without_next)
-        if sum(map(len, get_datasets(recording.out))) < recording.frames:
-            raise KeyboardInterrupt  # record() takes Ctrl-C as the end of a recording, and returns
+        record_all(recording, _without_next)
         print_now(f"Look at them: {write_contact_sheet(sheet, frame_stats(recording.out, _SHEET_FRAMES))}")
 
 

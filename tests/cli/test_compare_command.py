@@ -1,6 +1,7 @@
 """`latent-obs compare`: the study of its options, and what it makes by itself."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ pytest.importorskip("stable_baselines3")
 from agents.compare import Study, Task, load_study
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.pca import PCA
+from latent_obs.envs.factory import make_pixel_env
 from latent_obs.util.errors import InputError
 from latent_obs_cli.compare import CompareConfig, prepare, study_of
 from tests.support import ROOT
@@ -46,11 +48,12 @@ def test_what_is_missing_is_made_once_and_timed(tmp_path: Path, monkeypatch: pyt
     )
     folder = tmp_path / "prepared" / "a-b"
 
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
+    def interrupted(*args: Any, **settings: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)  # Ctrl-C before there is a frame
+        return make_pixel_env(*args, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr("vae_training.record", interrupted)
+        patch.setattr("vae_training.recording.recorder.make_pixel_env", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(study, tmp_path)
     before = json.loads((folder / "seconds.json").read_text())["frames"]
