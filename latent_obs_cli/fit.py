@@ -83,6 +83,7 @@ class FitConfig:
         given: dict[str, Any] = {"frame_skip": self.frame_skip, "pixel_key": self.pixel_key, **self.env_kwargs}
         given = {name: value for name, value in given.items() if value is not None}
         given |= {"render": True} if self.render else {}
+        given["standardize"] = True  # PPO learns faster with it
         more = "".join(f", {name}={value!r}" for name, value in given.items())
         return ["from latent_obs import make", f'env = make("{self.env}", {encoder}{more})']
 
