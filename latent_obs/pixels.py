@@ -31,8 +31,8 @@ _FLATTEN = (
     "first. pixel_key= names the picture, such as 'camera/left' in a Dict of Dicts or '0' in a Tuple, if it has several"
 )
 _RENDER = (
-    "Take the picture that the environment draws: render=True in latent_obs.make, --render in frames record and "
-    "train-agent, or Gymnasium's AddRenderObservation around an environment made with render_mode='rgb_array'"
+    "Take the picture that the environment draws: render=True in latent_obs.make, --render in fit, frames record "
+    "and train-agent, or Gymnasium's AddRenderObservation around an environment made with render_mode='rgb_array'"
 )
 
 

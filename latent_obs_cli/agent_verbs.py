@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes
 import agents
 from agents.config import ALGORITHMS, HYPERPARAMETERS, AgentConfig
 from latent_obs.util.atomic import write_json
-from latent_obs.util.errors import require
+from latent_obs.util.errors import InputError, require
 from latent_obs.util.progress import print_now
 from latent_obs_cli.parsing import parse_and_call
 from latent_obs_cli.verbs import Which
@@ -124,7 +124,10 @@ def evaluate(
         print(f"Numbers: {json}")
     if video:
         print_now("Filming …")
-        file, returns = agents.film(run, video_file, which=which, device=device)
+        try:
+            file, returns = agents.film(run, video_file, which=which, device=device)
+        except InputError as error:
+            raise InputError(f"no video could be made; --no-video leaves it out: {error}") from error
         print(f"Video: {file} (returns {', '.join(f'{r:.0f}' for r in returns) or 'of no whole episode'})")
 
 

@@ -28,7 +28,7 @@ class FitConfig:
     """A registered Gymnasium environment, or module:Env-v0: the module, which may be in the current folder, is imported
     first."""
     out: Path = Path("runs/fit")
-    """Folder to make: frames, encoder, report. The same command with the same folder goes on where it stopped."""
+    """Folder to make: frames, encoder, report. The same command with the same folder continues where it stopped."""
     frames: Path | None = None
     """Folder of .npy files to train on. By default frames of the environment are recorded."""
     minutes: float = 10.0
@@ -84,6 +84,7 @@ class FitConfig:
         given: dict[str, Any] = {"frame_skip": self.frame_skip, "pixel_key": self.pixel_key, **self.env_kwargs}
         given = {name: value for name, value in given.items() if value is not None}
         given |= {"render": True} if self.render else {}
+        given["standardize"] = True  # PPO learns faster with it
         more = "".join(f", {name}={value!r}" for name, value in given.items())
         return ["from latent_obs import make", f'env = make("{self.env}", {encoder}{more})']
 
@@ -115,8 +116,8 @@ def fit(
     """Make an encoder for an environment: record frames, train a CVAE on them, and write a report.
 
     Measures the machine and the environment in the first seconds, and plans frames and epochs for the time that there
-    is. Stopped at any moment, the same command goes on. Each stage is also a verb of its own: frames record, train-vae,
-    report. Ends with the two lines of Python that use the encoder.
+    is. You can stop it at any moment; the same command continues. Each stage is also a command of its own: frames
+    record, train-vae, report. Ends with the two lines of Python that use the encoder.
     """
     for module in ("matplotlib", "skimage", "sklearn"):  # now, and not after minutes of work
         require(module, extra="report", purpose="write the report")

@@ -47,7 +47,7 @@ class QuickstartConfig:
     """Settings of `latent-obs quickstart`."""
 
     out: Path = Path("runs/quickstart")
-    """Folder to make. The same command with the same folder goes on where it stopped."""
+    """Folder to make. The same command with the same folder continues where it stopped."""
     env: str = "VizdoomBasic-v1"
     """A ViZDoom scenario."""
     minutes: float = 4.0
@@ -123,8 +123,8 @@ def quickstart(
 ) -> QuickstartResult:
     """Record a 3D game, train a CVAE, freeze its encoder, train PPO on the latents, and write a page of results.
 
-    Measures the machine in the first seconds, and plans the stages for the time that there is. Stopped at any moment,
-    the same command goes on. Every stage is also a public function and a verb of its own.
+    Measures the machine in the first seconds, and plans the stages for the time that there is. You can stop it at any
+    moment; the same command continues. Every stage is also a public function and a command of its own.
 
     Raises:
         InputError: The folder holds a quickstart with other settings, another process works in it, or the minutes are

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -259,10 +260,12 @@ def find_spec(env_id: str | EnvSpec) -> EnvSpec:
     except LatentObsError:
         raise
     except gym.error.Error as error:  # an unknown name, namespace or version
-        near = difflib.get_close_matches(name, list(gym.registry), n=4, cutoff=0.5)
-        hint = f"Did you mean {', '.join(near)}?" if near else "gymnasium.pprint_registry() lists those there are"
-        own = "" if module else f". If a module of yours registers it, name the module as well: my_module:{name}"
-        raise InputError(f"no environment {name!r} is registered ({error}). {hint}{own}") from None
+        near = _similar_ids(name)
+        hint = f"Did you mean {', '.join(near)}?" if near else "gymnasium.pprint_registry() lists all."
+        own = "" if module else f" If a module of yours registers it, name the module as well: my_module:{name}"
+        plain = isinstance(error, gym.error.NameNotFound | gym.error.VersionNotFound)  # says what the hint says
+        why = "" if plain else f" ({str(error).rstrip('.')})"
+        raise InputError(f"no environment {name!r} is registered{why}. {hint}{own}") from None
     except (ImportError, TypeError) as error:
         where = f"; it was in {_found_in[module]} when this run was made" if module in _found_in else ""
         raise InputError(
@@ -271,6 +274,16 @@ def find_spec(env_id: str | EnvSpec) -> EnvSpec:
         ) from error
 
 
+def _similar_ids(name: str) -> list[str]:
+    """At most four registered ids like this one, whose versions do not count: they would make any two alike."""
+    ids: dict[str, list[str]] = {}
+    for one in gym.registry:
+        ids.setdefault(_VERSION.sub("", one).lower(), []).append(one)
+    near = difflib.get_close_matches(_VERSION.sub("", name).lower(), list(ids), n=2, cutoff=0.7)
+    return [one for key in near for one in ids[key]][:4]
+
+
+_VERSION = re.compile(r"-v\d+$")
 _found_in: dict[str, str] = {}  # by module of an environment: where it was when a run was made
 
 

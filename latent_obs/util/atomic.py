@@ -194,6 +194,8 @@ def own_folder(out: Path) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
+    except PermissionError:
+        raise InputError(f"out {out}: you have no permission to write there") from None
     except OSError as error:
         raise InputError(f"out {out} must be a folder, or a name for a new one: {error.strerror}") from None
     try:

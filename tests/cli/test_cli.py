@@ -16,11 +16,12 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
+import agents
 from agents import read_evaluations, train_agent
 from agents.store import load_agent
 from latent_obs.actions import Centroids
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.util.errors import GameLostError
+from latent_obs.util.errors import GameLostError, InputError
 from latent_obs_cli import verbs
 from latent_obs_cli.compare import CompareConfig
 from latent_obs_cli.fit import FitConfig
@@ -435,6 +436,19 @@ def test_an_environment_without_pixels_is_seen_as_it_draws_itself(call: Call, pl
     assert call(f"frames record --agent {tmp_path / 'agent'} --which last --frames 6 --out {tmp_path / 'more'}")[0] == 0
     for folder in ("frames", "more"):
         assert np.load(tmp_path / folder / "CartPole-v1_000.npy").std() > 5
+
+
+def test_evaluate_names_no_video_where_none_can_be_made(
+    call: Call, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    def film(*_: object, **__: object) -> None:
+        raise InputError("it draws nothing")
+
+    monkeypatch.setattr(agents, "film", film)
+    code, out, err = call(f"evaluate --run {places['home'] / 'agent'} --episodes 1 --no-random-policy")
+    assert code == 2
+    assert "mean return" in out
+    assert "--no-video leaves it out: it draws nothing" in err
 
 
 def test_evaluate_does_what_is_asked_and_resume_goes_on(call: Call, places: dict[str, Path]):

@@ -95,6 +95,7 @@ def test_its_last_lines_can_be_executed(fitted: Fitted, capfd: pytest.CaptureFix
     for line in lines[begin : begin + 2]:
         exec(line, names)
     env: object = names["env"]
+    assert env.get_wrapper_attr("observation_encoder").options.standardize  # pyright: ignore
     assert env.reset()[0].shape == (256,)  # pyright: ignore
     env.close()  # pyright: ignore
     command = lines[-1].split()

@@ -85,11 +85,11 @@ def frame_files(folder: Path) -> list[Path]:
     visible = [entry for entry in entries if not entry.name.startswith(".")]
     files = [entry for entry in visible if entry.suffix == ".npy" and not entry.is_dir()]
     if not files:
-        found = "no folder" if not folder.exists() else "a file" if folder.is_file() else "a folder without any"
+        found = "no folder" if not folder.exists() else "a file" if folder.is_file() else "a folder without .npy files"
         holding = f" (it holds {_listed([entry.name for entry in visible])})" if visible else ""
         raise InputError(
             f"{folder} is {found}{holding}, expected a folder with .npy files of uint8 frames (N, H, W, C). Record "
-            "some with: latent-obs frames record --out FOLDER"
+            "some with: latent-obs frames record --out FOLDER; convert videos with: latent-obs frames extract"
         )
     return files
 

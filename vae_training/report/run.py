@@ -146,7 +146,7 @@ def report(
     training = read(recordings.training, fitted, contract)
     known = load_known(recordings, config.targets) if config.probes else None
     work = _Work(config, model, recordings, index, frames, training, say, progress_bar)
-    say(f"{len(frames):,} frames of {counted(len(held_out), 'held-out recording')}, out of {total:,}. {recordings.how}")
+    say(f"{len(frames):,} of the {total:,} frames of {counted(len(held_out), 'held-out recording')}. {recordings.how}")
     with work.step("latents", "information, active dimensions, correlations"):
         means, logvar = model.encode(frames)
         latents = describe(means, logvar)

@@ -14,7 +14,7 @@ from gymnasium.wrappers import AddRenderObservation
 
 import latent_obs
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.envs.factory import Vectorization, env_maker, has_layer, make_pixel_env
+from latent_obs.envs.factory import Vectorization, env_maker, find_spec, has_layer, make_pixel_env
 from latent_obs.envs.faults import CheckedEnv, LastRealFrame, RestartOnFault
 from latent_obs.envs.sb3_bridge import infos_by_environment
 from latent_obs.util.errors import GameLostError, InputError
@@ -284,6 +284,20 @@ def test_vizdoom_is_known_by_its_class_however_its_id_is_spelled(encoder: Frozen
     assert last == [True] * 6
     assert not has_layer(make_pixel_env("VizdoomNone-v0"), LastRealFrame)
     del gym.registry["FactoryTests/Mine-v0"], gym.registry["VizdoomNone-v0"]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("CartPol-v1", r"'CartPol-v1' is registered\. Did you mean CartPole-v\d, .*\? If a module"),
+        ("CartPole-v99", r"'CartPole-v99' is registered\. Did you mean CartPole-v\d, .*\? If a module"),
+        ("NoSuchThing-v0", r"is registered\. gymnasium\.pprint_registry\(\) lists all\. If a module"),
+        ("Nowhere/Pong-v5", r"is registered \(Namespace Nowhere not found.*\)\. "),
+    ],
+)
+def test_only_names_that_look_alike_are_suggested(env_id: str, message: str):
+    with pytest.raises(InputError, match=message):
+        find_spec(env_id)
 
 
 @pytest.mark.parametrize("env_id", ["no.such.module:CartPole-v1", "tests.support.tiny:CardPole-v1", "CartPole-v99"])

@@ -23,7 +23,7 @@ import torch
 
 import latent_obs.util.progress
 from latent_obs.envs.factory import make_pixel_env
-from latent_obs.util.atomic import GracefulStop, atomic_folder, atomic_write, folder_lock, write_json
+from latent_obs.util.atomic import GracefulStop, atomic_folder, atomic_write, folder_lock, own_folder, write_json
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_choice, check_count, check_types, parse_json
 from latent_obs.util.progress import ProgressBar, Stages
@@ -315,3 +315,15 @@ def test_a_file_system_without_locks_is_used_without_them(tmp_path: Path, monkey
     with folder_lock(tmp_path), atomic_folder(tmp_path / "encoder") as new:
         (new / "a").write_text("whole")
     assert (tmp_path / "encoder" / "a").read_text() == "whole"
+
+
+def test_a_place_without_write_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def mkdir(*_: object, **__: object) -> None:  # root could write into a folder of mode 555
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with (
+        pytest.raises(InputError, match=r"new: you have no permission to write there"),
+        own_folder(tmp_path / "new"),
+    ):
+        pass

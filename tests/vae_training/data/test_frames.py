@@ -62,6 +62,8 @@ def test_folders_without_frame_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match=r"images .*latent-obs frames record"):
         get_datasets()
     (tmp_path / "images" / "inner").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"images is a folder without \.npy files \(it holds inner\).*frames extract"):
+        get_datasets()
     (tmp_path / "images" / "a.npy.part").write_bytes(b"x")
     with pytest.raises(InputError, match=r"images .*a\.npy\.part, inner"):
         get_datasets()
