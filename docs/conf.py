@@ -1,6 +1,7 @@
 """The documentation site: `sphinx-build -W --keep-going docs docs/_build`, from the root of the repository."""
 
 import importlib
+import pathlib
 from importlib.metadata import version as version_of
 from typing import Any
 
@@ -26,6 +27,7 @@ autodoc_typehints = "description"  # below the signature, which stays short
 autodoc_typehints_description_target = "documented"
 toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
+pathlib.PosixPath.__repr__ = lambda self: f'Path("{self}")'  # as the source writes a default
 default_role = "py:obj"  # `make` in a docstring is code, and a link where it is a public name
 
 
