@@ -33,7 +33,7 @@ def colors_of(names: Iterable[str]) -> dict[str, str]:
 
     Example:
         >>> colors_of(["pixels", "my arm", "pca-latent"])
-        {'pixels': '#ea580c', 'my arm': '#7c3aed', 'pca-latent': '#15803d'}
+        {'pixels': '#ea580c', 'my arm': '#7c3aed', 'pca-latent': '#1a8f47'}
     """
     more = itertools.cycle(_MORE)
     return {name: COLORS.get(_SAME.get(name, name)) or next(more) for name in dict.fromkeys(names)}
