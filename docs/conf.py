@@ -3,9 +3,13 @@
 import importlib
 import pathlib
 from importlib.metadata import version as version_of
-from typing import Any
+from typing import Any, get_args, get_origin
 
+import numpy as np
+import sphinx.util.inspect
+import sphinx.util.typing
 from docutils import nodes
+from numpy.typing import ArrayLike
 from sphinx.application import Sphinx
 
 REPOSITORY = "https://github.com/latent-obs/latent-obs"
@@ -31,6 +35,24 @@ pathlib.PosixPath.__repr__ = lambda self: f'Path("{self}")'  # as the source wri
 default_role = "py:obj"  # `make` in a docstring is code, and a link where it is a public name
 
 
+in_full = sphinx.util.typing.stringify_annotation
+
+
+def in_short(annotation: Any, *args: Any, **options: Any) -> str:
+    """A type in words, where numpy's types have the short names that the source has."""
+    parts = get_args(annotation)
+    if set(parts) >= set(get_args(ArrayLike)):
+        others = (in_full(part, *args, **options) for part in parts if part not in get_args(ArrayLike))
+        return " | ".join(["ArrayLike", *others])
+    if get_origin(annotation) is np.ndarray:
+        (dtype,) = get_args(parts[1])
+        return f"NDArray[{in_full(dtype, *args, **options)}]"
+    return in_full(annotation, *args, **options)
+
+
+sphinx.util.typing.stringify_annotation = sphinx.util.inspect.stringify_annotation = in_short
+
+
 def link_to_repository(app: Sphinx, page: str, source: list[str]) -> None:
     """Let links to files outside docs, which GitHub resolves, lead to the repository."""
     if "/" not in page:
@@ -39,6 +61,8 @@ def link_to_repository(app: Sphinx, page: str, source: list[str]) -> None:
 
 def link_to_public_name(app: Sphinx, env: Any, reference: nodes.Element, text: nodes.Element) -> nodes.Element | None:
     """Let a type of a signature, which is known by its own module, lead to its public name."""
+    if reference.get("refspecific"):  # `.train()` is a method of something else
+        return None
     module, _, name = reference.get("reftarget", "").rpartition(".")
     for package in PACKAGES:
         if module.partition(".")[0] in ("", *PACKAGES) and name in importlib.import_module(package).__all__:

@@ -264,7 +264,7 @@ class FrozenEncoder:
             as_tensor: Leave the latents on the encoder's device.
 
         Returns:
-            float32 (N, latent_dim), in memory of its own: an array, or with `as_tensor` a tensor.
+            float32 (N, latent_dim), in memory of its own; an array, or with `as_tensor` a tensor.
         """
         if frames.dtype != np.uint8 or frames.shape[1:] != self.contract.shape:
             expected = f"uint8 (N, {', '.join(map(str, self.contract.shape))})"
