@@ -61,8 +61,6 @@ def link_to_repository(app: Sphinx, page: str, source: list[str]) -> None:
 
 def link_to_public_name(app: Sphinx, env: Any, reference: nodes.Element, text: nodes.Element) -> nodes.Element | None:
     """Let a type of a signature, which is known by its own module, lead to its public name."""
-    if reference.get("refspecific"):  # `.train()` is a method of something else
-        return None
     module, _, name = reference.get("reftarget", "").rpartition(".")
     for package in PACKAGES:
         if module.partition(".")[0] in ("", *PACKAGES) and name in importlib.import_module(package).__all__:

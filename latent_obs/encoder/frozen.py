@@ -46,8 +46,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class FrozenEncoder:
     """Frames in, mean latent vectors out; nothing that an agent does can change it.
 
-    It is not a `torch.nn.Module`, so that no `.train()`, `.to()` or optimizer of an agent that holds it can reach its
-    weights. A deepcopy is the encoder itself. A pickle carries the weights, and finds its device again on loading.
+    It is not a `torch.nn.Module`, so that no ``.train()``, ``.to()`` or optimizer of an agent that holds it can reach
+    its weights. A deepcopy is the encoder itself. A pickle carries the weights, and finds its device again on loading.
 
     Args:
         architecture: Layers of the encoder.
