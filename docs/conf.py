@@ -50,7 +50,8 @@ def in_short(annotation: Any, *args: Any, **options: Any) -> str:
     return in_full(annotation, *args, **options)
 
 
-sphinx.util.typing.stringify_annotation = sphinx.util.inspect.stringify_annotation = in_short
+sphinx.util.typing.stringify_annotation = in_short
+sphinx.util.inspect.stringify_annotation = in_short  # pyright: ignore[reportPrivateImportUsage]
 
 
 def link_to_repository(app: Sphinx, page: str, source: list[str]) -> None:
