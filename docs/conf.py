@@ -1,10 +1,15 @@
 """The documentation site: `sphinx-build -W --keep-going docs docs/_build`, from the root of the repository."""
 
 import importlib
+import pathlib
 from importlib.metadata import version as version_of
-from typing import Any
+from typing import Any, get_args, get_origin
 
+import numpy as np
+import sphinx.util.inspect
+import sphinx.util.typing
 from docutils import nodes
+from numpy.typing import ArrayLike
 from sphinx.application import Sphinx
 
 REPOSITORY = "https://github.com/latent-obs/latent-obs"
@@ -26,7 +31,27 @@ autodoc_typehints = "description"  # below the signature, which stays short
 autodoc_typehints_description_target = "documented"
 toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
+pathlib.PosixPath.__repr__ = lambda self: f'Path("{self}")'  # as the source writes a default
 default_role = "py:obj"  # `make` in a docstring is code, and a link where it is a public name
+
+
+in_full = sphinx.util.typing.stringify_annotation
+
+
+def in_short(annotation: Any, *args: Any, **options: Any) -> str:
+    """A type in words, where numpy's types have the short names that the source has."""
+    parts = get_args(annotation)
+    if set(parts) >= set(get_args(ArrayLike)):
+        others = (in_full(part, *args, **options) for part in parts if part not in get_args(ArrayLike))
+        return " | ".join(["ArrayLike", *others])
+    if get_origin(annotation) is np.ndarray:
+        (dtype,) = get_args(parts[1])
+        return f"NDArray[{in_full(dtype, *args, **options)}]"
+    return in_full(annotation, *args, **options)
+
+
+sphinx.util.typing.stringify_annotation = in_short
+sphinx.util.inspect.stringify_annotation = in_short  # pyright: ignore[reportPrivateImportUsage]
 
 
 def link_to_repository(app: Sphinx, page: str, source: list[str]) -> None:

@@ -111,7 +111,7 @@ class PixelContract:
             what: What the frames are, for the error message.
 
         Returns:
-            uint8 (N, height, width, channels), C-contiguous and writable: `frames` itself if they are that already.
+            uint8 (N, height, width, channels), C-contiguous and writable; `frames` itself if they are that already.
         """
         frames = np.asarray(frames)
         if frames.dtype != np.uint8:

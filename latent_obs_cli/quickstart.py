@@ -245,7 +245,7 @@ class _Page:
             "left_out": left_out_of(self.walk.sizes, config.knots[-1]),
             "trained": trained,
             "chance": chance,
-            "results": {f"Time: {name}": f"{seconds:.0f} s" for name, seconds in self.walk.seconds.items()},
+            "results": {name: f"{seconds:.0f} s" for name, seconds in self.walk.seconds.items()},
             "video": video,
             "pictures": {name: file for name, file in files.items() if file.exists()},
             "commands": [f"# {_HOW_TO_GO_ON}", *self.commands] if video is not None else [],

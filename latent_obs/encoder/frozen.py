@@ -46,8 +46,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class FrozenEncoder:
     """Frames in, mean latent vectors out; nothing that an agent does can change it.
 
-    It is not a `torch.nn.Module`, so that no `.train()`, `.to()` or optimizer of an agent that holds it can reach its
-    weights. A deepcopy is the encoder itself. A pickle carries the weights, and finds its device again on loading.
+    It is not a `torch.nn.Module`, so that no ``.train()``, ``.to()`` or optimizer of an agent that holds it can reach
+    its weights. A deepcopy is the encoder itself. A pickle carries the weights, and finds its device again on loading.
 
     Args:
         architecture: Layers of the encoder.
@@ -264,7 +264,7 @@ class FrozenEncoder:
             as_tensor: Leave the latents on the encoder's device.
 
         Returns:
-            float32 (N, latent_dim), in memory of its own: an array, or with `as_tensor` a tensor.
+            float32 (N, latent_dim), in memory of its own; an array, or with `as_tensor` a tensor.
         """
         if frames.dtype != np.uint8 or frames.shape[1:] != self.contract.shape:
             expected = f"uint8 (N, {', '.join(map(str, self.contract.shape))})"

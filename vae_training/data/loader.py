@@ -133,7 +133,7 @@ def get_random_samples(
         out: Where to put the result, which is then returned; a fresh array by default.
 
     Returns:
-        A C-contiguous, writable array (sample_size, H, W, C): float32 in [0, 1] with `normalize`, else uint8.
+        A C-contiguous, writable array (sample_size, H, W, C); float32 in [0, 1] with `normalize`, else uint8.
 
     Raises:
         InputError: A share is more than its dataset has, or a file was cut short or removed after it was opened.

@@ -134,7 +134,7 @@ def transitions_of(rows: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
     """Find the frames i whose action leads to frame i + 1, in rows from `load_rows`.
 
     Returns:
-        int64 (n,), rising: all i with `acted[i]` and not `first[i + 1]`; none where the rows lack these columns.
+        int64 (n,), rising; all i with `acted[i]` and not `first[i + 1]`; none where the rows lack these columns.
 
     Example:
         >>> transitions_of({"acted": np.array([1, 1, 1, 0]), "first": np.array([1, 0, 1, 0])})

@@ -2,11 +2,13 @@
 
 import base64
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup, escape
 
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.colors import COLORS
@@ -16,6 +18,7 @@ from latent_obs.util.words import counted
 _TEMPLATES = Path(__file__).parent / "templates"
 _MEDIA = {".png": "image/png", ".mp4": "video/mp4"}
 _WIDTH = 4.6  # inches of every plot: at 420 pixels, a phone's width, its texts of 10 points are 12 pixels high
+_OPTION = re.compile(r"--[a-z][\w-]*")
 _NUMBER = re.compile(r"[-−+±<]?\s*\d|–$")  # how a cell of numbers begins
 NEUTRAL = COLORS["neutral"]
 
@@ -26,8 +29,9 @@ def write_html(target: Path, template: Path, values: dict[str, Any]) -> Path:
     Args:
         target: The HTML file; it appears whole or not at all.
         template: It may extend `base.html.j2`. All values are escaped. Beyond jinja's own filters there are `data_uri`
-            (a .png or .mp4 file), `digits` (a small error), `percent` (a share) and `counted` (a number with its noun),
-            the test `numeric` (a cell that begins with a number), and the table `colors`.
+            (a .png or .mp4 file), `digits` (a small error), `percent` (a share), `counted` (a number with its noun),
+            `numeric_columns` (the places of columns with numbers, in rows of cells) and `options` (sets options of the
+            command line in code), and the table `colors`.
         values: What the template shows, and functions that it calls.
     """
     environment = jinja2.Environment(
@@ -44,15 +48,22 @@ def write_html(target: Path, template: Path, values: dict[str, Any]) -> Path:
     environment.filters |= {
         "counted": counted,
         "data_uri": data_uri,
+        "numeric_columns": _numeric_columns,
+        "options": lambda text: Markup(_OPTION.sub(r"<code>\g<0></code>", str(escape(text)))),
         "digits": lambda value: f"{value:.5f}" if value < 0.1 else f"{value:.3f}",
         "percent": lambda share: f"{100 * share:.1f}%",
     }
-    environment.tests["numeric"] = lambda cell: _NUMBER.match(str(cell)) is not None
     environment.globals["colors"] = COLORS
     text = environment.get_template(template.name).render(values)
     with atomic_write(target) as aside:
         aside.write_text(text, encoding="utf-8")
     return target
+
+
+def _numeric_columns(rows: Sequence[Sequence[Any]]) -> set[int]:
+    """Places of the columns with numbers; the first column has names."""
+    columns = list(zip(*rows, strict=True))
+    return {i for i, cells in enumerate(columns) if i and any(_NUMBER.match(str(cell)) for cell in cells)}
 
 
 def figure(height: float, *, rows: int = 1, columns: int = 1, extra: str = "report", **options: Any) -> tuple[Any, Any]:
