@@ -11,6 +11,7 @@ from tqdm import tqdm  # that of tqdm.auto for notebooks has another `display`
 
 _FIRST_LINE_S, _LINES_APART_S = 5.0, 10.0
 _PACE = (0.5, 4.0)  # how much faster or slower than its estimates a command can be believed to be
+_LEAST_SHARE = 0.02  # of a bar, from which its rate says more than the estimate: the first steps are slow
 _stages: "Stages | None" = None  # not a context variable: tqdm shows bars from a thread of its own, too
 
 
@@ -60,7 +61,7 @@ class Stages:
         """Seconds left of the whole."""
         estimate, elapsed = self.seconds.get(self._name, 0.0), time.monotonic() - self._began
         bar, present = self.bar, None
-        if bar is not None and bar.total and bar.n > bar.initial:
+        if bar is not None and bar.total and bar.n - bar.initial > _LEAST_SHARE * bar.total:
             present = (time.time() - bar.start_t) * (bar.total - bar.n) / (bar.n - bar.initial)
         taken, expected = self._taken, self._expected
         if self._name and present is not None:

@@ -211,14 +211,14 @@ def advise(numbers: Numbers, findings: Sequence[Finding]) -> list[str]:
     candidates = [
         (
             short and bool(problems),
-            f"Train longer, with more --epochs or more frames. The encoder took only {steps} gradient steps, and a few "
-            "thousand are usual.",
+            "Train longer (train-vae --epochs, fit --minutes), or on more frames. The encoder took only "
+            f"{steps} gradient steps, and a few thousand are usual.",
         ),
         ("frames" in topics, "Measure recordings that were made after the training: name their folder with --frames."),
         (overfits, f"Record more frames{augmented}. The encoder does much worse on frames that it was not trained on."),
         (not short and ("information" in topics or "pictures.autoencoder" in keys), smaller_beta),
         (unprobed and not bad, measure),
-        (weak and not overfits, "Train longer, with more --epochs."),
+        (weak and not overfits, "Train longer (train-vae --epochs, fit --minutes)."),
         (salience, "Train with --salience 1. It gives more weight to what is small and moves."),
         (dense, "Train with --bottleneck spatial --latent-dim 256. It keeps where an object is in the frame."),
         (unprobed, measure),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latent_obs_cli.fit import FitConfig
 from vae_training import RecordConfig, TrainConfig
 from vae_training.report import ReportConfig
 from vae_training.report.findings import LEVELS, MEASURES, Numbers, Verdict, verdict
@@ -249,7 +250,8 @@ def cases() -> Any:
 
 
 def test_laws_of_every_verdict():
-    names = {field.name for config in (TrainConfig, RecordConfig, ReportConfig) for field in dataclasses.fields(config)}
+    configs = (TrainConfig, RecordConfig, ReportConfig, FitConfig)
+    names = {field.name for config in configs for field in dataclasses.fields(config)}
     for case in cases():
         found = judge(**case)
         order = [LEVELS.index(finding.level) for finding in found.findings]
