@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,34 +132,8 @@ def evaluate(
         print(f"Video: {file} (returns {', '.join(f'{r:.0f}' for r in returns) or 'of no whole episode'})")
 
 
-def watch(
-    run: Path,
-    *,
-    which: Which = "best",
-    speed: float = 1.0,
-    seed: int = 3_000_017,
-    episodes: int | None = None,
-    deterministic: bool | None = None,
-    device: str = "auto",
-    success_return: float | None = None,
-    paused: bool = False,
-) -> None:
-    """Watch a trained agent play, live in a window: the game, what it sees of it, its latent and its action.
-
-    Keys: space pauses, n or the right arrow takes one step, + and - double and halve the speed, r begins another
-    episode, q or Esc (or closing the window) quits. Needs a display; without one, `latent-obs evaluate` writes a video
-    of the same.
-
-    Args:
-        run: The folder that train-agent wrote.
-        which: best (by the evaluations during training) or last.
-        speed: 1 for the game's own speed, 2 for twice as fast.
-        seed: Seed of the environment.
-        episodes: End after this many; by default it goes on until you press q.
-        deterministic: True for the most likely action, False for a sample; by default as in the run's settings.
-        device: Where to encode: auto, cpu, cuda, cuda:N, mps.
-        success_return: An episode is a success if its return reaches this, in place of the task's own rule.
-        paused: Start paused.
-    """
-    if ended := agents.watch_agent(**locals()):
+@functools.wraps(agents.watch_agent)
+def watch(*args: Any, **settings: Any) -> None:
+    """Open the window, and report the episodes that ended."""
+    if ended := agents.watch_agent(*args, **settings):
         print(f"{len(ended)} whole episodes: mean return {sum(end.total for end in ended) / len(ended):.1f}")

@@ -30,12 +30,12 @@ _OTHERS = {BASELINE: "pixels", "random-latent": "a random encoder", "pca-latent"
 #: Where an arm can lie beside another, in words.
 _WHERE = {
     "above": "{arm} is better than {other} on {where}",
-    "level": "{arm} and {other} cannot be told apart on {where}",
+    "level": "{arm} and {other} cannot be distinguished on {where}",
     "below": "{arm} is worse than {other} on {where}",
     ONE_SEED: "{arm} and {other}: one seed gives no verdict on {where}",
     NO_RESULT: "{arm} and {other}: no result on {where}, because neither beats the random policy",
 }
-_SAME = 0.02  # of the way from the random policy to the better arm: returns as close as this cannot be told apart
+_SAME = 0.02  # of the way from the random policy to the better arm: returns as close as this cannot be distinguished
 _COSTS = ("training_seconds", "wall_seconds", "cpu_seconds", "steps_per_second", "peak_memory_mb")
 
 

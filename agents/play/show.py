@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from agents.evaluation import evaluation_env, load_run
+from agents.play import EpisodeEnd
 from agents.play.policy import Decision, action_names, choices_of, decide
 from agents.store import restore_statistics
 from latent_obs.encoder.pca import PCA
@@ -29,20 +30,6 @@ Picture = NDArray[np.uint8]
 
 _DEVIATIONS = 3.0  # standard deviations that a full bar of a latent stands for
 _MOST_SECONDS = 60  # of a video
-
-
-class EpisodeEnd(NamedTuple):
-    """How an episode ended."""
-
-    total: float
-    """Its return, in the game's own rewards."""
-    length: int
-    success: bool | None
-    """None where the task defines none."""
-
-    def __str__(self) -> str:
-        word = {None: "", True: ", a success", False: ", no success"}[self.success]
-        return f"return {self.total:.1f}{word}"
 
 
 class Show:

@@ -6,11 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agents.play.show import EpisodeEnd, Show
+from agents.play import EpisodeEnd
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, check_count, require
+
+if TYPE_CHECKING:  # the help of latent-obs watch needs none of what this imports
+    from agents.play.show import Show
 
 KEYS = "space: pause   n or right: one step   + / -: speed   r: new episode   q or Esc: quit"
 _SLOWEST, _FASTEST = 1 / 16, 64.0
@@ -56,6 +59,8 @@ def watch_agent(
             is out of range.
         MissingExtraError: pygame is not installed.
     """
+    from agents.play.show import Show
+
     if not _SLOWEST <= speed <= _FASTEST:
         raise InputError(f"speed must be from {_SLOWEST:g} to {_FASTEST:g}, got {speed}")
     if episodes is not None:
@@ -94,7 +99,7 @@ def _display() -> Iterator[Any]:
 class _Window:
     """The window and its keys."""
 
-    def __init__(self, pygame: Any, show: Show, speed: float, paused: bool) -> None:
+    def __init__(self, pygame: Any, show: "Show", speed: float, paused: bool) -> None:
         self.pygame, self.show, self.speed, self.paused = pygame, show, speed, paused
         self.open, self.one_step = True, False
         # Twice the size, or as much as fits on the screen.

@@ -40,7 +40,7 @@ def test_arms_are_above_level_or_below_by_their_intervals(summary: dict[str, Any
 def test_losses_are_reported_like_wins(summary: dict[str, Any]):
     headline, texts = summary["verdict"]["headline"], "\n".join(summary["verdict"]["sentences"])
     assert "latent is better than pixels on won (21.0 and 11.0)." in headline
-    assert "latent and pixels cannot be told apart on level (10.0 and 11.0)." in headline
+    assert "latent and pixels cannot be distinguished on level (10.0 and 11.0)." in headline
     assert "latent is worse than pixels on lost (4.00 and 11.0)." in headline
     assert "less time on 1 of 3 tasks" in headline
     assert "latent is worse than a random encoder on lost (4.00 and 8.00)." in texts
