@@ -126,8 +126,8 @@ def train_agent(
         if continues:
             check_encoder(config.out, "last", seen)
             if (done := _finished(config, stop_at_return)) is not None:
-                steps = f"{done.steps:,} steps"
-                say(f"Nothing to do: the agent in {config.out} has had its {steps}; give more with --steps")
+                why = "plays well enough" if done.steps < config.steps else "has had its steps; give more with --steps"
+                say(f"Nothing to do: after {done.steps:,} steps, the agent in {config.out} {why}")
                 return done
         monitor = None
         if config.observation == "latent" and encoder is not None and encoder.statistics is not None:

@@ -101,7 +101,11 @@ class PlayPolicy:
         skip = self.settings.get("frame_skip")
         arguments = {**(self.settings.get("env_kwargs") or {}), **({} if skip is None else {"frame_skip": skip})}
         env = make_pixel_env(name, **{**arguments, **kwargs})
-        self.begin(env)
+        try:
+            self.begin(env)
+        except BaseException:
+            env.close()
+            raise
         return env
 
     def play(self, env: gym.Env[Any, Any], *, seed: int | None = None) -> float:

@@ -290,7 +290,10 @@ _found_in: dict[str, str] = {}  # by module of an environment: where it was when
 def module_folder(env_id: str) -> str | None:
     """The folder in which Python finds the module of "module:id", or None."""
     package = env_id.rpartition(":")[0].partition(".")[0]
-    spec = importlib.util.find_spec(package) if package else None
+    try:
+        spec = importlib.util.find_spec(package) if package else None
+    except ValueError:  # "__main__", the script that runs, can be imported by no other process
+        spec = None
     if spec is None:
         return None
     places = spec.submodule_search_locations or ([spec.origin] if spec.origin else [])
