@@ -12,7 +12,7 @@ from vae_training.training.config import TrainConfig
 
 MOST_MINUTES = 10_000.0
 BATCH = 32  # frames of a gradient step
-EVAL_EPISODES = 10  # of an evaluation during the agent's training
+EVAL_EPISODES = 20  # of an evaluation during the agent's training
 _EPOCH_FRAMES = 10_000  # at most
 _CYCLE = 4  # epochs: two in which beta rises, and two in which it stays
 _POINTS = 400  # between the least and the full plan
