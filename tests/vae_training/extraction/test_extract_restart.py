@@ -50,6 +50,12 @@ def wait_until(condition: Any, process: subprocess.Popen[str] | None = None) -> 
         time.sleep(0.01)
 
 
+def is_writing(out: Path) -> bool:
+    """Whether a part of a recording is there. By os.walk: Path.glob raises if a folder that it has found is removed."""
+    walked = os.walk(out)
+    return any(".extracting-" in folder and name.endswith(".part") for folder, _, names in walked for name in names)
+
+
 @contextlib.contextmanager
 def half_done(place: Place, workers: int) -> Iterator[subprocess.Popen[str]]:
     """A process that has finished a recording, and waits in the middle of another one."""
@@ -58,7 +64,7 @@ def half_done(place: Place, workers: int) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, cwd=ROOT)
     try:
         wait_until(lambda: list(place.out.glob("*.npy")), process)
-        wait_until(lambda: list(place.out.glob(".extracting-*/*/*.part")), process)
+        wait_until(lambda: is_writing(place.out), process)
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
