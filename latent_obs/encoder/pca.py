@@ -163,7 +163,7 @@ class PCA:
         try:
             with safe_open(file, "np") as opened:
                 described = dict(opened.metadata() or {})
-                arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (it is no dict)
+                arrays = {name: opened.get_tensor(name) for name in list(opened.keys())}
             found = {name: described.get(name) for name in FORMAT}
             if found != FORMAT:
                 raise InputError(f"it has {found}, expected {FORMAT}")

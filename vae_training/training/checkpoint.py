@@ -134,7 +134,7 @@ def load_checkpoint(
         raise InputError(f"there is no checkpoint {path}; start the run without --resume")
     with _open(path) as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in list(file.keys())}
     if metadata.get("format") not in (_FORMAT, _WITHOUT_CHECKSUM):
         raise InputError(f"{path} has the checkpoint format {metadata.get('format')!r}, expected {_FORMAT!r}")
     if metadata["format"] == _FORMAT and metadata.get("sha256") != _checksum(tensors, metadata):
