@@ -48,6 +48,7 @@ REMOVED_OPTIONS: dict[str, dict[str, str]] = {
         "compile": "the loss is compiled on CUDA and nowhere else; leave it out",
         "standardise": "it is spelled --standardize",
     },
+    "report": {"autoencoder-steps": "the report compares with PCA; leave it out"},
     "train-agent": _AGENT,
     "compare": {
         **{option: f"set {option.replace('-', '_')} under [settings] {_STUDY}" for option in _IN_STUDY.split()},
