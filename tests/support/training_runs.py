@@ -50,7 +50,6 @@ EVERYTHING: dict[str, Any] = {
     "augment": 0.5,
     "linear_path": True,
     "ema": 0.9,
-    "free_bits": 0.1,
 }
 
 

@@ -44,6 +44,7 @@ class TrainConfig(RunConfig):
         "preset": (None, "train another run, with --widths and --strides instead"),
         "warm_up_steps": (0, _DIVERGED),
         "clip_norm": (None, _DIVERGED),
+        "free_bits": (0.0, "train another run, with a smaller --beta if the KL falls to 0"),
         **dict.fromkeys(
             ("checkpoint_steps", "checkpoint_minutes", "compile", "allow_added_files", "tensorboard"), (ANY, "")
         ),
@@ -70,8 +71,6 @@ class TrainConfig(RunConfig):
     agents learn slowly, try 0.4: pictures get blurred, and agents need fewer frames to find what is left."""
     scale_losses: bool = False
     """Divide the squared error by the values of an image and the KL by latent_dim; beta then weighs those means."""
-    free_bits: float = 0.0
-    """Nats per latent dimension below which the KL is not reduced further (Kingma et al. 2016)."""
     linear_path: bool = False
     """Add a linear map beside the convolutions that starts as the principal components of the frames. For little
     data."""
@@ -131,7 +130,7 @@ class TrainConfig(RunConfig):
         for name, at_least in _COUNTS.items():
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), at_least)
-        for name in ("beta", "free_bits", "salience", *HEADS, "weight_decay"):
+        for name in ("beta", "salience", *HEADS, "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be a finite number, 0 or more, got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:

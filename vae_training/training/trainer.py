@@ -253,7 +253,6 @@ class Trainer:
         self.loss = VAELoss(
             self.model,
             salience=config.salience,
-            free_bits=config.free_bits,
             augment=config.augment,
             heads=heads,
             dtype=resolve_precision(config.precision, self.device),

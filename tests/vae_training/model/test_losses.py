@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from tests.support.tiny import LATENT_DIM, tiny_cvae
 from vae_training.data.loader import Batch, Share, make_batch
 from vae_training.model.augmentation import CHANGES, augment, images_to_tensor
-from vae_training.model.cvae import gaussian_kl_nats
 from vae_training.model.losses import CAP, Background, VAELoss
 from vae_training.model.transition_heads import TransitionHeads
 
@@ -59,15 +58,14 @@ def losses_of(loss: VAELoss, batch: Batch, seed: int = 4) -> Any:
     on=st.sets(st.sampled_from(list(ALL))),
     seed=st.integers(0, 99),
     scaled=st.booleans(),
-    free_bits=st.sampled_from([0.0, 0.5]),
 )
 @QUICK
-def test_the_total_is_the_sum_of_its_parts(on: set[str], seed: int, scaled: bool, free_bits: float):
+def test_the_total_is_the_sum_of_its_parts(on: set[str], seed: int, scaled: bool):
     weights = {name: ALL[name] for name in on}
-    loss = loss_of(weights, seed, {"scale_losses": scaled, "beta": 2.0}, free_bits=free_bits)
+    loss = loss_of(weights, seed, {"scale_losses": scaled, "beta": 2.0})
     batch = batch_of(seed=seed)
     losses = losses_of(loss, batch)
-    plain = losses_of(VAELoss(loss.model, free_bits=free_bits), batch)
+    plain = losses_of(VAELoss(loss.model), batch)
     assert torch.equal(losses.reconstruction, plain.reconstruction)  # stays unweighted
     assert torch.equal(losses.kl, plain.kl)
     terms = dict(losses.terms)
@@ -160,21 +158,6 @@ def test_bfloat16_layers_give_nearly_the_same_losses_in_float32():
         weights["logvar_head.bias"].fill_(5.0)
         kl = losses_of(loss, batch_of()).kl.item()
     assert kl == pytest.approx(LATENT_DIM * 0.5 * (np.exp(5.0) - 1 - 5.0), rel=1e-6)
-
-
-@given(free_bits=st.floats(0.01, 2), scaled=st.booleans(), seed=st.integers(0, 99))
-@QUICK
-def test_free_bits_against_numpy(free_bits: float, scaled: bool, seed: int):
-    loss = loss_of({}, seed % 3, {"beta": 1.5, "scale_losses": scaled}, free_bits=free_bits)
-    batch = batch_of(seed=seed)
-    with torch.no_grad():  # some dimensions above the free bits, some below
-        loss.model.encoder.state_dict()["mean_head.bias"].copy_(torch.linspace(0, 3, LATENT_DIM))
-        kl = gaussian_kl_nats(*loss.model.encoder(batch.images)).numpy().mean(0)
-        losses = losses_of(loss, batch)
-    dimensions = LATENT_DIM if scaled else 1
-    rate = np.maximum(kl, free_bits).sum() / dimensions
-    assert losses.kl.item() == pytest.approx(kl.sum() / dimensions, rel=1e-4)
-    assert losses.total.item() == pytest.approx(losses.reconstruction.item() + 1.5 * rate, rel=1e-4)
 
 
 def test_a_loss_that_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.MonkeyPatch):

@@ -30,7 +30,6 @@ from vae_training.training.config import TrainConfig
         {"learning_rate_schedule": "square"},
         {"optimizer": "sgd"},
         {"precision": "float16"},
-        {"free_bits": -1.0},
         {"weight_decay": -1.0},
         {"ema": 1.0},
         {"augment": 1.1},
@@ -81,6 +80,7 @@ REMOVED: dict[str, tuple[Any, Any]] = {
     "preset": (None, "small"),
     "warm_up_steps": (0, 50),
     "clip_norm": (None, 100.0),
+    "free_bits": (0.0, 0.5),
 }
 #: Settings that decided nothing about the weights.
 IGNORED = {
