@@ -10,7 +10,6 @@ from latent_obs.util.errors import InputError, check_count
 from latent_obs.util.run_config import ANY, RunConfig
 from vae_training.model.beta import ScheduleKind
 
-OptimizerName = Literal["adam", "adamw"]
 LearningRateKind = Literal["constant", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -44,6 +43,8 @@ class TrainConfig(RunConfig):
         "preset": (None, "train another run, with --widths and --strides instead"),
         "warm_up_steps": (0, _DIVERGED),
         "clip_norm": (None, _DIVERGED),
+        "optimizer": ("adam", "train another run, with Adam"),
+        "weight_decay": (0.0, "train another run, on more frames or with --augment 1 if it overfits"),
         "free_bits": (0.0, "train another run, with a smaller --beta if the KL falls to 0"),
         **dict.fromkeys(
             ("checkpoint_steps", "checkpoint_minutes", "compile", "allow_added_files", "tensorboard"), (ANY, "")
@@ -103,10 +104,6 @@ class TrainConfig(RunConfig):
     """Step size of Adam."""
     learning_rate_schedule: LearningRateKind = "constant"
     """constant, or cosine: half a cosine down to 0 at the last epoch."""
-    optimizer: OptimizerName = "adam"
-    """adam or adamw."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of adamw, or L2 penalty of adam."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, such as 0.999, to evaluate and export. 0: none."""
     patience: int | None = None
@@ -130,7 +127,7 @@ class TrainConfig(RunConfig):
         for name, at_least in _COUNTS.items():
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), at_least)
-        for name in ("beta", "salience", *HEADS, "weight_decay"):
+        for name in ("beta", "salience", *HEADS):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be a finite number, 0 or more, got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:

@@ -15,23 +15,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from latent_obs.util.errors import InputError
-from vae_training.training.config import LearningRateKind, OptimizerName, Precision
+from vae_training.training.config import LearningRateKind, Precision
 
 
-def make_optimizer(
-    parameters: Iterable[nn.Parameter],
-    name: OptimizerName,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    device: torch.device,
-) -> Optimizer:
-    """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019), in one kernel ("fused") on CUDA.
+def make_adam(parameters: Iterable[nn.Parameter], learning_rate: float, device: torch.device) -> Optimizer:
+    """Adam (Kingma & Ba 2015), in one kernel ("fused") on CUDA.
 
     On a CPU the fused kernel rounds differently, so the plain one is used.
     """
-    kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=learning_rate, weight_decay=weight_decay, fused=device.type == "cuda" or None)
+    return torch.optim.Adam(parameters, lr=learning_rate, fused=device.type == "cuda" or None)
 
 
 def make_scheduler(optimizer: Optimizer, kind: LearningRateKind, *, total_steps: int, step: int = 0) -> LambdaLR:

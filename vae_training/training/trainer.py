@@ -47,7 +47,7 @@ from vae_training.training.optim import (
     average_weights,
     compiles_on,
     keep_freed_memory,
-    make_optimizer,
+    make_adam,
     make_scheduler,
     resolve_precision,
 )
@@ -263,13 +263,7 @@ class Trainer:
     def _prepare_steps(self, resume_from: Path | None) -> None:
         """Make what takes the steps (optimizer, schedules, batches), and read the checkpoint if there is one."""
         config, ranks = self.config, self.ranks
-        self.optimizer = make_optimizer(
-            self.loss.parameters(),
-            config.optimizer,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            device=self.device,
-        )
+        self.optimizer = make_adam(self.loss.parameters(), config.learning_rate, self.device)
         self.average = average_weights(self.model, config.ema) if config.ema else None
         average: Any = self.average
         self.best_model: CVAE = self.model if average is None else average.module  # to evaluate and export

@@ -28,9 +28,7 @@ from vae_training.training.config import TrainConfig
         {"super_batch": 10},
         {"schedule": "square"},
         {"learning_rate_schedule": "square"},
-        {"optimizer": "sgd"},
         {"precision": "float16"},
-        {"weight_decay": -1.0},
         {"ema": 1.0},
         {"augment": 1.1},
         {"augment": float("nan")},
@@ -80,6 +78,8 @@ REMOVED: dict[str, tuple[Any, Any]] = {
     "preset": (None, "small"),
     "warm_up_steps": (0, 50),
     "clip_norm": (None, 100.0),
+    "optimizer": ("adam", "adamw"),
+    "weight_decay": (0.0, 0.1),
     "free_bits": (0.0, 0.5),
 }
 #: Settings that decided nothing about the weights.

@@ -106,7 +106,7 @@ def test_frames_of_any_size_train_with_the_default_layers(tmp_path: Path, size: 
 
 
 def test_reconstructions_get_better(frames_folder: Path, tmp_path: Path):
-    more: dict[str, Any] = {"precision": "bfloat16", "optimizer": "adamw", "ema": 0.5}
+    more: dict[str, Any] = {"precision": "bfloat16", "ema": 0.5}
     run(config_for(frames_folder, tmp_path / "out", epochs=12, beta=0.01, learning_rate=5e-3, **more))
     rows = read_log(tmp_path / "out")
     errors = [r["loss/reconstruction"] for r in rows if "loss/reconstruction" in r]
