@@ -43,6 +43,7 @@ REMOVED_OPTIONS: dict[str, dict[str, str]] = {
         "objective": "classic is --salience 0; acting is the default",
         "preset": "give --widths and --strides; small was 16 32 64 128 (--bottleneck dense), or 32 64 with 4 2",
         **dict.fromkeys(("warm-up-steps", "clip-norm"), "use a smaller --learning-rate if training diverges"),
+        "first-activation": "the first convolution has no activation; leave it out",
         "optimizer": "Adam is used; leave it out",
         "weight-decay": "use more frames or --augment 1 if the encoder overfits",
         "free-bits": "use a smaller --beta if the KL falls to 0",

@@ -16,7 +16,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 #: Settings that are weights of the heads in `transition_heads`.
 HEADS = ("inverse_dynamics", "next_latent", "reward")
 #: Settings that are layers of the networks.
-LAYERS = ("latent_dim", "bottleneck", "widths", "strides", "first_activation", "linear_path", "standardize")
+LAYERS = ("latent_dim", "bottleneck", "widths", "strides", "linear_path", "standardize")
 _COUNTS = {"epochs": 1, "batch_size": 1, "patience": 1, "held_out": 1, "super_batch": 1}
 _COUNTS |= {"batch_freeze": 0, "half_beta_cycle": 0, "seed": 0}
 _SALIENCE = "train another run, with --salience instead"
@@ -43,6 +43,7 @@ class TrainConfig(RunConfig):
         "preset": (None, "train another run, with --widths and --strides instead"),
         "warm_up_steps": (0, _DIVERGED),
         "clip_norm": (None, _DIVERGED),
+        "first_activation": (False, "train another run, whose first convolution has no activation"),
         "optimizer": ("adam", "train another run, with Adam"),
         "weight_decay": (0.0, "train another run, on more frames or with --augment 1 if it overfits"),
         "free_bits": (0.0, "train another run, with a smaller --beta if the KL falls to 0"),
@@ -65,8 +66,6 @@ class TrainConfig(RunConfig):
     """Channels of each convolution, such as 32 64 128 256. By default they follow the frame size."""
     strides: tuple[int, ...] = ()
     """Stride of each convolution, as many as widths. By default they follow the frame size."""
-    first_activation: bool = False
-    """Put a ReLU after the first convolution as well (by design it has none)."""
     beta: float = 0.02
     """Wanted weight of the KL: nats against squared error summed over the image. Less keeps more detail. Where
     agents learn slowly, try 0.4: pictures get blurred, and agents need fewer frames to find what is left."""

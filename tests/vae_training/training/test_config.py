@@ -78,6 +78,7 @@ REMOVED: dict[str, tuple[Any, Any]] = {
     "preset": (None, "small"),
     "warm_up_steps": (0, 50),
     "clip_norm": (None, 100.0),
+    "first_activation": (False, True),
     "optimizer": ("adam", "adamw"),
     "weight_decay": (0.0, 0.1),
     "free_bits": (0.0, 0.5),
