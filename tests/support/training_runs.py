@@ -49,7 +49,6 @@ EVERYTHING: dict[str, Any] = {
     "reward": 1.25,
     "augment": 0.5,
     "linear_path": True,
-    "ema": 0.9,
 }
 
 

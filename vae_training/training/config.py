@@ -47,6 +47,7 @@ class TrainConfig(RunConfig):
         "optimizer": ("adam", "train another run, with Adam"),
         "weight_decay": (0.0, "train another run, on more frames or with --augment 1 if it overfits"),
         "free_bits": (0.0, "train another run, with a smaller --beta if the KL falls to 0"),
+        "ema": (ANY, ""),  # an average of the weights: `load_checkpoint` puts it in their place
         **dict.fromkeys(
             ("checkpoint_steps", "checkpoint_minutes", "compile", "allow_added_files", "tensorboard"), (ANY, "")
         ),
@@ -103,8 +104,6 @@ class TrainConfig(RunConfig):
     """Step size of Adam."""
     learning_rate_schedule: LearningRateKind = "constant"
     """constant, or cosine: half a cosine down to 0 at the last epoch."""
-    ema: float = 0.0
-    """Decay of an exponential moving average of the weights, such as 0.999, to evaluate and export. 0: none."""
     patience: int | None = None
     """Early stopping: comparable moments (ends of cycles; without cycles, epochs at the wanted beta) without a lower
     held-out loss. By default all epochs are trained."""
@@ -133,8 +132,6 @@ class TrainConfig(RunConfig):
             raise InputError(f"learning_rate must be a positive number, got {self.learning_rate}")
         if not 0 <= self.augment <= 1:
             raise InputError(f"augment must be from 0 (off) to 1, got {self.augment}")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"ema must be 0 (none) or a decay below 1, such as 0.999, got {self.ema}")
         if self.patience is not None and self.schedule == "cyclical" and self.half_beta_cycle == 0:
             raise InputError("patience counts ends of cycles, and half_beta_cycle 0 has none; use --schedule constant")
         if self.super_batch is not None and self.super_batch < self.batch_size:

@@ -43,14 +43,7 @@ from vae_training.training.distributed import Ranks, process_group, raised_once
 from vae_training.training.export import evenly_spread, export_encoder, measure_latents
 from vae_training.training.initialization import put_weights, start_from_data, with_layers_of
 from vae_training.training.logs import RunLog, reconstruction_sheet, save_picture, to_images
-from vae_training.training.optim import (
-    average_weights,
-    compiles_on,
-    keep_freed_memory,
-    make_adam,
-    make_scheduler,
-    resolve_precision,
-)
+from vae_training.training.optim import compiles_on, keep_freed_memory, make_adam, make_scheduler, resolve_precision
 
 _DEFAULT_SUPER_BATCH = 10_000
 _HELD_OUT_FRAMES = 1_024  # evaluated after each epoch: enough for a steady mean, a second on a CPU
@@ -264,15 +257,10 @@ class Trainer:
         """Make what takes the steps (optimizer, schedules, batches), and read the checkpoint if there is one."""
         config, ranks = self.config, self.ranks
         self.optimizer = make_adam(self.loss.parameters(), config.learning_rate, self.device)
-        self.average = average_weights(self.model, config.ema) if config.ema else None
-        average: Any = self.average
-        self.best_model: CVAE = self.model if average is None else average.module  # to evaluate and export
         heads: dict[str, nn.Module] = dict(self.loss.heads.items()) if self.loss.heads is not None else {}
         if self.loss.background is not None:
             heads["background"] = self.loss.background
         self.parts: dict[str, nn.Module] = {"heads": nn.ModuleDict(heads)} if heads else {}  # of a checkpoint
-        if self.average is not None:
-            self.parts["ema"] = self.average
         available = sum(len(dataset) for dataset in self.training)
         size = config.super_batch or min(_DEFAULT_SUPER_BATCH, available)
         self.progress = Progress(super_batch=size, ranks=ranks.world_size)
@@ -378,8 +366,6 @@ class Trainer:
             raise self._diverged(f"the loss is not finite ({terms}) at step {self.progress.step}")
         self.learning_rate = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
         self.progress.step += 1
         self.images += len(batch) if batch.share is None else batch.share.total
         return losses
@@ -388,11 +374,11 @@ class Trainer:
         """Evaluate and draw the held-out frames, and write checkpoints: in process 0, for all."""
         progress, step = self.progress, self.progress.step
         if log is not None:
-            held_out = evaluate(self.best_model, self.shown, beta=self.config.beta)
+            held_out = evaluate(self.model, self.shown, beta=self.config.beta)
             if not math.isfinite(held_out.loss_at_fixed_beta):  # the last step ruined the weights
                 raise self._diverged(f"the held-out loss is not finite after step {step - 1}")
             log.write(step, {f"held_out/{name}": value for name, value in asdict(held_out).items()})
-            sheet = reconstruction_sheet(self.best_model, self.shown)
+            sheet = reconstruction_sheet(self.model, self.shown)
             save_picture(self.config.out / "reconstructions" / f"epoch_{epoch + 1:03d}.png", sheet)
             log.picture(step, "held_out/reconstructions", sheet)
             if self.beta.is_comparable(step - 1):
@@ -500,7 +486,7 @@ class Trainer:
 
     def _export(self, folder: Path, step: int) -> HeldOut:
         """Write the encoder folder, and evaluate its weights."""
-        held_out = evaluate(self.best_model, self.shown, beta=self.config.beta)
+        held_out = evaluate(self.model, self.shown, beta=self.config.beta)
         provenance = {
             "trained_on": describe_datasets(self.training),
             "settings": self.config.to_json(),
@@ -509,10 +495,8 @@ class Trainer:
             "held_out": asdict(held_out),
             "training_seconds": round(self.progress.seconds, 1),
         }
-        statistics = measure_latents(self.best_model, self.training, self.held_out)
-        export_encoder(
-            folder, self.best_model, self.shown, overwrite=True, statistics=statistics, provenance=provenance
-        )
+        statistics = measure_latents(self.model, self.training, self.held_out)
+        export_encoder(folder, self.model, self.shown, overwrite=True, statistics=statistics, provenance=provenance)
         return held_out
 
 

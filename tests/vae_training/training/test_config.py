@@ -29,7 +29,6 @@ from vae_training.training.config import TrainConfig
         {"schedule": "square"},
         {"learning_rate_schedule": "square"},
         {"precision": "float16"},
-        {"ema": 1.0},
         {"augment": 1.1},
         {"augment": float("nan")},
         {"patience": 2, "half_beta_cycle": 0},
@@ -83,13 +82,14 @@ REMOVED: dict[str, tuple[Any, Any]] = {
     "weight_decay": (0.0, 0.1),
     "free_bits": (0.0, 0.5),
 }
-#: Settings that decided nothing about the weights.
+#: Settings whose value does not matter any more.
 IGNORED = {
     "checkpoint_steps": 100,
     "checkpoint_minutes": 1.0,
     "compile": "on",
     "allow_added_files": True,
     "tensorboard": False,
+    "ema": 0.9,
 }
 
 

@@ -49,7 +49,7 @@ Path(settings["out"]).with_name(f"state_{{os.environ['RANK']}}.txt").write_text(
 sys.stdout.flush()
 os._exit(0)  # gloo's threads at times abort an interpreter that ends by itself
 """
-PAIR: dict[str, Any] = {"epochs": 2, "batch_size": 8, "super_batch": 67, "scale_losses": True, "ema": 0.9}
+PAIR: dict[str, Any] = {"epochs": 2, "batch_size": 8, "super_batch": 67, "scale_losses": True}
 
 
 @pytest.fixture(scope="module")

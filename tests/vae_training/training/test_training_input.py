@@ -140,11 +140,10 @@ def test_a_single_recording_keeps_its_split(tmp_path: Path):
     assert sum("last 20 frames" in text for text in said) == 3
 
 
-@pytest.mark.parametrize(("change", "value"), [("widths", [4, 12]), ("ema", 0.9)])
-def test_a_checkpoint_that_does_not_fit_the_settings_is_refused(begun: tuple[Path, Path], change: str, value: Any):
+def test_a_checkpoint_that_does_not_fit_the_settings_is_refused(begun: tuple[Path, Path]):
     out = begun[1]
     settings = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps({**settings, change: value}))
+    (out / "config.json").write_text(json.dumps({**settings, "widths": [4, 12]}))
     with pytest.raises(InputError, match=r"latest\.safetensors"):
         run(TrainConfig(out=out, epochs=2), resume=True)
 
