@@ -69,7 +69,6 @@ def test_a_run_in_progress_is_not_run_twice(module_frames: Path, tmp_path: Path,
         ({"super_batch": 49}, InputError, "super_batch"),
         ({"widths": (), "strides": (), "bottleneck": "spatial"}, InputError, "latent_dim"),
         ({"dataset_weights": (1.0, 2.0, 3.0)}, InputError, "weight"),
-        ({"inverse_dynamics": 1.0}, InputError, "inverse_dynamics"),
         ({"device": "cuda:99"}, DeviceError, "cuda:99"),
     ],
 )
