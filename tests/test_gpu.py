@@ -73,7 +73,7 @@ def assert_near(got: Any, wanted: Any, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("bottleneck", get_args(Bottleneck))
-@pytest.mark.parametrize("extras", [{}, {"standardize": True, "linear_path": True}])
+@pytest.mark.parametrize("extras", [{}, {"components": 64}])
 def test_latents_of_any_number_of_frames_are_those_of_the_cpu(
     precision: Precision, bottleneck: Bottleneck, extras: dict[str, Any]
 ):

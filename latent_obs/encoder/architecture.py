@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from latent_obs.encoder import Bottleneck as Bottleneck
+from latent_obs.encoder.components import Standard
 from latent_obs.pixels import Frames
 from latent_obs.util.errors import InputError, check_count, check_types
 
 _MAP = {"dense": 4, "spatial": 8}  # side of the last map; 8x8 keeps small moving things that a 4x4 map loses
 _USUAL_LATENT = 256
+_CERTAIN = -20.0  # log-variance of principal components, which are measured and not inferred
 #: Largest values; what is beyond is a slip or a damaged file, and would take all memory.
 _AT_MOST = {"img_shape": 2**16, "latent_dim": 2**20, "widths": 2**16, "strides": 2**10}
 
@@ -51,10 +53,11 @@ class Architecture:
         bottleneck: "dense": flatten, then one linear layer. "spatial": a small map of means, flattened (in the order
             channel, row, column) to `latent_dim` values.
         first_activation: Whether a ReLU follows the first convolution, as in some encoders of earlier versions.
-        linear_path: Whether a linear map from the pixels to the means, and one back, runs beside the convolutions.
-            Training starts it at the principal components of the frames, so that the convolutions learn the rest.
+        components: How many values of the latent, the first ones, are the frame's coordinates along the largest
+            principal components of the training frames. The convolutions see and decode what these leave; see
+            `Standard`.
         standardize: Whether the convolutions see pixels minus the training frames' mean picture, divided by their
-            spread, and decode in these units. It helps if frames differ little from each other.
+            spread, and decode in these units. With components they always do.
 
     Example:
         >>> Architecture((64, 64, 3), latent_dim=32).widths
@@ -69,7 +72,7 @@ class Architecture:
     strides: tuple[int, ...] = ()
     bottleneck: Bottleneck = "dense"
     first_activation: bool = False
-    linear_path: bool = False
+    components: int = 0
     standardize: bool = False
 
     def __post_init__(self) -> None:
@@ -85,6 +88,10 @@ class Architecture:
             object.__setattr__(self, "widths", tuple(min(32 * 2**i, 256) for i in range(len(self.strides))))
         if len(self.widths) != len(self.strides):
             raise InputError(f"widths {self.widths} and strides {self.strides} must be equally many")
+        if not 0 <= self.components < self.latent_dim:
+            raise InputError(
+                f"components must be 0 or more and less than latent_dim {self.latent_dim}, got {self.components}"
+            )
         # Raise if a map shrinks to nothing, or the latent does not fit it.
         _ = self.latent_map if self.bottleneck == "spatial" else self.stages
 
@@ -97,27 +104,34 @@ class Architecture:
         widths: tuple[int, ...] = (),
         strides: tuple[int, ...] = (),
         bottleneck: Bottleneck = "spatial",
+        components: int | None = None,
         **more: Any,
     ) -> "Architecture":
         """The layers that training takes for frames of any size; what is not given is chosen.
 
-        The latent has 256 values, or with a spatial bottleneck as near to that as the size of the map allows.
+        The latent has 256 values, or with a spatial bottleneck as near to that as the size of the map allows. Half of a
+        dense latent are principal components; of a spatial one, as many as the map has cells.
 
         Example:
             >>> architecture = Architecture.for_frames((84, 84, 3))
-            >>> architecture.strides, architecture.latent_map, architecture.latent_dim
-            ((4, 2), (3, 10, 10), 300)
+            >>> architecture.strides, architecture.latent_dim, architecture.components, architecture.latent_map
+            ((4, 2), 300, 100, (2, 10, 10))
         """
         if not (widths or strides) and bottleneck == "spatial" and _halvings(img_shape, bottleneck) == 3:
             widths, strides = (64, 128), (4, 2)  # lower error for less work than strides of 2, 2, 2, measured at 64x64
         strides = strides or (2,) * (len(widths) or _halvings(img_shape, bottleneck))
         layers: dict[str, Any] = {"widths": widths, "strides": strides, **more}
+        area = math.prod(cls(img_shape, _USUAL_LATENT, **layers).stages[-1].size_out) if bottleneck == "spatial" else 1
         if latent_dim is None:
-            latent_dim = _USUAL_LATENT
-            if bottleneck == "spatial":
-                area = math.prod(cls(img_shape, latent_dim, **layers).stages[-1].size_out)
-                latent_dim = area * max(1, round(latent_dim / area))
-        return cls(img_shape, latent_dim, bottleneck=bottleneck, **layers)
+            latent_dim = area * max(1, round(_USUAL_LATENT / area))
+        if components is None:
+            components = latent_dim // 2 if bottleneck == "dense" else area if latent_dim > area else 0
+        return cls(img_shape, latent_dim, bottleneck=bottleneck, components=components, **layers)
+
+    @property
+    def learned(self) -> int:
+        """How many values of the latent the convolutions give: those after the components."""
+        return self.latent_dim - self.components
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -141,15 +155,16 @@ class Architecture:
 
     @property
     def latent_map(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the spatial latent; an `InputError` if `latent_dim` does not fit."""
+        """(channels, height, width) of the learned values of a spatial latent; an `InputError` if they do not fit."""
         height, width = self.stages[-1].size_out
         area = height * width
-        channels, rest = divmod(self.latent_dim, area)
+        channels, rest = divmod(self.learned, area)
         if rest or not channels:
-            near = area * max(1, round(self.latent_dim / area))
+            near = self.components + area * max(1, round(self.learned / area))
+            besides = f" besides {self.components} components" if self.components else ""
             raise InputError(
                 f"latent_dim {self.latent_dim}: a spatial bottleneck of {height}x{width} holds a multiple of {area} "
-                f"values, such as {near}. Choose such a number, or bottleneck='dense'"
+                f"values{besides}: {near} in all, for example. Choose such a number, or bottleneck='dense'"
             )
         return channels, height, width
 
@@ -161,8 +176,10 @@ class Architecture:
     def from_json(cls, values: dict[str, Any]) -> "Architecture":
         """The architecture that `to_json` described; an `InputError` if a field is missing, unknown or invalid."""
         # Older folders do not name them, or spell one in the British way.
-        values = {"linear_path": False, "standardize": values.get("standardise", False), **values}
+        values = {"components": 0, "standardize": values.get("standardise", False), **values}
         values.pop("standardise", None)
+        if values.pop("linear_path", False):
+            raise InputError("it has a linear path, which this version cannot read: train the encoder again")
         if set(values) != set(cls.__dataclass_fields__):
             raise InputError(f"architecture has fields {sorted(values)}, expected {sorted(cls.__dataclass_fields__)}")
         return cls(**values)
@@ -177,37 +194,10 @@ def _halvings(img_shape: tuple[int, ...], bottleneck: Bottleneck) -> int:
     return max(1, min(wanted, int(math.log2(min(height, width)))))
 
 
-class Standard(nn.Module):
-    """Standardize pixels: subtract the training frames' mean picture, and divide by their spread; both are fixed."""
-
-    mean: Tensor
-    spread: Tensor
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        height, width, channels = architecture.img_shape
-        self.register_buffer("mean", torch.zeros(channels, height, width))
-        self.register_buffer("spread", torch.ones(()))
-
-    @torch.no_grad()
-    def measure(self, images: Tensor) -> None:
-        """Set the mean picture and the spread around it, one for all pixels, from images float32 (N, C, H, W)."""
-        self.mean.copy_(images.mean(0))
-        self.spread.copy_((images - self.mean).square().mean().sqrt().clamp(min=1e-3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) in [0, 1] to the same shape, with mean 0 and spread 1 over the training frames."""
-        return (x - self.mean) / self.spread
-
-    def undo(self, x: Tensor) -> Tensor:
-        """The inverse of `forward`."""
-        return x * self.spread + self.mean
-
-
 class Encoder(nn.Module):
     """q(z|x): frames to the mean and log-variance of a diagonal Gaussian.
 
-    Input: float32 (N, C, H, W) in [0, 1]. Outputs: two float32 (N, latent_dim).
+    Input: float32 (N, C, H, W) in [0, 1]. Outputs: two float32 (N, latent_dim), the principal components first.
 
     Example:
         >>> encoder = Encoder(Architecture((32, 32, 3), latent_dim=8))
@@ -219,7 +209,7 @@ class Encoder(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        self.standard = Standard(architecture) if architecture.standardize else None
+        self.standard = _standard(architecture)
         self.convolutions = nn.Sequential()
         for i, stage in enumerate(architecture.stages):
             sizes = stage.kernel, stage.stride, stage.padding
@@ -228,23 +218,24 @@ class Encoder(nn.Module):
                 self.convolutions.append(nn.ReLU(inplace=True))
         # Two heads rather than one of twice the width: the agent needs the mean alone, so the other is never computed.
         self.mean_head, self.logvar_head = self._head(), self._head()
-        pixels = math.prod(architecture.img_shape)
-        self.linear = nn.Linear(pixels, architecture.latent_dim) if architecture.linear_path else None
 
     def _head(self) -> nn.Module:
         last = self.architecture.stages[-1]
         if self.architecture.bottleneck == "dense":
-            return nn.Linear(last.channels_out * math.prod(last.size_out), self.architecture.latent_dim)
+            return nn.Linear(last.channels_out * math.prod(last.size_out), self.architecture.learned)
         return nn.Conv2d(last.channels_out, self.architecture.latent_map[0], kernel_size=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, each (N, latent_dim)."""
-        h = self._features(x)
-        return self._mean(x, h), self.logvar_head(h).flatten(1)
+        coordinates, h = self._features(x)
+        logvar = self.logvar_head(h).flatten(1)
+        if coordinates is not None:
+            logvar = torch.cat([torch.full_like(coordinates, _CERTAIN), logvar], 1)
+        return self._mean(coordinates, h), logvar
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean alone, (N, latent_dim): what an agent sees."""
-        return self._mean(x, self._features(x))
+        return self._mean(*self._features(x))
 
     @torch.inference_mode()
     def mean_of_frames(self, frames: Frames) -> NDArray[np.float32]:
@@ -252,13 +243,14 @@ class Encoder(nn.Module):
         x = torch.from_numpy(frames).to(next(self.parameters()).device)
         return self.mean(x.permute(0, 3, 1, 2).float().div_(255)).cpu().numpy()
 
-    def _features(self, x: Tensor) -> Tensor:
-        h = self.convolutions(x if self.standard is None else self.standard(x))  # (N, C', H', W')
-        return h.flatten(1) if self.architecture.bottleneck == "dense" else h
+    def _features(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        coordinates, x = (None, x) if self.standard is None else self.standard(x)
+        h = self.convolutions(x)  # (N, C', H', W')
+        return coordinates, h.flatten(1) if self.architecture.bottleneck == "dense" else h
 
-    def _mean(self, x: Tensor, h: Tensor) -> Tensor:
+    def _mean(self, coordinates: Tensor | None, h: Tensor) -> Tensor:
         mean = self.mean_head(h).flatten(1)
-        return mean if self.linear is None else mean + self.linear(x.flatten(1))
+        return mean if coordinates is None else torch.cat([coordinates, mean], 1)
 
 
 class Decoder(nn.Module):
@@ -271,7 +263,7 @@ class Decoder(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        self.standard = Standard(architecture) if architecture.standardize else None
+        self.standard = _standard(architecture)
         last = architecture.stages[-1]
         self.map_shape = (last.channels_out, *last.size_out)
         if architecture.bottleneck == "dense":
@@ -283,18 +275,21 @@ class Decoder(nn.Module):
             sizes = stage.kernel, stage.stride, stage.padding, stage.output_padding
             self.convolutions.append(nn.ReLU(inplace=True))
             self.convolutions.append(nn.ConvTranspose2d(stage.channels_out, stage.channels_in, *sizes))
-        pixels = math.prod(architecture.img_shape)
-        self.linear = nn.Linear(architecture.latent_dim, pixels) if architecture.linear_path else None
 
     def forward(self, z: Tensor) -> Tensor:
         """Image of each latent, (N, C, H, W)."""
-        linear = None if self.linear is None else self.linear(z)
-        if self.architecture.bottleneck == "dense":
-            h = self.stem(z).unflatten(1, self.map_shape)
+        components = self.architecture.components
+        coordinates, learned = (z[:, :components], z[:, components:]) if components else (None, z)
+        if self.architecture.bottleneck == "spatial":
+            h = self.stem(learned.unflatten(1, self.architecture.latent_map))
         else:
-            h = self.stem(z.unflatten(1, self.architecture.latent_map))
+            if self.standard is not None and coordinates is not None:
+                z = torch.cat([self.standard.alike(coordinates), learned], 1)
+            h = self.stem(z).unflatten(1, self.map_shape)
         x = self.convolutions(h)
-        if self.standard is not None:
-            # The linear path contains the mean picture.
-            x = self.standard.undo(x) if linear is None else x * self.standard.spread
-        return x if linear is None else x + linear.view(x.shape)
+        return x if self.standard is None else self.standard.undo(coordinates, x)
+
+
+def _standard(architecture: Architecture) -> Standard | None:
+    needed = architecture.standardize or architecture.components
+    return Standard(architecture.img_shape, architecture.components) if needed else None

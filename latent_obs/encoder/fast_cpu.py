@@ -1,7 +1,7 @@
 """A faster form of the encoder network: uint8 frames in, all scaling inside of the first layer, packed CPU layers.
 
 Constants are multiplied into the weights once, in float64: the division by 255 and the spread of `Standard` go into the
-first convolution. `Encoder.mean` stays the definition; tests compare the two.
+first convolution and into the principal components. `Encoder.mean` stays the definition; tests compare the two.
 """
 
 import copy
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_obs.encoder.architecture import Encoder
+from latent_obs.encoder.components import Standard
 
 _BATCH = 8  # batch size that the packed weights are made for; others work as well
 _ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # difference to plain layers, of the largest latent
@@ -19,15 +20,15 @@ _ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # difference to plain la
 class FoldedEncoder(nn.Module):
     """`Encoder.mean` for uint8 frames.
 
-    Pixels from 0 to 255 are exact in bfloat16, while 0 to 1 are not; and with `standardize`, the mean picture is
-    subtracted in float32 before anything is rounded. So bfloat16 only rounds weights and activations.
+    Pixels from 0 to 255 are exact in bfloat16, while 0 to 1 are not; and the mean picture and what principal components
+    show are subtracted in float32 before anything is rounded. So bfloat16 only rounds weights and activations.
 
     Args:
         encoder: The network, which is not changed.
         dtype: In which the convolutions are computed; the layers that give the latents stay in float32.
     """
 
-    centre: Tensor | None  # mean picture of `standardize`, (h, w, c) from 0 to 255
+    centre: Tensor | None  # mean picture of `Standard`, (h, w, c) from 0 to 255
 
     def __init__(self, encoder: Encoder, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -49,21 +50,28 @@ class FoldedEncoder(nn.Module):
             last = encoder.architecture.stages[-1]
             head = cast(nn.Linear, encoder.mean_head)
             self.mean_head = _linear(head.weight, head.bias, (last.channels_out, *last.size_out))
-        self.linear: nn.Module | None = None
-        if encoder.linear is not None:
+        self.coordinates: nn.Module | None = None  # from centred frames to coordinates along the components
+        self.shown: nn.Module | None = None  # from coordinates to what the components show of a frame, from 0 to 255
+        if encoder.architecture.components:
+            standard = cast(Standard, encoder.standard)
             height, width, channels = encoder.architecture.img_shape
-            weight, bias = _exact(encoder.linear.weight), _exact(encoder.linear.bias)
-            if encoder.standard is not None:  # W x + b = W (x - m) + (W m + b)
-                bias = bias + weight @ _exact(encoder.standard.mean).flatten()
-            self.linear = _linear(weight / 255.0, bias, (channels, height, width)).to(device)
+            basis, unit = _exact(standard.basis), _exact(standard.deviation)[-1]
+            none = torch.zeros(len(basis), dtype=basis.dtype)
+            self.coordinates = _linear(basis / (255.0 * unit), none, (channels, height, width)).to(device)
+            pictures = (255.0 * unit * basis).unflatten(1, (channels, height, width)).permute(0, 2, 3, 1)
+            self.shown = _frozen(pictures.flatten(1).T, torch.zeros(pictures[0].numel())).to(device)
 
     @torch.inference_mode()
     def forward(self, frames: Tensor) -> Tensor:
         """Mean latents, float32 (N, latent_dim), of frames, uint8 (N, h, w, c)."""
         x = frames.float() if self.centre is None else frames - self.centre
+        coordinates = None
+        if self.coordinates is not None and self.shown is not None:
+            coordinates = self.coordinates(x.flatten(1))
+            x = x - self.shown(coordinates).view_as(x)
         h = self.convolutions(x.to(self.dtype).permute(0, 3, 1, 2)).float()  # (N, c', h', w'), channels last in memory
         latents = self.mean_head(h.permute(0, 2, 3, 1).flatten(1) if self.dense else h).flatten(1)
-        return latents if self.linear is None else latents + self.linear(x.flatten(1))
+        return latents if coordinates is None else torch.cat([coordinates, latents], 1)
 
 
 def _exact(tensor: Tensor) -> Tensor:
@@ -73,7 +81,11 @@ def _exact(tensor: Tensor) -> Tensor:
 
 def _linear(weight: Tensor, bias: Tensor, order: tuple[int, int, int]) -> nn.Linear:
     """A frozen float32 layer of weights (d, c * h * w), for inputs in their order in memory: row, column, channel."""
-    weight = weight.unflatten(1, order).permute(0, 2, 3, 1).flatten(1)
+    return _frozen(weight.unflatten(1, order).permute(0, 2, 3, 1).flatten(1), bias)
+
+
+def _frozen(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A frozen float32 layer of weights (outputs, inputs)."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight = nn.Parameter(weight.detach().float().contiguous(), requires_grad=False)
     layer.bias = nn.Parameter(bias.detach().float().clone(), requires_grad=False)
@@ -118,8 +130,9 @@ def pack_layers(folded: FoldedEncoder, shape: tuple[int, int, int]) -> FoldedEnc
                     x = convolutions[-1](x)
             packed.convolutions = convolutions
             packed.mean_head = PackedLayer(folded.mean_head, False, x.shape)
-            if folded.linear is not None:
-                packed.linear = PackedLayer(folded.linear, False, x.shape)
+            for name in ("coordinates", "shown"):
+                if getattr(folded, name) is not None:
+                    setattr(packed, name, PackedLayer(getattr(folded, name), False, x.shape))
             found = packed(frames)
         except (AttributeError, RuntimeError, TypeError):  # no oneDNN, no bfloat16 in it, or a changed operator
             return folded

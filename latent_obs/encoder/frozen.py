@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, overload
 
@@ -175,7 +176,11 @@ class FrozenEncoder:
         backend: Backend = "auto",
         precision: Precision = "auto",
     ) -> "FrozenEncoder":
-        """An encoder with random weights that never trained: a baseline for a trained one."""
+        """An encoder with random weights that never trained: a baseline for a trained one.
+
+        It has no principal components, since these are measured on frames; its convolutions give as many values more.
+        """
+        architecture = replace(architecture, components=0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             weights = Encoder(architecture).float().state_dict()

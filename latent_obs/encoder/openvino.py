@@ -103,6 +103,11 @@ def _model(openvino: Any, folded: FoldedEncoder, shape: tuple[int, int, int], si
     x = ops.convert(frames, "f32")  # (N, h, w, c)
     if folded.centre is not None:
         x = ops.subtract(x, constant(folded.centre[None]))
+    coordinates = None
+    if folded.coordinates is not None:
+        coordinates = linear(x, cast(nn.Linear, folded.coordinates))
+        shown = linear(coordinates, cast(nn.Linear, folded.shown))
+        x = ops.subtract(x, ops.reshape(shown, [size, *shape], False))
     h = ops.transpose(x, [0, 3, 1, 2])
     for layer in folded.convolutions:
         h = convolution(h, layer) if isinstance(layer, nn.Conv2d) else ops.relu(h)
@@ -110,6 +115,6 @@ def _model(openvino: Any, folded: FoldedEncoder, shape: tuple[int, int, int], si
         latents = ops.reshape(convolution(h, folded.mean_head), [size, -1], False)
     else:
         latents = linear(ops.transpose(h, [0, 2, 3, 1]), cast(nn.Linear, folded.mean_head))
-    if folded.linear is not None:
-        latents = ops.add(latents, linear(x, cast(nn.Linear, folded.linear)))
+    if coordinates is not None:
+        latents = ops.concat([coordinates, latents], 1)
     return openvino.Model([latents], [frames], "encoder")

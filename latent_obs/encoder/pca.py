@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from latent_obs.encoder.components import principal_components
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.encoder.statistics import LatentStatistics
 from latent_obs.pixels import Frames, PixelContract
@@ -29,34 +30,11 @@ from latent_obs.util.errors import EncoderFolderError, InputError, check_count, 
 from latent_obs.util.npy import map_npy
 
 FORMAT = {"format": "latent-obs-pca", "format_version": "1"}
-#: Frames spread less than one step of one pixel along some directions: that is rounding, not content. Anything divided
-#: by such a spread would explode on a frame that does differ there.
-LEAST_SPREAD = 1 / 255
 #: Most frames that are fitted on, evenly spread over all that are given.
 MOST_FRAMES = 10_000
 _MOST_VALUES = 2**28  # of the sample, 1 GiB in float32: fewer frames if they are large
 _ARRAYS = ("centre", "components", "spread", "explained")
 _STATISTICS = "statistics/"  # what the names of their tensors begin with
-
-
-@torch.no_grad()
-def principal_components(flat: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre, spreads and directions of the largest principal components.
-
-    A sketch of some more columns and a few power iterations is exact enough (Halko et al. 2011, "Finding structure with
-    randomness", section 4.4). The sketch is always the same, and the global random state is not changed.
-
-    Of N ≥ 1 frames in [0, 1], float32 (N, D), they are the mean (D,), standard deviations along the components (k,),
-    falling, and the components (D, k), orthonormal. k is `count`, or less if frames vary in fewer directions by more
-    than `LEAST_SPREAD`.
-    """
-    centre = flat.mean(0)
-    with torch.random.fork_rng(devices=[flat.device] if flat.is_cuda else []):
-        torch.manual_seed(0)
-        _, sizes, components = torch.svd_lowrank(flat - centre, q=min(count + 8, *flat.shape), niter=4)
-    spread = sizes[:count] / len(flat) ** 0.5
-    kept = int((spread > LEAST_SPREAD).sum())
-    return centre, spread[:kept], components[:, :kept]
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,7 +44,7 @@ def test_an_encoder_gives_the_latents_that_it_gave(kind: str):
 
 def test_a_training_run_is_resumed(first: Path):
     saved = TrainConfig.load(first / "vae")
-    assert (saved.latent_dim, saved.standardize) == (16, True)
+    assert (saved.latent_dim, saved.components) == (16, 0)
     result = train(TrainConfig(frames=first / "recorded", out=first / "vae", epochs=3), resume=True)
     assert result.steps == 9
     assert FrozenEncoder.load(first / "vae" / "encoder", device="cpu").latent_dim == 16

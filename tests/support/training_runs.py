@@ -30,8 +30,8 @@ STEPS = 3
 TINY: dict[str, Any] = {
     "salience": 0.0,
     "bottleneck": "dense",
-    "standardize": False,
     "beta": 1.0,
+    "components": 0,
     "latent_dim": 6,
     "widths": (4, 8),
     "strides": (2, 2),
@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
     "device": "cpu",
 }
 #: Everything that a loss can have.
-EVERYTHING: dict[str, Any] = {"salience": 0.5, "augment": 0.5, "linear_path": True}
+EVERYTHING: dict[str, Any] = {"salience": 0.5, "augment": 0.5, "components": 2}
 
 
 def config_for(frames: Path, out: Path, **kwargs: Any) -> TrainConfig:

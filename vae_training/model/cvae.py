@@ -22,10 +22,10 @@ class CVAE(nn.Module):
     Images are float32 (N, C, H, W) in [0, 1]; latents float32 (N, latent_dim). The first convolution has no activation:
     it is a linear change of color space and edges, and cuts off no information before the second.
 
-    The loss of N images is ``reconstruction + beta * kl``:
+    The loss of N images is ``reconstruction + beta * kl`` (with components, beta times `beta_unit`):
 
     - reconstruction: the squared error, summed over the image, mean over the batch;
-    - kl: the divergence from the unit Gaussian in nats, summed over the latent dimensions, mean over the batch.
+    - kl: the divergence from the unit Gaussian in nats, summed over the learned latent dimensions, mean over the batch.
 
     With ``scale_losses=False``, beta weighs nats against the squared error of the whole image: beta = 1 is the evidence
     lower bound of a Gaussian decoder with variance 1/2 per value. With ``scale_losses=True`` the reconstruction is
@@ -42,8 +42,8 @@ class CVAE(nn.Module):
         strides: Stride of each convolution; with both given any image shape works.
         bottleneck: "dense" (flatten, one linear layer) or "spatial" (a small map of means).
         first_activation: Put a ReLU after the first convolution as well.
-        linear_path: Add a linear map beside the convolutions, in both directions; see `start_linear_path`.
-        standardize: Standardize the pixels that the convolutions take; see `Standard`.
+        components: How many values of the latent are coordinates along principal components; see `measure`.
+        standardize: Standardize the pixels that the convolutions take; see `measure`.
 
     Attributes:
         beta: The beta in force, which training changes.
@@ -71,14 +71,14 @@ class CVAE(nn.Module):
         strides: Sequence[int] = (),
         bottleneck: Bottleneck = "dense",
         first_activation: bool = False,
-        linear_path: bool = False,
+        components: int = 0,
         standardize: bool = False,
     ) -> None:
         super().__init__()
         if not (math.isfinite(beta) and beta >= 0):
             raise InputError(f"beta must be a finite number, 0 or more, got {beta}")
         self.architecture = Architecture(
-            img_shape, latent_dim, tuple(widths), tuple(strides), bottleneck, first_activation, linear_path, standardize
+            img_shape, latent_dim, tuple(widths), tuple(strides), bottleneck, first_activation, components, standardize
         )
         self.scale_losses = scale_losses
         self._fixed_beta = float(beta)
@@ -100,9 +100,36 @@ class CVAE(nn.Module):
         return self._fixed_beta
 
     @property
+    def beta_unit(self) -> Tensor | float:
+        """The squared error that a beta of 1 weighs a nat against: 1, or with components the variance that they leave.
+
+        So that one beta suits dark games, whose frames hardly differ, and bright ones.
+        """
+        standard = self.encoder.standard
+        return standard.spread.square() if standard is not None and standard.components else 1.0
+
+    @property
     def latent_dim(self) -> int:
         """Number of values in the latent."""
         return self.architecture.latent_dim
+
+    def measure(self, images: Tensor) -> None:
+        """Set principal components, mean image and spread from training images, before training; see `Standard`.
+
+        With components the decoder begins as they show a frame, and its convolutions add nothing yet. Without
+        components and standardization there is nothing to set.
+
+        Args:
+            images: float32 (N, C, H, W) in [0, 1], many times as many as there are components.
+        """
+        encoder, decoder = self.encoder.standard, self.decoder.standard
+        if encoder is None or decoder is None:
+            return
+        encoder.measure(images)
+        decoder.load_state_dict(encoder.state_dict())
+        if encoder.components:
+            for parameter in self.decoder.convolutions[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), each (N, latent_dim)."""

@@ -42,6 +42,9 @@ class VAE(Protocol):
     encoder: Encoder
     decoder: Decoder
 
+    @property
+    def beta_unit(self) -> Tensor | float: ...  # noqa: D102
+
 
 class VAELoss(nn.Module):
     """Reconstruction error plus beta times KL, with options.
@@ -86,7 +89,7 @@ class VAELoss(nn.Module):
         if self.augment:
             images = augment(images, self.augment, normal(CHANGES))
         descended, reconstruction, kl = self._terms(images, normal(self.model.architecture.latent_dim))
-        total = descended + self.model.beta * kl
+        total = descended + self.model.beta * self.model.beta_unit * kl
         return Losses(total, reconstruction, kl, {"weighted_reconstruction": descended} if self.salience else {})
 
     def _compute_terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,11 +100,12 @@ class VAELoss(nn.Module):
             mean, logvar = mean.float(), logvar.float()
             decoded = model.decoder(mean + torch.exp(0.5 * logvar) * noise)
         squared = (decoded.float() - images).square()
-        values, dimensions = (images[0].numel(), mean.shape[1]) if model.scale_losses else (1, 1)
+        learned = slice(model.architecture.components, None)
+        values, dimensions = (images[0].numel(), model.architecture.learned) if model.scale_losses else (1, 1)
         reconstruction = descended = squared.sum() / len(images) / values
         if self.background is not None:
             descended = (squared * self.background(images)).sum() / len(images) / values
-        kl = gaussian_kl_nats(mean, logvar).sum(1).mean() / dimensions
+        kl = gaussian_kl_nats(mean[:, learned], logvar[:, learned]).sum(1).mean() / dimensions
         return descended, reconstruction, kl
 
 

@@ -137,7 +137,7 @@ def report(config: ReportConfig, *, say: Callable[[str], object] = print_now) ->
     say(f"{len(frames):,} of the {total:,} frames of {counted(len(held_out), 'held-out recording')}. {recordings.how}")
     with work.step("latents", "information, active dimensions, correlations"):
         means, logvar = model.encode(frames)
-        latents = describe(means, logvar)
+        latents = describe(means, logvar, components=model.architecture.components)
     with work.step("stability", "shifts, brightness, neighboring frames"):
         pairs = neighbors(held_out, config.held_out_frames, contract)
         stability = measure_stability(model.means, frames, pairs, seed=config.seed)

@@ -14,7 +14,7 @@ LearningRateKind = Literal["constant", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 #: Settings that are layers of the networks.
-LAYERS = ("latent_dim", "bottleneck", "widths", "strides", "linear_path", "standardize")
+LAYERS = ("latent_dim", "bottleneck", "widths", "strides", "components")
 _HEADS = ("inverse_dynamics", "next_latent", "reward")  # weights of losses in earlier versions
 _COUNTS = {"epochs": 1, "batch_size": 1, "patience": 1, "held_out": 1, "super_batch": 1}
 _COUNTS |= {"batch_freeze": 0, "half_beta_cycle": 0, "seed": 0}
@@ -47,6 +47,8 @@ class TrainConfig(RunConfig):
         "weight_decay": (0.0, "train another run, on more frames or with --augment 1 if it overfits"),
         "free_bits": (0.0, "train another run, with a smaller --beta if the KL falls to 0"),
         "ema": (ANY, ""),  # an average of the weights: `load_checkpoint` puts it in their place
+        "linear_path": (False, "train another run, with --components"),
+        "standardize": (True, "train another run, in which pixels are standardized"),
         **dict.fromkeys(
             ("checkpoint_steps", "checkpoint_minutes", "compile", "allow_added_files", "tensorboard"), (ANY, "")
         ),
@@ -71,11 +73,9 @@ class TrainConfig(RunConfig):
     agents learn slowly, try 0.4: pictures get blurred, and agents need fewer frames to find what is left."""
     scale_losses: bool = False
     """Divide the squared error by the values of an image and the KL by latent_dim; beta then weighs those means."""
-    linear_path: bool = False
-    """Add a linear map beside the convolutions that starts as the principal components of the frames. For little
-    data."""
-    standardize: bool = True
-    """Subtract the mean frame from the pixels and divide by their spread. Learns faster where frames differ little."""
+    components: int | None = None
+    """Values of the latent, the first ones, that are principal components of the frames. The convolutions learn what
+    these leave. By default half of a dense latent, and one value for each cell of a spatial map. 0: a plain VAE."""
     salience: float = 1.0
     """Weight of pixels that the background (32 principal components) does not explain: small or moving objects. 0: all
     pixels count the same."""
@@ -132,8 +132,10 @@ class TrainConfig(RunConfig):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """As `RunConfig.from_json`; `objective: classic` of earlier versions is a salience of 0."""
+        """As `RunConfig.from_json`; earlier versions had no components, and `objective: classic` no salience."""
         values = dict(values)
+        if values.keys() & {"standardize", "standardise"}:
+            values.setdefault("components", 0)
         if values.pop("objective", "acting") == "classic":
             values |= dict.fromkeys(("salience", *_HEADS), 0.0)
         return super().from_json(values)

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from latent_obs.encoder.folder import read_encoder_folder
-from latent_obs.encoder.pca import principal_components
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
 from vae_training.data.loader import get_random_samples
@@ -21,17 +19,16 @@ from vae_training.training.checkpoint import load_checkpoint
 from vae_training.training.config import LAYERS, TrainConfig
 from vae_training.training.logs import to_images
 
-_SAMPLE_FRAMES = 2_048  # for principal components: many times their number
+_SAMPLE_FRAMES = 10_000  # for principal components: many times their number
 _SAMPLE_BYTES = 256 << 20  # as float32; fewer frames if they are large
-_LINEAR_START_SCALE = 0.1  # of the convolutions' heads: their random output would drown the components
 
 
 def start_from_data(config: TrainConfig, model: CVAE, loss: VAELoss, training: Sequence[NDArray[np.uint8]]) -> None:
-    """Set what is measured on the frames: standardization, linear path and background.
+    """Set what is measured on the frames: principal components, standardization and background.
 
     A function of the frames and the seed alone, so that all processes of a run begin with the same weights.
     """
-    if model.architecture.linear_path or model.architecture.standardize or loss.background is not None:
+    if model.encoder.standard is not None or loss.background is not None:
         values = int(np.prod(model.architecture.img_shape))
         frames = get_random_samples(
             training,
@@ -44,51 +41,9 @@ def start_from_data(config: TrainConfig, model: CVAE, loss: VAELoss, training: S
         images = to_images(model, frames)
         noise = np.random.default_rng([config.seed, 3]).standard_normal((len(images), CHANGES), np.float32)
         images = augment(images, config.augment, torch.from_numpy(noise).to(images.device))
-        for network in (model.encoder, model.decoder):
-            if network.standard is not None:
-                network.standard.measure(images)
-        if model.architecture.linear_path:
-            start_linear_path(model, images)
+        model.measure(images)
         if loss.background is not None:
             loss.background.fit(images)
-
-
-@torch.no_grad()
-def start_linear_path(model: CVAE, images: Tensor) -> None:
-    """Set both linear maps to the principal components of images, each latent with variance 1, and scale the rest down.
-
-    If the images have fewer components than there are latents, the linear weights of the other latents are 0.
-
-    Args:
-        model: A model with a linear path, changed in place.
-        images: float32 (N, C, H, W) in [0, 1], some hundreds or thousands of training frames.
-
-    Example:
-        >>> model = CVAE((32, 32, 3), latent_dim=8, linear_path=True)
-        >>> images = torch.rand(6, 3, 1, 1) * torch.ones(6, 3, 32, 32)  # of one color each: three components
-        >>> start_linear_path(model, images)
-        >>> mean, _ = model.encode(images)
-        >>> bool((model.decode(mean) - images).abs().max() < 0.05)
-        True
-    """
-    into, back = model.encoder.linear, model.decoder.linear
-    if into is None or back is None:
-        raise InputError("this model has no linear path; make it with linear_path=True")
-    centre, spread, components = principal_components(images.flatten(1), model.latent_dim)
-    into.weight.zero_()
-    into.weight[: len(spread)] = (components / spread).T
-    into.bias.copy_(-(into.weight @ centre))
-    back.weight.zero_()
-    back.weight[:, : len(spread)] = components * spread
-    back.bias.copy_(centre)
-    for layer in (model.encoder.mean_head, model.encoder.logvar_head, model.decoder.convolutions[-1]):
-        assert isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
-        layer.weight.mul_(_LINEAR_START_SCALE)
-        if layer.bias is not None:
-            layer.bias.zero_()
-    bias = model.encoder.logvar_head.bias
-    assert isinstance(bias, Tensor)
-    bias.fill_(-4.0)  # a posterior as wide as the prior would leave the decoder nothing but noise
 
 
 def with_layers_of(config: TrainConfig, source: Path) -> TrainConfig:

@@ -196,7 +196,8 @@ def traversal_sheet(
         change = (images[-1:] - images[:1]).abs()
         rows.append(to_uint8(torch.cat([images, change / change.max().clamp(min=1 / 255)])))
         where = ", and where it acts" if not names else ""
-        names.append(f"dimension {i}, {low[i]:.1f} to {high[i]:.1f}: {nats[i]:.1f} nats{where}")
+        information = "principal component" if i < model.architecture.components else f"{nats[i]:.1f} nats"
+        names.append(f"dimension {i}, {low[i]:.1f} to {high[i]:.1f}: {information}{where}")
     return grid(rows, names=names)
 
 

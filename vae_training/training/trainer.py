@@ -231,7 +231,7 @@ class Trainer:
         """Choose the layers that are not given, for the size of the frames; make model and loss on their device."""
         given: dict[str, Any] = {name: getattr(self.config, name) for name in LAYERS}
         height, width, channels = self.training[0].shape[1:]
-        architecture = Architecture.for_frames((height, width, channels), **given)
+        architecture = Architecture.for_frames((height, width, channels), **given, standardize=True)
         config = self.config = replace(self.config, **{name: getattr(architecture, name) for name in LAYERS})
         torch.manual_seed(config.seed)
         self.model = CVAE.from_architecture(architecture, config.beta, config.scale_losses).to(self.device)
@@ -509,20 +509,20 @@ def evaluate(model: CVAE, frames: NDArray[np.uint8], *, beta: float) -> HeldOut:
         beta: The wanted beta.
     """
     generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
-    squared_error, kl, means = 0.0, 0.0, []
+    squared_error, kl, means, learned = 0.0, 0.0, [], slice(model.architecture.components, None)
     for i in range(0, len(frames), _BATCH):
         x = to_images(model, frames[i : i + _BATCH])
         mean, logvar = model.encode(x)
         decoded = model.decode(model.reparameterize(mean, logvar, generator))
         squared_error += (decoded - x).square().sum().item()
-        kl += gaussian_kl_nats(mean, logvar).sum().item()
+        kl += gaussian_kl_nats(mean[:, learned], logvar[:, learned]).sum().item()
         means.append(mean)
     reconstruction, kl_nats = squared_error / len(frames), kl / len(frames)
     if model.scale_losses:
         reconstruction /= float(np.prod(model.architecture.img_shape))
-        kl_nats /= model.latent_dim
+        kl_nats /= model.architecture.learned
     active = int((torch.cat(means).var(0, correction=0) > _ACTIVE_VARIANCE).sum())
-    return HeldOut(reconstruction + beta * kl_nats, reconstruction, kl_nats, float(active))
+    return HeldOut(reconstruction + beta * float(model.beta_unit) * kl_nats, reconstruction, kl_nats, float(active))
 
 
 def _check_new(out: Path) -> None:

@@ -51,7 +51,7 @@ LAYERS = st.fixed_dictionaries(
     {
         "bottleneck": st.sampled_from(get_args(Bottleneck)),
         "standardize": st.booleans(),
-        "linear_path": st.booleans(),
+        "components": st.sampled_from([0, 3]),
         "first_activation": st.booleans(),
         "strides": st.sampled_from([(2, 2), (4, 2), (2, 1), (2,)]),
         "img_shape": st.sampled_from([(16, 16, 1), (17, 24, 3), (16, 16, 5)]),
@@ -63,8 +63,9 @@ LAYERS = st.fixed_dictionaries(
 @settings(max_examples=25, deadline=None)
 def test_every_architecture_gives_what_the_network_gives(layers: Any, count: int, kind: tuple[Backend, Precision]):
     layers = {"widths": (4, 6)[: len(layers["strides"])], **layers}
-    area = math.prod(Architecture(**{**layers, "latent_dim": 1, "bottleneck": "dense"}).stages[-1].size_out)
-    architecture = Architecture(**layers, latent_dim=6 if layers["bottleneck"] == "dense" else 2 * area)
+    area = math.prod(Architecture(**{**layers, "latent_dim": 9, "bottleneck": "dense"}).stages[-1].size_out)
+    learned = 6 if layers["bottleneck"] == "dense" else 2 * area
+    architecture = Architecture(**layers, latent_dim=layers["components"] + learned)
     shape, rng = architecture.img_shape, np.random.default_rng(5)
     # Frames that differ little, as those of one place do.
     frames = (rng.integers(60, 180, shape) + rng.integers(-8, 9, (20, *shape))).astype(np.uint8)
@@ -265,11 +266,10 @@ def packed_layers(encoder: FrozenEncoder) -> list[bool]:
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 def test_layers_are_packed_on_the_cpu():
     assert all(packed_layers(tiny_encoder("torch")))
-    folded = FoldedEncoder(
-        Encoder(Architecture((16, 16, 3), 6, (4, 8), (2, 2), linear_path=True)).requires_grad_(False)
-    )
+    folded = FoldedEncoder(Encoder(Architecture((16, 16, 3), 6, (4, 8), (2, 2), components=3)).requires_grad_(False))
     modules = dict(folded.named_modules())
-    assert isinstance(pack_layers(folded, (16, 16, 3)).linear, PackedLayer)
+    packed = pack_layers(folded, (16, 16, 3))
+    assert all(isinstance(layer, PackedLayer) for layer in (packed.coordinates, packed.shown))
     assert dict(folded.named_modules()) == modules
 
 

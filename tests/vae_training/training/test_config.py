@@ -39,7 +39,7 @@ from vae_training.training.config import TrainConfig
         {"widths": None},
         {"widths": [4, "x"]},
         {"frames": 5},
-        {"standardize": "no"},
+        {"components": "no"},
         {"salience": -0.1},
     ],
 )

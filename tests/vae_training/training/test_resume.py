@@ -131,7 +131,7 @@ def test_a_killed_run_with_everything_goes_on_as_it_would_have(
         patch.setattr(Trainer, "step", dying)
         with pytest.raises(Killed):
             run(config)
-    assert load_checkpoint(config.out / "checkpoints" / "latest.safetensors", tiny_cvae(linear_path=True)).step == 5
+    assert load_checkpoint(config.out / "checkpoints" / "latest.safetensors", tiny_cvae(components=2)).step == 5
     run(TrainConfig(out=config.out), resume=True)
     same_run(config.out, everything)
 

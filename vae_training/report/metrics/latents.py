@@ -56,12 +56,13 @@ class Latents:
         return np.argsort(np.array(self.kl_nats_by_dimension), kind="stable")[::-1].tolist()
 
 
-def describe(mean: NDArray[np.floating[Any]], logvar: NDArray[np.floating[Any]]) -> Latents:
+def describe(mean: NDArray[np.floating[Any]], logvar: NDArray[np.floating[Any]], *, components: int = 0) -> Latents:
     """Statistics of the latents of frames.
 
     Args:
         mean: (N, latent_dim), means of q(z|x).
         logvar: (N, latent_dim), log-variances.
+        components: How many of the values, the first ones, are principal components: their KL counts as 0.
 
     Example:
         >>> described = describe(np.array([[0.0, 1.0], [0.0, -1.0]]), np.zeros((2, 2)))
@@ -71,6 +72,7 @@ def describe(mean: NDArray[np.floating[Any]], logvar: NDArray[np.floating[Any]])
     m, logvar = mean.astype(np.float64), logvar.astype(np.float64)
     # Kingma & Welling 2014, "Auto-Encoding Variational Bayes", appendix B, as in the training loss
     kl_by_dimension = 0.5 * (np.square(m) + np.expm1(logvar) - logvar).mean(axis=0)
+    kl_by_dimension[:components] = 0
     kl = float(kl_by_dimension.sum())
     # Moments of an equal mixture of Gaussians: E[(x - c)²] = E[d² + v] and E[(x - c)³] = E[d³ + 3 d v], d = mean - c
     center, variance, within = m.mean(axis=0), m.var(axis=0), np.exp(logvar)
