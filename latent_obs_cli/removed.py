@@ -46,6 +46,8 @@ REMOVED_OPTIONS: dict[str, dict[str, str]] = {
         "first-activation": "the first convolution has no activation; leave it out",
         "optimizer": "Adam is used; leave it out",
         "weight-decay": "use more frames or --augment 1 if the encoder overfits",
+        **dict.fromkeys(("inverse-dynamics", "next-latent", "reward"), "no comparison shows a use; leave it out"),
+        "ema": "the weights of the best comparable moment are exported; leave it out",
         "free-bits": "use a smaller --beta if the KL falls to 0",
         "allow-added-files": "train on with more frames by --start-from RUN and another --out",
         "tensorboard": "TensorBoard logs are written if it is installed; leave it out",

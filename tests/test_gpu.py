@@ -202,7 +202,7 @@ def test_bfloat16_fused_and_compiled_training_learns_and_resumes(
     module_frames: Path, tmp_path: Path, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("vae_training.training.trainer.compiles_on", lambda _: compiled)
-    settings = {"device": "cuda", "beta": 0.01, "learning_rate": 5e-3, "ema": 0.9}
+    settings = {"device": "cuda", "beta": 0.01, "learning_rate": 5e-3}
     out = tmp_path / "out"
     run(config_for(module_frames, out, epochs=6, **settings))
     run(config_for(module_frames, out, epochs=12, **settings), resume=True)

@@ -11,8 +11,7 @@ from torch.optim import Optimizer
 from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
 from latent_obs.encoder.pca import principal_components
 from latent_obs.util.progress import print_now
-from vae_training.model.augmentation import CHANGES, augment, images_to_tensor
-from vae_training.model.transition_heads import TransitionHeads
+from vae_training.model.augmentation import CHANGES, augment
 
 #: The weight of a pixel, before normalization, is at most this: one bright flash must not be the whole loss.
 CAP = 50.0
@@ -55,9 +54,8 @@ class VAELoss(nn.Module):
         model: The CVAE, whose `beta` is the one in force.
         salience: Weight of pixels that the background does not explain; `Losses.reconstruction` stays unweighted.
         augment: Strength of random changes, 0 to 1; the changed image is the target.
-        heads: Heads that are trained on transitions; their losses are added, each times its weight.
         dtype: float32 or bfloat16.
-        compile: Compile the loss without its heads, for the batch size of the first call.
+        compile: Compile the loss, for the batch size of the first call.
         say: Called with the reason when the loss cannot be compiled; it then runs uncompiled.
 
     """
@@ -68,46 +66,31 @@ class VAELoss(nn.Module):
         *,
         salience: float = 0.0,
         augment: float = 0.0,
-        heads: TransitionHeads | None = None,
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
         say: Callable[[str], object] = print_now,
     ) -> None:
         super().__init__()
-        self.model, self.heads = model, heads
-        self.salience, self.augment, self.dtype = salience, augment, dtype
+        self.model, self.salience, self.augment, self.dtype = model, salience, augment, dtype
         height, width, channels = model.architecture.img_shape
         self.background = Background(height * width * channels, salience) if salience else None
         self._terms: Callable[..., Any] = _Compiled(self._compute_terms, say) if compile else self._compute_terms
 
-    def forward(
-        self, images: Tensor, normal: Callable[..., Tensor], transitions: Mapping[str, Tensor] | None = None
-    ) -> Losses:
+    def forward(self, images: Tensor, normal: Callable[..., Tensor]) -> Losses:
         """Losses of a batch.
 
         Args:
             images: float32 (N, C, H, W) in [0, 1].
             normal: Returns standard normal numbers (N, k) for a k, such as `Batch.noise`.
-            transitions: What follows the images, as `SuperBatches` gives it; for the heads.
         """
-        after = None if self.heads is None or transitions is None else images_to_tensor(transitions["after"])
         if self.augment:
-            changes = normal(CHANGES)
-            images = augment(images, self.augment, changes)
-            after = None if after is None else augment(after, self.augment, changes)  # alike: only the game moves
-        mean, descended, reconstruction, kl = self._terms(images, normal(self.model.architecture.latent_dim))
+            images = augment(images, self.augment, normal(CHANGES))
+        descended, reconstruction, kl = self._terms(images, normal(self.model.architecture.latent_dim))
         total = descended + self.model.beta * kl
-        terms = {"weighted_reconstruction": descended} if self.salience else {}
-        if self.heads is not None and transitions is not None and after is not None:
-            with torch.autocast(after.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                later = self.model.encoder.mean(after)
-            for name, loss in self.heads(mean, later.float(), transitions).items():
-                terms[name] = loss
-                total = total + self.heads.weights[name] * loss
-        return Losses(total, reconstruction, kl, terms)
+        return Losses(total, reconstruction, kl, {"weighted_reconstruction": descended} if self.salience else {})
 
-    def _compute_terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Means, the reconstruction error that is descended and the plain one, and the KL."""
+    def _compute_terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The reconstruction error that is descended and the plain one, and the KL."""
         model = self.model
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             mean, logvar = model.encoder(images)
@@ -119,7 +102,7 @@ class VAELoss(nn.Module):
         if self.background is not None:
             descended = (squared * self.background(images)).sum() / len(images) / values
         kl = gaussian_kl_nats(mean, logvar).sum(1).mean() / dimensions
-        return mean, descended, reconstruction, kl
+        return descended, reconstruction, kl
 
 
 class _Compiled:

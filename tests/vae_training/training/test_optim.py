@@ -1,4 +1,4 @@
-"""Learning rate, average of the weights and number format against torch and numpy; and freed memory that is kept."""
+"""Learning rate and number format against torch and numpy; and freed memory that is kept."""
 
 import ctypes
 import resource
@@ -10,7 +10,6 @@ import torch
 
 from latent_obs.util.errors import InputError
 from vae_training.training.optim import (
-    average_weights,
     keep_freed_memory,
     make_scheduler,
     resolve_precision,
@@ -37,20 +36,6 @@ def test_the_cosine_is_that_of_torch_also_when_resumed(step: int):
             schedule.step()
     assert ours.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
     assert make_scheduler(optimizer(), "constant", total_steps=3, step=10**6).get_last_lr() == [0.1]
-
-
-def test_the_average_against_numpy():
-    model = torch.nn.Linear(3, 2)
-    average = average_weights(model, 0.6)
-    expected = model.weight.detach().numpy().copy()
-    for n in range(12):
-        with torch.no_grad():
-            model.weight += 1.0
-        average.update_parameters(model)
-        decay = min(0.6, (1 + n) / (10 + n))
-        expected = decay * expected + (1 - decay) * model.weight.detach().numpy()
-        np.testing.assert_allclose(average.state_dict()["module.weight"].numpy(), expected, rtol=1e-6)
-    assert not any(p.requires_grad for p in average.parameters())
 
 
 def test_precision_that_a_device_lacks_is_refused():
