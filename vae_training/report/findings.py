@@ -23,8 +23,6 @@ LEVELS: tuple[Level, ...] = ("bad", "doubtful", "good")
 _BETTER = 0.05  # above chance, from 0 to 1: by less, a baseline is not called better
 _NAMED = 6  # targets in a sentence
 _FEW_STEPS = 1_000  # gradient steps
-#: Frames that linear probes learn from, to compare with PCA: about as many as PPO sees before its first update.
-FEW = 1_000
 _WEAK = {f"probes.{name}" for name in ("lost", "partly", "below_baseline", "nothing_added")}  # findings of the encoder
 _MOST_ADVICE = 3
 _SMALL_CHANGE = 0.15  # of the way to an unrelated frame: where the pixels change by less, this counts in their place
@@ -123,7 +121,7 @@ class Numbers:
     steps: int | None = None  # gradient steps
     unseen: bool = True  # whether the encoder is known never to have seen the frames measured
     training_mse: float | None = None  # on frames that it was trained on
-    few: ProbeTable | None = None  # linear probes of `FEW` frames, on the latents and on PCA
+    few: ProbeTable | None = None  # linear probes that learnt from few frames, on the latents and on PCA
     pca: str | Path | None = None  # a file of the principal components, or a folder of frames to fit them to
 
 
@@ -291,30 +289,27 @@ def _worth(numbers: Numbers) -> Worth | None:
     few, error = numbers.few, numbers.reconstruction and numbers.reconstruction.beside_pca
     evidence: list[str] = []
     score = 0
-    best = [] if few is None else [few.best(target) for target in few.targets]
-    readable = [r.target for r in best if r.above_chance >= READABLE and r.interval[0] > r.chance]
-    if few is not None and readable:
-        gaps = {target: _clear_gap(*(few.result(target, name) for name in few.representations)) for target in readable}
-        ahead, behind = ([t for t in gaps if sign * gaps[t] > 0] for sign in (1, -1))
+    pairs: list[tuple[ProbeResult, ProbeResult]] = []  # of values that can be read at all
+    for best in [] if few is None else map(few.best, few.targets):
+        if few is not None and best.above_chance >= READABLE and best.interval[0] > best.chance:
+            own, theirs = (few.result(best.target, name) for name in few.representations)
+            pairs.append((own, theirs))
+    if pairs:
+        ahead, behind = ([pair for pair in pairs if sign * _clear_gap(*pair) > 0] for sign in (1, -1))
         score = len(ahead) - len(behind)
-        known = f"of {counted(len(readable), 'known value')}"
-        for targets, word in ((ahead, "better"), (behind, "worse")):
-            if targets:
-                most = _beside(few, max(targets, key=lambda target: abs(gaps[target])))
-                also = ", most of all " if len(targets) > 1 else ", "
-                evidence.append(f"{len(targets)} {known} can be predicted {word} from {FEW:,} frames{also}{most}")
+        of = f"of {counted(len(pairs), 'known value')} can be predicted"
+        source = f"from {max(own.learnt_from for own, _ in pairs):,} frames"
+        for these, word in ((ahead, "better"), (behind, "worse")):
+            if these:
+                evidence.append(f"{len(these)} {of} {word} {source}, most of all {_beside(these)}")
         if not evidence:
-            most = max(readable, key=lambda t: abs(_gap(*(few.result(t, name) for name in few.representations))))
-            evidence.append(
-                f"none {known} can be predicted clearly better or worse from {FEW:,} frames; the largest difference is "
-                f"{_beside(few, most)}"
-            )
+            evidence.append(f"none {of} clearly better or worse {source}; most apart is {_beside(pairs)}")
     if error is not None:
         low, high = (error.value if end is None else end for end in (error.low, error.high))
         evidence.append(
             f"its reconstructions have {_times(error.value)} [{_times(low)}, {_times(high)}] times PCA's error"
         )
-        score = score if readable else (high < 1) - (low > 1)
+        score = score if pairs else (high < 1) - (low > 1)
     if not evidence:
         return None
     if score > 0:
@@ -324,22 +319,18 @@ def _worth(numbers: Numbers) -> Worth | None:
     return Worth("pca" if score < 0 else "neither", f"{why}: {'; '.join(evidence)}.{where}")
 
 
-def _gap(own: ProbeResult, theirs: ProbeResult) -> float:
-    return own.above_chance - theirs.above_chance
+def _beside(pairs: Sequence[tuple[ProbeResult, ProbeResult]]) -> str:
+    """The value whose scores from the latents and from PCA differ most, with both."""
+    pair = max(pairs, key=lambda pair: abs(pair[0].above_chance - pair[1].above_chance))
+    own, theirs = (f"{r.main.value:.2f} [{r.interval[0]:.2f}, {r.interval[1]:.2f}]" for r in pair)
+    return f"{pair[0].target} ({METRIC_NAMES[pair[0].main.metric]} {own} from the VAE, {theirs} from PCA)"
 
 
 def _clear_gap(own: ProbeResult, theirs: ProbeResult) -> float:
-    """How much better one probe is than another; 0 if their intervals overlap or the difference is small."""
+    """How much better one probe is than another, from -1 to 1; 0 if their intervals overlap or the gap is small."""
     apart = own.interval[0] > theirs.interval[1] or theirs.interval[0] > own.interval[1]
-    gap = _gap(own, theirs)
+    gap = own.above_chance - theirs.above_chance
     return gap if apart and abs(gap) > _BETTER else 0.0
-
-
-def _beside(table: ProbeTable, target: str) -> str:
-    """The scores of a value from the latents and from PCA, with their intervals."""
-    own, theirs = (table.result(target, name) for name in table.representations)
-    scores = [f"{r.main.value:.2f} [{r.interval[0]:.2f}, {r.interval[1]:.2f}]" for r in (own, theirs)]
-    return f"{target} ({METRIC_NAMES[own.main.metric]} {scores[0]} from the VAE, {scores[1]} from PCA)"
 
 
 def _grade(key: str, value: float) -> Grade:
@@ -438,8 +429,7 @@ class _Probed:
         own = self.table.result(target, self.own)
         for name in self.baselines:
             theirs = self.table.find(target, name)
-            apart = theirs is not None and theirs.interval[0] > own.interval[1]
-            if theirs is not None and apart and theirs.above_chance - own.above_chance > _BETTER:
+            if theirs is not None and _clear_gap(own, theirs) < 0:
                 return name
         return None
 
@@ -454,8 +444,7 @@ class _Probed:
 
     def _is_above(self, target: str, baseline: str) -> bool:
         """Whether a linear probe reads a value clearly better from the latents than from a baseline."""
-        own, theirs = self._linear(target, self.own), self._linear(target, baseline)
-        return own.interval[0] > theirs.interval[1] and own.above_chance - theirs.above_chance > _BETTER
+        return _clear_gap(self._linear(target, self.own), self._linear(target, baseline)) > 0
 
     def values(self) -> Iterator[tuple[str, float]]:
         """The value of each measure, if any known value can be read."""

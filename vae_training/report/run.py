@@ -28,7 +28,7 @@ from latent_obs.util.progress import print_now
 from latent_obs.util.words import counted, wrapped
 from vae_training.report.config import FEWEST, ReportConfig
 from vae_training.report.encoder import Floats, Frames, Reconstruct, ReportModel
-from vae_training.report.findings import FEW, Finding, Grade, Level, Numbers, Worth, verdict
+from vae_training.report.findings import Finding, Grade, Level, Numbers, Worth, verdict
 from vae_training.report.look import write_html
 from vae_training.report.metrics.baselines import EncoderMeans, MeanImage, Pca, random_encoder
 from vae_training.report.metrics.disentanglement import FEWEST_SAMPLES, dci, mig_by_factor
@@ -51,6 +51,7 @@ from vae_training.report.sample import (
 
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 _MOST_FRAMES = 20_000  # that probes are fitted on
+_FEW = 1_000  # that probes of few frames learn from: about as many as PPO sees before its first update
 _MOST_SCORED = 4_000  # held-out frames that probes of few frames are scored on
 _NOTHING_KNOWN = (
     "there is no state beside these frames: record with an environment that reports it, or give --targets FILE"
@@ -260,11 +261,11 @@ def _probe_few(work: _Work, known: Known | None, pca: Pca) -> ProbeTable | None:
     """
     if known is None:
         return None
-    few = known.few(FEW, _MOST_SCORED)
+    few = known.few(_FEW, _MOST_SCORED)
     if not any(few.targets[name] for name in few.held_out):
         return None
     few = few.converted(work.model.contract, _MOST_FRAMES)
-    with work.step("few frames", f"linear probes of {FEW:,} frames"), contextlib.suppress(InputError):
+    with work.step("few frames", "what linear probes learn from 1,000"), contextlib.suppress(InputError):
         table = probe(
             [EncoderMeans(work.model.frozen), pca],
             few.recordings,
@@ -323,7 +324,6 @@ def _write_page(work: _Work, result: ReportResult) -> None:
         "pictures": draw_pictures(folder, model, work.frames, result, methods=work.methods, errors=errors, seed=seed),
         "columns": result.probes and probe_columns(result.probes),
         "metric_names": METRIC_NAMES,
-        "FEW": FEW,
         "method_names": METHOD_NAMES,
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -283,9 +283,7 @@ def test_whether_the_vae_was_worth_its_minutes(table: ProbeTable | None, ratio: 
         if found.worth is not None:
             assert found.worth.sentence.startswith("The VAE is worth" if better == "vae" else "PCA is enough")
             assert ("runs/a/pca.safetensors" in found.worth.sentence) == (better != "vae")
-            assert (
-                f"{ratio[0]:.2f}"[:3] in found.worth.sentence if ratio else "0.62 [0.60, 0.64]" in found.worth.sentence
-            )
+            assert ("times PCA's error" in found.worth.sentence) == (ratio is not None)
 
 
 def test_the_command_of_an_advice_trains_the_same_with_one_change():
