@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import EncoderFolderError, InputError, MissingExtraError
 from latent_obs_cli.main import main
 from tests.support.tiny import picture, random_frames, tiny_cvae
@@ -178,7 +179,8 @@ def test_baselines_get_all_training_frames_and_none_that_is_held_out(
     monkeypatch.setattr(Pca, "fit", kept)
     result = quietly(ReportConfig(trained, frames=folder, out=tmp_path / "out", quick=True, sample=20))
     (frames,) = given
-    assert np.array_equal(frames, np.concatenate([np.load(trained.parent / "frames" / f"{i}.npy") for i in range(3)]))
+    recorded = np.concatenate([np.load(folder / f"{number}.npy") for number in range(3)])
+    assert np.array_equal(frames, PixelContract(16, 16, 3).convert(recorded))
     values = json.loads(result.json.read_text())
     assert (values["frames"]["fitted_on"], values["frames"]["measured"]) == (240, 20)
     assert "240 training frames" in result.reconstruction.notes["pca"]  # pyright: ignore[reportOptionalMemberAccess]
