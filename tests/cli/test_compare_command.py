@@ -33,8 +33,9 @@ def test_the_study_of_one_environment():
 
 def test_the_study_of_the_benchmarks_is_valid(encoder_folder: Path):
     study = load_study(ROOT / "benchmarks" / "study.toml")
-    config = study.config("basic", "pixels", 0, Path("out"))
-    assert (len(study.tasks), config.net_arch, config.frame_skip, config.steps) == (4, (64, 64), 4, 50_000)
+    config = study.config("take-cover", "pixels", 0, Path("out"))
+    assert (len(study.tasks), config.net_arch, config.history, config.steps) == (5, (64, 64), 3, 150_000)
+    assert study.observation("pca-motion") == "pca-latent"
 
 
 def test_what_is_missing_is_made_once_and_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
