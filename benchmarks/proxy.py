@@ -7,7 +7,7 @@ Training agents takes hours, this takes seconds. Heads learn from a few thousand
 | ------- | ----------------- |
 | objects | whether an object is in sight, and where |
 | state   | the other numbers of the game: own place, angle, health … |
-| return  | the discounted sum of the rewards to come in this episode |
+| return  | whether the discounted sum of the rewards to come in this episode is above its median |
 | action  | what a trained agent does, from recordings of its play (`frames record --agent`) |
 
 Latents are stacked and scaled as agents see them: one deviation of 0.5 for all values. The linear head is ridge
@@ -44,6 +44,7 @@ from vae_training.report.probes.targets import Target, prepare_targets
 
 Floats = NDArray[np.float64]
 Rows = Mapping[str, NDArray[Any]]
+Columns = dict[str, NDArray[Any]]
 Scores = dict[tuple[str, str], float]  # by target and head
 
 HEADS = ("linear", "network")
@@ -106,13 +107,13 @@ class Sample:
     targets: list[Target]
 
 
-def sample_of(folder: Path, columns: Callable[[Rows], Mapping[str, NDArray[Any]]], options: Options) -> Sample:
+def sample_of(folder: Path, columns: Callable[[dict[str, Rows]], dict[str, Columns]], options: Options) -> Sample:
     """Choose frames of a folder: `count` of them to learn from, and at most 4,000 of other recordings to test on."""
     files = sorted(folder.glob("*.npy"))
     if len(files) < 2:
         raise SystemExit(f"{folder} has {len(files)} .npy files, and 2 or more are needed: some to test on")
     frames = {file.stem: np.load(file, mmap_mode="r") for file in files}
-    rows = {file.stem: load_rows(file) for file in files}
+    rows: dict[str, Rows] = {file.stem: load_rows(file) for file in files}
     split = split_recordings(frames, seed=options.seed)
     part, rng = split.part.copy(), np.random.default_rng(options.seed)
     for chosen, most in ((part <= VALIDATION, options.count), (part == HELD_OUT, _MOST_TESTED)):
@@ -120,7 +121,7 @@ def sample_of(folder: Path, columns: Callable[[Rows], Mapping[str, NDArray[Any]]
         part[places[most:]] = UNUSED
     split = dataclasses.replace(split, part=part)
     starts = {name: starts_of(rows[name], len(frames[name])) for name in frames}
-    targets, _ = prepare_targets({name: columns(known) for name, known in rows.items()}, split)
+    targets, _ = prepare_targets(columns(rows), split)
     return Sample(frames, starts, split, targets)
 
 
@@ -130,11 +131,17 @@ def starts_of(rows: Rows, count: int) -> NDArray[np.intp]:
     return np.maximum.accumulate(np.where(first, np.arange(count), 0))
 
 
-def state_and_return(rows: Rows) -> dict[str, NDArray[Any]]:
-    """Columns of objects, of the state of the game, and "return", where the rows have rewards."""
-    known: dict[str, NDArray[Any]] = dict(targets_of(rows))
-    known.pop("state$DEATHCOUNT", None)  # a counter of episodes
-    return known | ({"return": returns_to_go(rows)} if {"reward", "terminated", "first"} <= rows.keys() else {})
+def state_and_return(recordings: dict[str, Rows]) -> dict[str, Columns]:
+    """By recording, columns of objects, of the state of the game, and "return", where the rows have rewards."""
+    columns: dict[str, Columns] = {name: dict(targets_of(rows)) for name, rows in recordings.items()}
+    if all({"reward", "terminated", "first"} <= rows.keys() for rows in recordings.values()):
+        returns = {name: returns_to_go(rows) for name, rows in recordings.items()}
+        middle = np.nanmedian(np.concatenate(list(returns.values())))
+        for name, values in returns.items():
+            columns[name]["return"] = np.where(np.isfinite(values), values > middle, np.nan)
+    for known in columns.values():
+        known.pop("state$DEATHCOUNT", None)  # a counter of episodes
+    return columns
 
 
 def returns_to_go(rows: Rows) -> Floats:
@@ -154,9 +161,13 @@ def returns_to_go(rows: Rows) -> Floats:
     return sums
 
 
-def actions_of(rows: Rows) -> dict[str, NDArray[Any]]:
-    """Columns of the actions taken: one of classes, or one for each button or axis."""
-    columns: dict[str, NDArray[Any]] = {}
+def actions_of(recordings: dict[str, Rows]) -> dict[str, Columns]:
+    """By recording, columns of the actions taken: one of classes, or one for each button or axis."""
+    return {name: _actions(rows) for name, rows in recordings.items()}
+
+
+def _actions(rows: Rows) -> Columns:
+    columns: Columns = {}
     for name in (name for name in rows if name == "action" or name.startswith("action$")):
         values = rows[name].reshape(len(rows["acted"]), -1).astype(float)
         values[~rows["acted"].astype(bool)] = np.nan
