@@ -66,16 +66,7 @@ STUDY: dict[Source, dict[str, dict[str, Settings]]] = {
         },
         "objective, spatial": {
             "classic": {**SPATIAL, **MONOTONIC},
-            **{
-                f"{name} {weight:g}": {**SPATIAL, **MONOTONIC, name: weight}
-                for name, weight in {
-                    "salience": 1.0,
-                    "inverse_dynamics": 1.0,
-                    "next_latent": 1.0,
-                    "reward": 1.0,
-                }.items()
-            },
-            "salience 1, reward 1": {**SPATIAL, **MONOTONIC, "salience": 1.0, "reward": 1.0},
+            "salience 1": {**SPATIAL, **MONOTONIC, "salience": 1.0},
         },
         "size": {
             **{

@@ -43,7 +43,7 @@ from vae_training import CVAE
 from vae_training.data.loader import Batch
 from vae_training.model.augmentation import images_to_tensor
 from vae_training.model.losses import VAELoss, apply_gradients
-from vae_training.training.optim import compiles_on, make_optimizer
+from vae_training.training.optim import compiles_on, make_adam
 
 _ROOT = Path(__file__).parents[1]
 _TEST_SECONDS, _ROW_SECONDS, _ALL_SECONDS = 120, 90, 350
@@ -78,7 +78,7 @@ def stepper(
     """
     device = resolve_device(options.device)
     model = CVAE.from_architecture(QUICKSTART if options.tiny else CLASSIC).to(device)
-    optimizer = make_optimizer(model.parameters(), "adam", learning_rate=1e-3, weight_decay=0.0, device=device)
+    optimizer = make_adam(model.parameters(), 1e-3, device)
 
     loss = VAELoss(model, dtype=dtype, compile=compiled, say=say)
 
@@ -210,8 +210,7 @@ class DevicePPO:
 
         self.actor, self.critic = network(int(venv.action_space.n)), network(1)  # pyright: ignore[reportAttributeAccessIssue]
         parameters = [*self.actor.parameters(), *self.critic.parameters()]
-        device = encoder.device
-        self.optimizer = make_optimizer(parameters, "adam", learning_rate=2.5e-4, weight_decay=0.0, device=device)
+        self.optimizer = make_adam(parameters, 2.5e-4, encoder.device)
         self.latents = encoder.encode(np.ascontiguousarray(venv.reset()), as_tensor=True)
 
     def update(self) -> None:

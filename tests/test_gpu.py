@@ -24,7 +24,7 @@ from vae_training.data.loader import Batch
 from vae_training.model.cvae import CVAE
 from vae_training.model.losses import VAELoss
 from vae_training.training.logs import read_log
-from vae_training.training.optim import make_optimizer, resolve_precision
+from vae_training.training.optim import make_adam, resolve_precision
 
 pytestmark = [
     pytest.mark.gpu,
@@ -202,7 +202,7 @@ def test_bfloat16_fused_and_compiled_training_learns_and_resumes(
     module_frames: Path, tmp_path: Path, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("vae_training.training.trainer.compiles_on", lambda _: compiled)
-    settings = {"device": "cuda", "beta": 0.01, "learning_rate": 5e-3, "ema": 0.9}
+    settings = {"device": "cuda", "beta": 0.01, "learning_rate": 5e-3}
     out = tmp_path / "out"
     run(config_for(module_frames, out, epochs=6, **settings))
     run(config_for(module_frames, out, epochs=12, **settings), resume=True)
@@ -225,7 +225,7 @@ def test_bfloat16_losses_are_near_float32_on_the_gpu():
 
 def test_the_optimiser_is_fused_and_ruined_weights_are_never_saved(module_frames: Path, tmp_path: Path):
     weight = torch.nn.Parameter(torch.zeros(3, device="cuda"))
-    optimizer = make_optimizer([weight], "adamw", learning_rate=0.1, weight_decay=0.0, device=weight.device)
+    optimizer = make_adam([weight], 0.1, weight.device)
     assert optimizer.defaults["fused"]
     out = tmp_path / "out"
     with pytest.raises(TrainingDivergedError):  # no step looks at its loss at once here

@@ -50,7 +50,7 @@ class Architecture:
         strides: Stride of each convolution; as long as `widths`.
         bottleneck: "dense": flatten, then one linear layer. "spatial": a small map of means, flattened (in the order
             channel, row, column) to `latent_dim` values.
-        first_activation: Whether a ReLU follows the first convolution; by default none does.
+        first_activation: Whether a ReLU follows the first convolution, as in some encoders of earlier versions.
         linear_path: Whether a linear map from the pixels to the means, and one back, runs beside the convolutions.
             Training starts it at the principal components of the frames, so that the convolutions learn the rest.
         standardize: Whether the convolutions see pixels minus the training frames' mean picture, divided by their

@@ -341,7 +341,7 @@ def test_a_place_that_cannot_be_written_is_one_line(
         ("frames extract", "frames-per-file size workers"),
         ("frames stats", "sample"),
         ("train-vae", "epochs batch-size latent-dim super-batch seed batch-freeze half-beta-cycle widths"),
-        ("report", "sample autoencoder-steps seed"),
+        ("report", "sample seed"),
         ("train-agent", "steps envs history n-steps n-epochs batch-size eval-every checkpoint-every net-arch seed"),
         ("actions fit", "clusters seed"),
         ("evaluate", "episodes seed"),

@@ -7,9 +7,9 @@ and a file that was cut short would kill the process.
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from typing import Any, Self
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from latent_obs.util.errors import InputError, check_count
 from vae_training.data.frames import Frames, name_of, place_on_disk
-from vae_training.data.rows import Plan, SuperBatch, Transitions
 from vae_training.model.cvae import images_to_tensor
 
+#: Of each dataset that gives any frames: its number, sorted rows in it, and their places in the result.
+Plan = list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]
 _THREADS = 32  # more than cores: most of them wait for a disk
 _PIECE_FRAMES = 64  # read by a thread at a time
 _PIECE_BYTES = 4 << 20  # at most: these are held a second time while they are scaled
@@ -201,7 +202,7 @@ def gather(wanted: Sequence[tuple[Frames, NDArray[np.int64], NDArray[np.int64]]]
         list(pool.map(lambda piece: read(*piece), pieces))  # raises the first error and cancels what has not begun
 
 
-class SuperBatches(Iterator[Any]):
+class SuperBatches(Iterator[Frames]):
     """Iterate over one super-batch per epoch, uint8 (size, H, W, C), with the next one read ahead.
 
     What epoch e sees is a function of `seed` and e alone, so a run resumed at e sees exactly what an uninterrupted one
@@ -217,7 +218,6 @@ class SuperBatches(Iterator[Any]):
         start_epoch, epochs: Epochs `start_epoch` to `epochs - 1` are given.
         places: Which rows of a super-batch this process reads, int64, each once; all by default. What a row holds does
             not depend on it.
-        transitions: Read what follows each frame, too: each super-batch is a `SuperBatch` of twice the memory.
         device: Where the super-batches go. For a CUDA device they are in page-locked memory, so that
             `tensor.to(device, non_blocking=True)` copies at full speed beside the work.
 
@@ -241,7 +241,6 @@ class SuperBatches(Iterator[Any]):
         epochs: int,
         replace_small: bool = False,
         places: NDArray[np.int64] | None = None,
-        transitions: Transitions | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         for name, value in (("seed", seed), ("start_epoch", start_epoch), ("epochs", epochs)):
@@ -250,22 +249,15 @@ class SuperBatches(Iterator[Any]):
         self._plan(seed=np.random.default_rng())  # raises if nothing can be drawn
         self.epoch = start_epoch - 1
         self.wait_seconds = 0.0
-        self._datasets, self._seed, self._epochs, self._transitions = datasets, seed, epochs, transitions
+        self._datasets, self._seed, self._epochs = datasets, seed, epochs
         self._shape = (size if places is None else len(places), *datasets[0].shape[1:])
         self._device = torch.device(device)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="super-batch")
-        self._ahead: Future[Any] | None = None
+        self._ahead: Future[Frames] | None = None
 
-    def draw(self, epoch: int) -> Any:
+    def draw(self, epoch: int) -> Frames:
         """Draw an epoch's super-batch, or its rows in `places`, from a generator of the seed and the epoch."""
         plan = self._plan(seed=np.random.default_rng([self._seed, epoch]))
-        frames = self._read(plan)
-        if self._transitions is None:
-            return frames
-        columns = self._transitions.read(plan, len(frames))
-        return SuperBatch(frames=frames, after=self._read(self._transitions.next_frames(plan)), **columns)
-
-    def _read(self, plan: Plan) -> Frames:
         if self._device.type == "cuda":
             # torch gives freed page-locked memory out again, which a copy to the GPU may still be reading.
             torch.cuda.synchronize(self._device)
@@ -275,7 +267,7 @@ class SuperBatches(Iterator[Any]):
         gather([(self._datasets[index], rows, targets) for index, rows, targets in plan], out)
         return out
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Frames:
         if self.epoch + 1 >= self._epochs:
             raise StopIteration
         began = time.perf_counter()
@@ -319,12 +311,10 @@ class Batch:
 
     Attributes:
         images: float32 (N, C, H, W) in [0, 1], on the model's device.
-        more: Anything else by name, N rows each: neighboring frames, actions, rewards.
         share: Which part of the whole batch this is; None where it is the whole.
     """
 
     images: Tensor
-    more: Mapping[str, Tensor] = field(default_factory=dict)
     share: Share | None = None
 
     def __len__(self) -> int:
@@ -337,13 +327,9 @@ class Batch:
         return whole[share.start : share.start + share.count]
 
 
-def make_batch(
-    rows: NDArray[np.uint8] | Mapping[str, NDArray[Any]], device: torch.device, share: Share | None = None
-) -> Batch:
-    """Put frames uint8 (N, H, W, C), or several arrays of N rows by name, the frames as "frames", on the device."""
-    named = rows if isinstance(rows, Mapping) else {"frames": rows}
-    tensors = {name: torch.from_numpy(values).to(device, non_blocking=True) for name, values in named.items()}
-    return Batch(images_to_tensor(tensors.pop("frames")), tensors, share)
+def make_batch(frames: Frames, device: torch.device, share: Share | None = None) -> Batch:
+    """Put frames uint8 (N, H, W, C) on the device."""
+    return Batch(images_to_tensor(torch.from_numpy(frames).to(device, non_blocking=True)), share)
 
 
 class BatchParts:

@@ -11,8 +11,7 @@ from torch.optim import Optimizer
 from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
 from latent_obs.encoder.pca import principal_components
 from latent_obs.util.progress import print_now
-from vae_training.model.augmentation import CHANGES, augment, images_to_tensor
-from vae_training.model.transition_heads import TransitionHeads
+from vae_training.model.augmentation import CHANGES, augment
 
 #: The weight of a pixel, before normalization, is at most this: one bright flash must not be the whole loss.
 CAP = 50.0
@@ -54,14 +53,9 @@ class VAELoss(nn.Module):
     Args:
         model: The CVAE, whose `beta` is the one in force.
         salience: Weight of pixels that the background does not explain; `Losses.reconstruction` stays unweighted.
-        free_bits: Beta weighs the sum over latent dimensions of ``max(free_bits, KL)``, in nats, with the KL of a
-            dimension averaged over this process's part of the batch (Kingma et al. 2016, "Improved Variational
-            Inference with Inverse Autoregressive Flow", appendix C.8, each dimension a group). `Losses.kl` stays the
-            true KL.
         augment: Strength of random changes, 0 to 1; the changed image is the target.
-        heads: Heads that are trained on transitions; their losses are added, each times its weight.
         dtype: float32 or bfloat16.
-        compile: Compile the loss without its heads, for the batch size of the first call.
+        compile: Compile the loss, for the batch size of the first call.
         say: Called with the reason when the loss cannot be compiled; it then runs uncompiled.
 
     """
@@ -71,48 +65,32 @@ class VAELoss(nn.Module):
         model: VAE,
         *,
         salience: float = 0.0,
-        free_bits: float = 0.0,
         augment: float = 0.0,
-        heads: TransitionHeads | None = None,
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
         say: Callable[[str], object] = print_now,
     ) -> None:
         super().__init__()
-        self.model, self.heads = model, heads
-        self.salience, self.free_bits, self.augment, self.dtype = salience, free_bits, augment, dtype
+        self.model, self.salience, self.augment, self.dtype = model, salience, augment, dtype
         height, width, channels = model.architecture.img_shape
         self.background = Background(height * width * channels, salience) if salience else None
         self._terms: Callable[..., Any] = _Compiled(self._compute_terms, say) if compile else self._compute_terms
 
-    def forward(
-        self, images: Tensor, normal: Callable[..., Tensor], transitions: Mapping[str, Tensor] | None = None
-    ) -> Losses:
+    def forward(self, images: Tensor, normal: Callable[..., Tensor]) -> Losses:
         """Losses of a batch.
 
         Args:
             images: float32 (N, C, H, W) in [0, 1].
             normal: Returns standard normal numbers (N, k) for a k, such as `Batch.noise`.
-            transitions: What follows the images, as `SuperBatches` gives it; for the heads.
         """
-        after = None if self.heads is None or transitions is None else images_to_tensor(transitions["after"])
         if self.augment:
-            changes = normal(CHANGES)
-            images = augment(images, self.augment, changes)
-            after = None if after is None else augment(after, self.augment, changes)  # alike: only the game moves
-        mean, descended, reconstruction, kl, rate = self._terms(images, normal(self.model.architecture.latent_dim))
-        total = descended + self.model.beta * rate
-        terms = {"weighted_reconstruction": descended} if self.salience else {}
-        if self.heads is not None and transitions is not None and after is not None:
-            with torch.autocast(after.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                later = self.model.encoder.mean(after)
-            for name, loss in self.heads(mean, later.float(), transitions).items():
-                terms[name] = loss
-                total = total + self.heads.weights[name] * loss
-        return Losses(total, reconstruction, kl, terms)
+            images = augment(images, self.augment, normal(CHANGES))
+        descended, reconstruction, kl = self._terms(images, normal(self.model.architecture.latent_dim))
+        total = descended + self.model.beta * kl
+        return Losses(total, reconstruction, kl, {"weighted_reconstruction": descended} if self.salience else {})
 
-    def _compute_terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Means, the reconstruction error that is descended and the plain one, KL, and what beta weighs."""
+    def _compute_terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The reconstruction error that is descended and the plain one, and the KL."""
         model = self.model
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             mean, logvar = model.encoder(images)
@@ -123,11 +101,8 @@ class VAELoss(nn.Module):
         reconstruction = descended = squared.sum() / len(images) / values
         if self.background is not None:
             descended = (squared * self.background(images)).sum() / len(images) / values
-        nats = gaussian_kl_nats(mean, logvar)  # (N, latent_dim)
-        kl = rate = nats.sum(1).mean() / dimensions
-        if self.free_bits:
-            rate = nats.mean(0).clamp(min=self.free_bits).sum() / dimensions
-        return mean, descended, reconstruction, kl, rate
+        kl = gaussian_kl_nats(mean, logvar).sum(1).mean() / dimensions
+        return descended, reconstruction, kl
 
 
 class _Compiled:

@@ -30,14 +30,11 @@ class ReportConfig:
     name order."""
     probes: bool = True
     """Measure how well the recorded state of the game can be predicted from the latents, where there is any."""
-    autoencoder_steps: int | None = None
-    """Gradient steps of the autoencoder (beta 0) that is trained to compare with; 0 leaves it out. By default 300,
-    quick 0."""
     sample: int | None = None
     """Held-out frames to measure on, spread evenly; four times as many fit PCA and probes. By default 1,000, quick
     256."""
     quick: bool = False
-    """A first look in about a minute: fewer frames, no autoencoder, no small networks among the probes."""
+    """A first look in about a minute: fewer frames, no small networks among the probes."""
     seed: int = 0
     """Reproduces every random choice: pairs, prior samples, the random encoder, the probes."""
     device: str = "auto"
@@ -46,15 +43,9 @@ class ReportConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_count("sample", self.held_out_frames, FEWEST)
-        check_count("autoencoder_steps", self.steps, 0)
         check_count("seed", self.seed, 0)
 
     @property
     def held_out_frames(self) -> int:
         """Held-out frames to measure on, at most."""
         return self.sample if self.sample is not None else 256 if self.quick else 1_000
-
-    @property
-    def steps(self) -> int:
-        """Gradient steps of the autoencoder."""
-        return self.autoencoder_steps if self.autoencoder_steps is not None else 0 if self.quick else 300

@@ -66,7 +66,6 @@ MEASURES: dict[str, Measure] = {
     "pictures.mean_image": Measure("error of reconstructions, divided by that of one mean image", 0.5, 0.9, "{:.2f}"),
     "pictures.pca": Measure("error of reconstructions, divided by that of PCA", 1, 10, "{:,.2f}"),
     "pictures.ssim": Measure("SSIM of reconstructions, if one mean image is 0 and PCA is 1", 1, 0, "{:.2f}"),
-    "pictures.autoencoder": Measure("error, divided by that of the same layers at beta 0", 1.5, math.inf, "{:.2f}"),
     "overfitting.ratio": Measure("error on held-out frames, divided by that on training frames", 2, math.inf, "{:.2f}"),
     "outliers.worst": Measure("error of the worst frame, divided by the median", 10, math.inf, "{:.1f}"),
     "stability.shift": Measure("change by a shift of one pixel, latent / pixels", 1.2, math.inf, "{:.2f}"),
@@ -216,7 +215,7 @@ def advise(numbers: Numbers, findings: Sequence[Finding]) -> list[str]:
         ),
         ("frames" in topics, "Measure recordings that were made after the training: name their folder with --frames."),
         (overfits, f"Record more frames{augmented}. The encoder does much worse on frames that it was not trained on."),
-        (not short and ("information" in topics or "pictures.autoencoder" in keys), smaller_beta),
+        (not short and "information" in topics, smaller_beta),
         (unprobed and not bad, measure),
         (weak and not overfits, "Train longer (train-vae --epochs, fit --minutes)."),
         (salience, "Train with --salience 1. It gives more weight to what is small and moves."),
@@ -249,9 +248,6 @@ def _values(numbers: Numbers, probed: "_Probed | None") -> Iterator[tuple[str, f
         own, worst, best = (r.scores[name].ssim for name in ("encoder", "mean image", "pca"))
         if own is not None and worst is not None and best is not None and best > worst:
             yield "pictures.ssim", (own - worst) / (best - worst)
-        # A longer trained baseline is better for that reason alone.
-        if "autoencoder" in r.scores and (numbers.steps is None or numbers.steps >= _FEW_STEPS):
-            yield "pictures.autoencoder", r.ratio("autoencoder")
         scores = r.scores["encoder"]
         if numbers.training_mse:
             yield "overfitting.ratio", scores.mse / numbers.training_mse
@@ -286,7 +282,6 @@ def _sentence(grade: Grade, numbers: Numbers) -> str:
     return {
         "pictures.mean_image": f"Reconstructions have {value:.0%} of the error that one mean image for all frames has.",
         "pictures.pca": f"The {error} of reconstructions is {_times(value)} times that of PCA with as many dimensions.",
-        "pictures.autoencoder": f"The error is {value:.1f} times that of the same layers at beta 0: beta costs detail.",
         "overfitting.ratio": f"The error on held-out recordings is {value:.1f} times that on training recordings.",
         "outliers.worst": f"The worst frame has {value:.0f} times the median error.",
         "stability.shift": f"A shift by one pixel changes the latent {value:.1f} times as much as the pixels.",

@@ -17,7 +17,7 @@ from vae_training.report.sample import spread
 from vae_training.training.logs import grid, save_picture, traversal_sheet
 
 #: What the tables and the sheets of a report call each way to reconstruct frames.
-METHOD_NAMES = {"encoder": "this encoder", "pca": "PCA", "mean image": "mean image", "autoencoder": "autoencoder"}
+METHOD_NAMES = {"encoder": "this encoder", "pca": "PCA", "mean image": "mean image"}
 _COLUMNS = 6  # frames side by side: on a phone each is about as wide as an icon
 _SHEET = 800  # pixels, about the width of a sheet
 _INTERPOLATIONS, _STEPS = 4, 4

@@ -32,14 +32,7 @@ from vae_training.report.look import write_html
 from vae_training.report.metrics.baselines import EncoderMeans, MeanImage, Pca, random_encoder
 from vae_training.report.metrics.disentanglement import FEWEST_SAMPLES, dci, mig_by_factor
 from vae_training.report.metrics.latents import describe, measure_stability
-from vae_training.report.metrics.reconstruction import (
-    Measured,
-    Reconstruction,
-    compare,
-    measure,
-    salience_weights,
-    train_autoencoder,
-)
+from vae_training.report.metrics.reconstruction import Measured, Reconstruction, compare, measure, salience_weights
 from vae_training.report.page import METHOD_NAMES, draw_pictures, probe_columns
 from vae_training.report.probes.probes import METRIC_NAMES, ProbeTable, probe
 from vae_training.report.sample import (
@@ -90,7 +83,6 @@ class _Work:
     frames: Frames  # these frames
     training: Frames  # that baselines are fitted on
     say: Callable[[str], object]
-    progress_bar: bool | None
     methods: dict[str, Reconstruct] = field(default_factory=dict)
     measured: dict[str, Measured] = field(default_factory=dict)  # what each method did to each held-out frame
     training_mse: float | None = None
@@ -111,15 +103,11 @@ class _Work:
         self.seconds[name] = round(time.perf_counter() - began, 2)
 
 
-def report(
-    config: ReportConfig, *, progress_bar: bool | None = None, say: Callable[[str], object] = print_now
-) -> ReportResult:
+def report(config: ReportConfig, *, say: Callable[[str], object] = print_now) -> ReportResult:
     """Measure an encoder on held-out recordings, and write a page and a JSON file.
 
     Args:
         config: Settings.
-        progress_bar: Show a bar for the autoencoder's training; None shows it in a terminal, and elsewhere a line now
-            and then.
         say: Where messages go.
 
     Raises:
@@ -145,7 +133,7 @@ def report(
     fitted = spread(sum(map(len, recordings.training)), 4 * config.held_out_frames)
     training = read(recordings.training, fitted, contract)
     known = load_known(recordings, config.targets) if config.probes else None
-    work = _Work(config, model, recordings, index, frames, training, say, progress_bar)
+    work = _Work(config, model, recordings, index, frames, training, say)
     say(f"{len(frames):,} of the {total:,} frames of {counted(len(held_out), 'held-out recording')}. {recordings.how}")
     with work.step("latents", "information, active dimensions, correlations"):
         means, logvar = model.encode(frames)
@@ -194,7 +182,7 @@ def report(
 
 def _reconstruct(work: _Work, pca: Pca, whole: list[Frames]) -> Reconstruction | None:
     """How frames come back, by the encoder and by what it is compared with."""
-    model, config, frames, training = work.model, work.config, work.frames, work.training
+    model, frames, training = work.model, work.frames, work.training
     if not model.folder.has_decoder:
         work.not_measured["reconstruction"] = "the encoder folder has no decoder"
         return None
@@ -205,16 +193,6 @@ def _reconstruct(work: _Work, pca: Pca, whole: list[Frames]) -> Reconstruction |
         if work.recordings.certain:
             few = training[:: max(1, len(training) // len(frames))]
             work.training_mse = measure(few, model.reconstruct, with_ssim=False).scores().mse
-    if config.steps:
-        fitted = f"{config.steps} steps on {len(training):,} frames"
-        with work.step("autoencoder", f"beta 0, the same layers, {fitted}"):
-            device, bar = next(model.cvae.parameters()).device, work.progress_bar
-            work.methods["autoencoder"], seconds = train_autoencoder(
-                model.architecture, training, steps=config.steps, seed=config.seed, device=device, progress_bar=bar
-            )
-        notes["autoencoder"] = f"trained here for {fitted}, {seconds:.0f} s"
-    else:
-        work.not_measured["autoencoder"] = "left out (--autoencoder-steps 300 trains one to compare with)"
     salience = work.settings.get("salience")
     weigh = salience_weights(training, salience) if salience else None
     work.measured |= {name: measure(frames, method, weigh=weigh) for name, method in work.methods.items()}

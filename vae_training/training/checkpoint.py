@@ -5,7 +5,7 @@
     └── best.safetensors     lowest held-out loss at the wanted beta, among comparable moments
 
 Tensors are named "model/…", "optimizer/<parameter>/…", "rng/…", and "<part>/…" for other modules of a run, such as
-"ema"; the file's metadata holds the rest as JSON. Schedules and sampler follow from the settings and the step.
+"heads"; the file's metadata holds the rest as JSON. Schedules and sampler follow from the settings and the step.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from vae_training.model.cvae import CVAE
 
 _FORMAT = "latent-obs-checkpoint-2"
 _WITHOUT_CHECKSUM = "latent-obs-checkpoint-1"  # of earlier versions
+_AVERAGE = "ema/module."  # of earlier versions: an average of the weights, which was exported in their place
 
 
 @dataclass
@@ -143,6 +144,8 @@ def load_checkpoint(
         progress = Progress(**parse_json(metadata.get("progress", "null"), dict[str, Any], "progress"))
     except (InputError, TypeError) as error:
         raise _damaged(path, one_line(error)) from None
+    for name in [name for name in tensors if name.startswith(_AVERAGE)]:
+        tensors[name.replace(_AVERAGE, "model/")] = tensors.pop(name)
     for part, module in {"model": model, **(parts or {})}.items():
         prefix = f"{part}/"
         try:

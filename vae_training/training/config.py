@@ -10,14 +10,12 @@ from latent_obs.util.errors import InputError, check_count
 from latent_obs.util.run_config import ANY, RunConfig
 from vae_training.model.beta import ScheduleKind
 
-OptimizerName = Literal["adam", "adamw"]
 LearningRateKind = Literal["constant", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
-#: Settings that are weights of the heads in `transition_heads`.
-HEADS = ("inverse_dynamics", "next_latent", "reward")
 #: Settings that are layers of the networks.
-LAYERS = ("latent_dim", "bottleneck", "widths", "strides", "first_activation", "linear_path", "standardize")
+LAYERS = ("latent_dim", "bottleneck", "widths", "strides", "linear_path", "standardize")
+_HEADS = ("inverse_dynamics", "next_latent", "reward")  # weights of losses in earlier versions
 _COUNTS = {"epochs": 1, "batch_size": 1, "patience": 1, "held_out": 1, "super_batch": 1}
 _COUNTS |= {"batch_freeze": 0, "half_beta_cycle": 0, "seed": 0}
 _SALIENCE = "train another run, with --salience instead"
@@ -38,12 +36,17 @@ class TrainConfig(RunConfig):
     KIND: ClassVar[str] = "training run"
     WHERE_FROM: ClassVar[str] = "latent-obs train-vae"
     REMOVED: ClassVar[dict[str, tuple[Any, str]]] = {
-        **dict.fromkeys(("motion", "hard_pixels", "edges", "scales"), (0.0, _SALIENCE)),
+        **dict.fromkeys(("motion", "hard_pixels", "edges", "scales", *_HEADS), (0.0, _SALIENCE)),
         "ramp": ("linear", "train another run, in which beta rises linearly"),
         "block_frames": (1, "train another run, which draws frames one by one"),
         "preset": (None, "train another run, with --widths and --strides instead"),
         "warm_up_steps": (0, _DIVERGED),
         "clip_norm": (None, _DIVERGED),
+        "first_activation": (False, "train another run, whose first convolution has no activation"),
+        "optimizer": ("adam", "train another run, with Adam"),
+        "weight_decay": (0.0, "train another run, on more frames or with --augment 1 if it overfits"),
+        "free_bits": (0.0, "train another run, with a smaller --beta if the KL falls to 0"),
+        "ema": (ANY, ""),  # an average of the weights: `load_checkpoint` puts it in their place
         **dict.fromkeys(
             ("checkpoint_steps", "checkpoint_minutes", "compile", "allow_added_files", "tensorboard"), (ANY, "")
         ),
@@ -63,15 +66,11 @@ class TrainConfig(RunConfig):
     """Channels of each convolution, such as 32 64 128 256. By default they follow the frame size."""
     strides: tuple[int, ...] = ()
     """Stride of each convolution, as many as widths. By default they follow the frame size."""
-    first_activation: bool = False
-    """Put a ReLU after the first convolution as well (by design it has none)."""
     beta: float = 0.02
     """Wanted weight of the KL: nats against squared error summed over the image. Less keeps more detail. Where
     agents learn slowly, try 0.4: pictures get blurred, and agents need fewer frames to find what is left."""
     scale_losses: bool = False
     """Divide the squared error by the values of an image and the KL by latent_dim; beta then weighs those means."""
-    free_bits: float = 0.0
-    """Nats per latent dimension below which the KL is not reduced further (Kingma et al. 2016)."""
     linear_path: bool = False
     """Add a linear map beside the convolutions that starts as the principal components of the frames. For little
     data."""
@@ -80,12 +79,6 @@ class TrainConfig(RunConfig):
     salience: float = 1.0
     """Weight of pixels that the background (32 principal components) does not explain: small or moving objects. 0: all
     pixels count the same."""
-    inverse_dynamics: float = 0.0
-    """Weight of a head that predicts the action between two frames; needs recorded actions, as the next two."""
-    next_latent: float = 0.0
-    """Weight of a head that predicts the next latent from latent and action. At 1 it made all latents constant."""
-    reward: float = 0.0
-    """Weight of a head that predicts the reward of a step from latents and action."""
     augment: float = 0.0
     """How much frames are shifted, scaled, mirrored and recolored for training, 0 to 1. For little data."""
     epochs: int = 20
@@ -104,12 +97,6 @@ class TrainConfig(RunConfig):
     """Step size of Adam."""
     learning_rate_schedule: LearningRateKind = "constant"
     """constant, or cosine: half a cosine down to 0 at the last epoch."""
-    optimizer: OptimizerName = "adam"
-    """adam or adamw."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of adamw, or L2 penalty of adam."""
-    ema: float = 0.0
-    """Decay of an exponential moving average of the weights, such as 0.999, to evaluate and export. 0: none."""
     patience: int | None = None
     """Early stopping: comparable moments (ends of cycles; without cycles, epochs at the wanted beta) without a lower
     held-out loss. By default all epochs are trained."""
@@ -131,15 +118,13 @@ class TrainConfig(RunConfig):
         for name, at_least in _COUNTS.items():
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), at_least)
-        for name in ("beta", "free_bits", "salience", *HEADS, "weight_decay"):
+        for name in ("beta", "salience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be a finite number, 0 or more, got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be a positive number, got {self.learning_rate}")
         if not 0 <= self.augment <= 1:
             raise InputError(f"augment must be from 0 (off) to 1, got {self.augment}")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"ema must be 0 (none) or a decay below 1, such as 0.999, got {self.ema}")
         if self.patience is not None and self.schedule == "cyclical" and self.half_beta_cycle == 0:
             raise InputError("patience counts ends of cycles, and half_beta_cycle 0 has none; use --schedule constant")
         if self.super_batch is not None and self.super_batch < self.batch_size:
@@ -147,10 +132,10 @@ class TrainConfig(RunConfig):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """As `RunConfig.from_json`; `objective: classic` of earlier versions is a salience of 0 without heads."""
+        """As `RunConfig.from_json`; `objective: classic` of earlier versions is a salience of 0."""
         values = dict(values)
         if values.pop("objective", "acting") == "classic":
-            values |= dict.fromkeys(("salience", *HEADS), 0.0)
+            values |= dict.fromkeys(("salience", *_HEADS), 0.0)
         return super().from_json(values)
 
     def resumed_from(self, saved: Self) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -162,8 +147,3 @@ class TrainConfig(RunConfig):
                 f"cannot become {config.epochs}. Leave --epochs out, or start another run"
             )
         return config
-
-    @property
-    def head_weights(self) -> dict[str, float]:
-        """Weights of the heads that are trained on transitions, where they are not 0."""
-        return {name: getattr(self, name) for name in HEADS if getattr(self, name)}

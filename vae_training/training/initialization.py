@@ -14,7 +14,6 @@ from latent_obs.encoder.pca import principal_components
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
 from vae_training.data.loader import get_random_samples
-from vae_training.data.rows import Transitions
 from vae_training.model.augmentation import CHANGES, augment
 from vae_training.model.cvae import CVAE
 from vae_training.model.losses import VAELoss
@@ -25,17 +24,10 @@ from vae_training.training.logs import to_images
 _SAMPLE_FRAMES = 2_048  # for principal components: many times their number
 _SAMPLE_BYTES = 256 << 20  # as float32; fewer frames if they are large
 _LINEAR_START_SCALE = 0.1  # of the convolutions' heads: their random output would drown the components
-_SAMPLE_STEPS = 100_000  # of actions and rewards, for their mean and spread
 
 
-def start_from_data(
-    config: TrainConfig,
-    model: CVAE,
-    loss: VAELoss,
-    training: Sequence[NDArray[np.uint8]],
-    transitions: Transitions | None,
-) -> None:
-    """Set what is measured on the frames: standardization, linear path, background, spread of actions and rewards.
+def start_from_data(config: TrainConfig, model: CVAE, loss: VAELoss, training: Sequence[NDArray[np.uint8]]) -> None:
+    """Set what is measured on the frames: standardization, linear path and background.
 
     A function of the frames and the seed alone, so that all processes of a run begin with the same weights.
     """
@@ -59,15 +51,6 @@ def start_from_data(
             start_linear_path(model, images)
         if loss.background is not None:
             loss.background.fit(images)
-    if loss.heads is not None and transitions is not None:
-        rng = np.random.default_rng([config.seed, 1])
-        columns: list[Tensor] = []
-        for name in ("action", "reward"):
-            values = np.concatenate(list(transitions.column(name)))
-            if len(values) > _SAMPLE_STEPS:
-                values = values[rng.choice(len(values), _SAMPLE_STEPS, replace=False)]
-            columns.append(torch.from_numpy(np.ascontiguousarray(values)))
-        loss.heads.fit(*columns)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a run computes with: optimizer, learning rate, average of the weights, number format, and memory."""
+"""What a run computes with: optimizer, learning rate, number format, and memory."""
 
 import contextlib
 import ctypes
@@ -6,32 +6,22 @@ import math
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 
 from latent_obs.util.errors import InputError
-from vae_training.training.config import LearningRateKind, OptimizerName, Precision
+from vae_training.training.config import LearningRateKind, Precision
 
 
-def make_optimizer(
-    parameters: Iterable[nn.Parameter],
-    name: OptimizerName,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    device: torch.device,
-) -> Optimizer:
-    """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019), in one kernel ("fused") on CUDA.
+def make_adam(parameters: Iterable[nn.Parameter], learning_rate: float, device: torch.device) -> Optimizer:
+    """Adam (Kingma & Ba 2015), in one kernel ("fused") on CUDA.
 
     On a CPU the fused kernel rounds differently, so the plain one is used.
     """
-    kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=learning_rate, weight_decay=weight_decay, fused=device.type == "cuda" or None)
+    return torch.optim.Adam(parameters, lr=learning_rate, fused=device.type == "cuda" or None)
 
 
 def make_scheduler(optimizer: Optimizer, kind: LearningRateKind, *, total_steps: int, step: int = 0) -> LambdaLR:
@@ -50,25 +40,6 @@ def make_scheduler(optimizer: Optimizer, kind: LearningRateKind, *, total_steps:
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return LambdaLR(optimizer, factor, last_epoch=step - 1)
-
-
-def average_weights(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of a model that holds an exponential moving average of its weights (Polyak & Juditsky 1992).
-
-    Update n (from 0) makes it ``d * average + (1 - d) * weights`` with ``d = min(decay, (1 + n) / (10 + n))``: short at
-    first, so that the initial weights are soon forgotten (as in TensorFlow's ``ExponentialMovingAverage``).
-    """
-
-    def follow(averages: Any, weights: Any, updates: Any) -> None:
-        n = int(updates) - 1
-        keep = min(decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(list(averages), list(weights), 1.0 - keep)  # pyright: ignore[reportPrivateImportUsage]
-
-    average = AveragedModel(model, multi_avg_fn=follow)
-    average.requires_grad_(False)
-    # The library's first update would copy the weights; here the average begins with the initial weights.
-    average.n_averaged.fill_(1)
-    return average
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:

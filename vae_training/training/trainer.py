@@ -32,25 +32,16 @@ from vae_training.data.frames import (
     split_note,
 )
 from vae_training.data.loader import Batch, BatchParts, SuperBatches, make_batch
-from vae_training.data.rows import SuperBatch, Transitions
 from vae_training.model.beta import BetaSchedule, make_schedule
 from vae_training.model.cvae import CVAE, Losses, gaussian_kl_nats
 from vae_training.model.losses import VAELoss, apply_gradients
-from vae_training.model.transition_heads import TransitionHeads
 from vae_training.training.checkpoint import Progress, load_checkpoint, read_about, save_checkpoint
 from vae_training.training.config import LAYERS, TrainConfig
 from vae_training.training.distributed import Ranks, process_group, raised_once
 from vae_training.training.export import evenly_spread, export_encoder, measure_latents
 from vae_training.training.initialization import put_weights, start_from_data, with_layers_of
 from vae_training.training.logs import RunLog, reconstruction_sheet, save_picture, to_images
-from vae_training.training.optim import (
-    average_weights,
-    compiles_on,
-    keep_freed_memory,
-    make_optimizer,
-    make_scheduler,
-    resolve_precision,
-)
+from vae_training.training.optim import compiles_on, keep_freed_memory, make_adam, make_scheduler, resolve_precision
 
 _DEFAULT_SUPER_BATCH = 10_000
 _HELD_OUT_FRAMES = 1_024  # evaluated after each epoch: enough for a steady mean, a second on a CPU
@@ -181,9 +172,8 @@ def seconds_per_step(config: TrainConfig, *, measured_s: float = 1.5) -> float:
             with trainer.super_batches() as batches:
                 frames, times = next(iter(batches)), list[float]()
             for rows in itertools.cycle(trainer.shards.rows[:-1] or trainer.shards.rows):  # the last may be smaller
-                mine = frames.cut(rows) if isinstance(frames, SuperBatch) else frames[rows]
                 began = time.perf_counter()
-                trainer.step(make_batch(mine, trainer.device, None)).total.item()  # waits for a GPU
+                trainer.step(make_batch(frames[rows], trainer.device)).total.item()  # waits for a GPU
                 times.append(time.perf_counter() - began)
                 if len(times) > 2 and sum(times) >= measured_s:
                     return min(times[1:])
@@ -217,7 +207,7 @@ class Trainer:
         self._open_frames(read_about(latest, dict[str, Split]) if begun else None)
         self._build_model()
         if not begun:
-            start_from_data(config, self.model, self.loss, self.training, self.transitions)
+            start_from_data(config, self.model, self.loss, self.training)
             if config.start_from is not None:
                 put_weights(config.start_from, self.model)
         self._prepare_steps(latest if begun else None)
@@ -233,7 +223,6 @@ class Trainer:
         else:
             self.training, self.held_out = split_as_before(datasets, saved["frames"], folder=config.frames)
         check_worth_learning(self.training)
-        self.transitions = Transitions(self.training, acts=True) if config.head_weights else None
         self.about = {"frames": identify(self.training, self.held_out)}
         self.shown = np.concatenate(list(evenly_spread(self.held_out, _HELD_OUT_FRAMES)))
         self.split_note = split_note(datasets, self.training, self.held_out)
@@ -246,40 +235,22 @@ class Trainer:
         config = self.config = replace(self.config, **{name: getattr(architecture, name) for name in LAYERS})
         torch.manual_seed(config.seed)
         self.model = CVAE.from_architecture(architecture, config.beta, config.scale_losses).to(self.device)
-        heads = None
-        if self.transitions is not None and self.transitions.actions is not None:
-            actions = self.transitions.actions
-            heads = TransitionHeads(config.head_weights, architecture.latent_dim, actions.kind, actions.size)
         self.loss = VAELoss(
             self.model,
             salience=config.salience,
-            free_bits=config.free_bits,
             augment=config.augment,
-            heads=heads,
             dtype=resolve_precision(config.precision, self.device),
-            compile=compiles_on(self.device) and not (config.salience or config.augment or heads),
+            compile=compiles_on(self.device) and not (config.salience or config.augment),
             say=self.say,
         ).to(self.device)
 
     def _prepare_steps(self, resume_from: Path | None) -> None:
         """Make what takes the steps (optimizer, schedules, batches), and read the checkpoint if there is one."""
         config, ranks = self.config, self.ranks
-        self.optimizer = make_optimizer(
-            self.loss.parameters(),
-            config.optimizer,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            device=self.device,
-        )
-        self.average = average_weights(self.model, config.ema) if config.ema else None
-        average: Any = self.average
-        self.best_model: CVAE = self.model if average is None else average.module  # to evaluate and export
-        heads: dict[str, nn.Module] = dict(self.loss.heads.items()) if self.loss.heads is not None else {}
+        self.optimizer = make_adam(self.loss.parameters(), config.learning_rate, self.device)
+        self.parts: dict[str, nn.Module] = {}  # of a checkpoint, beside the model
         if self.loss.background is not None:
-            heads["background"] = self.loss.background
-        self.parts: dict[str, nn.Module] = {"heads": nn.ModuleDict(heads)} if heads else {}  # of a checkpoint
-        if self.average is not None:
-            self.parts["ema"] = self.average
+            self.parts["heads"] = nn.ModuleDict({"background": self.loss.background})
         available = sum(len(dataset) for dataset in self.training)
         size = config.super_batch or min(_DEFAULT_SUPER_BATCH, available)
         self.progress = Progress(super_batch=size, ranks=ranks.world_size)
@@ -320,7 +291,6 @@ class Trainer:
             epochs=config.epochs,
             replace_small=config.super_batch is None,  # a size that was given is drawn without repeats
             places=self.shards.places if self.ranks.world_size > 1 else None,
-            transitions=self.transitions,
             device=self.device,
         )
 
@@ -346,8 +316,7 @@ class Trainer:
             for epoch, frames in enumerate(batches, start_epoch) if not self.is_stalled else ():
                 for number in range(first_batch, self.steps_per_epoch):
                     rows, share = self.shards.rows[number], self.shards.shares[number]
-                    mine = frames.cut(rows) if isinstance(frames, SuperBatch) else frames[rows]
-                    losses = self.step(make_batch(mine, self.device, share if self.ranks.world_size > 1 else None))
+                    losses = self.step(make_batch(frames[rows], self.device, share))
                     bar.update()
                     if log is not None and progress.step % _LOG_EVERY_STEPS == 0:
                         self._log_step(log, bar, losses, batches.wait_seconds)
@@ -374,7 +343,7 @@ class Trainer:
         self.model.beta = self.beta(self.progress.step)
         on_gpu = self.device.type == "cuda"
         losses = apply_gradients(
-            self.forward(batch.images, batch.noise, batch.more),
+            self.forward(batch.images, batch.noise),
             self.optimizer,
             weight=1.0 if batch.share is None else batch.share.weight,
             reduce=self.ranks.mean_losses,
@@ -385,8 +354,6 @@ class Trainer:
             raise self._diverged(f"the loss is not finite ({terms}) at step {self.progress.step}")
         self.learning_rate = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
         self.progress.step += 1
         self.images += len(batch) if batch.share is None else batch.share.total
         return losses
@@ -395,11 +362,11 @@ class Trainer:
         """Evaluate and draw the held-out frames, and write checkpoints: in process 0, for all."""
         progress, step = self.progress, self.progress.step
         if log is not None:
-            held_out = evaluate(self.best_model, self.shown, beta=self.config.beta)
+            held_out = evaluate(self.model, self.shown, beta=self.config.beta)
             if not math.isfinite(held_out.loss_at_fixed_beta):  # the last step ruined the weights
                 raise self._diverged(f"the held-out loss is not finite after step {step - 1}")
             log.write(step, {f"held_out/{name}": value for name, value in asdict(held_out).items()})
-            sheet = reconstruction_sheet(self.best_model, self.shown)
+            sheet = reconstruction_sheet(self.model, self.shown)
             save_picture(self.config.out / "reconstructions" / f"epoch_{epoch + 1:03d}.png", sheet)
             log.picture(step, "held_out/reconstructions", sheet)
             if self.beta.is_comparable(step - 1):
@@ -507,7 +474,7 @@ class Trainer:
 
     def _export(self, folder: Path, step: int) -> HeldOut:
         """Write the encoder folder, and evaluate its weights."""
-        held_out = evaluate(self.best_model, self.shown, beta=self.config.beta)
+        held_out = evaluate(self.model, self.shown, beta=self.config.beta)
         provenance = {
             "trained_on": describe_datasets(self.training),
             "settings": self.config.to_json(),
@@ -516,10 +483,8 @@ class Trainer:
             "held_out": asdict(held_out),
             "training_seconds": round(self.progress.seconds, 1),
         }
-        statistics = measure_latents(self.best_model, self.training, self.held_out)
-        export_encoder(
-            folder, self.best_model, self.shown, overwrite=True, statistics=statistics, provenance=provenance
-        )
+        statistics = measure_latents(self.model, self.training, self.held_out)
+        export_encoder(folder, self.model, self.shown, overwrite=True, statistics=statistics, provenance=provenance)
         return held_out
 
 

@@ -235,7 +235,7 @@ def assert_close(one: LatentStatistics | None, other: LatentStatistics) -> None:
 def test_training_writes_those_of_the_exported_weights(frames_folder: Path, tmp_path: Path):
     layers: dict[str, Any] = {"latent_dim": 16, "bottleneck": "spatial", "widths": (4, 8), "strides": (2, 2)}
     schedule: dict[str, Any] = {"epochs": 2, "batch_size": 20, "batch_freeze": 0, "half_beta_cycle": 1}
-    config = TrainConfig(frames=frames_folder, out=tmp_path / "run", ema=0.5, device="cpu", **layers, **schedule)
+    config = TrainConfig(frames=frames_folder, out=tmp_path / "run", device="cpu", **layers, **schedule)
     encoder = FrozenEncoder.load(train(config, progress_bar=False).encoder, device="cpu")
     parts = [np.concatenate(part) for part in split_held_out(get_datasets(frames_folder), None)]
     assert [len(part) for part in parts] == [48, 24]

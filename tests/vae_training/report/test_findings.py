@@ -138,8 +138,6 @@ QUICKSTART_PROBES = probes(
         ({"reconstruction": reconstruction(0.011)}, "doubtful", "pictures.pca"),
         ({"reconstruction": reconstruction(0.009, 0.84)}, "doubtful", "pictures.ssim"),
         ({"reconstruction": reconstruction(0.009, 0.49)}, "bad", "pictures.ssim"),
-        ({"reconstruction": reconstruction(autoencoder=0.002)}, "doubtful", "pictures.autoencoder"),
-        ({"reconstruction": reconstruction(autoencoder=0.002), "steps": 10}, "good", "pictures.pca"),
         ({"latents": latents(kl_nats=4.0)}, "doubtful", "information.nats"),
         ({"training_mse": 0.002}, "doubtful", "overfitting.ratio"),
         ({"reconstruction": reconstruction(worst=11)}, "doubtful", "outliers.worst"),
@@ -238,7 +236,7 @@ def cases() -> Any:
     for (mse, ssim), (table, steps, training, change) in itertools.product(pictures, others):
         yield {
             "latents": latents(kl_nats=4.0 if mse > 0.1 else 60.0),
-            "reconstruction": reconstruction(mse, ssim, autoencoder=0.002, worst=3 if ssim > 0.5 else 20),
+            "reconstruction": reconstruction(mse, ssim, worst=3 if ssim > 0.5 else 20),
             "probes": table,
             "steps": steps,
             "training_mse": training,

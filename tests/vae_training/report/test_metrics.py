@@ -15,12 +15,12 @@ from latent_obs.encoder.architecture import Architecture, Encoder
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
-from tests.support.tiny import picture, random_frames, tiny_architecture
+from tests.support.tiny import picture, random_frames
 from vae_training.report.metrics import disentanglement
 from vae_training.report.metrics.baselines import MeanImage, Pca, random_encoder
 from vae_training.report.metrics.disentanglement import dci, mig, mig_by_factor
 from vae_training.report.metrics.latents import brightened, describe, measure_stability, random_pairs, shifted
-from vae_training.report.metrics.reconstruction import compare, measure, salience_weights, train_autoencoder
+from vae_training.report.metrics.reconstruction import compare, measure, salience_weights
 
 pytest.importorskip("skimage")
 decomposition = pytest.importorskip("sklearn.decomposition")
@@ -105,18 +105,6 @@ def test_the_error_of_an_encoder_trained_with_salience_is_weighted():
     assert half.scores().error == pytest.approx((weights * (shown / 2) ** 2).mean(), rel=1e-4)
     assert half.scores().error != pytest.approx(half.scores().mse, rel=1e-4)
     assert compare({"encoder": black, "half": half}).ratio("half") == pytest.approx(4, rel=1e-4)
-
-
-def test_the_autoencoder_learns_and_leaves_torchs_random_state_alone():
-    frames = np.stack([picture(0, step, 16, 16) for step in range(32)])
-    before = torch.get_rng_state()
-    first, _ = train_autoencoder(tiny_architecture(), frames, steps=1, progress_bar=False)
-    method, seconds = train_autoencoder(tiny_architecture(), frames, steps=40, progress_bar=False)
-    again, _ = train_autoencoder(tiny_architecture(), frames, steps=40, progress_bar=False)
-    assert torch.equal(before, torch.get_rng_state())
-    assert seconds > 0
-    assert measure(frames, method).scores().mse < 0.6 * measure(frames, first).scores().mse
-    assert np.array_equal(method(frames), again(frames))
 
 
 def test_kl_is_that_of_torch():

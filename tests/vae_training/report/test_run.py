@@ -76,13 +76,13 @@ def test_a_provenance_of_another_form_is_refused_by_name(tmp_path: Path, key: st
 
 
 def quietly(config: ReportConfig) -> ReportResult:
-    return report(config, progress_bar=False, say=lambda _: None)
+    return report(config, say=lambda _: None)
 
 
 @pytest.fixture(scope="module")
 def made(trained: Path) -> tuple[ReportResult, list[str]]:
     said: list[str] = []
-    result = report(ReportConfig(trained, quick=True, autoencoder_steps=3), progress_bar=False, say=said.append)
+    result = report(ReportConfig(trained, quick=True), say=said.append)
     return result, said
 
 
@@ -118,7 +118,7 @@ def test_the_numbers_are_in_the_json(made: Any):
     assert len(values["latents"]["kl_nats_by_dimension"]) == 6
     assert np.array(values["latents"]["correlation"]).shape == (6, 6)
     methods = values["reconstruction"]["scores"]
-    assert set(methods) == {"encoder", "pca", "mean image", "autoencoder"}
+    assert set(methods) == {"encoder", "pca", "mean image"}
     assert 0 < methods["pca"]["mse"] < methods["mean image"]["mse"]
     assert set(values["reconstruction"]["worst"][0]) == {"file", "frames", "row", "mse"}
     assert values["reconstruction"]["training_mse"] > 0
@@ -151,7 +151,7 @@ def test_own_targets_change_nothing_else(made: Any, trained: Path, tmp_path: Pat
     steps = [np.load(frames / f"{i}.rows.npz")["state$STEP"] for i in range(4)]
     np.savez(tmp_path / "own.npz", twice=2 * np.concatenate(steps))
     own, out = tmp_path / "own.npz", tmp_path / "out"
-    result = quietly(ReportConfig(trained, out=out, targets=own, quick=True, autoencoder_steps=3))
+    result = quietly(ReportConfig(trained, out=out, targets=own, quick=True))
     assert result.probes is not None
     assert result.probes.targets == ["state$STEP", "twice"]
     one, other = (result.probes.result(name, "latent").main.value for name in result.probes.targets)
@@ -181,7 +181,7 @@ def test_by_the_command_line(trained: Path, tmp_path: Path, capfd: pytest.Captur
     assert str(tmp_path / "out" / "report.html") in capfd.readouterr().out
     values = json.loads((tmp_path / "out" / "report.json").read_text())
     assert values["frames"]["measured"] == 32
-    assert set(values["not_measured"]) == {"probes", "autoencoder"}
+    assert set(values["not_measured"]) == {"probes"}
 
 
 def test_mistakes_are_one_line(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):

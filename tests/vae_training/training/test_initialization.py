@@ -18,20 +18,10 @@ from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import EncoderFolderError, InputError
 from tests.support.tiny import IMG_SHAPE, picture, random_frames, tiny_cvae
-from tests.support.training_runs import (
-    EVERYTHING,
-    config_for,
-    module_frames,
-    run,
-    same_run,
-    transition_frames,
-    write_transitions,
-)
+from tests.support.training_runs import EVERYTHING, config_for, module_frames, run, same_run
 from vae_training.data.frames import get_datasets
-from vae_training.data.rows import Transitions, save_rows
 from vae_training.model.cvae import CVAE, images_to_tensor
 from vae_training.model.losses import VAELoss
-from vae_training.model.transition_heads import TransitionHeads
 from vae_training.training.config import TrainConfig
 from vae_training.training.export import export_encoder
 from vae_training.training.initialization import put_weights, start_from_data, start_linear_path, with_layers_of
@@ -39,47 +29,18 @@ from vae_training.training.initialization import put_weights, start_from_data, s
 
 def begun(frames: Path, **settings: Any) -> dict[str, torch.Tensor]:
     """The state of a loss before the first step."""
-    config, datasets, model = (
-        config_for(frames, Path("out"), **settings),
-        get_datasets(frames),
-        tiny_cvae(linear_path=True),
-    )
-    transitions = Transitions(datasets, acts=True)
-    torch.manual_seed(7)
-    loss = VAELoss(model, salience=config.salience, heads=TransitionHeads(config.head_weights, 6, "discrete", 3))
+    config, model = config_for(frames, Path("out"), **settings), tiny_cvae(linear_path=True)
+    loss = VAELoss(model, salience=config.salience)
     torch.manual_seed(np.random.default_rng().integers(1000))  # what was drawn before does not matter
-    start_from_data(config, model, loss, datasets, transitions)
+    start_from_data(config, model, loss, get_datasets(frames))
     return loss.state_dict()
 
 
-def test_what_is_measured_is_a_function_of_frames_and_seed(transition_frames: Path):
-    one, two = (begun(transition_frames, **EVERYTHING) for _ in range(2))
+def test_what_is_measured_is_a_function_of_frames_and_seed(module_frames: Path):
+    one, two = (begun(module_frames, **EVERYTHING) for _ in range(2))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
-    rewards = np.concatenate(list(Transitions(get_datasets(transition_frames), acts=True).column("reward")))
-    assert one["heads.reward.mean"].item() == pytest.approx(rewards.mean(), rel=1e-5)
-    assert one["heads.reward.scale"].item() == pytest.approx(rewards.std(), rel=1e-5)
     assert (one["background.basis"].norm(dim=0) > 0.5).sum() > 5
     assert one["model.decoder.linear.bias"].mean() > 0.3  # the mean frame
-
-
-def test_a_sample_of_the_steps_is_drawn_by_the_seed(transition_frames: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("vae_training.training.initialization._SAMPLE_STEPS", 9)
-    means = [float(begun(transition_frames, reward=1.0, seed=seed)["heads.reward.mean"]) for seed in (0, 0, 1, 2, 3)]
-    assert means[0] == means[1]
-    assert len(set(means)) > 1
-
-
-def test_continuous_actions_are_trained_on(tmp_path: Path):
-    folder = write_transitions(tmp_path / "frames")
-    for file in folder.glob("*.npz"):
-        columns = dict(np.load(file))
-        columns["action"] = np.stack([columns["action"] - 1.0, np.zeros(24)], 1)
-        save_rows(file, columns)
-    result = run(config_for(folder, tmp_path / "out", epochs=2, inverse_dynamics=1.0, next_latent=1.0))
-    assert np.isfinite(result.held_out.loss_at_fixed_beta)
-    saved = load_file(result.run / "checkpoints" / "latest.safetensors")
-    assert saved["heads/inverse_dynamics.actions.scale"].shape == (2,)
-    assert saved["heads/next_latent.actions.scale"][1] == 1.0
 
 
 def close(one: Path, other: Path) -> bool:

@@ -1,6 +1,5 @@
-"""Learning rate, average of the weights and number format against torch and numpy; and freed memory that is kept."""
+"""Learning rate and number format against torch and numpy; and freed memory that is kept."""
 
-import copy
 import ctypes
 import resource
 import sys
@@ -10,11 +9,8 @@ import pytest
 import torch
 
 from latent_obs.util.errors import InputError
-from tests.support.tiny import tiny_cvae
 from vae_training.training.optim import (
-    average_weights,
     keep_freed_memory,
-    make_optimizer,
     make_scheduler,
     resolve_precision,
 )
@@ -40,35 +36,6 @@ def test_the_cosine_is_that_of_torch_also_when_resumed(step: int):
             schedule.step()
     assert ours.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
     assert make_scheduler(optimizer(), "constant", total_steps=3, step=10**6).get_last_lr() == [0.1]
-
-
-@pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_optimizers_are_those_of_torch(name: str):
-    model = tiny_cvae()
-    plain = copy.deepcopy(model)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
-    ours = make_optimizer(model.parameters(), name, learning_rate=0.005, weight_decay=0.1, device=CPU)  # pyright: ignore[reportArgumentType]
-    theirs = kind(plain.parameters(), lr=0.005, weight_decay=0.1)
-    x = torch.rand(5, 3, 16, 16)
-    for each, optimizer in ((model, ours), (plain, theirs)):
-        torch.manual_seed(1)
-        each.compute_apply_gradients(x, optimizer)
-    assert type(ours) is kind
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
-
-
-def test_the_average_against_numpy():
-    model = torch.nn.Linear(3, 2)
-    average = average_weights(model, 0.6)
-    expected = model.weight.detach().numpy().copy()
-    for n in range(12):
-        with torch.no_grad():
-            model.weight += 1.0
-        average.update_parameters(model)
-        decay = min(0.6, (1 + n) / (10 + n))
-        expected = decay * expected + (1 - decay) * model.weight.detach().numpy()
-        np.testing.assert_allclose(average.state_dict()["module.weight"].numpy(), expected, rtol=1e-6)
-    assert not any(p.requires_grad for p in average.parameters())
 
 
 def test_precision_that_a_device_lacks_is_refused():

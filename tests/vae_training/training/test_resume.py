@@ -28,7 +28,6 @@ from tests.support.training_runs import (
     same_run,
     save_every_step,
     start,
-    transition_frames,
     uninterrupted,
 )
 from vae_training.model.cvae import CVAE
@@ -83,32 +82,30 @@ def test_stopped_at_any_step_and_resumed_is_the_same(
 
 
 @pytest.fixture(scope="module")
-def everything(transition_frames: Path) -> Path:
+def everything(module_frames: Path) -> Path:
     """Three epochs with everything that a loss can have."""
-    out = transition_frames.parent / "everything"
+    out = module_frames.parent / "everything"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vae_training.training.trainer._LOG_EVERY_STEPS", 1)
-        run(config_for(transition_frames, out, epochs=3, **EVERYTHING))
+        run(config_for(module_frames, out, epochs=3, **EVERYTHING))
     return out
 
 
 def test_a_loss_with_everything_is_resumed_the_same(
-    transition_frames: Path, everything: Path, tmp_path: Path, around_step: Callable[..., None]
+    module_frames: Path, everything: Path, tmp_path: Path, around_step: Callable[..., None]
 ):
     out = tmp_path / "out"
     around_step(stopping(1))
-    assert run(config_for(transition_frames, out, epochs=3, **EVERYTHING)).interrupted
+    assert run(config_for(module_frames, out, epochs=3, **EVERYTHING)).interrupted
     around_step(lambda *_: None)
     torch.manual_seed(1234)
     assert run(TrainConfig(out=out), resume=True).steps == 3 * STEPS
     same_run(out, everything)
 
 
-def test_heads_are_logged_and_saved_but_not_exported(everything: Path):
-    saved = load_file(everything / "checkpoints" / "latest.safetensors")
-    assert {"heads/background.basis", "heads/inverse_dynamics.head.0.weight", "ema/n_averaged"} <= saved.keys()
-    wanted = {f"loss/{n}" for n in ("weighted_reconstruction", "inverse_dynamics", "next_latent", "reward")}
-    assert all(wanted <= row.keys() for row in read_log(everything) if "loss/total" in row)
+def test_the_background_is_saved_but_not_exported(everything: Path):
+    assert "heads/background.basis" in load_file(everything / "checkpoints" / "latest.safetensors")
+    assert all("loss/weighted_reconstruction" in row for row in read_log(everything) if "loss/total" in row)
     architecture = FrozenEncoder.load(everything).architecture
     assert architecture is not None
     encoder = load_file(everything / "encoder" / "encoder.safetensors")
@@ -121,9 +118,9 @@ class Killed(BaseException):
 
 @pytest.mark.usefixtures("save_every_step")
 def test_a_killed_run_with_everything_goes_on_as_it_would_have(
-    transition_frames: Path, everything: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module_frames: Path, everything: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    step, config = Trainer.step, config_for(transition_frames, tmp_path / "killed", epochs=3, **EVERYTHING)
+    step, config = Trainer.step, config_for(module_frames, tmp_path / "killed", epochs=3, **EVERYTHING)
 
     def dying(self: Trainer, batch: Any) -> Any:
         if self.progress.step == 5:
@@ -201,9 +198,7 @@ print(json.dumps(kills))
 
 @pytest.mark.integration
 def test_killed_at_any_moment_and_resumed_is_the_same(module_frames: Path, tmp_path: Path):
-    config = config_for(
-        module_frames, tmp_path / "killed", epochs=3, ema=0.9, learning_rate_schedule="cosine", patience=3
-    )
+    config = config_for(module_frames, tmp_path / "killed", epochs=3, learning_rate_schedule="cosine", patience=3)
     command = [sys.executable, "-c", KILLS, json.dumps(config.to_json())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -69,7 +69,6 @@ def test_a_run_in_progress_is_not_run_twice(module_frames: Path, tmp_path: Path,
         ({"super_batch": 49}, InputError, "super_batch"),
         ({"widths": (), "strides": (), "bottleneck": "spatial"}, InputError, "latent_dim"),
         ({"dataset_weights": (1.0, 2.0, 3.0)}, InputError, "weight"),
-        ({"inverse_dynamics": 1.0}, InputError, "inverse_dynamics"),
         ({"device": "cuda:99"}, DeviceError, "cuda:99"),
     ],
 )
@@ -140,11 +139,10 @@ def test_a_single_recording_keeps_its_split(tmp_path: Path):
     assert sum("last 20 frames" in text for text in said) == 3
 
 
-@pytest.mark.parametrize(("change", "value"), [("widths", [4, 12]), ("ema", 0.9)])
-def test_a_checkpoint_that_does_not_fit_the_settings_is_refused(begun: tuple[Path, Path], change: str, value: Any):
+def test_a_checkpoint_that_does_not_fit_the_settings_is_refused(begun: tuple[Path, Path]):
     out = begun[1]
     settings = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps({**settings, change: value}))
+    (out / "config.json").write_text(json.dumps({**settings, "widths": [4, 12]}))
     with pytest.raises(InputError, match=r"latest\.safetensors"):
         run(TrainConfig(out=out, epochs=2), resume=True)
 

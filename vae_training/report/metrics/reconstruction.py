@@ -1,20 +1,16 @@
 """How well frames come back: MSE, PSNR and SSIM, beside what PCA of the same size and a mean image achieve."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latent_obs.encoder.architecture import Architecture
-from latent_obs.util.errors import TrainingDivergedError, require
-from latent_obs.util.progress import ProgressBar
-from vae_training.model.cvae import CVAE, images_to_tensor
+from latent_obs.util.errors import require
+from vae_training.model.cvae import images_to_tensor
 from vae_training.model.losses import Background
-from vae_training.report.encoder import Floats, Frames, Reconstruct, decoded_by, to_batch
+from vae_training.report.encoder import Floats, Frames, Reconstruct
 
 _BATCH = 256
 _SSIM_WINDOW = 11  # Wang et al. 2004: a Gaussian of 1.5 pixels over 11x11
@@ -50,7 +46,7 @@ class Reconstruction:
     """Scores of the encoder and of what it is compared with, on held-out frames."""
 
     frames: int  # held-out frames measured
-    scores: dict[str, Scores]  # of "encoder", "pca", "mean image", and "autoencoder" where one was trained
+    scores: dict[str, Scores]  # of "encoder", "pca" and "mean image"
     best: list[int]  # frames of the sample that came back best, the best first; of frames in a row only one
     worst: list[int]  # the same of the worst, the worst first
     error_map: list[list[float]]  # mean squared error of the encoder by place, (8, 8) or smaller, rows from the top
@@ -146,40 +142,3 @@ def compare(
     coarse = [[float(own.error_map[np.ix_(r, c)].mean()) for c in columns] for r in rows]
     scores = {name: method.scores() for name, method in measured.items()}
     return Reconstruction(len(order), scores, chosen(order), chosen(order[::-1]), coarse, dict(notes or {}))
-
-
-def train_autoencoder(
-    architecture: Architecture,
-    training: Frames,
-    *,
-    steps: int,
-    seed: int = 0,
-    device: Any = "cpu",
-    progress_bar: bool | None = None,
-) -> tuple[Reconstruct, float]:
-    """A plain autoencoder of the same layers: the mean decoded, no noise, no KL (beta 0); Adam at 1e-3, batches of 128.
-
-    Returns the method, and the seconds that training took. The seed reproduces it on a CPU. Raises a
-    TrainingDivergedError where its weights are no longer finite.
-    """
-    rng, began = np.random.default_rng(seed), time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = CVAE.from_architecture(architecture, beta=0.0).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    size = min(128, len(training))
-    for _ in ProgressBar(range(steps), desc="autoencoder", unit="step", shown=progress_bar):
-        x = to_batch(training[np.sort(rng.choice(len(training), size, replace=False))], model)
-        loss = (model.decode(model.encode(x)[0]) - x).square().sum() / size
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    model.eval().requires_grad_(False)
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        raise TrainingDivergedError("the autoencoder to compare with diverged; leave it out with --autoencoder-steps 0")
-
-    @torch.inference_mode()
-    def reconstruct(frames: Frames) -> Floats:
-        return decoded_by(model, model.encode(to_batch(frames, model))[0].cpu().numpy())
-
-    return reconstruct, time.perf_counter() - began
