@@ -36,6 +36,8 @@ TINY: dict[str, Any] = {
     "widths": (4, 8),
     "strides": (2, 2),
     "batch_size": 20,
+    "learning_rate": 1e-3,
+    "learning_rate_schedule": "constant",
     "batch_freeze": 0,
     "half_beta_cycle": 1,
     "device": "cpu",

@@ -91,12 +91,12 @@ class TrainConfig(RunConfig):
     """Epochs in which beta rises from 0 to its wanted value and, with cycles, epochs of the plateau after it."""
     super_batch: int | None = None
     """Frames drawn at random for an epoch. By default 10,000, or all if there are fewer."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Frames per gradient step, of each process if there are several (torchrun)."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Step size of Adam."""
-    learning_rate_schedule: LearningRateKind = "constant"
-    """constant, or cosine: half a cosine down to 0 at the last epoch."""
+    learning_rate_schedule: LearningRateKind = "cosine"
+    """cosine: half a cosine down to 0 at the last epoch. constant: such a run can be resumed with more epochs."""
     patience: int | None = None
     """Early stopping: comparable moments (ends of cycles; without cycles, epochs at the wanted beta) without a lower
     held-out loss. By default all epochs are trained."""

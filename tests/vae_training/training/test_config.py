@@ -133,7 +133,7 @@ def test_the_classic_objective_of_earlier_versions_is_a_salience_of_0(tmp_path: 
         {"super_batch": 200},
         {"widths": (4, 9)},
         {"dataset_weights": (1.0, 2.0)},
-        {"learning_rate_schedule": "cosine"},
+        {"learning_rate_schedule": "constant"},
     ],
 )
 def test_what_decides_the_weights_cannot_change_on_resume(change: dict[str, Any]):
