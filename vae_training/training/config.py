@@ -18,7 +18,7 @@ LAYERS = ("latent_dim", "bottleneck", "widths", "strides", "components")
 _HEADS = ("inverse_dynamics", "next_latent", "reward")  # weights of losses in earlier versions
 _COUNTS = {"epochs": 1, "batch_size": 1, "patience": 1, "held_out": 1, "super_batch": 1}
 _COUNTS |= {"batch_freeze": 0, "half_beta_cycle": 0, "seed": 0}
-_SALIENCE = "train another run, with --salience instead"
+_ANOTHER_LOSS = "train another run, whose loss has no such term"
 _DIVERGED = "train another run, with a smaller --learning-rate if it diverges"
 
 
@@ -36,7 +36,7 @@ class TrainConfig(RunConfig):
     KIND: ClassVar[str] = "training run"
     WHERE_FROM: ClassVar[str] = "latent-obs train-vae"
     REMOVED: ClassVar[dict[str, tuple[Any, str]]] = {
-        **dict.fromkeys(("motion", "hard_pixels", "edges", "scales", *_HEADS), (0.0, _SALIENCE)),
+        **dict.fromkeys(("salience", "motion", "hard_pixels", "edges", "scales", *_HEADS), (0.0, _ANOTHER_LOSS)),
         "ramp": ("linear", "train another run, in which beta rises linearly"),
         "block_frames": (1, "train another run, which draws frames one by one"),
         "preset": (None, "train another run, with --widths and --strides instead"),
@@ -76,9 +76,6 @@ class TrainConfig(RunConfig):
     components: int | None = None
     """Values of the latent, the first ones, that are principal components of the frames. The convolutions learn what
     these leave. By default half of a dense latent, and one value for each cell of a spatial map. 0: a plain VAE."""
-    salience: float = 1.0
-    """Weight of pixels that the background (32 principal components) does not explain: small or moving objects. 0: all
-    pixels count the same."""
     augment: float = 0.0
     """How much frames are shifted, scaled, mirrored and recolored for training, 0 to 1. For little data."""
     epochs: int = 20
@@ -118,9 +115,8 @@ class TrainConfig(RunConfig):
         for name, at_least in _COUNTS.items():
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), at_least)
-        for name in ("beta", "salience"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be a finite number, 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.beta < math.inf:
+            raise InputError(f"beta must be a finite number, 0 or more, got {self.beta}")
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be a positive number, got {self.learning_rate}")
         if not 0 <= self.augment <= 1:

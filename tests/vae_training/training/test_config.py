@@ -40,7 +40,6 @@ from vae_training.training.config import TrainConfig
         {"widths": [4, "x"]},
         {"frames": 5},
         {"components": "no"},
-        {"salience": -0.1},
     ],
 )
 def test_settings_are_checked_by_name(change: dict[str, Any]):
@@ -84,6 +83,9 @@ REMOVED: dict[str, tuple[Any, Any]] = {
     "inverse_dynamics": (0.0, 1.0),
     "next_latent": (0.0, 1.0),
     "reward": (0.0, 0.5),
+    "salience": (0.0, 1.0),
+    "linear_path": (False, True),
+    "standardize": (True, False),
 }
 #: Settings whose value does not matter any more.
 IGNORED = {
@@ -121,8 +123,8 @@ def test_settings_of_earlier_versions_are_refused_by_name_at_other_values(tmp_pa
         load(tmp_path, **{name: value})
 
 
-def test_the_classic_objective_of_earlier_versions_is_a_salience_of_0(tmp_path: Path):
-    assert load(tmp_path, objective="classic", salience=1.0, reward=1.0).salience == 0.0
+def test_the_classic_objective_of_earlier_versions_is_the_loss_of_today(tmp_path: Path):
+    assert load(tmp_path, objective="classic", salience=1.0, reward=1.0) == load(tmp_path)
 
 
 @pytest.mark.parametrize(
