@@ -45,7 +45,7 @@ def test_an_encoder_gives_the_latents_that_it_gave(kind: str):
 
 
 def test_a_training_run_with_another_loss_is_not_resumed_and_a_new_one_starts_from_its_weights(first: Path):
-    with pytest.raises(InputError, match="salience is 1.0"):
+    with pytest.raises(InputError, match="salience"):
         train(TrainConfig(frames=first / "recorded", out=first / "vae", epochs=3), resume=True)
     given: dict[str, Any] = {"start_from": first / "vae", "epochs": 1, "batch_size": 8, "super_batch": 16}
     result = train(TrainConfig(first / "recorded", first / "again", device="cpu", learning_rate=1e-12, **given))
@@ -70,14 +70,6 @@ def test_an_average_of_weights_is_loaded_in_their_place():
     load_checkpoint(FIRST / "vae" / "checkpoints" / "latest.safetensors", model)
     for ours, saved in ((model.encoder.state_dict(), folder.encoder), (model.decoder.state_dict(), folder.decoder())):
         assert all(torch.equal(saved[name], value) for name, value in ours.items())
-
-
-@pytest.mark.parametrize(("field", "value"), [("motion", 1.0), ("ramp", "cosine")])
-def test_a_run_with_a_setting_that_was_removed_is_refused_by_name(first: Path, field: str, value: object):
-    file = first / "vae" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
-    with pytest.raises(ValueError, match=field):
-        TrainConfig.load(first / "vae")
 
 
 def test_an_agent_plays_and_is_trained_on(first: Path):

@@ -48,12 +48,11 @@ class TrainConfig(RunConfig):
         "free_bits": (0.0, "train another run, with a smaller --beta if the KL falls to 0"),
         "ema": (ANY, ""),  # an average of the weights: `load_checkpoint` puts it in their place
         "linear_path": (False, "train another run, with --components"),
-        "standardize": (True, "train another run, in which pixels are standardized"),
+        **dict.fromkeys(("standardize", "standardise"), (True, "train another run, in which pixels are standardized")),
         **dict.fromkeys(
             ("checkpoint_steps", "checkpoint_minutes", "compile", "allow_added_files", "tensorboard"), (ANY, "")
         ),
     }
-    RENAMED: ClassVar[dict[str, str]] = {"standardise": "standardize"}
 
     frames: Path = Path("frames")
     """Folder of .npy files, uint8 (N, height, width, channels), one per recording."""

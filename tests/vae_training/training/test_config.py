@@ -86,6 +86,7 @@ REMOVED: dict[str, tuple[Any, Any]] = {
     "salience": (0.0, 1.0),
     "linear_path": (False, True),
     "standardize": (True, False),
+    "standardise": (True, False),
 }
 #: Settings whose value does not matter any more.
 IGNORED = {
