@@ -165,7 +165,7 @@ class Architecture:
             besides = f" besides {self.components} components" if self.components else ""
             raise InputError(
                 f"latent_dim {self.latent_dim}: a spatial bottleneck of {height}x{width} holds a multiple of {area} "
-                f"values{besides}: {near} in all, for example. Choose such a number, or bottleneck='dense'"
+                f"values{besides}, such as {near} in all. Choose such a number, or bottleneck='dense'"
             )
         return channels, height, width
 

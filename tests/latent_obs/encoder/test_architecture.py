@@ -88,9 +88,10 @@ def test_any_size_has_layers_and_a_latent_size(height: int, width: int, bottlene
 
 def test_frames_of_64_by_64_and_larger_powers_of_two_keep_their_layers():
     for side, widths, strides in ((64, (64, 128), (4, 2)), (128, (32, 64, 128, 256), (2, 2, 2, 2))):
-        given_ = Architecture((side, side, 3), 256, widths, strides, "spatial")
+        given_ = Architecture((side, side, 3), 256, widths, strides, "spatial", components=64)
         assert Architecture.for_frames((side, side, 3)) == given_
-    assert Architecture.for_frames((64, 64, 3), 32, bottleneck="dense") == Architecture((64, 64, 3), 32)
+    dense = Architecture((64, 64, 3), 32, (64, 128, 256), (4, 2, 2), components=16)
+    assert Architecture.for_frames((64, 64, 3), 32, bottleneck="dense") == dense
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,8 @@ def test_advice_on_layers_works(arguments: dict[str, Any], advised: str):
         ({"img_shape": (True, 64, 3)}, "img_shape"),
         ({"latent_dim": 0}, "latent_dim"),
         ({"latent_dim": 65, "bottleneck": "spatial"}, "latent_dim 65"),
+        ({"components": 8}, "components"),
+        ({"components": -1}, "components"),
         ({"bottleneck": "sparse"}, "bottleneck"),
         ({"widths": (8, 8), "strides": (2,)}, "widths"),
         ({"widths": (8,), "strides": (-1,)}, "strides"),
