@@ -77,12 +77,15 @@ def load_components(config: AgentConfig) -> PCA:
     return fit_components(config.pca, config.encoder) if config.pca.is_dir() else PCA.load(config.pca)
 
 
-def fit_components(frames: Path, encoder: Path | None) -> PCA:
-    """Fit principal components to a folder of frames: as many as an encoder folder has latents, else 256."""
+def fit_components(frames: Path, encoder: Path | None, motion: int = 0) -> PCA:
+    """Fit principal components to a folder of frames: as many as an encoder folder has latents, else 256.
+
+    `motion` of them are components of differences, as `PCA.fit` has them.
+    """
     if encoder is None:
-        return PCA.fit(frames, _COMPONENTS)
+        return PCA.fit(frames, _COMPONENTS, motion=motion)
     read = read_encoder_folder(encoder)
-    return PCA.fit(frames, read.architecture.latent_dim, contract=read.contract)
+    return PCA.fit(frames, read.architecture.latent_dim, motion=motion, contract=read.contract)
 
 
 def make_vec_env(

@@ -7,6 +7,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -137,17 +138,20 @@ def prepare(study: agents.compare.Study, out: Path) -> agents.compare.Study:
 
     tasks = dict(study.tasks)
     for name, task in study.tasks.items():
-        own = [(study.observation(arm), study.own_settings(name, arm)) for arm in study.arms]
-        encoder = task.encoder is None and any(seen == "latent" and not has.get("encoder") for seen, has in own)
-        pca = task.pca is None and any(seen == "pca-latent" and not has.get("pca") for seen, has in own)
+        own = [(arm, study.observation(arm), study.own_settings(name, arm)) for arm in study.arms]
+        encoder = task.encoder is None and any(seen == "latent" and not has.get("encoder") for _, seen, has in own)
+        pca = [arm for arm, seen, has in own if seen == "pca-latent" and not has.get("pca")]
+        pca = [arm for arm in pca if task.pca is None or arm in study.motion]
         if encoder or pca:
             with own_folder(out):
                 tasks[name] = _prepared(study, name, out / "prepared" / folder_name(name), encoder, pca)
     return dataclasses.replace(study, tasks=tasks)
 
 
-def _prepared(study: agents.compare.Study, name: str, folder: Path, encoder: bool, pca: bool) -> agents.compare.Task:
-    """A task with its encoder and principal components, made where they are asked for."""
+def _prepared(
+    study: agents.compare.Study, name: str, folder: Path, encoder: bool, pca: list[str]
+) -> agents.compare.Task:
+    """A task with its encoder, where it is asked for, and the principal components of some arms."""
     from agents.compare.runs import duration, read_json
     from agents.envs import fit_components
     from latent_obs_cli.stages import record_all
@@ -175,8 +179,8 @@ def _prepared(study: agents.compare.Study, name: str, folder: Path, encoder: boo
         vae_training.get_datasets(frames)  # raises before anything is written
     else:
         settings = {**study.settings, **task.settings}
-        settings = {key: settings[key] for key in _OF_FRAMES if key in settings} | study.record
-        decided = {"env": task.env, "out": frames, "state": False}
+        settings = {key: settings[key] for key in _OF_FRAMES if key in settings} | {"state": False} | study.record
+        decided = {"env": task.env, "out": frames}
         recording = _stage_config(lambda values: RecordConfig(**values), "record", settings, decided)
         seconds += stage("frames", f"records {recording.frames:,} frames", lambda: record_all(recording, _say))
     if encoder:
@@ -188,14 +192,21 @@ def _prepared(study: agents.compare.Study, name: str, folder: Path, encoder: boo
         seconds += stage("encoder", f"trains an encoder on {frames}, {vae.epochs} epochs", train_encoder)
         print(f"{name}: the encoder took {duration(seconds)}, recording included.")
         task = dataclasses.replace(task, encoder=vae.out / "encoder", encoder_seconds=seconds)
-    if pca:
-        components = folder / "pca.safetensors"
+    trained = task.encoder
 
-        def make_components() -> None:
-            fit_components(frames, task.encoder).save(components)
+    def make_components(file: Path, motion: int) -> None:
+        fit_components(frames, trained, motion).save(file)
 
-        stage("pca", f"fits principal components to {frames}", make_components)
-        task = dataclasses.replace(task, pca=components)
+    for arm in pca:
+        motion = study.motion.get(arm, 0)
+        components = folder / (f"pca-motion-{motion}.safetensors" if motion else "pca.safetensors")
+        work = partial(make_components, components, motion)
+        stage(components.stem, f"fits principal components to {frames}", work)
+        if motion:  # a file of this arm alone
+            own = {arm: {**task.arms.get(arm, {}), "pca": components}}
+            task = dataclasses.replace(task, arms={**task.arms, **own})
+        else:
+            task = dataclasses.replace(task, pca=components)
     return task
 
 

@@ -171,6 +171,8 @@ def _costs(task: dict[str, Any]) -> Cells:
             mean = "never" if mean is None else f"{mean['step']:,.0f} steps, {duration(mean['seconds'])}"
             row["steps/s (× pixels)"] += f" ({against['speed']:.2f}×)"
             row["return when pixels end"] = in_words(against["at_that_time"]) or "not begun"
+            if (whole := against.get("reached_with_encoder")) is not None:
+                mean += f"; {duration(whole)} with recording and encoder"
             row["mean curve reaches pixels' final return"] = mean
             count = f"{len(reached)} of {len(against['reached_by_seed'])}"
             row["seeds that do: steps, time"] = f"{count}: {each}" if each else count
@@ -191,6 +193,8 @@ def _over_tasks(over: dict[str, Any]) -> Cells:
                 "P(better than pixels)": in_words(
                     numbers.get("probability_of_improvement") if arm != BASELINE else None
                 ),
+                "IQM of latents − its [95%]": in_words(numbers.get("latents_ahead")),
+                "worst seed by task": ", ".join(map(number, numbers["worst"].values())),
             }
             for arm, numbers in over["arms"].items()
         ]

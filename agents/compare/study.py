@@ -1,6 +1,6 @@
 """What is compared: tasks, arms and seeds, read from a TOML file.
 
-    arms = ["pixels", "latent", "random-latent", "pca-latent", "latent, 4 frames"]
+    arms = ["pixels", "latent", "random-latent", "pca-latent", "latent, 4 frames", "pca-motion"]
     seeds = [0, 1, 2]
     steps = 50_000                         # of each run; a task may have its own
 
@@ -11,6 +11,11 @@
     [arm_settings."latent, 4 frames"]      # a variant: an arm with settings of its own, in all tasks
     observation = "latent"
     history = 4
+
+    [arm_settings.pca-motion]
+    observation = "pca-latent"
+    [motion]                               # of this arm's principal components, 128 are of differences between frames
+    pca-motion = 128
 
     [record]                               # where there is no encoder: settings of `frames record`, and of train-vae
     frames = 20_000
@@ -103,6 +108,8 @@ class Study:
         evaluations: Points of a learning curve, unless the setting eval_every is given.
         settings: Settings of train-agent for all runs.
         arm_settings: Settings of an arm in all tasks; an arm with a new name needs `observation` here.
+        motion: Of arms on principal components that are made: how many of these are of differences between a frame and
+            the next one (`PCA.fit`).
         record: Settings of `frames record` for the frames of encoders that are made.
         vae: Settings of train-vae for encoders that are made.
 
@@ -124,6 +131,7 @@ class Study:
     evaluations: int = 10
     settings: Settings = field(default_factory=dict)
     arm_settings: dict[str, Settings] = field(default_factory=dict)
+    motion: dict[str, int] = field(default_factory=dict)
     record: Settings = field(default_factory=dict)
     vae: Settings = field(default_factory=dict)
 
@@ -145,13 +153,16 @@ class Study:
             check_choice(
                 f'arms: {arm!r}, or observation in [arm_settings."{arm}"],', self.observation(arm), OBSERVATIONS
             )
-        given = {"arm_settings": self.arm_settings}
+        given: dict[str, dict[str, Any]] = {"arm_settings": self.arm_settings, "motion": self.motion}
         for name, task in self.tasks.items():
             check_count(f"tasks.{name}.steps", self.steps_of(name))
             given[f"tasks.{name}.arms"] = task.arms
         for where, arms in given.items():
             for arm in arms:
                 check_choice(f"an arm in {where}", arm, self.arms)
+        for arm, count in self.motion.items():
+            check_count(f"motion.{arm}", count)
+            check_choice(f"motion: the observation of {arm}", self.observation(arm), ("pca-latent",))
         for name in self.tasks:
             for arm in self.arms:
                 self._settings(name, arm, self.seeds[0], Path())

@@ -25,7 +25,7 @@ from agents.compare.study import BASELINE
 from latent_obs.util.words import counted
 
 ONE_SEED, NO_RESULT = "one seed", "no result"
-#: What an arm on trained latents is compared with, and how that is called; the other arms only with pixels.
+#: How arms that one on trained latents is compared with are called, if not by their name; it comes with all others.
 _OTHERS = {BASELINE: "pixels", "random-latent": "a random encoder", "pca-latent": "PCA"}
 #: Where an arm can lie beside another, in words.
 _WHERE = {
@@ -70,7 +70,10 @@ def _task(results: Results, task: str) -> dict[str, Any]:
     arms = {arm: _arm(results.study.observation(arm), mine) for arm, mine in runs.items()}
     if BASELINE in runs:
         for arm in arms:
-            arms[arm]["against_pixels"] = _against(runs[arm], runs[BASELINE])
+            against = arms[arm]["against_pixels"] = _against(runs[arm], runs[BASELINE])
+            made, reached = of_task.encoder_seconds, against["reached"]
+            if arms[arm]["observation"] == "latent" and made is not None:
+                against["reached_with_encoder"] = None if reached is None else reached["seconds"] + made
     return {
         "env": of_task.env,
         "steps": results.study.steps_of(task),
@@ -136,8 +139,8 @@ def _mean(runs: Sequence[Run], name: str) -> float:
 def over_tasks(names: Sequence[str], tasks: dict[str, Any]) -> dict[str, Any]:
     """Normalize the scores of all tasks, the random policy to 0 and the reference or pixel agent to 1, and aggregate.
 
-    A task counts only if the random policy and every arm have scores there, and its 1 is above its 0. If seeds are
-    missing, an arm counts with as many as it has on every task.
+    A task counts only if the random policy and every arm have scores there, and its 1 is above its 0: a pixel agent's
+    above the random policy's interval. If seeds are missing, an arm counts with as many as it has on every task.
 
     Args:
         names: The arms of the study.
@@ -145,16 +148,19 @@ def over_tasks(names: Sequence[str], tasks: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         "tasks": those that count; "left_out": the others; "scale": the scores that become 0 and 1 on each; and "arms":
-        by arm "seeds", "mean", "iqm", "optimality_gap" and "probability_of_improvement".
+        by arm "seeds", "mean", "iqm", "optimality_gap", "probability_of_improvement", "worst" (the lowest score on
+        each task), and "latents_ahead": the IQM of the first arm on trained latents minus its own.
     """
     scale: dict[str, tuple[float, float]] = {}
     for name, task in tasks.items():
         pixels, one = task["arms"].get(BASELINE), task["reference"]
         if one is None and pixels is not None:
             one = pixels["mean"]["value"]
-        zero = None if task["random"] is None else task["random"]["mean"]
-        if zero is not None and one is not None and one > zero and task["arms"].keys() >= set(names):
-            scale[name] = zero, one
+        chance = task["random"]
+        if chance is None or one is None or not task["arms"].keys() >= set(names):
+            continue
+        if one > chance["high" if task["reference"] is None else "mean"]:
+            scale[name] = chance["mean"], one
     scores: dict[str, Array] = {}
     for arm in names if scale else ():
         own = {task: np.array(tasks[task]["arms"][arm]["scores"]) for task in scale}
@@ -164,6 +170,11 @@ def over_tasks(names: Sequence[str], tasks: dict[str, Any]) -> dict[str, Any]:
     better = "probability_of_improvement"
     for arm in arms if BASELINE in arms else ():
         arms[arm][better] = versus(scores[arm], scores[BASELINE])[better]
+    latent = next((arm for arm in arms for task in scale if tasks[task]["arms"][arm]["observation"] == "latent"), None)
+    for arm in arms:
+        arms[arm]["worst"] = dict(zip(scale, scores[arm].min(0).tolist(), strict=True))
+        if latent is not None and arm != latent:
+            arms[arm]["latents_ahead"] = versus(scores[latent], scores[arm])["difference"]
     left_out = [name for name in tasks if name not in scale]
     return {"tasks": list(scale), "left_out": left_out, "scale": scale, "arms": arms}
 
@@ -175,7 +186,8 @@ def verdict(tasks: dict[str, Any]) -> dict[str, Any]:
     arms of which none has learned anything give no result. Otherwise an arm is "above" or "below" another if the
     intervals of the two interquartile means do not overlap, else "level". Means that are almost the same are "level".
     An arm is "sooner" if its curve reaches the final return of the pixel agent in less training time than the pixel
-    agent's curve. A single seed gives no verdict.
+    agent's curve, and "sooner_with_encoder" if that holds with the time to record frames and to train the encoder. A
+    single seed gives no verdict.
 
     Returns:
         "headline": sentences on the first arm on trained latents beside pixels, first on what has learned nothing;
@@ -220,10 +232,11 @@ def _failure(tasks: dict[str, Any], arm: str, names: Sequence[str]) -> str:
 
 def _count(task: dict[str, Any], arm: str) -> dict[str, Any]:
     """Where an arm's IQM lies beside those of others, and whether it was sooner than pixels."""
-    mine, pixels, chance = task["arms"][arm], task["arms"].get(BASELINE), task["random"]
+    arms, chance = task["arms"], task["random"]
+    mine, pixels = arms[arm], arms.get(BASELINE)
     count: dict[str, Any] = {}
-    for name in _OTHERS if mine["observation"] == "latent" else (BASELINE,):
-        if (other := task["arms"].get(name)) is not None:
+    for name in _baselines(arms) if mine["observation"] == "latent" else (BASELINE,):
+        if (other := arms.get(name)) is not None:
             a, b = mine["iqm"], other["iqm"]
             count[name] = "above" if a["low"] > b["high"] else "below" if a["high"] < b["low"] else "level"
             best = max(a["value"], b["value"])
@@ -235,14 +248,24 @@ def _count(task: dict[str, Any], arm: str) -> dict[str, Any]:
                 count[name] = NO_RESULT
     if count.get(BASELINE, ONE_SEED) not in (ONE_SEED, NO_RESULT):
         times = [one["against_pixels"]["reached"] for one in (mine, pixels)]
-        count["sooner"] = None not in times and times[0]["seconds"] < times[1]["seconds"]
+        both = None not in times
+        count["sooner"] = both and times[0]["seconds"] < times[1]["seconds"]
+        if "reached_with_encoder" in mine["against_pixels"]:
+            with_encoder = mine["against_pixels"]["reached_with_encoder"]
+            count["sooner_with_encoder"] = both and with_encoder < times[1]["seconds"]
     return count
+
+
+def _baselines(arms: dict[str, Any]) -> list[str]:
+    """Names of the arms that are not on trained latents, pixels first and those of `_OTHERS` before the others."""
+    return list(dict.fromkeys([*_OTHERS, *(arm for arm, one in arms.items() if one["observation"] != "latent")]))
 
 
 def _sentences(tasks: dict[str, Any], arm: str, counts: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     """The verdict on one arm: by the other that it is compared with, a sentence for each place where it can lie."""
     texts: dict[str, list[str]] = {}
-    for other, called in _OTHERS.items():
+    for other in dict.fromkeys([*_OTHERS, *(name for count in counts.values() for name in count)]):
+        called = _OTHERS.get(other, other)
         parts: list[str] = []
         for place, words in _WHERE.items():
             names = [name for name, count in counts.items() if count.get(other) == place]
@@ -252,7 +275,9 @@ def _sentences(tasks: dict[str, Any], arm: str, counts: dict[str, dict[str, Any]
         sooner = [count["sooner"] for count in counts.values() if "sooner" in count]
         if other == BASELINE and sooner:
             share = f"{sum(sooner)} of {counted(len(sooner), 'task')}"
-            parts.append(f"{arm} is as good as {called} in less time on {share}.")
+            whole = [count["sooner_with_encoder"] for count in counts.values() if "sooner_with_encoder" in count]
+            more = f" ({sum(whole)} of {len(whole)} with the time to record and to train the encoder)" if whole else ""
+            parts.append(f"{arm} is as good as {called} in less time on {share}{more}.")
         if parts:
             texts[other] = parts
     return texts

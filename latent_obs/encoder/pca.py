@@ -1,14 +1,16 @@
 """Principal components of frames: the encoder to compare a trained one with, and one that takes seconds to fit.
 
 A latent holds the coordinates of a frame, minus the mean frame, along the directions in which frames vary most (Pearson
-1901, Hotelling 1933), not whitened. A file holds the arrays of `PCA` and the statistics of its latents, and as metadata
-the format, the pixel contract and a checksum of all.
+1901, Hotelling 1933), not whitened. Some of the directions can be those in which a frame differs most from the next
+one: they show small things that move, and a history of latents then shows how they move. A file holds the arrays of
+`PCA` and the statistics of its latents, and as metadata the format, the pixel contract and a checksum of all.
 """
 
 import hashlib
 import json
 import os
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,9 +46,9 @@ class PCA:
     Attributes:
         contract: What a frame must look like.
         centre: float32 (D,), the mean frame in [0, 1], flattened as (height, width, channels).
-        components: float32 (latent_dim, D), orthonormal rows, the direction of most variance first. The largest entry
-            of each is positive, so that the same frames always give the same ones.
-        spread: float32 (latent_dim,), standard deviation of the frames along each, falling.
+        components: float32 (latent_dim, D), orthonormal rows, the direction of most variance first, and those of motion
+            last. The largest entry of each is positive, so that the same frames always give the same ones.
+        spread: float32 (latent_dim,), standard deviation of the frames along each; falling, but for those of motion.
         explained: float32 (latent_dim,), the share of the frames' variance along each, from 0 to 1.
         provenance: Where it came from; anything that JSON can hold.
         statistics: Of the latents of the frames that were fitted; None in a file of an earlier version.
@@ -73,9 +75,10 @@ class PCA:
         frames: Frames | Sequence[Frames] | str | os.PathLike[str],
         latent_dim: int,
         *,
+        motion: int = 0,
         contract: PixelContract | None = None,
     ) -> "PCA":
-        """Find the largest principal components of frames.
+        """Find the largest principal components of frames, and of the differences between neighboring ones.
 
         At most `MOST_FRAMES` of them are read, evenly spread over all, so that memory maps of any size will do.
         Directions in which they vary by less than one step of one pixel are left out; if fewer than `latent_dim`
@@ -85,13 +88,19 @@ class PCA:
             frames: uint8 (N, height, width, channels), several such arrays, or a folder of `.npy` files, as
                 `latent-obs frames` writes it.
             latent_dim: How many components to keep.
+            motion: How many of them are components of differences between a frame and the next one, in what the others
+                leave. The two are of one array, or of one file and one episode, as the `first` of its rows says.
             contract: What a frame must look like; by default the size of these.
 
         Raises:
             InputError: There are no frames, they are all alike, or of another size than the contract's or each other.
+                `motion` is more than `latent_dim`, or no frame has a next one.
         """
         check_count("latent_dim", latent_dim)
+        if check_count("motion", motion, at_least=0) > latent_dim:
+            raise InputError(f"motion must be at most latent_dim, which is {latent_dim}, got {motion}")
         provenance: dict[str, Any] = {}
+        of_folder = isinstance(frames, str | os.PathLike)
         if isinstance(frames, str | os.PathLike):
             folder, frames = frames, _frames_of_folder(frames)
             provenance = {"folder": str(folder), "files": [Path(str(part.filename)).name for part in frames]}
@@ -112,28 +121,37 @@ class PCA:
         count = min(total, MOST_FRAMES, max(1, _MOST_VALUES // int(np.prod(contract.shape))))
         wanted = np.arange(count, dtype=np.int64) * total // count
         ends = np.cumsum([len(part) for part in parts])
-        numbers = np.split(wanted, np.searchsorted(wanted, ends[:-1]))
-        chosen = [part[rows - end + len(part)] for part, rows, end in zip(parts, numbers, ends, strict=True)]
+        split = np.split(wanted, np.searchsorted(wanted, ends[:-1]))
+        numbers = [rows - end + len(part) for part, rows, end in zip(parts, split, ends, strict=True)]
+        chosen = [part[rows] for part, rows in zip(parts, numbers, strict=True)]
         sample = np.concatenate(chosen).reshape(count, -1).astype(np.float32)
         sample /= 255
-        found = principal_components(torch.from_numpy(sample), latent_dim)
-        centre, spread, components = (part.numpy() for part in found)
-        if len(spread) == 0:
+        found = principal_components(torch.from_numpy(sample), latent_dim - motion)
+        centre, spread, rows = found[0].numpy(), found[1].numpy(), np.ascontiguousarray(found[2].numpy().T)
+        if motion:
+            moved = np.concatenate([_moved(*part, of_folder) for part in zip(parts, numbers, strict=True)])
+            if len(moved) == 0:
+                raise InputError(f"motion needs frames with a next one, and none of these {total:,} has one")
+            moved -= moved @ rows.T @ rows
+            moving = principal_components(torch.from_numpy(moved), motion)[2].numpy()
+            both = np.concatenate([rows.T, moving], 1, dtype=np.float64)
+            rows = np.ascontiguousarray(np.linalg.qr(both)[0].T, np.float32)
+        if len(rows) == 0:
             raise InputError(f"frames must differ, and all {total:,} are alike")
-        if len(spread) < latent_dim:
+        if len(rows) < latent_dim:
             warnings.warn(
-                f"these {total:,} frames vary in {len(spread)} directions only, so PCA's latents have {len(spread)} "
+                f"these {total:,} frames vary in {len(rows)} directions only, so PCA's latents have {len(rows)} "
                 f"values instead of {latent_dim}",
                 stacklevel=2,
             )
         sample -= centre
         variance = float(np.square(sample).sum(1, dtype=np.float64).mean())
-        rows = np.ascontiguousarray(components.T)
         rows *= np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(1)])[:, None]
+        latents = sample @ rows.T
+        spread = np.concatenate([spread, latents[:, len(spread) :].std(0)])
         explained = np.minimum(spread**2 / variance, 1).astype(np.float32)
-        provenance = {"frames": total, "sampled": len(sample), **provenance}
-        statistics = LatentStatistics.from_latents(sample @ rows.T)
-        return cls(contract, centre, rows, spread, explained, provenance, statistics)
+        provenance = {"frames": total, "sampled": len(sample), **({"motion": motion} if motion else {}), **provenance}
+        return cls(contract, centre, rows, spread, explained, provenance, LatentStatistics.from_latents(latents))
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> "PCA":
@@ -231,6 +249,20 @@ def _frames_of_folder(folder: str | os.PathLike[str]) -> list[Any]:
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be read as a .npy file: {error}") from None
     return frames
+
+
+def _moved(part: Any, numbers: NDArray[np.int64], of_folder: bool) -> NDArray[np.float32]:
+    """What changes from frames, by their numbers, to the next ones, (n, D); those without a next one are left out."""
+    numbers = numbers[numbers + 1 < len(part)]
+    rows = Path(str(part.filename).removesuffix(".npy") + ".rows.npz") if of_folder else None
+    if rows is not None and rows.exists():
+        try:
+            with np.load(rows, allow_pickle=False) as known:
+                numbers = numbers[~known["first"][numbers + 1].astype(bool)] if "first" in known else numbers
+        except (OSError, ValueError, IndexError, zipfile.BadZipFile) as error:
+            raise InputError(f"{rows} cannot be read as the rows of {part.filename}: {error}") from None
+    moved = part[numbers + 1].astype(np.float32) - part[numbers]
+    return moved.reshape(len(numbers), int(np.prod(part.shape[1:]))) / 255
 
 
 def _checksum(arrays: Mapping[str, NDArray[Any]], described: Mapping[str, str]) -> str:

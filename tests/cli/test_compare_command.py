@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("stable_baselines3")
 
 from agents.compare import Study, Task, load_study
+from agents.compare.study import study_from
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.pca import PCA
 from latent_obs.envs.factory import make_pixel_env
@@ -32,8 +33,9 @@ def test_the_study_of_one_environment():
 
 def test_the_study_of_the_benchmarks_is_valid(encoder_folder: Path):
     study = load_study(ROOT / "benchmarks" / "study.toml")
-    config = study.config("basic", "pixels", 0, Path("out"))
-    assert (len(study.tasks), config.net_arch, config.frame_skip, config.steps) == (4, (64, 64), 4, 50_000)
+    config = study.config("take-cover", "pixels", 0, Path("out"))
+    assert (len(study.tasks), config.net_arch, config.history, config.steps) == (5, (64, 64), 3, 150_000)
+    assert study.observation("pca-motion") == "pca-latent"
 
 
 def test_what_is_missing_is_made_once_and_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -41,7 +43,9 @@ def test_what_is_missing_is_made_once_and_timed(tmp_path: Path, monkeypatch: pyt
     sizes: dict[str, Any] = {"widths": [4, 8], "latent_dim": 16, "epochs": 1, "batch_size": 8}
     study = Study(
         {"a b": Task(SIDE)},
-        ("pixels", "latent", "pca-latent"),
+        ("pixels", "latent", "pca-latent", "moving"),
+        arm_settings={"moving": {"observation": "pca-latent"}},
+        motion={"moving": 3},
         settings={"env_kwargs": {"length": 5}},
         record={"frames": 60, "frames_per_file": 20, "size": 16},
         vae={"device": "cpu", **sizes},
@@ -68,8 +72,13 @@ def test_what_is_missing_is_made_once_and_timed(tmp_path: Path, monkeypatch: pyt
     read = read_encoder_folder(made.encoder)
     assert (read.contract.shape, PCA.load(made.pca).contract) == ((16, 16, 3), read.contract)
     assert PCA.load(made.pca).latent_dim <= 16
+    moving = made.arms["moving"]["pca"]
+    assert (PCA.load(moving).provenance["motion"], PCA.load(made.pca).provenance.get("motion")) == (3, None)
+    whole = study_from(Study({"a b": made}, study.arms, arm_settings=study.arm_settings).to_json(), tmp_path)
+    seen = {arm: whole.config("a b", arm, 0, Path("out")).pca for arm in ("pca-latent", "moving", "latent")}
+    assert seen == {"pca-latent": made.pca, "moving": moving, "latent": None}
 
-    changed = {file: file.stat().st_mtime_ns for file in (made.encoder / "encoder.safetensors", made.pca)}
+    changed = {file: file.stat().st_mtime_ns for file in (made.encoder / "encoder.safetensors", made.pca, moving)}
     assert prepare(study, tmp_path).tasks["a b"] == made
     assert {file: file.stat().st_mtime_ns for file in changed} == changed
 

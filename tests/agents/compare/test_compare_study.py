@@ -176,6 +176,9 @@ def test_settings_that_are_not_allowed_are_named_with_task_and_arm(
         ("[settings]\ndeterministic = 1", "", "deterministic"),
         ("[settings]\nenv_kwargs = [1]", "", "env_kwargs"),
         ("[record]\nframe = 1", "", None),  # those of another stage are checked by it
+        ("motion = 5", "", "motion"),
+        ("arms = ['latent']\n[motion]\nlatent = 8", "", "motion.*observation"),
+        ("[motion]\nother = 8", "", "motion.*other"),
         ("", "env = 5", "tasks.side: env"),
         ("", "encoder = 5", "tasks.side: encoder"),
         ("", "reference = 'x'", "tasks.side: reference"),

@@ -1,5 +1,6 @@
 """Summary and verdict of a comparison: constructed studies whose answers are known."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -128,6 +129,49 @@ def test_scores_of_all_tasks_are_normalized():
     assert latent["optimality_gap"]["value"] == pytest.approx((6 / 13 + 3 / 13) / 4)
     assert latent["probability_of_improvement"]["value"] == pytest.approx((0.5 + 0) / 2)
     assert over["arms"]["pixels"]["mean"]["value"] == pytest.approx(1)
+
+
+def test_how_far_latents_are_ahead_of_each_arm_over_all_tasks():
+    scores = {
+        "a": {"pixels": [10.0, 10], "latent": [12.0, 14], "pca-latent": [9.0, 11], "pca-motion": [13.0, 13]},
+        "b": {"pixels": [4.0, 4], "latent": [4.0, 6], "pca-latent": [2.0, 2], "pca-motion": [5.0, 5]},
+    }
+    results = results_of(scores)
+    results = dataclasses.replace(
+        results, study=dataclasses.replace(results.study, arm_settings={"pca-motion": {"observation": "pca-latent"}})
+    )
+    summary = summarize(results)
+    arms = summary["over_tasks"]["arms"]
+    assert "latents_ahead" not in arms["latent"]
+    # Normalized: latent 1.2, 1.4, 1.0, 1.5, of which the middle two count; PCA 0.9, 1.1, 0.5, 0.5.
+    assert arms["pca-latent"]["latents_ahead"]["value"] == pytest.approx((1.2 + 1.4) / 2 - (0.9 + 0.5) / 2)
+    assert arms["pca-latent"]["latents_ahead"]["low"] > 0
+    assert arms["latent"]["worst"] == pytest.approx({"a": 1.2, "b": 1.0})
+    counts = summary["verdict"]["counts"]["latent"]
+    assert (counts["b"]["pca-latent"], counts["a"]["pca-motion"], counts["b"]["pca-motion"]) == (
+        "above",
+        "level",
+        "level",
+    )
+    assert any("latent and pca-motion cannot be distinguished on a" in t for t in summary["verdict"]["sentences"])
+
+
+def test_the_time_to_make_the_encoder_can_be_counted():
+    for made, sooner in ((4.0, True), (6.0, False)):
+        results = results_of({"t": {"pixels": [10, 10], "latent": [10, 10]}}, rates={"latent": 200.0})
+        tasks = {"t": dataclasses.replace(results.study.tasks["t"], encoder_seconds=made)}
+        summary = summarize(dataclasses.replace(results, study=dataclasses.replace(results.study, tasks=tasks)))
+        against = summary["tasks"]["t"]["arms"]["latent"]["against_pixels"]
+        assert against["reached_with_encoder"] == 5 + made, "pixels need 10"
+        count = summary["verdict"]["counts"]["latent"]["t"]
+        assert (count["sooner"], count["sooner_with_encoder"]) == (True, sooner)
+        assert f"({int(sooner)} of 1 with the time to record" in summary["verdict"]["headline"]
+
+
+def test_a_task_on_which_pixels_learned_nothing_is_not_normalized_by_them():
+    results = results_of({"t": {"pixels": [11, 11], "latent": [14, 15]}})
+    results.random["t"] = [5.0, 15.0]
+    assert summarize(results)["over_tasks"]["left_out"] == ["t"]
 
 
 def test_tasks_that_cannot_be_normalized_are_left_out():

@@ -96,6 +96,59 @@ def test_many_arrays_are_one_with_the_same_components_and_frames_are_spread_even
     assert PCA.fit(frames, 3).provenance["sampled"] == 5
 
 
+def of_differences(recordings: list[NDArray[np.uint8]], first: NDArray[np.float32], count: int) -> NDArray[np.float64]:
+    """numpy's principal directions of differences within recordings, in what the first components leave."""
+    moved = [np.diff(one.reshape(len(one), -1) / 255.0, axis=0) for one in recordings if len(one)]
+    flat = np.concatenate(moved)
+    flat -= flat @ first.T @ first
+    return np.linalg.svd(flat - flat.mean(0), full_matrices=False)[2][:count]
+
+
+def walking(count: int, start: int = 0) -> NDArray[np.uint8]:
+    """A slow change of all pixels, and a light that walks over the first row, one pixel a frame."""
+    frames = np.full((count, *CONTRACT.shape), 90, np.uint8)
+    frames += np.linspace(0, 80, count).astype(np.uint8)[:, None, None, None]
+    frames[np.arange(count), 0, (np.arange(count) + start) % 10] += 40
+    return frames
+
+
+def test_components_of_motion_are_numpys_of_differences_within_recordings(tmp_path: Path):
+    recordings = [walking(40), walking(30, 3), walking(1)]
+    recordings[1][:, 3:] = 255  # a cut between recordings that would be the largest difference of all
+    pca = PCA.fit([*recordings, recordings[0][:0]], 5, motion=3)
+    assert (pca.latent_dim, pca.provenance["motion"]) == (5, 3)
+    np.testing.assert_allclose(pca.components @ pca.components.T, np.eye(5), atol=1e-5)
+    first = PCA.fit(recordings, 2)
+    np.testing.assert_allclose(pca.components[:2], first.components, atol=1e-4)
+    np.testing.assert_allclose(pca.spread[:2], first.spread, rtol=1e-4)
+    expected = of_differences(recordings, first.components, 3)
+    # As many directions may be turned within their span.
+    np.testing.assert_allclose(np.linalg.svd(pca.components[2:] @ expected.T)[1], 1, atol=1e-3)
+    latents = pca.encoder(device="cpu")(np.concatenate(recordings))
+    np.testing.assert_allclose(latents.std(0), pca.spread, rtol=1e-3)
+    assert PCA.load(pca.save(tmp_path / "a.safetensors")).latent_dim == 5
+    alone = PCA.fit(recordings, 3, motion=3)
+    none = np.zeros((0, alone.components.shape[1]), np.float32)
+    np.testing.assert_allclose(np.linalg.svd(alone.components @ of_differences(recordings, none, 3).T)[1], 1, atol=1e-3)
+
+
+def test_episodes_in_a_file_make_no_differences(tmp_path: Path):
+    parts = [walking(40), 255 - walking(30, 3)]
+    np.save(tmp_path / "a.npy", np.concatenate(parts))
+    np.savez(tmp_path / "a.rows.npz", first=np.arange(70) % 40 == 0)
+    pca = PCA.fit(tmp_path, 4, motion=4)
+    np.testing.assert_allclose(np.abs(pca.components), np.abs(PCA.fit(parts, 4, motion=4).components), atol=1e-5)
+    (tmp_path / "a.rows.npz").write_bytes(b"no archive")
+    with pytest.raises(InputError, match=r"a\.rows\.npz"):
+        PCA.fit(tmp_path, 4, motion=4)
+
+
+@pytest.mark.parametrize(("frames", "motion"), [(scenes(9), 5), (scenes(9), -1), ([scenes(1), scenes(1)], 1)])
+def test_motion_that_cannot_be_had(frames: Any, motion: int):
+    with pytest.raises(InputError, match="motion"):
+        PCA.fit(frames, 4, motion=motion)
+
+
 # Files
 
 
