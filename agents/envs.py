@@ -29,7 +29,7 @@ from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.encoder.pca import PCA
 from latent_obs.envs.factory import as_small_frames, env_maker, has_layer, is_minerl_id
 from latent_obs.envs.sb3_bridge import ProcessVecEnv
-from latent_obs.pixels import PixelContract
+from latent_obs.pixels import PixelContract, brief
 from latent_obs.util.errors import InputError
 from latent_obs.wrappers.drift import DriftMonitor
 from latent_obs.wrappers.sb3 import VecLatentObservation
@@ -175,13 +175,6 @@ def check_actions(config: AgentConfig, space: spaces.Space[Any]) -> None:
                 f"{' '.join(str(space).split())}; wrap it in gymnasium.wrappers.TransformAction(env, function, "
                 f"Box(-1, 1, {space.shape})), whose function makes the environment's actions of such numbers"
             )
-
-
-def brief(space: spaces.Space[Any]) -> str:
-    """A space in a few words, for error messages."""
-    if isinstance(space, spaces.Dict):
-        return ", ".join(f"{key} {brief(entry)}" for key, entry in space.spaces.items())
-    return f"Box{space.shape}" if isinstance(space, spaces.Box) else " ".join(str(space).split())
 
 
 def contract_of(encoder: FrozenEncoder | None) -> PixelContract:

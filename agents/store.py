@@ -28,8 +28,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.config import AgentConfig
-from agents.envs import brief
 from latent_obs.encoder.frozen import FrozenEncoder
+from latent_obs.pixels import brief
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import InputError
 

@@ -192,10 +192,9 @@ def find_pixel_key(space: spaces.Dict, contract: PixelContract, key: str | None 
     if len(fitting) > 1:
         raise InputError(f"pixel_key must name one of several images that the encoder could take: {fitting}")
     if not fitting:
-        listed = ", ".join(f"{k}: {brief(s)}" for k, s in space.spaces.items())
         raise InputError(
             f"no pixels in the observation: no entry is a uint8 Box of (height, width, {contract.channels}) "
-            f"({listed}). {way_out(space)}"
+            f"({brief(space)}). {way_out(space)}"
         )
     return fitting[0]
 
@@ -292,5 +291,7 @@ def _rescale(space: spaces.Box, key: str | None) -> str:
 
 
 def brief(space: spaces.Space[Any]) -> str:
-    """A space in a few words; a Box with different bounds in each entry prints them all otherwise."""
-    return f"{type(space).__name__}{space.shape or ''} {space.dtype or ''}".strip()
+    """A space in a few words: without the bounds of a Box, which prints them all if they differ."""
+    if isinstance(space, spaces.Dict):
+        return ", ".join(f"{key}: {brief(entry)}" for key, entry in space.spaces.items())
+    return f"Box{space.shape} {space.dtype}" if isinstance(space, spaces.Box) else " ".join(str(space).split())

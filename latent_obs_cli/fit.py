@@ -1,4 +1,4 @@
-"""`latent-obs fit`: an encoder for an environment in one command: record frames, train a CVAE, write a report."""
+"""`latent-obs fit`: an encoder for an environment in one command: frames, principal components, a CVAE, a report."""
 
 import shlex
 from dataclasses import dataclass, field
@@ -71,26 +71,31 @@ class FitConfig:
             seed=self.seed,
         )
 
+    @property
+    def pca(self) -> Path:
+        """The file of principal components."""
+        return self.out / "pca.safetensors"
+
     def vae(self, epochs: int) -> TrainConfig:
         """Settings of the second stage."""
         return vae_settings(self.frames or self.out / "frames", self.out / "vae", epochs, self.seed, self.device)
 
-    @property
-    def python(self) -> list[str]:
-        """The two lines of Python that use the encoder."""
-        encoder = f'"{(self.out / "encoder").as_posix()}"'
+    def python(self, encoder: Path) -> list[str]:
+        """The two lines of Python that use an encoder folder or a file of principal components."""
+        name = f'"{encoder.as_posix()}"'
+        if not self.env and encoder == self.pca:
+            return ["from latent_obs import PCA", f"encoder = PCA.load({name}).encoder()"]
         if not self.env:
-            return ["from latent_obs import FrozenEncoder", f"encoder = FrozenEncoder.load({encoder})"]
+            return ["from latent_obs import FrozenEncoder", f"encoder = FrozenEncoder.load({name})"]
         given: dict[str, Any] = {"frame_skip": self.frame_skip, "pixel_key": self.pixel_key, **self.env_kwargs}
         given = {name: value for name, value in given.items() if value is not None}
         given |= {"render": True} if self.render else {}
         given["standardize"] = True  # PPO learns faster with it
         more = "".join(f", {name}={value!r}" for name, value in given.items())
-        return ["from latent_obs import make", f'env = make("{self.env}", {encoder}{more})']
+        return ["from latent_obs import make", f'env = make("{self.env}", {name}{more})']
 
-    @property
-    def train_agent(self) -> str:
-        """The command that trains an agent on the latents."""
+    def train_agent(self, encoder: Path) -> str:
+        """The command that trains an agent on the latents of an encoder folder or of principal components."""
         words = ["latent-obs", "train-agent", "--env", self.env]
         if self.frame_skip is not None:
             words += ["--frame-skip", str(self.frame_skip)]
@@ -100,29 +105,35 @@ class FitConfig:
             words += ["--env-kwargs", *(str(word) for pair in self.env_kwargs.items() for word in pair)]
         if self.render:
             words.append("--render")
-        return shlex.join([*words, "--encoder", str(self.out / "encoder"), "--out", f"{self.out}-agent"])
+        words += ["--observation", "pca-latent", "--pca"] if encoder == self.pca else ["--encoder"]
+        return shlex.join([*words, str(encoder), "--out", f"{self.out}-agent"])
 
 
 class FitResult(NamedTuple):
-    """What `fit` leaves: the encoder folder and the report's page."""
+    """What `fit` leaves: the encoder folder, the report's page, principal components, and which of the two to use."""
 
     encoder: Path
     page: Path
+    pca: Path
+    better: Path
 
 
 def fit(
     config: OmitArgPrefixes[FitConfig], sizes: Annotated[Sizes | None, tyro.conf.Suppress, tyro.conf.Fixed] = None
 ) -> FitResult:
-    """Make an encoder for an environment: record frames, train a CVAE on them, and write a report.
+    """Make an encoder for an environment: record frames, fit principal components, train a CVAE, and write a report.
+
+    Principal components (PCA) take seconds. The report says whether the CVAE was worth its minutes beside them.
 
     Measures the machine and the environment in the first seconds, and plans frames and epochs for the time that there
     is. You can stop it at any moment; the same command continues. Each stage is also a command of its own: frames
-    record, train-vae, report. Ends with the two lines of Python that use the encoder.
+    record, train-vae, report. Ends with the two lines of Python that use the better
+    of the two.
     """
     for module in ("matplotlib", "skimage", "sklearn"):  # now, and not after minutes of work
         require(module, extra="report", purpose="write the report")
     from latent_obs.encoder.folder import copy_encoder_folder
-    from latent_obs_cli.stages import begin, record_frames, train_cvae
+    from latent_obs_cli.stages import begin, fit_components, record_frames, train_cvae
     from vae_training.report import ReportConfig, report
 
     with own_folder(config.out):
@@ -139,14 +150,21 @@ def fit(
             recording = config.recording(walk.sizes.frames, walk.frame_side)
             if recording is not None:
                 record_frames(walk, recording, config.out / "frames.png")
+            if not config.pca.exists():
+                with torch_threads(walk.threads):
+                    fit_components(config.vae(1), config.pca)
             train_cvae(walk, config.vae(walk.sizes.epochs))
             encoder = config.out / "encoder"
             about = "how good is the encoder, on frames that it never saw"
             with walk.stage(REPORT, about), torch_threads(walk.threads):
                 copy_encoder_folder(config.out / "vae", encoder)
                 quick = walk.sizes.epochs < _KNOTS[1].epochs
-                page = report(ReportConfig(encoder, quick=quick, seed=config.seed, device=config.device)).page
-    print_now("\nUse the encoder in Python:\n  " + "\n  ".join(config.python))
+                about_encoder = ReportConfig(encoder, quick=quick, seed=config.seed, device=config.device)
+                found = report(about_encoder, pca=config.pca)
+    is_better = found.worth is None or found.worth.better == "vae"
+    better = encoder if is_better else config.pca
+    name = "the VAE" if is_better else "PCA"
+    print_now(f"\nUse {name} in Python:\n  " + "\n  ".join(config.python(better)))
     if config.env:
-        print_now(f"\nOr train an agent on its latents:\n  {config.train_agent}")
-    return FitResult(encoder, page)
+        print_now(f"\nOr train an agent on its latents:\n  {config.train_agent(better)}")
+    return FitResult(encoder, found.page, config.pca, better)

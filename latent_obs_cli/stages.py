@@ -12,15 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from latent_obs.encoder.architecture import Architecture
 from latent_obs.pixels import parts_of
 from latent_obs.util.atomic import is_unused, write_json
 from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.errors import InputError, LatentObsError, parse_json
 from latent_obs.util.progress import Stages, print_now
 from latent_obs_cli.plan import BATCH, RECORD, TRAIN, Sizes, Speeds, choose, stage_seconds
-from vae_training import RecordConfig, TrainConfig, frame_stats, get_datasets, record, train, write_contact_sheet
+from vae_training import (
+    RecordConfig,
+    TrainConfig,
+    frame_stats,
+    get_datasets,
+    record,
+    split_held_out,
+    train,
+    write_contact_sheet,
+)
 from vae_training.recording.policy import RandomPolicy
 from vae_training.recording.recorder import find_pixels
+from vae_training.report.metrics.baselines import Pca
+from vae_training.training.config import LAYERS
 from vae_training.training.trainer import seconds_per_step
 
 _MEASURED_S, _LEAST_FRAMES = 2.0, 16
@@ -278,6 +290,16 @@ def record_frames(walk: Walk, recording: RecordConfig, sheet: Path) -> None:
     with walk.stage(RECORD, f"{recording.frames:,} frames of {recording.env}, random actions"):
         record_all(recording, _without_next)
         print_now(f"Look at them: {write_contact_sheet(sheet, frame_stats(recording.out, _SHEET_FRAMES))}")
+
+
+def fit_components(vae: TrainConfig, file: Path) -> None:
+    """Fit as many principal components as the CVAE will have latents, to the frames that it will be trained on."""
+    began = time.perf_counter()
+    training, _ = split_held_out(get_datasets(vae.frames), vae.held_out)
+    layers: dict[str, Any] = {name: getattr(vae, name) for name in LAYERS}
+    architecture = Architecture.for_frames(training[0].shape[1:], **layers)
+    pca = Pca.fit(training, architecture.latent_dim).pca
+    print_now(f"\nPrincipal components first: {pca}, in {time.perf_counter() - began:.0f} s: {pca.save(file)}")
 
 
 def train_cvae(walk: Walk, vae: TrainConfig) -> None:

@@ -105,8 +105,8 @@ def report(config: OmitArgPrefixes[vae_training.report.ReportConfig]) -> None:
 
     Measured on recordings that training never saw: the information in the latents, reconstructions beside those of
     PCA, how stable latents are, and how well known state (game variables, positions of objects, your own values)
-    can be predicted from them. Writes report.html, one page with a verdict and what to try next, and report.json
-    with every number.
+    can be predicted from them. Says whether the training was worth it beside PCA. Writes report.html, one page with a
+    verdict and what to try next, and report.json with every number.
     """
     vae_training.report.report(config)
 

@@ -14,11 +14,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
-from agents.envs import as_seen, brief, contract_of, with_latents, with_normalization
+from agents.envs import as_seen, contract_of, with_latents, with_normalization
 from agents.evaluation import load_run
 from agents.store import restore_statistics
 from latent_obs.actions import plain_actions
 from latent_obs.envs.factory import make_pixel_env
+from latent_obs.pixels import brief
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError
 

@@ -39,6 +39,11 @@ _ARRAYS = ("centre", "components", "spread", "explained")
 _STATISTICS = "statistics/"  # what the names of their tensors begin with
 
 
+def most_frames(contract: PixelContract) -> int:
+    """How many frames are fitted on at most: `MOST_FRAMES`, fewer of large ones."""
+    return min(MOST_FRAMES, max(1, _MOST_VALUES // int(np.prod(contract.shape))))
+
+
 @dataclass(frozen=True, eq=False)
 class PCA:
     """Principal components of frames, which can be used wherever an encoder can.
@@ -118,7 +123,7 @@ class PCA:
         total = sum(len(part) for part in parts)
         if total == 0:
             raise InputError("frames must hold at least one frame, got none")
-        count = min(total, MOST_FRAMES, max(1, _MOST_VALUES // int(np.prod(contract.shape))))
+        count = min(total, most_frames(contract))
         wanted = np.arange(count, dtype=np.int64) * total // count
         ends = np.cumsum([len(part) for part in parts])
         split = np.split(wanted, np.searchsorted(wanted, ends[:-1]))

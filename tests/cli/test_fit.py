@@ -20,6 +20,7 @@ pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 
 from agents import evaluate_agent
+from latent_obs import PCA
 from latent_obs.util.errors import InputError
 from latent_obs_cli import stages
 from latent_obs_cli.fit import FitConfig, FitResult, fit
@@ -80,7 +81,13 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
 
 def test_what_it_leaves(fitted: Fitted):
     out = fitted.config.out
-    assert fitted.result == (out / "encoder", out / "report" / "report.html")
+    encoder, pca = out / "encoder", out / "pca.safetensors"
+    assert fitted.result[:3] == (encoder, out / "report" / "report.html", pca)
+    found = json.loads((out / "report" / "report.json").read_text())
+    assert fitted.result.better == (encoder if found["worth"]["better"] == "vae" else pca)
+    assert found["worth"]["sentence"] in " ".join(fitted.text.split())
+    assert PCA.load(pca).provenance["frames"] == found["frames"]["fitted_on"] == 280, "nothing that is held out"
+    assert "280" in found["reconstruction"]["notes"]["pca"]
     assert fitted.result.page.stat().st_size > 10_000
     assert sum(map(len, get_datasets(out / "frames"))) == 320
     assert (out / "frames.png").read_bytes().startswith(b"\x89PNG")
@@ -90,18 +97,23 @@ def test_what_it_leaves(fitted: Fitted):
 
 def test_its_last_lines_can_be_executed(fitted: Fitted, capfd: pytest.CaptureFixture[str]):
     lines = [line.strip() for line in fitted.text.splitlines()]
-    begin = lines.index("Use the encoder in Python:") + 1
+    config, result = fitted.config, fitted.result
+    is_pca = result.better == result.pca
+    begin = lines.index(f"Use {'PCA' if is_pca else 'the VAE'} in Python:") + 1
+    dims = {result.encoder: 256, result.pca: PCA.load(result.pca).latent_dim}
     names: dict[str, object] = {}
-    for line in lines[begin : begin + 2]:
-        exec(line, names)
-    env: object = names["env"]
-    assert env.get_wrapper_attr("observation_encoder").options.standardize  # pyright: ignore
-    assert env.reset()[0].shape == (256,)  # pyright: ignore
-    env.close()  # pyright: ignore
-    command = lines[-1].split()
-    assert command[:2] == ["latent-obs", "train-agent"]
-    tiny = "--steps 16 --n-steps 8 --batch-size 8 --envs 2 --workers serial --eval-every 0 --device cpu"
-    assert main([*command[1:], *tiny.split()]) == 0
+    assert lines[begin : begin + 2] == config.python(result.better)
+    assert lines[-1] == config.train_agent(result.better)
+    for encoder, dim in dims.items():  # those of the other one work, too
+        exec("\n".join(config.python(encoder)), names)
+        env: object = names["env"]
+        assert env.get_wrapper_attr("observation_encoder").options.standardize  # pyright: ignore
+        assert env.reset()[0].shape == (dim,)  # pyright: ignore
+        env.close()  # pyright: ignore
+        command = config.train_agent(encoder).split()
+        assert command[:2] == ["latent-obs", "train-agent"]
+        tiny = "--steps 16 --n-steps 8 --batch-size 8 --envs 2 --workers serial --eval-every 0 --device cpu"
+        assert main([*command[1:], *tiny.split(), "--out", f"{config.out}-{dim}"]) == 0
 
 
 def test_small_frames_are_not_enlarged(tmp_path: Path):
@@ -132,14 +144,15 @@ def test_from_recordings(tmp_path: Path, fitted: Fitted, monkeypatch: pytest.Mon
     monkeypatch.setattr(stages, "record", lambda *_, **__: pytest.fail("recorded"))
     config = FitConfig(frames=fitted.config.out / "frames", out=tmp_path / "run", device="cpu")
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        encoder = fit(config, SIZES).encoder
+        result = fit(config, SIZES)
     assert not (tmp_path / "run" / "frames").exists()
-    names: dict[str, object] = {}
-    exec("\n".join(config.python), names)
-    assert "train-agent" not in said.getvalue()
+    assert "Or train an agent" not in said.getvalue()
+    assert str(result.better) in said.getvalue()
     frames = np.load(next((fitted.config.out / "frames").glob("*.npy")))[:2]
-    assert names["encoder"].encode(frames).shape == (2, 256)  # pyright: ignore
-    assert str(encoder) in said.getvalue()
+    for encoder, dim in ((result.encoder, 256), (result.pca, PCA.load(result.pca).latent_dim)):
+        names: dict[str, object] = {}
+        exec("\n".join(config.python(encoder)), names)
+        assert names["encoder"].encode(frames).shape == (2, dim)  # pyright: ignore
 
 
 def test_other_recordings_of_the_same_relative_path_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -31,8 +31,7 @@ class ReportConfig:
     probes: bool = True
     """Measure how well the recorded state of the game can be predicted from the latents, where there is any."""
     sample: int | None = None
-    """Held-out frames to measure on, spread evenly; four times as many fit PCA and probes. By default 1,000, quick
-    256."""
+    """Held-out frames to measure on, spread evenly. By default 1,000, quick 256."""
     quick: bool = False
     """A first look in about a minute: fewer frames, no small networks among the probes."""
     seed: int = 0

@@ -5,14 +5,18 @@ set so that nothing is good that is below its baseline: PCA, an untrained networ
 """
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from latent_obs.util.errors import InputError
 from latent_obs.util.words import counted
 from vae_training.report.metrics.latents import Latents, Stability
 from vae_training.report.metrics.reconstruction import Reconstruction
-from vae_training.report.probes.probes import CLEAR, KEPT, METRIC_NAMES, PIXELS, ProbeResult, ProbeTable
+from vae_training.report.probes.probes import CLEAR, KEPT, METRIC_NAMES, PIXELS, READABLE, ProbeResult, ProbeTable
+from vae_training.training.config import TrainConfig
 
 Level = Literal["bad", "doubtful", "good"]
 LEVELS: tuple[Level, ...] = ("bad", "doubtful", "good")
@@ -117,6 +121,16 @@ class Numbers:
     steps: int | None = None  # gradient steps
     unseen: bool = True  # whether the encoder is known never to have seen the frames measured
     training_mse: float | None = None  # on frames that it was trained on
+    few: ProbeTable | None = None  # linear probes that learnt from few frames, on the latents and on PCA
+    pca: str | Path | None = None  # a file of the principal components, or a folder of frames to fit them to
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Whether an encoder was worth its training, beside principal components, which are fitted in seconds."""
+
+    better: Literal["vae", "pca", "neither"]  # for an agent: "neither" if the intervals of both overlap
+    sentence: str
 
 
 class Verdict(NamedTuple):
@@ -125,6 +139,8 @@ class Verdict(NamedTuple):
     level: Level  # that of the worst finding
     headline: str
     advice: list[str]  # what to try next, the most useful first
+    command: str | None  # that follows the first advice on training
+    worth: Worth | None  # None if nothing was measured that shows it
     findings: list[Finding]  # the worst first
     grades: list[Grade]  # every number that has limits
 
@@ -159,7 +175,8 @@ def verdict(numbers: Numbers, missing: Sequence[str] = ()) -> Verdict:
     text = headline(findings)
     if missing:
         text += f" Not measured: {', '.join(missing)}."
-    return Verdict(findings[0].level if findings else "good", text, advise(numbers, findings), findings, grades)
+    level = findings[0].level if findings else "good"
+    return Verdict(level, text, *advise(numbers, findings), _worth(numbers), findings, grades)
 
 
 def headline(findings: Sequence[Finding]) -> str:
@@ -185,8 +202,8 @@ def headline(findings: Sequence[Finding]) -> str:
     return f"Doubtful. {worst.sentence}"
 
 
-def advise(numbers: Numbers, findings: Sequence[Finding]) -> list[str]:
-    """What to try next, the most useful first, and no more than three.
+def advise(numbers: Numbers, findings: Sequence[Finding]) -> tuple[list[str], str | None]:
+    """What to try next, the most useful first, no more than three; and the command of the first one on training.
 
     Advice has one direction only: never a larger beta, fewer latents or less training. So no two contradict each other.
     """
@@ -200,33 +217,120 @@ def advise(numbers: Numbers, findings: Sequence[Finding]) -> list[str]:
     unprobed = not probed and not short and bool(topics & {"pictures", "measured"})
     beta, augment = settings.get("beta"), not settings.get("augment")
     smaller_beta = "Use a smaller --beta" + (f": {beta / 5:.2g} instead of {beta:g}." if beta else ".")
+    epochs = settings.get("epochs") or 0
+    change_beta = {"beta": float(f"{beta / 5:.2g}")} if beta else {}
     measure = (
         "Measure what an agent needs: record frames together with the state of the game (latent-obs frames record does "
-        "so if the environment has it), or give values of your own with --targets."
+        "so if the environment has it), or give values of your own to latent-obs report with --targets."
     )
     augmented = ", or train with --augment 1, which moves and recolors frames" if augment else ""
     salience = weak and settings.get("salience") == 0
     dense = weak and numbers.bottleneck != "spatial"
-    candidates = [
+    candidates: list[tuple[bool, str, dict[str, Any]]] = [
         (
             short and bool(problems),
-            "Train longer (train-vae --epochs, fit --minutes), or on more frames. The encoder took only "
-            f"{steps} gradient steps, and a few thousand are usual.",
+            f"Train longer (--epochs), or on more frames. The encoder took only {steps} gradient steps, and a few "
+            "thousand are usual.",
+            {"epochs": epochs * min(20, -(-3 * _FEW_STEPS // max(1, steps or 1)))},
         ),
-        ("frames" in topics, "Measure recordings that were made after the training: name their folder with --frames."),
-        (overfits, f"Record more frames{augmented}. The encoder does much worse on frames that it was not trained on."),
-        (not short and "information" in topics, smaller_beta),
-        (unprobed and not bad, measure),
-        (weak and not overfits, "Train longer (train-vae --epochs, fit --minutes)."),
-        (salience, "Train with --salience 1. It gives more weight to what is small and moves."),
-        (dense, "Train with --bottleneck spatial --latent-dim 256. It keeps where an object is in the frame."),
-        (unprobed, measure),
-        (weak and not overfits, smaller_beta),
-        ("probes.unsure" in keys, "Record more frames: too few were held out to see what the latents keep."),
-        ("outliers" in topics, "Look at the worst frames on the page, and record more like them."),
-        ("stability" in topics and augment and not short, "Train with --augment 1, which moves and recolors frames."),
+        (
+            "frames" in topics,
+            "Measure recordings that were made after the training: latent-obs report --frames names their folder.",
+            {},
+        ),
+        (
+            overfits,
+            f"Record more frames{augmented}. The encoder does much worse on frames that it was not trained on.",
+            {"augment": 1.0} if augment else {},
+        ),
+        (not short and "information" in topics, smaller_beta, change_beta),
+        (unprobed and not bad, measure, {}),
+        (weak and not overfits, "Train longer (--epochs).", {"epochs": 2 * epochs}),
+        (salience, "Train with --salience 1. It gives more weight to what is small and moves.", {"salience": 1.0}),
+        (
+            dense,
+            "Train with --bottleneck spatial --latent-dim 256. It keeps where an object is in the frame.",
+            {"bottleneck": "spatial", "latent_dim": 256, "widths": (), "strides": ()},
+        ),
+        (unprobed, measure, {}),
+        (weak and not overfits, smaller_beta, change_beta),
+        ("probes.unsure" in keys, "Record more frames: too few were held out to see what the latents keep.", {}),
+        ("outliers" in topics, "Look at the worst frames on the page, and record more like them.", {}),
+        (
+            "stability" in topics and augment and not short,
+            "Train with --augment 1, which moves and recolors frames.",
+            {"augment": 1.0},
+        ),
     ]
-    return list(dict.fromkeys(text for applies, text in candidates if applies))[:_MOST_ADVICE]
+    given = {text: changes for applies, text, changes in candidates if applies}
+    advice = list(given)[:_MOST_ADVICE]
+    change = next((given[text] for text in advice if given[text]), None)
+    return advice, _command(settings, change) if change and settings.get("frames") else None
+
+
+def _command(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> str | None:
+    """The command that trains another encoder on the same frames with some settings changed."""
+    try:
+        config = TrainConfig.from_json({**settings, **changes, "out": f"{settings.get('out')}-2"})
+    except InputError:  # settings of another version
+        return None
+    words = ["latent-obs", "train-vae"]
+    for setting in fields(config):
+        value, option = getattr(config, setting.name), f"--{setting.name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [] if value == setting.default else [option if value else f"--no-{option[2:]}"]
+        elif value != setting.default or setting.name in ("frames", "out"):
+            words += [option, *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join(words)
+
+
+def _worth(numbers: Numbers) -> Worth | None:
+    """Compare with PCA of the same size: by known values if any can be read from few frames, else by the pictures."""
+    few, error = numbers.few, numbers.reconstruction and numbers.reconstruction.beside_pca
+    evidence: list[str] = []
+    score = 0
+    pairs: list[tuple[ProbeResult, ProbeResult]] = []  # of values that can be read at all
+    for best in [] if few is None else map(few.best, few.targets):
+        if few is not None and best.above_chance >= READABLE and best.interval[0] > best.chance:
+            own, theirs = (few.result(best.target, name) for name in few.representations)
+            pairs.append((own, theirs))
+    if pairs:
+        ahead, behind = ([pair for pair in pairs if sign * _clear_gap(*pair) > 0] for sign in (1, -1))
+        score = len(ahead) - len(behind)
+        of = f"of {counted(len(pairs), 'known value')} can be predicted"
+        source = f"from {max(own.learnt_from for own, _ in pairs):,} frames"
+        for these, word in ((ahead, "better"), (behind, "worse")):
+            if these:
+                evidence.append(f"{len(these)} {of} {word} {source}, most of all {_beside(these)}")
+        if not evidence:
+            evidence.append(f"none {of} clearly better or worse {source}; most apart is {_beside(pairs)}")
+    if error is not None:
+        low, high = (error.value if end is None else end for end in (error.low, error.high))
+        evidence.append(
+            f"its reconstructions have {_times(error.value)} [{_times(low)}, {_times(high)}] times PCA's error"
+        )
+        score = score if pairs else (high < 1) - (low > 1)
+    if not evidence:
+        return None
+    if score > 0:
+        return Worth("vae", f"The VAE is worth its minutes: {'; '.join(evidence)}.")
+    why = "PCA is enough here" + ("" if score < 0 else ", as it takes seconds and the two cannot be distinguished")
+    where = f" To use it: train-agent --observation pca-latent --pca {numbers.pca}." if numbers.pca else ""
+    return Worth("pca" if score < 0 else "neither", f"{why}: {'; '.join(evidence)}.{where}")
+
+
+def _beside(pairs: Sequence[tuple[ProbeResult, ProbeResult]]) -> str:
+    """The value whose scores from the latents and from PCA differ most, with both."""
+    pair = max(pairs, key=lambda pair: abs(pair[0].above_chance - pair[1].above_chance))
+    own, theirs = (f"{r.main.value:.2f} [{r.interval[0]:.2f}, {r.interval[1]:.2f}]" for r in pair)
+    return f"{pair[0].target} ({METRIC_NAMES[pair[0].main.metric]} {own} from the VAE, {theirs} from PCA)"
+
+
+def _clear_gap(own: ProbeResult, theirs: ProbeResult) -> float:
+    """How much better one probe is than another, from -1 to 1; 0 if their intervals overlap or the gap is small."""
+    apart = own.interval[0] > theirs.interval[1] or theirs.interval[0] > own.interval[1]
+    gap = own.above_chance - theirs.above_chance
+    return gap if apart and abs(gap) > _BETTER else 0.0
 
 
 def _grade(key: str, value: float) -> Grade:
@@ -325,8 +429,7 @@ class _Probed:
         own = self.table.result(target, self.own)
         for name in self.baselines:
             theirs = self.table.find(target, name)
-            apart = theirs is not None and theirs.interval[0] > own.interval[1]
-            if theirs is not None and apart and theirs.above_chance - own.above_chance > _BETTER:
+            if theirs is not None and _clear_gap(own, theirs) < 0:
                 return name
         return None
 
@@ -341,8 +444,7 @@ class _Probed:
 
     def _is_above(self, target: str, baseline: str) -> bool:
         """Whether a linear probe reads a value clearly better from the latents than from a baseline."""
-        own, theirs = self._linear(target, self.own), self._linear(target, baseline)
-        return own.interval[0] > theirs.interval[1] and own.above_chance - theirs.above_chance > _BETTER
+        return _clear_gap(self._linear(target, self.own), self._linear(target, baseline)) > 0
 
     def values(self) -> Iterator[tuple[str, float]]:
         """The value of each measure, if any known value can be read."""

@@ -6,12 +6,12 @@ report/
 └── pictures/       the pictures of the page, as PNG files
 """
 
+import contextlib
 import json
 import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_obs.encoder.folder import package_versions
+from latent_obs.encoder.pca import PCA, most_frames
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.colors import colors_of
 from latent_obs.util.errors import InputError, require
@@ -27,7 +28,7 @@ from latent_obs.util.progress import print_now
 from latent_obs.util.words import counted, wrapped
 from vae_training.report.config import FEWEST, ReportConfig
 from vae_training.report.encoder import Floats, Frames, Reconstruct, ReportModel
-from vae_training.report.findings import Finding, Grade, Level, Numbers, verdict
+from vae_training.report.findings import Finding, Grade, Level, Numbers, Worth, verdict
 from vae_training.report.look import write_html
 from vae_training.report.metrics.baselines import EncoderMeans, MeanImage, Pca, random_encoder
 from vae_training.report.metrics.disentanglement import FEWEST_SAMPLES, dci, mig_by_factor
@@ -35,6 +36,7 @@ from vae_training.report.metrics.latents import describe, measure_stability
 from vae_training.report.metrics.reconstruction import Measured, Reconstruction, compare, measure, salience_weights
 from vae_training.report.page import METHOD_NAMES, draw_pictures, probe_columns
 from vae_training.report.probes.probes import METRIC_NAMES, ProbeTable, probe
+from vae_training.report.probes.scores import resampling_units
 from vae_training.report.sample import (
     Known,
     Recordings,
@@ -49,6 +51,8 @@ from vae_training.report.sample import (
 
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 _MOST_FRAMES = 20_000  # that probes are fitted on
+_FEW = 1_000  # that probes of few frames learn from: about as many as PPO sees before its first update
+_MOST_SCORED = 4_000  # held-out frames that probes of few frames are scored on
 _NOTHING_KNOWN = (
     "there is no state beside these frames: record with an environment that reports it, or give --targets FILE"
 )
@@ -64,6 +68,8 @@ class ReportResult(Numbers):
     level: Level  # the verdict, that of the worst finding: "good", "doubtful" or "bad"
     headline: str  # the verdict in a sentence or two
     advice: list[str]  # what to try next, the most useful first
+    command: str | None  # that follows the first advice on training
+    worth: Worth | None  # whether the encoder was worth its training, beside PCA
     findings: list[Finding]  # what the verdict rests on, the worst first
     grades: list[Grade]  # every number that has limits, and whether it is good, doubtful or bad
     disentanglement: dict[str, Any] | None  # DCI and MIG, as in the JSON; None with fewer than two probed values
@@ -92,7 +98,7 @@ class _Work:
         """Those of the training run."""
         return self.model.folder.provenance.get("settings") or {}
 
-    @contextmanager
+    @contextlib.contextmanager
     def step(self, name: str, text: str) -> Iterator[None]:
         """A step of the work: announced, and timed."""
         self.say(f"{name}: {text}")
@@ -101,11 +107,13 @@ class _Work:
         self.seconds[name] = round(time.perf_counter() - began, 2)
 
 
-def report(config: ReportConfig, *, say: Callable[[str], object] = print_now) -> ReportResult:
+def report(config: ReportConfig, *, pca: Path | None = None, say: Callable[[str], object] = print_now) -> ReportResult:
     """Measure an encoder on held-out recordings, and write a page and a JSON file.
 
     Args:
         config: Settings.
+        pca: A file of `latent_obs.PCA`, of all training frames and as many values as the encoder has, to compare with.
+            By default it is fitted here.
         say: Where messages go.
 
     Raises:
@@ -128,8 +136,8 @@ def report(config: ReportConfig, *, say: Callable[[str], object] = print_now) ->
     if len(frames) < FEWEST or (frames == frames[0]).all():
         found = f"{len(frames)}{', all equal' if len(frames) >= FEWEST else ''}"
         raise InputError(f"held-out frames: got {found}, a report needs {FEWEST} or more that differ; record more")
-    fitted = spread(sum(map(len, recordings.training)), 4 * config.held_out_frames)
-    training = read(recordings.training, fitted, contract)
+    # Also if quick: a PCA of few frames would flatter the encoder.
+    training = read(recordings.training, spread(sum(map(len, recordings.training)), most_frames(contract)), contract)
     known = load_known(recordings, config.targets) if config.probes else None
     work = _Work(config, model, recordings, index, frames, training, say)
     say(f"{len(frames):,} of the {total:,} frames of {counted(len(held_out), 'held-out recording')}. {recordings.how}")
@@ -139,12 +147,11 @@ def report(config: ReportConfig, *, say: Callable[[str], object] = print_now) ->
     with work.step("stability", "shifts, brightness, neighboring frames"):
         pairs = neighbors(held_out, config.held_out_frames, contract)
         stability = measure_stability(model.means, frames, pairs, seed=config.seed)
-    # Baselines are fitted on whole recordings, or on a converted sample where they have another size.
-    whole = recordings.training if recordings.training[0].shape[1:] == contract.shape else [training]
-    with work.step("PCA", "the linear baseline"):
-        pca = Pca.fit(whole, latent_dim)  # also if quick: a PCA of few frames would flatter the encoder
-    reconstruction = _reconstruct(work, pca, whole)
-    probes = _probe(work, known, pca)
+    with work.step("PCA", f"the linear baseline, of {len(training):,} training frames"):
+        baseline = Pca.fit([training], latent_dim) if pca is None else Pca(PCA.load(pca))
+    reconstruction = _reconstruct(work, baseline)
+    probes = _probe(work, known, baseline)
+    few = _probe_few(work, known, baseline)
     disentanglement = None if known is None or probes is None else _disentanglement(work, known, probes, means)
     numbers = Numbers(
         latents,
@@ -156,6 +163,8 @@ def report(config: ReportConfig, *, say: Callable[[str], object] = print_now) ->
         steps=model.folder.provenance.get("step"),
         unseen=recordings.certain,
         training_mse=work.training_mse,
+        few=few,
+        pca=pca or work.settings.get("frames"),
     )
     result = ReportResult(
         **vars(numbers),
@@ -174,11 +183,15 @@ def report(config: ReportConfig, *, say: Callable[[str], object] = print_now) ->
             say(wrapped(f"- {finding.sentence}", indent="  "))
     for text, advice in zip(("Next: ", *["Then: "] * len(result.advice)), result.advice, strict=False):
         say(wrapped(f"{text}{advice}"))
+    if result.command:
+        say(f"  {result.command}")
+    if result.worth is not None:
+        say(wrapped(result.worth.sentence))
     say(f"Page:    {result.page}\nNumbers: {result.json}")
     return result
 
 
-def _reconstruct(work: _Work, pca: Pca, whole: list[Frames]) -> Reconstruction | None:
+def _reconstruct(work: _Work, pca: Pca) -> Reconstruction | None:
     """How frames come back, by the encoder and by what it is compared with."""
     model, frames, training = work.model, work.frames, work.training
     if not model.folder.has_decoder:
@@ -186,7 +199,7 @@ def _reconstruct(work: _Work, pca: Pca, whole: list[Frames]) -> Reconstruction |
         return None
     notes = {"pca": f"{pca.pca.latent_dim} components, fitted on {pca.pca.provenance['sampled']:,} training frames"}
     with work.step("reconstruction", "beside PCA and a mean image"):
-        image = MeanImage.fit(whole)
+        image = MeanImage.fit([training])
         work.methods |= {"encoder": model.reconstruct, "pca": pca.reconstruct, "mean image": image.reconstruct}
         if work.recordings.certain:
             few = training[:: max(1, len(training) // len(frames))]
@@ -194,7 +207,9 @@ def _reconstruct(work: _Work, pca: Pca, whole: list[Frames]) -> Reconstruction |
     salience = work.settings.get("salience")
     weigh = salience_weights(training, salience) if salience else None
     work.measured |= {name: measure(frames, method, weigh=weigh) for name, method in work.methods.items()}
-    return compare(work.measured, notes=notes)
+    recording, _ = places(work.recordings.held_out, work.index)
+    units = resampling_units(np.bincount(recording).tolist())
+    return compare(work.measured, notes=notes, units=units)
 
 
 def _probe(work: _Work, known: Known | None, pca: Pca) -> ProbeTable | None:
@@ -234,6 +249,34 @@ def _probe(work: _Work, known: Known | None, pca: Pca) -> ProbeTable | None:
     if config.quick:
         work.not_measured["probes on the pixels"] = "left out with --quick, and so are those by small networks"
     return table
+
+
+def _probe_few(work: _Work, known: Known | None, pca: Pca) -> ProbeTable | None:
+    """What linear probes read of state, actions and rewards from few frames, from the latents and from PCA.
+
+    Many frames show what is there, few show what an agent finds in its first updates. None where nothing is known of
+    the training recordings or of the held-out ones.
+    """
+    if known is None:
+        return None
+    few = known.few(_FEW, _MOST_SCORED)
+    if not any(few.targets[name] for name in few.held_out):
+        return None
+    few = few.converted(work.model.contract, _MOST_FRAMES)
+    with work.step("few frames", "what linear probes learn from 1,000"), contextlib.suppress(InputError):
+        table = probe(
+            [EncoderMeans(work.model.frozen), pca],
+            few.recordings,
+            few.targets,
+            held_out=few.held_out,
+            seed=work.config.seed,
+            mlp=False,
+            cnn=False,
+            scale="together",
+            most_frames=_MOST_FRAMES,
+        )
+        return table if table.results else None
+    return None
 
 
 def _disentanglement(work: _Work, known: Known, table: ProbeTable, means: Floats) -> dict[str, Any] | None:
@@ -313,6 +356,8 @@ def _to_json(work: _Work, result: ReportResult) -> dict[str, Any]:
         "level": result.level,
         "headline": result.headline,
         "advice": result.advice,
+        "command": result.command,
+        "worth": result.worth and asdict(result.worth),
         "grades": [asdict(grade) for grade in result.grades],
         "findings": [{**asdict(finding), "topic": finding.topic} for finding in result.findings],
         "not_measured": result.not_measured,
@@ -333,6 +378,7 @@ def _to_json(work: _Work, result: ReportResult) -> dict[str, Any]:
         "stability": None if result.stability is None else asdict(result.stability),
         "reconstruction": reconstruction,
         "probes": result.probes and result.probes.to_json(),
+        "probes_of_few_frames": result.few and result.few.to_json(),
         "disentanglement": result.disentanglement,
         "settings": asdict(work.config),
         "seconds": work.seconds,

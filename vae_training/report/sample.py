@@ -6,7 +6,7 @@ it was trained on, file by file with checksums: a frame that was trained on is n
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from vae_training.data.loader import gather
 from vae_training.data.rows import rows_of, targets_of
 from vae_training.report.encoder import Frames
 from vae_training.report.probes.targets import load_targets
+
+_FEW_ACTIONS = 10  # more are no classes to a probe
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class Known:
 
     recordings: dict[str, Frames]  # by name
     targets: dict[str, dict[str, NDArray[Any]]]  # of each recording its known values by name, an entry for each frame
+    acts: dict[str, dict[str, NDArray[Any]]]  # the same of actions and rewards, which are no state
     held_out: list[str]  # names of the recordings that are measured, in the order of `Recordings.held_out`
 
     def to_probe(self) -> tuple["Known", list[str] | None]:
@@ -156,7 +159,21 @@ class Known:
         if any(scored & self.targets[name].keys() for name in self.recordings if name not in self.held_out):
             return self, self.held_out
         kept = {name: self.recordings[name] for name in self.held_out}
-        return Known(kept, {name: self.targets[name] for name in kept}, self.held_out), None
+        return replace(self, recordings=kept, targets={name: self.targets[name] for name in kept}), None
+
+    def few(self, learn: int, score: int) -> "Known":
+        """About `learn` frames of training and `score` held-out ones, evenly spread; with acts among the targets."""
+        training = [name for name in self.recordings if name not in self.held_out]
+        steps: dict[str, int] = {}
+        for names, most in ((training, learn), (self.held_out, score)):
+            total = sum(len(self.recordings[name]) for name in names)
+            steps |= dict.fromkeys(names, max(1, -(-total // most)))
+        targets = {name: {**self.acts[name], **self.targets[name]} for name in steps}
+        return replace(
+            self,
+            recordings={name: self.recordings[name][::step] for name, step in steps.items()},
+            targets={n: {key: column[:: steps[n]] for key, column in targets[n].items()} for n in steps},
+        )
 
     def converted(self, contract: PixelContract, most: int) -> "Known":
         """The same with frames of the encoder's size; converted in memory, of more than `most` only every k-th."""
@@ -165,7 +182,7 @@ class Known:
         step = max(1, -(-sum(map(len, self.recordings.values())) // most))
         frames = {n: read([d], np.arange(0, len(d), step), contract) for n, d in self.recordings.items()}
         targets = {name: {key: v[::step] for key, v in self.targets[name].items()} for name in frames}
-        return Known(frames, targets, self.held_out)
+        return replace(self, recordings=frames, targets=targets)
 
     def column(self, target: str) -> NDArray[np.float64]:
         """A target's values for all frames of the held-out recordings, NaN where it is not known."""
@@ -189,7 +206,8 @@ def load_known(recordings: Recordings, own: Path | None = None) -> Known:
         stem = file_of(dataset).stem
         held_out.append(stem if stem not in named else f"{stem} (held out)")
         named[held_out[-1]] = dataset
-    targets: dict[str, dict[str, NDArray[Any]]] = {n: dict(targets_of(rows_of(d))) for n, d in named.items()}
+    rows = {name: rows_of(dataset) for name, dataset in named.items()}
+    targets: dict[str, dict[str, NDArray[Any]]] = {name: dict(targets_of(known)) for name, known in rows.items()}
     if own is not None:
         # The file covers whole files, while a recording here may be a part of one.
         folder = file_of(recordings.held_out[0]).parent
@@ -199,7 +217,24 @@ def load_known(recordings: Recordings, own: Path | None = None) -> Known:
                 first = describe_datasets([dataset])[0]["first_frame"]
                 values = whole[file_of(dataset).stem]
                 targets[name] |= {key: column[first : first + len(dataset)] for key, column in values.items()}
-    return Known(named, targets, held_out)
+    return Known(named, targets, {name: _acts_of(known) for name, known in rows.items()}, held_out)
+
+
+def _acts_of(rows: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Actions and rewards as named numbers, NaN where no step was taken; discrete actions only if they are few."""
+    acts: dict[str, NDArray[Any]] = {}
+    for name, column in rows.items():
+        is_act = name in ("action", "reward") or name.startswith("action$")
+        if (
+            is_act
+            and column.dtype.kind in "biuf"
+            and (column.dtype.kind == "f" or column.max(initial=0) < _FEW_ACTIONS)
+        ):
+            flat = column.reshape(len(column), -1).astype(np.float64)
+            flat[~np.asarray(rows.get("acted", np.ones(len(flat))), bool)] = np.nan
+            parts = [name] if flat.shape[1] == 1 else [f"{name}.{i}" for i in range(flat.shape[1])]
+            acts |= dict(zip(parts, flat.T, strict=True))
+    return acts
 
 
 def file_of(dataset: Frames) -> Path:

@@ -4,11 +4,14 @@ import dataclasses
 import itertools
 import math
 import re
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tyro
 
 from latent_obs_cli.fit import FitConfig
 from vae_training import RecordConfig, TrainConfig
@@ -245,6 +248,55 @@ def cases() -> Any:
             "settings": {"beta": 0.1, "salience": 0.0} if training else {},
             "unseen": ssim < 0.9,
         }
+
+
+def few(*targets: tuple[float, float], width: float = 0.02, metric: str = "r2") -> ProbeTable:
+    """A table of few frames: scores from the latents and from PCA."""
+    return probes(*({"latent": own, "PCA": pca} for own, pca in targets), width=width, metric=metric)
+
+
+@pytest.mark.parametrize(
+    ("table", "ratio", "better"),
+    [
+        (few((0.62, 0.48), (0.9, 0.9)), (0.7, 0.6, 0.8), "vae"),
+        (few((0.62, 0.48)), (13.0, 12.0, 14.0), "vae"),  # what an agent needs counts, not the pictures
+        (few((0.48, 0.62)), (0.7, 0.6, 0.8), "pca"),
+        (few((0.62, 0.48), width=0.1), (0.7, 0.6, 0.8), "neither"),  # the intervals overlap
+        (few((0.93, 0.90), width=0.001), (0.7, 0.6, 0.8), "neither"),  # apart, and by too little
+        (few((0.62, 0.48), (0.48, 0.62)), (0.7, 0.6, 0.8), "neither"),
+        (few((0.62, 0.48), (0.7, 0.5), (0.48, 0.62)), (0.7, 0.6, 0.8), "vae"),
+        # Nothing can be read from few frames, so the pictures decide.
+        (few((0.05, -0.3)), (0.7, 0.6, 0.8), "vae"),
+        (few((0.62, 0.5), metric="auroc", width=0.13), (1.3, 1.2, 1.4), "pca"),
+        (None, (0.97, 0.93, 1.01), "neither"),
+        (None, (1.3, 1.2, 1.4), "pca"),
+        (few((0.62, 0.48)), None, "vae"),
+        (None, None, None),
+    ],
+)
+def test_whether_the_vae_was_worth_its_minutes(table: ProbeTable | None, ratio: Interval | None, better: str | None):
+    pictures = dataclasses.replace(reconstruction(), beside_pca=ratio and Score("ratio", *ratio))
+    for probed in (None, KEPT):
+        found = judge(few=table, reconstruction=pictures, probes=probed, pca="runs/a/pca.safetensors")
+        assert found.level == "good", "PCA as good makes no encoder bad"
+        assert (found.worth and found.worth.better) == better
+        if found.worth is not None:
+            assert found.worth.sentence.startswith("The VAE is worth" if better == "vae" else "PCA is enough")
+            assert ("runs/a/pca.safetensors" in found.worth.sentence) == (better != "vae")
+            assert ("times PCA's error" in found.worth.sentence) == (ratio is not None)
+
+
+def test_the_command_of_an_advice_trains_the_same_with_one_change():
+    settings = TrainConfig(Path("runs/a/frames"), Path("runs/a/vae"), widths=(16, 32), standardize=False).to_json()
+    found = judge(**{**QUICKSTART, "probes": QUICKSTART_PROBES, "settings": settings})
+    assert "--epochs" in found.advice[0]
+    assert found.command is not None
+    words = shlex.split(found.command)
+    assert words[:2] == ["latent-obs", "train-vae"]
+    wanted = TrainConfig.from_json({**settings, "out": "runs/a/vae-2", "epochs": 2 * TrainConfig().epochs})
+    assert tyro.cli(TrainConfig, args=words[2:]) == wanted
+    for unknown in ({}, {**settings, "ramp": "cosine"}, {"beta": 0.1}):
+        assert judge(**{**QUICKSTART, "settings": unknown}).command is None
 
 
 def test_laws_of_every_verdict():

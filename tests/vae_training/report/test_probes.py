@@ -26,6 +26,7 @@ from vae_training.report.probes.scores import (
     auroc,
     score_amounts,
     score_classes,
+    score_ratio,
     split_recordings,
 )
 from vae_training.report.probes.targets import Target, load_targets, prepare_targets
@@ -283,6 +284,28 @@ def test_ridge_is_the_best_of_its_strengths_fitted_anew(rng: np.random.Generator
     together = predict_linear(x, [easy, target])
     assert together[0] == pytest.approx(x[held_out, 0], abs=1e-3)
     assert together[1] == pytest.approx(solved(np.arange(110), held_out, best), abs=1e-6)
+
+
+def test_one_scale_for_all_keeps_what_varies_most_in_front(rng: np.random.Generator):
+    """Few frames and many inputs of small spread: standardized one by one, these drown the two that matter."""
+    x = (rng.standard_normal((300, 200)) * np.r_[10, 10, np.full(198, 0.1)]).astype(np.float32)
+    y = x[:, 0].astype(float) + x[:, 1] + rng.standard_normal(300)
+    target = Target("y", "continuous", y, (), np.arange(60), np.arange(60, 80), np.arange(80, 300))
+    each, together = (
+        metrics.r2_score(y[80:], predict_linear(1e-3 * x, [target], scale=scale)[0]) for scale in ("each", "together")
+    )
+    assert together > 0.9 > each + 0.1
+
+
+def test_the_ratio_of_errors_has_an_interval_over_units(rng: np.random.Generator):
+    other, units = rng.uniform(1, 2, 200), np.repeat(np.arange(20), 10)
+    same = score_ratio(3 * other, other, units)
+    assert [same.value, same.low, same.high] == pytest.approx([3, 3, 3])
+    own = other * np.repeat(rng.uniform(0.5, 1.5, 20), 10)
+    found = score_ratio(own, other, units)
+    assert found.value == pytest.approx(own.mean() / other.mean())
+    assert found.low is not None
+    assert found.low < found.value - 0.05
 
 
 def test_errors_on_a_rare_class_are_shared_fairly(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch):

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import EncoderFolderError, InputError, MissingExtraError
 from latent_obs_cli.main import main
 from tests.support.tiny import picture, random_frames, tiny_cvae
 from tests.support.training_runs import config_for, run
 from vae_training.report import ReportConfig, ReportResult, report
 from vae_training.report.encoder import ReportModel
+from vae_training.report.metrics.baselines import Pca
 from vae_training.report.run import write_compact_json
 from vae_training.training.export import export_encoder
 
@@ -93,9 +95,16 @@ def test_the_page_lies_beside_the_encoder_holds_everything_and_fetches_nothing(m
     assert str(result.page) in said[-1]
     assert any(result.headline in " ".join(text.split()) for text in said), "wrapped"
     page = Page(result.page)
-    assert len(page.all_of("h1", "h2")) == 10
+    assert len(page.all_of("h1", "h2")) == 11
     texts = [finding.sentence for finding in result.findings] + [grade.name for grade in result.grades]
-    for text in (result.headline, "state$STEP", *texts, *result.advice, *result.not_measured.values()):
+    for text in (
+        result.headline,
+        result.worth.sentence,
+        "state$STEP",
+        *texts,
+        *result.advice,
+        *result.not_measured.values(),
+    ):
         assert text in page.text
     images = page.all_of("img")
     assert len(images) == len(list((trained / "report" / "pictures").glob("*.png"))) == 11
@@ -128,6 +137,8 @@ def test_the_numbers_are_in_the_json(made: Any):
     assert result.probes.targets == ["state$STEP"]
     assert result.probes.representations == ["latent", "PCA", "random encoder"]
     assert result.probes.recordings["held_out"] == ["3"]
+    assert result.few.representations == ["latent", "PCA"]
+    assert values["worth"]["sentence"] == result.worth.sentence
     assert values["disentanglement"] is None, "with one known value even noise has a DCI disentanglement of 1"
 
 
@@ -141,6 +152,36 @@ def test_the_numbers_are_those_of_the_encoder(made: Any, trained: Path):
     assert result.latents.variance_of_mean == pytest.approx(means.var(0).tolist(), rel=1e-4)
     mse = np.square(model.frozen.decode(means) / 255 - frames / 255).mean()
     assert result.reconstruction.scores["encoder"].mse == pytest.approx(mse, rel=1e-2)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_baselines_get_all_training_frames_and_none_that_is_held_out(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+):
+    """Also with --quick, and where frames have to be resized."""
+    folder, given = trained.parent / "frames", []
+    if size != 16:
+        folder = tmp_path / "large"
+        folder.mkdir()
+        for number in range(4):
+            np.save(
+                folder / f"{number}.npy", np.load(trained.parent / "frames" / f"{number}.npy").repeat(2, 1).repeat(2, 2)
+            )
+    fit = Pca.fit
+
+    def kept(recordings: list[Any], dim: int) -> Pca:
+        given.extend(recordings)
+        return fit(recordings, dim)
+
+    monkeypatch.setattr(Pca, "fit", kept)
+    result = quietly(ReportConfig(trained, frames=folder, out=tmp_path / "out", quick=True, sample=20))
+    (frames,) = given
+    recorded = np.concatenate([np.load(folder / f"{number}.npy") for number in range(3)])
+    assert np.array_equal(frames, PixelContract(16, 16, 3).convert(recorded))
+    values = json.loads(result.json.read_text())
+    assert (values["frames"]["fitted_on"], values["frames"]["measured"]) == (240, 20)
+    assert "240 training frames" in result.reconstruction.notes["pca"]  # pyright: ignore[reportOptionalMemberAccess]
+    assert "240 frames of 0.npy" in Page(result.page).text
 
 
 def test_own_targets_change_nothing_else(made: Any, trained: Path, tmp_path: Path):

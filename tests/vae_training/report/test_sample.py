@@ -117,6 +117,30 @@ def test_neighbors_are_of_one_recording_and_one_episode(tmp_path: Path):
     assert neighbors(get_datasets(folder_of(tmp_path / "b", 1, 1)), 5, CONTRACT) is None
 
 
+def test_few_frames_of_training_beside_many_held_out_ones_with_actions_and_rewards(tmp_path: Path):
+    folder = folder_of(tmp_path / "a", 60, 40, 50)
+    for number, count in enumerate((60, 40, 50)):
+        rows = {"state$ROW": np.arange(count), "action": np.arange(count) % 3, "acted": np.arange(count) < count - 1}
+        rows |= {"reward": np.arange(count) / 2, "action$camera": np.ones((count, 2)), "action$many": np.arange(count)}
+        np.savez(folder / f"{number}.rows.npz", **rows)  # pyright: ignore[reportArgumentType]
+    first, second, last = get_datasets(folder)
+    known = load_known(Recordings([first, second], [last], ""))
+    assert known.targets["0"].keys() == {"state$ROW"}
+    few = known.few(20, 25)
+    assert [len(frames) for frames in few.recordings.values()] == [12, 8, 25]
+    assert few.held_out == ["2"]
+    assert few.targets["0"].keys() == {"state$ROW", "action", "reward", "action$camera.0", "action$camera.1"}
+    for name, step in (("0", 5), ("1", 5), ("2", 2)):
+        rows = few.targets[name]["state$ROW"]
+        assert (
+            rows.tolist()
+            == few.recordings[name][:, 0, 1, 0].tolist()
+            == list(range(0, len(known.recordings[name]), step))
+        )
+        assert few.targets[name]["reward"].tolist() == (rows / 2).tolist()
+    assert np.isnan(known.few(200, 200).targets["1"]["action"]).tolist() == 39 * [False] + [True]
+
+
 def test_own_targets_of_a_recording_that_is_cut(tmp_path: Path):
     np.save(tmp_path / "a.npy", random_frames(100))
     np.savez(tmp_path / "a.rows.npz", **{"state$HEALTH": np.arange(100.0)})  # pyright: ignore[reportArgumentType]

@@ -11,6 +11,7 @@ from latent_obs.util.errors import require
 from vae_training.model.cvae import images_to_tensor
 from vae_training.model.losses import Background
 from vae_training.report.encoder import Floats, Frames, Reconstruct
+from vae_training.report.probes.scores import Score, score_ratio
 
 _BATCH = 256
 _SSIM_WINDOW = 11  # Wang et al. 2004: a Gaussian of 1.5 pixels over 11x11
@@ -51,6 +52,7 @@ class Reconstruction:
     worst: list[int]  # the same of the worst, the worst first
     error_map: list[list[float]]  # mean squared error of the encoder by place, (8, 8) or smaller, rows from the top
     notes: dict[str, str] = field(default_factory=dict)  # how the methods were made
+    beside_pca: Score | None = None  # the ratio to PCA's error, with its interval
 
     def ratio(self, method: str) -> float:
         """Error of the encoder over that of another method."""
@@ -124,9 +126,16 @@ def salience_weights(training: Frames, salience: float) -> Reconstruct:
 
 
 def compare(
-    measured: Mapping[str, Measured], *, shown: int = 8, notes: Mapping[str, str] | None = None
+    measured: Mapping[str, Measured],
+    *,
+    shown: int = 8,
+    notes: Mapping[str, str] | None = None,
+    units: NDArray[np.intp] | None = None,
 ) -> Reconstruction:
-    """Put methods, "encoder" among them, side by side; `shown` of the best and of the worst frames are named."""
+    """Put methods, "encoder" among them, side by side; `shown` of the best and of the worst frames are named.
+
+    With `units`, what each frame is resampled with, the ratio to PCA's error gets an interval.
+    """
     own = measured["encoder"]
     order = np.argsort(own.mse, kind="stable").tolist()
     apart = len(order) // (5 * shown)  # neighboring frames look the same
@@ -141,4 +150,9 @@ def compare(
     rows, columns = (np.array_split(np.arange(n), min(_CELLS, n)) for n in own.error_map.shape)
     coarse = [[float(own.error_map[np.ix_(r, c)].mean()) for c in columns] for r in rows]
     scores = {name: method.scores() for name, method in measured.items()}
-    return Reconstruction(len(order), scores, chosen(order), chosen(order[::-1]), coarse, dict(notes or {}))
+    beside_pca = None
+    if units is not None and "pca" in measured:
+        pair = [own, measured["pca"]]
+        errors = [np.maximum(m.mse if m.weighted_mse is None else m.weighted_mse, ROUNDING_MSE) for m in pair]
+        beside_pca = score_ratio(errors[0], errors[1], units)
+    return Reconstruction(len(order), scores, chosen(order), chosen(order[::-1]), coarse, dict(notes or {}), beside_pca)

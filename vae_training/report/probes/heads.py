@@ -7,7 +7,7 @@ to stop, `held_out` to predict: (n,) in the units of the target, or (n, classes)
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from latent_obs.util.errors import require
 from vae_training.report.probes.targets import Target
 
 Floats = NDArray[np.float64]
+Scale = Literal["each", "together"]
 _RIDGE = np.logspace(-6, 1, 15)  # times the number of frames; inputs have variance 1
 _LOGISTIC = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # scikit-learn's C, the inverse strength
 _HIDDEN, _MLP_BATCH, _CNN_BATCH = 128, 256, 128
@@ -27,11 +28,12 @@ _MLP_STEPS, _CHUNK = 1500, 512
 _RATE, _DECAY = 2e-3, 1e-2
 
 
-def predict_linear(inputs: NDArray[np.float32], targets: Sequence[Target]) -> list[Floats]:
+def predict_linear(inputs: NDArray[np.float32], targets: Sequence[Target], *, scale: Scale = "each") -> list[Floats]:
     """Ridge regression for amounts, logistic regression with balanced classes for classes.
 
-    Inputs, float32 (N, D), are standardized. The strength of the penalty is the best one on the validation frames; then
-    the probe is fitted to both parts with it. Raises a MissingExtraError without scikit-learn.
+    Inputs, float32 (N, D), are standardized, each by its own deviation or all together by one, as for an agent: few
+    frames then do not drown in directions in which they hardly vary. The strength of the penalty is the best one on the
+    validation frames; then the probe is fitted to both parts with it. Raises a MissingExtraError without scikit-learn.
     """
     require("sklearn", extra="report", purpose="fit linear probes")
     from sklearn.linear_model import LogisticRegression, Ridge
@@ -46,6 +48,8 @@ def predict_linear(inputs: NDArray[np.float32], targets: Sequence[Target]) -> li
         return -float(log_loss(y, model.predict_proba(x), sample_weight=weights, labels=model.classes_))
 
     wide = inputs.astype(np.float64)
+    if scale == "together":
+        wide /= np.sqrt(wide.var(0).mean()) or 1.0
     predictions: list[Floats] = []
     for target in targets:
         if target.classes:
@@ -57,7 +61,9 @@ def predict_linear(inputs: NDArray[np.float32], targets: Sequence[Target]) -> li
             grid = {"ridge__alpha": _RIDGE * len(target.fit)}
         learn = np.concatenate([target.fit, target.validation])
         folds = PredefinedSplit(np.repeat([-1, 0], [len(target.fit), len(target.validation)]))
-        search = GridSearchCV(make_pipeline(StandardScaler(), head), grid, cv=folds, scoring=scoring)
+        search = GridSearchCV(
+            make_pipeline(StandardScaler(with_std=scale == "each"), head), grid, cv=folds, scoring=scoring
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # not converged to the last digit: the validation frames judge it
             search.fit(wide[learn], target.labels(learn) if target.classes else target.values[learn])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from latent_obs.util.errors import InputError
 from vae_training.report.metrics.baselines import Representation
-from vae_training.report.probes.heads import Floats, predict_cnn, predict_linear, predict_mlp
+from vae_training.report.probes.heads import Floats, Scale, predict_cnn, predict_linear, predict_mlp
 from vae_training.report.probes.scores import Score, score_amounts, score_classes, split_recordings
 from vae_training.report.probes.targets import Kind, prepare_targets
 
@@ -51,8 +51,12 @@ class ProbeResult:
     @property
     def above_chance(self) -> float:
         """The main score on a scale from 0 (guessing, or worse) to 1 (perfect): an AUROC of 0.9 is 0.8."""
-        chance = {"r2": 0.0, "auroc": 0.5}.get(self.main.metric, 1 / max(1, self.classes))
-        return max(0.0, (self.main.value - chance) / (1 - chance))
+        return max(0.0, (self.main.value - self.chance) / (1 - self.chance))
+
+    @property
+    def chance(self) -> float:
+        """The main score of a guess."""
+        return {"r2": 0.0, "auroc": 0.5}.get(self.main.metric, 1 / max(1, self.classes))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -146,6 +150,7 @@ def probe(
     mlp: bool = True,
     cnn: bool = True,
     cnn_steps: int = 1000,
+    scale: Scale = "each",
     most_frames: int = 20_000,
     device: str = "auto",
     log: Callable[[str], object] = lambda line: None,
@@ -164,6 +169,7 @@ def probe(
         mlp: Train a small network per target and representation.
         cnn: Train a network on the pixels, the reference for what can be known.
         cnn_steps: Its gradient steps, at most; with fewer it is quicker, and a weaker reference.
+        scale: How linear probes standardize their inputs, see `predict_linear`.
         most_frames: Of more frames than this, every k-th is used.
         device: Where the CNN computes.
         log: Called with a line as each part begins.
@@ -218,7 +224,7 @@ def probe(
                     raise InputError(f"{representation.name} gave values that are not finite, for frames of {name}")
         vectors = np.concatenate(parts)
         seconds[f"{representation.name}, vectors"] = round(time.perf_counter() - start, 3)
-        score(representation.name, "linear", partial(predict_linear, vectors, chosen))
+        score(representation.name, "linear", partial(predict_linear, vectors, chosen, scale=scale))
         if mlp:
             score(representation.name, "mlp", partial(predict_mlp, vectors, chosen, seed=seed))
     if cnn and chosen:

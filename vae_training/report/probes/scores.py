@@ -92,6 +92,18 @@ def score_classes(labels: NDArray[np.intp], scores: Floats, units: NDArray[np.in
     return found
 
 
+def score_ratio(own: Floats, other: Floats, units: NDArray[np.intp], seed: int = 0) -> Score:
+    """The mean of some errors over the mean of others on the same frames, (n,) each; `units` as for `score_amounts`."""
+    labels, unit = np.unique(units, return_inverse=True)
+    sums = np.stack([np.bincount(unit, errors, len(labels)) for errors in (own, other)], 1)
+
+    def ratio(copies: Floats) -> Floats:
+        own, other = (copies @ sums).T
+        return (own / np.maximum(other, 1e-12))[:, None]
+
+    return _with_intervals(("ratio",), ratio, len(labels), seed)[0]
+
+
 def auroc(labels: NDArray[np.intp], score: Floats, unit: NDArray[np.intp], copies: Floats) -> Floats:
     """AUROC, (resamples, 1), for weights of the units, (resamples, units); nan where a class has no weight."""
     order = np.argsort(score, kind="stable")
@@ -121,6 +133,20 @@ def _with_intervals(metrics: tuple[str, ...], scores: Callable[[Floats], Floats]
         low, high = np.quantile(usable, _ENDS).tolist() if enough else (None, None)
         made.append(Score(metric, float(value[i]), low, high))
     return made
+
+
+def resampling_units(counts: Sequence[int]) -> NDArray[np.intp]:
+    """What each frame of some recordings is resampled with: its recording where there are enough of them, else a block.
+
+    `counts` has the number of frames of each recording. A block has neighboring frames of one recording.
+    """
+    by_recording = np.count_nonzero(counts) >= _ENOUGH_RECORDINGS
+    length, first = -(-sum(counts) // _BLOCKS), 0
+    units: list[NDArray[np.intp]] = []
+    for count in filter(None, counts):
+        units.append(first + (np.zeros(count, np.intp) if by_recording else np.arange(count) // length))
+        first = int(units[-1][-1]) + 1
+    return np.concatenate(units)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,20 +217,14 @@ def split_recordings(
             part[learning[0]][free[-tail - gap :]] = np.repeat([UNUSED, use], [gap, tail])
             what = "scored" if use == HELD_OUT else "tuned"
             notes.append(f"probes are {what} on the last {share:.0%} of {learning[0]}, as there is no other recording")
-    # The bootstrap resamples recordings where there are enough of them, else blocks of neighboring frames.
     counts = [int((part[name] == HELD_OUT).sum()) for name in names]
-    by_recording = np.count_nonzero(counts) >= _ENOUGH_RECORDINGS
-    length = -(-sum(counts) // _BLOCKS)
-    whole, first = np.concatenate(list(part.values())), 0
-    units: list[NDArray[np.intp]] = []
-    for count in filter(None, counts):
-        units.append(first + (np.zeros(count, np.intp) if by_recording else np.arange(count) // length))
-        first = int(units[-1][-1]) + 1
+    whole = np.concatenate(list(part.values()))
     unit = np.full(len(whole), -1, np.intp)
-    unit[whole == HELD_OUT] = np.concatenate(units)
+    unit[whole == HELD_OUT] = resampling_units(counts)
     uses = {"fit": FIT, "validation": VALIDATION, "held_out": HELD_OUT}
     recordings = {use: [name for name in names if (part[name] == value).any()] for use, value in uses.items()}
-    resampled = "recordings" if by_recording else f"blocks of {length * step} frames"
+    by_recording = np.count_nonzero(counts) >= _ENOUGH_RECORDINGS
+    resampled = "recordings" if by_recording else f"blocks of {-(-sum(counts) // _BLOCKS) * step} frames"
     return ProbeSplit(frames, rows, whole, unit, recordings, resampled, "; ".join(notes))
 
 
