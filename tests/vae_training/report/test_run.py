@@ -95,7 +95,7 @@ def test_the_page_lies_beside_the_encoder_holds_everything_and_fetches_nothing(m
     assert str(result.page) in said[-1]
     assert any(result.headline in " ".join(text.split()) for text in said), "wrapped"
     page = Page(result.page)
-    assert len(page.all_of("h1", "h2")) == 11
+    assert len(page.all_of("h1", "h2")) == 10
     texts = [finding.sentence for finding in result.findings] + [grade.name for grade in result.grades]
     for text in (
         result.headline,
@@ -198,6 +198,7 @@ def test_own_targets_change_nothing_else(made: Any, trained: Path, tmp_path: Pat
     assert scores is not None
     assert scores["factors"] == list(scores["mig_per_factor"]) == list(scores["informativeness_per_factor"])
     assert scores["factors"] == ["state$STEP", "twice"]
+    assert "Disentanglement" in Page(result.page).text
     assert 0 <= scores["mig"] <= 1
     first, _ = made  # the same seed gives the same report
     assert (result.latents, result.stability) == (first.latents, first.stability)
