@@ -139,12 +139,12 @@ def check_minutes(minutes: float) -> None:
 
 
 def vae_settings(frames: Path, out: Path, epochs: int, seed: int, device: str) -> TrainConfig:
-    """A small network, small batches (many steps in little time), and a beta that keeps detail."""
+    """A small network, and small batches: many steps in little time."""
     return TrainConfig(
         frames=frames,
         out=out,
-        widths=(16, 32, 64),
-        beta=0.01,
+        widths=(32, 64),
+        strides=(4, 2),
         epochs=epochs,
         batch_freeze=1,
         half_beta_cycle=2,

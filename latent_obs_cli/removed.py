@@ -36,11 +36,13 @@ REMOVED_OPTIONS: dict[str, dict[str, str]] = {
         ("frames", "vae-epochs", "steps"), "it is chosen for the machine and the time that you give with --minutes"
     ),
     "train-vae": {
-        **dict.fromkeys(("motion", "hard-pixels", "edges", "scales"), "weight small moving things with --salience"),
+        **dict.fromkeys(
+            ("salience", "motion", "hard-pixels", "edges", "scales"), "all pixels count the same; leave it out"
+        ),
         "ramp": "beta rises linearly; leave it out",
         "block-frames": "frames are drawn one by one; leave it out",
         **dict.fromkeys(("checkpoint-steps", "checkpoint-minutes"), "one is written every five minutes; leave it out"),
-        "objective": "classic is --salience 0; acting is the default",
+        "objective": "all pixels count the same, as in classic; leave it out",
         "preset": "give --widths and --strides; small was 16 32 64 128 (--bottleneck dense), or 32 64 with 4 2",
         **dict.fromkeys(("warm-up-steps", "clip-norm"), "use a smaller --learning-rate if training diverges"),
         "first-activation": "the first convolution has no activation; leave it out",

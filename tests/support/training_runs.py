@@ -28,7 +28,6 @@ TRAIN = importlib.import_module("vae_training.training.trainer")
 #: Steps of an epoch of `config_for`: 48 frames to train on (24 are held out), in batches of 20, 20 and 8.
 STEPS = 3
 TINY: dict[str, Any] = {
-    "salience": 0.0,
     "bottleneck": "dense",
     "beta": 1.0,
     "components": 0,
@@ -36,12 +35,14 @@ TINY: dict[str, Any] = {
     "widths": (4, 8),
     "strides": (2, 2),
     "batch_size": 20,
+    "learning_rate": 1e-3,
+    "learning_rate_schedule": "constant",
     "batch_freeze": 0,
     "half_beta_cycle": 1,
     "device": "cpu",
 }
 #: Everything that a loss can have.
-EVERYTHING: dict[str, Any] = {"salience": 0.5, "augment": 0.5, "components": 2}
+EVERYTHING: dict[str, Any] = {"augment": 0.5, "components": 2}
 
 
 def config_for(frames: Path, out: Path, **kwargs: Any) -> TrainConfig:

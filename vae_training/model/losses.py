@@ -1,7 +1,7 @@
 """The loss of a beta-VAE, and the gradient step on it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -9,13 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
-from latent_obs.encoder.pca import principal_components
 from latent_obs.util.progress import print_now
 from vae_training.model.augmentation import CHANGES, augment
-
-#: The weight of a pixel, before normalization, is at most this: one bright flash must not be the whole loss.
-CAP = 50.0
-_TINY = 1e-12  # below any squared difference of 8-bit pixels; keeps a still batch from a division by 0
 
 
 @dataclass(frozen=True)
@@ -23,14 +18,12 @@ class Losses:
     """Terms of the loss of one batch, each a 0-d float32 tensor on the model's device."""
 
     total: Tensor  # what the gradient step descends
-    reconstruction: Tensor  # squared error, unweighted; see `CVAE` for what it is summed over
+    reconstruction: Tensor  # squared error; see `CVAE` for what it is summed over
     kl: Tensor  # from the prior in nats, unweighted
-    terms: Mapping[str, Tensor] = field(default_factory=dict)  # further ones by name, each before its weight
 
     def detach(self) -> "Losses":
         """The same numbers without gradient."""
-        terms = {name: value.detach() for name, value in self.terms.items()}
-        return Losses(self.total.detach(), self.reconstruction.detach(), self.kl.detach(), terms)
+        return Losses(self.total.detach(), self.reconstruction.detach(), self.kl.detach())
 
 
 class VAE(Protocol):
@@ -55,7 +48,6 @@ class VAELoss(nn.Module):
 
     Args:
         model: The CVAE, whose `beta` is the one in force.
-        salience: Weight of pixels that the background does not explain; `Losses.reconstruction` stays unweighted.
         augment: Strength of random changes, 0 to 1; the changed image is the target.
         dtype: float32 or bfloat16.
         compile: Compile the loss, for the batch size of the first call.
@@ -67,16 +59,13 @@ class VAELoss(nn.Module):
         self,
         model: VAE,
         *,
-        salience: float = 0.0,
         augment: float = 0.0,
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
         say: Callable[[str], object] = print_now,
     ) -> None:
         super().__init__()
-        self.model, self.salience, self.augment, self.dtype = model, salience, augment, dtype
-        height, width, channels = model.architecture.img_shape
-        self.background = Background(height * width * channels, salience) if salience else None
+        self.model, self.augment, self.dtype = model, augment, dtype
         self._terms: Callable[..., Any] = _Compiled(self._compute_terms, say) if compile else self._compute_terms
 
     def forward(self, images: Tensor, normal: Callable[..., Tensor]) -> Losses:
@@ -88,12 +77,11 @@ class VAELoss(nn.Module):
         """
         if self.augment:
             images = augment(images, self.augment, normal(CHANGES))
-        descended, reconstruction, kl = self._terms(images, normal(self.model.architecture.latent_dim))
-        total = descended + self.model.beta * self.model.beta_unit * kl
-        return Losses(total, reconstruction, kl, {"weighted_reconstruction": descended} if self.salience else {})
+        reconstruction, kl = self._terms(images, normal(self.model.architecture.latent_dim))
+        return Losses(reconstruction + self.model.beta * self.model.beta_unit * kl, reconstruction, kl)
 
-    def _compute_terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The reconstruction error that is descended and the plain one, and the KL."""
+    def _compute_terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The reconstruction error and the KL."""
         model = self.model
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             mean, logvar = model.encoder(images)
@@ -102,11 +90,9 @@ class VAELoss(nn.Module):
         squared = (decoded.float() - images).square()
         learned = slice(model.architecture.components, None)
         values, dimensions = (images[0].numel(), model.architecture.learned) if model.scale_losses else (1, 1)
-        reconstruction = descended = squared.sum() / len(images) / values
-        if self.background is not None:
-            descended = (squared * self.background(images)).sum() / len(images) / values
+        reconstruction = squared.sum() / len(images) / values
         kl = gaussian_kl_nats(mean[:, learned], logvar[:, learned]).sum(1).mean() / dimensions
-        return descended, reconstruction, kl
+        return reconstruction, kl
 
 
 class _Compiled:
@@ -148,50 +134,6 @@ def gaussian_kl_nats(mean: Tensor, logvar: Tensor) -> Tensor:
         tensor([0.0000, 0.5000])
     """
     return 0.5 * (mean.square() + (torch.expm1(logvar) - logvar))
-
-
-class Background(nn.Module):
-    """Weighs pixels by how little a low-rank model of the recordings explains them: what is small, rare, or moves.
-
-    Frames of one place are nearly a low-rank matrix, and what moves in front is sparse: background subtraction by
-    principal components (Oliver et al. 2000, "A Bayesian Computer Vision System for Modeling Human Interactions";
-    Candès et al. 2011, "Robust Principal Component Analysis?", section 4).
-
-    Args:
-        pixels: Values of a frame, C x H x W.
-        salience: Weight of what the components do not explain; 0 weighs all pixels the same.
-        rank: Components.
-    """
-
-    mean: Tensor
-    basis: Tensor
-
-    def __init__(self, pixels: int, salience: float = 1.0, rank: int = 32) -> None:
-        super().__init__()
-        self.salience = salience
-        self.register_buffer("mean", torch.zeros(pixels))
-        self.register_buffer("basis", torch.zeros(pixels, rank))
-
-    @torch.no_grad()
-    def fit(self, images: Tensor) -> None:
-        """Take the components of images float32 (N, C, H, W); the global random state does not change."""
-        mean, _, components = principal_components(images.flatten(1), self.basis.shape[1])
-        self.mean.copy_(mean)
-        self.basis.zero_()
-        self.basis[:, : components.shape[1]].copy_(components)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Weights of the pixels, float32 (N, 1, H, W), without gradient.
-
-        They are ``1 + salience * marked``, divided by their mean over the batch, with the squared residual of a pixel
-        as ``marked``: mean 1 over the batch before it is cut at `CAP`. The mean weight of 1 keeps the balance of
-        squared error and KL, so that beta means the same at any salience.
-        """
-        centred = images.detach().flatten(1) - self.mean
-        rest = centred - (centred @ self.basis) @ self.basis.T
-        marked = rest.view_as(images).square().mean(1, keepdim=True)
-        weights = 1 + self.salience * (marked / (marked.mean() + _TINY)).clamp(max=CAP)
-        return (weights / weights.mean()).detach()
 
 
 def apply_gradients(

@@ -83,7 +83,6 @@ def _check_provenance(folder: EncoderFolder) -> None:
         "frames": str | None,
         "held_out": int | None,
         "beta": float | None,
-        "salience": float | None,
     }
     part: dict[str, Any] = {"sha256_head_tail": str | None, "first_frame": int, "frames": int}
 

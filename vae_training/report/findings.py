@@ -224,7 +224,6 @@ def advise(numbers: Numbers, findings: Sequence[Finding]) -> tuple[list[str], st
         "so if the environment has it), or give values of your own to latent-obs report with --targets."
     )
     augmented = ", or train with --augment 1, which moves and recolors frames" if augment else ""
-    salience = weak and settings.get("salience") == 0
     dense = weak and numbers.bottleneck != "spatial"
     candidates: list[tuple[bool, str, dict[str, Any]]] = [
         (
@@ -246,7 +245,6 @@ def advise(numbers: Numbers, findings: Sequence[Finding]) -> tuple[list[str], st
         (not short and "information" in topics, smaller_beta, change_beta),
         (unprobed and not bad, measure, {}),
         (weak and not overfits, "Train longer (--epochs).", {"epochs": 2 * epochs}),
-        (salience, "Train with --salience 1. It gives more weight to what is small and moves.", {"salience": 1.0}),
         (
             dense,
             "Train with --bottleneck spatial --latent-dim 256. It keeps where an object is in the frame.",
@@ -380,12 +378,9 @@ def _sentence(grade: Grade, numbers: Numbers) -> str:
         if grade.level == "bad":
             return f"Reconstructions are less like the frames than one mean image is (SSIM {own} and {worst})."
         return f"Reconstructions are less like the frames than those of PCA (SSIM {own} and {best})."
-    error = "error"
-    if r is not None and r.scores["encoder"].weighted_mse is not None:
-        error = "salience-weighted error"
     return {
         "pictures.mean_image": f"Reconstructions have {value:.0%} of the error that one mean image for all frames has.",
-        "pictures.pca": f"The {error} of reconstructions is {_times(value)} times that of PCA with as many dimensions.",
+        "pictures.pca": f"The error of reconstructions is {_times(value)} times that of PCA with as many dimensions.",
         "overfitting.ratio": f"The error on held-out recordings is {value:.1f} times that on training recordings.",
         "outliers.worst": f"The worst frame has {value:.0f} times the median error.",
         "stability.shift": f"A shift by one pixel changes the latent {value:.1f} times as much as the pixels.",

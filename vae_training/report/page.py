@@ -65,7 +65,10 @@ def draw_pictures(
         pairs = frames[rng.permutation(len(frames))[: 2 * min(_INTERPOLATIONS, len(frames) // 2)]]
         steps = [_interpolation(model, pair) for pair in pairs.reshape(-1, 2, *frames.shape[1:])]
         sheets["interpolations"] = steps, [f"frame, {_STEPS} steps through the latents, frame"]
-        samples = model.decode(rng.standard_normal((_PRIOR_ROWS * _COLUMNS, dim)))
+        z, standard = rng.standard_normal((_PRIOR_ROWS * _COLUMNS, dim)), model.cvae.encoder.standard
+        if standard is not None and standard.components:  # these are as wide as they were over the training frames
+            z[:, : standard.components] *= (standard.deviation / standard.deviation[-1]).cpu().numpy()
+        samples = model.decode(z)
         sheets["prior"] = np.split(_to_uint8(samples), _PRIOR_ROWS), ()
     drawn = {name: save_figure(made, folder / f"{name}.png") for name, made in plots.items()}
     for name, (rows, names) in sheets.items():

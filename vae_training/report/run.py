@@ -33,7 +33,7 @@ from vae_training.report.look import write_html
 from vae_training.report.metrics.baselines import EncoderMeans, MeanImage, Pca, random_encoder
 from vae_training.report.metrics.disentanglement import FEWEST_SAMPLES, dci, mig_by_factor
 from vae_training.report.metrics.latents import describe, measure_stability
-from vae_training.report.metrics.reconstruction import Measured, Reconstruction, compare, measure, salience_weights
+from vae_training.report.metrics.reconstruction import Measured, Reconstruction, compare, measure
 from vae_training.report.page import METHOD_NAMES, draw_pictures, probe_columns
 from vae_training.report.probes.probes import METRIC_NAMES, ProbeTable, probe
 from vae_training.report.probes.scores import resampling_units
@@ -204,9 +204,7 @@ def _reconstruct(work: _Work, pca: Pca) -> Reconstruction | None:
         if work.recordings.certain:
             few = training[:: max(1, len(training) // len(frames))]
             work.training_mse = measure(few, model.reconstruct, with_ssim=False).scores().mse
-    salience = work.settings.get("salience")
-    weigh = salience_weights(training, salience) if salience else None
-    work.measured |= {name: measure(frames, method, weigh=weigh) for name, method in work.methods.items()}
+    work.measured |= {name: measure(frames, method) for name, method in work.methods.items()}
     recording, _ = places(work.recordings.held_out, work.index)
     units = resampling_units(np.bincount(recording).tolist())
     return compare(work.measured, notes=notes, units=units)

@@ -4,8 +4,8 @@
     ├── latest.safetensors   where --resume continues
     └── best.safetensors     lowest held-out loss at the wanted beta, among comparable moments
 
-Tensors are named "model/…", "optimizer/<parameter>/…", "rng/…", and "<part>/…" for other modules of a run, such as
-"heads"; the file's metadata holds the rest as JSON. Schedules and sampler follow from the settings and the step.
+Tensors are named "model/…", "optimizer/<parameter>/…" and "rng/…"; the file's metadata holds the rest as JSON.
+Schedules and sampler follow from the settings and the step.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from latent_obs.util.atomic import atomic_write
@@ -28,6 +28,7 @@ from vae_training.model.cvae import CVAE
 
 _FORMAT = "latent-obs-checkpoint-2"
 _WITHOUT_CHECKSUM = "latent-obs-checkpoint-1"  # of earlier versions
+_MODEL = "model/"
 _AVERAGE = "ema/module."  # of earlier versions: an average of the weights, which was exported in their place
 
 
@@ -53,7 +54,6 @@ def save_checkpoint(
     optimizer: Optimizer,
     progress: Progress,
     *,
-    parts: Mapping[str, nn.Module] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write model, optimizer, random state and progress into one file.
@@ -63,12 +63,9 @@ def save_checkpoint(
         model: The model.
         optimizer: Its optimizer.
         progress: How far the run has come.
-        parts: Other modules of the run by name.
         about: Further JSON: the frames that the run is trained on.
     """
-    tensors: dict[str, Tensor] = {}
-    for part, module in {"model": model, **(parts or {})}.items():
-        tensors |= {f"{part}/{k}": v for k, v in module.state_dict().items()}
+    tensors = {f"{_MODEL}{k}": v for k, v in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
     tensors["rng/cpu"] = torch.get_rng_state()
@@ -117,16 +114,13 @@ def _damaged(path: Path, what: str) -> InputError:
     return InputError(f"{path} is damaged: {what}. If best.safetensors is intact, rename it to latest.safetensors")
 
 
-def load_checkpoint(
-    path: Path, model: CVAE, optimizer: Optimizer | None = None, *, parts: Mapping[str, nn.Module] | None = None
-) -> Progress:
+def load_checkpoint(path: Path, model: CVAE, optimizer: Optimizer | None = None) -> Progress:
     """Restore weights, optimizer state and random state from a checkpoint.
 
     Args:
         path: The file.
         model: A model of the same architecture, changed in place.
         optimizer: Its optimizer, changed in place; without it the random state is not restored either.
-        parts: Other modules that were saved with it, changed in place.
 
     Raises:
         InputError: The file is missing, damaged, or of another architecture.
@@ -145,13 +139,12 @@ def load_checkpoint(
     except (InputError, TypeError) as error:
         raise _damaged(path, one_line(error)) from None
     for name in [name for name in tensors if name.startswith(_AVERAGE)]:
-        tensors[name.replace(_AVERAGE, "model/")] = tensors.pop(name)
-    for part, module in {"model": model, **(parts or {})}.items():
-        prefix = f"{part}/"
-        try:
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        except RuntimeError as error:
-            raise InputError(f"{path} is of another architecture than this run: {one_line(error)}") from None
+        tensors[name.replace(_AVERAGE, _MODEL)] = tensors.pop(name)
+    weights = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{path} is of another architecture than this run: {one_line(error)}") from None
     if optimizer is not None:
         states: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

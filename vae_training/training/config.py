@@ -18,7 +18,7 @@ LAYERS = ("latent_dim", "bottleneck", "widths", "strides", "components")
 _HEADS = ("inverse_dynamics", "next_latent", "reward")  # weights of losses in earlier versions
 _COUNTS = {"epochs": 1, "batch_size": 1, "patience": 1, "held_out": 1, "super_batch": 1}
 _COUNTS |= {"batch_freeze": 0, "half_beta_cycle": 0, "seed": 0}
-_SALIENCE = "train another run, with --salience instead"
+_ANOTHER_LOSS = "train another run, whose loss has no such term"
 _DIVERGED = "train another run, with a smaller --learning-rate if it diverges"
 
 
@@ -36,7 +36,7 @@ class TrainConfig(RunConfig):
     KIND: ClassVar[str] = "training run"
     WHERE_FROM: ClassVar[str] = "latent-obs train-vae"
     REMOVED: ClassVar[dict[str, tuple[Any, str]]] = {
-        **dict.fromkeys(("motion", "hard_pixels", "edges", "scales", *_HEADS), (0.0, _SALIENCE)),
+        **dict.fromkeys(("salience", "motion", "hard_pixels", "edges", "scales", *_HEADS), (0.0, _ANOTHER_LOSS)),
         "ramp": ("linear", "train another run, in which beta rises linearly"),
         "block_frames": (1, "train another run, which draws frames one by one"),
         "preset": (None, "train another run, with --widths and --strides instead"),
@@ -48,12 +48,11 @@ class TrainConfig(RunConfig):
         "free_bits": (0.0, "train another run, with a smaller --beta if the KL falls to 0"),
         "ema": (ANY, ""),  # an average of the weights: `load_checkpoint` puts it in their place
         "linear_path": (False, "train another run, with --components"),
-        "standardize": (True, "train another run, in which pixels are standardized"),
+        **dict.fromkeys(("standardize", "standardise"), (True, "train another run, in which pixels are standardized")),
         **dict.fromkeys(
             ("checkpoint_steps", "checkpoint_minutes", "compile", "allow_added_files", "tensorboard"), (ANY, "")
         ),
     }
-    RENAMED: ClassVar[dict[str, str]] = {"standardise": "standardize"}
 
     frames: Path = Path("frames")
     """Folder of .npy files, uint8 (N, height, width, channels), one per recording."""
@@ -76,9 +75,6 @@ class TrainConfig(RunConfig):
     components: int | None = None
     """Values of the latent, the first ones, that are principal components of the frames. The convolutions learn what
     these leave. By default half of a dense latent, and one value for each cell of a spatial map. 0: a plain VAE."""
-    salience: float = 1.0
-    """Weight of pixels that the background (32 principal components) does not explain: small or moving objects. 0: all
-    pixels count the same."""
     augment: float = 0.0
     """How much frames are shifted, scaled, mirrored and recolored for training, 0 to 1. For little data."""
     epochs: int = 20
@@ -91,12 +87,12 @@ class TrainConfig(RunConfig):
     """Epochs in which beta rises from 0 to its wanted value and, with cycles, epochs of the plateau after it."""
     super_batch: int | None = None
     """Frames drawn at random for an epoch. By default 10,000, or all if there are fewer."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Frames per gradient step, of each process if there are several (torchrun)."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Step size of Adam."""
-    learning_rate_schedule: LearningRateKind = "constant"
-    """constant, or cosine: half a cosine down to 0 at the last epoch."""
+    learning_rate_schedule: LearningRateKind = "cosine"
+    """cosine: half a cosine down to 0 at the last epoch. constant: such a run can be resumed with more epochs."""
     patience: int | None = None
     """Early stopping: comparable moments (ends of cycles; without cycles, epochs at the wanted beta) without a lower
     held-out loss. By default all epochs are trained."""
@@ -118,9 +114,8 @@ class TrainConfig(RunConfig):
         for name, at_least in _COUNTS.items():
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), at_least)
-        for name in ("beta", "salience"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be a finite number, 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.beta < math.inf:
+            raise InputError(f"beta must be a finite number, 0 or more, got {self.beta}")
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be a positive number, got {self.learning_rate}")
         if not 0 <= self.augment <= 1:

@@ -44,10 +44,10 @@ class Ranks:
         losses = losses.detach()
         if self.world_size == 1:
             return losses
-        means = torch.stack([losses.total, losses.reconstruction, losses.kl, *losses.terms.values()]).float()
+        means = torch.stack([losses.total, losses.reconstruction, losses.kl]).float()
         means *= weight / self.world_size
         dist.all_reduce(means)
-        return Losses(means[0], means[1], means[2], dict(zip(losses.terms, means[3:], strict=True)))
+        return Losses(*means)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process; a barrier."""

@@ -14,7 +14,6 @@ from latent_obs.util.errors import InputError
 from vae_training.data.loader import get_random_samples
 from vae_training.model.augmentation import CHANGES, augment
 from vae_training.model.cvae import CVAE
-from vae_training.model.losses import VAELoss
 from vae_training.training.checkpoint import load_checkpoint
 from vae_training.training.config import LAYERS, TrainConfig
 from vae_training.training.logs import to_images
@@ -23,12 +22,12 @@ _SAMPLE_FRAMES = 10_000  # for principal components: many times their number
 _SAMPLE_BYTES = 256 << 20  # as float32; fewer frames if they are large
 
 
-def start_from_data(config: TrainConfig, model: CVAE, loss: VAELoss, training: Sequence[NDArray[np.uint8]]) -> None:
-    """Set what is measured on the frames: principal components, standardization and background.
+def start_from_data(config: TrainConfig, model: CVAE, training: Sequence[NDArray[np.uint8]]) -> None:
+    """Set what is measured on the frames: principal components, mean image and spread.
 
     A function of the frames and the seed alone, so that all processes of a run begin with the same weights.
     """
-    if model.encoder.standard is not None or loss.background is not None:
+    if model.encoder.standard is not None:
         values = int(np.prod(model.architecture.img_shape))
         frames = get_random_samples(
             training,
@@ -42,8 +41,6 @@ def start_from_data(config: TrainConfig, model: CVAE, loss: VAELoss, training: S
         noise = np.random.default_rng([config.seed, 3]).standard_normal((len(images), CHANGES), np.float32)
         images = augment(images, config.augment, torch.from_numpy(noise).to(images.device))
         model.measure(images)
-        if loss.background is not None:
-            loss.background.fit(images)
 
 
 def with_layers_of(config: TrainConfig, source: Path) -> TrainConfig:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from latent_obs.encoder.architecture import Architecture
@@ -207,7 +206,7 @@ class Trainer:
         self._open_frames(read_about(latest, dict[str, Split]) if begun else None)
         self._build_model()
         if not begun:
-            start_from_data(config, self.model, self.loss, self.training)
+            start_from_data(config, self.model, self.training)
             if config.start_from is not None:
                 put_weights(config.start_from, self.model)
         self._prepare_steps(latest if begun else None)
@@ -237,10 +236,9 @@ class Trainer:
         self.model = CVAE.from_architecture(architecture, config.beta, config.scale_losses).to(self.device)
         self.loss = VAELoss(
             self.model,
-            salience=config.salience,
             augment=config.augment,
             dtype=resolve_precision(config.precision, self.device),
-            compile=compiles_on(self.device) and not (config.salience or config.augment),
+            compile=compiles_on(self.device) and not config.augment,
             say=self.say,
         ).to(self.device)
 
@@ -248,14 +246,11 @@ class Trainer:
         """Make what takes the steps (optimizer, schedules, batches), and read the checkpoint if there is one."""
         config, ranks = self.config, self.ranks
         self.optimizer = make_adam(self.loss.parameters(), config.learning_rate, self.device)
-        self.parts: dict[str, nn.Module] = {}  # of a checkpoint, beside the model
-        if self.loss.background is not None:
-            self.parts["heads"] = nn.ModuleDict({"background": self.loss.background})
         available = sum(len(dataset) for dataset in self.training)
         size = config.super_batch or min(_DEFAULT_SUPER_BATCH, available)
         self.progress = Progress(super_batch=size, ranks=ranks.world_size)
         if resume_from is not None:
-            self.progress = load_checkpoint(resume_from, self.model, self.optimizer, parts=self.parts)
+            self.progress = load_checkpoint(resume_from, self.model, self.optimizer)
         size = self.progress.super_batch
         if size > available:
             raise InputError(
@@ -419,7 +414,6 @@ class Trainer:
             "loss/total": losses.total.item(),
             "loss/reconstruction": reconstruction,
             "loss/kl_nats": kl,
-            **{f"loss/{name}": value.item() for name, value in losses.terms.items()},
             "schedule/beta": self.model.beta,
             "optimizer/learning_rate": self.learning_rate,
             "speed/images_per_second": self.images / elapsed,
@@ -438,7 +432,7 @@ class Trainer:
             raise self._diverged(f"the weights are not finite after step {self.progress.step - 1}")
         self.progress.seconds = self._seconds_before + time.perf_counter() - self._began
         path = self.checkpoints / f"{name}.safetensors"
-        save_checkpoint(path, self.model, self.optimizer, self.progress, parts=self.parts, about=self.about)
+        save_checkpoint(path, self.model, self.optimizer, self.progress, about=self.about)
         self._saved_at = time.perf_counter()
 
     def _diverged(self, what: str) -> TrainingDivergedError:
@@ -454,7 +448,7 @@ class Trainer:
         rate, encoder = self.images / elapsed, config.out / "encoder"
         has_best = progress.best_step >= 0
         if has_best:
-            load_checkpoint(self.checkpoints / "best.safetensors", self.model, parts=self.parts)
+            load_checkpoint(self.checkpoints / "best.safetensors", self.model)
         exported_step = progress.best_step if has_best else progress.step
         numbers = list(astuple(self._export(encoder, exported_step))) if self.ranks.is_main else [0.0] * 4
         held_out = HeldOut(*self.ranks.broadcast(numbers))

@@ -20,7 +20,7 @@ from vae_training.report.metrics import disentanglement
 from vae_training.report.metrics.baselines import MeanImage, Pca, random_encoder
 from vae_training.report.metrics.disentanglement import dci, mig, mig_by_factor
 from vae_training.report.metrics.latents import brightened, describe, measure_stability, random_pairs, shifted
-from vae_training.report.metrics.reconstruction import compare, measure, salience_weights
+from vae_training.report.metrics.reconstruction import compare, measure
 
 pytest.importorskip("skimage")
 decomposition = pytest.importorskip("sklearn.decomposition")
@@ -92,19 +92,6 @@ def test_best_and_worst_frames_and_ratios():
     for chosen in (found.best, found.worst):
         assert np.diff(sorted(chosen)).min() > 100 // 25
     assert found.ratio("pca") == pytest.approx(4, rel=1e-3)
-
-
-def test_the_error_of_an_encoder_trained_with_salience_is_weighted():
-    frames = random_frames(60)
-    weigh = salience_weights(frames[:40], 1.0)
-    weights, shown = weigh(frames[40:]), frames[40:] / 255
-    assert weights.shape == (20, *frames.shape[1:3], 1)
-    assert weights.mean() == pytest.approx(1, abs=1e-4)
-    half = measure(frames[40:], lambda x: (x / 255 * 0.5).astype(np.float32), with_ssim=False, weigh=weigh)
-    black = measure(frames[40:], lambda x: np.zeros(x.shape, np.float32), with_ssim=False, weigh=weigh)
-    assert half.scores().error == pytest.approx((weights * (shown / 2) ** 2).mean(), rel=1e-4)
-    assert half.scores().error != pytest.approx(half.scores().mse, rel=1e-4)
-    assert compare({"encoder": black, "half": half}).ratio("half") == pytest.approx(4, rel=1e-4)
 
 
 def test_kl_is_that_of_torch():

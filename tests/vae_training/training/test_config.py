@@ -40,7 +40,6 @@ from vae_training.training.config import TrainConfig
         {"widths": [4, "x"]},
         {"frames": 5},
         {"components": "no"},
-        {"salience": -0.1},
     ],
 )
 def test_settings_are_checked_by_name(change: dict[str, Any]):
@@ -84,6 +83,10 @@ REMOVED: dict[str, tuple[Any, Any]] = {
     "inverse_dynamics": (0.0, 1.0),
     "next_latent": (0.0, 1.0),
     "reward": (0.0, 0.5),
+    "salience": (0.0, 1.0),
+    "linear_path": (False, True),
+    "standardize": (True, False),
+    "standardise": (True, False),
 }
 #: Settings whose value does not matter any more.
 IGNORED = {
@@ -121,8 +124,8 @@ def test_settings_of_earlier_versions_are_refused_by_name_at_other_values(tmp_pa
         load(tmp_path, **{name: value})
 
 
-def test_the_classic_objective_of_earlier_versions_is_a_salience_of_0(tmp_path: Path):
-    assert load(tmp_path, objective="classic", salience=1.0, reward=1.0).salience == 0.0
+def test_the_classic_objective_of_earlier_versions_is_the_loss_of_today(tmp_path: Path):
+    assert load(tmp_path, objective="classic", salience=1.0, reward=1.0) == load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +136,7 @@ def test_the_classic_objective_of_earlier_versions_is_a_salience_of_0(tmp_path: 
         {"super_batch": 200},
         {"widths": (4, 9)},
         {"dataset_weights": (1.0, 2.0)},
-        {"learning_rate_schedule": "cosine"},
+        {"learning_rate_schedule": "constant"},
     ],
 )
 def test_what_decides_the_weights_cannot_change_on_resume(change: dict[str, Any]):

@@ -17,27 +17,24 @@ from latent_obs.util.errors import EncoderFolderError, InputError
 from tests.support.tiny import IMG_SHAPE, picture, tiny_cvae
 from tests.support.training_runs import EVERYTHING, config_for, module_frames, run, same_run
 from vae_training.data.frames import get_datasets
-from vae_training.model.losses import VAELoss
 from vae_training.training.config import TrainConfig
 from vae_training.training.export import export_encoder
 from vae_training.training.initialization import put_weights, start_from_data, with_layers_of
 
 
 def begun(frames: Path, **settings: Any) -> dict[str, torch.Tensor]:
-    """The state of a loss before the first step."""
+    """The weights before the first step."""
     config, model = config_for(frames, Path("out"), **settings), tiny_cvae(components=2)
-    loss = VAELoss(model, salience=config.salience)
     torch.manual_seed(np.random.default_rng().integers(1000))  # what was drawn before does not matter
-    start_from_data(config, model, loss, get_datasets(frames))
-    return loss.state_dict()
+    start_from_data(config, model, get_datasets(frames))
+    return model.state_dict()
 
 
 def test_what_is_measured_is_a_function_of_frames_and_seed(module_frames: Path):
     one, two = (begun(module_frames, **EVERYTHING) for _ in range(2))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
-    assert (one["background.basis"].norm(dim=0) > 0.5).sum() > 5
-    assert one["model.decoder.standard.mean"].mean() > 0.3
-    assert (one["model.encoder.standard.basis"].norm(dim=1) > 0.5).all()
+    assert one["decoder.standard.mean"].mean() > 0.3
+    assert (one["encoder.standard.basis"].norm(dim=1) > 0.5).all()
 
 
 def close(one: Path, other: Path) -> bool:
@@ -62,7 +59,7 @@ def test_training_starts_with_the_weights_and_layers(trained: Path, module_frame
         sums = (start / "encoder" / "SHA256SUMS").read_text().splitlines(keepends=True)
         (start / "encoder" / "SHA256SUMS").write_text("".join(s for s in sums if "decoder" not in s))
     # Layers that are not given are those of the encoder.
-    given: dict[str, Any] = {"epochs": 1, "batch_size": 20, "salience": 0.0, "learning_rate": 1e-12, "device": "cpu"}
+    given: dict[str, Any] = {"epochs": 1, "batch_size": 20, "learning_rate": 1e-12, "device": "cpu"}
     result = run(TrainConfig(module_frames, tmp_path / "out", start_from=start, **given))
     assert close(result.encoder, trained / "encoder")
     saved = TrainConfig.load(tmp_path / "out")

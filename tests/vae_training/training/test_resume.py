@@ -103,15 +103,6 @@ def test_a_loss_with_everything_is_resumed_the_same(
     same_run(out, everything)
 
 
-def test_the_background_is_saved_but_not_exported(everything: Path):
-    assert "heads/background.basis" in load_file(everything / "checkpoints" / "latest.safetensors")
-    assert all("loss/weighted_reconstruction" in row for row in read_log(everything) if "loss/total" in row)
-    architecture = FrozenEncoder.load(everything).architecture
-    assert architecture is not None
-    encoder = load_file(everything / "encoder" / "encoder.safetensors")
-    assert encoder.keys() == CVAE.from_architecture(architecture).encoder.state_dict().keys()
-
-
 class Killed(BaseException):
     """The end of a process, as far as the disk is concerned: nothing is written any more."""
 

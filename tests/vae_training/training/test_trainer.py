@@ -88,7 +88,9 @@ def test_frames_of_any_size_train_with_the_default_layers(tmp_path: Path, size: 
     for number, frames in enumerate(recordings):
         np.save(tmp_path / "frames" / f"{number}.npy", frames)
     said: list[str] = []
-    config = TrainConfig(tmp_path / "frames", tmp_path / "out", epochs=1, batch_size=6, device="cpu")
+    config = TrainConfig(
+        tmp_path / "frames", tmp_path / "out", epochs=1, batch_size=6, device="cpu", learning_rate_schedule="constant"
+    )
     result = run(config, say=said.append)
     encoder, saved = FrozenEncoder.load(result.encoder, device="cpu"), TrainConfig.load(tmp_path / "out")
     assert encoder.architecture is not None

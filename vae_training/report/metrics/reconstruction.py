@@ -4,18 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from latent_obs.util.errors import require
-from vae_training.model.cvae import images_to_tensor
-from vae_training.model.losses import Background
-from vae_training.report.encoder import Floats, Frames, Reconstruct
+from vae_training.report.encoder import Frames, Reconstruct
 from vae_training.report.probes.scores import Score, score_ratio
 
 _BATCH = 256
 _SSIM_WINDOW = 11  # Wang et al. 2004: a Gaussian of 1.5 pixels over 11x11
-_BACKGROUND = 2_048  # training frames, at most, that the background of the salience is fitted to
 _CELLS = 8  # rows and columns of the coarse error map
 #: Mean squared error of rounding to 256 levels. Less cannot be seen in uint8 frames, and PSNR is finite everywhere.
 ROUNDING_MSE = (1 / 255) ** 2 / 12
@@ -34,12 +30,6 @@ class Scores:
     ssim: float | None  # 1 is identical; None for frames smaller than its window of 11x11
     mse_median: float  # half of the frames have less
     mse_worst: float  # of the worst frame
-    weighted_mse: float | None = None  # with the weights of pixels of a training with salience; None without
-
-    @property
-    def error(self) -> float:
-        """The mean squared error that the encoder was trained on: weighted, if it was trained with salience."""
-        return self.mse if self.weighted_mse is None else self.weighted_mse
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class Reconstruction:
 
     def ratio(self, method: str) -> float:
         """Error of the encoder over that of another method."""
-        return self.scores["encoder"].error / max(self.scores[method].error, ROUNDING_MSE)
+        return self.scores["encoder"].mse / max(self.scores[method].mse, ROUNDING_MSE)
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,6 @@ class Measured:
     mse: NDArray[np.float64]
     ssim: NDArray[np.float64] | None
     error_map: NDArray[np.float64]
-    weighted_mse: NDArray[np.float64] | None = None
 
     def scores(self) -> Scores:
         """Means over the frames."""
@@ -76,23 +65,16 @@ class Measured:
             ssim=None if self.ssim is None else float(self.ssim.mean()),
             mse_median=float(np.median(self.mse)),
             mse_worst=float(self.mse.max()),
-            weighted_mse=None if self.weighted_mse is None else float(self.weighted_mse.mean()),
         )
 
 
-def measure(
-    frames: Frames, reconstruct: Reconstruct, *, with_ssim: bool = True, weigh: Reconstruct | None = None
-) -> Measured:
-    """Errors of one method on frames, uint8 (N, H, W, C), one by one; its images are clamped to [0, 1].
-
-    `weigh` gives the weights of their pixels, float32 (N, H, W, 1), for the weighted error.
-    """
+def measure(frames: Frames, reconstruct: Reconstruct, *, with_ssim: bool = True) -> Measured:
+    """Errors of one method on frames, uint8 (N, H, W, C), one by one; its images are clamped to [0, 1]."""
     metrics = require("skimage.metrics", extra="report", purpose="compare pictures by SSIM")
     # The constants and the window are those of Wang et al. 2004.
     gaussian = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     with_ssim = with_ssim and min(frames.shape[1:3]) >= _SSIM_WINDOW
     mse: list[NDArray[np.float64]] = []
-    weighted: list[NDArray[np.float64]] = []
     similarities: list[float] = []
     error_map = np.zeros(frames.shape[1:3])
     for i in range(0, len(frames), _BATCH):
@@ -101,8 +83,6 @@ def measure(
         got = np.clip(reconstruct(batch), 0, 1).astype(np.float32)
         squared = np.square(got.astype(np.float64) - wanted)
         mse.append(squared.mean(axis=(1, 2, 3)))
-        if weigh is not None:
-            weighted.append((weigh(batch) * squared).mean(axis=(1, 2, 3)))
         error_map += squared.mean(axis=3).sum(axis=0)
         for one, other in zip(wanted, got, strict=True) if with_ssim else ():
             similarities.append(float(metrics.structural_similarity(one, other, channel_axis=-1, **gaussian)))
@@ -110,19 +90,7 @@ def measure(
         np.concatenate(mse),
         np.array(similarities) if with_ssim else None,
         error_map / len(frames),
-        np.concatenate(weighted) if weighted else None,
     )
-
-
-def salience_weights(training: Frames, salience: float) -> Reconstruct:
-    """The weights of pixels in a training with salience: float32 (N, H, W, 1) of frames, from the training frames."""
-    background = Background(int(np.prod(training.shape[1:])), salience)
-    background.fit(images_to_tensor(torch.from_numpy(training[:: -(-len(training) // _BACKGROUND)])))
-
-    def weigh(frames: Frames) -> Floats:
-        return background(images_to_tensor(torch.from_numpy(frames))).permute(0, 2, 3, 1).numpy()
-
-    return weigh
 
 
 def compare(
@@ -153,6 +121,6 @@ def compare(
     beside_pca = None
     if units is not None and "pca" in measured:
         pair = [own, measured["pca"]]
-        errors = [np.maximum(m.mse if m.weighted_mse is None else m.weighted_mse, ROUNDING_MSE) for m in pair]
+        errors = [np.maximum(method.mse, ROUNDING_MSE) for method in pair]
         beside_pca = score_ratio(errors[0], errors[1], units)
     return Reconstruction(len(order), scores, chosen(order), chosen(order[::-1]), coarse, dict(notes or {}), beside_pca)
