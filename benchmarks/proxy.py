@@ -308,7 +308,7 @@ def auroc_above_chance(wanted: Floats, predicted: Floats) -> float:
 def proxy_of(target: str) -> str:
     """The proxy that a target belongs to."""
     kind = target.split(".")[0].split("$")[0]
-    return {"object": "objects", "factor": "state", "observation": "state"}.get(kind, kind)
+    return {"object": "objects", "observation": "state"}.get(kind, kind)
 
 
 def means(arms: Mapping[str, Scores]) -> dict[str, dict[tuple[str, str], float]]:

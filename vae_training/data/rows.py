@@ -14,7 +14,6 @@
 | state$<NAME>                | f4    | state of the game at frame i: HEALTH, POSITION_X, ANGLE (degrees), ... |
 | object$<class>              | f4    | (N, 5): visible 0/1, center x, y, width, height of the largest in sight, as |
 |                             |       | fractions of the picture, x to the right, y down; zeros where none is in sight |
-| factor$<name>               | i8    | value of a factor of a generated scene |
 | observation$<key>           |       | numbers beside the picture in a Dict observation; nested keys are joined by $ |
 
 `frames record` writes these. `frames extract` writes what a recording contains, under the same names.
@@ -35,7 +34,7 @@ from vae_training.extraction.readers.arrays import npy_header_of, npz_headers, r
 from vae_training.extraction.readers.base import DamagedRecordingError
 
 OBJECT_FIELDS = ("visible", "x", "y", "width", "height")
-_TARGETS = ("state$", "object$", "observation$", "factor$")
+_TARGETS = ("state$", "object$", "observation$")
 #: Columns in degrees, of ViZDoom and of MineRL's compass (its name in the dataset is the second).
 _DEGREES = ("state$ANGLE", "state$PITCH", "observation$compass$angle", "observation$compassAngle")
 
@@ -100,7 +99,7 @@ def targets_of(rows: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32
     """Extract the state of the world from rows, as named numbers: the targets of probes.
 
     Args:
-        rows: From `load_rows`. The numeric columns `state$...`, `object$...`, `factor$...` and `observation$...` count.
+        rows: From `load_rows`. The numeric columns `state$...`, `object$...` and `observation$...` count.
 
     Returns:
         float32 (N,) by name. A column of k numbers becomes k targets, `name.0` to `name.<k-1>`, and an object's five

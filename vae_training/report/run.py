@@ -72,9 +72,7 @@ class ReportResult(Numbers):
     worth: Worth | None  # whether the encoder was worth its training, beside PCA
     findings: list[Finding]  # what the verdict rests on, the worst first
     grades: list[Grade]  # every number that has limits, and whether it is good, doubtful or bad
-    disentanglement: (
-        dict[str, Any] | None
-    )  # DCI and MIG on the probed values, as in the JSON; None where none were probed
+    disentanglement: dict[str, Any] | None  # DCI and MIG, as in the JSON; None with fewer than two probed values
     not_measured: dict[str, str]  # what is missing, and why
 
 
@@ -280,10 +278,13 @@ def _probe_few(work: _Work, known: Known | None, pca: Pca) -> ProbeTable | None:
 
 
 def _disentanglement(work: _Work, known: Known, table: ProbeTable, means: Floats) -> dict[str, Any] | None:
-    """DCI and MIG of the latents on the probed values, over the held-out sample."""
+    """DCI and MIG of the latents on the probed values, over the held-out sample.
+
+    None unless two values or more vary: any latent, even noise, is used for one value only if there is but one.
+    """
     columns = {target: known.column(target)[work.index] for target in table.targets}
     columns = {name: column for name, column in columns.items() if np.isfinite(column).sum() >= FEWEST_SAMPLES}
-    if not any(np.nanstd(column) for column in columns.values()):
+    if sum(np.nanstd(column) > 0 for column in columns.values()) < 2:
         return None
     names, values = list(columns), np.stack(list(columns.values()), 1)
     kinds = {result.target: result.kind for result in table.results}

@@ -98,6 +98,7 @@ def mig(codes: ArrayLike, factors: ArrayLike) -> float:
     Chen et al. 2018, "Isolating Sources of Disentanglement in VAEs", section 4: the gap as a share of the factor's
     entropy, averaged over the factors. As in Locatello et al. 2019 each latent is cut into 20 equal bins; so is a
     factor of more values than that. 1 says that one latent holds all of a factor and no other anything of it.
+    Skewed latents lower it, and so does a single value far from the others: most values are then in few of the bins.
     Arguments and errors are those of `dci`.
 
     Example:
