@@ -35,6 +35,7 @@ TINY: dict[str, Any] = {
     "widths": (4, 8),
     "strides": (2, 2),
     "batch_size": 20,
+    "augment": 0.0,
     "learning_rate": 1e-3,
     "learning_rate_schedule": "constant",
     "batch_freeze": 0,

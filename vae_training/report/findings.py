@@ -215,7 +215,7 @@ def advise(numbers: Numbers, findings: Sequence[Finding]) -> tuple[list[str], st
     weak = not short and ("pictures" in topics or bool(keys & _WEAK))
     probed = any(finding.topic == "probes" for finding in findings)
     unprobed = not probed and not short and bool(topics & {"pictures", "measured"})
-    beta, augment = settings.get("beta"), not settings.get("augment")
+    beta, augment = settings.get("beta"), (settings.get("augment") or 0) < 1
     smaller_beta = "Use a smaller --beta" + (f": {beta / 5:.2g} instead of {beta:g}." if beta else ".")
     epochs = settings.get("epochs") or 0
     change_beta = {"beta": float(f"{beta / 5:.2g}")} if beta else {}
