@@ -253,7 +253,7 @@ def _ridge(inputs: Floats, columns: Sequence[Floats], split: ProbeSplit) -> list
         wanted = np.concatenate([columns[i] for i in members], 1)
         find = solve(fit, wanted)
         centered, truth = inputs[tune] - inputs[fit].mean(0), wanted[tune] - wanted[fit].mean(0)
-        errors = [np.square(centered @ find(np.float64(penalty)) - truth).mean(0) for penalty in _PENALTIES]
+        errors = [np.square(centered @ find(np.array(penalty)) - truth).mean(0) for penalty in _PENALTIES]
         best = _PENALTIES[np.argmin(errors, axis=0)]
         guess = (inputs - inputs[learn].mean(0)) @ solve(learn, wanted)(best) + wanted[learn].mean(0)
         ends = np.cumsum([columns[i].shape[1] for i in members])
