@@ -116,8 +116,7 @@ class CVAE(nn.Module):
     def measure(self, images: Tensor) -> None:
         """Set principal components, mean image and spread from training images, before training; see `Standard`.
 
-        With components the decoder begins as they show a frame, and its convolutions add nothing yet. Without
-        components and standardization there is nothing to set.
+        Without components and standardization there is nothing to set.
 
         Args:
             images: float32 (N, C, H, W) in [0, 1], many times as many as there are components.
@@ -127,9 +126,6 @@ class CVAE(nn.Module):
             return
         encoder.measure(images)
         decoder.load_state_dict(encoder.state_dict())
-        if encoder.components:
-            for parameter in self.decoder.convolutions[-1].parameters():
-                nn.init.zeros_(parameter)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), each (N, latent_dim)."""

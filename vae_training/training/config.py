@@ -78,12 +78,12 @@ class TrainConfig(RunConfig):
     augment: float = 0.3
     """How much frames are shifted, scaled, mirrored and recolored for training, 0 to 1. Lowers the error on recordings
     that are unlike those of the training."""
-    epochs: int = 20
+    epochs: int = 18
     """Epochs to train, each a random sample of super_batch frames. The defaults end on the third cycle's plateau."""
     schedule: ScheduleKind = "cyclical"
     """Beta after the freeze: cyclical (rise, plateau, again from 0), monotonic (rise once) or constant."""
-    batch_freeze: int = 2
-    """Epochs at the start with beta 0, whatever the schedule."""
+    batch_freeze: int = 0
+    """Epochs at the start with beta 0, whatever the schedule. Latents can grow without bound in them."""
     half_beta_cycle: int = 3
     """Epochs in which beta rises from 0 to its wanted value and, with cycles, epochs of the plateau after it."""
     super_batch: int | None = None
