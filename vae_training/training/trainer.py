@@ -294,8 +294,10 @@ class Trainer:
         progress = self.progress
         self._begin()
         if not self.is_new and (self.is_stalled or progress.step >= self.total_steps):
-            more = "has stopped early; a larger --patience" if self.is_stalled else "is finished; a larger --epochs"
-            self.say(f"Nothing to do: the run in {self.config.out} {more} continues it. Its encoder is exported again.")
+            more = "has stopped early; a larger --patience continues it" if self.is_stalled else "is finished"
+            if not self.is_stalled and self.config.learning_rate_schedule == "constant":
+                more += "; a larger --epochs continues it"
+            self.say(f"Nothing to do: the run in {self.config.out} {more}. Its encoder is exported again.")
         start_epoch, first_batch = divmod(progress.step, self.steps_per_epoch)
         self._began = time.perf_counter()
         with (
