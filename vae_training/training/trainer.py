@@ -400,7 +400,8 @@ class Trainer:
             f"held out: {', '.join(files)}. {config.epochs} epochs of {size:,} frames = {self.total_steps:,} steps"
             f"{'' if self.is_new else f', from step {self.progress.step:,} on'}.\n"
             f"Layers: widths {list(architecture.widths)} and strides {list(architecture.strides)} lead to a map of "
-            f"{rows}x{columns}; {architecture.latent_dim} latents ({architecture.bottleneck})."
+            f"{rows}x{columns}; {architecture.latent_dim} latents ({architecture.bottleneck}), "
+            f"{architecture.components} of them principal components."
         )
         if self.split_note:
             self.say(self.split_note)
