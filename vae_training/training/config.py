@@ -27,7 +27,7 @@ class TrainConfig(RunConfig):
     """Settings of `latent-obs train-vae`, saved beside the weights as `config.json`.
 
     Example:
-        >>> saved = TrainConfig(latent_dim=64, epochs=10)
+        >>> saved = TrainConfig(latent_dim=64, learning_rate_schedule="constant")
         >>> TrainConfig(epochs=30).resumed_from(saved).epochs
         30
     """
