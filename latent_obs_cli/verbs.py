@@ -95,7 +95,8 @@ def train_vae(config: OmitArgPrefixes[vae_training.TrainConfig], resume: bool = 
 
     Args:
         config: Settings.
-        resume: Go on with the run in --out, with its settings; --epochs may be raised.
+        resume: Go on with the run in --out, with its settings; with --learning-rate-schedule constant --epochs may be
+            raised.
     """
     vae_training.train(config, resume=resume)
 

@@ -183,8 +183,8 @@ def headline(findings: Sequence[Finding]) -> str:
     """The verdict in two sentences, made from findings, the worst first.
 
     Example:
-        >>> headline([Finding("information.nats", "bad", "All frames get almost the same latent.")])
-        'Not usable. All frames get almost the same latent.'
+        >>> headline([Finding("information.nats", "bad", "The learned values say nothing.")])
+        'Not usable. The learned values say nothing.'
     """
     if not findings:
         return "Good. No number that was measured is beyond its limit."
@@ -371,7 +371,7 @@ def _sentence(grade: Grade, numbers: Numbers) -> str:
     if grade.key == "information.nats":
         if grade.level == "bad":
             active = f"{latents.active_units} of {latents.latent_dim} dimensions active"
-            return f"All frames get almost the same latent: {latents.kl_nats:.2g} nats, {active}."
+            return f"The learned values say almost nothing about a frame: {latents.kl_nats:.2g} nats, {active}."
         return f"A latent carries at most {value:.3g} nats. Small details are left out first."
     if r is not None and grade.key == "pictures.ssim":
         own, worst, best = (f"{r.scores[name].ssim:.2f}" for name in ("encoder", "mean image", "pca"))

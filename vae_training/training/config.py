@@ -27,7 +27,7 @@ class TrainConfig(RunConfig):
     """Settings of `latent-obs train-vae`, saved beside the weights as `config.json`.
 
     Example:
-        >>> saved = TrainConfig(latent_dim=64, epochs=10)
+        >>> saved = TrainConfig(latent_dim=64, learning_rate_schedule="constant")
         >>> TrainConfig(epochs=30).resumed_from(saved).epochs
         30
     """
@@ -69,12 +69,13 @@ class TrainConfig(RunConfig):
     """Stride of each convolution, as many as widths. By default they follow the frame size."""
     beta: float = 1.0
     """Wanted weight of the KL: nats against the squared error summed over the image, in units of the variance that the
-    components leave. Less keeps more detail. More blurs pictures, and agents need fewer frames to find what is left."""
+    components leave. Less keeps more detail, more blurs pictures. Without components (0) in plain units: try 0.02."""
     scale_losses: bool = False
-    """Divide the squared error by the values of an image and the KL by latent_dim; beta then weighs those means."""
+    """Divide the squared error by the values of an image, the KL by the learned latents; beta then weighs the means."""
     components: int | None = None
     """Values of the latent, the first ones, that are principal components of the frames. The convolutions learn what
-    these leave. By default half of a dense latent, and one value for each cell of a spatial map. 0: a plain VAE."""
+    these leave. By default half of a dense latent, and one value for each cell of a spatial map, if more are left. 0: a
+    plain VAE."""
     augment: float = 0.3
     """How much frames are shifted, scaled, mirrored and recolored for training, 0 to 1. Lowers the error on recordings
     that are unlike those of the training."""

@@ -294,8 +294,10 @@ class Trainer:
         progress = self.progress
         self._begin()
         if not self.is_new and (self.is_stalled or progress.step >= self.total_steps):
-            more = "has stopped early; a larger --patience" if self.is_stalled else "is finished; a larger --epochs"
-            self.say(f"Nothing to do: the run in {self.config.out} {more} continues it. Its encoder is exported again.")
+            more = "has stopped early; a larger --patience continues it" if self.is_stalled else "is finished"
+            if not self.is_stalled and self.config.learning_rate_schedule == "constant":
+                more += "; a larger --epochs continues it"
+            self.say(f"Nothing to do: the run in {self.config.out} {more}. Its encoder is exported again.")
         start_epoch, first_batch = divmod(progress.step, self.steps_per_epoch)
         self._began = time.perf_counter()
         with (
@@ -398,7 +400,8 @@ class Trainer:
             f"held out: {', '.join(files)}. {config.epochs} epochs of {size:,} frames = {self.total_steps:,} steps"
             f"{'' if self.is_new else f', from step {self.progress.step:,} on'}.\n"
             f"Layers: widths {list(architecture.widths)} and strides {list(architecture.strides)} lead to a map of "
-            f"{rows}x{columns}; {architecture.latent_dim} latents ({architecture.bottleneck})."
+            f"{rows}x{columns}; {architecture.latent_dim} latents ({architecture.bottleneck}), "
+            f"{architecture.components} of them principal components."
         )
         if self.split_note:
             self.say(self.split_note)

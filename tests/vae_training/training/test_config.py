@@ -146,4 +146,5 @@ def test_what_decides_the_weights_cannot_change_on_resume(change: dict[str, Any]
 
 def test_what_may_change_on_resume():
     changes: dict[str, Any] = {"epochs": 99, "patience": 3, "frames": Path("moved"), "device": "cpu"}
-    assert TrainConfig(**changes).resumed_from(TrainConfig(seed=5)) == TrainConfig(seed=5, **changes)
+    saved: dict[str, Any] = {"seed": 5, "learning_rate_schedule": "constant"}
+    assert TrainConfig(**changes).resumed_from(TrainConfig(**saved)) == TrainConfig(**saved, **changes)

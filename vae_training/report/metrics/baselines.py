@@ -44,11 +44,11 @@ class EncoderMeans:
 
 
 def random_encoder(encoder: FrozenEncoder, *, seed: int = 0, name: str = "random encoder") -> EncoderMeans:
-    """An untrained encoder with the layers, pixel contract and device of a trained one.
+    """An untrained encoder with the layers, pixel contract and device of a trained one, without its components.
 
     Args:
         encoder: The trained encoder.
-        seed: Of the weights (torch's default initialization). A training run with this seed began with the same ones.
+        seed: Of the weights (torch's default initialization).
         name: Its name in tables.
 
     Raises:

@@ -43,7 +43,7 @@ class Latents:
     effective_dimensions: (
         float  # (sum λ)² / sum λ² of the means' covariance: directions of the variance, 1 to latent_dim
     )
-    collapsed: bool  # whether all frames get (almost) the same latent
+    collapsed: bool  # whether the learned values are (almost) the same for all frames
 
     @property
     def latent_dim(self) -> int:
