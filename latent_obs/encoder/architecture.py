@@ -118,7 +118,7 @@ class Architecture:
             ((4, 2), 300, 100, (2, 10, 10))
         """
         if not (widths or strides):  # lower error for less work than strides of 2 alone, measured at 64x64
-            usual = {("spatial", 3): ((64, 128), (4, 2)), ("dense", 4): ((64, 128, 256), (4, 2, 2))}
+            usual = {("spatial", 3): ((64, 128), (4, 2)), ("dense", 4): ((32, 64, 128), (4, 2, 2))}
             widths, strides = usual.get((bottleneck, _halvings(img_shape, bottleneck)), ((), ()))
         strides = strides or (2,) * (len(widths) or _halvings(img_shape, bottleneck))
         layers: dict[str, Any] = {"widths": widths, "strides": strides, **more}

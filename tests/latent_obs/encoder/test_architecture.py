@@ -90,7 +90,7 @@ def test_frames_of_64_by_64_and_larger_powers_of_two_keep_their_layers():
     for side, widths, strides in ((64, (64, 128), (4, 2)), (128, (32, 64, 128, 256), (2, 2, 2, 2))):
         given_ = Architecture((side, side, 3), 256, widths, strides, "spatial", components=64)
         assert Architecture.for_frames((side, side, 3)) == given_
-    dense = Architecture((64, 64, 3), 32, (64, 128, 256), (4, 2, 2), components=16)
+    dense = Architecture((64, 64, 3), 32, (32, 64, 128), (4, 2, 2), components=16)
     assert Architecture.for_frames((64, 64, 3), 32, bottleneck="dense") == dense
 
 
