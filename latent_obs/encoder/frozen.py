@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -178,9 +179,12 @@ class FrozenEncoder:
     ) -> "FrozenEncoder":
         """An encoder with random weights that never trained: a baseline for a trained one.
 
-        It has no principal components, since these are measured on frames; its convolutions give as many values more.
+        It has no principal components, since these are measured on frames. Its convolutions give as many values more,
+        through a dense layer if a map cannot hold that many.
         """
-        architecture = replace(architecture, components=0)
+        area = math.prod(architecture.stages[-1].size_out)
+        bottleneck = "dense" if architecture.latent_dim % area else architecture.bottleneck
+        architecture = replace(architecture, components=0, bottleneck=bottleneck)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             weights = Encoder(architecture).float().state_dict()
