@@ -110,7 +110,7 @@ class Architecture:
         """The layers that training takes for frames of any size; what is not given is chosen.
 
         The latent has 256 values, or with a spatial bottleneck as near to that as the size of the map allows. Half of a
-        dense latent are principal components; of a spatial one, as many as the map has cells.
+        dense latent are principal components; of a spatial one, as many as the map has cells, if that leaves any value.
 
         Example:
             >>> architecture = Architecture.for_frames((84, 84, 3))

@@ -156,10 +156,11 @@ class FrozenEncoder:
             except RuntimeError as error:  # what load_state_dict raises if names or shapes differ
                 raise EncoderFolderError(f"{read.path}: the weights do not fit config.json: {error}") from None
         exact = encoder.encode if precision == "float32" else encoder._network.mean_of_frames
-        verify_selfcheck(read.selfcheck, exact, read.contract, str(read.path))
+        components = 0 if encoder.architecture is None else encoder.architecture.components
+        verify_selfcheck(read.selfcheck, exact, read.contract, str(read.path), components)
         frames = read.selfcheck["frames"].numpy()
         if precision == "bfloat16":
-            difference = relative_difference(encoder.encode(frames), exact(frames))
+            difference = relative_difference(encoder.encode(frames), exact(frames), components)
             if not difference <= BFLOAT16_TOLERANCE:  # also if it is NaN
                 raise DeviceError(
                     f"latents in {precision} differ from those in float32 by {difference:.1e} of their range, "

@@ -29,9 +29,9 @@ class CVAE(nn.Module):
 
     With ``scale_losses=False``, beta weighs nats against the squared error of the whole image: beta = 1 is the evidence
     lower bound of a Gaussian decoder with variance 1/2 per value. With ``scale_losses=True`` the reconstruction is
-    divided by the number of values in the image and the KL by `latent_dim`. A beta of the unscaled loss has the same
-    balance as a scaled ``beta * latent_dim / (height * width * channels)``. A scaled beta of 1 is very strong: squared
-    errors of pixels in [0, 1] are around 0.001 to 0.01.
+    divided by the number of values in the image and the KL by the number of learned latents, n. A beta of the unscaled
+    loss has the same balance as a scaled ``beta * n / (height * width * channels)``. A scaled beta of 1 is very strong:
+    squared errors of pixels in [0, 1] are around 0.001 to 0.01.
 
     Args:
         img_shape: (height, width, channels).

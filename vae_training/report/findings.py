@@ -250,8 +250,7 @@ def advise(numbers: Numbers, findings: Sequence[Finding]) -> tuple[list[str], st
         (weak and not overfits, "Train longer (--epochs).", {"epochs": 2 * epochs}),
         (
             dense,
-            "Train with --bottleneck spatial and the number of latents that it takes by default. It keeps where an object "
-            "is in the frame.",
+            "Train with --bottleneck spatial. It keeps where an object is in the frame.",
             {"bottleneck": "spatial", "widths": (), "strides": (), **dict.fromkeys((*_CHOSEN, "start_from"))},
         ),
         (unprobed, measure, {}),

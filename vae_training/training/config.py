@@ -69,12 +69,14 @@ class TrainConfig(RunConfig):
     """Stride of each convolution, as many as widths. By default they follow the frame size."""
     beta: float = 1.0
     """Wanted weight of the KL: nats against the squared error summed over the image, in units of the variance that the
-    components leave. Less keeps more detail. More blurs pictures, and agents need fewer frames to find what is left."""
+    components leave (without components, of 1: then 0.02 suits games). Less keeps more detail. More blurs pictures, and
+    agents need fewer frames to find what is left."""
     scale_losses: bool = False
-    """Divide the squared error by the values of an image and the KL by latent_dim; beta then weighs those means."""
+    """Divide the squared error by the values of an image and the KL by the learned latents; beta weighs those means."""
     components: int | None = None
     """Values of the latent, the first ones, that are principal components of the frames. The convolutions learn what
-    these leave. By default half of a dense latent, and one value for each cell of a spatial map. 0: a plain VAE."""
+    these leave. By default half of a dense latent, and one value for each cell of a spatial map, if latent_dim is more
+    than that. 0: a plain VAE."""
     augment: float = 0.3
     """How much frames are shifted, scaled, mirrored and recolored for training, 0 to 1. Lowers the error on recordings
     that are unlike those of the training."""

@@ -206,8 +206,9 @@ class Trainer:
         self._open_frames(read_about(latest, dict[str, Split]) if begun else None)
         self._build_model()
         if not begun:
-            start_from_data(config, self.model, self.training)
-            if config.start_from is not None:
+            if config.start_from is None:
+                start_from_data(config, self.model, self.training)
+            else:
                 put_weights(config.start_from, self.model)
         self._prepare_steps(latest if begun else None)
         self.images, self.learning_rate = 0, config.learning_rate
@@ -238,7 +239,7 @@ class Trainer:
             self.model,
             augment=config.augment,
             dtype=resolve_precision(config.precision, self.device),
-            compile=compiles_on(self.device) and not config.augment,
+            compile=compiles_on(self.device),
             say=self.say,
         ).to(self.device)
 
@@ -272,6 +273,7 @@ class Trainer:
         self.forward: Callable[..., Losses] = self.loss
         if ranks.world_size > 1:
             self.forward = DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
+            self.forward.broadcast_buffers = False  # they are those of process 0 now, and never change
         self.super_batches().close()  # raises if they cannot be drawn, before anything is written
 
     def super_batches(self) -> SuperBatches:
@@ -398,7 +400,8 @@ class Trainer:
             f"held out: {', '.join(files)}. {config.epochs} epochs of {size:,} frames = {self.total_steps:,} steps"
             f"{'' if self.is_new else f', from step {self.progress.step:,} on'}.\n"
             f"Layers: widths {list(architecture.widths)} and strides {list(architecture.strides)} lead to a map of "
-            f"{rows}x{columns}; {architecture.latent_dim} latents ({architecture.bottleneck})."
+            f"{rows}x{columns}; {architecture.latent_dim} latents ({architecture.bottleneck}), "
+            f"{architecture.components} of them principal components."
         )
         if self.split_note:
             self.say(self.split_note)
