@@ -47,7 +47,6 @@ Rows = Mapping[str, NDArray[Any]]
 Columns = dict[str, NDArray[Any]]
 Scores = dict[tuple[str, str], float]  # by target and head
 
-HEADS = ("linear", "network")
 GAMMA = 0.97
 _UNKNOWN = 0.1  # of a reward, the least weight of those after the end of a recording that makes a return unknown
 _MOST_TESTED = 4_000
