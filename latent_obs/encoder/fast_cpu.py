@@ -14,7 +14,7 @@ from latent_obs.encoder.architecture import Encoder
 from latent_obs.encoder.components import Standard
 
 _BATCH = 8  # batch size that the packed weights are made for; others work as well
-_ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # difference to plain layers, of the largest latent
+_ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # difference to plain layers, of the largest value
 
 
 class FoldedEncoder(nn.Module):

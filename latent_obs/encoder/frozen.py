@@ -37,7 +37,8 @@ from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError, 
 Latents = NDArray[np.float32]
 Network = TypeVar("Network", bound=nn.Module)
 
-#: Largest difference allowed between bfloat16 latents and float32 ones at loading, relative to the largest latent.
+#: Largest difference allowed between bfloat16 latents and float32 ones at loading, relative to the largest latent (of
+#: principal components and of learned values apart).
 #: Eight bits of mantissa through some eight layers stay well below it.
 BFLOAT16_TOLERANCE = 2e-2
 _MEASURED = 4_096  # frames that `save` measures at most: a quantile of 0.5% has some twenty beyond it
