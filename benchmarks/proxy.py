@@ -47,19 +47,13 @@ Rows = Mapping[str, NDArray[Any]]
 Columns = dict[str, NDArray[Any]]
 Scores = dict[tuple[str, str], float]  # by target and head
 
-HEADS = ("linear", "network")
 GAMMA = 0.97
 _UNKNOWN = 0.1  # of a reward, the least weight of those after the end of a recording that makes a return unknown
 _MOST_TESTED = 4_000
 _DEVIATION = 0.5  # of all latents together, as agents.normalization makes it
 _PENALTIES = np.logspace(-6, 1, 15)  # times the number of frames
-_BATCH, _STEP_SIZE, _WIDTH, _GAIN, _PASSES = (
-    64,
-    2.5e-4,
-    64,
-    2**0.5,
-    30,
-)  # of Stable-Baselines3's policy, and of agents.config
+_WIDTH, _GAIN = 64, 2**0.5  # of Stable-Baselines3's policy
+_BATCH, _STEP_SIZE, _PASSES = 64, 2.5e-4, 30  # the first two of agents.config
 _CHUNK = 512
 _RESAMPLES = 1_000
 _READABLE = 0.1  # a target that no arm predicts better than this is left out

@@ -126,9 +126,8 @@ def fit(
     Principal components (PCA) take seconds. The report says whether the CVAE was worth its minutes beside them.
 
     Measures the machine and the environment in the first seconds, and plans frames and epochs for the time that there
-    is. You can stop it at any moment; the same command continues. Each stage is also a command of its own: frames
-    record, train-vae, report. Ends with the two lines of Python that use the better
-    of the two.
+    is. You can stop it at any moment; the same command continues. All but the components is also a command of its own:
+    frames record, train-vae, report. Ends with the two lines of Python that use the better of the two.
     """
     for module in ("matplotlib", "skimage", "sklearn"):  # now, and not after minutes of work
         require(module, extra="report", purpose="write the report")

@@ -54,7 +54,7 @@ REMOVED_OPTIONS: dict[str, dict[str, str]] = {
         "allow-added-files": "train on with more frames by --start-from RUN and another --out",
         "tensorboard": "TensorBoard logs are written if it is installed; leave it out",
         "compile": "the loss is compiled on CUDA and nowhere else; leave it out",
-        **dict.fromkeys(("linear-path", "no-linear-path"), "principal components are part of the latent: --components"),
+        "linear-path": "principal components are part of the latent: --components",
         **dict.fromkeys(("standardise", "standardize"), "pixels are standardized; leave it out"),
     },
     "report": {"autoencoder-steps": "the report compares with PCA; leave it out"},

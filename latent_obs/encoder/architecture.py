@@ -109,8 +109,9 @@ class Architecture:
     ) -> "Architecture":
         """The layers that training takes for frames of any size; what is not given is chosen.
 
-        The latent has 256 values, or with a spatial bottleneck as near to that as the size of the map allows. Half of a
-        dense latent are principal components; of a spatial one, as many as the map has cells.
+        The latent has 256 values, or with a spatial bottleneck as near to that as the size of the map allows: twice as
+        many as the map has cells at least, so that there are components. Half of a dense latent are components; of a
+        spatial one, as many as the map has cells, if that leaves any value.
 
         Example:
             >>> architecture = Architecture.for_frames((84, 84, 3))
@@ -124,7 +125,7 @@ class Architecture:
         layers: dict[str, Any] = {"widths": widths, "strides": strides, **more}
         area = math.prod(cls(img_shape, _USUAL_LATENT, **layers).stages[-1].size_out) if bottleneck == "spatial" else 1
         if latent_dim is None:
-            latent_dim = area * max(1, round(_USUAL_LATENT / area))
+            latent_dim = area * max(1 if components == 0 else 2, round(_USUAL_LATENT / area))
         if components is None:
             components = latent_dim // 2 if bottleneck == "dense" else area if latent_dim > area else 0
         return cls(img_shape, latent_dim, bottleneck=bottleneck, components=components, **layers)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 #: Frames spread less than one step of one pixel along some directions: that is rounding, not content. Anything divided
 #: by such a spread would explode on a frame that does differ there.
 LEAST_SPREAD = 1 / 255
+_IMAGES_PER_COMPONENT = 3  # at least
 
 
 @torch.no_grad()
@@ -73,12 +74,14 @@ class Standard(nn.Module):
     def measure(self, images: Tensor) -> None:
         """Set everything from training images float32 (N, C, H, W).
 
-        Where they vary in fewer directions than there are components, the coordinates of the others are 0.
+        Where they vary in fewer directions than there are components, the coordinates of the others are 0. So are those
+        beyond a third of the number of images: components of so few leave much less of them than of other images.
         """
         self.mean.copy_(images.mean(0))
         rest = images - self.mean
         if self.components:
-            _, deviation, components = principal_components(images.flatten(1), self.components)
+            count = min(self.components, len(images) // _IMAGES_PER_COMPONENT)
+            _, deviation, components = principal_components(images.flatten(1), count)
             self.basis.zero_()[: len(deviation)] = components.T
             self.deviation.fill_(float(deviation[-1]) if len(deviation) else 1.0)[: len(deviation)] = deviation
             rest = rest - self._shown(self._coordinates(rest))

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +37,8 @@ from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError, 
 Latents = NDArray[np.float32]
 Network = TypeVar("Network", bound=nn.Module)
 
-#: Largest difference allowed between bfloat16 latents and float32 ones at loading, relative to the largest latent.
+#: Largest difference allowed between bfloat16 latents and float32 ones at loading, relative to the largest latent (of
+#: principal components and of learned values apart).
 #: Eight bits of mantissa through some eight layers stay well below it.
 BFLOAT16_TOLERANCE = 2e-2
 _MEASURED = 4_096  # frames that `save` measures at most: a quantile of 0.5% has some twenty beyond it
@@ -155,10 +157,11 @@ class FrozenEncoder:
             except RuntimeError as error:  # what load_state_dict raises if names or shapes differ
                 raise EncoderFolderError(f"{read.path}: the weights do not fit config.json: {error}") from None
         exact = encoder.encode if precision == "float32" else encoder._network.mean_of_frames
-        verify_selfcheck(read.selfcheck, exact, read.contract, str(read.path))
+        components = 0 if encoder.architecture is None else encoder.architecture.components
+        verify_selfcheck(read.selfcheck, exact, read.contract, str(read.path), components)
         frames = read.selfcheck["frames"].numpy()
         if precision == "bfloat16":
-            difference = relative_difference(encoder.encode(frames), exact(frames))
+            difference = relative_difference(encoder.encode(frames), exact(frames), components)
             if not difference <= BFLOAT16_TOLERANCE:  # also if it is NaN
                 raise DeviceError(
                     f"latents in {precision} differ from those in float32 by {difference:.1e} of their range, "
@@ -178,9 +181,12 @@ class FrozenEncoder:
     ) -> "FrozenEncoder":
         """An encoder with random weights that never trained: a baseline for a trained one.
 
-        It has no principal components, since these are measured on frames; its convolutions give as many values more.
+        It has no principal components, since these are measured on frames. Its convolutions give as many values more,
+        through a dense layer if a map cannot hold that many.
         """
-        architecture = replace(architecture, components=0)
+        area = math.prod(architecture.stages[-1].size_out)
+        bottleneck = "dense" if architecture.latent_dim % area else architecture.bottleneck
+        architecture = replace(architecture, components=0, bottleneck=bottleneck)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             weights = Encoder(architecture).float().state_dict()

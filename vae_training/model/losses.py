@@ -40,7 +40,7 @@ class VAE(Protocol):
 
 
 class VAELoss(nn.Module):
-    """Reconstruction error plus beta times KL, with options.
+    """Reconstruction error plus beta times KL.
 
     The layers compute in `dtype`; the KL, `exp`, the squared error and all sums are float32. No gradient scaler is
     needed, as bfloat16 has the exponents of float32 (Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning
@@ -50,9 +50,8 @@ class VAELoss(nn.Module):
         model: The CVAE, whose `beta` is the one in force.
         augment: Strength of random changes, 0 to 1; the changed image is the target.
         dtype: float32 or bfloat16.
-        compile: Compile the loss, for the batch size of the first call.
+        compile: Compile the loss, all but the random changes, for the batch size of the first call.
         say: Called with the reason when the loss cannot be compiled; it then runs uncompiled.
-
     """
 
     def __init__(

@@ -12,7 +12,8 @@ from latent_obs.encoder.folder import EncoderFolder
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.device import resolve_device
 from latent_obs.util.errors import check_type
-from vae_training.model.cvae import CVAE, images_to_tensor
+from vae_training.model.cvae import CVAE
+from vae_training.training.logs import to_images
 
 Frames = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -54,7 +55,7 @@ class ReportModel:
     @torch.inference_mode()
     def encode(self, frames: Frames) -> tuple[Floats, Floats]:
         """Means and log-variances of q(z|x), two float32 (N, latent_dim), of frames uint8 (N, H, W, C)."""
-        parts = [self.cvae.encode(to_batch(frames[i : i + _BATCH], self.cvae)) for i in range(0, len(frames), _BATCH)]
+        parts = [self.cvae.encode(to_images(self.cvae, frames[i : i + _BATCH])) for i in range(0, len(frames), _BATCH)]
         mean, logvar = (torch.cat(side).float().cpu().numpy() for side in zip(*parts, strict=True))
         return mean, logvar
 
@@ -62,9 +63,12 @@ class ReportModel:
         """Mean latents, float32 (N, latent_dim)."""
         return self.encode(frames)[0]
 
+    @torch.inference_mode()
     def decode(self, latents: NDArray[Any]) -> Floats:
         """Images of latents, float32 (N, H, W, C), not clamped to [0, 1]."""
-        return decoded_by(self.cvae, latents)
+        z = torch.from_numpy(np.require(latents, np.float32, ("C", "W"))).to(next(self.cvae.parameters()).device)
+        images = torch.cat([self.cvae.decode(part).float().cpu() for part in z.split(_BATCH)])
+        return images.permute(0, 2, 3, 1).contiguous().numpy()
 
     def reconstruct(self, frames: Frames) -> Floats:
         """Frames decoded from their mean latents, float32 (N, H, W, C)."""
@@ -83,6 +87,8 @@ def _check_provenance(folder: EncoderFolder) -> None:
         "frames": str | None,
         "held_out": int | None,
         "beta": float | None,
+        "augment": float | None,
+        "epochs": int | None,
     }
     part: dict[str, Any] = {"sha256_head_tail": str | None, "first_frame": int, "frames": int}
 
@@ -94,17 +100,3 @@ def _check_provenance(folder: EncoderFolder) -> None:
     check(folder.provenance.get("settings") or {}, settings)
     for each in folder.provenance.get("trained_on") or []:
         check(each, part if each.get("sha256_head_tail") else {})
-
-
-def to_batch(frames: Frames, model: torch.nn.Module) -> torch.Tensor:
-    """Frames as a batch on the device of a model, float32 (N, C, H, W) in [0, 1]."""
-    device = next(model.parameters()).device
-    return images_to_tensor(torch.from_numpy(np.require(frames, requirements=("C", "W"))).to(device))
-
-
-@torch.inference_mode()
-def decoded_by(cvae: CVAE, latents: NDArray[Any]) -> Floats:
-    """Images of latents, float32 (N, H, W, C), not clamped."""
-    z = torch.from_numpy(np.require(latents, np.float32, ("C", "W"))).to(next(cvae.parameters()).device)
-    images = torch.cat([cvae.decode(part).float().cpu() for part in z.split(_BATCH)])
-    return images.permute(0, 2, 3, 1).contiguous().numpy()

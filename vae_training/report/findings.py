@@ -25,6 +25,7 @@ _NAMED = 6  # targets in a sentence
 _FEW_STEPS = 1_000  # gradient steps
 _WEAK = {f"probes.{name}" for name in ("lost", "partly", "below_baseline", "nothing_added")}  # findings of the encoder
 _MOST_ADVICE = 3
+_CHOSEN = ("latent_dim", "components")  # settings of train-vae that follow the frame size by default
 _SMALL_CHANGE = 0.15  # of the way to an unrelated frame: where the pixels change by less, this counts in their place
 
 
@@ -163,6 +164,8 @@ def verdict(numbers: Numbers, missing: Sequence[str] = ()) -> Verdict:
         level, detail = grade.level, ""
         if topic == "pictures" and proven and level == "bad":
             level, detail = "doubtful", "The known values can be read all the same, so this alone is only a doubt."
+        if topic == "information" and numbers.latents.components and not numbers.latents.collapsed and level == "bad":
+            level, detail = "doubtful", "The principal components say what PCA says, so this alone is only a doubt."
         topics[topic] = Finding(grade.key, level, _sentence(grade, numbers), detail, {grade.name: grade.value})
     findings += topics.values()
     if not numbers.unseen:
@@ -247,8 +250,8 @@ def advise(numbers: Numbers, findings: Sequence[Finding]) -> tuple[list[str], st
         (weak and not overfits, "Train longer (--epochs).", {"epochs": 2 * epochs}),
         (
             dense,
-            "Train with --bottleneck spatial --latent-dim 256. It keeps where an object is in the frame.",
-            {"bottleneck": "spatial", "latent_dim": 256, "widths": (), "strides": ()},
+            "Train with --bottleneck spatial. It keeps where an object is in the frame.",
+            {"bottleneck": "spatial", "widths": (), "strides": (), **dict.fromkeys((*_CHOSEN, "start_from"))},
         ),
         (unprobed, measure, {}),
         (weak and not overfits, smaller_beta, change_beta),
@@ -371,8 +374,10 @@ def _sentence(grade: Grade, numbers: Numbers) -> str:
     if grade.key == "information.nats":
         if grade.level == "bad":
             active = f"{latents.active_units} of {latents.latent_dim} dimensions active"
-            return f"The learned values say almost nothing about a frame: {latents.kl_nats:.2g} nats, {active}."
-        return f"A latent carries at most {value:.3g} nats. Small details are left out first."
+            of = "the same learned values besides principal components" if latents.components else "the same latent"
+            return f"All frames get almost {of}: {latents.kl_nats:.2g} nats, {active}."
+        of = "The learned values carry" if latents.components else "A latent carries"
+        return f"{of} at most {value:.3g} nats. Small details are left out first."
     if r is not None and grade.key == "pictures.ssim":
         own, worst, best = (f"{r.scores[name].ssim:.2f}" for name in ("encoder", "mean image", "pca"))
         if grade.level == "bad":

@@ -60,7 +60,7 @@ class TrainConfig(RunConfig):
     """Folder to create: the encoder, checkpoints, pictures and logs."""
     latent_dim: int | None = None
     """Values in the latent vector. By default 256, or with a spatial bottleneck as near to it as the frame size allows:
-    an 8x8 map takes multiples of 64. 32 is usual for a dense one."""
+    an 8x8 map takes multiples of 64, at least 128 to have components. 32 is usual for a dense one."""
     bottleneck: Bottleneck = "spatial"
     """spatial: a small map of means, which keeps small moving objects. dense: flatten, one linear layer."""
     widths: tuple[int, ...] = ()

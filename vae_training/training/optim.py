@@ -58,7 +58,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
 
 
 def compiles_on(device: torch.device) -> bool:
-    """Whether the plain loss is compiled: on CUDA, if there is a C++ compiler.
+    """Whether the loss is compiled: on CUDA, if there is a C++ compiler.
 
     On a CPU the convolutions take nearly all of the time and are the same library calls either way.
     """

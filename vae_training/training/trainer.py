@@ -206,8 +206,9 @@ class Trainer:
         self._open_frames(read_about(latest, dict[str, Split]) if begun else None)
         self._build_model()
         if not begun:
-            start_from_data(config, self.model, self.training)
-            if config.start_from is not None:
+            if config.start_from is None:
+                start_from_data(config, self.model, self.training)
+            else:
                 put_weights(config.start_from, self.model)
         self._prepare_steps(latest if begun else None)
         self.images, self.learning_rate = 0, config.learning_rate
@@ -238,7 +239,7 @@ class Trainer:
             self.model,
             augment=config.augment,
             dtype=resolve_precision(config.precision, self.device),
-            compile=compiles_on(self.device) and not config.augment,
+            compile=compiles_on(self.device),
             say=self.say,
         ).to(self.device)
 
@@ -272,6 +273,7 @@ class Trainer:
         self.forward: Callable[..., Losses] = self.loss
         if ranks.world_size > 1:
             self.forward = DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
+            self.forward.broadcast_buffers = False  # they are those of process 0 now, and never change
         self.super_batches().close()  # raises if they cannot be drawn, before anything is written
 
     def super_batches(self) -> SuperBatches:

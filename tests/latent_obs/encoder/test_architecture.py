@@ -94,6 +94,12 @@ def test_frames_of_64_by_64_and_larger_powers_of_two_keep_their_layers():
     assert Architecture.for_frames((64, 64, 3), 32, bottleneck="dense") == dense
 
 
+@pytest.mark.parametrize(("components", "latent_dim"), [(None, 512), (256, 512), (0, 256)])
+def test_a_map_of_256_cells_has_components_as_well(components: int | None, latent_dim: int):
+    found = Architecture.for_frames((128, 128, 3), widths=(8, 8), strides=(4, 2), components=components)
+    assert (found.latent_dim, found.components) == (latent_dim, 256 if components is None else components)
+
+
 @pytest.mark.parametrize(
     ("arguments", "advised"),
     [

@@ -22,6 +22,7 @@ from latent_obs.pixels import Frames
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import DeviceError, InputError, MissingExtraError
 from tests.support.tiny import LATENT_DIM, random_frames, tiny_architecture, tiny_cvae
+from vae_training.model.cvae import images_to_tensor
 from vae_training.training.export import export_encoder
 
 #: Allowed differences to the network in float64, of the largest latent.
@@ -123,8 +124,10 @@ def test_loaded_and_pickled(encoder_folder: Path, backend: Backend, precision: P
     np.testing.assert_array_equal(again.encode(frames), latents)
 
 
-def test_a_network_that_bfloat16_ruins_is_rejected(tmp_path: Path):
-    model: Any = tiny_cvae()
+@pytest.mark.parametrize("components", [0, 2])
+def test_a_network_that_bfloat16_ruins_is_rejected(tmp_path: Path, components: int):
+    model: Any = tiny_cvae(components=components)
+    model.measure(images_to_tensor(torch.from_numpy(random_frames(20))))
     last, head = model.encoder.convolutions[-2], model.encoder.mean_head
     with torch.no_grad():  # each channel has a twin, which the head subtracts: what is left is far smaller than both
         last.weight[1::2] = last.weight[::2] + 1e-4

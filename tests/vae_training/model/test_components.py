@@ -84,6 +84,18 @@ def test_frames_that_vary_in_fewer_directions_leave_the_other_coordinates_0():
     assert torch.isfinite(rest).all()
 
 
+@pytest.mark.parametrize("count", [1, 2, 12, 30])
+def test_few_frames_give_other_frames_values_of_a_usual_size(count: int):
+    standard = Standard(SHAPE, components=20)
+    standard.measure(tensor(FRAMES)[:count])
+    coordinates, rest = standard(tensor(NEW))
+    assert (coordinates.std(0) > 0).sum() == count // 3
+    if count > 2:
+        assert coordinates.abs().max() < 50
+        assert rest.square().mean() < 10
+    np.testing.assert_allclose(standard.undo(coordinates, rest).flatten(1), flat(NEW), atol=1e-4)
+
+
 @each_bottleneck
 @pytest.mark.parametrize("standardize", [False, True])
 def test_where_the_convolutions_add_nothing_a_reconstruction_is_that_of_pca(layers: dict[str, Any], standardize: bool):
@@ -163,8 +175,9 @@ def test_the_frozen_encoder_gives_the_means_of_training(tmp_path: Path, layers: 
     assert np.abs(encoder.decode(mean.numpy()).astype(float) - decoded.numpy()).max() <= 1
 
 
-def test_an_untrained_encoder_has_no_components():
+@each_bottleneck
+def test_an_untrained_encoder_has_no_components(layers: dict[str, Any]):
     """They are measured on frames, so that it would know something of them."""
-    random = FrozenEncoder.random(model_of(LAYERS).architecture, device="cpu")
+    random = FrozenEncoder.random(model_of(layers).architecture, device="cpu")
     assert random.architecture is not None
     assert (random.architecture.components, random.latent_dim) == (0, COUNT + 16)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tyro
 
+from latent_obs.encoder.architecture import Architecture
 from latent_obs_cli.fit import FitConfig
 from vae_training import RecordConfig, TrainConfig
 from vae_training.report import ReportConfig
@@ -21,6 +22,7 @@ from vae_training.report.metrics.latents import Latents, Stability, describe
 from vae_training.report.metrics.reconstruction import Reconstruction, Scores
 from vae_training.report.probes.probes import PIXELS, Head, ProbeResult, ProbeTable
 from vae_training.report.probes.scores import Score
+from vae_training.training.config import LAYERS
 
 Interval = tuple[float, float, float]  # value, low, high
 
@@ -218,6 +220,15 @@ def test_collapse_is_named_first():
     assert not any(grade.key.startswith("stability") for grade in found.grades)
 
 
+def test_principal_components_besides_learned_values_that_have_collapsed_are_only_a_doubt():
+    means = np.random.default_rng(0).normal(0, [3.0] * 4 + [0.01] * 4, (100, 8))
+    latents = describe(means, np.zeros((100, 8)), components=4)
+    found = judge(latents=latents, settings={"beta": 4.0}, steps=5_000, reconstruction=reconstruction())
+    assert (found.level, found.findings[0].key) == ("doubtful", "information.nats")
+    assert "the same latent" not in found.headline
+    assert any(grade.key.startswith("stability") for grade in found.grades)
+
+
 def test_the_most_useful_advice_comes_first():
     assert "10 gradient steps" in judge(**TEN_STEPS).advice[0]
     assert "--targets" in judge(**QUICKSTART).advice[0], "without probes, nothing shows what acts"
@@ -296,6 +307,18 @@ def test_the_command_of_an_advice_trains_the_same_with_one_change():
     assert tyro.cli(TrainConfig, args=words[2:]) == wanted
     for unknown in ({}, {**settings, "ramp": "cosine"}, {"beta": 0.1}):
         assert judge(**{**QUICKSTART, "settings": unknown}).command is None
+
+
+def test_the_command_to_a_spatial_bottleneck_gives_layers_that_fit():
+    dense = {"bottleneck": "dense", "latent_dim": 32, "components": 16, "start_from": "runs/b", "augment": 1.0}
+    settings = {**TrainConfig(Path("frames"), Path("vae")).to_json(), **dense}
+    lost: dict[str, Any] = {"probes": probes(LOST, READ), "steps": 5_000, "training_mse": 0.001}  # it overfits, too
+    found = judge(**lost, settings=settings)
+    assert found.command is not None
+    config = tyro.cli(TrainConfig, args=shlex.split(found.command)[2:])
+    layers = {name: getattr(config, name) for name in LAYERS}
+    assert config.start_from is None
+    assert (Architecture.for_frames((84, 84, 3), **layers).bottleneck, config.augment) == ("spatial", 1.0)
 
 
 def test_laws_of_every_verdict():

@@ -66,6 +66,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("settings", [1]),
         ("settings", {"frames": 5}),
         ("settings", {"beta": "x"}),
+        ("settings", {"augment": "x"}),
+        ("settings", {"epochs": [3]}),
         ("trained_on", {}),
         ("trained_on", [{"sha256_head_tail": "00", "frames": "3"}]),
         ("training_seconds", "x"),

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from vae_training.report.encoder import Frames
 
-#: Below this many nats in all, or without an active unit, the posterior has collapsed: every frame looks alike.
+#: Below this many nats in all, or without an active unit, the posterior has collapsed: every frame looks alike, if not
+#: for principal components.
 COLLAPSED_NATS = 0.5
 _ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5
 _VARIES = 1e-12  # below: a mean that is the same for every frame has no correlation with anything
@@ -29,7 +30,7 @@ class Latents:
     """
 
     frames: int  # held-out frames measured
-    kl_nats: float  # KL from the prior, summed over dimensions, mean over frames: the most that a latent carries
+    kl_nats: float  # KL from the prior, summed over learned dimensions, mean over frames: the most that these carry
     kl_nats_by_dimension: list[float]
     active_units: int  # number of active dimensions
     active: list[bool]
@@ -44,6 +45,7 @@ class Latents:
         float  # (sum λ)² / sum λ² of the means' covariance: directions of the variance, 1 to latent_dim
     )
     collapsed: bool  # whether the learned values are (almost) the same for all frames
+    components: int = 0  # how many dimensions, the first ones, are principal components
 
     @property
     def latent_dim(self) -> int:
@@ -107,7 +109,8 @@ def describe(mean: NDArray[np.floating[Any]], logvar: NDArray[np.floating[Any]],
         mean_abs_correlation=float(strength.mean()) if len(strength) else 0.0,
         strongest_pair=strongest,
         effective_dimensions=float(np.trace(covariance) ** 2 / squares) if squares > 0 else 0.0,
-        collapsed=not active.any() or not math.isfinite(kl) or kl < COLLAPSED_NATS,
+        collapsed=not active.any() or not math.isfinite(kl) or (not active[:components].any() and kl < COLLAPSED_NATS),
+        components=components,
     )
 
 
