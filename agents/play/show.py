@@ -173,7 +173,10 @@ class Show:
             unit = f"{_DEVIATIONS:g} deviations of the training frames"
         layout = encoder.architecture
         shape = layout.latent_map if layout is not None and layout.bottleneck == "spatial" else None
-        size = f"{' x '.join(map(str, shape))} = {len(latent)}" if shape else f"{len(latent)}"
+        size = f"{len(latent)}"
+        if layout is not None and shape is not None:
+            besides = f"{layout.components} + " if layout.components else ""
+            size = f"{besides}{' x '.join(map(str, shape))} = {len(latent)}"
         return picture, LatentPicture(values, shape, f"latent, {size} values: full at {unit}, teal up, pink down")
 
 
@@ -183,7 +186,7 @@ class LatentPicture(NamedTuple):
     values: NDArray[np.floating]
     """float (latent_dim,); a full bar is 1, and larger values are clipped."""
     shape: tuple[int, int, int] | None
-    """(channels, height, width) of a spatial latent; None for a vector."""
+    """(channels, height, width) of the learned values of a spatial latent, the last ones; None for a vector."""
     caption: str
 
 
@@ -237,10 +240,26 @@ def compose(
 
 
 def draw_latent(latent: LatentPicture, width: int, height: int) -> Picture:
-    """Draw a latent as bars up (teal) and down (pink), or a spatial one as maps of its channels where they fit."""
+    """Draw a latent as bars up (teal) and down (pink), or a spatial one as maps of its channels where they fit.
+
+    Principal components, which come before the map, are bars to the left of the maps.
+    """
     values = np.clip(np.nan_to_num(np.asarray(latent.values, np.float64)), -1, 1)
-    maps = None if latent.shape is None else _draw_maps(values.reshape(latent.shape), width, height)
-    return _draw_bars(values, width, height) if maps is None else maps
+    if latent.shape is None:
+        return _draw_bars(values, width, height)
+    components = len(values) - math.prod(latent.shape)
+    left = round(width * components / len(values))
+    maps = _draw_maps(values[components:].reshape(latent.shape), width - left, height)
+    if maps is None:
+        return _draw_bars(values, width, height)
+    gap = 2 * _LAYOUT["edge"]
+    if left <= gap:
+        return maps
+    between = np.full((height, gap, 3), _GROUND, np.uint8)
+    bars = np.full((height, left - gap, 3), _GROUND, np.uint8)
+    drawn = _draw_bars(values[:components], left - gap, height)
+    bars[: len(drawn)] = drawn
+    return np.concatenate([bars, between, maps], axis=1)
 
 
 def _draw_bars(values: NDArray[np.float64], width: int, height: int) -> Picture:

@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import InputError
 from vae_training.data.loader import get_random_samples
+from vae_training.model.augmentation import CHANGES, augment
 from vae_training.model.cvae import CVAE
 from vae_training.training.checkpoint import load_checkpoint
 from vae_training.training.config import LAYERS, TrainConfig
@@ -35,7 +37,10 @@ def start_from_data(config: TrainConfig, model: CVAE, training: Sequence[NDArray
             seed=np.random.default_rng([config.seed, 2]),
             replace_small=True,
         )
-        model.measure(to_images(model, frames))
+        images = to_images(model, frames)
+        noise = np.random.default_rng([config.seed, 3]).standard_normal((len(images), CHANGES), np.float32)
+        changed = augment(images, config.augment, torch.from_numpy(noise).to(images.device))
+        model.measure(images, changed)
 
 
 def with_layers_of(config: TrainConfig, source: Path) -> TrainConfig:

@@ -272,6 +272,17 @@ def test_maps_show_each_value_where_it_is(shape: tuple[int, int, int]):
     assert len(seen) == len(places)
 
 
+def test_components_are_bars_to_the_left_of_the_maps():
+    component, learned = np.zeros(16 + 3 * 16), np.zeros(16 + 3 * 16)
+    component[3], learned[16 + 5] = 1.0, 1.0
+    one, other = (
+        np.nonzero(teal(draw_latent(latent(values, (3, 4, 4)), 700, 80)))[1] for values in (component, learned)
+    )
+    assert len(one) > 0
+    assert len(other) > 0
+    assert one.max() < 175 - 12 <= 175 <= other.min()
+
+
 def test_bars_of_actions_are_as_long_as_their_levels():
     lengths = [teal(compose(GAME, title="", decision=decision([0, p], chosen=0))).sum() for p in (0.25, 0.5, 1.0)]
     assert lengths[1] == pytest.approx(2 * lengths[0], rel=0.05)
