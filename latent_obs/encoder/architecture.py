@@ -20,6 +20,7 @@ from latent_obs.util.errors import InputError, check_count, check_types
 _MAP = {"dense": 4, "spatial": 8}  # side of the last map; 8x8 keeps small moving things that a 4x4 map loses
 _USUAL_LATENT = 256
 _CERTAIN = -20.0  # log-variance of principal components, which are measured and not inferred
+_UNCERTAIN = 20.0  # largest log-variance: frames unlike those of the training could have any, and its exp be infinite
 #: Largest values; what is beyond is a slip or a damaged file, and would take all memory.
 _AT_MOST = {"img_shape": 2**16, "latent_dim": 2**20, "widths": 2**16, "strides": 2**10}
 
@@ -230,7 +231,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, each (N, latent_dim)."""
         coordinates, h = self._features(x)
-        logvar = self.logvar_head(h).flatten(1)
+        logvar = self.logvar_head(h).flatten(1).clamp(max=_UNCERTAIN)
         if coordinates is not None:
             logvar = torch.cat([torch.full_like(coordinates, _CERTAIN), logvar], 1)
         return self._mean(coordinates, h), logvar
