@@ -71,17 +71,14 @@ class Standard(nn.Module):
             self.register_buffer("deviation", torch.ones(components))
 
     @torch.no_grad()
-    def measure(self, images: Tensor, changed: Tensor | None = None) -> None:
+    def measure(self, images: Tensor) -> None:
         """Set everything from training images float32 (N, C, H, W).
-
-        The spread of the rest is that of `changed`, if it is given: of the same images as augmentation changes them,
-        which components of images that hardly differ show badly.
 
         Where they vary in fewer directions than there are components, the coordinates of the others are 0. So are those
         beyond a third of the number of images: components of so few leave much less of them than of other images.
         """
         self.mean.copy_(images.mean(0))
-        rest = (images if changed is None else changed) - self.mean
+        rest = images - self.mean
         if self.components:
             count = min(self.components, len(images) // _IMAGES_PER_COMPONENT)
             _, deviation, components = principal_components(images.flatten(1), count)

@@ -113,19 +113,18 @@ class CVAE(nn.Module):
         """Number of values in the latent."""
         return self.architecture.latent_dim
 
-    def measure(self, images: Tensor, changed: Tensor | None = None) -> None:
+    def measure(self, images: Tensor) -> None:
         """Set principal components, mean image and spread from training images, before training; see `Standard`.
 
         Without components and standardization there is nothing to set.
 
         Args:
             images: float32 (N, C, H, W) in [0, 1], many times as many as there are components.
-            changed: The same, as augmentation changes them: what training sees.
         """
         encoder, decoder = self.encoder.standard, self.decoder.standard
         if encoder is None or decoder is None:
             return
-        encoder.measure(images, changed)
+        encoder.measure(images)
         decoder.load_state_dict(encoder.state_dict())
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,8 +39,8 @@ def start_from_data(config: TrainConfig, model: CVAE, training: Sequence[NDArray
         )
         images = to_images(model, frames)
         noise = np.random.default_rng([config.seed, 3]).standard_normal((len(images), CHANGES), np.float32)
-        changed = augment(images, config.augment, torch.from_numpy(noise).to(images.device))
-        model.measure(images, changed)
+        # As training sees them, and components of changed frames show unseen recordings better.
+        model.measure(augment(images, config.augment, torch.from_numpy(noise).to(images.device)))
 
 
 def with_layers_of(config: TrainConfig, source: Path) -> TrainConfig:
