@@ -36,7 +36,9 @@ class VAE(Protocol):
     decoder: Decoder
 
     @property
-    def beta_unit(self) -> Tensor | float: ...  # noqa: D102
+    def beta_unit(self) -> Tensor | float:
+        """The squared error that a beta of 1 weighs a nat against."""
+        ...
 
 
 class VAELoss(nn.Module):
