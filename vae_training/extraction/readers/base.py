@@ -107,7 +107,7 @@ def reading(what: object) -> Iterator[None]:
         raise DamagedRecordingError(f"{what} cannot be read: {words[0] if words else repr(error)}") from None
 
 
-def choose_camera(source: Path, cameras: Sequence[str], camera: str | None) -> str:
+def choose_camera(source: object, cameras: Sequence[str], camera: str | None) -> str:
     """Which of several series of pictures to take: the one called `camera`, wholly or after its last dot or slash.
 
     Raises:

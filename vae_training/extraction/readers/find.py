@@ -19,15 +19,18 @@ from vae_training.extraction.readers.base import (
     natural_key,
     reading,
 )
+from vae_training.extraction.readers.hdf5 import hdf5_recordings, is_hdf5
 from vae_training.extraction.readers.images import PICTURE_SUFFIXES, PicturesRecording
+from vae_training.extraction.readers.minari import is_minari, minari_recordings
 from vae_training.extraction.readers.minerl import ARRAYS, FILES, MineRLStream
 from vae_training.extraction.readers.video import VIDEO_SUFFIXES, VideoRecording
 from vae_training.extraction.readers.vpt import VptOptions, VptRecording
+from vae_training.extraction.readers.zarr import is_zarr, zarr_recordings
 
 _KNOWN = (
     "Expected MineRL streams (folders with recording.mp4, rendered.npz, metadata.json), videos (.mp4, .mkv, .avi, "
-    ".webm, .mov, ...; an .mp4 with a .jsonl beside it has actions), folders of pictures (.png, .jpg, .webp, .bmp), or "
-    "uint8 frames in .npz or .npy files"
+    ".webm, .mov, ...; an .mp4 with a .jsonl beside it has actions), folders of pictures (.png, .jpg, .webp, .bmp), "
+    "uint8 frames in .npz or .npy files, Minari datasets, HDF5 files of robomimic, or .zarr replay buffers"
 )
 
 _MOST_THUMBNAILS = 2  # for each recording beside them
@@ -45,7 +48,11 @@ class Container(NamedTuple):
     """Its recordings, named by `part`, from the pictures of a camera; a `DamagedRecordingError` if it is unreadable."""
 
 
-_CONTAINERS: tuple[Container, ...] = ()
+_CONTAINERS: tuple[Container, ...] = (
+    Container(is_minari, minari_recordings),
+    Container(is_hdf5, hdf5_recordings),
+    Container(is_zarr, zarr_recordings),
+)
 
 
 def find_recordings(
