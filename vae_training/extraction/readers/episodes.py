@@ -51,8 +51,9 @@ def read_frames(array: Any, what: str, first: int = 0, end: int | None = None) -
     Raises:
         DamagedRecordingError: They cannot be frames; the message begins with `what`.
     """
-    end = len(array) if end is None else end
-    check_frames(NpyHeader((end - first, *array.shape[1:]), False, np.dtype(np.uint8)), what)
+    end = array.shape[0] if end is None else end
+    shape = (end - first, *array.shape[1:], *((1,) if len(array.shape) == 3 else ()))
+    check_frames(NpyHeader(shape, False, np.dtype(np.uint8)), what)
     stored = array.chunks[0] if array.chunks else 1
     step = frames_per_chunk(math.prod(array.shape[1:]) * array.dtype.itemsize)
     step = math.ceil(step / stored) * stored

@@ -121,9 +121,6 @@ class _ArrowColumn:
         self.dtype = np.dtype(np.uint8) if size else np.dtype(object)
         self.shape = (len(values), *((shape or (size,)) if size else ()))
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
     def __getitem__(self, rows: slice) -> NDArray[Any]:
         values = self._values[rows].combine_chunks()
         flat = values.flatten() if len(self.shape) > 1 else values

@@ -63,7 +63,7 @@ def zarr_recordings(source: Path, camera: str | None) -> list[ZarrEpisode]:
                 f"it has no {missing[0]}; expected data/img and meta/episode_ends, as diffusion-policy has"
             )
         arrays, ends = _arrays(source), _group(source)["meta/episode_ends"][:].tolist()
-        if sorted({0, *ends}) != [0, *ends] or {len(array) for array in arrays.values()} != set(ends[-1:]):
+        if sorted({0, *ends}) != [0, *ends] or {array.shape[0] for array in arrays.values()} != set(ends[-1:]):
             raise ValueError(
                 f"meta/episode_ends must rise from above 0 to the number of rows in data, and is {one_line(ends, 60)}; "
                 f"data has {listed(arrays)}"
@@ -88,4 +88,5 @@ def _group(source: Path) -> Any:
 
 def _arrays(source: Path) -> dict[str, Any]:
     """The stored arrays of a replay buffer by name; numbers only, as others may need pickle."""
-    return {name: array for name, array in _group(source)["data"].arrays() if array.dtype.kind in "biuf"}
+    arrays = dict(_group(source)["data"].arrays())  # in the order of the file system
+    return {name: array for name, array in sorted(arrays.items()) if array.dtype.kind in "biuf"}
