@@ -11,6 +11,7 @@ import pytest
 import zarr
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
+from zarr.storage import LocalStore, ZipStore
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -67,7 +68,7 @@ def write_robomimic(file: Path, demos: Mapping[str, Mapping[str, Any]], base: st
 
 def write_zarr(path: Path, data: Mapping[str, Any], ends: Any, zarr_format: Any = 2, chunk: int = 4) -> Path:
     """A replay buffer as diffusion-policy lays it out, in a folder, or in a file if its name ends on .zip."""
-    store = zarr.storage.ZipStore(path, mode="w") if path.suffix == ".zip" else zarr.storage.LocalStore(path)
+    store = ZipStore(path, mode="w") if path.suffix == ".zip" else LocalStore(path)
     group = zarr.create_group(store, zarr_format=zarr_format)
     for name, values in {
         **{f"data/{name}": values for name, values in data.items()},

@@ -60,8 +60,8 @@ def test_frames_and_rows_of_robomimic(camera: str, tmp_path: Path, monkeypatch: 
     for recording in recordings:
         arrays, rows = demos[recording.part], dict(recording.rows())
         np.testing.assert_array_equal(read(recording), arrays[f"obs/{camera}"])
-        steps = recording.expected_frames
-        assert steps == len(arrays["actions"])
+        steps = len(arrays["actions"])
+        assert recording.expected_frames == steps
         expected = {
             "action": arrays["actions"],
             "reward": arrays["rewards"].astype(np.float32),

@@ -5,6 +5,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -119,6 +120,15 @@ def test_a_dataset_without_names_is_found_by_its_file_as_well():
     assert len({each.fingerprint() for each in find(folder)}) == 2
 
 
+def test_jpegs_of_one_length_are_an_array_of_two_axes_in_hdf5():
+    black = {"observations": np.zeros((4, 40, 48, 3), np.uint8), "actions": np.arange(3)}
+    folder = write_minari(PIXELS, spaces.Discrete(9), [black])
+    with h5py.File(folder / "main_data.hdf5") as file:
+        pictures: Any = file["episode_0/observations"]
+        assert pictures.ndim == 2
+    np.testing.assert_array_equal(read(find(folder)[0]), black["observations"])
+
+
 def test_a_camera_has_to_be_chosen():
     folder = write_minari(OBSERVATIONS, ACTIONS, [rich_episode(2)])
     for camera in (None, "top", "map"):
@@ -164,11 +174,9 @@ def test_damaged_datasets(data_format: str):
 
 
 def test_pictures_that_are_damaged_or_of_another_size():
-    import h5py
-
     folder = write_minari(PIXELS, spaces.Discrete(9), [episode(4)])
     with h5py.File(folder / "main_data.hdf5", "a") as file:
-        pictures = file["episode_0/observations"]
+        pictures: Any = file["episode_0/observations"]
         pictures[2] = pictures[2][:99]
     recording = find(folder)[0]
     good = read_until_damage(recording, r"episode_000000.*picture 2.*2 good frames")
@@ -177,11 +185,10 @@ def test_pictures_that_are_damaged_or_of_another_size():
 
 
 def test_wrong_lengths():
-    import h5py
-
     folder = write_minari(PIXELS, spaces.Discrete(9), [episode(4)])
     with h5py.File(folder / "main_data.hdf5", "a") as file:
-        file["episode_0/rewards"].resize((2,))
+        rewards: Any = file["episode_0/rewards"]
+        rewards.resize((2,))
     with pytest.raises(InputError, match=r"episode_000000.*5 pictures and 2 rows of reward"):
         find(folder)[0].rows()
 

@@ -51,14 +51,14 @@ def read_frames(array: Any, what: str, first: int = 0, end: int | None = None) -
     Raises:
         DamagedRecordingError: They cannot be frames; the message begins with `what`.
     """
-    end = array.shape[0] if end is None else end
-    shape = (end - first, *array.shape[1:], *((1,) if len(array.shape) == 3 else ()))
+    stop: int = array.shape[0] if end is None else end
+    shape = (stop - first, *array.shape[1:], *((1,) if len(array.shape) == 3 else ()))
     check_frames(NpyHeader(shape, False, np.dtype(np.uint8)), what)
     stored = array.chunks[0] if array.chunks else 1
     step = frames_per_chunk(math.prod(array.shape[1:]) * array.dtype.itemsize)
     step = math.ceil(step / stored) * stored
-    for start in range(first - first % stored, end, step):
-        values = array[max(start, first) : min(start + step, end)]
+    for start in range(first - first % stored, stop, step):
+        values = array[max(start, first) : min(start + step, stop)]
         frames = _as_uint8(values)
         if frames is None:
             raise DamagedRecordingError(f"{what} has {values.dtype} other than 0 to 255: {to_uint8(values.dtype)}")

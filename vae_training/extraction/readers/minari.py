@@ -81,7 +81,7 @@ class MinariEpisode(Recording):
 
     def _stated_frames(self) -> int | None:
         with self._stored() as stored:
-            return stored(self.camera).shape[0]
+            return stored("rewards").shape[0] + 1
 
     @property
     def _number(self) -> int:
