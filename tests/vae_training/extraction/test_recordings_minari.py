@@ -10,6 +10,7 @@ import minari
 import numpy as np
 import pytest
 from gymnasium import spaces
+from minari.dataset._storages.hdf5_storage import encode_frame
 
 from latent_obs.util.errors import InputError
 from tests.support.episode_files import noise, write_minari
@@ -173,13 +174,14 @@ def test_damaged_datasets(data_format: str):
     assert read_until_damage(recording, str(folder)) is None
 
 
-def test_pictures_that_are_damaged_or_of_another_size():
+@pytest.mark.parametrize("what", ["damaged", "of another size"])
+def test_a_picture_that_cannot_be_used(what: str):
     folder = write_minari(PIXELS, spaces.Discrete(9), [episode(4)])
+    other = encode_frame(noise(41, 48, 3))
     with h5py.File(folder / "main_data.hdf5", "a") as file:
         pictures: Any = file["episode_0/observations"]
-        pictures[2] = pictures[2][:99]
-    recording = find(folder)[0]
-    good = read_until_damage(recording, r"episode_000000.*picture 2.*2 good frames")
+        pictures[2] = pictures[2][:99] if what == "damaged" else other
+    good = read_until_damage(find(folder)[0], r"episode_000000.*picture 2.*2 good frames")
     assert good is not None
     assert len(good) == 2
 
@@ -202,6 +204,7 @@ def test_an_environment_that_a_dataset_names_is_not_made(tmp_path: Path):
     recordings, (damaged,) = find_recordings([folder])
     assert recordings == []
     assert "observation_space" in damaged.reason
+    assert "KeyError" not in damaged.reason
     assert not mark.exists()
     (folder / "metadata.json").write_text("{")
     assert str(folder) in find_recordings([folder])[1][0].reason
