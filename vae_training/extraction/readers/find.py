@@ -20,14 +20,16 @@ from vae_training.extraction.readers.base import (
     reading,
 )
 from vae_training.extraction.readers.images import PICTURE_SUFFIXES, PicturesRecording
+from vae_training.extraction.readers.lerobot import is_lerobot, lerobot_recordings
 from vae_training.extraction.readers.minerl import ARRAYS, FILES, MineRLStream
 from vae_training.extraction.readers.video import VIDEO_SUFFIXES, VideoRecording
 from vae_training.extraction.readers.vpt import VptOptions, VptRecording
+from vae_training.extraction.readers.webdataset import is_shard, shard_recordings
 
 _KNOWN = (
-    "Expected MineRL streams (folders with recording.mp4, rendered.npz, metadata.json), videos (.mp4, .mkv, .avi, "
-    ".webm, .mov, ...; an .mp4 with a .jsonl beside it has actions), folders of pictures (.png, .jpg, .webp, .bmp), or "
-    "uint8 frames in .npz or .npy files"
+    "Expected MineRL streams (folders with recording.mp4, rendered.npz, metadata.json), LeRobot datasets (folders with "
+    "meta/info.json), videos (.mp4, .mkv, .avi, .webm, .mov, ...; an .mp4 with a .jsonl beside it has actions), "
+    "WebDataset shards (.tar), folders of pictures (.png, .jpg, .webp, .bmp), or uint8 frames in .npz or .npy files"
 )
 
 _MOST_THUMBNAILS = 2  # for each recording beside them
@@ -45,7 +47,10 @@ class Container(NamedTuple):
     """Its recordings, named by `part`, from the pictures of a camera; a `DamagedRecordingError` if it is unreadable."""
 
 
-_CONTAINERS: tuple[Container, ...] = ()
+_CONTAINERS: tuple[Container, ...] = (
+    Container(is_lerobot, lerobot_recordings),
+    Container(is_shard, shard_recordings),
+)
 
 
 def find_recordings(
