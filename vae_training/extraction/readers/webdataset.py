@@ -78,8 +78,10 @@ class ShardRecording(Recording):
         known: list[dict[str, Any]] = []
         with reading(self.source), tarfile.open(self.source) as archive:
             for sample in self._samples(archive):
-                content = json.load(_content(archive, sample["json"])) if "json" in sample else {}
-                known.append(dict(_flat(content)))
+                known.append({})
+                if file := sample.get("json"):
+                    with reading(f"{self.source}, {file.name}"):
+                        known[-1].update(_flat(json.load(_content(archive, file))))
                 if self.pictures is None:
                     frames = count_frames(self.source, _content(archive, sample[self.ending]))
                     return {name: _as_row(values, frames) for name, values in known[0].items()}
