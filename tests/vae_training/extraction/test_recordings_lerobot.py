@@ -90,6 +90,8 @@ def test_frames_and_rows_of_each_episode_are_those_that_the_package_wrote(datase
         assert numbers(read(recording)) == (n + 35 * CAMERAS.index(camera)).tolist()
         rows = recording.rows()
         expected = {
+            "first": n == at,
+            "acted": n >= at,
             "action": np.stack([n + 0.5, -n], 1).astype(np.float32),
             "state$x": n.astype(np.float32),
             "state$y": (n / 4).astype(np.float32),

@@ -98,12 +98,12 @@ def test_nothing_is_written_outside_of_the_folder(tmp_path: Path):
 def test_damage_inside_names_the_file_and_keeps_what_was_before(tmp_path: Path):
     file = write_tar(tmp_path / "walk.tar", a_png=png(0), b_png=png(1), c_png=b"none", d_png=png(3))
     frames = read_until_damage(recordings_of(file)[0], r"walk\.tar, c\.png .*2 good frames")
-    assert numbers(frames if frames is not None else numbered(0)) == [0, 1]
-    read_until_damage(
-        recordings_of(write_tar(tmp_path / "two.tar", a_png=png(0), b_png=png(1, 32)))[0], "b.png has shape"
-    )
-    broken = recordings_of(write_tar(tmp_path / "json.tar", a_png=png(0), a_json=b"{"))[0]
-    with pytest.raises(ValueError, match=r"json\.tar, a\.json"):
+    assert frames is not None
+    assert numbers(frames) == [0, 1]
+    (two,) = recordings_of(write_tar(tmp_path / "two.tar", a_png=png(0), b_png=png(1, 32)))
+    read_until_damage(two, r"b\.png has shape")
+    (broken,) = recordings_of(write_tar(tmp_path / "json.tar", a_png=png(0), a_json=b"{"))
+    with pytest.raises(DamagedRecordingError, match=r"json\.tar, a\.json"):
         broken.rows()
 
 

@@ -70,10 +70,12 @@ class LeRobotRecording(Recording):
         """The columns of numbers and texts.
 
         Returns:
-            `action`, `reward`, `terminated` (next.done), `state$<name>` for each value of observation.state, `task`
-            (text), and other columns under their names with $ for a dot, all where the dataset has them.
+            `first`, `acted` (every frame has an action), and what the dataset has of these: `action`, `reward`,
+            `terminated` (next.done), `state$<name>` for each value of observation.state, `task` (text), and other
+            columns under their names with $ for a dot.
         """
-        features, rows = self.info["features"], dict[str, NDArray[Any]]()
+        features = self.info["features"]
+        rows: dict[str, NDArray[Any]] = {"first": np.arange(self.length) == 0, "acted": np.ones(self.length, np.bool_)}
         with reading(self.source / "meta"):
             names = [name for name, feature in features.items() if _is_row(name, feature)]
             tasks = _tasks(self.source) if _TASK in features else {}
