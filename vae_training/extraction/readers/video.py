@@ -24,7 +24,6 @@ _FORMATS = "asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mpeg,mpegts,mpegvi
 _STATING_LENGTH = ("mov,", "matroska,", "flv", "avi")
 # seconds that a whole file may be shorter than stated: times are rounded, and the last packet may have no duration
 _ROUNDING = 0.1
-_DECODED_EARLIER = 1.0  # seconds that a frame is decoded before it is shown, at most
 _MOST_OBLONG = 8  # pixels of a video that is played wider, or narrower, than stored
 
 
@@ -76,7 +75,7 @@ def decode_at(file: Path, seconds: Sequence[float], tolerance: float, threads: i
     """The frames that a video file shows at rising times, as `decode` gives them; the others are passed over.
 
     Args:
-        file: The video. What is more than a second before the first of the times is not decoded, if it has key frames.
+        file: The video. What is before the last key frame before the first of the times is not decoded.
         seconds: The times.
         tolerance: Most seconds between such a time and that of its frame; less than the half of a frame's duration.
         threads: Threads of the decoder; 0 takes one per core.
@@ -199,10 +198,8 @@ def _frames(container: Any, threads: int) -> Iterator[Any]:
 
 def _frames_at(container: Any, seconds: Sequence[float], tolerance: float, threads: int) -> Iterator[Any]:
     """The decoder's frames at rising times; `ValueError` where there is none."""
-    # A file is searched by the times at which frames are decoded. Frames that others refer to are decoded before they
-    # are shown, so that the key frame that is found for a time may be shown after it.
-    stream, start = _stream(container), seconds[0] - _DECODED_EARLIER
-    if start > 0:
+    stream, start = _stream(container), seconds[0] - tolerance
+    if start > 0:  # to the last key frame before
         container.seek(int(start / stream.time_base), stream=stream)
     given, after = 0, "it ends before"
     for frame in _frames(container, threads):
