@@ -74,7 +74,7 @@ class LeRobotRecording(Recording):
             `terminated` (next.done), `state$<name>` for each value of observation.state, `task` (text), and other
             columns under their names with $ for a dot.
         """
-        features = self.info["features"]
+        features: dict[str, Any] = self.info["features"]
         rows: dict[str, NDArray[Any]] = {"first": np.arange(self.length) == 0, "acted": np.ones(self.length, np.bool_)}
         with reading(self.source / "meta"):
             names = [name for name, feature in features.items() if _is_row(name, feature)]
@@ -88,7 +88,7 @@ class LeRobotRecording(Recording):
                     parts = _names_of(features[name], values.shape[1])
                     rows |= {f"state${part}": column for part, column in zip(parts, values.T, strict=True)}
                 else:
-                    rows[_ROW_NAMES.get(name, name.replace(".", "$"))] = values
+                    rows[_ROW_NAMES.get(name) or name.replace(".", "$")] = values
             if tasks:
                 rows["task"] = np.array([tasks[task] for task in table[_TASK].to_pylist()])
         return rows
