@@ -104,6 +104,7 @@ def reading(what: object) -> Iterator[None]:
         raise
     except Exception as error:
         words = str(error).splitlines() if isinstance(error, (OSError, ValueError)) else []
+        words = [f"it lacks {error}"] if isinstance(error, KeyError) else words
         raise DamagedRecordingError(f"{what} cannot be read: {words[0] if words else repr(error)}") from None
 
 

@@ -21,16 +21,19 @@ from vae_training.extraction.readers.base import (
 )
 from vae_training.extraction.readers.hdf5 import hdf5_recordings, is_hdf5
 from vae_training.extraction.readers.images import PICTURE_SUFFIXES, PicturesRecording
+from vae_training.extraction.readers.lerobot import is_lerobot, lerobot_recordings
 from vae_training.extraction.readers.minari import is_minari, minari_recordings
 from vae_training.extraction.readers.minerl import ARRAYS, FILES, MineRLStream
 from vae_training.extraction.readers.video import VIDEO_SUFFIXES, VideoRecording
 from vae_training.extraction.readers.vpt import VptOptions, VptRecording
+from vae_training.extraction.readers.webdataset import is_shard, shard_recordings
 from vae_training.extraction.readers.zarr import is_zarr, zarr_recordings
 
 _KNOWN = (
-    "Expected MineRL streams (folders with recording.mp4, rendered.npz, metadata.json), videos (.mp4, .mkv, .avi, "
-    ".webm, .mov, ...; an .mp4 with a .jsonl beside it has actions), folders of pictures (.png, .jpg, .webp, .bmp), "
-    "uint8 frames in .npz or .npy files, Minari datasets, HDF5 files of robomimic, or .zarr replay buffers"
+    "Expected MineRL streams (folders with recording.mp4, rendered.npz, metadata.json), datasets of LeRobot (folders "
+    "with meta/info.json) or Minari, HDF5 files of robomimic, .zarr replay buffers, WebDataset shards (.tar), videos "
+    "(.mp4, .mkv, .avi, .webm, .mov, ...; an .mp4 with a .jsonl beside it has actions), folders of pictures (.png, "
+    ".jpg, .webp, .bmp), or uint8 frames in .npz or .npy files"
 )
 
 _MOST_THUMBNAILS = 2  # for each recording beside them
@@ -49,6 +52,8 @@ class Container(NamedTuple):
 
 
 _CONTAINERS: tuple[Container, ...] = (
+    Container(is_lerobot, lerobot_recordings),
+    Container(is_shard, shard_recordings),
     Container(is_minari, minari_recordings),
     Container(is_hdf5, hdf5_recordings),
     Container(is_zarr, zarr_recordings),
@@ -65,9 +70,10 @@ def find_recordings(
     """Find the recordings in some files and folders.
 
     Folders are searched to the bottom. What is found in one: a MineRL stream, where it has at least two of the three
-    files of one; an `.mp4` with a `.jsonl` of the same name as a VPT recording; any other video; `.npz` and `.npy`
-    files with frames; each episode of a Minari dataset, an HDF5 file or a zarr buffer; and its pictures, as one
-    recording. Up to two pictures for each of the others in their folder are thumbnails, and not used; `say` gets a
+    files of one; each episode of a LeRobot or Minari dataset, an HDF5 file or a zarr buffer; an `.mp4` with a `.jsonl`
+    of the same name as a VPT recording; any other video; the pictures or videos in a WebDataset shard; `.npz` and
+    `.npy` files with frames; and its pictures, as one recording. Up to two pictures for each of the others in their
+    folder are thumbnails, and not used; `say` gets a
     sentence that names them, and one for unfinished files (`.part`) and anything else that is no recording. Hidden
     files and folders and `__MACOSX` are passed over. What is reached twice counts once.
 

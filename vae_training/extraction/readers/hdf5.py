@@ -101,7 +101,7 @@ def is_hdf5(path: Path) -> bool:
 
 def opened(file: Path) -> Any:
     """An HDF5 file, open for reading."""
-    return require("h5py", extra="hdf5", purpose="read HDF5 files").File(file, "r")
+    return require("h5py", extra="formats", purpose="read HDF5 files").File(file, "r")
 
 
 def datasets(group: Any) -> dict[str, Any]:

@@ -98,8 +98,8 @@ class MinariEpisode(Recording):
                 with opened(files[0]) as handle:
                     yield handle[f"episode_{self._number}"].__getitem__
                 return
-            arrow = require("pyarrow.dataset", extra="minari", purpose="read Minari datasets that are not HDF5")
-            mapped = require("pyarrow.fs", extra="minari", purpose="").LocalFileSystem(use_mmap=True)
+            arrow = require("pyarrow.dataset", extra="formats", purpose="read Minari datasets that are not HDF5")
+            mapped = require("pyarrow.fs", extra="formats", purpose="").LocalFileSystem(use_mmap=True)
             table = arrow.dataset(list(map(str, files)), format=files[0].suffix[1:], filesystem=mapped)
 
             def column(place: str) -> _ArrowColumn:

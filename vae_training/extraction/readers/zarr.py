@@ -82,7 +82,7 @@ def is_zarr(path: Path) -> bool:
 
 
 def _group(source: Path) -> Any:
-    zarr = require("zarr", extra="zarr", purpose="read zarr stores")
+    zarr = require("zarr", extra="formats", purpose="read zarr stores")
     return zarr.open_group(zarr.storage.ZipStore(source) if source.is_file() else source, mode="r")
 
 
