@@ -21,6 +21,7 @@ from vae_training.data.frames import get_datasets, split_held_out
 from vae_training.data.stats import find_warnings, frame_stats
 from vae_training.extraction.extractor import ExtractConfig
 from vae_training.extraction.index import FrameFolder
+from vae_training.extraction.readers.base import Damaged
 
 SCRIPT = """
 import importlib, sys
@@ -130,24 +131,34 @@ def test_one_that_goes_on_and_recordings_that_are_added(place: Place):
     assert len(get_datasets(place.out)) == 6
 
 
+def test_a_name_that_another_shard_has_taken(place: Place):
+    """By a recording that is not found any more."""
+    for name, shard in (("a-b", "1/2"), ("a b", "2/2")):
+        (place.source / f"{name}.fake").write_text(name)
+        place.recordings = [Fake(name, place.source / f"{name}.fake")]
+        assert place.extract(shard=shard).new_frames == 50
+    assert len(get_datasets(place.out)) == 2
+
+
 def test_more_shards_than_recordings_and_damaged_ones(place: Place):
     place.recordings[1] = Fake("clip 1", place.source / "clip 1.fake", breaks_at=32)
+    place.damaged = [Damaged("x", place.source / "x.fake", "it lacks an end")]
     results = [place.extract(shard=f"{i}/9") for i in range(1, 10)]
-    assert sorted(bad.name for result in results for bad in result.damaged) == ["clip 1"]
+    assert sorted(bad.name for result in results for bad in result.damaged) == ["clip 1", "x"]
     assert sum(result.recordings for result in results) == 2
     assert not any("not begun" in line for line in place.said[-1:])
     assert len(list(place.out.glob("frames.shard-*-of-9.json"))) == 9
 
 
 def test_the_shape_of_frames_at_their_own_size_is_that_of_the_first_recording(place: Place, tmp_path: Path):
-    """In each shard, as in one run: those of another shape are damaged, in whichever shard they are."""
+    """In each shard, as in one run; those of another shape are damaged, and the first of shard 1 is one of them."""
     sources = [each.source for each in fakes(place.source, 6)]
     place.recordings = [
         Fake(f"clip {i}", source, seed=i, breaks_at=0 if i == 0 else None, shape=(30 + 2 * (i == 3), 40))
         for i, source in enumerate(sources)
     ]
     whole = place.extract(out=tmp_path / "whole", size=None)
-    results = [place.extract(shard=f"{i}/3", size=None) for i in (3, 2, 1)]
+    results = [place.extract(shard=f"{i}/3", size=None) for i in (1, 2, 3)]
     assert sorted(bad.name for result in results for bad in result.damaged) == ["clip 0", "clip 3"]
     assert {bad.name for bad in whole.damaged} == {"clip 0", "clip 3"}
     assert arrays(place.out) == arrays(tmp_path / "whole")
