@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from latent_obs.util.errors import InputError
 from latent_obs.util.words import counted
+from vae_training.extraction.readers import minestudio
 from vae_training.extraction.readers.arrays import array_recordings
 from vae_training.extraction.readers.base import (
     Damaged,
@@ -27,7 +28,7 @@ from vae_training.extraction.readers.vpt import VptOptions, VptRecording
 _KNOWN = (
     "Expected MineRL streams (folders with recording.mp4, rendered.npz, metadata.json), videos (.mp4, .mkv, .avi, "
     ".webm, .mov, ...; an .mp4 with a .jsonl beside it has actions), folders of pictures (.png, .jpg, .webp, .bmp), or "
-    "uint8 frames in .npz or .npy files"
+    "uint8 frames in .npz or .npy files, or datasets of MineStudio (folders image or video, with action)"
 )
 
 _MOST_THUMBNAILS = 2  # for each recording beside them
@@ -45,7 +46,7 @@ class Container(NamedTuple):
     """Its recordings, named by `part`, from the pictures of a camera; a `DamagedRecordingError` if it is unreadable."""
 
 
-_CONTAINERS: tuple[Container, ...] = ()
+_CONTAINERS: tuple[Container, ...] = (Container(minestudio.is_dataset, minestudio.episodes),)
 
 
 def find_recordings(

@@ -1,6 +1,7 @@
 """Videos of any kind that FFmpeg can decode, through PyAV."""
 
 import contextlib
+import io
 import itertools
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,13 +51,13 @@ class VideoRecording(Recording):
         return stated_frames(self.source)
 
 
-def decode(file: Path, threads: int = 0, *, first: int = 0, count: int | None = None) -> Generator[Frames]:
+def decode(file: Path | io.BytesIO, threads: int = 0, *, first: int = 0, count: int | None = None) -> Generator[Frames]:
     """The frames of a video file as a player shows them, some at a time.
 
     They are turned and mirrored as the file asks for (a phone's are), and widened where its pixels are not square.
 
     Args:
-        file: The video.
+        file: The video, or its content with a `name` for messages.
         threads: Threads of the decoder; 0 takes one per core.
         first: How many frames to pass over at the start.
         count: How many to give after that, at most; nothing behind them is looked at.
@@ -81,12 +82,14 @@ def count_frames(file: Path) -> int:
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _opened(file: Path | io.BytesIO) -> Iterator[Any]:
     """A video's container; any error in the block means that the file is damaged."""
     av = require("av", extra="video", purpose="read videos")
-    with reading(file):
+    with reading(file if isinstance(file, Path) else getattr(file, "name", "a video")):
         try:  # an absolute path, as FFmpeg takes "concat:a" for a protocol
-            container = av.open(str(file.absolute()), options={"format_whitelist": _FORMATS})
+            container = av.open(
+                str(file.absolute()) if isinstance(file, Path) else file, options={"format_whitelist": _FORMATS}
+            )
         except av.ArgumentError:
             raise ValueError("it is no video, or of a format that is not read, such as a playlist") from None
         with container:
@@ -100,7 +103,7 @@ def _stream(container: Any) -> Any:
     return container.streams.best("video") or container.streams.video[0]
 
 
-def _decoded(file: Path, threads: int, first: int, end: int | None) -> Generator[Frames]:
+def _decoded(file: Path | io.BytesIO, threads: int, first: int, end: int | None) -> Generator[Frames]:
     """Frames `first` to `end` as uint8 (H, W, 3) RGB of one size."""
     size: Sequence[int] = ()
     with _opened(file) as container:
