@@ -28,7 +28,8 @@ class ExtractConfig:
     """
 
     recordings: Positional[tuple[Path, ...]]
-    """Videos, demonstration folders, folders of pictures, arrays; or folders that are searched for them."""
+    """Videos, demonstration folders, folders of pictures, arrays; or folders that are searched for them. Videos and
+    arrays may be in a store as well (s3://bucket/demos, hf://datasets/user/name)."""
     out: Path
     """Folder of the frame files. A folder that was begun with the same settings is continued."""
     size: int | None = 64

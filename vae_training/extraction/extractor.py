@@ -147,8 +147,12 @@ def _settle_shape(config: ExtractConfig, folder: FrameFolder, recordings: list[R
     shape = folder.shape or ((config.size, config.size, 3) if config.size else ())
     for recording in recordings:
         if not shape:
-            with contextlib.suppress(DamagedRecordingError, StopIteration):
-                shape = contract_for(next(recording.chunks()).shape[1:], None, config.crop).shape
+            with (
+                contextlib.suppress(DamagedRecordingError, StopIteration),
+                recording.opened(folder.staging) as opened,
+                contextlib.closing(opened.chunks()) as chunks,
+            ):
+                shape = contract_for(next(chunks).shape[1:], None, config.crop).shape
     if shape:
         folder.settle_shape(shape)
 

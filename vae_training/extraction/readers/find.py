@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from vae_training.extraction.readers.base import (
 )
 from vae_training.extraction.readers.images import PICTURE_SUFFIXES, PicturesRecording
 from vae_training.extraction.readers.minerl import ARRAYS, FILES, MineRLStream
+from vae_training.extraction.readers.remote import remote_recordings, url_of
 from vae_training.extraction.readers.video import VIDEO_SUFFIXES, VideoRecording
 from vae_training.extraction.readers.vpt import VptOptions, VptRecording
 
@@ -84,6 +86,11 @@ def find_recordings(
     found: list[tuple[_Found, Path]] = []
     search = _Search(vpt or VptOptions(), camera, say)
     for root in map(Path, paths):
+        if url := url_of(root):
+            inside, others = remote_recordings(url, partial(_in_file, search.vpt))
+            found += [(each, root if each.source != root else root.parent) for each in inside]
+            search.others += others
+            continue
         if not root.exists():
             raise InputError(f"there is no file or folder {root} (current folder: {Path.cwd()})")
         base, inside = (root, search.folder(root)) if root.is_dir() else (root.parent, search.file(root))
@@ -96,6 +103,11 @@ def find_recordings(
     named = [replace(each, name=name) for (each, _), name in zip(found, _unique_names(found), strict=True)]
     recordings = [each for each in named if isinstance(each, Recording)]
     return recordings, [each for each in named if isinstance(each, Damaged)]
+
+
+def _in_file(vpt: VptOptions, file: Path) -> list[_Found]:
+    """The recordings of a file that was fetched."""
+    return list(_Search(vpt, None, lambda _: None).file(file))
 
 
 class _Search:
