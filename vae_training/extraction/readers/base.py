@@ -65,6 +65,11 @@ class Recording(ABC):
         """
         return {}
 
+    @contextlib.contextmanager
+    def opened(self, scratch: Path) -> Iterator["Recording"]:
+        """The recording to read from while it is in use, with what it needs fetched to a folder inside `scratch`."""
+        yield self
+
     @property
     def files(self) -> Sequence[Path]:
         """The files that it consists of."""

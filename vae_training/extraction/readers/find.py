@@ -5,11 +5,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from latent_obs.util.errors import InputError
 from latent_obs.util.words import counted
+from vae_training.extraction.readers import minestudio
 from vae_training.extraction.readers.arrays import array_recordings
 from vae_training.extraction.readers.base import (
     Damaged,
@@ -24,6 +26,7 @@ from vae_training.extraction.readers.images import PICTURE_SUFFIXES, PicturesRec
 from vae_training.extraction.readers.lerobot import is_lerobot, lerobot_recordings
 from vae_training.extraction.readers.minari import is_minari, minari_recordings
 from vae_training.extraction.readers.minerl import ARRAYS, FILES, MineRLStream
+from vae_training.extraction.readers.remote import remote_recordings, url_of
 from vae_training.extraction.readers.video import VIDEO_SUFFIXES, VideoRecording
 from vae_training.extraction.readers.vpt import VptOptions, VptRecording
 from vae_training.extraction.readers.webdataset import is_shard, shard_recordings
@@ -31,9 +34,9 @@ from vae_training.extraction.readers.zarr import is_zarr, zarr_recordings
 
 _KNOWN = (
     "Expected MineRL streams (folders with recording.mp4, rendered.npz, metadata.json), datasets of LeRobot (folders "
-    "with meta/info.json) or Minari, HDF5 files of robomimic, .zarr replay buffers, WebDataset shards (.tar), videos "
-    "(.mp4, .mkv, .avi, .webm, .mov, ...; an .mp4 with a .jsonl beside it has actions), folders of pictures (.png, "
-    ".jpg, .webp, .bmp), or uint8 frames in .npz or .npy files"
+    "with meta/info.json), Minari or MineStudio (folders image or video, with action), HDF5 files of robomimic, .zarr "
+    "replay buffers, WebDataset shards (.tar), videos (.mp4, .mkv, .avi, .webm, .mov, ...; an .mp4 with a .jsonl beside "
+    "it has actions), folders of pictures (.png, .jpg, .webp, .bmp), or uint8 frames in .npz or .npy files"
 )
 
 _MOST_THUMBNAILS = 2  # for each recording beside them
@@ -57,6 +60,7 @@ _CONTAINERS: tuple[Container, ...] = (
     Container(is_minari, minari_recordings),
     Container(is_hdf5, hdf5_recordings),
     Container(is_zarr, zarr_recordings),
+    Container(minestudio.is_dataset, minestudio.episodes),
 )
 
 
@@ -96,6 +100,11 @@ def find_recordings(
     found: list[tuple[_Found, Path]] = []
     search = _Search(vpt or VptOptions(), camera, say)
     for root in map(Path, paths):
+        if url := url_of(root):
+            inside, others = remote_recordings(url, partial(_in_file, search.vpt))
+            found += [(each, root if each.source != root else root.parent) for each in inside]
+            search.others += others
+            continue
         if not root.exists():
             raise InputError(f"there is no file or folder {root} (current folder: {Path.cwd()})")
         base, inside = (root, search.folder(root)) if root.is_dir() else (root.parent, search.file(root))
@@ -108,6 +117,11 @@ def find_recordings(
     named = [replace(each, name=name) for (each, _), name in zip(found, _unique_names(found), strict=True)]
     recordings = [each for each in named if isinstance(each, Recording)]
     return recordings, [each for each in named if isinstance(each, Damaged)]
+
+
+def _in_file(vpt: VptOptions, file: Path) -> list[_Found]:
+    """The recordings of a file that was fetched."""
+    return list(_Search(vpt, None, lambda _: None).file(file))
 
 
 class _Search:
