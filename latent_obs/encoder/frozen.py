@@ -132,7 +132,7 @@ class FrozenEncoder:
             folder: What training wrote, a run folder that has it as `encoder/`, or a Hugging Face repository id.
             device: As for the class.
             module: For the folder of an encoder of `from_module`: a module of the same class. A copy of it gets the
-                folder's weights, names and shapes strictly compared.
+                folder's weights, names and shapes strictly compared. A network of timm (`timm_encoder`) needs none.
             backend: As for the class.
             precision: As for the class.
 

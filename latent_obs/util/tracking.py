@@ -38,7 +38,7 @@ class Tracker:
         file.write_text(name)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log metrics of a step; steps that were logged before, by a run that was killed, are left out."""
+        """Log metrics of a step. wandb leaves out steps that a killed run has logged before."""
         self._run.log(dict(metrics), step=step)
 
     def __enter__(self) -> Self:
