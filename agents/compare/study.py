@@ -166,6 +166,10 @@ class Study:
         given: dict[str, dict[str, Any]] = {"arm_settings": self.arm_settings, "motion": self.motion, "timm": self.timm}
         for name, task in self.tasks.items():
             check_count(f"tasks.{name}.steps", self.steps_of(name))
+            if _is_timm(task.encoder):
+                raise InputError(
+                    f"tasks.{name}.encoder must be a folder; give {task.encoder} to an arm in arm_settings"
+                )
             given[f"tasks.{name}.arms"] = task.arms
         for where, arms in given.items():
             for arm in arms:
@@ -176,10 +180,6 @@ class Study:
         for name in self.tasks:
             for arm in self.arms:
                 self._settings(name, arm, self.seeds[0], Path())
-            if _is_timm(task.encoder):
-                raise InputError(
-                    f"tasks.{name}.encoder must be a folder; give {task.encoder} to an arm in arm_settings"
-                )
 
     def observation(self, arm: str) -> str:
         """What the agents of an arm see: one of train-agent's observations."""

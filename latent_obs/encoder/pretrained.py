@@ -184,12 +184,12 @@ def made_again(name: str, described: TimmLayer, weights: Mapping[str, Tensor]) -
     module = GridFeatures(make_network(name), described)
     shape = weights["project.weight"].shape if "project.weight" in weights else ()
     with torch.random.fork_rng(devices=[]):
-        module.project = nn.Linear(*reversed(shape)) if len(shape) == 2 else nn.Linear(1, 1)
+        module.project = nn.Linear(shape[1], shape[0]) if len(shape) == 2 else nn.Linear(1, 1)
     return module
 
 
 def _data_config(network: Any) -> dict[str, Any]:
     """The pictures that a network was trained on: "input_size", "interpolation", "mean" and "std"."""
-    from timm.data import resolve_model_data_config  # pyright: ignore[reportMissingImports]
+    from timm.data.config import resolve_model_data_config  # pyright: ignore[reportMissingImports]
 
     return resolve_model_data_config(network)

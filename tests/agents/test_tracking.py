@@ -1,4 +1,4 @@
-"""Metrics of train-vae and train-agent at wandb, offline by the real package: all of them, and of one run after resume."""
+"""Metrics of train-vae and train-agent at wandb, offline by the real package: all of them, in one run after resume."""
 
 import json
 import sys
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-for package in ("stable_baselines3", "wandb"):
-    pytest.importorskip(package)
+pytest.importorskip("stable_baselines3")
+pytest.importorskip("wandb")
 
 from latent_obs.util.atomic import is_unused
 from latent_obs.util.errors import InputError, MissingExtraError

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-for package in ("stable_baselines3", "timm", "skimage", "sklearn", "matplotlib"):
-    pytest.importorskip(package)
+pytest.importorskip("stable_baselines3")
 
 from agents.compare import Study, Task
 from agents.compare.study import study_from
@@ -23,6 +22,9 @@ from tests.support.timm_weights import random_weights
 from tests.support.tiny import picture
 from vae_training.training.initialization import put_weights
 
+for package in ("timm", "skimage", "sklearn", "matplotlib"):
+    pytest.importorskip(package)
+
 NAME = "test_resnet.r160_in1k"
 
 
@@ -33,12 +35,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three recordings of 24 frames, with what is known of each."""
-    folder = tmp_path_factory.mktemp("frames")
-    for number in range(3):
-        steps = np.random.default_rng(number).permutation(24)
+    """Four recordings of 80 frames, with what is known of each."""
+    folder, rng = tmp_path_factory.mktemp("frames"), np.random.default_rng(0)
+    for number in range(4):
+        steps = rng.permutation(80) / 8
         np.save(folder / f"{number}.npy", np.stack([picture(number, step, 16, 16) for step in steps]))
-        np.savez(folder / f"{number}.rows.npz", **{"state$STEP": steps.astype(np.float32), "first": steps < 0})
+        np.savez(folder / f"{number}.rows.npz", **{"state$STEP": steps.astype(np.float32), "first": np.arange(80) == 0})
     return folder
 
 
@@ -54,8 +56,8 @@ def test_the_encoder_knows_the_training_part_of_its_frames(
     made: Path, frames: Path, capsys: pytest.CaptureFixture[str]
 ):
     read = read_encoder_folder(made)
-    assert [part["file"] for part in read.provenance["trained_on"]] == ["0.npy", "1.npy"]
-    assert (read.provenance["frames"], read.latent_dim, read.contract.shape) == (48, 8, (16, 16, 3))
+    assert [part["file"] for part in read.provenance["trained_on"]] == ["0.npy", "1.npy", "2.npy"]
+    assert (read.provenance["frames"], read.latent_dim, read.contract.shape) == (240, 8, (16, 16, 3))
     assert main(["encoder", f"timm:{NAME}", "--frames", str(frames), "--out", str(made)]) == 2
     assert "exists" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -68,7 +70,7 @@ def test_a_report_on_it(made: Path):
     found = json.loads((made / "report" / "report.json").read_text())
     page = (made / "report" / "report.html").read_text()
     assert found["frames"]["certainly_unseen"]
-    assert [part["file"] for part in found["frames"]["held_out"]] == ["2.npy"]
+    assert [part["file"] for part in found["frames"]["held_out"]] == ["3.npy"]
     assert found["probes"]["representations"] == ["latent", "PCA"]
     assert found["latents"]["components"] == 8
     assert not any(grade["key"] == "information.nats" for grade in found["grades"])

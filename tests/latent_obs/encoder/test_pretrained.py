@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-timm = pytest.importorskip("timm")
+pytest.importorskip("timm")
 
 from latent_obs.encoder.folder import read_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
@@ -52,6 +52,8 @@ def folder(made: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def feature_maps(name: str, file: Path, frames: Any, layer: int) -> Any:
     """A map of timm's own, (N, C, H, W), of frames that are resized and scaled as the network's configuration says."""
+    import timm
+
     network = timm.create_model(name, features_only=True, out_indices=[layer]).eval()
     assert network.load_state_dict(load_file(file), strict=False).missing_keys == []
     stated = timm.data.resolve_model_data_config(network)
