@@ -71,7 +71,7 @@ def test_a_report_on_it(made: Path):
     page = (made / "report" / "report.html").read_text()
     assert found["frames"]["certainly_unseen"]
     assert [part["file"] for part in found["frames"]["held_out"]] == ["3.npy"]
-    assert found["probes"]["representations"] == ["latent", "PCA"]
+    assert {result["representation"] for result in found["probes"]["results"]} == {"latent", "PCA"}
     assert found["latents"]["components"] == 8
     assert not any(grade["key"] == "information.nats" for grade in found["grades"])
     assert found["command"] is None
