@@ -185,6 +185,8 @@ def _prepared(
         given = study.timm.get(arm, {})
         networks[arm] = _stage_config(lambda values: EncoderConfig(**values), f"timm.{arm}", given, decided)
         networks[arm].check_name()
+    if encoder and vae.latent_dim is not None and (most := max(study.motion.values(), default=0)) > vae.latent_dim:
+        raise InputError(f"[motion] asks for {most} of {vae.latent_dim} components ([vae] latent_dim); give fewer")
     if task.frames is not None:
         vae_training.get_datasets(frames)  # raises before anything is written
     else:
