@@ -42,7 +42,7 @@ class EncoderConfig:
 
     def check_name(self) -> None:
         """Check that timm is installed and has a network of this name; else an error of `timm_encoder`."""
-        from latent_obs.encoder.pretrained import network_name
+        from latent_obs.encoder.timm_module import network_name
 
         network_name(self.name)
 

@@ -1,6 +1,6 @@
 """What is compared: tasks, arms and seeds, read from a TOML file.
 
-    arms = ["pixels", "latent", "random-latent", "pca-latent", "latent, 4 frames", "pca-motion"]
+    arms = ["pixels", "latent", "random-latent", "pca-latent", "latent, 4 frames", "pca-motion", "resnet"]
     seeds = [0, 1, 2]
     steps = 50_000                         # of each run; a task may have its own
 
@@ -56,6 +56,7 @@ from typing import Any, get_args
 from agents.config import AgentConfig, Observation
 from agents.envs import contract_of
 from latent_obs.encoder.folder import read_encoder_folder
+from latent_obs.encoder.timm_module import PREFIX
 from latent_obs.util.errors import InputError, check_choice, check_count, check_type, check_types
 
 Settings = dict[str, Any]
@@ -64,7 +65,6 @@ BASELINE = "pixels"
 """The arm that all others are compared with."""
 OBSERVATIONS: tuple[str, ...] = get_args(Observation)
 _NEEDED = {"latent": "encoder", "pca-latent": "pca"}  # what an agent with an observation cannot do without
-TIMM = "timm:"  # what the encoder of an arm begins with that is a network of timm, and no folder
 _SMALLEST_CNN = 36  # the smallest frame that `train_agent` gives to a CNN
 _SET_BY_STUDY = ("env", "out", "seed", "steps")
 _SET_BY_ARM = ("observation", "encoder", "pca")
@@ -308,7 +308,7 @@ def study_from(values: Mapping[str, Any], folder: Path) -> Study:
 
 
 def _is_timm(encoder: object) -> bool:
-    return str(encoder).startswith(TIMM)
+    return str(encoder).startswith(PREFIX)
 
 
 def folder_name(name: str) -> str:

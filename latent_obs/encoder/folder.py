@@ -39,6 +39,7 @@ from torch import Tensor
 from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
 from latent_obs.encoder.foreign import ForeignNetwork
 from latent_obs.encoder.statistics import LatentStatistics
+from latent_obs.encoder.timm_module import PREFIX, TimmLayer
 from latent_obs.pixels import Frames, PixelContract
 from latent_obs.util.atomic import atomic_folder
 from latent_obs.util.errors import EncoderFolderError, InputError, check_type, one_line, parse_json, require
@@ -60,15 +61,6 @@ _HUB_ADDRESS = re.compile(
     r"([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/tree/([^/]+))?(?:/(.+?))?/*"
 )
 _CHECKED_FRAMES = 4  # in a self-check, at most
-
-
-class TimmLayer(TypedDict):
-    """What config.json says of a network of timm, besides its name."""
-
-    layer: int  # number of its feature map, negative from the end
-    grid: int  # side of the grid of cells over which the map is averaged
-    size: list[int]  # height and width of the pictures that the network takes
-    interpolation: str  # how frames are resized to that
 
 
 class Module(TypedDict):
@@ -336,7 +328,7 @@ def _sha256(data: bytes) -> str:
 
 def _locate(path: str | os.PathLike[str]) -> Path:
     """A local folder, or the local copy of a Hugging Face repository; the encoder in it if it is a run folder."""
-    if str(path).startswith("timm:"):
+    if str(path).startswith(PREFIX):
         raise EncoderFolderError(
             f"{path} is no encoder yet: make one of it and of frames with latent-obs encoder {path} --frames FRAMES "
             "--out RUN, and name that folder"

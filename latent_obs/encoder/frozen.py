@@ -30,6 +30,7 @@ from latent_obs.encoder.folder import (
 from latent_obs.encoder.foreign import ForeignNetwork, with_weights
 from latent_obs.encoder.openvino import OpenVinoNetwork
 from latent_obs.encoder.statistics import LatentStatistics
+from latent_obs.encoder.timm_module import made_again
 from latent_obs.pixels import Frames, PixelContract
 from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError, check_choice, check_count
@@ -434,8 +435,6 @@ def _module_of(read: EncoderFolder, given: nn.Module | None) -> tuple[Module, nn
             f"{read.path} holds the weights of a module from elsewhere, without its code; give an encoder that was "
             "loaded by FrozenEncoder.load(folder, module=…) with a module of the same class"
         )
-    from latent_obs.encoder.pretrained import made_again
-
     return read.module, made_again(read.module["name"], read.module["timm"], read.encoder)
 
 
