@@ -53,10 +53,11 @@ def folder(made: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def feature_maps(name: str, file: Path, frames: Any, layer: int) -> Any:
     """A map of timm's own, (N, C, H, W), of frames that are resized and scaled as the network's configuration says."""
     import timm
+    from timm.data.config import resolve_model_data_config
 
     network = timm.create_model(name, features_only=True, out_indices=[layer]).eval()
     assert network.load_state_dict(load_file(file), strict=False).missing_keys == []
-    stated = timm.data.resolve_model_data_config(network)
+    stated = resolve_model_data_config(network)
     mean, std = (torch.tensor(stated[key]).view(3, 1, 1) for key in ("mean", "std"))
     images = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
     images = functional.interpolate(images, stated["input_size"][1:], mode=stated["interpolation"])
