@@ -388,8 +388,9 @@ def _download(text: str, revision: str | None) -> Path:
             f"there is no encoder folder {text!r} (current folder: {Path.cwd()}). A Hugging Face repository is named "
             "user/name, hf://user/name or by its web address"
         )
+    address = with_revision(address, revision)
     try:
-        return download(with_revision(address, revision), _PATTERNS)
+        return download(address, _PATTERNS)
     except LatentObsError as error:
         missing = "" if text.startswith(("hf:", "http")) else f"there is no folder {text!r} here, and "
         raise EncoderFolderError(f"{missing}{error}") from error

@@ -205,6 +205,8 @@ def _in_words(error: Exception, address: HubAddress) -> str:
     """Why the hub failed, and what to do."""
     from huggingface_hub import constants, errors
 
+    if type(error) is RuntimeError and isinstance(error.__cause__, Exception):  # of one file's upload
+        error = error.__cause__
     name, url = address.repo_id, _url(address.repo_id)
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(error, errors.GatedRepoError):

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latent_obs.encoder.card import encoder_push
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import EncoderFolderError, InputError, MissingExtraError
+from latent_obs.util.hub import Push
 from latent_obs_cli.main import main
 from tests.support.tiny import picture, random_frames, tiny_cvae
 from tests.support.training_runs import config_for, run
@@ -116,6 +118,36 @@ def test_the_page_lies_beside_the_encoder_holds_everything_and_fetches_nothing(m
     assert not page.all_of("link", "iframe", "video")
     assert not any("src" in attributes for attributes in page.all_of("script"))
     assert not re.findall(r"https?://", result.page.read_text())
+
+
+def test_the_card_of_the_encoder_has_the_numbers(made: Any, trained: Path):
+    pytest.importorskip("huggingface_hub")
+    result, _ = made
+    what = encoder_push(trained, "somebody/doom", "mit")
+    card, values = str(what.card("c0ffee")), json.loads(result.json.read_text())
+    assert {"report/report.html", "report/pictures/reconstructions.png"} <= what.files.keys()
+    error = values["reconstruction"]["scores"]["encoder"]["mse"]
+    assert f"| this encoder | {error:.3g} |" in card
+    assert f"value: {error}" in card, "in its front matter"
+    assert result.headline in card
+    assert "| state$STEP | R² |" in card
+    assert "240 frames of 3 files" in card
+    assert str(trained.parent) not in card, "no path of this machine"
+    provenance = json.loads((trained / "encoder" / "config.json").read_text())["provenance"]
+    about = {"report/report.html"} & encoder_push_after(trained, {**values, "encoder": {"step": 1}}).files.keys()
+    assert provenance["step"] != 1
+    assert not about, "a report of another encoder"
+
+
+def encoder_push_after(trained: Path, values: dict[str, Any]) -> Push:
+    """What is pushed with another report."""
+    file = trained / "report" / "report.json"
+    before = file.read_text()
+    try:
+        file.write_text(json.dumps(values))
+        return encoder_push(trained, "somebody/doom", "mit")
+    finally:
+        file.write_text(before)
 
 
 def test_the_numbers_are_in_the_json(made: Any):
