@@ -61,14 +61,16 @@ def watch_agent(
             `speed` or `episodes` is out of range.
         MissingExtraError: pygame is not installed.
     """
+    from agents.hub import run_folder
     from agents.play.show import Show
 
+    run = run_folder(run, trust)
     if not _SLOWEST <= speed <= _FASTEST:
         raise InputError(f"speed must be from {_SLOWEST:g} to {_FASTEST:g}, got {speed}")
     if episodes is not None:
         check_count("episodes", episodes)
     how: dict[str, Any] = {"which": which, "seed": seed, "device": device}
-    how |= {"deterministic": deterministic, "success_return": success_return, "trust": trust}
+    how |= {"deterministic": deterministic, "success_return": success_return}
     with _display() as pygame, torch_threads(1), contextlib.closing(Show(run, **how)) as show:
         _Window(pygame, show, speed, paused).play(episodes)
         return show.ended

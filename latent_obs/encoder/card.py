@@ -7,6 +7,7 @@ here. What is of another encoder is left out.
 
 import json
 import math
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -195,7 +196,11 @@ def _comparisons(run: Path, files: Mapping[str, bytes]) -> Iterator[tuple[str, d
     for folder in _near(run):
         if not (file := folder / "compare.json").exists():
             continue
-        for name, task in (_json(file).get("summary") or {}).get("tasks", {}).items():
+        try:
+            tasks: dict[str, Any] = _json(file)["summary"]["tasks"]
+        except (InputError, KeyError, TypeError):  # of another program
+            continue
+        for name, task in tasks.items():
             own = [arm for arm, a in task["arms"].items() if a["observation"] == "latent" and _is_of(a, sums)]
             arms = {arm: a for arm, a in task["arms"].items() if arm in own or a["observation"] != "latent"}
             if own:
@@ -209,7 +214,8 @@ def _is_of(arm: Mapping[str, Any], sums: str) -> bool:
 
 def _near(run: Path) -> list[Path]:
     """Folders beside a run, and those above it."""
-    return [*sorted(each for each in run.parent.iterdir() if each.is_dir()), *run.parents]
+    beside = sorted(run.parent.iterdir()) if os.access(run.parent, os.R_OK) else [run]
+    return [each for each in (*beside, *run.parents) if os.path.isdir(each) and os.access(each, os.X_OK)]
 
 
 def _return_table(task: Mapping[str, Any]) -> str:

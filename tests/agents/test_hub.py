@@ -116,8 +116,8 @@ def test_the_card_of_an_encoder_has_the_returns_of_those_who_used_it(
     copy_encoder_folder(encoder_folder, tmp_path / "vae" / "encoder")
     sums = (encoder_folder / "SHA256SUMS").read_text().splitlines()
     own = next(line.split()[0] for line in sums if line.endswith("  encoder.safetensors"))
-    results = results_of({"side": {"pixels": [1, 2, 3], "latent": [3, 4, 6], "another": [7, 8, 9]}})
-    for arm, encoder in (("latent", own), ("another", "0" * 64)):
+    results = results_of({"side": {"pixels": [1, 2, 3], "latent": [3, 4, 6], "stranger": [7, 8, 9]}})
+    for arm, encoder in (("latent", own), ("stranger", "0" * 64)):
         for run in results.runs["side"][arm]:
             run["settings"] = {**run["settings"], "encoder": encoder}
     (tmp_path / "study").mkdir()
@@ -130,7 +130,7 @@ def test_the_card_of_an_encoder_has_the_returns_of_those_who_used_it(
     assert f"| latent | {mean['value']:.1f} [{mean['low']:.1f}, {mean['high']:.1f}] |" in text
     assert "| pixels |" in text
     assert "| random policy |" in text
-    assert "another" not in text, "that one saw latents of another encoder"
+    assert "stranger" not in text, "that one saw latents of another encoder"
     returns = returns_of(copied)
     assert returns is not None
     assert f"| ppo in {returns.env} | {returns.steps} |" in text

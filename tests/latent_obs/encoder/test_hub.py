@@ -1,7 +1,10 @@
 """Encoders from and to Hugging Face: the real client against a small server that speaks the hub's HTTP interface."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import EncoderFolderError, InputError
 from latent_obs_cli.main import main
+from tests.support import ROOT
 from tests.support.hub_server import Hub, Repository
 from tests.support.hub_server import hub as hub
 from tests.support.tiny import random_frames, tiny_cvae
@@ -179,6 +183,21 @@ def test_a_dry_run_shows_the_card_and_the_files_and_asks_for_nothing(
     assert front_matter(out)["license"] == "mit"
     assert all(name in out for name in ["README.md", *FILES])
     assert "latent-obs report runs/tiny" in out, "what the card lacks, and what makes it"
+
+
+@pytest.mark.integration
+def test_the_environment_variables_of_the_hub_are_those_of_its_client(hub: Hub, run: Path, tmp_path: Path):
+    code = "import sys; from latent_obs_cli.main import main; code = main(sys.argv[1:]); "
+    code += (
+        "from latent_obs import FrozenEncoder; print(FrozenEncoder.load('somebody/doom', 'cpu').path); sys.exit(code)"
+    )
+    words = ["push", str(run), REPO, "--license", "mit"]
+    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    env = {**os.environ, **own, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "home") in done.stdout.splitlines()[-1]
+    assert sorted(hub.files(REPO)) == [".gitattributes", "README.md", *FILES]
 
 
 def test_a_public_repository_has_to_be_asked_for(hub: Hub, run: Path):
