@@ -175,6 +175,8 @@ def _prepared(
 
     seconds, frames = 0.0, task.frames or folder / "frames"
     vae = _stage_config(TrainConfig.from_json, "vae", study.vae, {"frames": frames, "out": folder / "vae"})
+    if encoder and vae.latent_dim is not None and (most := max(study.motion.values(), default=0)) > vae.latent_dim:
+        raise InputError(f"[motion] asks for {most} of {vae.latent_dim} components ([vae] latent_dim); give fewer")
     if task.frames is not None:
         vae_training.get_datasets(frames)  # raises before anything is written
     else:

@@ -88,13 +88,14 @@ def test_what_is_missing_is_made_once_and_timed(tmp_path: Path, monkeypatch: pyt
     [
         ({"vae": {"epoch": 3}}, "vae.*epoch"),
         ({"vae": {"out": "x"}}, "vae.*out"),
+        ({"vae": {"latent_dim": 2}, "motion": {"pca-latent": 3}}, "motion.*latent_dim"),
         ({"record": {"frame": 3}}, "record.*frame"),
     ],
 )
 def test_settings_of_a_stage_are_checked(tmp_path: Path, tables: dict[str, Any], named: str):
     task = Task(SIDE, frames=tmp_path if "vae" in tables else None)
     with pytest.raises(InputError, match=named):
-        prepare(Study({"a": task}, ("pixels", "latent"), **tables), tmp_path / "o")
+        prepare(Study({"a": task}, ("pixels", "latent", "pca-latent"), **tables), tmp_path / "o")
 
 
 def test_nothing_is_made_that_nothing_needs(tmp_path: Path, encoder_folder: Path):

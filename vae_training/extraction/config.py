@@ -52,6 +52,8 @@ class ExtractConfig:
     """Drop the frames in which the player did nothing, where the recording has actions (VPT)."""
     gui: Gui = "keep"
     """Keep or drop the frames with an open menu, where the recording marks them (VPT)."""
+    camera: str | None = None
+    """Which pictures to take where a recording has those of several cameras."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recordings", tuple(Path(path) for path in self.recordings))

@@ -67,7 +67,7 @@ def extract(
         MissingExtraError: A package that reads such recordings is not installed.
     """
     options = VptOptions(config.drop_null_actions, config.gui)
-    recordings, damaged = find_recordings(config.recordings, vpt=options, say=say)
+    recordings, damaged = find_recordings(config.recordings, vpt=options, camera=config.camera, say=say)
     out = Path(os.path.realpath(config.out))  # Path.resolve raises where links go in a circle
     for recording in recordings:
         source = Path(os.path.realpath(recording.source))
@@ -102,7 +102,7 @@ def extract(
                 for note in outcome["notes"]:
                     say(note)
         damaged.sort(key=lambda bad: bad.name)
-        folder.damaged = {bad.name: {"source": _found_at(bad.source, config), "reason": bad.reason} for bad in damaged}
+        folder.damaged = {bad.name: {"source": _found_at(bad, config), "reason": bad.reason} for bad in damaged}
         folder.write()
     for bad in damaged:
         say(f"damaged, and nothing of it kept: {bad.name}: {bad.reason}")
@@ -142,7 +142,7 @@ def _tasks(
     return [
         Task(
             recording=dataclasses.replace(recording, threads=threads),
-            source=_found_at(recording.source, config),
+            source=_found_at(recording, config),
             folder=folder.staging / stems[recording.name],
             shape=shape,
             settings=config.settings(),
@@ -151,12 +151,14 @@ def _tasks(
     ]
 
 
-def _found_at(source: Path, config: ExtractConfig) -> str:
-    """A source's place below the folder that was searched, so that the index holds when that folder is moved."""
+def _found_at(found: Recording | Damaged, config: ExtractConfig) -> str:
+    """A recording's place below the folder that was searched, so that the index holds when that folder is moved."""
+    place = found.source.name
     for searched in config.recordings:
-        if source != searched and source.is_relative_to(searched):
-            return source.relative_to(searched).as_posix()
-    return source.name
+        if found.source != searched and found.source.is_relative_to(searched):
+            place = found.source.relative_to(searched).as_posix()
+            break
+    return f"{place}/{found.part}" if found.part else place
 
 
 def _bar(pending: list[Recording], progress_bar: bool | None) -> ProgressBar:

@@ -154,10 +154,11 @@ class FrameFolder:
             InputError: Its source has changed since it was extracted, or a file of its frames has.
         """
         name, fingerprint = recording.name, recording.fingerprint()
+        last = recording.part or recording.source.name
         if name not in self.entries:  # perhaps it was found from a folder above, or below
             for other in self.entries.keys() - names:
                 entry = self.entries[other]
-                if entry["fingerprint"] == fingerprint and Path(entry["source"]).name == recording.source.name:
+                if entry["fingerprint"] == fingerprint and Path(entry["source"]).name == last:
                     self.say(f"{name} is in {self.path} already, under the name {other}")
                     return True
             return False

@@ -255,26 +255,33 @@ def _probe_few(work: _Work, known: Known | None, pca: Pca) -> ProbeTable | None:
     Many frames show what is there, few show what an agent finds in its first updates. None where nothing is known of
     the training recordings or of the held-out ones.
     """
-    if known is None:
+    if known is None or "probes" in work.not_measured:  # for the same reason
         return None
     few = known.few(_FEW, _MOST_SCORED)
     if not any(few.targets[name] for name in few.held_out):
+        work.not_measured["probes of few frames"] = "nothing is known of the held-out recordings"
         return None
     few = few.converted(work.model.contract, _MOST_FRAMES)
-    with work.step("few frames", "what linear probes learn from 1,000"), contextlib.suppress(InputError):
-        table = probe(
-            [EncoderMeans(work.model.frozen), pca],
-            few.recordings,
-            few.targets,
-            held_out=few.held_out,
-            seed=work.config.seed,
-            mlp=False,
-            cnn=False,
-            scale="together",
-            most_frames=_MOST_FRAMES,
-        )
-        return table if table.results else None
-    return None
+    with work.step("few frames", "what linear probes learn from 1,000"):
+        try:
+            table = probe(
+                [EncoderMeans(work.model.frozen), pca],
+                few.recordings,
+                few.targets,
+                held_out=few.held_out,
+                seed=work.config.seed,
+                mlp=False,
+                cnn=False,
+                scale="together",
+                most_frames=_MOST_FRAMES,
+            )
+        except InputError as error:
+            work.not_measured["probes of few frames"] = str(error)
+            return None
+    if not table.results:
+        work.not_measured["probes of few frames"] = "none of the known values could be probed"
+        return None
+    return table
 
 
 def _disentanglement(work: _Work, known: Known, table: ProbeTable, means: Floats) -> dict[str, Any] | None:

@@ -29,6 +29,7 @@ class Damaged:
     name: str
     source: Path
     reason: str
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,13 @@ class Recording(ABC):
         name: Unique among the recordings of a search: its path below the folder that was searched, without suffix.
         source: The file or folder that it is.
         threads: Threads of the video decoder; 0 takes one per core.
+        part: Which part of its source it is, "demo_3" or "episode_000003", where that holds several recordings.
     """
 
     name: str
     source: Path
     threads: int = 0
+    part: str = ""
     kind: ClassVar[str]
 
     @abstractmethod
@@ -82,13 +85,14 @@ class Recording(ABC):
         return None
 
     def fingerprint(self) -> str:
-        """A text that changes with the source: names, sizes and modification times of its files.
+        """A text that changes with the source: its part, and names, sizes and modification times of its files.
 
         Raises:
             DamagedRecordingError: A file is gone, or cannot be looked at.
         """
         with reading(self.source):
-            return ";".join(f"{file.name}:{(stat := file.stat()).st_size}:{stat.st_mtime_ns}" for file in self.files)
+            files = [f"{file.name}:{(stat := file.stat()).st_size}:{stat.st_mtime_ns}" for file in self.files]
+            return ";".join(files + ([self.part] if self.part else []))
 
 
 @contextlib.contextmanager
@@ -101,6 +105,26 @@ def reading(what: object) -> Iterator[None]:
     except Exception as error:
         words = str(error).splitlines() if isinstance(error, (OSError, ValueError)) else []
         raise DamagedRecordingError(f"{what} cannot be read: {words[0] if words else repr(error)}") from None
+
+
+def choose_camera(source: Path, cameras: Sequence[str], camera: str | None) -> str:
+    """Which of several series of pictures to take: the one called `camera`, wholly or after its last dot or slash.
+
+    Raises:
+        InputError: There is none of that name, or `camera` is None and there are several.
+        DamagedRecordingError: There are no pictures at all.
+    """
+    if not cameras:
+        raise DamagedRecordingError(f"{source} holds no pictures")
+    if camera is None and len(cameras) == 1:
+        return cameras[0]
+    fitting = [name for name in cameras if name == camera] or [
+        name for name in cameras if re.split(r"[./]", name)[-1] == camera
+    ]
+    if len(fitting) != 1:
+        found = f"no pictures called {camera!r}" if camera is not None else "pictures of several cameras"
+        raise InputError(f"{source} has {found}; choose one by --camera: {', '.join(cameras)}")
+    return fitting[0]
 
 
 def frames_per_chunk(frame_bytes: int) -> int:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from latent_obs.util.errors import InputError
 from latent_obs.util.words import counted
@@ -35,8 +36,24 @@ _MOST_NAMED = 5
 _Found = Recording | Damaged
 
 
+class Container(NamedTuple):
+    """A kind of folder, or of file, that holds recordings in a form of its own."""
+
+    recognizes: Callable[[Path], bool]
+    """Whether a path is one, by its name and what lies in it; nothing is opened."""
+    find: Callable[[Path, str | None], Iterable[_Found]]
+    """Its recordings, named by `part`, from the pictures of a camera; a `DamagedRecordingError` if it is unreadable."""
+
+
+_CONTAINERS: tuple[Container, ...] = ()
+
+
 def find_recordings(
-    paths: Sequence[Path], *, vpt: VptOptions | None = None, say: Callable[[str], object] = lambda _: None
+    paths: Sequence[Path],
+    *,
+    vpt: VptOptions | None = None,
+    camera: str | None = None,
+    say: Callable[[str], object] = lambda _: None,
 ) -> tuple[list[Recording], list[Damaged]]:
     """Find the recordings in some files and folders.
 
@@ -64,7 +81,7 @@ def find_recordings(
         ([('walk', 'npy', 10)], [])
     """
     found: list[tuple[_Found, Path]] = []
-    search = _Search(vpt or VptOptions(), say)
+    search = _Search(vpt or VptOptions(), camera, say)
     for root in map(Path, paths):
         if not root.exists():
             raise InputError(f"there is no file or folder {root} (current folder: {Path.cwd()})")
@@ -83,8 +100,8 @@ def find_recordings(
 class _Search:
     """What was seen already, and the names of files that are no recordings; what is found has no name yet."""
 
-    def __init__(self, vpt: VptOptions, say: Callable[[str], object]) -> None:
-        self.vpt, self.say = vpt, say
+    def __init__(self, vpt: VptOptions, camera: str | None, say: Callable[[str], object]) -> None:
+        self.vpt, self.camera, self.say = vpt, camera, say
         self.seen: set[str] = set()
         self.others: list[str] = []
 
@@ -99,6 +116,9 @@ class _Search:
             return
         paths = [path for path in inside if not is_passed_over(path.name)]
         self.others += [path.name for path in inside if path.name.endswith(".part") and not path.name.startswith(".")]
+        if _container(root):
+            yield from self._each(root)
+            return
         if _is_stream(paths):
             yield from self._each(root)
             self.others += [path.name for path in paths if path.name not in FILES]
@@ -129,13 +149,16 @@ class _Search:
         found = list(self._each(file.parent if part_of_stream else file))
         if not found:
             self.others.append(file.name)
-        yield from (each for each in found if self._is_new(each.source))
+        elif self._is_new(found[0].source):
+            yield from found
 
     def _each(self, path: Path) -> Iterator[_Found]:
-        """What a file, or the folder of a stream, is; nothing where it is no recording."""
+        """What a file, or the folder of a stream or container, holds; nothing where it is no recording."""
         suffix = path.suffix.lower()
         try:
-            if path.is_dir():
+            if container := _container(path):
+                yield from container.find(path, self.camera)
+            elif path.is_dir():
                 yield MineRLStream("", path).checked()
             elif suffix in VIDEO_SUFFIXES | {".npy", ".npz"}:
                 with reading(path):
@@ -161,6 +184,11 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
+def _container(path: Path) -> Container | None:
+    """The kind of container that a path is, if it is one."""
+    return next((kind for kind in _CONTAINERS if kind.recognizes(path)), None)
+
+
 def _is_stream(paths: Iterable[Path]) -> bool:
     names = {path.name for path in paths if path.name in FILES and path.is_file()}
     return len(names) >= 2 or ARRAYS in names
@@ -173,6 +201,8 @@ def _unique_names(found: Sequence[tuple[_Found, Path]]) -> list[str]:
         inside = each.source.relative_to(base) if each.source.is_relative_to(base) else Path(each.source.name)
         whole = inside.as_posix() if inside.parts else (base.resolve().name or "recording")
         bare = whole if each.source.is_dir() or not inside.parts else inside.with_suffix("").as_posix()
+        if each.part:
+            bare, whole = f"{bare}/{each.part}", f"{whole}/{each.part}"
         forms.append((bare, whole, f"{base.resolve().name}/{whole}"))
     counts = [Counter(form[level].casefold() for form in forms) for level in range(2)]
     names, taken = [""] * len(forms), set[str]()
