@@ -215,7 +215,7 @@ def _is_of(arm: Mapping[str, Any], sums: str) -> bool:
 def _near(run: Path) -> list[Path]:
     """Folders beside a run, and those above it."""
     beside = sorted(run.parent.iterdir()) if os.access(run.parent, os.R_OK) else [run]
-    return [each for each in (*beside, *run.parents) if os.path.isdir(each) and os.access(each, os.X_OK)]
+    return [each for each in (*beside, *run.parents) if each.is_dir() and os.access(each, os.X_OK)]
 
 
 def _return_table(task: Mapping[str, Any]) -> str:

@@ -371,8 +371,8 @@ class FrozenEncoder:
         """
         if self.path is None and self.provenance.get("module") == "PCA":
             raise InputError(
-                "the encoder of a PCA is not pushed, because its file is all that it needs: upload that one. An encoder "
-                "of train-vae begins with the same components, and can be pushed"
+                "the encoder of a PCA is not pushed, because its file is all that it needs: upload that one. An "
+                "encoder of train-vae begins with the same components, and can be pushed"
             )
         how: dict[str, Any] = {"private": private, "commit_message": commit_message}
         with tempfile.TemporaryDirectory() as temporary:
