@@ -158,8 +158,8 @@ def push_target(repo_id: str, folder: Path, license: str | None) -> HubAddress:
             f"repository: {repo_id!r} is a file or folder here; what is pushed comes first, then the repository, as in "
             f"latent-obs push {folder} user/name. If the repository has this name, write hf://{repo_id}"
         )
-    if address is None and _NAME.fullmatch(repo_id):  # beside a folder of the user's name
-        address = HubAddress(*_NAME.fullmatch(repo_id).groups())
+    if address is None and (name := _NAME.fullmatch(repo_id)):  # beside a folder of the user's name
+        address = HubAddress(*name.groups())
     if address is None or address.inner:
         raise InputError(f"repository: got {repo_id!r}, expected user/name of Hugging Face, or user/name@branch")
     if not license or not license.strip():
