@@ -123,17 +123,17 @@ def _frames(provenance: Mapping[str, Any]) -> dict[str, Any]:
             more = ", ".join(f"{key} {value}" for key, value in how.items() if not (agent and key == "policy"))
             sources.append(f"recorded in {each['env']}{agent}" + (f" ({more})" if more else ""))
             envs.append(each["env"])
-    if trained_on and (file := folder / "frames.json").exists():
+    for file in sorted(folder.glob("frames*.json")) if trained_on else []:  # one for each shard
         index = _json(file)
         entries = [e for e in index.get("recordings", {}).values() if names & {part["file"] for part in e["files"]}]
         sources += [f"extracted from recordings of the kind {entry['kind']}" for entry in entries]
-        datasets = sorted(set(re.findall(r"hf://datasets/([\w.-]+/[\w.-]+)", json.dumps(index))))
+        datasets += re.findall(r"hf://datasets/([\w.-]+/[\w.-]+)", json.dumps(index))
     return {
         "count": sum(int(each.get("frames", 0)) for each in trained_on),
         "files": len(names),
         "sources": list(dict.fromkeys(sources)),
         "envs": list(dict.fromkeys(envs)),
-        "datasets": datasets,
+        "datasets": sorted(set(datasets)),
     }
 
 
@@ -187,7 +187,9 @@ def _probe_table(report: Mapping[str, Any]) -> str | None:
         if (metric := scores.get((kept["target"], "latent", "linear")))
         and (who := [shown(kept["target"], name) for name in ("latent", "PCA")])
     ]
-    return table(["known value", "score", "from the latents [95%]", "from PCA [95%]", "the latents have it"], rows)
+    heads = ["known value", "score", "from the latents [95%]", "from PCA [95%]", "the latents have it"]
+    left = len(found["keeps"]) - _MOST_PROBES
+    return table(heads, rows) + (f"\n\nThe report has {left} more." if left > 0 else "")
 
 
 def _comparisons(run: Path, files: Mapping[str, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
