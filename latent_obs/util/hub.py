@@ -111,7 +111,7 @@ class Pushed(NamedTuple):
 
 
 def push(what: Push, *, private: bool, revision: str | None = None, commit_message: str) -> Pushed:
-    """Push files, and in a second commit the card, which names the first one; the repository is made if needed.
+    """Push files, and in a second commit the card that names the first one; the repository is made if needed.
 
     Raises:
         InputError: The hub cannot be reached or rejects it, or the repository is there with another visibility.
@@ -119,15 +119,12 @@ def push(what: Push, *, private: bool, revision: str | None = None, commit_messa
     hub = require("huggingface_hub", extra="hub", purpose="push to Hugging Face")
     api, address = hub.HfApi(), HubAddress(what.repo_id, revision)
     try:
-        what.card("main").validate()  # before anything is uploaded
         api.create_repo(what.repo_id, private=private, exist_ok=True)
         if bool(api.model_info(what.repo_id).private) != private:
-            found, option = (
-                ("public", "--public, private=False") if private else ("private", "no --public, private=True")
-            )
+            found, how = ("public", "with") if private else ("private", "without")
             raise InputError(
-                f"repository {what.repo_id} is {found}: push to it with {option}, change it on {_url(what.repo_id)}/"
-                "settings, or choose another name"
+                f"repository {what.repo_id} is {found}: push to it {how} --public (private={not private}), change it on "
+                f"{_url(what.repo_id)}/settings, or choose another name"
             )
         if revision is not None:
             api.create_branch(what.repo_id, branch=revision, exist_ok=True)
@@ -135,10 +132,14 @@ def push(what: Push, *, private: bool, revision: str | None = None, commit_messa
         stale = [name for name in there if _PUSHED.fullmatch(name) and name not in what.files]
         changes: list[Any] = [hub.CommitOperationDelete(name) for name in stale]
         changes += [hub.CommitOperationAdd(name, file) for name, file in what.files.items()]
-        how: dict[str, Any] = {"revision": revision, "commit_message": commit_message}
-        commit = api.create_commit(what.repo_id, changes, **how)
-        card = hub.CommitOperationAdd("README.md", str(what.card(commit.oid)).encode())
-        last = api.create_commit(what.repo_id, [card], **how, parent_commit=commit.oid)
+
+        def card(commit: str) -> Any:
+            return hub.CommitOperationAdd("README.md", str(what.card(commit)).encode())
+
+        options: dict[str, Any] = {"revision": revision, "commit_message": commit_message}
+        # With a card, which the client validates before it uploads anything.
+        commit = api.create_commit(what.repo_id, [*changes, card(revision or "main")], **options)
+        last = api.create_commit(what.repo_id, [card(commit.oid)], **options, parent_commit=commit.oid)
     except InputError:
         raise
     except Exception as error:

@@ -164,7 +164,10 @@ def test_what_cannot_be_loaded_is_one_line_that_says_why(hub: Hub, run: Path, mo
         ("runs/tiny hf://somebody/doom/inner --license mit", "repository: got"),
         ("runs somebody/doom --license mit", "config.json"),
         ("runs/tiny other/doom --license mit", "no permission for"),
-        ("runs/tiny somebody/public --license mit", "somebody/public is public: push to it with --public"),
+        (
+            "runs/tiny somebody/public --license mit",
+            "somebody/public is public: push to it with --public (private=False)",
+        ),
         ("runs/tiny somebody/doom --license my-own", "license is unknown"),
     ],
 )
