@@ -22,6 +22,7 @@ from vae_training.extraction.config import ExtractConfig
 from vae_training.extraction.index import FrameFolder
 from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording
 from vae_training.extraction.readers.find import find_recordings
+from vae_training.extraction.readers.remote import url_of
 from vae_training.extraction.readers.vpt import VptOptions
 from vae_training.extraction.worker import Task, contract_for, run_tasks
 
@@ -72,7 +73,7 @@ def extract(
     out = Path(os.path.realpath(config.out))  # Path.resolve raises where links go in a circle
     for recording in recordings:
         source = Path(os.path.realpath(recording.source))
-        if out in (source, *source.parents):
+        if out in (source, *source.parents) and not url_of(recording.source):
             raise InputError(f"out {config.out} contains the recording {recording.source}; choose another --out")
     all_recordings, names = recordings, {recording.name for recording in recordings}
     shard = config.shard_of if config.shard else None

@@ -84,8 +84,10 @@ def test_one_recording_is_fetched_at_a_time_and_finished_ones_never_again(
         run(STORE, out)
 
 
-def test_a_single_file(local: Path, tmp_path: Path):
-    result = run(f"{STORE}/inner/clip.mp4", tmp_path / "frames")
+def test_a_single_file(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "frames").mkdir()
+    monkeypatch.chdir(tmp_path / "frames")
+    result = run(f"{STORE}/inner/clip.mp4", Path())
     assert ([file.name for file in result.folder.glob("*.npy")], result.frames) == (["clip.npy"], 12)
 
 
@@ -113,7 +115,9 @@ def test_files_that_cannot_be_fetched_or_read(local: Path, tmp_path: Path, monke
     assert run(STORE, tmp_path / "frames").recordings == result.recordings + 1
 
 
-@pytest.mark.parametrize("file", ["meta/info.parquet", "all.hdf5", "shard-0.tar", "image/part-1/data.mdb", "1.png"])
+@pytest.mark.parametrize(
+    "file", ["meta/info.parquet", "all.hdf5", "shard-0.tar", "part/data.mdb", "1.png", "x.zarr/.zgroup"]
+)
 @pytest.mark.parametrize(
     ("url", "command"),
     [
@@ -148,6 +152,6 @@ def test_stores_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(MissingExtraError, match="aiohttp"):
         run("http://localhost/x", tmp_path / "frames")
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(MissingExtraError, match=r"latent-obs\[remote\]"):
+    with pytest.raises(MissingExtraError, match=r"latent-obs\[formats\]"):
         run(STORE, tmp_path / "frames")
     assert remote.url_of(Path("/data/s3:/x")) is None

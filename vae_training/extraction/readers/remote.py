@@ -25,7 +25,7 @@ from vae_training.extraction.readers.video import VIDEO_SUFFIXES
 
 _READ = VIDEO_SUFFIXES | {".npy", ".npz"}
 #: Files of recordings that are more than one file, or of files that are more than one recording.
-_NOT_READ = PICTURE_SUFFIXES | {".parquet", ".arrow", ".hdf5", ".h5", ".tar", ".mdb", ".zip", ".gz"}
+_NOT_READ = PICTURE_SUFFIXES | {".parquet", ".arrow", ".hdf5", ".h5", ".tar", ".tgz", ".mdb", ".zip", ".gz"}
 
 
 def url_of(path: Path) -> str | None:
@@ -88,10 +88,11 @@ def remote_recordings(url: str, find: Callable[[Path], Sequence[Any]]) -> tuple[
     if not files:
         raise InputError(f"there is nothing at {url}")
     names = {name: PurePosixPath(name) for name in files}
+    arrays = [name for name in listed if name.endswith("/.zgroup")]
     for name, path in names.items():
-        if path.suffix.lower() in _NOT_READ or path.name in (ARRAYS, ".zarray"):
+        if arrays or path.suffix.lower() in _NOT_READ or path.name in (ARRAYS, "zarr.json"):
             raise InputError(
-                f"{url} has {name}: only videos, .npy and .npz are read from a store. Download it first, with: "
+                f"{url} has {arrays[0] if arrays else name}: only videos, .npy and .npz are read from a store. Download it first, with: "
                 f"{_download(url)}"
             )
     found: list[RemoteRecording] = []
