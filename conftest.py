@@ -2,7 +2,7 @@
 
 A page runs in a folder of its own, which holds only what the page has made, and its Python blocks share their names. A
 page that uses "the encoder of [first run](…)" finds that encoder in runs/doom, and its frames in
-frames/doom. A comment right before a block changes how it is run:
+frames/doom. What it names of tests/recordings is there. A comment right before a block changes how it is run:
 
     <!-- not run: the reason -->        the block is a skipped test, and pytest lists the reason
     <!-- file: catch.py -->             the block is written to this file
@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch; 
 
 BLOCK = re.compile(r"^(?:<!-- ([a-z ]+): (.+) -->\n+)?```(\S*).*\n((?:.*\n)*?)```$", re.MULTILINE)
 NOT_RUN = {"", "text", "toml", "{toctree}", "{eval-rst}"}
+RECORDINGS = Path(__file__).parent / "tests" / "recordings"
 HAS_ENCODER = "the encoder of [first run]("
 
 
@@ -82,6 +83,9 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             shutil.copytree(first_run(tmp_path_factory), folder)
         else:
             folder = tmp_path_factory.mktemp("page")
+        for recording in RECORDINGS.glob("*-*"):
+            if recording.name in document.text:
+                (folder / recording.name).symlink_to(recording)
         patch.chdir(folder)
         patch.setattr(sys, "path", [str(folder), *sys.path])  # as for a script in the folder
         yield

@@ -186,8 +186,10 @@ class GracefulStop:
 
 
 @contextlib.contextmanager
-def own_folder(out: Path) -> Iterator[None]:
+def own_folder(out: Path, lock: str = LOCK_FILE) -> Iterator[None]:
     """Hold a folder as `folder_lock` does; it is made if needed, and removed if it is empty afterwards.
+
+    Processes with different names of the lock file share the folder.
 
     Raises:
         InputError: Another process holds it, or there can be no folder of that name.
@@ -199,7 +201,7 @@ def own_folder(out: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"out {out} must be a folder, or a name for a new one: {error.strerror}") from None
     try:
-        with folder_lock(out):
+        with folder_lock(out, lock=lock):
             yield
     finally:
         with contextlib.suppress(OSError):
@@ -207,7 +209,7 @@ def own_folder(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
+def folder_lock(folder: Path, wait_s: float = 0.0, lock: str = LOCK_FILE) -> Iterator[None]:
     """Hold an existing folder for this process, inside the block; wait for it at most so many seconds.
 
     The system releases the lock when the process ends, however it ends, so that a killed run can be resumed.
@@ -215,16 +217,16 @@ def folder_lock(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
     Raises:
         InputError: Another process holds the folder; the message names it.
     """
-    file = folder / LOCK_FILE
-    lock, owner = FileLock(file, fallback_to_soft=False), ""
+    file = folder / lock
+    held, owner = FileLock(file, fallback_to_soft=False), ""
     try:
         with contextlib.suppress(OSError):
             owner = file.read_text().strip()
-        lock.acquire(timeout=wait_s)
+        held.acquire(timeout=wait_s)
     except Timeout:
         raise InputError(
-            f"{folder} is in use by another run, process {owner or '(unknown)'}. Wait until it has ended, stop it, or "
-            "choose another --out"
+            f"{folder if lock == LOCK_FILE else file} is in use by another run, process {owner or '(unknown)'}. Wait "
+            "until it has ended, stop it, or choose another --out"
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
@@ -236,4 +238,4 @@ def folder_lock(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
         yield
     finally:
         file.unlink(missing_ok=True)  # while it is held: a process that has opened it sees that it is gone, and retries
-        lock.release()
+        held.release()

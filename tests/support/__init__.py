@@ -5,3 +5,4 @@ from pathlib import Path
 #: The repository: what subprocesses put on their path to import the packages and these helpers.
 ROOT = Path(__file__).parents[2]
 CLIPS = ROOT / "tests" / "clips"
+RECORDINGS = ROOT / "tests" / "recordings"

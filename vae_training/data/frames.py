@@ -5,6 +5,7 @@ import errno
 import hashlib
 import mmap
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypedDict
@@ -21,6 +22,8 @@ Datasets = Sequence[Frames]
 
 #: Errors that mean that the disk, the quota or the largest file size is used up.
 DISK_FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+#: What was extracted to a folder: the index of a run, and that of shard i of n of an array job.
+INDEX, SHARD_INDEX = "frames.json", "frames.shard-{}-of-{}.json"
 _MB = 1 << 20
 _HELD_OUT_SHARE = 0.1
 _GAP_SHARE, _MOST_GAP_FRAMES = 0.01, 100
@@ -214,7 +217,7 @@ def split_held_out(datasets: Datasets, held_out: int | None = None) -> tuple[lis
     """Split recordings into those to train on and those held out to measure on.
 
     The split is by recording and never by frame, because neighboring frames of a video are near-duplicates. Several
-    files of one recording (see `frames.json` of `latent-obs frames extract`) are held out together. Of a single
+    files of one recording (by the index that `latent-obs frames extract` writes) are held out together. Of a single
     recording the last 10% (at least one frame) are held out, and the 1% before them (1 to 100 frames) is not used.
 
     Args:
@@ -274,20 +277,35 @@ def split_note(datasets: Datasets, training: Datasets, held_out: Datasets) -> st
     )
 
 
+def index_files(folder: Path) -> list[Path]:
+    """The indexes of a folder of extracted frames: `frames.json`, or one for each shard of `frames extract --shard`.
+
+    Their "recordings" together are those of the folder.
+    """
+    pattern = re.escape(SHARD_INDEX).replace(r"\{\}", "[0-9]+") + "|" + re.escape(INDEX)
+    return sorted(file for file in folder.glob("frames*.json") if re.fullmatch(pattern, file.name) and file.is_file())
+
+
+def missing_shards(folder: Path) -> str:
+    """Which shards of `frames extract --shard` have not begun in a folder, in words; empty if there are none."""
+    shards = [tuple(map(int, re.findall("[0-9]+", file.name))) for file in index_files(folder) if file.name != INDEX]
+    of = max((of for _, of in shards), default=0)
+    return _listed([f"--shard {number}/{of}" for number in range(1, of + 1) if (number, of) not in shards])
+
+
 def _recordings_of(datasets: Datasets) -> list[object]:
     """What identifies the recording of each array: its name in the index beside the file, else the file itself."""
     files = [Path(filename) if (filename := getattr(d, "filename", None)) else None for d in datasets]
     recordings: dict[Path, tuple[Path, str]] = {}
-    for folder in {file.parent for file in files if file is not None}:
-        index = folder / "frames.json"
-        if not index.is_file():
-            continue
+    folders = {file.parent for file in files if file is not None}
+    for index in (index for folder in folders for index in index_files(folder)):
         try:
             found = parse_json(index.read_bytes(), dict[str, Any], index.name).get("recordings")
             check_type("recordings", found, dict[str, dict[str, Any]])
             for name, entry in found.items():
                 check_type(f"files of {name}", entry.get("files"), list[dict[str, Any]])
-                recordings |= {folder / str(piece.get("file")): (folder, name) for piece in entry["files"]}
+                here = index.parent
+                recordings |= {here / str(piece.get("file")): (here, name) for piece in entry["files"]}
         except InputError as error:
             raise InputError(
                 f"{index} cannot be read ({error}), so it is not known which files are of one recording. Extract the "

@@ -131,7 +131,8 @@ def transitions_of(rows: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
     """Find the frames i whose action leads to frame i + 1, in rows from `load_rows`.
 
     Returns:
-        int64 (n,), rising; all i with `acted[i]` and not `first[i + 1]`; none where the rows lack these columns.
+        int64 (n,), rising; all i with `acted[i]` and not `first[i + 1]`; none where the rows lack these columns. Where
+        `source_frame` shows that frames in between were left out (`frames extract --stride 2`), there is no transition.
 
     Example:
         >>> transitions_of({"acted": np.array([1, 1, 1, 0]), "first": np.array([1, 0, 1, 0])})
@@ -140,4 +141,5 @@ def transitions_of(rows: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
     if not {"acted", "first"} <= set(rows):
         return np.empty(0, np.int64)
     acted, first = (np.asarray(rows[name], bool) for name in ("acted", "first"))
-    return np.flatnonzero(acted[:-1] & ~first[1:])
+    is_next = np.diff(rows.get("source_frame", np.arange(len(acted)))) == 1
+    return np.flatnonzero(acted[:-1] & ~first[1:] & is_next)

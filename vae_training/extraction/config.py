@@ -1,5 +1,6 @@
 """Settings of an extraction; the command line is made from them."""
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from latent_obs.util.errors import InputError, check_count, check_types
 #: What becomes of frames with an open menu.
 Gui = Literal["keep", "drop"]
 #: Fields that do not decide what a frame file holds.
-_NOT_SETTINGS = ("recordings", "out", "workers")
+_NOT_SETTINGS = ("recordings", "out", "workers", "shard")
 _LARGEST_SIZE = 8192
 
 
@@ -27,7 +28,8 @@ class ExtractConfig:
     """
 
     recordings: Positional[tuple[Path, ...]]
-    """Videos, demonstration folders, folders of pictures, arrays; or folders that are searched for them."""
+    """Videos, demonstration folders, folders of pictures, arrays; or folders that are searched for them. Videos and
+    arrays may be in a store as well (s3://bucket/demos, hf://datasets/user/name)."""
     out: Path
     """Folder of the frame files. A folder that was begun with the same settings is continued."""
     size: int | None = 64
@@ -54,6 +56,9 @@ class ExtractConfig:
     """Keep or drop the frames with an open menu, where the recording marks them (VPT)."""
     camera: str | None = None
     """Which pictures to take where a recording has those of several cameras."""
+    shard: str | None = None
+    """"2/5" extracts the second of five parts of the recordings, for array jobs: start the same command with 1/5 to
+    5/5, with the same --out, all at once or one after the other. The files are those of one run without shards."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recordings", tuple(Path(path) for path in self.recordings))
@@ -65,6 +70,17 @@ class ExtractConfig:
                 check_count(name, getattr(self, name), at_most=_LARGEST_SIZE if name == "size" else 2**63 - 1)
         if self.drop_duplicates is not None and not 0 < self.drop_duplicates <= 255:
             raise InputError(f"drop_duplicates must be above 0 and at most 255, or None; got {self.drop_duplicates!r}")
+        number, of = self.shard_of
+        if not 1 <= number <= of:
+            raise InputError(f"shard must be i/n with i from 1 to n, such as 1/3, 2/3 and 3/3; got {self.shard!r}")
+
+    @property
+    def shard_of(self) -> tuple[int, int]:
+        """Which of how many parts of the recordings is extracted; (1, 1) is all of them."""
+        if self.shard is None:
+            return 1, 1
+        numbers = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", self.shard)
+        return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
     def settings(self) -> dict[str, Any]:
         """The fields that decide what a frame file holds, as plain values for `frames.json`."""

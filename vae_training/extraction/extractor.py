@@ -6,6 +6,7 @@ can be interrupted or killed at any time: the next run skips finished recordings
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError
 from latent_obs.util.progress import ProgressBar, print_now
 from latent_obs.util.words import counted
-from vae_training.data.frames import explain_disk_full
+from vae_training.data.frames import explain_disk_full, missing_shards
 from vae_training.extraction.config import ExtractConfig
 from vae_training.extraction.index import FrameFolder
 from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording
@@ -27,7 +28,7 @@ from vae_training.extraction.worker import Task, contract_for, run_tasks
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """What a run did, and what the folder holds now."""
+    """What a run did, and what the folder holds now; of a run with a shard, what concerns the shard."""
 
     folder: Path
     recordings: int
@@ -73,9 +74,14 @@ def extract(
         source = Path(os.path.realpath(recording.source))
         if out in (source, *source.parents):
             raise InputError(f"out {config.out} contains the recording {recording.source}; choose another --out")
-    names = {recording.name for recording in recordings}
+    all_recordings, names = recordings, {recording.name for recording in recordings}
+    shard = config.shard_of if config.shard else None
+    if shard:
+        recordings = [recording for recording in recordings if _is_of(recording.name, *shard)]
+        damaged = [bad for bad in damaged if _is_of(bad.name, *shard)]
+        say(f"shard {config.shard}: {len(recordings):,} of {counted(len(names), 'recording')}")
     kept = "All finished recordings are kept; free some space, and give the same command again"
-    with explain_disk_full(config.out, kept), FrameFolder.open(config.out, config.settings(), say) as folder:
+    with explain_disk_full(config.out, kept), FrameFolder.open(config.out, config.settings(), say, shard) as folder:
         pending, skipped, frames_before, ended = list[Recording](), 0, folder.frames, 0
         for recording in recordings:
             try:
@@ -88,6 +94,8 @@ def extract(
         if skipped:
             say(f"{folder.path} holds {skipped:,} of {len(recordings):,} recordings already")
         workers = max(1, min(config.workers or cores(), len(pending)))
+        if pending:
+            _settle_shape(config, folder, all_recordings)
         tasks = _tasks(config, folder, pending, folder.stems(names), max(1, cores() // workers))
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.suppress(KeyboardInterrupt))  # a second Ctrl-C
@@ -122,29 +130,44 @@ def extract(
     state = f"{counted(result.recordings, 'recording')}, {result.frames:,} frames in {folder.path}"
     interrupted = f"interrupted: {state}; the same command continues"
     say(interrupted if result.interrupted else f"{state} ({result.new_frames:,} of them new)")
-    if result.frames:
+    if missing := missing_shards(folder.path):
+        say(f"not begun yet: {missing}")
+    elif result.frames:
         say(f"next: latent-obs train-vae --frames {folder.path}")
     return result
+
+
+def _is_of(name: str, number: int, of: int) -> bool:
+    """Whether the recording of a name is in that part of all, by a hash that is the same on every machine."""
+    return int(hashlib.sha256(os.fsencode(name)).hexdigest(), 16) % of == number - 1
+
+
+def _settle_shape(config: ExtractConfig, folder: FrameFolder, recordings: list[Recording]) -> None:
+    """The frames' shape follows from `size`, or from the first that can be read: of all, so that shards agree."""
+    shape = folder.shape or ((config.size, config.size, 3) if config.size else ())
+    for recording in recordings:
+        if not shape:
+            with (
+                contextlib.suppress(DamagedRecordingError, StopIteration),
+                recording.opened(folder.staging) as opened,
+                contextlib.closing(opened.chunks()) as chunks,
+            ):
+                shape = contract_for(next(chunks).shape[1:], None, config.crop).shape
+    if shape:
+        folder.settle_shape(shape)
 
 
 def _tasks(
     config: ExtractConfig, folder: FrameFolder, pending: list[Recording], stems: Mapping[str, str], threads: int
 ) -> list[Task]:
-    """What is to be done for each recording; the frames' shape follows from `size`, or the first that can be read."""
-    shape = folder.shape or ((config.size, config.size, 3) if config.size else ())
-    for recording in pending:
-        if not shape:
-            with contextlib.suppress(DamagedRecordingError, StopIteration):
-                shape = contract_for(next(recording.chunks()).shape[1:], None, config.crop).shape
-    if pending and shape:
-        folder.settle_shape(shape)
+    """What is to be done for each recording."""
     # With a worker per core, a decoder with a thread per core would only slow down the other workers.
     return [
         Task(
             recording=dataclasses.replace(recording, threads=threads),
             source=_found_at(recording, config),
             folder=folder.staging / stems[recording.name],
-            shape=shape,
+            shape=folder.shape or (),
             settings=config.settings(),
         )
         for recording in pending

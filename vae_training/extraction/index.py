@@ -1,7 +1,8 @@
 """A folder of extracted frames: its files, the index that says where they come from, and how both survive a kill.
 
     frames/
-    ├── frames.json                 settings, and for each recording its source, fingerprint, frames and files
+    ├── frames.json                 settings, and for each recording its source, fingerprint, frames and files;
+    │                               with --shard 1/3, 2/3, 3/3 a frames.shard-1-of-3.json, ..., of each shard
     ├── clips__gate.npy             uint8 (N, H, W, 3), the frames of the recording clips/gate
     ├── clips__gate.rows.npz        what is known of each of them: actions, rewards, ..., and source_frame
     ├── long_000.npy …              a recording of more than frames_per_file frames
@@ -11,6 +12,9 @@
 A recording's files are moved out of there together, after its entry.json is written and before the index names it.
 Whatever kills the process, the next one therefore finds either no entry.json, and removes the rest, or a whole
 recording, and moves what has not been moved.
+
+Shards write to one folder at the same time, perhaps from several machines, between which no lock can be relied on. So
+each has a lock, unfinished files and an index of its own, and only ever reads those of the others.
 """
 
 import contextlib
@@ -19,20 +23,20 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
-from latent_obs.util.atomic import own_folder, write_json
+from latent_obs.util.atomic import LOCK_FILE, own_folder, write_json
 from latent_obs.util.errors import InputError, check_type, parse_json
 from latent_obs.util.progress import print_now
-from vae_training.data.frames import open_frames
+from vae_training.data.frames import INDEX, SHARD_INDEX, index_files, open_frames
 from vae_training.data.rows import rows_file_of
 from vae_training.extraction.readers.base import Recording
 
-INDEX, ENTRY = "frames.json", "entry.json"
-_STAGING = ".extracting-"
+ENTRY = "entry.json"
 _LONGEST_STEM = 150  # bytes; file systems take 255, and endings are added to it
 
 
@@ -70,25 +74,41 @@ class _Index(TypedDict):
 class FrameFolder:
     """The folder that frames are extracted to, and its index. It is opened by `FrameFolder.open`."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], say: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        say: Callable[[str], object],
+        shard: tuple[int, int] | None = None,
+    ) -> None:
         self.path, self.settings, self.say = path, dict(settings), say
+        self.index = path / (SHARD_INDEX.format(*shard) if shard else INDEX)
         self.staging = path  # a folder inside it, for the files of unfinished recordings
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, Entry] = {}  # of this shard
+        self.others: dict[str, Entry] = {}
         self.damaged: dict[str, dict[str, str]] = {}
         self.shape: tuple[int, ...] | None = None
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, path: Path, settings: Mapping[str, Any], say: Callable[[str], object] = print_now) -> Iterator[Self]:
+    def open(
+        cls,
+        path: Path,
+        settings: Mapping[str, Any],
+        say: Callable[[str], object] = print_now,
+        shard: tuple[int, int] | None = None,
+    ) -> Iterator[Self]:
         """Lock a folder for this process; finish or remove what a killed one left, and in the end what is unfinished.
 
-        `settings` are those that decide what the files hold; a folder that was begun with others is refused.
+        `settings` are those that decide what the files hold; a folder that was begun with others is refused, and so is
+        one that was begun with another number of shards. Of a `shard` (i, n), only its part is locked and finished.
         """
-        with own_folder(path):
-            folder = cls(path, settings, say)
+        part = f".shard-{shard[0]}-of-{shard[1]}" if shard else ""
+        with own_folder(path, f"{LOCK_FILE}{part}"):
+            folder = cls(path, settings, say, shard)
             folder._read()
-            folder._finish_what_was_killed()
-            folder.staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=path))
+            folder._finish_what_was_killed(f".extracting{part}-")
+            folder.staging = Path(tempfile.mkdtemp(prefix=f".extracting{part}-", dir=path))
             try:
                 yield folder
             finally:
@@ -100,27 +120,41 @@ class FrameFolder:
                     folder.staging.rmdir()
 
     def _read(self) -> None:
-        file = self.path / INDEX
-        if not file.exists():
-            return
-        try:
-            index: _Index = parse_json(file.read_bytes(), _Index, INDEX)
-            for entry in index["recordings"].values():
-                _check_names(entry)
-        except InputError as error:
-            raise InputError(f"{file} is no index of extracted frames ({error}); choose another --out") from None
-        before, self.entries, self.damaged = index["settings"], index["recordings"], index["damaged"]
-        self.shape = tuple(index["shape"]) if index["shape"] else None
-        for name in {**self.settings, **before}:
-            if before.get(name) != self.settings.get(name):
+        """Read the indexes, this one last; they must have been begun alike."""
+        self.others = {}
+        for file in sorted(index_files(self.path), key=lambda file: file == self.index):
+            if _shards(file) != _shards(self.index):
                 raise InputError(
-                    f"{self.path} was begun with {name} {before.get(name)!r}, now it is {self.settings.get(name)!r}. "
-                    f"Give --{name.replace('_', '-')} as before, or another --out"
+                    f"{self.path} was begun {_shards(file)} (it has {file.name}), now it is {_shards(self.index)}. Do "
+                    "as before, or choose another --out"
                 )
+            try:
+                index: _Index = parse_json(file.read_bytes(), _Index, file.name)
+                for entry in index["recordings"].values():
+                    _check_names(entry)
+            except InputError as error:
+                raise InputError(f"{file} is no index of extracted frames ({error}); choose another --out") from None
+            before, shape = index["settings"], tuple(index["shape"]) if index["shape"] else self.shape
+            for name in {**self.settings, **before}:
+                if before.get(name) != self.settings.get(name):
+                    raise InputError(
+                        f"{self.path} was begun with {name} {before.get(name)!r}, now it is "
+                        f"{self.settings.get(name)!r}. Give --{name.replace('_', '-')} as before, or another --out"
+                    )
+            if shape != (self.shape or shape):
+                raise InputError(
+                    f"{file} is of frames of shape {shape}, and those of other shards have {self.shape}; a dataset "
+                    "needs one shape. Give a --size, and another --out"
+                )
+            self.shape = shape
+            if file == self.index:
+                self.entries, self.damaged = index["recordings"], index["damaged"]
+            else:
+                self.others |= index["recordings"]
 
-    def _finish_what_was_killed(self) -> None:
+    def _finish_what_was_killed(self, staging: str) -> None:
         # No link is followed, and an entry that no run can have written is as good as none: its folder is removed.
-        for left in sorted(path for path in self.path.glob(f"{_STAGING}*") if not path.is_symlink()):
+        for left in sorted(path for path in self.path.glob(f"{staging}*") if not path.is_symlink()):
             for file in sorted(file for file in left.glob(f"*/{ENTRY}") if not file.parent.is_symlink()):
                 try:
                     content = tuple(parse_json(file.read_bytes(), list[Any], file))
@@ -142,8 +176,14 @@ class FrameFolder:
                     f"{file} has frames of shape {found}, and these would be {shape}; a dataset needs one shape. "
                     "Choose another --out, or another --size"
                 )
-        self.shape = shape
+        self.shape, is_new = shape, not self.index.exists()
         self.write()
+        try:  # again, now that the others see this one: of shards that begin at the same time, one sees the other
+            self._read()
+        except InputError:
+            if is_new:
+                self.index.unlink()
+            raise
 
     def holds(self, recording: Recording, names: set[str]) -> bool:
         """Whether a recording is finished here, or was under a name that is not among `names` of this search.
@@ -156,8 +196,9 @@ class FrameFolder:
         name, fingerprint = recording.name, recording.fingerprint()
         last = recording.part or recording.source.name
         if name not in self.entries:  # perhaps it was found from a folder above, or below
-            for other in self.entries.keys() - names:
-                entry = self.entries[other]
+            known = {**self.others, **self.entries}
+            for other in known.keys() - names:
+                entry = known[other]
                 if entry["fingerprint"] == fingerprint and Path(entry["source"]).name == last:
                     self.say(f"{name} is in {self.path} already, under the name {other}")
                     return True
@@ -167,7 +208,9 @@ class FrameFolder:
             file = self.path / part["file"]
             there += [file.exists(), (self.path / part["rows"]).exists()]
             if file.exists() and open_frames(file).shape != (part["frames"], *(self.shape or ())):
-                raise InputError(f"{file} is not of the shape in {INDEX}. Remove it, and it is extracted again")
+                raise InputError(
+                    f"{file} is not of the shape in {self.index.name}. Remove it, and it is extracted again"
+                )
         if there and not any(there):
             del self.entries[name]
             return False
@@ -187,14 +230,14 @@ class FrameFolder:
                 if not here.is_file() or here.is_symlink() or (there.exists() and part["file"] in known):
                     continue  # moved before the process was killed; or it was there, and only a neighbor was missing
                 if there.exists() and file == part["file"]:
-                    raise InputError(f"{there} is not in {INDEX}; move it elsewhere, or choose another --out")
+                    raise InputError(f"{there} is not in {self.index.name}; move it elsewhere, or choose another --out")
                 here.replace(there)
         self.entries[name] = entry
         self.write()
         shutil.rmtree(staged, ignore_errors=True)
 
     def write(self) -> None:
-        """Write `frames.json`, whole or not at all; it depends on what was extracted, not on when."""
+        """Write the index, whole or not at all; it depends on what was extracted, not on when."""
         versions: dict[str, str] = {}
         for package in ("latent-obs", "numpy", "pillow", "av"):
             with contextlib.suppress(PackageNotFoundError):
@@ -208,7 +251,7 @@ class FrameFolder:
             "damaged": {name: bad for name, bad in sorted(self.damaged.items()) if name not in self.entries},
             "versions": versions,
         }
-        write_json(self.path / INDEX, content)
+        write_json(self.index, content)
 
     @property
     def frames(self) -> int:
@@ -216,10 +259,10 @@ class FrameFolder:
         return sum(entry["frames"] for entry in self.entries.values())
 
     def stems(self, names: Iterable[str]) -> dict[str, str]:
-        """File names for recordings, without ending: readable, safe, and one for each; those in the index keep theirs.
+        """File names for recordings, without ending: readable, safe, and one for each; finished ones keep theirs.
 
         Where two would be the same (or one could be a part of the other, x_000 of x), a few letters that follow from
-        the name are added.
+        the name are added. So each shard, and each run after a kill, finds the same for all `names` of the search.
         """
         digests = {name: hashlib.sha256(os.fsencode(name)).hexdigest()[:6] for name in names}
         stems: dict[str, str] = {}
@@ -228,16 +271,26 @@ class FrameFolder:
             if len(stem.encode()) > _LONGEST_STEM:
                 stem = f"{stem.encode()[:_LONGEST_STEM].decode(errors='ignore')}-{digest}"
             stems[name] = stem
-        kept = {name: entry["files"] for name, entry in self.entries.items() if entry["files"]}
-        for name, files in kept.items():
-            stems[name] = files[0]["file"].removesuffix(".npy").removesuffix("_000" if len(files) > 1 else "")
-        lower = [stem.casefold() for stem in stems.values()]  # there are file systems for which a and A are one
+        finished = {name: entry["files"] for name, entry in {**self.others, **self.entries}.items() if entry["files"]}
+        kept = {
+            name: files[0]["file"].removesuffix(".npy").removesuffix("_000" if len(files) > 1 else "")
+            for name, files in finished.items()
+        }
+        # There are file systems for which a and A are one.
+        count = Counter(stem.casefold() for stem in stems.values())
+        count.update({stem.casefold() for name, stem in kept.items() if stem != stems.get(name)})
         for name in digests.keys() - kept.keys():
             stem = stems[name].casefold()
-            shard = re.fullmatch(r"(.+)_\d{3,}", stem)
-            if lower.count(stem) > 1 or (shard and shard[1] in lower):
+            piece = re.fullmatch(r"(.+)_\d{3,}", stem)
+            if count[stem] > 1 or (piece and piece[1] in count):
                 stems[name] += f"-{digests[name]}"
-        return stems
+        return {**stems, **kept}
+
+
+def _shards(index: Path) -> str:
+    """How many shards an index is one of, in words."""
+    of = index.name.rpartition("-of-")[2].removesuffix(".json")
+    return f"in shards, --shard i/{of}" if index.name != INDEX else "without --shard"
 
 
 def _check_names(entry: Entry) -> None:

@@ -162,15 +162,15 @@ def _work(task: Task) -> Entry | Damaged | None:
 def _extract(task: Task, goes_on: Callable[[int], bool]) -> Entry | Damaged | None:
     """Extract one recording; None if `goes_on`, called with the number of frames of each chunk, returns false."""
     try:
-        return _write_files(task, goes_on)
+        with task.recording.opened(task.folder.parent) as recording:
+            return _write_files(task, recording, goes_on)
     except DamagedRecordingError as error:
         return Damaged(task.recording.name, task.recording.source, str(error))
 
 
-def _write_files(task: Task, goes_on: Callable[[int], bool]) -> Entry | None:
+def _write_files(task: Task, recording: Recording, goes_on: Callable[[int], bool]) -> Entry | None:
     """Write a recording's frames and rows to its folder, and `entry.json` last; returns its entry in the index."""
-    recording, name, settings = task.recording, task.recording.name, task.settings
-    fingerprint = recording.fingerprint()
+    name, settings, fingerprint = recording.name, task.settings, task.recording.fingerprint()
     with reading(name):
         rows = {key: np.asarray(column) for key, column in recording.rows().items()}
         chunks = recording.chunks()
@@ -206,7 +206,7 @@ def _write_files(task: Task, goes_on: Callable[[int], bool]) -> Entry | None:
                 return None
     with reading(name):
         notes = recording.notes
-    if recording.fingerprint() != fingerprint:
+    if task.recording.fingerprint() != fingerprint:
         raise DamagedRecordingError(f"{name} was changed while it was read; wait until it is complete")
     for key, column in rows.items():
         if column.dtype.hasobject or key == _SOURCE_FRAME:

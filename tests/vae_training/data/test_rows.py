@@ -112,6 +112,10 @@ def test_transitions_are_those_that_the_definition_names(flags: list[tuple[bool,
     assert found.tolist() == [i for i in range(len(flags) - 1) if flags[i][0] and not flags[i + 1][1]]
     assert found.dtype == np.int64
     assert transitions_of({"acted": rows["acted"]}).tolist() == []
+    strided = transitions_of(rows | {"source_frame": 2 * np.arange(len(flags))})
+    assert strided.tolist() == []
+    dropped = transitions_of(rows | {"source_frame": np.arange(len(flags)) + (np.arange(len(flags)) > 1)})
+    assert dropped.tolist() == [i for i in found if i != 1]
 
 
 def test_targets():

@@ -82,7 +82,7 @@ def array_recordings(file: Path) -> list[Recording]:
     if headers and all(len(header.shape) < 3 and not header.dtype.hasobject for header in headers.values()):
         return []
     key = "" if npy else _frames_key(file, headers)
-    _check_frames(headers[key], str(file) if npy else f"{file}, array {key!r},")
+    check_frames(headers[key], str(file) if npy else f"{file}, array {key!r},")
     return [NpyRecording("", file) if npy else NpzRecording("", file)]
 
 
@@ -131,7 +131,7 @@ def _frames_key(file: Path, headers: Mapping[str, NpyHeader]) -> str:
     if not chosen:
         for name, header in headers.items():
             if len(header.shape) >= 3:
-                _check_frames(header, f"{file}, array {name!r},")
+                check_frames(header, f"{file}, array {name!r},")
     if not chosen or (len(chosen) > 1 and chosen[0] not in _KEYS):
         raise DamagedRecordingError(
             f"{file} must have one array of uint8 frames (N, H, W, C), or one called 'frames'; it has "
@@ -140,8 +140,8 @@ def _frames_key(file: Path, headers: Mapping[str, NpyHeader]) -> str:
     return chosen[0]
 
 
-def _check_frames(header: NpyHeader, what: str) -> None:
-    """Raise a `DamagedRecordingError` if an array cannot be frames."""
+def check_frames(header: NpyHeader, what: str) -> None:
+    """Raise a `DamagedRecordingError` that begins with `what` if an array cannot be frames."""
     shape, dtype = header.shape, header.dtype
     if dtype.hasobject:
         remedy = "Python objects are never loaded, as that can run code; save a plain uint8 array"
@@ -165,7 +165,7 @@ def _check_frames(header: NpyHeader, what: str) -> None:
 def _stream(handle: IO[bytes], what: str) -> Generator[Frames]:
     """The frames of an array as they come from the disk, as RGB; only a chunk of them is in memory."""
     header = read_npy_header(handle)
-    _check_frames(header, what)
+    check_frames(header, what)
     count, frame_bytes, good = header.shape[0], int(np.prod(header.shape[1:])), 0
     while good < count:
         wanted = min(frames_per_chunk(frame_bytes), count - good)
@@ -174,18 +174,7 @@ def _stream(handle: IO[bytes], what: str) -> Generator[Frames]:
         if whole:
             good += whole
             frames = np.frombuffer(data, np.uint8, whole * frame_bytes).reshape(whole, *header.shape[1:])
-            if frames.ndim == 3:
-                frames = frames[..., None]
-            elif _first(frames.shape):
-                frames = frames.transpose(0, 2, 3, 1)
-            if frames.shape[3] == 4 and frames[..., 3].min() < 255:
-                raise DamagedRecordingError(
-                    f"{what} has a fourth channel that is not opaque. If it is transparency, save frames[..., :3]; if "
-                    "these are stacks of four grey frames, save the newest, frames[..., 3:]"
-                )
-            if frames.shape[3] == 1:
-                frames = np.broadcast_to(frames, (*frames.shape[:3], 3))
-            yield np.ascontiguousarray(frames[..., :3])
+            yield as_rgb(frames, what)
         if whole < wanted:
             raise DamagedRecordingError(f"{what} is cut short: it promises {count} frames, and {good} are there")
     if handle.read(1):
@@ -193,6 +182,22 @@ def _stream(handle: IO[bytes], what: str) -> Generator[Frames]:
             f"{what} has more behind its {count} frames. If numpy.save wrote several arrays into one open file, read "
             "them in turn with numpy.load(handle), and save numpy.concatenate of them"
         )
+
+
+def as_rgb(frames: Frames, what: str) -> Frames:
+    """Turn frames of any form that `check_frames` accepts into (N, H, W, 3); an opaque fourth channel is dropped."""
+    if frames.ndim == 3:
+        frames = frames[..., None]
+    elif _first(frames.shape):
+        frames = frames.transpose(0, 2, 3, 1)
+    if frames.shape[3] == 4 and frames[..., 3].min() < 255:
+        raise DamagedRecordingError(
+            f"{what} has a fourth channel that is not opaque. If it is transparency, save frames[..., :3]; if "
+            "these are stacks of four grey frames, save the newest, frames[..., 3:]"
+        )
+    if frames.shape[3] == 1:
+        frames = np.broadcast_to(frames, (*frames.shape[:3], 3))
+    return np.ascontiguousarray(frames[..., :3])
 
 
 def _first(shape: tuple[int, ...]) -> bool:

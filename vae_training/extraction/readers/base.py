@@ -65,6 +65,11 @@ class Recording(ABC):
         """
         return {}
 
+    @contextlib.contextmanager
+    def opened(self, scratch: Path) -> Iterator["Recording"]:
+        """The recording to read from while it is in use, with what it needs fetched to a folder inside `scratch`."""
+        yield self
+
     @property
     def files(self) -> Sequence[Path]:
         """The files that it consists of."""
@@ -104,10 +109,11 @@ def reading(what: object) -> Iterator[None]:
         raise
     except Exception as error:
         words = str(error).splitlines() if isinstance(error, (OSError, ValueError)) else []
+        words = [f"it lacks {error}"] if isinstance(error, KeyError) else words
         raise DamagedRecordingError(f"{what} cannot be read: {words[0] if words else repr(error)}") from None
 
 
-def choose_camera(source: Path, cameras: Sequence[str], camera: str | None) -> str:
+def choose_camera(source: object, cameras: Sequence[str], camera: str | None) -> str:
     """Which of several series of pictures to take: the one called `camera`, wholly or after its last dot or slash.
 
     Raises:

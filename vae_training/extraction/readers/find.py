@@ -5,11 +5,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from latent_obs.util.errors import InputError
 from latent_obs.util.words import counted
+from vae_training.extraction.readers import minestudio
 from vae_training.extraction.readers.arrays import array_recordings
 from vae_training.extraction.readers.base import (
     Damaged,
@@ -19,15 +21,22 @@ from vae_training.extraction.readers.base import (
     natural_key,
     reading,
 )
+from vae_training.extraction.readers.hdf5 import hdf5_recordings, is_hdf5
 from vae_training.extraction.readers.images import PICTURE_SUFFIXES, PicturesRecording
+from vae_training.extraction.readers.lerobot import is_lerobot, lerobot_recordings
+from vae_training.extraction.readers.minari import is_minari, minari_recordings
 from vae_training.extraction.readers.minerl import ARRAYS, FILES, MineRLStream
+from vae_training.extraction.readers.remote import remote_recordings, url_of
 from vae_training.extraction.readers.video import VIDEO_SUFFIXES, VideoRecording
 from vae_training.extraction.readers.vpt import VptOptions, VptRecording
+from vae_training.extraction.readers.webdataset import is_shard, shard_recordings
+from vae_training.extraction.readers.zarr import is_zarr, zarr_recordings
 
 _KNOWN = (
-    "Expected MineRL streams (folders with recording.mp4, rendered.npz, metadata.json), videos (.mp4, .mkv, .avi, "
-    ".webm, .mov, ...; an .mp4 with a .jsonl beside it has actions), folders of pictures (.png, .jpg, .webp, .bmp), or "
-    "uint8 frames in .npz or .npy files"
+    "Expected MineRL streams (folders with recording.mp4, rendered.npz, metadata.json), datasets of LeRobot (folders "
+    "with meta/info.json), Minari or MineStudio (folders image or video, with action), HDF5 files of robomimic, .zarr "
+    "replay buffers, WebDataset shards (.tar), videos (.mp4, .mkv, .avi, .webm, .mov, ...; an .mp4 with a .jsonl "
+    "beside it has actions), folders of pictures (.png, .jpg, .webp, .bmp), or uint8 frames in .npz or .npy files"
 )
 
 _MOST_THUMBNAILS = 2  # for each recording beside them
@@ -45,7 +54,14 @@ class Container(NamedTuple):
     """Its recordings, named by `part`, from the pictures of a camera; a `DamagedRecordingError` if it is unreadable."""
 
 
-_CONTAINERS: tuple[Container, ...] = ()
+_CONTAINERS: tuple[Container, ...] = (
+    Container(is_lerobot, lerobot_recordings),
+    Container(is_shard, shard_recordings),
+    Container(is_minari, minari_recordings),
+    Container(is_hdf5, hdf5_recordings),
+    Container(is_zarr, zarr_recordings),
+    Container(minestudio.is_dataset, minestudio.episodes),
+)
 
 
 def find_recordings(
@@ -58,11 +74,12 @@ def find_recordings(
     """Find the recordings in some files and folders.
 
     Folders are searched to the bottom. What is found in one: a MineRL stream, where it has at least two of the three
-    files of one; an `.mp4` with a `.jsonl` of the same name as a VPT recording; any other video; `.npz` and `.npy`
-    files with frames; and its pictures, as one recording. Up to two pictures for each of the others in their folder
-    are thumbnails, and not used; `say` gets a sentence that names them, and one for unfinished files (`.part`) and
-    anything else that is no recording. Hidden files and folders and `__MACOSX` are passed over. What is reached twice
-    counts once.
+    files of one; each episode of a LeRobot or Minari dataset, an HDF5 file or a zarr buffer; an `.mp4` with a `.jsonl`
+    of the same name as a VPT recording; any other video; the pictures or videos in a WebDataset shard; `.npz` and
+    `.npy` files with frames; and its pictures, as one recording. Up to two pictures for each of the others in their
+    folder are thumbnails, and not used; `say` gets a
+    sentence that names them, and one for unfinished files (`.part`) and anything else that is no recording. Hidden
+    files and folders and `__MACOSX` are passed over. What is reached twice counts once.
 
     Returns:
         The recordings, and those that are visibly damaged; both in the order of the paths, and within a folder of their
@@ -83,6 +100,11 @@ def find_recordings(
     found: list[tuple[_Found, Path]] = []
     search = _Search(vpt or VptOptions(), camera, say)
     for root in map(Path, paths):
+        if url := url_of(root):
+            inside, others = remote_recordings(url, partial(_in_file, search.vpt))
+            found += [(each, root if each.source != root else root.parent) for each in inside]
+            search.others += others
+            continue
         if not root.exists():
             raise InputError(f"there is no file or folder {root} (current folder: {Path.cwd()})")
         base, inside = (root, search.folder(root)) if root.is_dir() else (root.parent, search.file(root))
@@ -95,6 +117,11 @@ def find_recordings(
     named = [replace(each, name=name) for (each, _), name in zip(found, _unique_names(found), strict=True)]
     recordings = [each for each in named if isinstance(each, Recording)]
     return recordings, [each for each in named if isinstance(each, Damaged)]
+
+
+def _in_file(vpt: VptOptions, file: Path) -> list[_Found]:
+    """The recordings of a file that was fetched."""
+    return list(_Search(vpt, None, lambda _: None).file(file))
 
 
 class _Search:

@@ -2,10 +2,10 @@
 
 import contextlib
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import IO, ClassVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -37,7 +37,11 @@ class PicturesRecording(Recording):
 
     def chunks(self) -> Generator[Frames]:
         """As of a recording: a frame for each picture."""
-        return in_chunks(self._pictures())
+        with reading(self.source):
+            files = self.files
+            if not files:
+                raise ValueError("there are no pictures in it any more")
+        yield from decode_pictures((file, file) for file in files)
 
     @property
     def files(self) -> list[Path]:
@@ -51,7 +55,7 @@ class PicturesRecording(Recording):
         """Names how many pictures have transparency, which is dropped."""
         transparent = 0
         for file in self.files:
-            with _opened(file) as image:
+            with _opened(file, file) as image:
                 transparent += image.has_transparency_data
         what = f"{self.source}: the transparency of {counted(transparent, 'picture')} is dropped"
         return [f"{what}: what is stored beneath is taken"] if transparent else []
@@ -59,34 +63,41 @@ class PicturesRecording(Recording):
     def _stated_frames(self) -> int | None:
         return len(self.files)
 
-    def _pictures(self) -> Generator[Frames]:
-        size = None
-        with reading(self.source):
-            files = self.files
-            if not files:
-                raise ValueError("there are no pictures in it any more")
-        for file in files:
-            pixels = _pixels(file)
-            size = size or pixels.shape
-            if pixels.shape != size:
-                raise DamagedRecordingError(
-                    f"{file} has shape {pixels.shape}, expected {size} like the pictures before it"
-                )
-            yield pixels
+
+def decode_pictures(pictures: Iterable[tuple[object, Path | IO[bytes]]]) -> Generator[Frames]:
+    """The frames of encoded pictures of one size, some at a time.
+
+    Args:
+        pictures: What to call each in errors, and its file, or its content.
+
+    Raises:
+        DamagedRecordingError: One cannot be read, or has another size; what was good before has been given.
+    """
+    return in_chunks(_of_one_size(pictures))
+
+
+def _of_one_size(pictures: Iterable[tuple[object, Path | IO[bytes]]]) -> Iterator[Frames]:
+    size = None
+    for name, content in pictures:
+        pixels = _pixels(name, content)
+        size = size or pixels.shape
+        if pixels.shape != size:
+            raise DamagedRecordingError(f"{name} has shape {pixels.shape}, expected {size} like the pictures before it")
+        yield pixels
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
+def _opened(name: object, content: Path | IO[bytes]) -> Iterator[Image.Image]:
     """A picture of which only the header was read; any error in the block means that it is damaged."""
-    with reading(file), warnings.catch_warnings():
+    with reading(name), warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file, formats=_FORMATS) as image:
+        with Image.open(content, formats=_FORMATS) as image:
             yield image
 
 
-def _pixels(file: Path) -> Frames:
+def _pixels(name: object, content: Path | IO[bytes]) -> Frames:
     """A picture as uint8 (H, W, 3)."""
-    with _opened(file) as image:
+    with _opened(name, content) as image:
         # A phone's picture may have others behind it (MPO): a preview, or one of depth.
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise ValueError("it is an animation, expected a single picture; make it a video")

@@ -2,11 +2,11 @@
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -50,7 +50,9 @@ class VideoRecording(Recording):
         return stated_frames(self.source)
 
 
-def decode(file: Path, threads: int = 0, *, first: int = 0, count: int | None = None) -> Generator[Frames]:
+def decode(
+    file: Path, threads: int = 0, *, first: int = 0, count: int | None = None, content: IO[bytes] | None = None
+) -> Generator[Frames]:
     """The frames of a video file as a player shows them, some at a time.
 
     They are turned and mirrored as the file asks for (a phone's are), and widened where its pixels are not square.
@@ -60,11 +62,29 @@ def decode(file: Path, threads: int = 0, *, first: int = 0, count: int | None = 
         threads: Threads of the decoder; 0 takes one per core.
         first: How many frames to pass over at the start.
         count: How many to give after that, at most; nothing behind them is looked at.
+        content: The video, where the file only contains it (an archive).
 
     Raises:
         DamagedRecordingError: It is no video, has no frames, or breaks off; what was good before has been given.
     """
-    return in_chunks(_decoded(file, threads, first, None if count is None else first + count))
+    end = None if count is None else first + count
+    return in_chunks(_decoded(file, lambda video: itertools.islice(_frames(video, threads), first, end), content))
+
+
+def decode_at(file: Path, seconds: Sequence[float], tolerance: float, threads: int = 0) -> Generator[Frames]:
+    """The frames that a video file shows at rising times, as `decode` gives them; the others are passed over.
+
+    Args:
+        file: The video. What is before the last key frame before the first of the times is not decoded.
+        seconds: The times.
+        tolerance: Most seconds between such a time and that of its frame; less than the half of a frame's duration.
+        threads: Threads of the decoder; 0 takes one per core.
+
+    Raises:
+        DamagedRecordingError: As of `decode`, or it has no frame at one of the times; what was good before has been
+            given.
+    """
+    return in_chunks(_decoded(file, lambda video: _frames_at(video, seconds, tolerance, threads)))
 
 
 def stated_frames(file: Path) -> int | None:
@@ -73,20 +93,20 @@ def stated_frames(file: Path) -> int | None:
         return _stream(container).frames or None
 
 
-def count_frames(file: Path) -> int:
+def count_frames(file: Path, content: IO[bytes] | None = None) -> int:
     """As `stated_frames`, and the number of packets where the header states none; nothing is decoded."""
-    with _opened(file) as container:
+    with _opened(file, content) as container:
         stream = _stream(container)
         return stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _opened(file: Path, content: IO[bytes] | None = None) -> Iterator[Any]:
     """A video's container; any error in the block means that the file is damaged."""
     av = require("av", extra="video", purpose="read videos")
     with reading(file):
         try:  # an absolute path, as FFmpeg takes "concat:a" for a protocol
-            container = av.open(str(file.absolute()), options={"format_whitelist": _FORMATS})
+            container = av.open(content or str(file.absolute()), options={"format_whitelist": _FORMATS})
         except av.ArgumentError:
             raise ValueError("it is no video, or of a format that is not read, such as a playlist") from None
         with container:
@@ -100,15 +120,15 @@ def _stream(container: Any) -> Any:
     return container.streams.best("video") or container.streams.video[0]
 
 
-def _decoded(file: Path, threads: int, first: int, end: int | None) -> Generator[Frames]:
-    """Frames `first` to `end` as uint8 (H, W, 3) RGB of one size."""
+def _decoded(file: Path, choose: Callable[[Any], Iterable[Any]], content: IO[bytes] | None = None) -> Generator[Frames]:
+    """The frames that `choose` takes of a container, as uint8 (H, W, 3) RGB of one size."""
     size: Sequence[int] = ()
-    with _opened(file) as container:
+    with _opened(file, content) as container:
         to_rgb = require("av.video.reformatter", extra="video", purpose="read videos").VideoReformatter()
         aspect = _stream(container).sample_aspect_ratio or Fraction(1)
         if not 1 / _MOST_OBLONG <= aspect <= _MOST_OBLONG:
             raise ValueError(f"its pixels are {float(aspect):g} times as wide as high")
-        for frame in itertools.islice(_frames(container, threads), first, end):
+        for frame in choose(container):
             # The scaler changes colors here, and the size only of pixels that are not square: resizing is the pixel
             # contract's.
             width, height = round(frame.width * max(1, aspect)), round(frame.height / min(1, aspect))
@@ -174,6 +194,25 @@ def _frames(container: Any, threads: int) -> Iterator[Any]:
             yield frame
     if not given:
         raise ValueError("it has no frames")
+
+
+def _frames_at(container: Any, seconds: Sequence[float], tolerance: float, threads: int) -> Iterator[Any]:
+    """The decoder's frames at rising times; `ValueError` where there is none."""
+    stream, start = _stream(container), seconds[0] - tolerance
+    if start > 0:  # to the last key frame before
+        container.seek(int(start / stream.time_base), stream=stream)
+    given, after = 0, "it ends before"
+    for frame in _frames(container, threads):
+        if frame.time < seconds[given] - tolerance:
+            continue
+        if frame.time > seconds[given] + tolerance:
+            after = f"the next is at {frame.time:.3f}"
+            break
+        yield frame
+        given += 1
+        if given == len(seconds):
+            return
+    raise ValueError(f"it has no frame at {seconds[given]:.3f} seconds, {after}")
 
 
 def _stated_seconds(container: Any, stream: Any) -> float:

@@ -1,0 +1,121 @@
+"""HDF5 files with demonstrations, as robomimic, LIBERO and ManiSkill write them.
+
+    data/demo_<i>/obs/<camera>    uint8 (T, H, W, 3); numbers beside it become rows `observation$...`
+                  actions         (T, ...)
+                  rewards, dones, states, ...
+
+ManiSkill calls them `traj_<i>`, without the group `data`, and has a picture more than actions. What robomimic stores
+a second time, as `next_obs`, is not read.
+"""
+
+import contextlib
+import re
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
+from latent_obs.util.errors import require
+from vae_training.data.frames import Frames
+from vae_training.extraction.readers.base import DamagedRecordingError, Recording, choose_camera, natural_key, reading
+from vae_training.extraction.readers.episodes import episode_rows, is_row, listed, pictures_among, read_frames
+
+_ROWS = {
+    "actions": "action",
+    "rewards": "reward",
+    "dones": "done",
+    "terminated": "terminated",
+    "truncated": "truncated",
+    "success": "success",
+    "states": "state$states",
+    "robot_states": "state$robot_states",
+}
+_NAME = re.compile(r"(demo|traj)_\d+")
+_EXPECTED = (
+    "expected demonstrations as robomimic, LIBERO or ManiSkill write them: data/demo_0/obs/<camera> or "
+    "traj_0/obs/<camera>, uint8 (T, H, W, 3)"
+)
+
+
+@dataclass(frozen=True)
+class Hdf5Demonstration(Recording):
+    """A demonstration in an HDF5 file; its `part` is the name of its group, and `camera` that of its pictures."""
+
+    camera: str = ""
+    kind: ClassVar[str] = "hdf5"
+
+    def chunks(self) -> Generator[Frames]:
+        """As of a recording; read piece by piece, compressed or not."""
+        with self._opened() as demo:
+            yield from read_frames(self._pictures(demo), f"{self.source}, {self.part}, {self.camera},")
+
+    def rows(self) -> Mapping[str, NDArray[Any]]:
+        """`action`, `reward`, `done`, `state$...` and others of the demonstration, and numbers of its observations."""
+        with self._opened() as demo:
+            columns = {row: demo[name][()] for name, row in _ROWS.items() if hasattr(demo.get(name), "shape")}
+            for name, array in datasets(demo["obs"]).items():
+                if is_row(array):
+                    columns[f"observation${name.replace('/', '$')}"] = array[()]
+            return episode_rows(f"{self.source}, {self.part},", len(self._pictures(demo)), columns)
+
+    def _stated_frames(self) -> int | None:
+        with self._opened() as demo:
+            return len(self._pictures(demo))
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        with reading(self.source), opened(self.source) as file:
+            yield _base(file)[self.part]
+
+    def _pictures(self, demo: Any) -> Any:
+        arrays = datasets(demo["obs"]) if "obs" in demo else {}
+        if self.camera not in arrays:
+            raise DamagedRecordingError(
+                f"{self.source}, {self.part}, has no obs/{self.camera}, as the first one has; it has {listed(arrays)}"
+            )
+        return arrays[self.camera]
+
+
+def hdf5_recordings(file: Path, camera: str | None) -> list[Hdf5Demonstration]:
+    """The demonstrations in an HDF5 file.
+
+    Raises:
+        DamagedRecordingError: It cannot be read, or has none with pictures.
+        InputError: `camera` does not name one of several.
+    """
+    with reading(file), opened(file) as handle:
+        demos = sorted((name for name in _base(handle) if _NAME.fullmatch(name)), key=natural_key)
+        if not demos or "obs" not in _base(handle)[demos[0]]:
+            raise DamagedRecordingError(f"{file} has {listed(datasets(handle))}; {_EXPECTED}")
+        cameras = pictures_among(f"{file}, {demos[0]}/obs,", datasets(_base(handle)[demos[0]]["obs"]))
+    chosen = choose_camera(file, cameras, camera)
+    return [Hdf5Demonstration("", file, part=demo, camera=chosen) for demo in demos]
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a path is an HDF5 file by its name."""
+    return path.suffix.lower() in (".hdf5", ".h5") and not path.is_dir()
+
+
+def opened(file: Path) -> Any:
+    """An HDF5 file, open for reading."""
+    return require("h5py", extra="formats", purpose="read HDF5 files").File(file, "r")
+
+
+def datasets(group: Any) -> dict[str, Any]:
+    """The stored arrays of a group and of the groups in it, by their names below it."""
+    found: dict[str, Any] = {}
+
+    def note(name: str, item: Any) -> None:
+        if hasattr(item, "dtype") and item.shape is not None:
+            found[name] = item
+
+    group.visititems(note)
+    return found
+
+
+def _base(file: Any) -> Any:
+    """The group that has the demonstrations."""
+    return file["data"] if hasattr(file.get("data"), "keys") else file

@@ -1,0 +1,92 @@
+"""Replay buffers in zarr, as diffusion-policy writes them: a folder `x.zarr`, or `x.zarr.zip`, of zarr's format 2 or 3.
+
+data/img             the pictures of all episodes, one after the other; `img` may have another name
+data/action, ...     rows for them
+meta/episode_ends    where each episode ends
+"""
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
+from latent_obs.util.errors import one_line, require
+from vae_training.data.frames import Frames
+from vae_training.extraction.readers.base import Recording, choose_camera, reading
+from vae_training.extraction.readers.episodes import episode_rows, is_row, listed, pictures_among, read_frames
+
+
+@dataclass(frozen=True)
+class ZarrEpisode(Recording):
+    """Rows `first` to `end` of a replay buffer; `camera` is the name of the pictures."""
+
+    camera: str = ""
+    first: int = 0
+    end: int = 0
+    kind: ClassVar[str] = "zarr"
+
+    def chunks(self) -> Generator[Frames]:
+        """As of a recording."""
+        with reading(self.source):
+            yield from read_frames(_arrays(self.source)[self.camera], str(self.source), self.first, self.end)
+
+    def rows(self) -> Mapping[str, NDArray[Any]]:
+        """`action`, `reward`, and the other numbers as `observation$...`."""
+        with reading(self.source):
+            arrays = {name: array for name, array in _arrays(self.source).items() if is_row(array)}
+            names = {name: name if name in ("action", "reward") else f"observation${name}" for name in arrays}
+            columns = {names[name]: array[self.first : self.end] for name, array in arrays.items()}
+            return episode_rows(f"{self.source}, {self.part},", self.end - self.first, columns)
+
+    @property
+    def files(self) -> list[Path]:
+        """The file, or the folders of the pictures and of the episodes' ends; writing into them changes their time."""
+        inside = [self.source / "data" / self.camera, self.source / "meta" / "episode_ends"]
+        return inside if self.source.is_dir() else [self.source]
+
+    def _stated_frames(self) -> int | None:
+        return self.end - self.first
+
+
+def zarr_recordings(source: Path, camera: str | None) -> list[ZarrEpisode]:
+    """The episodes of a replay buffer.
+
+    Raises:
+        DamagedRecordingError: It cannot be read, or has no pictures, or not as many rows as its episodes.
+        InputError: `camera` does not name one of several.
+    """
+    with reading(source):
+        if missing := [name for name in ("data", "meta/episode_ends") if name not in _group(source)]:
+            raise ValueError(
+                f"it has no {missing[0]}; expected data/img and meta/episode_ends, as diffusion-policy has"
+            )
+        arrays, ends = _arrays(source), _group(source)["meta/episode_ends"][:].tolist()
+        if sorted({0, *ends}) != [0, *ends] or {array.shape[0] for array in arrays.values()} != set(ends[-1:]):
+            raise ValueError(
+                f"meta/episode_ends must rise from above 0 to the number of rows in data, and is {one_line(ends, 60)}; "
+                f"data has {listed(arrays)}"
+            )
+        cameras = pictures_among(f"{source}/data", arrays)
+    chosen = choose_camera(source, cameras, camera)
+    return [
+        ZarrEpisode("", source, part=f"episode_{i:06d}", camera=chosen, first=first, end=end)
+        for i, (first, end) in enumerate(zip([0, *ends], ends, strict=False))
+    ]
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a path is a zarr store by its name."""
+    return path.name.endswith((".zarr", ".zarr.zip"))
+
+
+def _group(source: Path) -> Any:
+    zarr = require("zarr", extra="formats", purpose="read zarr stores")
+    return zarr.open_group(zarr.storage.ZipStore(source) if source.is_file() else source, mode="r")
+
+
+def _arrays(source: Path) -> dict[str, Any]:
+    """The stored arrays of a replay buffer by name; numbers only, as others may need pickle."""
+    arrays = dict(_group(source)["data"].arrays())  # in the order of the file system
+    return {name: array for name, array in sorted(arrays.items()) if array.dtype.kind in "biuf"}
