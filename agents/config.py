@@ -14,6 +14,7 @@ from agents.schedules import Shape
 from latent_obs.encoder import Backend, Precision
 from latent_obs.util.errors import InputError, check_choice, require
 from latent_obs.util.run_config import ANY, RunConfig
+from latent_obs.util.tracking import Service
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -105,7 +106,9 @@ class AgentConfig(RunConfig):
     A hyperparameter that is None has the default of its algorithm (`ALGORITHMS`).
     """
 
-    CHANGEABLE_ON_RESUME: ClassVar = ("out", "steps", "device", "eval_every", "eval_episodes", "workers", "backend")
+    CHANGEABLE_ON_RESUME: ClassVar = (
+        *("out", "steps", "device", "eval_every", "eval_episodes", "workers", "backend", "log"),
+    )
     REMOVED: ClassVar[dict[str, tuple[Any, str]]] = {
         **dict.fromkeys(("standardise", "standardize"), (False, "train a new agent with normalize_observation 'each'")),
         # The .zip of an agent holds the values of these that it was trained with.
@@ -209,6 +212,8 @@ class AgentConfig(RunConfig):
     """Seed of the agent and of the environments (seed, seed + 1, …)."""
     device: str = "auto"
     """Where to encode, and where pixel agents learn: auto, cpu, cuda, cuda:N, mps."""
+    log: Service | None = None
+    """Where to log as well, beside the files and TensorBoard in logs/: wandb or trackio."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

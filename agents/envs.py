@@ -56,7 +56,8 @@ def load_encoder(config: AgentConfig) -> FrozenEncoder | None:
     if config.observation == "random-latent":
         architecture = Architecture((_PIXEL_SIDE, _PIXEL_SIDE, 3), 256, bottleneck="spatial")
         if config.encoder is not None:
-            architecture = read_encoder_folder(config.encoder).architecture
+            read = read_encoder_folder(config.encoder)
+            architecture = read.layers or Architecture.for_frames(read.contract.shape)
         return FrozenEncoder.random(architecture, seed=config.seed, **how)
     if config.encoder is None and config.observation == "latent":
         raise InputError("encoder: observation 'latent' needs an encoder folder, which train-vae makes; give --encoder")
@@ -85,7 +86,7 @@ def fit_components(frames: Path, encoder: Path | None, motion: int = 0) -> PCA:
     if encoder is None:
         return PCA.fit(frames, _COMPONENTS, motion=motion)
     read = read_encoder_folder(encoder)
-    return PCA.fit(frames, read.architecture.latent_dim, motion=motion, contract=read.contract)
+    return PCA.fit(frames, read.latent_dim, motion=motion, contract=read.contract)
 
 
 def make_vec_env(

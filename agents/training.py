@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import KVWriter, configure
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -39,6 +39,7 @@ from latent_obs.util.atomic import GracefulStop, atomic_write, folder_lock, is_u
 from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.errors import InputError
 from latent_obs.util.progress import ProgressBar, print_now
+from latent_obs.util.tracking import Tracker
 from latent_obs.wrappers.drift import DriftMonitor
 
 Say = Callable[[str], object]
@@ -144,6 +145,9 @@ def train_agent(
         if not resume:
             stack.enter_context(own_folder(config.out))
             _check_new(config.out)
+        tracker = None
+        if config.log is not None:
+            tracker = stack.enter_context(Tracker(config.log, config.out, config.to_json()))
         folder = module_folder(config.env)
         where = {} if folder is None else {ENV_FOLDER: folder}
         # First: from here on the run can be resumed.
@@ -167,6 +171,8 @@ def train_agent(
         )
         formats = ["json", "csv", *(["tensorboard"] if find_spec("tensorboard") else [])]
         model.set_logger(configure(str(config.out / "logs" / f"from_{before:09d}"), formats))
+        if tracker is not None:
+            model.logger.output_formats.append(_Tracked(tracker))
         stack.callback(model.logger.close)
 
         stop = stack.enter_context(GracefulStop())
@@ -382,6 +388,20 @@ def _random_state_kept() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
+
+
+class _Tracked(KVWriter):
+    """Sends what Stable-Baselines3 logs to a tracker: the numbers that TensorBoard shows."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        shown = {name: value for name, value in key_values.items() if "tensorboard" not in (key_excluded[name] or ())}
+        self._tracker.log({name: float(v) for name, v in shown.items() if isinstance(v, int | float | np.number)}, step)
+
+    def close(self) -> None:
+        """The tracker belongs to the run."""
 
 
 class DriftCallback(BaseCallback):

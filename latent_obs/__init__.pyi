@@ -1,6 +1,7 @@
 from .encoder.architecture import Architecture as Architecture
 from .encoder.frozen import FrozenEncoder as FrozenEncoder
 from .encoder.pca import PCA as PCA
+from .encoder.pretrained import timm_encoder as timm_encoder
 from .encoder.statistics import LatentStatistics as LatentStatistics
 from .envs.factory import make as make
 from .envs.factory import make_pixel_env as make_pixel_env

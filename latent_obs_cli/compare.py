@@ -123,7 +123,7 @@ def _write_page(study: agents.compare.Study, out: Path) -> dict[str, Any]:
 
 
 def prepare(study: agents.compare.Study, out: Path) -> agents.compare.Study:
-    """Make the encoder and the principal components of each task whose arms need them and that names none.
+    """Make the encoder, the principal components and the networks of timm of each task whose arms need them.
 
     They are written to out/prepared/TASK/. What is there already is not made again.
 
@@ -142,18 +142,22 @@ def prepare(study: agents.compare.Study, out: Path) -> agents.compare.Study:
         encoder = task.encoder is None and any(seen == "latent" and not has.get("encoder") for _, seen, has in own)
         pca = [arm for arm, seen, has in own if seen == "pca-latent" and not has.get("pca")]
         pca = [arm for arm in pca if task.pca is None or arm in study.motion]
-        if encoder or pca:
+        timm = [arm for arm in study.arms if study.timm_name(name, arm)]
+        if encoder or pca or timm:
             with own_folder(out):
-                tasks[name] = _prepared(study, name, out / "prepared" / folder_name(name), encoder, pca)
+                tasks[name] = _prepared(study, name, out / "prepared" / folder_name(name), encoder, pca, timm)
     return dataclasses.replace(study, tasks=tasks)
 
 
 def _prepared(
-    study: agents.compare.Study, name: str, folder: Path, encoder: bool, pca: list[str]
+    study: agents.compare.Study, name: str, folder: Path, encoder: bool, pca: list[str], timm: list[str]
 ) -> agents.compare.Task:
-    """A task with its encoder, where it is asked for, and the principal components of some arms."""
+    """A task with its encoder, where it is asked for, and the principal components and networks of some arms."""
     from agents.compare.runs import duration, read_json
+    from agents.compare.study import folder_name
     from agents.envs import fit_components
+    from latent_obs.encoder.folder import read_encoder_folder
+    from latent_obs_cli.encoder import EncoderConfig, make_encoder
     from latent_obs_cli.stages import record_all
 
     task, noted = study.tasks[name], folder / "seconds.json"
@@ -175,6 +179,12 @@ def _prepared(
 
     seconds, frames = 0.0, task.frames or folder / "frames"
     vae = _stage_config(TrainConfig.from_json, "vae", study.vae, {"frames": frames, "out": folder / "vae"})
+    networks: dict[str, EncoderConfig] = {}
+    for arm in timm:
+        decided = {"name": study.timm_name(name, arm), "frames": frames, "out": folder / f"timm-{folder_name(arm)}"}
+        given = study.timm.get(arm, {})
+        networks[arm] = _stage_config(lambda values: EncoderConfig(**values), f"timm.{arm}", given, decided)
+        networks[arm].check_name()
     if encoder and vae.latent_dim is not None and (most := max(study.motion.values(), default=0)) > vae.latent_dim:
         raise InputError(f"[motion] asks for {most} of {vae.latent_dim} components ([vae] latent_dim); give fewer")
     if task.frames is not None:
@@ -204,12 +214,19 @@ def _prepared(
         components = folder / (f"pca-motion-{motion}.safetensors" if motion else "pca.safetensors")
         work = partial(make_components, components, motion)
         stage(components.stem, f"fits principal components to {frames}", work)
-        if motion:  # a file of this arm alone
-            own = {arm: {**task.arms.get(arm, {}), "pca": components}}
-            task = dataclasses.replace(task, arms={**task.arms, **own})
-        else:
-            task = dataclasses.replace(task, pca=components)
+        task = _with_own(task, arm, "pca", components) if motion else dataclasses.replace(task, pca=components)
+    for arm, config in networks.items():
+        if trained is not None and "pca" not in study.timm.get(arm, {}):
+            config = dataclasses.replace(config, pca=read_encoder_folder(trained).latent_dim)
+        if not config.folder.exists():
+            stage(config.out.name, f"makes an encoder of {config.name} and {frames}", partial(make_encoder, config))
+        task = _with_own(task, arm, "encoder", config.folder)
     return task
+
+
+def _with_own(task: agents.compare.Task, arm: str, setting: str, file: Path) -> agents.compare.Task:
+    """A task with a file or folder of one arm alone."""
+    return dataclasses.replace(task, arms={**task.arms, arm: {**task.arms.get(arm, {}), setting: file}})
 
 
 def _stage_config(

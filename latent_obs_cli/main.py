@@ -22,6 +22,7 @@ VERBS = {
     "frames stats": ("verbs:frames_stats", "Check a folder of frames: contents, warnings, contact sheets"),
     "train-vae": ("verbs:train_vae", "Train the CVAE on a folder of frames; writes an encoder folder"),
     "report": ("verbs:report", "Check whether an encoder's latents keep what an agent needs: page, JSON, verdict"),
+    "encoder": ("encoder:encoder", "Make an encoder of a pretrained network of timm, to compare with your own"),
     "train-agent": ("agent_verbs:train_agent", "Train an agent on an environment's latents (or on a baseline)"),
     "actions fit": ("verbs:actions_fit", "Fit centroids to demonstrated actions, for obfuscated MineRL tasks"),
     "evaluate": ("agent_verbs:evaluate", "Play a trained agent: returns and success with intervals, a video"),

@@ -83,8 +83,15 @@ def test_who_may_import_whom(package: str):
 def test_nothing_unpickles(package: str):
     unpicklers = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     for file in files_of(package):
-        assert not top(imports_of(file)) & unpicklers, file
-        for node in ast.walk(ast.parse(file.read_text())):
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        if file.name == "minestudio.py":  # the one that has to: by a class of its own that builds plain values only
+            used = {
+                node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle"
+            }
+            assert (top(imports_of(file)) & unpicklers, used) == ({"pickle"}, {"Unpickler"})
+        else:
+            assert not top(imports_of(file)) & unpicklers, file
+        for node in nodes:
             if isinstance(node, ast.Call):
                 assert ast.unparse(node.func) not in ("torch.load", "torch.save", "eval", "exec"), file
                 for keyword in node.keywords:

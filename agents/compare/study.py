@@ -1,6 +1,6 @@
 """What is compared: tasks, arms and seeds, read from a TOML file.
 
-    arms = ["pixels", "latent", "random-latent", "pca-latent", "latent, 4 frames", "pca-motion"]
+    arms = ["pixels", "latent", "random-latent", "pca-latent", "latent, 4 frames", "pca-motion", "resnet"]
     seeds = [0, 1, 2]
     steps = 50_000                         # of each run; a task may have its own
 
@@ -16,6 +16,12 @@
     observation = "pca-latent"
     [motion]                               # of this arm's principal components, 128 are of differences between frames
     pca-motion = 128
+
+    [arm_settings.resnet]                  # a pretrained network of timm: `latent-obs encoder` makes an encoder of it
+    observation = "latent"
+    encoder = "timm:resnet18.a1_in1k"
+    [timm.resnet]                          # of this arm, settings of `latent-obs encoder`, if they are to differ
+    layer = 1
 
     [record]                               # where there is no encoder: settings of `frames record`, and of train-vae
     frames = 20_000
@@ -50,6 +56,7 @@ from typing import Any, get_args
 from agents.config import AgentConfig, Observation
 from agents.envs import contract_of
 from latent_obs.encoder.folder import read_encoder_folder
+from latent_obs.encoder.timm_module import PREFIX
 from latent_obs.util.errors import InputError, check_choice, check_count, check_type, check_types
 
 Settings = dict[str, Any]
@@ -110,6 +117,8 @@ class Study:
         arm_settings: Settings of an arm in all tasks; an arm with a new name needs `observation` here.
         motion: Of arms on principal components that are made: how many of these are of differences between a frame and
             the next one (`PCA.fit`).
+        timm: Of arms whose encoder is "timm:" and a name: settings of `latent-obs encoder`, such as `layer`. By default
+            a latent has as many values as that of the task's encoder.
         record: Settings of `frames record` for the frames of encoders that are made.
         vae: Settings of train-vae for encoders that are made.
 
@@ -132,6 +141,7 @@ class Study:
     settings: Settings = field(default_factory=dict)
     arm_settings: dict[str, Settings] = field(default_factory=dict)
     motion: dict[str, int] = field(default_factory=dict)
+    timm: dict[str, Settings] = field(default_factory=dict)
     record: Settings = field(default_factory=dict)
     vae: Settings = field(default_factory=dict)
 
@@ -153,9 +163,13 @@ class Study:
             check_choice(
                 f'arms: {arm!r}, or observation in [arm_settings."{arm}"],', self.observation(arm), OBSERVATIONS
             )
-        given: dict[str, dict[str, Any]] = {"arm_settings": self.arm_settings, "motion": self.motion}
+        given: dict[str, dict[str, Any]] = {"arm_settings": self.arm_settings, "motion": self.motion, "timm": self.timm}
         for name, task in self.tasks.items():
             check_count(f"tasks.{name}.steps", self.steps_of(name))
+            if _is_timm(task.encoder):
+                raise InputError(
+                    f"tasks.{name}.encoder must be a folder; give {task.encoder} to an arm in arm_settings"
+                )
             given[f"tasks.{name}.arms"] = task.arms
         for where, arms in given.items():
             for arm in arms:
@@ -170,6 +184,11 @@ class Study:
     def observation(self, arm: str) -> str:
         """What the agents of an arm see: one of train-agent's observations."""
         return self.arm_settings.get(arm, {}).get("observation", arm)
+
+    def timm_name(self, task: str, arm: str) -> str | None:
+        """The name of the network of timm that is to be the encoder of an arm in a task, or None."""
+        encoder = self.own_settings(task, arm).get("encoder")
+        return str(encoder) if _is_timm(encoder) else None
 
     def steps_of(self, task: str) -> int:
         """Environment steps of each run of a task."""
@@ -275,16 +294,21 @@ def study_from(values: Mapping[str, Any], folder: Path) -> Study:
     def absolute(where: str, given: Settings, *paths: str) -> Settings:
         for name in paths:
             check_type(f"{where}: {name}", given.get(name), str | None)
-        return {name: folder / given[name] for name in paths if given.get(name) is not None}
+        return {name: folder / given[name] for name in paths if given.get(name) and not _is_timm(given[name])}
 
-    given: Settings = {"tasks": {}, "settings": {}, "arm_settings": {}, "record": {}, "vae": {}}
+    given: Settings = {"tasks": {}, "settings": {}, "arm_settings": {}, "timm": {}, "record": {}, "vae": {}}
     given |= _table("study", values, [f.name for f in fields(Study)])
-    for name in ("tasks", "arm_settings", "record", "vae"):
+    for name in ("tasks", "arm_settings", "timm", "record", "vae"):
         given[name] = _table(name, given[name])
+    given["timm"] = {arm: own | absolute(f"timm.{arm}", own, "weights") for arm, own in given["timm"].items()}
     given["settings"] = settings("settings", given["settings"], *_SET_BY_ARM)
     given["arm_settings"] = {arm: settings(f"arm_settings.{arm}", own) for arm, own in given["arm_settings"].items()}
     given["tasks"] = {name: task(f"tasks.{name}", own) for name, own in given["tasks"].items()}
     return Study(**given)
+
+
+def _is_timm(encoder: object) -> bool:
+    return str(encoder).startswith(PREFIX)
 
 
 def folder_name(name: str) -> str:

@@ -9,7 +9,8 @@
     └── SHA256SUMS              one line per file, as `sha256sum --check` reads it
 
 The folder of a module from elsewhere (`FrozenEncoder.from_module`) is the same, without a decoder: its config.json has
-the module's name and scaling of pixels in place of the architecture. The module itself is code, and is not in it.
+the module's name and scaling of pixels in place of the architecture. The module itself is code, and is not in it. Of a
+network of timm (`timm_encoder`) config.json also has what to make it again from.
 
 No pickle. It is written aside and exchanged in one step, and each file is read once and checked as it was read, so that
 a reader never sees half of one. Files that the checksums do not list are neither read nor copied.
@@ -25,7 +26,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from torch import Tensor
 from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
 from latent_obs.encoder.foreign import ForeignNetwork
 from latent_obs.encoder.statistics import LatentStatistics
+from latent_obs.encoder.timm_module import PREFIX, TimmLayer
 from latent_obs.pixels import Frames, PixelContract
 from latent_obs.util.atomic import atomic_folder
 from latent_obs.util.errors import EncoderFolderError, InputError, LatentObsError, check_type, one_line, parse_json
@@ -57,12 +59,23 @@ _PATTERNS = [f"*{name}" for name in (*_REQUIRED, _DECODER, _STATISTICS, _SUMS)]
 _CHECKED_FRAMES = 4  # in a self-check, at most
 
 
+class Module(TypedDict):
+    """What config.json says of a module from elsewhere."""
+
+    name: str
+    mean: list[float] | None
+    std: list[float] | None
+    timm: NotRequired[TimmLayer]
+
+
 @dataclass(frozen=True)
 class EncoderFolder:
     """An encoder folder that was read and whose checksums agree; weights are on the CPU."""
 
     path: Path
-    architecture: Architecture
+    layers: Architecture | None  # of a network of this package
+    module: Module | None  # from elsewhere
+    latent_dim: int
     contract: PixelContract
     provenance: dict[str, Any]
     encoder: dict[str, Tensor]
@@ -70,6 +83,17 @@ class EncoderFolder:
     checksums: dict[str, str]  # SHA-256 of each file, by name
     statistics: LatentStatistics | None = None
     decoder_weights: dict[str, Tensor] | None = None
+
+    @property
+    def architecture(self) -> Architecture:
+        """The layers of the encoder; an `EncoderFolderError` if it is a module from elsewhere."""
+        if self.layers is None:
+            name = self.module["name"] if self.module else None
+            raise EncoderFolderError(
+                f"{self.path} holds the weights of a module from elsewhere ({name}), whose layers are not known. Name "
+                "an encoder that train-vae has made"
+            )
+        return self.layers
 
     @property
     def has_decoder(self) -> bool:
@@ -81,21 +105,6 @@ class EncoderFolder:
         if self.decoder_weights is None:
             raise EncoderFolderError(f"{self.path} has no {_DECODER}. Export it anew with this file")
         return self.decoder_weights
-
-
-@dataclass(frozen=True)
-class ModuleFolder:
-    """The folder of a module from elsewhere, read and checked like an `EncoderFolder`; weights are on the CPU."""
-
-    path: Path
-    name: str
-    mean: list[float] | None
-    std: list[float] | None
-    contract: PixelContract
-    provenance: dict[str, Any]
-    weights: dict[str, Tensor]
-    selfcheck: dict[str, Tensor]
-    statistics: LatentStatistics | None
 
 
 def write_encoder_folder(
@@ -114,7 +123,7 @@ def write_encoder_folder(
 
     Args:
         path: The folder to make.
-        architecture: Layers of the encoder and decoder; of a module from elsewhere its "name", "mean" and "std".
+        architecture: Layers of the encoder and decoder; of a module from elsewhere its `Module`.
         contract: What a frame must look like.
         encoder: State dict of the `Encoder`, or of the module.
         selfcheck: From `make_selfcheck`.
@@ -164,44 +173,6 @@ def read_encoder_folder(path: str | os.PathLike[str], revision: str | None = Non
     """
     folder = locate(path, revision)
     return _parse(folder, read_files(folder))
-
-
-def read_module_folder(path: str | os.PathLike[str], revision: str | None = None) -> ModuleFolder:
-    """Read the folder of a module from elsewhere, as `read_encoder_folder` reads one; the errors are the same."""
-    folder = locate(path, revision)
-    files = read_files(folder)
-    try:
-        config = parse_json(files["config.json"], dict[str, Any], "it")
-        if "module" not in config:
-            raise InputError("it holds an encoder of this package and no module from elsewhere; leave `module` out")
-        module = parse_json(json.dumps(config["module"]), _Module, "module")
-        check_type("provenance", config.get("provenance"), dict[str, Any])
-        contract = PixelContract.from_json(config["pixels"])
-    except (InputError, KeyError) as error:
-        raise EncoderFolderError(f"{folder}/config.json cannot be used: {error}") from None
-    tensors = {name: _load(folder / name, data) for name, data in files.items() if name.endswith(".safetensors")}
-    selfcheck, statistics = tensors["selfcheck.safetensors"], None
-    if _STATISTICS in tensors:
-        size = selfcheck["latents"].shape[-1] if "latents" in selfcheck else 0
-        statistics = LatentStatistics.from_tensors(tensors[_STATISTICS], size, str(folder / _STATISTICS))
-    weights = tensors["encoder.safetensors"]
-    return ModuleFolder(
-        folder,
-        **module,
-        contract=contract,
-        provenance=config["provenance"],
-        weights=weights,
-        selfcheck=selfcheck,
-        statistics=statistics,
-    )
-
-
-class _Module(TypedDict):
-    """What config.json says of a module from elsewhere."""
-
-    name: str
-    mean: list[float] | None
-    std: list[float] | None
 
 
 def copy_encoder_folder(source: str | os.PathLike[str], target: Path) -> None:
@@ -283,37 +254,40 @@ def _check_format(folder: Path, data: bytes) -> None:
 
 def _parse(folder: Path, files: Mapping[str, bytes]) -> EncoderFolder:
     tensors = {name: _load(folder / name, data) for name, data in files.items() if name.endswith(".safetensors")}
+    selfcheck, layers, module = tensors["selfcheck.safetensors"], None, None
     try:
         config = parse_json(files["config.json"], dict[str, Any], "it")
-        if "module" in config:
-            raise InputError(
-                "it holds the weights of a module from elsewhere, without its code; give an encoder that was loaded by "
-                "FrozenEncoder.load(folder, module=…) with a module of the same class"
-            )
-        for name in ("architecture", "pixels"):
-            check_type(name, config.get(name), dict[str, Any])
         provenance = config.get("provenance", {})
         check_type("provenance", provenance, dict[str, Any])
-        architecture = Architecture.from_json(config["architecture"])
+        check_type("pixels", config.get("pixels"), dict[str, Any])
         contract = PixelContract.from_json(config["pixels"])
-        if contract.shape != architecture.img_shape:
-            raise InputError(f"pixels {contract.shape} and network {architecture.img_shape} differ")
+        if "module" in config:
+            check_type("module", config["module"], Module)
+            module = config["module"]
+            latent_dim = selfcheck["latents"].shape[-1] if "latents" in selfcheck else 0
+        else:
+            check_type("architecture", config.get("architecture"), dict[str, Any])
+            layers = Architecture.from_json(config["architecture"])
+            latent_dim = layers.latent_dim
+            if contract.shape != layers.img_shape:
+                raise InputError(f"pixels {contract.shape} and network {layers.img_shape} differ")
     except InputError as error:
         raise EncoderFolderError(f"{folder}/config.json cannot be used: {error}") from None
     for name, network in (("encoder.safetensors", Encoder), (_DECODER, Decoder)):
-        if name in tensors:
-            _check_shapes(folder / name, tensors[name], network, architecture)
+        if name in tensors and layers is not None:
+            _check_shapes(folder / name, tensors[name], network, layers)
     statistics = None
     if _STATISTICS in tensors:
-        file = str(folder / _STATISTICS)
-        statistics = LatentStatistics.from_tensors(tensors[_STATISTICS], architecture.latent_dim, file)
+        statistics = LatentStatistics.from_tensors(tensors[_STATISTICS], latent_dim, str(folder / _STATISTICS))
     return EncoderFolder(
         folder,
-        architecture,
+        layers,
+        module,
+        latent_dim,
         contract,
         provenance,
         encoder=tensors["encoder.safetensors"],
-        selfcheck=tensors["selfcheck.safetensors"],
+        selfcheck=selfcheck,
         checksums=_parse_sums(folder / _SUMS, files[_SUMS]),
         statistics=statistics,
         decoder_weights=tensors.get(_DECODER),
@@ -357,6 +331,11 @@ def locate(path: str | os.PathLike[str], revision: str | None = None) -> Path:
             holds no encoder.
     """
     text, folder = str(path), Path(path)
+    if text.startswith(PREFIX):
+        raise EncoderFolderError(
+            f"{text} is no encoder yet: make one of it and of frames with latent-obs encoder {text} --frames FRAMES "
+            "--out RUN, and name that folder"
+        )
     is_local = folder.is_dir()
     if is_local and revision is not None:
         raise EncoderFolderError(

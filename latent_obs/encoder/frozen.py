@@ -21,10 +21,10 @@ from latent_obs.encoder.fast_cpu import FoldedEncoder, pack_layers
 from latent_obs.encoder.fastest import PLAIN, Backend, Precision, Way, candidates, choose, milliseconds, warn_if_slow
 from latent_obs.encoder.folder import (
     EncoderFolder,
+    Module,
     make_selfcheck,
     package_versions,
     read_encoder_folder,
-    read_module_folder,
     relative_difference,
     verify_selfcheck,
     write_encoder_folder,
@@ -32,6 +32,7 @@ from latent_obs.encoder.folder import (
 from latent_obs.encoder.foreign import ForeignNetwork, with_weights
 from latent_obs.encoder.openvino import OpenVinoNetwork
 from latent_obs.encoder.statistics import LatentStatistics
+from latent_obs.encoder.timm_module import made_again
 from latent_obs.pixels import Frames, PixelContract
 from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError, check_choice, check_count
@@ -138,7 +139,7 @@ class FrozenEncoder:
             device: As for the class.
             revision: A branch, a tag or a commit of the repository. A commit always gives the same encoder.
             module: For the folder of an encoder of `from_module`: a module of the same class. A copy of it gets the
-                folder's weights, names and shapes strictly compared.
+                folder's weights, names and shapes strictly compared. A network of timm (`timm_encoder`) needs none.
             backend: As for the class.
             precision: As for the class.
 
@@ -150,15 +151,23 @@ class FrozenEncoder:
         settings: dict[str, Any] = {"backend": backend, "precision": precision}
         settings["device"] = _device_for(device, **settings)
         precision = candidates(backend, precision, settings["device"])[0].precision
-        if module is not None:
+        read = read_encoder_folder(folder, revision)
+        is_module = module is not None or read.module is not None
+        if is_module:
             check_choice("backend", backend, ("auto", "torch"))
-            read = read_module_folder(folder, revision)
-            own = with_weights(module, read.weights, read.path)
-            how: dict[str, Any] = {"mean": read.mean, "std": read.std, "name": read.name}
-            encoder = cls.from_module(own, read.contract, **how, device=settings["device"], precision=precision)
+            described, own = _module_of(read, module)
+            encoder = cls.from_module(
+                with_weights(own, read.encoder, read.path),
+                read.contract,
+                mean=described["mean"],
+                std=described["std"],
+                device=settings["device"],
+                precision=precision,
+                name=described["name"],
+            )
             encoder.path, encoder.provenance, encoder._statistics = read.path, read.provenance, read.statistics
+            encoder._folder = read
         else:
-            read = read_encoder_folder(folder, revision)
             try:
                 encoder = cls(read.architecture, read.encoder, read.contract, folder=read, **settings)
             except RuntimeError as error:  # what load_state_dict raises if names or shapes differ
@@ -174,7 +183,7 @@ class FrozenEncoder:
                     f"latents in {precision} differ from those in float32 by {difference:.1e} of their range, "
                     f"{BFLOAT16_TOLERANCE:.0e} is allowed: use precision='float32' with this encoder"
                 )
-        return encoder if module is not None else encoder._warned(backend)
+        return encoder if is_module else encoder._warned(backend)
 
     @classmethod
     def random(
@@ -333,7 +342,7 @@ class FrozenEncoder:
         values = {key: None if value is None else [float(x) for x in value] for key, value in scaling.items()}
         return write_encoder_folder(
             folder,
-            architecture=self.architecture or {"name": name, **values},
+            architecture=self.architecture or {"name": name, **values, **getattr(network, "described", {})},
             contract=self.contract,
             encoder={name: value.clone() for name, value in weights.items()},  # tied weights are one memory
             decoder=self._folder.decoder_weights if self._folder else None,
@@ -459,6 +468,20 @@ def _device_for(device: str | torch.device, backend: str, precision: str) -> tor
             raise InputError(f"backend 'openvino' computes on the CPU, got device {str(device)!r}: use backend='torch'")
         device = "cpu"
     return resolve_device(device)
+
+
+def _module_of(read: EncoderFolder, given: nn.Module | None) -> tuple[Module, nn.Module]:
+    """What a folder says of its module, and the module: the one that was given, or a network of timm made again."""
+    if read.module is None:
+        raise EncoderFolderError(f"{read.path} holds an encoder of this package; leave module out")
+    if given is not None:
+        return read.module, given
+    if "timm" not in read.module:
+        raise EncoderFolderError(
+            f"{read.path} holds the weights of a module from elsewhere, without its code; give an encoder that was "
+            "loaded by FrozenEncoder.load(folder, module=…) with a module of the same class"
+        )
+    return read.module, made_again(read.module["name"], read.module["timm"], read.encoder)
 
 
 def _build(

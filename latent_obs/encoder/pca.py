@@ -34,14 +34,14 @@ from latent_obs.util.npy import map_npy
 FORMAT = {"format": "latent-obs-pca", "format_version": "1"}
 #: Most frames that are fitted on, evenly spread over all that are given.
 MOST_FRAMES = 10_000
-_MOST_VALUES = 2**28  # of the sample, 1 GiB in float32: fewer frames if they are large
+MOST_VALUES = 2**28  # of the sample, 1 GiB in float32: fewer frames if they are large
 _ARRAYS = ("centre", "components", "spread", "explained")
 _STATISTICS = "statistics/"  # what the names of their tensors begin with
 
 
 def most_frames(contract: PixelContract) -> int:
     """How many frames are fitted on at most: `MOST_FRAMES`, fewer of large ones."""
-    return min(MOST_FRAMES, max(1, _MOST_VALUES // int(np.prod(contract.shape))))
+    return min(MOST_FRAMES, max(1, MOST_VALUES // int(np.prod(contract.shape))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,30 +104,11 @@ class PCA:
         check_count("latent_dim", latent_dim)
         if check_count("motion", motion, at_least=0) > latent_dim:
             raise InputError(f"motion must be at most latent_dim, which is {latent_dim}, got {motion}")
-        provenance: dict[str, Any] = {}
         of_folder = isinstance(frames, str | os.PathLike)
-        if isinstance(frames, str | os.PathLike):
-            folder, frames = frames, _frames_of_folder(frames)
-            provenance = {"folder": str(folder), "files": [Path(str(part.filename)).name for part in frames]}
-        parts = [frames] if isinstance(frames, np.ndarray) else list(frames)
-        if contract is None:
-            shape = np.shape(parts[0]) if parts else ()
-            if len(shape) != 4:
-                raise InputError(f"frames must be uint8 (N, height, width, channels), got an array {shape}")
-            contract = PixelContract(*shape[1:])
-        for number, part in enumerate(parts):
-            if not isinstance(part, np.ndarray) or part.dtype != np.uint8 or part.shape[1:] != contract.shape:
-                got = f"{part.dtype} {part.shape}" if isinstance(part, np.ndarray) else f"a {type(part).__name__}"
-                name = getattr(part, "filename", None) or f"frames[{number}]"  # of a memory map
-                raise InputError(f"{name} must be uint8 (N, *{contract.shape}), got {got}")
-        total = sum(len(part) for part in parts)
-        if total == 0:
-            raise InputError("frames must hold at least one frame, got none")
+        parts, contract, provenance = arrays_of(frames, contract)
+        total = sum(map(len, parts))
         count = min(total, most_frames(contract))
-        wanted = np.arange(count, dtype=np.int64) * total // count
-        ends = np.cumsum([len(part) for part in parts])
-        split = np.split(wanted, np.searchsorted(wanted, ends[:-1]))
-        numbers = [rows - end + len(part) for part, rows, end in zip(parts, split, ends, strict=True)]
+        numbers = evenly_spread(parts, count)
         chosen = [part[rows] for part, rows in zip(parts, numbers, strict=True)]
         sample = np.concatenate(chosen).reshape(count, -1).astype(np.float32)
         sample /= 255
@@ -240,6 +221,38 @@ class _Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x.permute(0, 2, 3, 1).flatten(1))
+
+
+def arrays_of(
+    frames: Frames | Sequence[Frames] | str | os.PathLike[str], contract: PixelContract | None = None
+) -> tuple[list[Frames], PixelContract, dict[str, Any]]:
+    """The arrays of `frames`, what their frames look like, and their provenance; arguments and errors as for `fit`."""
+    provenance: dict[str, Any] = {}
+    if isinstance(frames, str | os.PathLike):
+        folder, frames = frames, _frames_of_folder(frames)
+        provenance = {"folder": str(folder), "files": [Path(str(part.filename)).name for part in frames]}
+    parts = [frames] if isinstance(frames, np.ndarray) else list(frames)
+    if contract is None:
+        shape = np.shape(parts[0]) if parts else ()
+        if len(shape) != 4:
+            raise InputError(f"frames must be uint8 (N, height, width, channels), got an array {shape}")
+        contract = PixelContract(*shape[1:])
+    for number, part in enumerate(parts):
+        if not isinstance(part, np.ndarray) or part.dtype != np.uint8 or part.shape[1:] != contract.shape:
+            got = f"{part.dtype} {part.shape}" if isinstance(part, np.ndarray) else f"a {type(part).__name__}"
+            name = getattr(part, "filename", None) or f"frames[{number}]"  # of a memory map
+            raise InputError(f"{name} must be uint8 (N, *{contract.shape}), got {got}")
+    if sum(map(len, parts)) == 0:
+        raise InputError("frames must hold at least one frame, got none")
+    return parts, contract, provenance
+
+
+def evenly_spread(parts: Sequence[Frames], count: int) -> list[NDArray[np.int64]]:
+    """The row numbers, in each of several arrays, of `count` frames that are spread evenly over all."""
+    ends = np.cumsum([len(part) for part in parts])
+    wanted = np.arange(count, dtype=np.int64) * int(ends[-1]) // count
+    split = np.split(wanted, np.searchsorted(wanted, ends[:-1]))
+    return [rows - end + len(part) for part, rows, end in zip(parts, split, ends, strict=True)]
 
 
 def _frames_of_folder(folder: str | os.PathLike[str]) -> list[Any]:

@@ -1,4 +1,7 @@
-"""An encoder folder opened for measuring: means *and* variances of q(z|x), and images as floats, in batches."""
+"""An encoder folder opened for measuring: means *and* variances of q(z|x), and images as floats, in batches.
+
+The latents of a network of timm are principal components of its features: they have no variances and no decoder.
+"""
 
 import os
 from collections.abc import Callable
@@ -20,6 +23,7 @@ Floats = NDArray[np.float32]
 #: How a method gives frames back: uint8 (N, H, W, C) to float32 of the same shape in about [0, 1].
 Reconstruct = Callable[[Frames], Floats]
 _BATCH = 256
+_NO_VARIANCE = -30.0  # its logarithm
 
 
 class ReportModel:
@@ -28,7 +32,9 @@ class ReportModel:
     Attributes:
         folder: The folder, as it was read.
         frozen: The encoder that an agent gets.
-        cvae: Encoder and decoder in one; the decoder has random weights where the folder has none.
+        cvae: Encoder and decoder in one; the decoder has random weights where the folder has none. None of a network of
+            timm.
+        components: How many values of a latent, the first ones, are principal components.
 
     Args:
         encoder: The encoder folder, or the run folder that it is in, or a Hugging Face repository id.
@@ -44,9 +50,13 @@ class ReportModel:
         assert self.frozen._folder is not None
         self.folder = self.frozen._folder
         _check_provenance(self.folder)
-        self.architecture, self.contract = self.folder.architecture, self.folder.contract
+        self.contract, layers = self.folder.contract, self.folder.layers
+        self.components = self.folder.latent_dim if layers is None else layers.components
+        self.cvae: CVAE | None = None
+        if layers is None:
+            return
         with torch.random.fork_rng(devices=[]):
-            self.cvae = CVAE.from_architecture(self.architecture)
+            self.cvae = CVAE.from_architecture(layers)
         self.cvae.encoder.load_state_dict(self.folder.encoder)
         if self.folder.has_decoder:
             self.cvae.decoder.load_state_dict(self.folder.decoder())
@@ -55,7 +65,11 @@ class ReportModel:
     @torch.inference_mode()
     def encode(self, frames: Frames) -> tuple[Floats, Floats]:
         """Means and log-variances of q(z|x), two float32 (N, latent_dim), of frames uint8 (N, H, W, C)."""
-        parts = [self.cvae.encode(to_images(self.cvae, frames[i : i + _BATCH])) for i in range(0, len(frames), _BATCH)]
+        cvae = self.cvae
+        if cvae is None:
+            mean = self.frozen(frames)
+            return mean, np.full_like(mean, _NO_VARIANCE)
+        parts = [cvae.encode(to_images(cvae, frames[i : i + _BATCH])) for i in range(0, len(frames), _BATCH)]
         mean, logvar = (torch.cat(side).float().cpu().numpy() for side in zip(*parts, strict=True))
         return mean, logvar
 
@@ -66,8 +80,10 @@ class ReportModel:
     @torch.inference_mode()
     def decode(self, latents: NDArray[Any]) -> Floats:
         """Images of latents, float32 (N, H, W, C), not clamped to [0, 1]."""
-        z = torch.from_numpy(np.require(latents, np.float32, ("C", "W"))).to(next(self.cvae.parameters()).device)
-        images = torch.cat([self.cvae.decode(part).float().cpu() for part in z.split(_BATCH)])
+        cvae = self.cvae
+        assert cvae is not None, "there is a decoder only where there is a CVAE"
+        z = torch.from_numpy(np.require(latents, np.float32, ("C", "W"))).to(next(cvae.parameters()).device)
+        images = torch.cat([cvae.decode(part).float().cpu() for part in z.split(_BATCH)])
         return images.permute(0, 2, 3, 1).contiguous().numpy()
 
     def reconstruct(self, frames: Frames) -> Floats:

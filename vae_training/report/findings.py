@@ -117,7 +117,7 @@ class Numbers:
     reconstruction: Reconstruction | None = None
     stability: Stability | None = None
     probes: ProbeTable | None = None
-    bottleneck: str = "dense"  # or "spatial"
+    bottleneck: str | None = "dense"  # or "spatial"; None: a pretrained network, which train-vae has not made
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the training run; empty if not known
     steps: int | None = None  # gradient steps
     unseen: bool = True  # whether the encoder is known never to have seen the frames measured
@@ -227,8 +227,13 @@ def advise(numbers: Numbers, findings: Sequence[Finding]) -> tuple[list[str], st
         "so if the environment has it), or give values of your own to latent-obs report with --targets."
     )
     augmented = ", or train with --augment 1, which moves and recolors frames" if augment else ""
-    dense = weak and numbers.bottleneck != "spatial"
+    dense = weak and numbers.bottleneck == "dense"
+    another = (
+        "Take another feature map (--layer of latent-obs encoder), a finer grid (--grid), more components (--pca), or "
+        "another network."
+    )
     candidates: list[tuple[bool, str, dict[str, Any]]] = [
+        (weak and numbers.bottleneck is None, another, {}),
         (
             short and bool(problems),
             f"Train longer (--epochs), or on more frames. The encoder took only {steps} gradient steps, and a few "
@@ -263,6 +268,8 @@ def advise(numbers: Numbers, findings: Sequence[Finding]) -> tuple[list[str], st
             {"augment": 1.0},
         ),
     ]
+    if numbers.bottleneck is None:  # nothing that train-vae could change
+        candidates = [candidate for candidate in candidates if not candidate[2]]
     given = {text: changes for applies, text, changes in candidates if applies}
     advice = list(given)[:_MOST_ADVICE]
     change = next((given[text] for text in advice if given[text]), None)
@@ -288,6 +295,7 @@ def _command(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> str | N
 def _worth(numbers: Numbers) -> Worth | None:
     """Compare with PCA of the same size: by known values if any can be read from few frames, else by the pictures."""
     few, error = numbers.few, numbers.reconstruction and numbers.reconstruction.beside_pca
+    encoder = "VAE" if numbers.bottleneck else "network"
     evidence: list[str] = []
     score = 0
     pairs: list[tuple[ProbeResult, ProbeResult]] = []  # of values that can be read at all
@@ -302,9 +310,9 @@ def _worth(numbers: Numbers) -> Worth | None:
         source = f"from {max(own.learnt_from for own, _ in pairs):,} frames"
         for these, word in ((ahead, "better"), (behind, "worse")):
             if these:
-                evidence.append(f"{len(these)} {of} {word} {source}, most of all {_beside(these)}")
+                evidence.append(f"{len(these)} {of} {word} {source}, most of all {_beside(these, encoder)}")
         if not evidence:
-            evidence.append(f"none {of} clearly better or worse {source}; most apart is {_beside(pairs)}")
+            evidence.append(f"none {of} clearly better or worse {source}; most apart is {_beside(pairs, encoder)}")
     if error is not None:
         low, high = (error.value if end is None else end for end in (error.low, error.high))
         evidence.append(
@@ -314,17 +322,17 @@ def _worth(numbers: Numbers) -> Worth | None:
     if not evidence:
         return None
     if score > 0:
-        return Worth("vae", f"The VAE is worth its minutes: {'; '.join(evidence)}.")
+        return Worth("vae", f"The {encoder} is worth its minutes: {'; '.join(evidence)}.")
     why = "PCA is enough here" + ("" if score < 0 else ", as it takes seconds and the two cannot be distinguished")
     where = f" To use it: train-agent --observation pca-latent --pca {numbers.pca}." if numbers.pca else ""
     return Worth("pca" if score < 0 else "neither", f"{why}: {'; '.join(evidence)}.{where}")
 
 
-def _beside(pairs: Sequence[tuple[ProbeResult, ProbeResult]]) -> str:
+def _beside(pairs: Sequence[tuple[ProbeResult, ProbeResult]], encoder: str) -> str:
     """The value whose scores from the latents and from PCA differ most, with both."""
     pair = max(pairs, key=lambda pair: abs(pair[0].above_chance - pair[1].above_chance))
     own, theirs = (f"{r.main.value:.2f} [{r.interval[0]:.2f}, {r.interval[1]:.2f}]" for r in pair)
-    return f"{pair[0].target} ({METRIC_NAMES[pair[0].main.metric]} {own} from the VAE, {theirs} from PCA)"
+    return f"{pair[0].target} ({METRIC_NAMES[pair[0].main.metric]} {own} from the {encoder}, {theirs} from PCA)"
 
 
 def _clear_gap(own: ProbeResult, theirs: ProbeResult) -> float:
@@ -346,7 +354,8 @@ def _values(numbers: Numbers, probed: "_Probed | None") -> Iterator[tuple[str, f
     latents, r, s = numbers.latents, numbers.reconstruction, numbers.stability
     if probed is not None:
         yield from probed.values()
-    yield "information.nats", 0.0 if latents.collapsed else latents.kl_nats
+    if latents.learned or latents.collapsed:
+        yield "information.nats", 0.0 if latents.collapsed else latents.kl_nats
     if r is not None:
         yield "pictures.mean_image", r.ratio("mean image")
         yield "pictures.pca", r.ratio("pca")

@@ -41,7 +41,9 @@ def draw_pictures(
     `methods` reconstruct frames, and those but the mean image are shown; `errors` are the encoder's by frame.
     """
     latents, reconstruction, order = numbers.latents, numbers.reconstruction, numbers.latents.by_information
-    plots = {"kl": _kl_bars(latents), "aggregate": _aggregate_posterior(latents)}
+    plots = {"aggregate": _aggregate_posterior(latents)}
+    if latents.learned:
+        plots["kl"] = _kl_bars(latents)
     plots["correlation"] = _image(
         np.array(latents.correlation)[np.ix_(order[:64], order[:64])],
         names=order if len(order) <= _MOST_NAMED else (),
@@ -53,7 +55,7 @@ def draw_pictures(
     sheets: dict[str, tuple[Sequence[Frames], Sequence[str]]] = {}
     if numbers.probes is not None:
         plots["probes"] = _probe_bars(numbers.probes)
-    if reconstruction is not None and errors is not None:
+    if reconstruction is not None and errors is not None and model.cvae is not None:
         plots["error_map"] = _image(errors.error_map, cmap="magma", vmin=0)
         shown = {name: method for name, method in methods.items() if name != "mean image"}
         chosen = {"reconstructions": spread(len(frames), _COLUMNS), "worst": reconstruction.worst[:_COLUMNS]}
@@ -61,7 +63,7 @@ def draw_pictures(
             beside = {"encoder": model.reconstruct} if name == "reconstructions" else shown
             rows = [frames[which], *(_to_uint8(method(frames[which])) for method in beside.values())]
             sheets[name] = rows, ["frames", *(METHOD_NAMES[method] for method in beside)]
-        rng, dim = np.random.default_rng(seed), model.architecture.latent_dim
+        rng, dim = np.random.default_rng(seed), latents.latent_dim
         pairs = frames[rng.permutation(len(frames))[: 2 * min(_INTERPOLATIONS, len(frames) // 2)]]
         steps = [_interpolation(model, pair) for pair in pairs.reshape(-1, 2, *frames.shape[1:])]
         sheets["interpolations"] = steps, [f"frame, {_STEPS} steps through the latents, frame"]
@@ -75,7 +77,7 @@ def draw_pictures(
         drawn[name] = folder / f"{name}.png"
         scale = round(_SHEET / (max(map(len, rows)) * frames.shape[2]))
         save_picture(drawn[name], grid(rows, scale=max(1, min(8, scale)), names=names))
-    if errors is not None:
+    if errors is not None and model.cvae is not None:
         drawn["traversals"] = folder / "traversals.png"
         middle = frames[int(np.argsort(errors.mse)[len(frames) // 2])]
         save_picture(drawn["traversals"], traversal_sheet(model.cvae, middle, sample=frames[:512]))

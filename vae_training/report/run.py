@@ -125,7 +125,7 @@ def report(config: ReportConfig, *, pca: Path | None = None, say: Callable[[str]
     for package in ("matplotlib", "skimage", "sklearn"):  # now, and not after minutes of work
         require(package, extra="report", purpose="write a report")
     model = ReportModel(config.encoder, config.device)
-    contract, latent_dim = model.contract, model.architecture.latent_dim
+    contract, latent_dim = model.contract, model.folder.latent_dim
     out = config.out or (model.folder.path.parent / "report")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
@@ -143,7 +143,7 @@ def report(config: ReportConfig, *, pca: Path | None = None, say: Callable[[str]
     say(f"{len(frames):,} of the {total:,} frames of {counted(len(held_out), 'held-out recording')}. {recordings.how}")
     with work.step("latents", "information, active dimensions, correlations"):
         means, logvar = model.encode(frames)
-        latents = describe(means, logvar, components=model.architecture.components)
+        latents = describe(means, logvar, components=model.components)
     with work.step("stability", "shifts, brightness, neighboring frames"):
         pairs = neighbors(held_out, config.held_out_frames, contract)
         stability = measure_stability(model.means, frames, pairs, seed=config.seed)
@@ -158,7 +158,7 @@ def report(config: ReportConfig, *, pca: Path | None = None, say: Callable[[str]
         reconstruction,
         stability,
         probes,
-        bottleneck=model.architecture.bottleneck,
+        bottleneck=None if model.folder.layers is None else model.folder.layers.bottleneck,
         settings=work.settings,
         steps=model.folder.provenance.get("step"),
         unseen=recordings.certain,
@@ -222,7 +222,7 @@ def _probe(work: _Work, known: Known | None, pca: Pca) -> ProbeTable | None:
     probed, scored = known.to_probe()
     fitting = probed.converted(work.model.contract, _MOST_FRAMES)
     # Another seed than training's: its own would be the very weights that training began with.
-    baselines = [pca, random_encoder(frozen, seed=config.seed + 1_000_003)]
+    baselines = [pca, *([] if frozen.architecture is None else [random_encoder(frozen, seed=config.seed + 1_000_003)])]
     with work.step("probes", "what can be read from the latents, from PCA, from a random encoder, from the pixels"):
         try:
             table = probe(
@@ -368,7 +368,8 @@ def _to_json(work: _Work, result: ReportResult) -> dict[str, Any]:
         "not_measured": result.not_measured,
         "encoder": {
             "folder": folder.path,
-            "architecture": folder.architecture.to_json(),
+            "architecture": folder.layers and folder.layers.to_json(),
+            "module": folder.module,
             **{name: folder.provenance.get(name) for name in ("settings", "step", "training_seconds")},
         },
         "frames": {

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from latent_obs.encoder import Bottleneck
 from latent_obs.util.errors import InputError, check_count
 from latent_obs.util.run_config import ANY, RunConfig
+from latent_obs.util.tracking import Service
 from vae_training.model.beta import ScheduleKind
 
 LearningRateKind = Literal["constant", "cosine"]
@@ -32,7 +33,7 @@ class TrainConfig(RunConfig):
         30
     """
 
-    CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = ("frames", "out", "epochs", "device", "patience")
+    CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = ("frames", "out", "epochs", "device", "patience", "log")
     KIND: ClassVar[str] = "training run"
     WHERE_FROM: ClassVar[str] = "latent-obs train-vae"
     REMOVED: ClassVar[dict[str, tuple[Any, str]]] = {
@@ -110,6 +111,8 @@ class TrainConfig(RunConfig):
     """auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps."""
     precision: Precision = "auto"
     """Number format of the layers: auto (bfloat16 on CUDA, else float32), float32 or bfloat16."""
+    log: Service | None = None
+    """Where to log as well, beside log.jsonl and TensorBoard: wandb or trackio."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

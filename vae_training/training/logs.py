@@ -14,11 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from latent_obs.util.atomic import atomic_write
 from latent_obs.util.errors import MissingExtraError, one_line, require
+from latent_obs.util.tracking import Tracker
 from vae_training.model.cvae import CVAE, gaussian_kl_nats, images_to_tensor
 
 
 class RunLog:
-    """Appends metrics by step to `log.jsonl`, and to TensorBoard in `tensorboard/`.
+    """Appends metrics by step to `log.jsonl`, to TensorBoard in `tensorboard/`, and to a `Tracker`.
 
     Metrics: ``loss/total``, ``loss/reconstruction`` (squared error), ``loss/kl_nats``, ``schedule/beta``,
     ``optimizer/learning_rate``, ``speed/images_per_second``, ``speed/data_wait_share`` (share of the time spent waiting
@@ -29,6 +30,7 @@ class RunLog:
         run: The run folder.
         from_step: Rows of later steps, which a killed run may have left, are removed; they will be written again.
         tensorboard: Whether to write TensorBoard logs as well.
+        tracker: Where to log as well, or None.
 
     Attributes:
         note: Why there is no TensorBoard log, if there is none; empty otherwise.
@@ -37,7 +39,10 @@ class RunLog:
         OSError: The disk is full; also by `write`, `picture` and at the end of a `with` block.
     """
 
-    def __init__(self, run: Path, *, from_step: int = 0, tensorboard: bool = True) -> None:
+    def __init__(
+        self, run: Path, *, from_step: int = 0, tensorboard: bool = True, tracker: Tracker | None = None
+    ) -> None:
+        self._tracker = tracker
         self._path = run / "log.jsonl"
         if self._path.exists():
             kept = [row for row in read_log(run) if row["step"] <= from_step]
@@ -66,6 +71,8 @@ class RunLog:
         if self._writer is not None:
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.log(metrics, step)
 
     def picture(self, step: int, name: str, image: Any) -> None:
         """Log a uint8 (H, W, 3) picture to TensorBoard."""

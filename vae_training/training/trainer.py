@@ -18,6 +18,7 @@ from latent_obs.encoder.architecture import Architecture
 from latent_obs.util.atomic import LOCK_FILE, GracefulStop, folder_lock, write_json
 from latent_obs.util.errors import InputError, TrainingDivergedError
 from latent_obs.util.progress import ProgressBar, print_now
+from latent_obs.util.tracking import Tracker
 from latent_obs.util.words import counted
 from vae_training.data.frames import (
     Split,
@@ -145,6 +146,8 @@ def train(
                 config.out.mkdir(parents=True, exist_ok=True)
                 held.enter_context(folder_lock(config.out))
                 _check_new(config.out)
+            if config.log is not None and ranks.is_main:
+                trainer.tracker = held.enter_context(Tracker(config.log, config.out, trainer.config.to_json()))
             return trainer
 
         trainer = ranks.agree(start)
@@ -193,11 +196,13 @@ class Trainer:
         loss: What is descended, around the model.
         progress: How far the run has come.
         images: Frames trained on in this call, over all processes.
+        tracker: Where metrics are logged as well.
     """
 
     def __init__(self, config: TrainConfig, ranks: Ranks, *, resume: bool, say: Callable[[str], object]) -> None:
         self.config, self.ranks, self.device, self.say = config, ranks, ranks.device, say
         self.is_new, self.checkpoints = not resume, config.out / "checkpoints"
+        self.tracker: Tracker | None = None
         latest = self.checkpoints / "latest.safetensors"
         # A run killed before its first checkpoint begins anew; one that has lost it does not.
         begun = resume and (latest.exists() or (self.checkpoints / "best.safetensors").exists())
@@ -303,7 +308,11 @@ class Trainer:
         start_epoch, first_batch = divmod(progress.step, self.steps_per_epoch)
         self._began = time.perf_counter()
         with (
-            RunLog(self.config.out, from_step=progress.step) if self.ranks.is_main else contextlib.nullcontext() as log,
+            (
+                RunLog(self.config.out, from_step=progress.step, tracker=self.tracker)
+                if self.ranks.is_main
+                else contextlib.nullcontext()
+            ) as log,
             GracefulStop() as stop,
             self.super_batches() as batches,
             ProgressBar(

@@ -92,7 +92,7 @@ def test_many_arrays_are_one_with_the_same_components_and_frames_are_spread_even
     assert few.provenance == {"frames": 600, "sampled": 7}
     alone = PCA.fit(frames[[0, 85, 171, 257, 342, 428, 514]], 3)
     np.testing.assert_array_equal(few.components, alone.components)
-    monkeypatch.setattr(module, "_MOST_VALUES", 5 * 180)
+    monkeypatch.setattr(module, "MOST_VALUES", 5 * 180)
     assert PCA.fit(frames, 3).provenance["sampled"] == 5
 
 

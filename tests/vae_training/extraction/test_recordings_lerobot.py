@@ -256,5 +256,5 @@ def test_names_of_the_state(v30: Path, names: Any, expected: list[str]):
 
 def test_the_extra_is_named(v30: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pyarrow.dataset", None)
-    with pytest.raises(MissingExtraError, match=r"latent-obs\[parquet\]"):
+    with pytest.raises(MissingExtraError, match=r"latent-obs\[formats\]"):
         find_recordings([v30], camera="front")

@@ -216,5 +216,5 @@ def test_chunks_that_are_damaged(dataset: Path, tmp_path: Path):
 
 def test_without_lmdb(dataset: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "lmdb", None)
-    with pytest.raises(MissingExtraError, match=r"latent-obs\[lmdb\]"):
+    with pytest.raises(MissingExtraError, match=r"latent-obs\[formats\]"):
         find_recordings([dataset])

@@ -236,6 +236,10 @@ def test_the_most_useful_advice_comes_first():
     lost: dict[str, Any] = {"probes": probes(LOST, READ), "steps": 5_000}
     assert any("--bottleneck" in text for text in judge(**lost).advice)
     assert not any("--bottleneck" in text for text in judge(**lost, bottleneck="spatial").advice)
+    network = judge(**{**lost, "steps": None}, bottleneck=None, settings={"frames": "frames/doom"})
+    assert "--layer" in network.advice[0], "nothing that train-vae could change"
+    assert not any("--epochs" in text or "--bottleneck" in text for text in network.advice)
+    assert network.command is None
     overfit = judge(reconstruction=reconstruction(0.02), training_mse=0.005, steps=5_000)
     assert "more frames" in overfit.advice[0]
     assert not any("longer" in text or "--beta" in text for text in overfit.advice)

@@ -35,8 +35,8 @@ from vae_training.extraction.readers.zarr import is_zarr, zarr_recordings
 _KNOWN = (
     "Expected MineRL streams (folders with recording.mp4, rendered.npz, metadata.json), datasets of LeRobot (folders "
     "with meta/info.json), Minari or MineStudio (folders image or video, with action), HDF5 files of robomimic, .zarr "
-    "replay buffers, WebDataset shards (.tar), videos (.mp4, .mkv, .avi, .webm, .mov, ...; an .mp4 with a .jsonl beside "
-    "it has actions), folders of pictures (.png, .jpg, .webp, .bmp), or uint8 frames in .npz or .npy files"
+    "replay buffers, WebDataset shards (.tar), videos (.mp4, .mkv, .avi, .webm, .mov, ...; an .mp4 with a .jsonl "
+    "beside it has actions), folders of pictures (.png, .jpg, .webp, .bmp), or uint8 frames in .npz or .npy files"
 )
 
 _MOST_THUMBNAILS = 2  # for each recording beside them

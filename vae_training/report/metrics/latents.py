@@ -53,6 +53,11 @@ class Latents:
         return len(self.active)
 
     @property
+    def learned(self) -> int:
+        """How many dimensions are no principal components."""
+        return self.latent_dim - self.components
+
+    @property
     def by_information(self) -> list[int]:
         """Dimensions in the order of their KL, the most first."""
         return np.argsort(np.array(self.kl_nats_by_dimension), kind="stable")[::-1].tolist()
