@@ -80,6 +80,7 @@ def encoder_push(source: Path, repo_id: str, license: str) -> Push:
         "repo_id": repo_id,
         "license": license,
         "config": config,
+        "needs_code": "module" in config and "timm" not in config["module"],  # a network of timm is made again
         "contract": PixelContract.from_json(config["pixels"]),
         "latent_dim": _shapes(own["selfcheck.safetensors"])["latents"][-1],
         "components": (config.get("architecture") or {}).get("components", 0),

@@ -123,8 +123,8 @@ def push(what: Push, *, private: bool, revision: str | None = None, commit_messa
         if bool(api.model_info(what.repo_id).private) != private:
             found, how = ("public", "with") if private else ("private", "without")
             raise InputError(
-                f"repository {what.repo_id} is {found}: push to it {how} --public (private={not private}), change it on "
-                f"{_url(what.repo_id)}/settings, or choose another name"
+                f"repository {what.repo_id} is {found}: push to it {how} --public (private={not private}), change it "
+                f"on {_url(what.repo_id)}/settings, or choose another name"
             )
         if revision is not None:
             api.create_branch(what.repo_id, branch=revision, exist_ok=True)
