@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from agents.config import ENV_FOLDER, AgentConfig
 from agents.envs import load_encoder, make_vec_env, with_normalization
+from agents.hub import run_folder
 from agents.store import check_encoder, encoder_of, load_agent, restore_statistics
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.envs.factory import find_spec, is_minerl_id, look_for_module
@@ -237,11 +238,12 @@ def evaluate_agent(
     deterministic: bool | None = None,
     success_return: float | None = None,
     progress_bar: bool = False,
+    trust: bool = False,
 ) -> Evaluation:
     """Play an agent of a run folder for whole episodes that training did not see.
 
     Args:
-        run: The run folder.
+        run: The run folder, or with `trust` a repository of Hugging Face.
         episodes: Episodes to play.
         which: "best" (by the evaluations during training) or "last".
         seed: Seed of the first environment.
@@ -249,16 +251,18 @@ def evaluate_agent(
         deterministic: The most likely action rather than a sample; as in the settings by default.
         success_return: An episode is a success if its return reaches this; by default as in `success_rule`.
         progress_bar: Show how far it is: a bar in a terminal, elsewhere a line now and then.
+        trust: Whether to load an agent of Hugging Face ("user/name"), whose pickled settings can run any code.
 
     Raises:
-        InputError: There is no such agent, it is damaged, or it was trained with another encoder.
+        InputError: There is no such agent, it is damaged, it was trained with another encoder, or it is not trusted.
         EncoderFolderError: The run's encoder is damaged.
     """
+    run = run_folder(run, trust)
     config, model, encoder = load_run(run, which, device)
     venv = evaluation_env(config, episodes, seed, success_return=success_return, encoder=encoder)
     # One thread as in training: the game plays on the same cores.
     with contextlib.closing(venv), torch_threads(1):
-        restore_statistics(Path(run), which, venv, model)
+        restore_statistics(run, which, venv, model)
         deterministic = config.deterministic if deterministic is None else deterministic
         return play(model, venv, episodes, deterministic, progress_bar)
 

@@ -5,6 +5,7 @@
     ├── encoder/               a copy of the encoder folder
     ├── best.zip, last.zip     agents in Stable-Baselines3's format, with their state (and last, its replay buffer)
     ├── evaluations.jsonl      mean return by step
+    ├── evaluation.json        numbers of `latent-obs evaluate`
     └── logs/                  progress.json (a line per update), progress.csv, TensorBoard
 
 Files are written atomically, config.json first: from then on the run can be resumed. Stable-Baselines3's .zip files

@@ -68,35 +68,40 @@ def evaluate(
     deterministic: bool | None = None,
     seed: int = 1_000_003,
     device: str = "auto",
+    trust: bool = False,
 ) -> None:
     """Play a trained agent on new episodes: returns and successes with 95% intervals, and a video.
 
     Args:
-        run: The folder that train-agent wrote.
+        run: The folder that train-agent wrote, or with --trust a repository of Hugging Face: user/name.
         episodes: Episodes to play.
         which: best (by the evaluations during training) or last.
         video: Film some episodes: the game, its reconstruction from the latent, the latent, and the action.
-        video_file: The file of the video; agent.mp4 in the run folder by default.
+        video_file: The file of the video; by default agent.mp4 in the run folder, or here if that is a repository.
         random_policy: Play a random policy too, as the baseline.
         success_return: An episode is a success if its return reaches this, instead of by the task's own rule.
-        json: A file for all numbers.
+        json: A file for all numbers; by default evaluation.json, in the same place.
         deterministic: True for the most likely action, False for a sample; by default as in the run's settings.
         seed: Seed of the environments.
         device: Where to encode: auto, cpu, cuda, cuda:N, mps.
+        trust: Load an agent of Hugging Face, whose pickled settings can run any code.
     """
     from agents.evaluation import run_config
+    from agents.hub import run_folder
     from agents.play.show import check_writable
+    from agents.store import agent_state
 
-    config = run_config(run)
+    folder = run_folder(run, trust)
+    config, place = run_config(folder), folder if folder == run else Path()
+    video_file, json = video_file or place / "agent.mp4", json or place / "evaluation.json"
     if video:
         require("av", extra="video", purpose="write a video (or leave it out with --no-video)")
-        check_writable(video_file or run / "agent.mp4")
-    if json is not None:
-        check_writable(json)
+        check_writable(video_file)
+    check_writable(json)
     played: dict[str, Any] = {"episodes": episodes, "seed": seed, "success_return": success_return}
     played["progress_bar"] = True
     print_now(f"Playing {episodes} episodes of {config.env} …")
-    agent = agents.evaluate_agent(run, which=which, device=device, deterministic=deterministic, **played)
+    agent = agents.evaluate_agent(folder, which=which, device=device, deterministic=deterministic, **played)
     rule = agents.success_rule(config, success_return) or "as the environment says"
     print(f"{config.env}, {which} agent ({config.observation}): mean return {agent}")
     print("  " + agent.details().replace("\n", "\n  "))
@@ -107,6 +112,7 @@ def evaluate(
         "env": config.env,
         "observation": config.observation,
         "which": which,
+        "steps": agent_state(folder, which)["steps"],
         "seed": seed,
         "deterministic": config.deterministic if deterministic is None else deterministic,
         "success": None if agent.successes is None else str(rule),
@@ -120,13 +126,12 @@ def evaluate(
         print(f"The agent is {abs(sigmas):.1f} standard errors {where} the random policy.")
         numbers["random_policy"] = chance.to_json()
         numbers["standard_errors_above"] = sigmas if math.isfinite(sigmas) else None
-    if json is not None:
-        write_json(json, numbers)
-        print(f"Numbers: {json}")
+    write_json(json, numbers)
+    print(f"Numbers: {json}")
     if video:
         print_now("Filming …")
         try:
-            file, returns = agents.film(run, video_file, which=which, device=device)
+            file, returns = agents.film(folder, video_file, which=which, device=device)
         except InputError as error:
             raise InputError(f"no video could be made; --no-video leaves it out: {error}") from error
         print(f"Video: {file} (returns {', '.join(f'{r:.0f}' for r in returns) or 'of no whole episode'})")

@@ -27,6 +27,7 @@ VERBS = {
     "actions fit": ("verbs:actions_fit", "Fit centroids to demonstrated actions, for obfuscated MineRL tasks"),
     "evaluate": ("agent_verbs:evaluate", "Play a trained agent: returns and success with intervals, a video"),
     "watch": ("agent_verbs:watch", "Watch a trained agent play, live in a window"),
+    "push": ("push:push", "Push an encoder or a trained agent to Hugging Face, with a model card"),
     "compare": ("compare:run_compare", "Compare latents with pixels and baselines: curves, intervals, a verdict"),
     "doctor": ("doctor:run_doctor", "Check the installation: what is missing, and the command that installs it"),
 }

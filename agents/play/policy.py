@@ -16,6 +16,7 @@ from torch import Tensor
 
 from agents.envs import as_seen, contract_of, with_latents, with_normalization
 from agents.evaluation import load_run
+from agents.hub import run_folder
 from agents.store import restore_statistics
 from latent_obs.actions import plain_actions
 from latent_obs.envs.factory import make_pixel_env
@@ -166,18 +167,20 @@ class _StandIn(gym.Env[Any, Any]):
 
 
 def load_policy(
-    run: str | Path, which: str = "best", *, deterministic: bool = False, device: str = "auto"
+    run: str | Path, which: str = "best", *, deterministic: bool = False, device: str = "auto", trust: bool = False
 ) -> PlayPolicy:
     """Load an agent of `train-agent`, its encoder and its normalization, as a policy on its environment's observations.
 
     Args:
-        run: The run folder.
+        run: The run folder, or with `trust` a repository of Hugging Face.
         which: "best" or "last".
         deterministic: Take the most likely action rather than a sample, which visits more of the game.
         device: Where to encode.
+        trust: Whether to load an agent of Hugging Face ("user/name"), whose pickled settings can run any code.
 
     Raises:
-        InputError: There is no such agent, or its files are damaged. The .zip is pickled: load only what you trust.
+        InputError: There is no such agent, its files are damaged, or it is not trusted. The .zip is pickled: load only
+            what you trust.
         EncoderFolderError: The run's encoder is damaged.
         DeviceError: There is no such device.
 
@@ -191,7 +194,7 @@ def load_policy(
         policy.reset()  # at each episode
         observation, reward, terminated, truncated, info = env.step(policy(observation))
     """
-    folder = Path(run)
+    folder = run_folder(run, trust)
     if not folder.is_dir():
         raise InputError(
             f"agent {folder} is no folder, expected a run folder of latent-obs train-agent. For any other agent of "

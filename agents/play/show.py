@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from agents.evaluation import evaluation_env, load_run
+from agents.hub import run_folder
 from agents.play import EpisodeEnd
 from agents.play.policy import Decision, action_names, choices_of, decide
 from agents.store import restore_statistics
@@ -42,6 +43,7 @@ class Show:
         device: Where to encode.
         deterministic: The most likely action rather than a sample; by default as in the run's settings.
         success_return: As for `evaluate_agent`.
+        trust: As for `evaluate_agent`.
 
     Attributes:
         config: The settings.
@@ -71,7 +73,9 @@ class Show:
         device: str = "auto",
         deterministic: bool | None = None,
         success_return: float | None = None,
+        trust: bool = False,
     ) -> None:
+        run = run_folder(run, trust)
         config, self._model, self._encoder = load_run(run, which, device)
         arguments = {**config.env_kwargs, "render_mode": "rgb_array"}
         self.config = config = dataclasses.replace(config, workers="serial", env_kwargs=arguments)
@@ -84,7 +88,7 @@ class Show:
             venv = evaluation_env(config, 1, seed, encoder=self._encoder, success_return=success_return)
         with contextlib.ExitStack() as on_error:
             on_error.callback(venv.close)
-            restore_statistics(Path(run), which, venv, self._model)
+            restore_statistics(run, which, venv, self._model)
             self._venv, env = venv, venv.get_attr("env")[0]
             self._names, self._choices = action_names(env), choices_of(env)
             self.frames_per_second = float(env.metadata.get("render_fps") or 30) / (config.frame_skip or 1)
@@ -360,17 +364,19 @@ def film(
     which: str = "best",
     seed: int = 2_000_003,
     device: str = "auto",
+    trust: bool = False,
 ) -> tuple[Path, list[float]]:
     """Play an agent for some episodes and write an MP4 of the pictures of `Show.picture`.
 
     Args:
-        run: The run folder.
-        video: The file to write; `run / "agent.mp4"` by default.
+        run: The run folder, or with `trust` a repository of Hugging Face.
+        video: The file to write; by default agent.mp4 in the run folder, or in the current one for a repository.
         episodes: Whole episodes to film at least, but never more than a minute.
         seconds: Length to film at least: short episodes are followed by more of them.
         which: "best" or "last".
         seed: Seed of the environment.
         device: Where to encode.
+        trust: As for `evaluate_agent`.
 
     Returns:
         The file, and the return of each episode that was filmed to its end.
@@ -382,9 +388,10 @@ def film(
     """
     require("av", extra="video", purpose="write a video")
     check_count("episodes", episodes)
-    target = check_writable(Path(video) if video is not None else Path(run) / "agent.mp4")
+    place = Path(run) if Path(run).is_dir() else Path()
+    target = check_writable(Path(video) if video is not None else place / "agent.mp4")
     # One frame at a time: more threads would only wait for each other.
-    with torch_threads(1), contextlib.closing(Show(run, which=which, seed=seed, device=device)) as show:
+    with torch_threads(1), contextlib.closing(Show(run, which=which, seed=seed, device=device, trust=trust)) as show:
 
         def pictures() -> Iterator[Picture]:
             for frame in range(math.ceil(show.frames_per_second * _MOST_SECONDS)):

@@ -33,6 +33,7 @@ def watch_agent(
     device: str = "auto",
     success_return: float | None = None,
     paused: bool = False,
+    trust: bool = False,
 ) -> list[EpisodeEnd]:
     """Watch a trained agent play, live in a window: the game, what it sees of it, its latent and its action.
 
@@ -41,7 +42,7 @@ def watch_agent(
     of the same.
 
     Args:
-        run: The folder that train-agent wrote.
+        run: The folder that train-agent wrote, or with trust a repository of Hugging Face: user/name.
         which: best (by the evaluations during training) or last.
         speed: 1 for the game's own speed, 2 for twice as fast.
         seed: Seed of the environment.
@@ -50,17 +51,20 @@ def watch_agent(
         device: Where to encode: auto, cpu, cuda, cuda:N, mps.
         success_return: An episode is a success if its return reaches this, in place of the task's own rule.
         paused: Start paused.
+        trust: Load an agent of Hugging Face, whose pickled settings can run any code.
 
     Returns:
         How each whole episode ended.
 
     Raises:
-        InputError: There is no display or no such agent, the environment cannot draw itself, or `speed` or `episodes`
-            is out of range.
+        InputError: There is no display or no such agent, it is not trusted, the environment cannot draw itself, or
+            `speed` or `episodes` is out of range.
         MissingExtraError: pygame is not installed.
     """
+    from agents.hub import run_folder
     from agents.play.show import Show
 
+    run = run_folder(run, trust)
     if not _SLOWEST <= speed <= _FASTEST:
         raise InputError(f"speed must be from {_SLOWEST:g} to {_FASTEST:g}, got {speed}")
     if episodes is not None:

@@ -22,7 +22,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,7 +41,8 @@ from latent_obs.encoder.statistics import LatentStatistics
 from latent_obs.encoder.timm_module import PREFIX, TimmLayer
 from latent_obs.pixels import Frames, PixelContract
 from latent_obs.util.atomic import atomic_folder
-from latent_obs.util.errors import EncoderFolderError, InputError, check_type, one_line, parse_json, require
+from latent_obs.util.errors import EncoderFolderError, InputError, LatentObsError, check_type, one_line, parse_json
+from latent_obs.util.hub import download, hub_address, with_revision
 
 FORMAT = "latent-obs-encoder"
 FORMAT_VERSION = 1
@@ -54,12 +54,8 @@ _REQUIRED = ("config.json", "encoder.safetensors", "selfcheck.safetensors")
 _DECODER = "decoder.safetensors"
 _STATISTICS = "statistics.safetensors"
 _SUMS = "SHA256SUMS"
-#: "hf://user/name", "hf://user/name@revision" and "https://huggingface.co/user/name/tree/revision/folder"; a `Path` has
-#: one slash for the two.
-_HUB_ADDRESS = re.compile(
-    r"(?:hf:/+(?:models/)?|(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/)"
-    r"([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/tree/([^/]+))?(?:/(.+?))?/*"
-)
+#: The files of encoder folders, wherever they are in a repository: nothing else is downloaded, and so no pickle.
+_PATTERNS = [f"*{name}" for name in (*_REQUIRED, _DECODER, _STATISTICS, _SUMS)]
 _CHECKED_FRAMES = 4  # in a self-check, at most
 
 
@@ -164,18 +160,19 @@ def write_encoder_folder(
     return path
 
 
-def read_encoder_folder(path: str | os.PathLike[str]) -> EncoderFolder:
+def read_encoder_folder(path: str | os.PathLike[str], revision: str | None = None) -> EncoderFolder:
     """Read an encoder folder and check every byte of it against its checksums.
 
     Args:
-        path: The folder, or a Hugging Face repository that holds its files: "user/name", "hf://user/name" (with
-            "@revision") or its web address.
+        path: The folder, or a Hugging Face repository that holds its files: "user/name", "hf://user/name" (both also
+            with "@revision") or its web address.
+        revision: A branch, a tag or a commit of the repository.
 
     Raises:
         EncoderFolderError: There is no such folder, a file is missing, damaged, or from a newer format.
     """
-    folder = _locate(path)
-    return _parse(folder, _read_files(folder))
+    folder = locate(path, revision)
+    return _parse(folder, read_files(folder))
 
 
 def copy_encoder_folder(source: str | os.PathLike[str], target: Path) -> None:
@@ -183,14 +180,14 @@ def copy_encoder_folder(source: str | os.PathLike[str], target: Path) -> None:
 
     The copy appears whole or not at all. What is a link in the source is a file in the copy.
     """
-    files = _read_files(_locate(source))
+    files = read_files(locate(source))
     with atomic_folder(target) as new:
         for name, data in files.items():
             (new / name).write_bytes(data)
 
 
-def _read_files(folder: Path) -> dict[str, bytes]:
-    """The files of a folder that its checksums list, each read once and checked, and the checksums.
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The files of an encoder folder that its checksums list, each read once and checked, and the checksums.
 
     A folder that is exchanged for another one meanwhile is read again.
     """
@@ -326,35 +323,56 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _locate(path: str | os.PathLike[str]) -> Path:
-    """A local folder, or the local copy of a Hugging Face repository; the encoder in it if it is a run folder."""
-    if str(path).startswith(PREFIX):
+def locate(path: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """A local folder, or the local copy of a Hugging Face repository; the encoder in it if it is a run folder.
+
+    Raises:
+        EncoderFolderError: There is no such folder, and no repository of this name could be loaded; or a repository
+            holds no encoder.
+    """
+    text, folder = str(path), Path(path)
+    if text.startswith(PREFIX):
         raise EncoderFolderError(
-            f"{path} is no encoder yet: make one of it and of frames with latent-obs encoder {path} --frames FRAMES "
+            f"{text} is no encoder yet: make one of it and of frames with latent-obs encoder {text} --frames FRAMES "
             "--out RUN, and name that folder"
         )
-    folder = Path(path) if Path(path).is_dir() else _download(str(path))
+    is_local = folder.is_dir()
+    if is_local and revision is not None:
+        raise EncoderFolderError(
+            f"revision {revision!r}: {text!r} is a folder here, and has no revisions. Leave revision out, or write "
+            f"hf://{text} for the repository of this name"
+        )
+    if not is_local:
+        folder = _download(text, revision)
     inner = folder / "encoder"
-    return inner if not _is_encoder_folder(folder) and _is_encoder_folder(inner) else folder
+    if _is_encoder_folder(folder) or not _is_encoder_folder(inner):
+        inner = folder
+    if not is_local and not _is_encoder_folder(inner):
+        raise EncoderFolderError(
+            f"the repository {text!r} holds no encoder: {inner} has no {' and '.join(_REQUIRED[:2])}"
+        )
+    if is_local and not (inner / "config.json").exists() and text.count("/") == 1 and text[0] not in "./~":
+        raise EncoderFolderError(
+            f"{text!r} is a folder here without an encoder: it has no config.json. Write hf://{text} for the "
+            "repository of this name"
+        )
+    return inner
 
 
-def _download(text: str) -> Path:
-    """The local copy of a Hugging Face repository, or of a folder in it."""
-    address = _HUB_ADDRESS.fullmatch(text)
-    if address is None and (text.count("/") != 1 or text.startswith((".", "/", "~")) or Path(text).parent.exists()):
+def _download(text: str, revision: str | None) -> Path:
+    """The local copy of the encoder folders in a Hugging Face repository."""
+    address = hub_address(text)
+    if address is None:
         raise EncoderFolderError(
             f"there is no encoder folder {text!r} (current folder: {Path.cwd()}). A Hugging Face repository is named "
             "user/name, hf://user/name or by its web address"
         )
-    name, at, branch, inner = address.groups() if address else (text, None, None, None)
-    revision = {"revision": at or branch} if at or branch else {}
+    address = with_revision(address, revision)
     try:
-        hub = require("huggingface_hub", extra="hub", purpose=f"load the encoder {text!r} from Hugging Face")
-        return Path(hub.snapshot_download(name, **revision)) / (inner or "")
-    except Exception as error:  # the hub client raises errors of several libraries
-        raise EncoderFolderError(
-            f"there is no folder {text!r} here, and no repository of this name could be loaded: {error}"
-        ) from error
+        return download(address, _PATTERNS)
+    except LatentObsError as error:
+        missing = "" if text.startswith(("hf:", "http")) else f"there is no folder {text!r} here, and "
+        raise EncoderFolderError(f"{missing}{error}") from error
 
 
 def _is_encoder_folder(path: Path) -> bool:

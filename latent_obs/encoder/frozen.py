@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
+from latent_obs.encoder.card import encoder_push
 from latent_obs.encoder.fast_cpu import FoldedEncoder, pack_layers
 from latent_obs.encoder.fastest import PLAIN, Backend, Precision, Way, candidates, choose, milliseconds, warn_if_slow
 from latent_obs.encoder.folder import (
@@ -34,6 +36,7 @@ from latent_obs.encoder.timm_module import made_again
 from latent_obs.pixels import Frames, PixelContract
 from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.errors import DeviceError, EncoderFolderError, InputError, check_choice, check_count
+from latent_obs.util.hub import push, push_target, with_revision
 
 Latents = NDArray[np.float32]
 Network = TypeVar("Network", bound=nn.Module)
@@ -123,6 +126,7 @@ class FrozenEncoder:
         folder: str | os.PathLike[str],
         device: str | torch.device = "auto",
         *,
+        revision: str | None = None,
         module: nn.Module | None = None,
         backend: Backend = "auto",
         precision: Precision = "auto",
@@ -130,21 +134,24 @@ class FrozenEncoder:
         """Load an encoder folder, and check that it gives the latents that it promises; settings as for the class.
 
         Args:
-            folder: What training wrote, a run folder that has it as `encoder/`, or a Hugging Face repository id.
+            folder: What training wrote, a run folder that has it as `encoder/`, or a Hugging Face repository: its id
+                "user/name", also with "@revision", or its web address. What is in its cache loads without a network.
             device: As for the class.
+            revision: A branch, a tag or a commit of the repository. A commit always gives the same encoder.
             module: For the folder of an encoder of `from_module`: a module of the same class. A copy of it gets the
                 folder's weights, names and shapes strictly compared. A network of timm (`timm_encoder`) needs none.
             backend: As for the class.
             precision: As for the class.
 
         Raises:
-            EncoderFolderError: The folder is missing, damaged, from a newer format, or fails its self-check.
+            EncoderFolderError: The folder is missing, damaged, from a newer format, or fails its self-check; or the
+                repository cannot be reached, does not exist, needs a permission, or holds no encoder.
             DeviceError: As for the class; or latents in bfloat16 differ too much.
         """
         settings: dict[str, Any] = {"backend": backend, "precision": precision}
         settings["device"] = _device_for(device, **settings)
         precision = candidates(backend, precision, settings["device"])[0].precision
-        read = read_encoder_folder(folder)
+        read = read_encoder_folder(folder, revision)
         is_module = module is not None or read.module is not None
         if is_module:
             check_choice("backend", backend, ("auto", "torch"))
@@ -343,6 +350,45 @@ class FrozenEncoder:
             statistics=statistics,
             provenance={**self.provenance, "packages": package_versions()},
         )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license: str,
+        private: bool = True,
+        revision: str | None = None,
+        commit_message: str = "Push an encoder",
+    ) -> str:
+        """Push its folder to Hugging Face, with its report and a card of what is known of it; returns the commit's URL.
+
+        The card has the frames, the error beside PCA, probes and returns where a report, comparisons and agents are in
+        the folders beside it, the pixel contract, and a snippet that loads it at this commit. `latent-obs push
+        --dry-run` shows the card. No pickle is pushed. An encoder that is in no folder is saved first.
+
+        Args:
+            repo_id: "user/name"; the repository is made if needed.
+            license: What others may do with it, such as "mit"; the frames must allow it.
+            private: Whether only you see the repository. It must not have another visibility already.
+            revision: The branch to push to, made if needed; by default the main one.
+            commit_message: Of the commit with the files.
+
+        Raises:
+            InputError: The hub cannot be reached or rejects it; the license is missing; or `repo_id` is a folder here.
+            EncoderFolderError: Its folder is missing or damaged.
+            MissingExtraError: huggingface_hub is not installed (the extra "hub").
+        """
+        if self.path is None and self.provenance.get("module") == "PCA":
+            raise InputError(
+                "the encoder of a PCA is not pushed, because its file is all that it needs: upload that one. An "
+                "encoder of train-vae begins with the same components, and can be pushed"
+            )
+        how: dict[str, Any] = {"private": private, "commit_message": commit_message}
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = self.path or self.save(Path(temporary) / "encoder")
+            address = with_revision(push_target(repo_id, folder, license), revision)
+            what = encoder_push(folder, address.repo_id, license)
+            return push(what, revision=address.revision, **how).url
 
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
         """Prepare for batches of these sizes, so that no step in the middle of a run takes longer.

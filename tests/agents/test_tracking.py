@@ -20,6 +20,9 @@ from vae_training.training.logs import read_log
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    wandb.teardown()  # it reads the variables once in a process
     for name, value in (("MODE", "offline"), ("DIR", str(tmp_path)), ("SILENT", "true"), ("PROJECT", "tests")):
         monkeypatch.setenv(f"WANDB_{name}", value)
 

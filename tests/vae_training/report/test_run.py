@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latent_obs.encoder.card import encoder_push
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import EncoderFolderError, InputError, MissingExtraError
 from latent_obs_cli.main import main
@@ -116,6 +117,33 @@ def test_the_page_lies_beside_the_encoder_holds_everything_and_fetches_nothing(m
     assert not page.all_of("link", "iframe", "video")
     assert not any("src" in attributes for attributes in page.all_of("script"))
     assert not re.findall(r"https?://", result.page.read_text())
+
+
+def test_the_card_of_the_encoder_has_the_numbers(made: Any, trained: Path):
+    pytest.importorskip("huggingface_hub")
+    result, _ = made
+    what = encoder_push(trained, "somebody/doom", "mit")
+    card, values = str(what.card("c0ffee")), json.loads(result.json.read_text())
+    assert {"report/report.html", "report/pictures/reconstructions.png"} <= what.files.keys()
+    error = values["reconstruction"]["scores"]["encoder"]["mse"]
+    assert f"| this encoder | {error:.3g} |" in card
+    assert f"value: {error}" in card, "in its front matter"
+    assert result.headline in card
+    assert "| state$STEP | R² |" in card
+    assert "240 frames of 3 files" in card
+    assert str(trained.parent) not in card, "no path of this machine"
+
+
+def test_the_card_has_no_numbers_of_another_encoder(made: Any, trained: Path, tmp_path: Path):
+    pytest.importorskip("huggingface_hub")
+    copied = shutil.copytree(trained, tmp_path / "copied")
+    file = copied / "report" / "report.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, "encoder": {**values["encoder"], "step": values["encoder"]["step"] + 1}}))
+    what = encoder_push(copied, "somebody/doom", "mit")
+    assert "report/report.html" not in what.files
+    assert values["headline"] not in str(what.card("c0ffee"))
+    assert "another encoder" in what.notes[0]
 
 
 def test_the_numbers_are_in_the_json(made: Any):
