@@ -92,8 +92,8 @@ def remote_recordings(url: str, find: Callable[[Path], Sequence[Any]]) -> tuple[
     for name, path in names.items():
         if arrays or path.suffix.lower() in _NOT_READ or path.name in (ARRAYS, "zarr.json"):
             raise InputError(
-                f"{url} has {arrays[0] if arrays else name}: only videos, .npy and .npz are read from a store. Download it first, with: "
-                f"{_download(url)}"
+                f"{url} has {arrays[0] if arrays else name}: only videos, .npy and .npz are read from a store. "
+                f"Download it first, with: {_download(url)}"
             )
     found: list[RemoteRecording] = []
     for name, path in names.items():
