@@ -23,7 +23,14 @@ OTHERS |= {"steps": 7, "envs": 3, "workers": "serial", "frame_skip": 2, "pixel_k
 OTHERS |= {"flatten": True, "history": 4, "precision": "bfloat16", "backend": "openvino", "seed": 4, "device": "cpu"}
 OTHERS |= {"learning_rate": 1e-2, "learning_rate_schedule": "linear", "n_steps": 16, "batch_size": 24, "n_epochs": 2}
 OTHERS |= {"gamma": 0.9, "ent_coef": 0.0, "net_arch": (5,), "normalize_reward": False, "normalize_observation": "off"}
-OTHERS |= {"latent_deviation": 0.7, "eval_every": 9, "eval_episodes": 3, "deterministic": False, "checkpoint_every": 5}
+OTHERS |= {
+    "latent_deviation": 0.7,
+    "eval_every": 9,
+    "eval_episodes": 3,
+    "deterministic": False,
+    "checkpoint_every": 5,
+    "log": "wandb",
+}
 OFF_POLICY: dict[str, Any] = {"algorithm": "qr-dqn", "buffer_size": 300, "learning_starts": 5, "train_freq": 3}
 OFF_POLICY |= {"gradient_steps": -1, "target_update_interval": 7}
 OFF_POLICY |= {"exploration_fraction": 0.3, "exploration_final_eps": 0.2}
