@@ -17,20 +17,13 @@ from latent_obs.util.errors import InputError
 
 #: Another value than the default for every setting.
 OTHERS: dict[str, Any] = {"algorithm": "recurrent-ppo", "observation": "pixels", "env": "Other-v0"}
-OTHERS |= {"out": Path("runs/o"), "render": True}
+OTHERS |= {"out": Path("runs/o"), "render": True, "log": "wandb"}
 OTHERS |= {"encoder": Path("runs/e"), "pca": Path("runs/p"), "env_kwargs": {"a": True, "b": 1, "c": 0.5, "d": "x"}}
 OTHERS |= {"steps": 7, "envs": 3, "workers": "serial", "frame_skip": 2, "pixel_key": "pov", "latent_only": True}
 OTHERS |= {"flatten": True, "history": 4, "precision": "bfloat16", "backend": "openvino", "seed": 4, "device": "cpu"}
 OTHERS |= {"learning_rate": 1e-2, "learning_rate_schedule": "linear", "n_steps": 16, "batch_size": 24, "n_epochs": 2}
 OTHERS |= {"gamma": 0.9, "ent_coef": 0.0, "net_arch": (5,), "normalize_reward": False, "normalize_observation": "off"}
-OTHERS |= {
-    "latent_deviation": 0.7,
-    "eval_every": 9,
-    "eval_episodes": 3,
-    "deterministic": False,
-    "checkpoint_every": 5,
-    "log": "wandb",
-}
+OTHERS |= {"latent_deviation": 0.7, "eval_every": 9, "eval_episodes": 3, "deterministic": False, "checkpoint_every": 5}
 OFF_POLICY: dict[str, Any] = {"algorithm": "qr-dqn", "buffer_size": 300, "learning_starts": 5, "train_freq": 3}
 OFF_POLICY |= {"gradient_steps": -1, "target_update_interval": 7}
 OFF_POLICY |= {"exploration_fraction": 0.3, "exploration_final_eps": 0.2}
