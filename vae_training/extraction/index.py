@@ -199,7 +199,7 @@ class FrameFolder:
             known = {**self.others, **self.entries}
             for other in known.keys() - names:
                 entry = known[other]
-                if entry["fingerprint"] == fingerprint and Path(entry["source"]).name == last:
+                if entry["fingerprint"] == fingerprint and f"/{entry['source']}".endswith(f"/{last}"):
                     self.say(f"{name} is in {self.path} already, under the name {other}")
                     return True
             return False
