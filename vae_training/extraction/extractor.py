@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,9 @@ def _tasks(
 
 
 def _found_at(found: Recording | Damaged, config: ExtractConfig) -> str:
-    """A recording's place below the folder that was searched, so that the index holds when that folder is moved."""
+    """Its place below the folder that was searched, so that the index holds when that is moved; or its address."""
+    if url := url_of(found.source):
+        return re.sub(r"//[^/@]*:[^/@]*@", "//", url)  # without a password
     place = found.source.name
     for searched in config.recordings:
         if found.source != searched and found.source.is_relative_to(searched):
