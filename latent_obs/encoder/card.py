@@ -222,15 +222,14 @@ def _comparisons(run: Path, files: Mapping[str, bytes]) -> Iterator[tuple[str, d
         if not (file := folder / "compare.json").exists():
             continue
         try:
-            tasks: dict[str, Any] = _json(file)["summary"]["tasks"]
-        except (InputError, KeyError, TypeError):  # of another program
+            for name, task in _json(file)["summary"]["tasks"].items():
+                latent = {arm: a for arm, a in task["arms"].items() if a["observation"] == "latent"}
+                own = [arm for arm, a in latent.items() if _is_of(a.get("settings", {}).get("encoder"), files)]
+                arms = {arm: a for arm, a in task["arms"].items() if arm in own or a["observation"] != "latent"}
+                if own:
+                    yield name, {**task, "arms": arms}
+        except (InputError, KeyError, TypeError, AttributeError):  # of another program
             continue
-        for name, task in tasks.items():
-            latent = {arm: a for arm, a in task["arms"].items() if a["observation"] == "latent"}
-            own = [arm for arm, a in latent.items() if _is_of(a.get("settings", {}).get("encoder"), files)]
-            arms = {arm: a for arm, a in task["arms"].items() if arm in own or a["observation"] != "latent"}
-            if own:
-                yield name, {**task, "arms": arms}
 
 
 def _is_of(sha256: object, files: Mapping[str, bytes]) -> bool:

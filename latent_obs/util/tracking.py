@@ -30,7 +30,7 @@ class Tracker:
         package = require(service, extra=service, purpose=f"log to {service}")
         file = run / LOG_NAME
         named = re.sub(r"[^\w.-]", "-", run.resolve().name)[:100]  # wandb rejects others in an id, and long ones
-        name = file.read_text() if file.exists() else f"{named}-{secrets.token_hex(4)}"
+        name = (file.exists() and file.read_text()) or f"{named}-{secrets.token_hex(4)}"
         how: dict[str, Any] = {"id": name} if service == "wandb" else {}
         project = os.environ.get("WANDB_PROJECT", "latent-obs")
         try:
