@@ -80,7 +80,7 @@ def evaluate(
         video_file: The file of the video; by default agent.mp4 in the run folder, or here if that is a repository.
         random_policy: Play a random policy too, as the baseline.
         success_return: An episode is a success if its return reaches this, instead of by the task's own rule.
-        json: A file for all numbers; by default evaluation.json, in the same place.
+        json: A file for all numbers; by default evaluation.json, in the same place if it can be written.
         deterministic: True for the most likely action, False for a sample; by default as in the run's settings.
         seed: Seed of the environments.
         device: Where to encode: auto, cpu, cuda, cuda:N, mps.
@@ -93,11 +93,17 @@ def evaluate(
 
     folder = run_folder(run, trust)
     config, place = run_config(folder), folder if folder == run else Path()
-    video_file, json = video_file or place / "agent.mp4", json or place / "evaluation.json"
+    video_file, numbers_file = video_file or place / "agent.mp4", json or place / "evaluation.json"
     if video:
         require("av", extra="video", purpose="write a video (or leave it out with --no-video)")
         check_writable(video_file)
-    check_writable(json)
+    try:
+        check_writable(numbers_file)
+    except InputError as error:
+        if json is not None:
+            raise
+        print_now(f"Without a file of numbers (--json names one): {error}")
+        numbers_file = None
     played: dict[str, Any] = {"episodes": episodes, "seed": seed, "success_return": success_return}
     played["progress_bar"] = True
     print_now(f"Playing {episodes} episodes of {config.env} …")
@@ -126,8 +132,9 @@ def evaluate(
         print(f"The agent is {abs(sigmas):.1f} standard errors {where} the random policy.")
         numbers["random_policy"] = chance.to_json()
         numbers["standard_errors_above"] = sigmas if math.isfinite(sigmas) else None
-    write_json(json, numbers)
-    print(f"Numbers: {json}")
+    if numbers_file is not None:
+        write_json(numbers_file, numbers)
+        print(f"Numbers: {numbers_file}")
     if video:
         print_now("Filming …")
         try:

@@ -35,7 +35,7 @@ def push(
         raise InputError(f"run: there is no folder {run}; name the folder of an encoder or of an agent")
     address = push_target(repository, run, license)
     assert license is not None
-    if any(run.glob("*.zip")):
+    if (run / "best.zip").exists() or (run / "last.zip").exists():
         from agents.hub import agent_push
 
         what = agent_push(run, address.repo_id, license)

@@ -5,6 +5,7 @@ beside the encoder, returns from `compare.json` and agents' run folders beside t
 here. What is of another encoder is left out.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -16,12 +17,14 @@ from typing import Any, NamedTuple
 
 from latent_obs.encoder.folder import locate, read_files
 from latent_obs.pixels import PixelContract
-from latent_obs.util.errors import InputError, parse_json, require
+from latent_obs.util.errors import InputError, check_type, one_line, parse_json, require
 from latent_obs.util.hub import Push, card_of, table
 from latent_obs.util.words import counted
 
 _TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 _REPORT = ("report.html", "pictures/reconstructions.png")
+#: The indexes of extracted frames: vae_training.data.frames.index_files.
+_INDEX = re.compile(r"frames(?:\.shard-[0-9]+-of-[0-9]+)?\.json")
 _METRICS = {"r2": "R²", "auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
 _MOST_PROBES = 20  # rows of a table
 
@@ -58,7 +61,7 @@ def encoder_push(source: Path, repo_id: str, license: str) -> Push:
     files: dict[str, Path | bytes] = dict(own)
     config: dict[str, Any] = {"provenance": {}, **json.loads(own["config.json"])}
     run = folder.parent if folder.name == "encoder" else folder
-    report, why_none = _report(folder.parent / "report", config)
+    report, why_none = _report(folder.parent / "report", config, own)
     if report is not None:
         found = {f"report/{name}": folder.parent / "report" / name for name in _REPORT}
         files |= {name: file for name, file in found.items() if file.exists()}
@@ -108,28 +111,41 @@ def _json(file: Path) -> dict[str, Any]:
     return parse_json(file.read_bytes(), dict[str, Any], file)
 
 
+def _entries(values: Mapping[str, Any], key: str, file: Path) -> dict[str, dict[str, Any]]:
+    """The entries of an index, by name."""
+    found = values.get(key, {})
+    check_type(f"{file}: {key}", found, dict[str, dict[str, Any]])
+    return found
+
+
 def _frames(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """How many frames an encoder was trained on, and where they come from, if their folder is still there."""
     settings, trained_on = provenance.get("settings") or {}, provenance.get("trained_on") or []
+    check_type("settings of the provenance", settings, dict[str, Any])
+    check_type("trained_on of the provenance", trained_on, list[dict[str, Any]])
     names = {str(each.get("file")) for each in trained_on}
     folder = Path(str(settings.get("frames") or "."))
     sources: list[str] = []
     envs: list[str] = []
     datasets: list[str] = []
     if trained_on and (file := folder / "recording.json").exists():
-        recorded = [each for name, each in _json(file).get("files", {}).items() if name in names]
+        recorded = [each for name, each in _entries(_json(file), "files", file).items() if name in names]
         for each in recorded:
             how = {key: each.get(key) for key in ("policy", "frame_skip") if each.get(key) is not None}
             agent = " by a trained agent" if each.get("agent") else ""
             more = ", ".join(f"{key} {value}" for key, value in how.items() if not (agent and key == "policy"))
-            sources.append(f"recorded in {each['env']}{agent}" + (f" ({more})" if more else ""))
-            envs.append(each["env"])
+            env = str(each.get("env"))
+            sources.append(f"recorded in {env}{agent}" + (f" ({more})" if more else ""))
+            envs.append(env)
     for file in sorted(folder.glob("frames*.json")) if trained_on else []:  # one for each shard
-        entries = [
-            e for e in _json(file).get("recordings", {}).values() if names & {part["file"] for part in e["files"]}
-        ]
-        sources += [f"extracted from recordings of the kind {entry['kind']}" for entry in entries]
-        datasets += [found[1] for e in entries if (found := re.match(r"hf://datasets/([\w.-]+/[\w.-]+)", e["source"]))]
+        if not _INDEX.fullmatch(file.name):
+            continue
+        for name, entry in _entries(_json(file), "recordings", file).items():
+            check_type(f"{file}: files of {name}", entry.get("files"), list[dict[str, Any]])
+            if names & {str(part.get("file")) for part in entry["files"]}:
+                sources.append(f"extracted from recordings of the kind {entry.get('kind')}")
+                if found := re.match(r"hf://datasets/([\w.-]+/[\w.-]+)", str(entry.get("source"))):
+                    datasets.append(found[1])
     return {
         "count": sum(int(each.get("frames", 0)) for each in trained_on),
         "files": len(names),
@@ -139,17 +155,23 @@ def _frames(provenance: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _report(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+def _report(folder: Path, config: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[dict[str, Any] | None, str]:
     """The numbers of a report on this very encoder, or None and why there are none."""
     file = folder / "report.json"
     if not file.exists():
         return None, f"there is no {file}"
     report, provenance = _json(file), config["provenance"]
-    about = report.get("encoder") or {}
+    for name, kind in (("encoder", dict[str, Any]), ("headline", str), ("frames", dict[str, Any])):
+        check_type(f"{file}: {name}", report.get(name), kind)
+    about = report["encoder"]
     seconds = (about.get("training_seconds") or 0.0, provenance.get("training_seconds") or 0.0)
     same = about.get("step") == provenance.get("step") and math.isclose(*seconds, rel_tol=1e-4)
     one, other = (values.get("architecture") or {} for values in (about, config))
-    if not same or any(one.get(name) != other.get(name) for name in ("img_shape", "latent_dim")):
+    same = same and all(one.get(name) == other.get(name) for name in ("img_shape", "latent_dim"))
+    same = same and about.get("module") == config.get("module")
+    if "sha256" in about:  # not in older reports
+        same = _is_of(about["sha256"], files)
+    if not same:
         return None, f"{file} is of another encoder"
     return report, ""
 
@@ -196,24 +218,23 @@ def _probe_table(report: Mapping[str, Any]) -> str | None:
 
 def _comparisons(run: Path, files: Mapping[str, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Tasks of comparisons in which agents were trained on this encoder, with those arms that it concerns."""
-    sums = files["SHA256SUMS"].decode()
     for folder in _near(run):
         if not (file := folder / "compare.json").exists():
             continue
         try:
-            tasks: dict[str, Any] = _json(file)["summary"]["tasks"]
-        except (InputError, KeyError, TypeError):  # of another program
+            for name, task in _json(file)["summary"]["tasks"].items():
+                latent = {arm: a for arm, a in task["arms"].items() if a["observation"] == "latent"}
+                own = [arm for arm, a in latent.items() if _is_of(a.get("settings", {}).get("encoder"), files)]
+                arms = {arm: a for arm, a in task["arms"].items() if arm in own or a["observation"] != "latent"}
+                if own:
+                    yield name, {**task, "arms": arms}
+        except (InputError, KeyError, TypeError, AttributeError):  # of another program
             continue
-        for name, task in tasks.items():
-            own = [arm for arm, a in task["arms"].items() if a["observation"] == "latent" and _is_of(a, sums)]
-            arms = {arm: a for arm, a in task["arms"].items() if arm in own or a["observation"] != "latent"}
-            if own:
-                yield name, {**task, "arms": arms}
 
 
-def _is_of(arm: Mapping[str, Any], sums: str) -> bool:
-    """Whether the agents of an arm saw latents of the encoder with these checksums."""
-    return f"{arm.get('settings', {}).get('encoder')}  encoder.safetensors" in sums.splitlines()
+def _is_of(sha256: object, files: Mapping[str, bytes]) -> bool:
+    """Whether a checksum is that of the encoder's weights."""
+    return f"{sha256}  encoder.safetensors" in files["SHA256SUMS"].decode().splitlines()
 
 
 def _near(run: Path) -> list[Path]:
@@ -233,10 +254,11 @@ def _return_table(task: Mapping[str, Any]) -> str:
 
 
 def _agents(run: Path, files: Mapping[str, bytes]) -> Iterator[Returns]:
-    """Agents beside a run that were trained on its encoder."""
+    """Agents beside a run that were trained on its encoder; damaged ones are left out."""
     for folder in _near(run):
-        sums = folder / "encoder" / "SHA256SUMS"
-        found = returns_of(folder) if sums.exists() and sums.read_bytes() == files["SHA256SUMS"] else None
+        sums, found = folder / "encoder" / "SHA256SUMS", None
+        with contextlib.suppress(InputError):
+            found = returns_of(folder) if sums.exists() and sums.read_bytes() == files["SHA256SUMS"] else None
         if found is not None and found.observation == "latent":
             yield found
 
@@ -257,6 +279,14 @@ def returns_of(run: Path) -> Returns | None:
             steps = int(json.loads(archive.read("latent_obs.json"))["steps"])
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile):
         raise InputError(f"{run / which}.zip is damaged, or no agent of latent-obs train-agent") from None
+    try:
+        return _returns(run, which, steps)
+    except (KeyError, TypeError, AttributeError) as error:
+        files = "config.json, evaluation.json or evaluations.jsonl"
+        raise InputError(f"{run}: a value in {files} is missing or damaged: {one_line(error)}") from None
+
+
+def _returns(run: Path, which: str, steps: int) -> Returns | None:
     config, file = _json(run / "config.json"), run / "evaluation.json"
     about = (config["env"], config.get("algorithm", "ppo"), config.get("observation", "latent"), which, steps)
     numbers = _json(file) if file.exists() else {}

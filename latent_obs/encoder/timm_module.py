@@ -80,7 +80,9 @@ def make_network(name: str, weights: str | os.PathLike[str] | None = None, *, pr
     file = "" if weights is None else os.fspath(weights)
     try:
         with torch.random.fork_rng(devices=[]):
-            network = timm.create_model(own, pretrained=pretrained and not file, checkpoint_path=file)
+            network = timm.create_model(own, pretrained=pretrained and not file)
+            if file:
+                timm.models.load_checkpoint(network, file, weights_only=True)  # unpickles no code; not timm's default
     except Exception as error:  # of timm, of the hub's client, of torch
         if file:
             raise InputError(f"weights: {file} does not fit {name}: {one_line(error)}") from error

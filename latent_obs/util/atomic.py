@@ -22,6 +22,8 @@ from latent_obs.util.errors import InputError
 
 #: The file in a locked folder; it holds the process id of the owner.
 LOCK_FILE = ".lock"
+#: The file in a run folder with the name of its run at a tracker.
+LOG_NAME = "log_name"
 
 
 @contextlib.contextmanager
@@ -150,11 +152,13 @@ def write_json(path: Path, values: Any) -> None:
 def is_unused(folder: Path) -> bool:
     """Whether a run can begin in a folder: it is missing, or has nothing but what a run killed at its start leaves.
 
-    That is its lock, and the temporary file of its settings.
+    That is its lock, its name at a tracker, and the temporary file of its settings.
     """
     if not folder.exists():
         return True
-    return all(f.name == LOCK_FILE or (f.name[0] == "." and ".part" in f.suffixes) for f in folder.iterdir())
+    return all(
+        f.name in (LOCK_FILE, LOG_NAME) or (f.name[0] == "." and ".part" in f.suffixes) for f in folder.iterdir()
+    )
 
 
 class GracefulStop:

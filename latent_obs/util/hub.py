@@ -116,8 +116,9 @@ def push(what: Push, *, private: bool, revision: str | None = None, commit_messa
     Raises:
         InputError: The hub cannot be reached or rejects it, or the repository is there with another visibility.
     """
+    what.card(revision or "main")  # before a repository is made: a card that cannot be made ends it here
     hub = require("huggingface_hub", extra="hub", purpose="push to Hugging Face")
-    api, address = hub.HfApi(), HubAddress(what.repo_id, revision)
+    api, address, commit = hub.HfApi(), HubAddress(what.repo_id, revision), None
     try:
         api.create_repo(what.repo_id, private=private, exist_ok=True)
         if bool(api.model_info(what.repo_id).private) != private:
@@ -143,7 +144,10 @@ def push(what: Push, *, private: bool, revision: str | None = None, commit_messa
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"nothing could be pushed to {what.repo_id}: {_in_words(error, address)}") from error
+        done = f"nothing could be pushed to {what.repo_id}"
+        if commit is not None:
+            done = f"the files are at {commit.commit_url}, but the card could not be changed to name it; push again"
+        raise InputError(f"{done}: {_in_words(error, address)}") from error
     return Pushed(last.commit_url, commit.oid)
 
 

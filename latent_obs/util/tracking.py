@@ -1,11 +1,13 @@
 """Metrics of a run to Weights & Biases or to Trackio, whose functions have the same names."""
 
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from latent_obs.util.atomic import LOG_NAME
 from latent_obs.util.errors import InputError, one_line, require
 
 Service = Literal["wandb", "trackio"]
@@ -26,14 +28,16 @@ class Tracker:
 
     def __init__(self, service: Service, run: Path, settings: Mapping[str, Any]) -> None:
         package = require(service, extra=service, purpose=f"log to {service}")
-        file = run / "log_name"
-        name = file.read_text() if file.exists() else f"{run.resolve().name}-{secrets.token_hex(4)}"
+        file = run / LOG_NAME
+        named = re.sub(r"[^\w.-]", "-", run.resolve().name)[:100]  # wandb rejects others in an id, and long ones
+        name = (file.exists() and file.read_text()) or f"{named}-{secrets.token_hex(4)}"
         how: dict[str, Any] = {"id": name} if service == "wandb" else {}
         project = os.environ.get("WANDB_PROJECT", "latent-obs")
         try:
             self._run = package.init(project=project, name=name, config=dict(settings), resume="allow", **how)
         except Exception as error:  # each has its own
-            hint = " WANDB_MODE=offline logs without an account." if service == "wandb" else ""
+            no_login = service == "wandb" and re.search("api.key|credential|log ?in", str(error), re.IGNORECASE)
+            hint = " WANDB_MODE=offline logs without an account." if no_login else ""
             raise InputError(f"log: {service} cannot begin a run: {one_line(error)}.{hint}") from error
         file.write_text(name)
 

@@ -1,7 +1,9 @@
 """Agents on Hugging Face: pushed with a card, loaded only if trusted. The real client against a small server."""
 
+import io
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from latent_obs.encoder.folder import copy_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.util.errors import InputError
 from latent_obs_cli.main import main
+from tests.support.agent_runs import algorithm_config, train
 from tests.support.agent_runs import copied as copied
 from tests.support.agent_runs import finished as finished
 from tests.support.compare_cases import results_of
@@ -66,6 +69,27 @@ def test_a_pushed_agent_plays_as_here_if_it_is_trusted(
     FrozenEncoder.load(REPO, device="cpu")  # of safetensors, so without trust
 
 
+def test_what_is_pushed_of_settings_and_checkpoints(
+    hub: Hub, encoder_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    run = tmp_path / "run"
+    train(algorithm_config("dqn", encoder=encoder_folder, out=run))
+    (run / "best.zip").unlink()
+    config = json.loads((run / "config.json").read_text())
+    config["env_kwargs"] |= {"scenario": "/home/me/maps", "key": "s3cret"}
+    (run / "config.json").write_text(json.dumps(config))
+    capfd.readouterr()
+    assert push(run) == 0
+    out, _ = capfd.readouterr()
+    assert '"key": "s3cret"' in out
+    assert "left out: scenario" in out
+    assert "/home/me" not in hub.files(REPO)["config.json"].decode()
+    with zipfile.ZipFile(io.BytesIO(hub.files(REPO)["last.zip"])) as pushed, zipfile.ZipFile(run / "last.zip") as own:
+        assert {name for name in own.namelist() if not name.startswith("replay/")} == set(pushed.namelist())
+        assert set(own.namelist()) > set(pushed.namelist())
+    assert load_policy(REPO, "last", device="cpu", trust=True).notes["steps"] > 0
+
+
 def test_an_agent_that_is_not_trusted_is_not_even_downloaded(hub: Hub, copied: Path, capfd: pytest.CaptureFixture[str]):
     assert push(copied) == 0
     hub.requests.clear()
@@ -102,9 +126,22 @@ def test_returns_are_of_the_agent_that_is_pushed(copied: Path):
     assert after.random == numbers["random_policy"]["mean_return"]
     (copied / "evaluation.json").write_text(json.dumps({**numbers, "steps": after.steps + 1}))
     assert returns_of(copied) == during, "those of an earlier agent do not count"
+    (copied / "evaluation.json").write_text(json.dumps({**numbers, "which": "last"}))
+    assert returns_of(copied) == during, "nor those of the last agent"
+    (copied / "evaluation.json").write_text(json.dumps({**numbers, "agent": None}))
+    with pytest.raises(InputError, match=r"evaluation\.json .* damaged"):
+        returns_of(copied)
     (copied / "best.zip").write_bytes(b"")
     with pytest.raises(InputError, match=r"best\.zip"):
         returns_of(copied)
+
+
+def test_an_evaluation_needs_no_file(copied: Path, capfd: pytest.CaptureFixture[str]):
+    (copied / "evaluation.json").mkdir()  # as in a folder without permission to write, which root has
+    words = f"evaluate --run {copied} --episodes 1 --no-video --no-random-policy --device cpu".split()
+    assert main(words) == 0
+    assert "evaluation.json cannot be written" in capfd.readouterr().out
+    assert main([*words, "--json", str(copied / "evaluation.json")]) == 2
 
 
 def test_the_card_of_an_encoder_has_the_returns_of_those_who_used_it(

@@ -12,6 +12,7 @@ pytest.importorskip("wandb")
 
 from latent_obs.util.atomic import is_unused
 from latent_obs.util.errors import InputError, MissingExtraError
+from latent_obs.util.tracking import Tracker
 from tests.support.agent_runs import train
 from tests.support.side_env import tiny
 from tests.support.training_runs import config_for, run
@@ -74,3 +75,38 @@ def test_a_service_that_cannot_be_used_leaves_no_run(
         with pytest.raises(error, match=service):
             start(config)
         assert is_unused(config.out)
+
+
+def test_a_run_folder_of_any_name_can_log(tmp_path: Path):
+    folder = tmp_path / "lr=1e-3: a#b, c's"
+    folder.mkdir()
+    with Tracker("wandb", folder, {}) as tracker:
+        tracker.log({"loss": 1.0}, 1)
+    assert (folder / "log_name").read_text().startswith("lr-1e-3--a-b--c-s-")
+
+
+@pytest.mark.parametrize(
+    ("why", "hint"), [("No API key configured. Use `wandb login`", True), ("no such project", False)]
+)
+def test_only_who_cannot_log_in_is_shown_the_way_without_an_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str, hint: bool
+):
+    def init(**_: object) -> None:
+        raise RuntimeError(why)
+
+    monkeypatch.setattr("wandb.init", init)
+    with pytest.raises(InputError) as error:
+        Tracker("wandb", tmp_path, {})
+    assert ("WANDB_MODE" in str(error.value)) == hint
+
+
+def test_a_run_killed_before_its_settings_were_written_begins_again(frames_folder: Path, tmp_path: Path):
+    runs: list[tuple[Any, Any]] = [
+        (run, config_for(frames_folder, tmp_path / "vae", epochs=1, log="wandb")),
+        (train, tiny(observation="pixels", out=tmp_path / "agent", log="wandb")),
+    ]
+    for start, config in runs:
+        config.out.mkdir()
+        (config.out / "log_name").write_text(f"{config.out.name}-killed")
+        start(config)
+        assert (config.out / "log_name").read_text() == f"{config.out.name}-killed"

@@ -368,6 +368,7 @@ def _to_json(work: _Work, result: ReportResult) -> dict[str, Any]:
         "not_measured": result.not_measured,
         "encoder": {
             "folder": folder.path,
+            "sha256": folder.checksums["encoder.safetensors"],
             "architecture": folder.layers and folder.layers.to_json(),
             "module": folder.module,
             **{name: folder.provenance.get(name) for name in ("settings", "step", "training_seconds")},

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.nn.parallel import DistributedDataParallel
 
 from latent_obs.encoder.architecture import Architecture
-from latent_obs.util.atomic import LOCK_FILE, GracefulStop, folder_lock, write_json
+from latent_obs.util.atomic import GracefulStop, folder_lock, is_unused, write_json
 from latent_obs.util.errors import InputError, TrainingDivergedError
 from latent_obs.util.progress import ProgressBar, print_now
 from latent_obs.util.tracking import Tracker
@@ -539,6 +539,5 @@ def evaluate(model: CVAE, frames: NDArray[np.uint8], *, beta: float) -> HeldOut:
 def _check_new(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose another --out")
-    # A first file that a killed run was writing is no reason to refuse.
-    if out.exists() and any(entry.name not in (".config.part.json", LOCK_FILE) for entry in out.iterdir()):
+    if not is_unused(out):
         raise InputError(f"{out} is not empty. Go on with the run in it with --resume, or choose another --out")

@@ -16,6 +16,7 @@ from latent_obs.encoder.folder import copy_encoder_folder
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.pixels import PixelContract
 from latent_obs.util.errors import EncoderFolderError, InputError
+from latent_obs.util.hub import Push, push
 from latent_obs_cli.main import main
 from tests.support import ROOT
 from tests.support.hub_server import Hub, Repository
@@ -224,16 +225,50 @@ def test_the_card_has_the_frames_and_nothing_of_this_machine(run: Path, tmp_path
     source = "hf://datasets/user/{}@v1/clip.mp4".format
     entries = {name: {"source": source(name), "kind": "video", "files": [{"file": f"{name}.npy"}]} for name in "xy"}
     (frames / "frames.shard-1-of-2.json").write_text(json.dumps({"recordings": entries}))
+    (frames / "frames_of_mine.json").write_text('{"recordings": [1]}')
     trained_on = [{"file": name, "frames": count} for name, count in (("a.npy", 1_000), ("b.npy", 20), ("x.npy", 4))]
     provenance = {"trained_on": trained_on, "settings": {"frames": str(frames)}}
     export_encoder(run / "encoder", tiny_cvae(), random_frames(2), overwrite=True, provenance=provenance)
     card = str(encoder_push(run, REPO, "mit").card("c0ffee"))
     assert "1,024 frames of 3 files: recorded in VizdoomBasic-v1 (policy sticky, frame_skip 4)" in card
+    assert "extracted from recordings of the kind video" in card
     assert "VizdoomBasic-v1" in front_matter(card)["tags"]
     assert "Other-v0" not in card
     assert front_matter(card)["datasets"] == ["user/x"]
     assert f'make("VizdoomBasic-v1", "{REPO}@c0ffee")' in card
     assert str(tmp_path) not in card
+    (frames / "frames.json").write_text('{"recordings": [1]}')
+    with pytest.raises(InputError, match=r"frames\.json: recordings must be"):
+        encoder_push(run, REPO, "mit")
+
+
+def test_an_archive_or_a_damaged_agent_is_no_reason_not_to_push_an_encoder(hub: Hub, run: Path):
+    (run / "frames.zip").write_bytes(b"mine")
+    agent = Path("runs/agent")
+    shutil.copytree(run, agent)
+    (agent / "config.json").write_text("{}")
+    (agent / "last.zip").write_bytes(b"damaged")
+    assert main(["push", str(run), REPO, "--license", "mit"]) == 0
+    assert "frames.zip" not in hub.files(REPO)
+
+
+def test_a_card_that_cannot_be_made_begins_no_repository(hub: Hub):
+    with pytest.raises(ZeroDivisionError):
+        push(Push(REPO, {}, lambda _: 1 / 0), private=True, commit_message="")
+    assert hub.repositories == {}
+
+
+def test_a_push_that_fails_at_its_card_says_that_the_files_are_there(hub: Hub, run: Path):
+    made = encoder_push(run, REPO, "mit")
+
+    def card(commit: str) -> Any:
+        if commit != "main":
+            hub.reject_card = "another"
+        return made.card(commit)
+
+    with pytest.raises(InputError, match=rf"the files are at {hub.url}/{REPO}/commit/\w+, but the card .* another"):
+        push(Push(REPO, made.files, card), private=True, commit_message="Files")
+    assert "encoder.safetensors" in hub.files(REPO)
 
 
 def test_an_encoder_of_a_module_is_saved_first_and_needs_its_code(hub: Hub, tmp_path: Path):

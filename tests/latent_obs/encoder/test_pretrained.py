@@ -83,6 +83,26 @@ def test_latents_are_principal_components_of_timms_features(weights: dict[str, P
     np.testing.assert_allclose(encoder.statistics.mean, 0, atol=1e-4)
 
 
+class _Marker:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+def test_a_file_of_weights_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from timm.models import load_checkpoint
+
+    defaults: Any = load_checkpoint.__defaults__
+    monkeypatch.setattr(load_checkpoint, "__defaults__", (*defaults[:-1], False))  # as in timm 1.0.20
+    file = tmp_path / "weights.pth"
+    torch.save({"state_dict": _Marker(tmp_path / "ran")}, file)
+    with pytest.raises(InputError, match=r"weights\.pth does not fit"):
+        timm_encoder(f"timm:{CONVOLUTIONS}", FRAMES, 6, weights=file, device="cpu")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_frames_keep_their_size_and_layers_after_the_map_are_left_out(made: FrozenEncoder, weights: dict[str, Path]):
     assert (made.contract, made.latent_dim) == (PixelContract(24, 20, 3), 6)
     file = weights[TRANSFORMER]

@@ -139,11 +139,31 @@ def test_the_card_has_no_numbers_of_another_encoder(made: Any, trained: Path, tm
     copied = shutil.copytree(trained, tmp_path / "copied")
     file = copied / "report" / "report.json"
     values = json.loads(file.read_text())
-    file.write_text(json.dumps({**values, "encoder": {**values["encoder"], "step": values["encoder"]["step"] + 1}}))
-    what = encoder_push(copied, "somebody/doom", "mit")
-    assert "report/report.html" not in what.files
-    assert values["headline"] not in str(what.card("c0ffee"))
-    assert "another encoder" in what.notes[0]
+    older = {name: value for name, value in values["encoder"].items() if name != "sha256"}
+    for other in (
+        {**values["encoder"], "sha256": "0" * 64},
+        {**older, "step": older["step"] + 1},
+        {**older, "module": {"name": "timm:another"}},
+    ):
+        file.write_text(json.dumps({**values, "encoder": other}))
+        what = encoder_push(copied, "somebody/doom", "mit")
+        assert "report/report.html" not in what.files
+        assert values["headline"] not in str(what.card("c0ffee"))
+        assert "another encoder" in what.notes[0]
+
+
+def test_the_card_of_an_encoder_with_a_report_of_an_earlier_version(made: Any, trained: Path, tmp_path: Path):
+    pytest.importorskip("huggingface_hub")
+    copied = shutil.copytree(trained, tmp_path / "copied")
+    file = copied / "report" / "report.json"
+    values = json.loads(file.read_text())
+    del values["worth"], values["encoder"]["sha256"]
+    file.write_text(json.dumps(values))
+    assert values["headline"] in str(encoder_push(copied, "somebody/doom", "mit").card("c0ffee"))
+    del values["headline"]
+    file.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"report\.json: headline"):
+        encoder_push(copied, "somebody/doom", "mit")
 
 
 def test_the_numbers_are_in_the_json(made: Any):
