@@ -119,7 +119,7 @@ def shard_recordings(file: Path, camera: str | None) -> Iterator[Recording]:
         if apart := [key for key, _ in found if counts[key] > 1]:
             raise ValueError(
                 f"the files of {apart[0]!r} are in several places in it, expected side by side, and each once; write "
-                "it again from its files in the order of their names, with tar --sort=name"
+                "it again with tar --sort=name, from files whose numbers have as many digits each (0009, 0010)"
             )
     cameras = _cameras(found)
     endings = cameras[choose_camera(file, list(cameras), camera)]
