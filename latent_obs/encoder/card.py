@@ -125,10 +125,11 @@ def _frames(provenance: Mapping[str, Any]) -> dict[str, Any]:
             sources.append(f"recorded in {each['env']}{agent}" + (f" ({more})" if more else ""))
             envs.append(each["env"])
     for file in sorted(folder.glob("frames*.json")) if trained_on else []:  # one for each shard
-        index = _json(file)
-        entries = [e for e in index.get("recordings", {}).values() if names & {part["file"] for part in e["files"]}]
+        entries = [
+            e for e in _json(file).get("recordings", {}).values() if names & {part["file"] for part in e["files"]}
+        ]
         sources += [f"extracted from recordings of the kind {entry['kind']}" for entry in entries]
-        datasets += re.findall(r"hf://datasets/([\w.-]+/[\w.-]+)", json.dumps(index))
+        datasets += [found[1] for e in entries if (found := re.match(r"hf://datasets/([\w.-]+/[\w.-]+)", e["source"]))]
     return {
         "count": sum(int(each.get("frames", 0)) for each in trained_on),
         "files": len(names),

@@ -17,7 +17,7 @@ from latent_obs.util.errors import InputError
 
 #: Another value than the default for every setting.
 OTHERS: dict[str, Any] = {"algorithm": "recurrent-ppo", "observation": "pixels", "env": "Other-v0"}
-OTHERS |= {"out": Path("runs/o"), "render": True}
+OTHERS |= {"out": Path("runs/o"), "render": True, "log": "wandb"}
 OTHERS |= {"encoder": Path("runs/e"), "pca": Path("runs/p"), "env_kwargs": {"a": True, "b": 1, "c": 0.5, "d": "x"}}
 OTHERS |= {"steps": 7, "envs": 3, "workers": "serial", "frame_skip": 2, "pixel_key": "pov", "latent_only": True}
 OTHERS |= {"flatten": True, "history": 4, "precision": "bfloat16", "backend": "openvino", "seed": 4, "device": "cpu"}

@@ -286,11 +286,23 @@ def index_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("frames*.json") if re.fullmatch(pattern, file.name) and file.is_file())
 
 
-def missing_shards(folder: Path) -> str:
-    """Which shards of `frames extract --shard` have not begun in a folder, in words; empty if there are none."""
-    shards = [tuple(map(int, re.findall("[0-9]+", file.name))) for file in index_files(folder) if file.name != INDEX]
-    of = max((of for _, of in shards), default=0)
-    return _listed([f"--shard {number}/{of}" for number in range(1, of + 1) if (number, of) not in shards])
+def not_finished(folder: Path) -> str:
+    """A clause that says that `frames extract`, or which shards of it, has not finished in a folder; or nothing.
+
+    Such a run was interrupted or killed, is still running, or was not started.
+
+    Raises:
+        InputError: An index is damaged.
+    """
+    files = index_files(folder)
+    # An index of an older version does not say whether the run has finished.
+    finished = [f.name for f in files if parse_json(f.read_bytes(), dict[str, Any], f).get("complete", True)]
+    of = max((int(re.findall("[0-9]+", file.name)[1]) for file in files if file.name != INDEX), default=0)
+    numbers = [number for number in range(1, of + 1) if SHARD_INDEX.format(number, of) not in finished]
+    shards = _listed([f"--shard {number}/{of}" for number in numbers])
+    if shards or len(finished) < len(files):
+        return f"frames extract{' ' * bool(shards)}{shards} has not finished"
+    return ""
 
 
 def _recordings_of(datasets: Datasets) -> list[object]:

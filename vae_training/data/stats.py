@@ -22,7 +22,7 @@ from latent_obs.util.errors import InputError, check_count
 from latent_obs.util.progress import ProgressBar
 from latent_obs.util.words import counted
 from vae_training.data.filters import BLACK
-from vae_training.data.frames import Frames, frame_files, missing_shards, open_frames
+from vae_training.data.frames import Frames, frame_files, not_finished, open_frames
 from vae_training.training.logs import grid, save_picture
 
 #: Mean absolute difference, 0 to 255, up to which two neighboring frames count as near-duplicates.
@@ -382,8 +382,8 @@ def find_warnings(stats: FolderStats) -> list[str]:
             names = ", ".join(_cut(f.name, _NAME) for f in faulty[:3])
             more = f" and {len(faulty) - 3} more (of {len(files)} files)" if len(faulty) > 3 else ""
             warnings.append(f"{names}{more}: {fault}")
-    if missing := missing_shards(stats.folder):
-        warnings.append(f"the folder is not complete: of frames extract, {missing} has not begun")
+    if unfinished := not_finished(stats.folder):
+        warnings.append(f"the folder is not complete: {unfinished}")
     return warnings
 
 

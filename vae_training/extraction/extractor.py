@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError
 from latent_obs.util.progress import ProgressBar, print_now
 from latent_obs.util.words import counted
-from vae_training.data.frames import explain_disk_full, missing_shards
+from vae_training.data.frames import explain_disk_full, not_finished
 from vae_training.extraction.config import ExtractConfig
 from vae_training.extraction.index import FrameFolder
 from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording
@@ -112,7 +113,7 @@ def extract(
                     say(note)
         damaged.sort(key=lambda bad: bad.name)
         folder.damaged = {bad.name: {"source": _found_at(bad, config), "reason": bad.reason} for bad in damaged}
-        folder.write()
+        folder.write(complete=ended == len(pending))
     for bad in damaged:
         say(f"damaged, and nothing of it kept: {bad.name}: {bad.reason}")
     empty = sorted(name for name, entry in folder.entries.items() if name in names and not entry["frames"])
@@ -131,8 +132,9 @@ def extract(
     state = f"{counted(result.recordings, 'recording')}, {result.frames:,} frames in {folder.path}"
     interrupted = f"interrupted: {state}; the same command continues"
     say(interrupted if result.interrupted else f"{state} ({result.new_frames:,} of them new)")
-    if missing := missing_shards(folder.path):
-        say(f"not begun yet: {missing}")
+    if unfinished := not_finished(folder.path):
+        if shard:
+            say(f"not complete: {unfinished}")
     elif result.frames:
         say(f"next: latent-obs train-vae --frames {folder.path}")
     return result
@@ -176,7 +178,9 @@ def _tasks(
 
 
 def _found_at(found: Recording | Damaged, config: ExtractConfig) -> str:
-    """A recording's place below the folder that was searched, so that the index holds when that folder is moved."""
+    """Its place below the folder that was searched, so that the index holds when that is moved; or its address."""
+    if url := url_of(found.source):
+        return re.sub(r"//[^/@]*:[^/@]*@", "//", url)  # without a password
     place = found.source.name
     for searched in config.recordings:
         if found.source != searched and found.source.is_relative_to(searched):

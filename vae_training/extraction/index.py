@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self, TypedDict
+from typing import Any, NotRequired, Self, TypedDict
 
 from latent_obs.util.atomic import LOCK_FILE, own_folder, write_json
 from latent_obs.util.errors import InputError, check_type, parse_json
@@ -69,6 +69,7 @@ class _Index(TypedDict):
     recordings: dict[str, Entry]
     damaged: dict[str, dict[str, str]]
     versions: dict[str, str]
+    complete: NotRequired[bool]  # no recording is pending; damaged ones are not
 
 
 class FrameFolder:
@@ -199,7 +200,7 @@ class FrameFolder:
             known = {**self.others, **self.entries}
             for other in known.keys() - names:
                 entry = known[other]
-                if entry["fingerprint"] == fingerprint and Path(entry["source"]).name == last:
+                if entry["fingerprint"] == fingerprint and f"/{entry['source']}".endswith(f"/{last}"):
                     self.say(f"{name} is in {self.path} already, under the name {other}")
                     return True
             return False
@@ -236,7 +237,7 @@ class FrameFolder:
         self.write()
         shutil.rmtree(staged, ignore_errors=True)
 
-    def write(self) -> None:
+    def write(self, *, complete: bool = False) -> None:
         """Write the index, whole or not at all; it depends on what was extracted, not on when."""
         versions: dict[str, str] = {}
         for package in ("latent-obs", "numpy", "pillow", "av"):
@@ -250,6 +251,7 @@ class FrameFolder:
             "recordings": dict(sorted(self.entries.items())),
             "damaged": {name: bad for name, bad in sorted(self.damaged.items()) if name not in self.entries},
             "versions": versions,
+            "complete": complete,
         }
         write_json(self.index, content)
 

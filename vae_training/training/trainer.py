@@ -27,6 +27,7 @@ from vae_training.data.frames import (
     explain_disk_full,
     get_datasets,
     identify,
+    not_finished,
     split_as_before,
     split_held_out,
     split_note,
@@ -416,6 +417,8 @@ class Trainer:
         )
         if self.split_note:
             self.say(self.split_note)
+        if unfinished := not_finished(config.frames):
+            self.say(f"Warning: {config.frames} is not complete: {unfinished}.")
         if size < config.batch_size * count:
             self.say(
                 f"An epoch has {size:,} frames, fewer than a batch of {config.batch_size * count:,}, so it is a single "

@@ -221,13 +221,17 @@ def test_the_card_has_the_frames_and_nothing_of_this_machine(run: Path, tmp_path
     recorded = {"env": "VizdoomBasic-v1", "policy": "sticky", "agent": None, "frame_skip": 4}
     index = {"files": {"a.npy": recorded, "b.npy": recorded, "held_out.npy": {**recorded, "env": "Other-v0"}}}
     (frames / "recording.json").write_text(json.dumps(index))
-    trained_on = [{"file": "a.npy", "frames": 1_000}, {"file": "b.npy", "frames": 24}]
+    source = "hf://datasets/user/{}@v1/clip.mp4".format
+    entries = {name: {"source": source(name), "kind": "video", "files": [{"file": f"{name}.npy"}]} for name in "xy"}
+    (frames / "frames.shard-1-of-2.json").write_text(json.dumps({"recordings": entries}))
+    trained_on = [{"file": name, "frames": count} for name, count in (("a.npy", 1_000), ("b.npy", 20), ("x.npy", 4))]
     provenance = {"trained_on": trained_on, "settings": {"frames": str(frames)}}
     export_encoder(run / "encoder", tiny_cvae(), random_frames(2), overwrite=True, provenance=provenance)
     card = str(encoder_push(run, REPO, "mit").card("c0ffee"))
-    assert "1,024 frames of 2 files: recorded in VizdoomBasic-v1 (policy sticky, frame_skip 4)" in card
+    assert "1,024 frames of 3 files: recorded in VizdoomBasic-v1 (policy sticky, frame_skip 4)" in card
     assert "VizdoomBasic-v1" in front_matter(card)["tags"]
     assert "Other-v0" not in card
+    assert front_matter(card)["datasets"] == ["user/x"]
     assert f'make("VizdoomBasic-v1", "{REPO}@c0ffee")' in card
     assert str(tmp_path) not in card
 

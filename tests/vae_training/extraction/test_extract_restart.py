@@ -199,6 +199,12 @@ def test_finished_recordings_are_not_read_again(place: Place, monkeypatch: pytes
     assert (result.skipped, result.new_frames, result.recordings) == (3, 70, 4)
 
 
+def test_a_part_with_a_slash_in_its_name_is_known_when_it_is_found_from_one_folder_above(place: Place):
+    for name in ("all/clips/walk", "in/all/clips/walk"):
+        place.recordings = [Fake(name, place.source / "clip 0.fake", part="clips/walk")]
+        assert place.extract().recordings == 1
+
+
 def test_other_settings(place: Place):
     place.extract()
     before = place.contents()

@@ -1,5 +1,6 @@
 """Recordings in a store, which is one in memory here: the files are those of recordings on the disk."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
 from latent_obs.util.errors import InputError, MissingExtraError
-from tests.support.recording_files import numbered, write_video
+from tests.support.recording_files import numbered, vpt_line, write_video, write_vpt
 from tests.vae_training.extraction.test_shards import arrays
 from vae_training import ExtractConfig, ExtractResult, extract
 from vae_training.extraction.readers import remote
@@ -91,6 +92,46 @@ def test_a_single_file(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert ([file.name for file in result.folder.glob("*.npy")], result.frames) == (["clip.npy"], 12)
 
 
+def test_a_vpt_video_that_is_named_alone_has_its_actions(tmp_path: Path):
+    write_vpt(tmp_path / "demos" / "player.mp4", numbered(5), [vpt_line()] * 5)
+    MemoryFileSystem.store.clear()
+    put(tmp_path / "demos")
+    run(f"{STORE}/player.mp4", tmp_path / "alone")
+    run(STORE, tmp_path / "found")
+    assert arrays(tmp_path / "alone") == arrays(tmp_path / "found")
+    assert "action$attack" in np.load(tmp_path / "alone" / "player.rows.npz").files
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_store_that_lists_names_only(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows: bool):
+    """As http; of each file it may know the time, or not."""
+    find, info = MemoryFileSystem.find, MemoryFileSystem.info
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda self, path, **_: {key: {} for key in find(self, path)})
+    if not knows:
+        monkeypatch.setattr(MemoryFileSystem, "info", lambda self, path: info(self, path) | {"created": None})
+    said: list[str] = []
+    run(STORE, tmp_path / "frames", said)
+    assert ["4 files" in line for line in said if "checksum" in line] == ([] if knows else [True])
+    np.save(local / "clip_2.npy", numbered(7) + 1)
+    put(local)
+    if knows:
+        with pytest.raises(InputError, match="has changed"):
+            run(STORE, tmp_path / "frames")
+    else:
+        assert run(STORE, tmp_path / "frames").skipped == 4
+
+
+@pytest.mark.parametrize("url", ["hf://datasets/user/name@v1", "sftp://host/demos"])
+def test_the_index_has_the_address_without_a_password(
+    local: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    given, open_store = url.replace("host", "me:secret@host"), remote._store
+    monkeypatch.setattr(remote, "_store", lambda url: open_store(url.replace(given, STORE)))
+    run(given, tmp_path / "frames")
+    index = json.loads((tmp_path / "frames" / "frames.json").read_text())
+    assert index["recordings"]["inner/clip"]["source"] == f"{url}/inner/clip.mp4"
+
+
 def test_files_that_cannot_be_fetched_or_read(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fetch = MemoryFileSystem.get_file
 
@@ -123,9 +164,16 @@ def test_files_that_cannot_be_fetched_or_read(local: Path, tmp_path: Path, monke
     [
         ("s3://bucket/demos", "aws s3 sync s3://bucket/demos demos"),
         ("hf://datasets/user/name", "hf download user/name --repo-type dataset --local-dir name"),
-        ("hf://datasets/user/name/data", "hf download user/name --repo-type dataset --local-dir name"),
-        ("gs://bucket/demos", "gcloud storage rsync --recursive gs://bucket/demos demos"),
-        ("https://host/demos", "wget --recursive --no-parent https://host/demos"),
+        (
+            "hf://datasets/user/name@v1/data",
+            "hf download user/name --include 'data/*' --repo-type dataset --revision v1 --local-dir name",
+        ),
+        ("hf://user/name@refs/pr/1", "hf download user/name --revision refs/pr/1 --local-dir name"),
+        ("hf://spaces/user/name", "hf download user/name --repo-type space --local-dir name"),
+        ("hf://buckets/user/name", "Download it first"),
+        ("gcs://bucket/demos", "gcloud storage cp --recursive gs://bucket/demos ."),
+        ("https://host/demos", "wget --recursive --no-parent https://host/demos/"),
+        ("sftp://host/demos", "Download it first"),
     ],
 )
 def test_other_kinds_are_refused_with_the_command_that_downloads_them(
@@ -139,6 +187,28 @@ def test_other_kinds_are_refused_with_the_command_that_downloads_them(
     assert file in str(raised.value)
     assert str(raised.value).endswith(command)
     assert not (tmp_path / "frames").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "command"),
+    [
+        ("s3://bucket/some x.tar", "aws s3 cp 's3://bucket/some x.tar' ."),
+        (
+            "hf://datasets/user/name/data/x.tar",
+            "hf download user/name data/x.tar --repo-type dataset --local-dir name",
+        ),
+        ("gs://bucket/x.tar", "gcloud storage cp gs://bucket/x.tar ."),
+        ("https://host/x.tar", "wget https://host/x.tar"),
+    ],
+)
+def test_the_command_for_a_single_file(tmp_path: Path, url: str, command: str, monkeypatch: pytest.MonkeyPatch):
+    MemoryFileSystem.store.clear()
+    store, _ = fsspec.url_to_fs(STORE)
+    store.pipe_file("/bucket/x.tar", b"")
+    monkeypatch.setattr(remote, "_store", lambda _: (store, "/bucket/x.tar"))
+    with pytest.raises(InputError) as raised:
+        run(url, tmp_path / "frames")
+    assert str(raised.value).endswith(f"with: {command}")
 
 
 def test_stores_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

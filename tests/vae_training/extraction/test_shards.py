@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.vae_training.extraction.conftest import Place
 from tests.vae_training.extraction.test_extract_restart import wait_until
 from vae_training.data.frames import get_datasets, split_held_out
 from vae_training.data.stats import find_warnings, frame_stats
+from vae_training.extraction import extractor
 from vae_training.extraction.extractor import ExtractConfig
 from vae_training.extraction.index import FrameFolder
 from vae_training.extraction.readers.base import Damaged
@@ -91,6 +93,25 @@ def test_readers_see_all_shards(place: Place):
     assert [Path(str(file.filename)).name for file in held_out] == [f"clip-7_00{i}.npy" for i in range(4)]  # type: ignore
 
 
+def test_a_shard_that_was_interrupted_has_not_finished(place: Place, monkeypatch: pytest.MonkeyPatch):
+    place.recordings = fakes(place.source, 8)
+    place.extract(shard="1/2")
+    run_tasks = extractor.run_tasks
+
+    def one_only(*args: Any) -> Generator[Any]:
+        yield next(run_tasks(*args))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extractor, "run_tasks", one_only)
+        assert place.extract(shard="2/2").interrupted
+    for said in (place.said, find_warnings(frame_stats(place.out))):
+        assert "--shard 2/2 has not finished" in said[-1]
+    assert not any("next:" in line for line in place.said)
+    place.extract(shard="2/2")
+    assert "next:" in place.said[-1]
+    assert not any("finished" in warning for warning in find_warnings(frame_stats(place.out)))
+
+
 @pytest.mark.parametrize("first", ["1/2", "2/2"])
 def test_names_that_collide_are_those_of_one_run(place: Place, tmp_path: Path, first: str):
     """Whatever is finished already: after a kill, and in another shard."""
@@ -146,7 +167,7 @@ def test_more_shards_than_recordings_and_damaged_ones(place: Place):
     results = [place.extract(shard=f"{i}/9") for i in range(1, 10)]
     assert sorted(bad.name for result in results for bad in result.damaged) == ["clip 1", "x"]
     assert sum(result.recordings for result in results) == 2
-    assert not any("not begun" in line for line in place.said[-1:])
+    assert "not finished" not in place.said[-1]
     assert len(list(place.out.glob("frames.shard-*-of-9.json"))) == 9
 
 

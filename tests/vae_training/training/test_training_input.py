@@ -131,12 +131,14 @@ def test_a_moved_folder_is_accepted_and_other_frames_of_the_same_names_are_not(
 def test_a_single_recording_keeps_its_split(tmp_path: Path):
     (tmp_path / "frames").mkdir()
     np.save(tmp_path / "frames" / "one.npy", np.stack([picture(0, step, 16, 16) for step in range(200)]))
+    (tmp_path / "frames" / "frames.shard-1-of-2.json").write_text('{"recordings": {}, "complete": true}')
     said: list[str] = []
     for name, epochs in (("whole", [2]), ("parts", [1, 2])):
         for i, last in enumerate(epochs):
             run(config_for(tmp_path / "frames", tmp_path / name, epochs=last, batch_size=90), i > 0, said.append)
     same_run(tmp_path / "whole", tmp_path / "parts")
     assert sum("last 20 frames" in text for text in said) == 3
+    assert sum("--shard 2/2 has not finished" in text for text in said) == 3
 
 
 def test_a_checkpoint_that_does_not_fit_the_settings_is_refused(begun: tuple[Path, Path]):

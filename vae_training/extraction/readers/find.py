@@ -101,7 +101,7 @@ def find_recordings(
     search = _Search(vpt or VptOptions(), camera, say)
     for root in map(Path, paths):
         if url := url_of(root):
-            inside, others = remote_recordings(url, partial(_in_file, search.vpt))
+            inside, others = remote_recordings(url, partial(_in_file, search.vpt), say)
             found += [(each, root if each.source != root else root.parent) for each in inside]
             search.others += others
             continue

@@ -7,11 +7,13 @@ which are only known when several files are there, the error has the command tha
 
 import contextlib
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 from numpy.typing import NDArray
 
@@ -74,7 +76,9 @@ class RemoteRecording(Recording):
         return self.state
 
 
-def remote_recordings(url: str, find: Callable[[Path], Sequence[Any]]) -> tuple[list[RemoteRecording], list[str]]:
+def remote_recordings(
+    url: str, find: Callable[[Path], Sequence[Any]], say: Callable[[str], object]
+) -> tuple[list[RemoteRecording], list[str]]:
     """The recordings of a store below an address, and the names of other files; nothing is fetched."""
     try:
         store, root = _store(url)
@@ -93,24 +97,37 @@ def remote_recordings(url: str, find: Callable[[Path], Sequence[Any]]) -> tuple[
         if arrays or path.suffix.lower() in _NOT_READ or path.name in (ARRAYS, "zarr.json"):
             raise InputError(
                 f"{url} has {arrays[0] if arrays else name}: only videos, .npy and .npz are read from a store. "
-                f"Download it first, with: {_download(url)}"
+                f"Download it first{_command(url, alone=not any(inside.values()))}"
             )
     found: list[RemoteRecording] = []
+    unmarked = 0
     for name, path in names.items():
         if path.suffix.lower() in _READ:
-            parts = [each for each in (name, str(path.with_suffix(".jsonl"))) if each in files]
-            state = ";".join(
-                f"{PurePosixPath(each).name}:{files[each].get('size')}:{_mark(files[each])}" for each in parts
-            )
+            parts, state = [name], list[str]()
+            actions = f"{name.removesuffix(path.suffix)}.jsonl"  # not listed where the video is named alone
+            if path.suffix.lower() == ".mp4" and (actions in files or (not inside[name] and store.exists(actions))):
+                parts.append(actions)
+            for each in parts:
+                about = files.get(each, {})
+                if not _mark(about):  # http lists names only
+                    with reading(each):
+                        about = store.info(each)
+                state.append(f"{PurePosixPath(each).name}:{about.get('size')}:{_mark(about)}")
+                unmarked += not _mark(about)
             urls = tuple(store.unstrip_protocol(each) for each in parts)
-            found.append(RemoteRecording("", Path(url) / inside[name], urls=urls, state=state, find=find))
+            found.append(RemoteRecording("", Path(url) / inside[name], urls=urls, state=";".join(state), find=find))
+    if unmarked:
+        say(
+            f"{url} has neither time nor checksum of {counted(unmarked, 'file')}: of changes, only another size is seen"
+        )
     used = {PurePosixPath(each).name for one in found for each in one.urls}
     return found, [path.name for path in names.values() if path.name not in used]
 
 
 def _mark(about: Mapping[str, Any]) -> str:
     """Whatever a store says of a file that changes with it."""
-    marks = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
+    marks = ("ETag", "etag", "blob_id", "md5Hash", "Content-MD5", "Last-Modified", "LastModified", "last_modified")
+    marks += ("updated", "modified", "modify", "mtime", "created")
     return next((str(about[mark]) for mark in marks if about.get(mark)), "")
 
 
@@ -125,14 +142,27 @@ def _store(url: str) -> tuple[Any, str]:
         raise InputError(f"there is no file or folder {url}, and no store of that kind ({one_line(error)})") from None
 
 
-def _download(url: str) -> str:
+def _command(url: str, *, alone: bool) -> str:
+    """The end of the sentence "Download it first": the command that does it, where one is known."""
     kind, _, place = url.partition("://")
-    folder = place.rstrip("/").rsplit("/", 1)[-1]
+    address, folder = shlex.quote(url), shlex.quote(place.rstrip("/").rsplit("/", 1)[-1])
     if kind == "hf":
-        name = "/".join(place.removeprefix("datasets/").split("/")[:2])
-        return f"hf download {name} --repo-type dataset --local-dir {name.rsplit('/', 1)[-1]}"
-    if kind == "s3":
-        return f"aws s3 sync {url} {folder}"
-    if kind in ("gs", "gcs"):
-        return f"gcloud storage rsync --recursive {url} {folder}"
-    return f"wget --recursive --no-parent {url}" if kind.startswith("http") else f"the tools of {kind}"
+        found = re.fullmatch(r"(?:(dataset|space)s/)?([^/@]+/([^/@]+))(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?", place)
+        if not found or place.startswith("buckets/"):
+            return ""
+        repo_type, repo, name, revision, inside = found.groups()
+        command = f"hf download {repo}"
+        if inside:
+            command += f" {shlex.quote(inside)}" if alone else f" --include {shlex.quote(f'{inside}/*')}"
+        command += f" --repo-type {repo_type}" if repo_type else ""
+        command += f" --revision {unquote(revision)}" if revision else ""
+        command += f" --local-dir {name}"
+    elif kind == "s3":
+        command = f"aws s3 cp {address} ." if alone else f"aws s3 sync {address} {folder}"
+    elif kind in ("gs", "gcs"):
+        command = f"gcloud storage cp {'' if alone else '--recursive '}{shlex.quote(f'gs://{place}')} ."
+    elif kind in ("http", "https"):
+        command = f"wget {address}" if alone else f"wget --recursive --no-parent {address}/"
+    else:
+        return ""
+    return f", with: {command}"
