@@ -14,7 +14,7 @@ from vae_training.data.rows import transitions_of
 from vae_training.extraction.config import ExtractConfig
 from vae_training.extraction.extractor import extract
 from vae_training.extraction.readers import base
-from vae_training.extraction.readers.base import Recording
+from vae_training.extraction.readers.base import DamagedRecordingError, Recording
 from vae_training.extraction.readers.find import find_recordings
 
 CAMERAS = ("agentview_image", "robot0_eye_in_hand_image")
@@ -186,3 +186,67 @@ def test_a_file_that_is_cut_short(tmp_path: Path):
     file.write_bytes(data[: len(data) // 2])
     assert read_until_damage(recording, r"a\.hdf5") is None
     reason(file)
+
+
+def test_a_camera_by_any_part_of_its_name(tmp_path: Path):
+    names = [f"sensor_data/{camera}/rgb" for camera in ("base_camera", "hand_camera")]
+    arrays = {f"obs/{name}": noise(4, 20, 24, 3, seed=i) for i, name in enumerate(names)}
+    file = write_robomimic(tmp_path / "trajectory.h5", {"traj_0": arrays}, base="")
+    np.testing.assert_array_equal(read(find(file, "hand_camera")[0]), arrays[f"obs/{names[1]}"])
+    with pytest.raises(InputError, match=f"several pictures called 'rgb'; .*: {', '.join(names)}"):
+        find(file, "rgb")
+
+
+def test_floats_from_0_to_1_are_not_taken_for_0_to_255(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(base, "CHUNK_BYTES", 1)  # a frame at a time
+    pictures = np.zeros((3, 20, 24, 3), np.float32)
+    pictures[1] = 1
+    file = write_robomimic(tmp_path / "a.hdf5", {"demo_0": {"obs/front": pictures}})
+    assert read_until_damage(find(file)[0], "float32 of at most 1.*white") is None
+    pictures[2] = 2  # so it was from 0 to 255
+    file = write_robomimic(tmp_path / "b.hdf5", {"demo_0": {"obs/front": pictures}})
+    np.testing.assert_array_equal(read(find(file)[0]), pictures)
+
+
+def test_states_without_pictures_are_named(tmp_path: Path):
+    states = {"obs": np.zeros((5, 10)), "actions": np.zeros((4, 2))}
+    file = write_robomimic(tmp_path / "state.h5", {"traj_0": states}, base="")
+    assert "traj_0/obs float64 (5, 10); expected" in reason(file)
+    file = write_robomimic(tmp_path / "a.h5", {"traj_0": {"obs/rgb": noise(4, 20, 24, 3)}, "traj_1": states}, base="")
+    read_until_damage(find(file)[1], r"traj_1, has no obs/rgb")
+
+
+@pytest.mark.parametrize("form", ["external", "virtual", "link"])
+@pytest.mark.parametrize("place", ["obs/front", "obs/x", "actions"])
+def test_other_files_are_not_read(tmp_path: Path, form: str, place: str):
+    (tmp_path / "secret.bin").write_bytes(bytes(10_000))
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["secret"] = np.ones((2, 20, 24, 3), np.uint8)
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        demo = file.create_group("data/demo_0")
+        demo["obs/left"] = noise(2, 20, 24, 3)
+        if form == "external":
+            demo.create_dataset(place, (2,), "u1", external=[(str(tmp_path / "secret.bin"), 0, 2)])
+        elif form == "virtual":
+            layout = h5py.VirtualLayout((2, 20, 24, 3), "u1")
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "secret", (2, 20, 24, 3))
+            demo.create_virtual_dataset(place, layout)
+        else:
+            demo[place] = h5py.ExternalLink(str(tmp_path / "other.h5"), "secret")
+    recordings, damaged = find_recordings([tmp_path / "a.hdf5"], camera="left")
+    if damaged:
+        assert "another file" in damaged[0].reason
+        return
+    if form == "link" and place != "actions":  # links are not followed in the search for arrays
+        assert recordings[0].rows().keys() == {"first", "acted"}
+        return
+    with pytest.raises(DamagedRecordingError, match="another file"):
+        recordings[0].rows()
+
+
+@pytest.mark.parametrize("place", ["data", "data/demo_0", "data/demo_0/obs"])
+def test_groups_of_other_files_are_not_read(tmp_path: Path, place: str):
+    write_robomimic(tmp_path / "other.hdf5", {"demo_0": {"obs/left": noise(2, 20, 24, 3)}})
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file[place] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), place)
+    assert "another file" in reason(tmp_path / "a.hdf5")

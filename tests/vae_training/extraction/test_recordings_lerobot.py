@@ -15,7 +15,7 @@ from latent_obs.util.errors import InputError, MissingExtraError
 from tests.support import RECORDINGS
 from tests.support.recording_files import numbered, numbers, read, read_until_damage, write_video
 from vae_training import ExtractConfig, extract, get_datasets, load_rows
-from vae_training.extraction.readers.base import Damaged, Recording
+from vae_training.extraction.readers.base import Damaged, DamagedRecordingError, Recording
 from vae_training.extraction.readers.find import find_recordings
 
 LENGTHS = (7, 11, 1, 9, 14)
@@ -258,3 +258,25 @@ def test_the_extra_is_named(v30: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pyarrow.dataset", None)
     with pytest.raises(MissingExtraError, match=r"latent-obs\[formats\]"):
         find_recordings([v30], camera="front")
+
+
+@pytest.mark.parametrize(("row", "found"), [(None, "lacks 1 value"), ([5.0, 6.0, 7.0], "lists of 2 and of 3 values")])
+def test_rows_are_never_shifted_by_a_list_of_another_length(v30: Path, row: list[float] | None, found: str):
+    table = v30 / "data/chunk-000/file-000.parquet"
+    actions: list[Any] = [[1.0, 2.0]] * len(pq.read_table(table))
+    actions[3] = row
+    edit_table(table, action=actions)
+    with pytest.raises(DamagedRecordingError, match=rf"file-000\.parquet .* action .*{found}"):
+        recordings_of(v30)[0].rows()
+
+
+@pytest.mark.parametrize("key", ["data_path", "video_path"])
+def test_a_path_that_leads_out_of_the_dataset_is_refused(v30: Path, key: str):
+    path = json.loads((v30 / "meta/info.json").read_text())[key]
+    (v30.parent / "cache").mkdir()
+    for file in [*v30.rglob("*.mp4"), *v30.rglob("data/**/*.parquet")]:  # as links of a cache they are good
+        file.symlink_to(shutil.move(file, v30.parent / "cache" / "-".join(file.relative_to(v30).parts)))
+    assert len(recordings_of(v30)) == len(LENGTHS)
+    for outside in (f"../cube/{path}", f"{v30.as_posix()}x/{path}"):
+        edit_info(v30, **{key: outside})
+        assert "inside the dataset" in the_damage(v30).reason

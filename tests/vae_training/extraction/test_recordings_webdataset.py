@@ -124,3 +124,40 @@ def test_an_archive_of_other_things_is_not_used(tmp_path: Path):
     assert (recording.name, damaged) == ("walk", [])
     assert "texts.tar" in said[0]
     np.testing.assert_array_equal(recording.rows()["json"], [[1, 2]])
+
+
+def test_one_camera_with_pictures_of_two_formats(tmp_path: Path):
+    names = {"0_front_jpg": png(0), "1_front_png": png(1), "2_front_jpg": png(2)}
+    (recording,) = recordings_of(write_tar(tmp_path / "a.tar", **names))
+    assert numbers(read(recording)) == [0, 1, 2]
+    assert recording.expected_frames == 3
+    bare = {"0_jpg": png(0), "1_png": png(1)}
+    (recording,) = recordings_of(write_tar(tmp_path / "b.tar", **bare))
+    assert numbers(read(recording)) == [0, 1]
+    both = write_tar(tmp_path / "c.tar", **bare, **{"2_jpg": png(2), "2_png": png(3)})
+    (recording,) = recordings_of(both, "png")  # there a sample has two pictures, so they are two cameras
+    assert numbers(read(recording)) == [1, 3]
+
+
+def test_files_that_are_not_read_are_counted(tmp_path: Path):
+    others = {"0_npy": b"x", "0_json": b"{}", "about_json": b"{}", "1_png": png(1), "1_npy": b"x", "README": b"x"}
+    (recording,) = recordings_of(write_tar(tmp_path / "a.tar", **{"0_png": png(0), **others}))
+    assert recording.notes[-1].endswith("not read: 2 .npy, 1 .json, 1 without suffix")
+    video = write_video(tmp_path / "x.mp4", numbered(3)).read_bytes()
+    files = {"a_mp4": video, "b_mp4": video, "c_png": png(0), "d_png": png(1)}
+    first, second = recordings_of(write_tar(tmp_path / "b.tar", **files))
+    assert first.notes[-1].endswith("not read: 2 .png")
+    assert second.notes == []
+
+
+def test_samples_in_pieces_are_damage(tmp_path: Path):
+    pieces = {"0_png": png(0), "1_png": png(1), "0_json": b"{}", "1_json": b"{}"}
+    write_tar(tmp_path / "a.tar", **pieces)
+    with tarfile.open(write_tar(tmp_path / "b.tar", a_png=png(0), c_png=png(1)), "a") as archive:
+        archive.addfile(tarfile.TarInfo("a.png"))
+    with tarfile.open(write_tar(tmp_path / "c.tar", a_png=png(0)), "a") as archive:
+        archive.addfile(tarfile.TarInfo("a.png"))
+    recordings, damaged = find_recordings([tmp_path])
+    assert recordings == []
+    for each, found in zip(damaged, ("the files of '0'", "the files of 'a'", "a.png is in it twice"), strict=True):
+        assert found in each.reason

@@ -1,6 +1,7 @@
 """Replay buffers of diffusion-policy in both formats of zarr, in folders and in zip files."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,14 @@ def test_nothing_is_unpickled(where: str, tmp_path: Path):
         for recording in find_recordings([folder])[0]:
             recording.rows()
         assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("place", ["data/img", "data/action", "meta/episode_ends"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_chunk_that_is_written_again_in_place_is_noticed(place: str, zarr_format: int, tmp_path: Path):
+    folder = write_zarr(tmp_path / "a.zarr", DATA, ENDS, zarr_format)
+    before = find(folder)[0].fingerprint()
+    assert find(folder)[0].fingerprint() == before
+    chunk = next(file for file in (folder / place).rglob("*") if file.is_file() and file.name[0] not in ".z")
+    os.utime(chunk, ns=(1, 1))
+    assert find(folder)[0].fingerprint() != before

@@ -114,10 +114,10 @@ def reading(what: object) -> Iterator[None]:
 
 
 def choose_camera(source: object, cameras: Sequence[str], camera: str | None) -> str:
-    """Which of several series of pictures to take: the one called `camera`, wholly or after its last dot or slash.
+    """Which of several series of pictures to take: the one called `camera`, wholly or between dots and slashes.
 
     Raises:
-        InputError: There is none of that name, or `camera` is None and there are several.
+        InputError: There is none of that name, or several, or `camera` is None and there are several.
         DamagedRecordingError: There are no pictures at all.
     """
     if not cameras:
@@ -125,11 +125,12 @@ def choose_camera(source: object, cameras: Sequence[str], camera: str | None) ->
     if camera is None and len(cameras) == 1:
         return cameras[0]
     fitting = [name for name in cameras if name == camera] or [
-        name for name in cameras if re.split(r"[./]", name)[-1] == camera
+        name for name in cameras if camera in re.split(r"[./]", name)
     ]
     if len(fitting) != 1:
-        found = f"no pictures called {camera!r}" if camera is not None else "pictures of several cameras"
-        raise InputError(f"{source} has {found}; choose one by --camera: {', '.join(cameras)}")
+        found = f"{'several' if fitting else 'no'} pictures called {camera!r}"
+        found = "pictures of several cameras" if camera is None else found
+        raise InputError(f"{source} has {found}; choose one by --camera: {', '.join(fitting or cameras)}")
     return fitting[0]
 
 

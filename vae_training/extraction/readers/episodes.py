@@ -57,11 +57,14 @@ def read_frames(array: Any, what: str, first: int = 0, end: int | None = None) -
     stored = array.chunks[0] if array.chunks else 1
     step = frames_per_chunk(math.prod(array.shape[1:]) * array.dtype.itemsize)
     step = math.ceil(step / stored) * stored
-    for start in range(first - first % stored, stop, step):
-        values = array[max(start, first) : min(start + step, stop)]
-        frames = _as_uint8(values)
+    pieces = [slice(max(start, first), min(start + step, stop)) for start in range(first - first % stored, stop, step)]
+    for piece in pieces:
+        values = array[piece]
+        frames, wrong = _as_uint8(values), "other than 0 to 255"
+        if values.dtype.kind == "f" and values.max() <= 1 and all(array[each].max() <= 1 for each in pieces):
+            frames, wrong = None, "of at most 1, expected 0 to 255"
         if frames is None:
-            raise DamagedRecordingError(f"{what} has {values.dtype} other than 0 to 255: {to_uint8(values.dtype)}")
+            raise DamagedRecordingError(f"{what} has {values.dtype} {wrong}: {to_uint8(values.dtype)}")
         yield as_rgb(frames, what)
 
 

@@ -74,12 +74,12 @@ def find_recordings(
     """Find the recordings in some files and folders.
 
     Folders are searched to the bottom. What is found in one: a MineRL stream, where it has at least two of the three
-    files of one; each episode of a LeRobot or Minari dataset, an HDF5 file or a zarr buffer; an `.mp4` with a `.jsonl`
-    of the same name as a VPT recording; any other video; the pictures or videos in a WebDataset shard; `.npz` and
-    `.npy` files with frames; and its pictures, as one recording. Up to two pictures for each of the others in their
-    folder are thumbnails, and not used; `say` gets a
-    sentence that names them, and one for unfinished files (`.part`) and anything else that is no recording. Hidden
-    files and folders and `__MACOSX` are passed over. What is reached twice counts once.
+    files of one; each episode of a LeRobot, Minari or MineStudio dataset, an HDF5 file or a zarr buffer; an `.mp4`
+    with a `.jsonl` of the same name as a VPT recording; any other video; the pictures or videos in a WebDataset shard;
+    `.npz` and `.npy` files with frames; and its pictures, as one recording. Up to two pictures for each of the others
+    in their folder are thumbnails, and not used; `say` gets a sentence that names them, and one for unfinished files
+    (`.part`) and anything else that is no recording. Hidden files and folders and `__MACOSX` are passed over. What is
+    reached twice counts once.
 
     Returns:
         The recordings, and those that are visibly damaged; both in the order of the paths, and within a folder of their

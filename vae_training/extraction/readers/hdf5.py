@@ -54,8 +54,8 @@ class Hdf5Demonstration(Recording):
     def rows(self) -> Mapping[str, NDArray[Any]]:
         """`action`, `reward`, `done`, `state$...` and others of the demonstration, and numbers of its observations."""
         with self._opened() as demo:
-            columns = {row: demo[name][()] for name, row in _ROWS.items() if hasattr(demo.get(name), "shape")}
-            for name, array in datasets(demo["obs"]).items():
+            columns = {row: own(demo, name)[()] for name, row in _ROWS.items() if hasattr(demo.get(name), "shape")}
+            for name, array in _observations(demo).items():
                 if is_row(array):
                     columns[f"observation${name.replace('/', '$')}"] = array[()]
             return episode_rows(f"{self.source}, {self.part},", len(self._pictures(demo)), columns)
@@ -67,10 +67,10 @@ class Hdf5Demonstration(Recording):
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
         with reading(self.source), opened(self.source) as file:
-            yield _base(file)[self.part]
+            yield own(_base(file), self.part)
 
     def _pictures(self, demo: Any) -> Any:
-        arrays = datasets(demo["obs"]) if "obs" in demo else {}
+        arrays = _observations(demo)
         if self.camera not in arrays:
             raise DamagedRecordingError(
                 f"{self.source}, {self.part}, has no obs/{self.camera}, as the first one has; it has {listed(arrays)}"
@@ -87,9 +87,10 @@ def hdf5_recordings(file: Path, camera: str | None) -> list[Hdf5Demonstration]:
     """
     with reading(file), opened(file) as handle:
         demos = sorted((name for name in _base(handle) if _NAME.fullmatch(name)), key=natural_key)
-        if not demos or "obs" not in _base(handle)[demos[0]]:
+        observations = _observations(own(_base(handle), demos[0])) if demos else {}
+        if not observations:
             raise DamagedRecordingError(f"{file} has {listed(datasets(handle))}; {_EXPECTED}")
-        cameras = pictures_among(f"{file}, {demos[0]}/obs,", datasets(_base(handle)[demos[0]]["obs"]))
+        cameras = pictures_among(f"{file}, {demos[0]}/obs,", observations)
     chosen = choose_camera(file, cameras, camera)
     return [Hdf5Demonstration("", file, part=demo, camera=chosen) for demo in demos]
 
@@ -110,12 +111,26 @@ def datasets(group: Any) -> dict[str, Any]:
 
     def note(name: str, item: Any) -> None:
         if hasattr(item, "dtype") and item.shape is not None:
-            found[name] = item
+            found[name] = own(group, name)
 
     group.visititems(note)
     return found
 
 
+def own(group: Any, place: str) -> Any:
+    """A group or stored array in a group; `ValueError` if its content is in another file, as that could be any."""
+    item = group[place]
+    is_array = hasattr(item, "dtype")
+    if item.file.filename != group.file.filename or (is_array and (item.external or item.is_virtual)):
+        raise ValueError(f"{group.name}/{place} is stored in another file, which is not read; copy it into this one")
+    return item
+
+
 def _base(file: Any) -> Any:
     """The group that has the demonstrations."""
-    return file["data"] if hasattr(file.get("data"), "keys") else file
+    return own(file, "data") if hasattr(file.get("data"), "keys") else file
+
+
+def _observations(demo: Any) -> dict[str, Any]:
+    """The stored arrays of a demonstration's observations; none where these are a single array (ManiSkill's states)."""
+    return datasets(own(demo, "obs")) if hasattr(demo.get("obs"), "keys") else {}

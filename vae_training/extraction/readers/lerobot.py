@@ -63,7 +63,8 @@ class LeRobotRecording(Recording):
         """As of a recording: a frame for each row of the table."""
         if self.video is None:
             return decode_pictures((f"{self.data}, {self.camera}", picture) for picture in self._pictures())
-        seconds = self.start + _array(self._table([_TIME])[_TIME]).astype(np.float64)
+        with reading(self.data):
+            seconds = self.start + _array(self._table([_TIME]), _TIME).astype(np.float64)
         return decode_at(self.video, seconds.tolist(), 0.25 / self.info["fps"], self.threads)
 
     def rows(self) -> Mapping[str, NDArray[Any]]:
@@ -82,7 +83,7 @@ class LeRobotRecording(Recording):
         table = self._table([*names, *([_TASK] if tasks else [])])
         with reading(self.data):
             for name in names:
-                values = _array(table[name])
+                values = _array(table, name)
                 if name == _STATE:
                     values = values.reshape(len(values), -1)
                     parts = _names_of(features[name], values.shape[1])
@@ -160,8 +161,8 @@ def lerobot_recordings(root: Path, camera: str | None) -> Iterator[Recording | D
                     episode=each[_EPISODE],
                     length=each["length"],
                     camera=camera,
-                    data=root / _path(info["data_path"], each, "data/"),
-                    video=root / _path(info["video_path"], each, video, video_key=camera) if video else None,
+                    data=_file(root, info["data_path"], each, "data/"),
+                    video=_file(root, info["video_path"], each, video, video_key=camera) if video else None,
                     start=each[f"{video}from_timestamp"] if video else 0.0,
                 )
             )
@@ -185,9 +186,16 @@ def _episodes(root: Path, info: Mapping[str, Any], video: str | None) -> list[di
     return _parquet(root / "meta" / "episodes", columns).to_table(columns).to_pylist()
 
 
-def _path(template: str, episode: Mapping[str, Any], prefix: str, **more: str) -> str:
-    """The path of an episode's file; the template's fields are columns of the episode, with a prefix in version 3."""
-    return template.format(**{name.removeprefix(prefix): value for name, value in episode.items()}, **more)
+def _file(root: Path, template: str, episode: Mapping[str, Any], prefix: str, **more: str) -> Path:
+    """An episode's file; the fields of the template of its path are columns of the episode, with a prefix in version 3.
+
+    It may be a link (in a cache of the hub), but its path may not lead out of the dataset: it could be any file.
+    """
+    path = template.format(**{name.removeprefix(prefix): value for name, value in episode.items()}, **more)
+    file = root / path
+    if not file.is_relative_to(root) or ".." in file.relative_to(root).parts:
+        raise ValueError(f"info.json names {path}, expected a path inside the dataset, without ..")
+    return file
 
 
 def _tasks(root: Path) -> dict[int, str]:
@@ -219,15 +227,19 @@ def _is_row(name: str, feature: Mapping[str, Any]) -> bool:
     return name not in _NO_ROWS and len(feature["shape"]) <= 1 and bool(_PLAIN.fullmatch(feature["dtype"]))
 
 
-def _array(column: Any) -> NDArray[Any]:
+def _array(table: Any, name: str) -> NDArray[Any]:
     """A column as numbers or texts, (N,), or (N, k) if it has k in each row."""
-    values, lists = column.combine_chunks(), False
-    while values.type.num_fields:
+    values, lists = table[name].combine_chunks(), False
+    while values.type.num_fields and not values.null_count:
+        if len(lengths := values.value_lengths().unique()) > 1:
+            raise ValueError(f"its {name} has lists of {lengths[0]} and of {lengths[1]} values, expected one length")
         values, lists = values.flatten(), True
+    if values.null_count:
+        raise ValueError(f"its {name} lacks {counted(values.null_count, 'value')}, expected one in each row")
     array = values.to_numpy(zero_copy_only=False)
     if array.dtype.hasobject:
         array = array.astype(str)
-    return array.reshape(len(column), -1) if lists else array
+    return array.reshape(len(table), -1) if lists else array
 
 
 def _names_of(feature: Mapping[str, Any], count: int) -> Sequence[str]:

@@ -14,6 +14,7 @@ import io
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +32,7 @@ from vae_training.extraction.readers.base import (
     reading,
 )
 from vae_training.extraction.readers.episodes import episode_rows, read_frames
-from vae_training.extraction.readers.hdf5 import opened
+from vae_training.extraction.readers.hdf5 import opened, own
 
 _METADATA, _HDF5 = "metadata.json", "main_data.hdf5"
 _STEPS = {"rewards": "reward", "terminations": "terminated", "truncations": "truncated"}
@@ -96,7 +97,7 @@ class MinariEpisode(Recording):
                 raise ValueError(f"there is no .arrow or .parquet file in {self.source / str(self._number)}")
             if files[0].name == _HDF5:
                 with opened(files[0]) as handle:
-                    yield handle[f"episode_{self._number}"].__getitem__
+                    yield partial(own, own(handle, f"episode_{self._number}"))
                 return
             arrow = require("pyarrow.dataset", extra="formats", purpose="read Minari datasets that are not HDF5")
             mapped = require("pyarrow.fs", extra="formats", purpose="").LocalFileSystem(use_mmap=True)

@@ -12,7 +12,8 @@ Nothing is extracted to the disk.
 import itertools
 import json
 import tarfile
-from collections.abc import Generator, Iterator, Mapping
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, ClassVar
@@ -33,18 +34,20 @@ class ShardRecording(Recording):
     """The pictures in a shard, or one of the videos in it: its `part`.
 
     Attributes:
-        ending: What follows the first dot in the names of its files.
+        endings: What follows the first dot in the names of its files, "front.jpg"; only one of them is in a sample.
         pictures: Number of them; None for a video.
+        unused: How many files of the shard are not read, by their suffixes; of its first recording only.
     """
 
     kind: ClassVar[str] = "webdataset"
-    ending: str
+    endings: tuple[str, ...]
     pictures: int | None
+    unused: str = ""
 
     def chunks(self) -> Generator[Frames]:
         """As of a recording: a frame for each picture, or those of the video."""
         with reading(self.source), tarfile.open(self.source) as archive:
-            files = (sample[self.ending] for sample in self._samples(archive))
+            files = (file for file, _ in self._samples(archive))
             if self.pictures is None:
                 yield from decode(self.source, self.threads, content=_content(archive, next(files)))
             else:
@@ -59,31 +62,34 @@ class ShardRecording(Recording):
 
     @property
     def notes(self) -> list[str]:
-        """Names what is left out of the rows."""
+        """Names what is left out of the rows, and counts the files of the shard that are not read."""
         left_out = [name for name, column in self._columns().items() if column is None]
         what = f"{self.source}: without what its .json does not have as numbers for each frame"
-        return [f"{what}: {', '.join(left_out)}"] if left_out else []
+        return [
+            *([f"{what}: {', '.join(left_out)}"] if left_out else []),
+            *([f"{self.source}: without files that are not read: {self.unused}"] if self.unused else []),
+        ]
 
     def _stated_frames(self) -> int | None:
         return self.pictures
 
-    def _samples(self, archive: tarfile.TarFile) -> Iterator[dict[str, tarfile.TarInfo]]:
-        """The samples that have a picture, or the one that is the video."""
+    def _samples(self, archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, dict[str, tarfile.TarInfo]]]:
+        """The pictures with their samples, or the video with its own."""
         for key, sample in _samples(archive):
-            if self.ending in sample and (self.pictures is not None or key == self.part):
-                yield sample
+            if self.pictures is not None or key == self.part:
+                yield from ((sample[ending], sample) for ending in self.endings if ending in sample)
 
     def _columns(self) -> dict[str, NDArray[Any] | None]:
         """What the `.json` holds, by name; None where it cannot be rows."""
         known: list[dict[str, Any]] = []
         with reading(self.source), tarfile.open(self.source) as archive:
-            for sample in self._samples(archive):
+            for content, sample in self._samples(archive):
                 known.append({})
                 if file := sample.get("json"):
                     with reading(f"{self.source}, {file.name}"):
                         known[-1].update(_flat(json.load(_content(archive, file))))
                 if self.pictures is None:
-                    frames = count_frames(self.source, _content(archive, sample[self.ending]))
+                    frames = count_frames(self.source, _content(archive, content))
                     return {name: _as_row(values, frames) for name, values in known[0].items()}
         names = dict.fromkeys(name for each in known for name in each)
         return {name: _as_row([each.get(name) for each in known], len(known)) for name in names}
@@ -99,27 +105,51 @@ def shard_recordings(file: Path, camera: str | None) -> Iterator[Recording]:
 
     Raises:
         InputError: There is no such camera, or there are several and `camera` is None.
-        DamagedRecordingError: It cannot be read.
+        DamagedRecordingError: It cannot be read, or its samples are not in one piece.
     """
-    videos: dict[str, list[str]] = {}
-    pictures: dict[str, list[str]] = {}
     with reading(file), tarfile.open(file) as archive:
-        for key, sample in _samples(archive):
-            for ending in sample:
-                suffix = f".{ending.rpartition('.')[2]}"
-                if suffix in VIDEO_SUFFIXES:
-                    videos.setdefault(ending, []).append(key)
-                elif suffix in PICTURE_SUFFIXES:
-                    pictures.setdefault(ending, []).append(key)
-    if not (keys := videos or pictures):
+        samples = [(key, list(sample)) for key, sample in _samples(archive)]
+        for suffixes in (VIDEO_SUFFIXES, PICTURE_SUFFIXES):
+            found = [(key, ending) for key, endings in samples for ending in endings if _suffix(ending) in suffixes]
+            if found:
+                break
+        else:
+            return
+        counts = Counter(key for key, _ in samples)
+        if apart := [key for key, _ in found if counts[key] > 1]:
+            raise ValueError(
+                f"the files of {apart[0]!r} are in several places in it, expected side by side, and each once; write "
+                "it again with tar --sort=name, from files whose numbers have as many digits each (0009, 0010)"
+            )
+    cameras = _cameras(found)
+    endings = cameras[choose_camera(file, list(cameras), camera)]
+    keys = [key for key, ending in found if ending in endings]
+    used = {*found, *((key, "json") for key in keys)}
+    unused = Counter(_suffix(ending) for key, inside in samples for ending in inside if (key, ending) not in used)
+    note = ", ".join(f"{count} {suffix}" for suffix, count in unused.items())
+    if suffixes is PICTURE_SUFFIXES:
+        yield ShardRecording(name="", source=file, endings=endings, pictures=len(keys), unused=note)
         return
-    endings = {ending.rpartition(".")[0] or ending: ending for ending in keys}
-    ending = endings[choose_camera(file, list(endings), camera)]
-    if videos:
-        for key in videos[ending]:
-            yield ShardRecording(name="", source=file, part=key, ending=ending, pictures=None)
-    else:
-        yield ShardRecording(name="", source=file, ending=ending, pictures=len(pictures[ending]))
+    for key in keys:
+        yield ShardRecording(name="", source=file, part=key, endings=endings, pictures=None, unused=note)
+        note = ""
+
+
+def _cameras(found: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """Endings of the files of each camera, by its name: "front" for front.jpg and front.png, "jpg/png" for jpg and png.
+
+    Where both are in one sample, they are two cameras.
+    """
+    pairs = [(key, ending.rpartition(".")[0], ending) for key, ending in found]
+    several = {camera for (_, camera), count in Counter(pair[:2] for pair in pairs).items() if count > 1}
+    endings: dict[str, dict[str, None]] = {}
+    for _, camera, ending in pairs:
+        endings.setdefault(ending if camera in several else camera, {})[ending] = None
+    return {camera or "/".join(inside): tuple(inside) for camera, inside in endings.items()}
+
+
+def _suffix(ending: str) -> str:
+    return f".{ending.rpartition('.')[2]}" if ending else "without suffix"
 
 
 def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
@@ -130,8 +160,12 @@ def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.
         return path.with_name(path.name.partition(".")[0]).as_posix()
 
     files = (each for each in archive if each.isfile() and not any(map(is_passed_over, PurePosixPath(each.name).parts)))
-    for name, sample in itertools.groupby(files, key):
-        yield name, {PurePosixPath(file.name).name.partition(".")[2].lower(): file for file in sample}
+    for name, group in itertools.groupby(files, key):
+        sample: dict[str, tarfile.TarInfo] = {}
+        for file in group:
+            if sample.setdefault(PurePosixPath(file.name).name.partition(".")[2].lower(), file) is not file:
+                raise ValueError(f"{file.name} is in it twice")
+        yield name, sample
 
 
 def _content(archive: tarfile.TarFile, file: tarfile.TarInfo) -> IO[bytes]:

@@ -5,6 +5,8 @@ data/action, ...     rows for them
 meta/episode_ends    where each episode ends
 """
 
+import hashlib
+import os
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +42,20 @@ class ZarrEpisode(Recording):
             columns = {names[name]: array[self.first : self.end] for name, array in arrays.items()}
             return episode_rows(f"{self.source}, {self.part},", self.end - self.first, columns)
 
-    @property
-    def files(self) -> list[Path]:
-        """The file, or the folders of the pictures and of the episodes' ends; writing into them changes their time."""
-        inside = [self.source / "data" / self.camera, self.source / "meta" / "episode_ends"]
-        return inside if self.source.is_dir() else [self.source]
+    def fingerprint(self) -> str:
+        """As of a recording; for a folder, a digest of all files with data or episodes' ends."""
+        if self.source.is_file():
+            return super().fingerprint()
+        digest = hashlib.sha256(self.part.encode())
+        with reading(self.source):
+            for top in ("data", "meta/episode_ends"):
+                for folder, folders, names in os.walk(self.source / top):
+                    folders.sort()
+                    digest.update(str(Path(folder).relative_to(self.source)).encode())
+                    for name in sorted(names):
+                        stat = Path(folder, name).stat()
+                        digest.update(f";{name}:{stat.st_size}:{stat.st_mtime_ns}".encode())
+        return f"{self.part}:{digest.hexdigest()}"
 
     def _stated_frames(self) -> int | None:
         return self.end - self.first
