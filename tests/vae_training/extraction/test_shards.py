@@ -90,7 +90,7 @@ def test_readers_see_all_shards(place: Place):
     datasets = get_datasets(place.out)
     assert sum(map(len, datasets)) == sum(range(40, 120, 10))
     held_out = split_held_out(datasets, 1)[1]  # of a recording in four files, by whichever shard
-    assert [Path(str(file.filename)).name for file in held_out] == [f"clip-7_00{i}.npy" for i in range(4)]  # type: ignore
+    assert [len(piece) for piece in held_out] == [30, 30, 30, 20]
 
 
 def test_a_shard_that_was_interrupted_has_not_finished(place: Place, monkeypatch: pytest.MonkeyPatch):
