@@ -1,7 +1,8 @@
-"""Numbers with their nouns, and sentences in lines of the terminal's width."""
+"""Numbers with their nouns, lists of names, and sentences in lines of the terminal's width."""
 
 import shutil
 import textwrap
+from collections.abc import Sequence
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -12,6 +13,16 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
         ('1 file', '2,000 files', '2 processes')
     """
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def wrapped(text: str, indent: str = "") -> str:

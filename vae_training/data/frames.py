@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from latent_obs.util.errors import InputError, LatentObsError, check_count, check_type, parse_json
 from latent_obs.util.npy import map_npy, read_npy_header
-from latent_obs.util.words import counted
+from latent_obs.util.words import counted, listed
 
 Frames = NDArray[np.uint8]
 Datasets = Sequence[Frames]
@@ -24,6 +24,7 @@ Datasets = Sequence[Frames]
 DISK_FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 #: What was extracted to a folder: the index of a run, and that of shard i of n of an array job.
 INDEX, SHARD_INDEX = "frames.json", "frames.shard-{}-of-{}.json"
+_INDEX_NAME = re.compile(r"frames(?:\.shard-[0-9]+-of-([0-9]+))?\.json")
 _MB = 1 << 20
 _HELD_OUT_SHARE = 0.1
 _GAP_SHARE, _MOST_GAP_FRAMES = 0.01, 100
@@ -89,7 +90,7 @@ def frame_files(folder: Path) -> list[Path]:
     files = [entry for entry in visible if entry.suffix == ".npy" and not entry.is_dir()]
     if not files:
         found = "no folder" if not folder.exists() else "a file" if folder.is_file() else "a folder without .npy files"
-        holding = f" (it holds {_listed([entry.name for entry in visible])})" if visible else ""
+        holding = f" (it holds {listed([entry.name for entry in visible])})" if visible else ""
         raise InputError(
             f"{folder} is {found}{holding}, expected a folder with .npy files of uint8 frames (N, H, W, C). Record "
             "some with: latent-obs frames record --out FOLDER; convert videos with: latent-obs frames extract"
@@ -282,8 +283,7 @@ def index_files(folder: Path) -> list[Path]:
 
     Their "recordings" together are those of the folder.
     """
-    pattern = re.escape(SHARD_INDEX).replace(r"\{\}", "[0-9]+") + "|" + re.escape(INDEX)
-    return sorted(file for file in folder.glob("frames*.json") if re.fullmatch(pattern, file.name) and file.is_file())
+    return sorted(file for file in folder.glob("frames*.json") if _INDEX_NAME.fullmatch(file.name) and file.is_file())
 
 
 def not_finished(folder: Path) -> str:
@@ -297,9 +297,9 @@ def not_finished(folder: Path) -> str:
     files = index_files(folder)
     # An index of an older version does not say whether the run has finished.
     finished = [f.name for f in files if parse_json(f.read_bytes(), dict[str, Any], f).get("complete", True)]
-    of = max((int(re.findall("[0-9]+", file.name)[1]) for file in files if file.name != INDEX), default=0)
+    of = max((int(match[1] or 0) for file in files if (match := _INDEX_NAME.fullmatch(file.name))), default=0)
     numbers = [number for number in range(1, of + 1) if SHARD_INDEX.format(number, of) not in finished]
-    shards = _listed([f"--shard {number}/{of}" for number in numbers])
+    shards = listed([f"--shard {number}/{of}" for number in numbers])
     if shards or len(finished) < len(files):
         return f"frames extract{' ' * bool(shards)}{shards} has not finished"
     return ""
@@ -352,7 +352,7 @@ def split_as_before(datasets: Sequence[np.memmap], before: Split, *, folder: Pat
         "changed": {name for name in common if fingerprint(Path(name_of(present[name]))) != saved[name]},
         "new": present.keys() - common,
     }
-    found = [f"{_listed(sorted(names))} {what}" for what, names in differences.items() if names]
+    found = [f"{listed(sorted(names))} {what}" for what, names in differences.items() if names]
     if found:
         raise InputError(
             f"{folder} does not hold the frames that the run to resume began with: {'; '.join(found)}. Put them back "
@@ -363,10 +363,6 @@ def split_as_before(datasets: Sequence[np.memmap], before: Split, *, folder: Pat
         for side in (before["training"], before["held_out"])
     )
     return training, held_out
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def check_worth_learning(training: Datasets) -> None:

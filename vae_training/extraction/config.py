@@ -70,15 +70,15 @@ class ExtractConfig:
                 check_count(name, getattr(self, name), at_most=_LARGEST_SIZE if name == "size" else 2**63 - 1)
         if self.drop_duplicates is not None and not 0 < self.drop_duplicates <= 255:
             raise InputError(f"drop_duplicates must be above 0 and at most 255, or None; got {self.drop_duplicates!r}")
-        number, of = self.shard_of
+        number, of = self.shard_of or (1, 1)
         if not 1 <= number <= of:
             raise InputError(f"shard must be i/n with i from 1 to n, such as 1/3, 2/3 and 3/3; got {self.shard!r}")
 
     @property
-    def shard_of(self) -> tuple[int, int]:
-        """Which of how many parts of the recordings is extracted; (1, 1) is all of them."""
+    def shard_of(self) -> tuple[int, int] | None:
+        """Which of how many parts of the recordings is extracted."""
         if self.shard is None:
-            return 1, 1
+            return None
         numbers = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", self.shard)
         return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 

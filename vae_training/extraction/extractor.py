@@ -72,12 +72,12 @@ def extract(
     options = VptOptions(config.drop_null_actions, config.gui)
     recordings, damaged = find_recordings(config.recordings, vpt=options, camera=config.camera, say=say)
     out = Path(os.path.realpath(config.out))  # Path.resolve raises where links go in a circle
-    for recording in recordings:
-        source = Path(os.path.realpath(recording.source))
-        if out in (source, *source.parents) and not url_of(recording.source):
-            raise InputError(f"out {config.out} contains the recording {recording.source}; choose another --out")
+    for found in dict.fromkeys(recording.source for recording in recordings):
+        source = Path(os.path.realpath(found))
+        if out in (source, *source.parents) and not url_of(found):
+            raise InputError(f"out {config.out} contains the recording {found}; choose another --out")
     all_recordings, names = recordings, {recording.name for recording in recordings}
-    shard = config.shard_of if config.shard else None
+    shard = config.shard_of
     if shard:
         recordings = [recording for recording in recordings if _is_of(recording.name, *shard)]
         damaged = [bad for bad in damaged if _is_of(bad.name, *shard)]

@@ -143,8 +143,6 @@ def test_files_that_cannot_be_fetched_or_read(local: Path, tmp_path: Path, monke
     monkeypatch.setattr(MemoryFileSystem, "get_file", failing)
     MemoryFileSystem.store["/bucket/demos/inner/clip.mp4"].seek(0)
     MemoryFileSystem.store["/bucket/demos/inner/clip.mp4"].write(b"x" * 500)
-    two = local / "two.npz"
-    np.savez(two, frames=numbered(9), numbers=np.arange(3))
     np.savez(local / "acted.npz", first=numbered(9), second=numbered(8))
     fsspec.url_to_fs(STORE)[0].put_file(str(local / "acted.npz"), "/bucket/demos/acted.npz")
     result = run(STORE, tmp_path / "frames")

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,16 @@ def test_pictures_and_rows_are_those_that_the_package_wrote(camera: str, first: 
     np.testing.assert_array_equal(rows["state$x"], n)
     (note,) = recording.notes
     assert note.endswith("state$goal, note")  # a text, and a number that every second sample has
+
+
+def test_a_shard_of_pictures_is_read_from_front_to_back(monkeypatch: pytest.MonkeyPatch):
+    """As going back in a compressed archive reads it again from its start."""
+    (recording,) = recordings_of(RECORDINGS / "webdataset-pictures.tar.gz", "front")
+    frames, rows = read(recording), recording.rows()
+    (recording,) = recordings_of(RECORDINGS / "webdataset-pictures.tar.gz", "front")
+    monkeypatch.setattr(tarfile, "open", partial(tarfile.open, mode="r|*"))  # cannot go back
+    np.testing.assert_array_equal(read(recording), frames)
+    assert recording.rows().keys() == rows.keys()
 
 
 def test_videos_and_rows_are_those_that_the_package_wrote():

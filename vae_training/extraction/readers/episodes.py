@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_obs.util.npy import NpyHeader
+from latent_obs.util.words import listed
 from vae_training.data.frames import Frames, to_uint8
 from vae_training.extraction.readers.arrays import as_rgb, check_frames
 from vae_training.extraction.readers.base import DamagedRecordingError, frames_per_chunk
@@ -34,15 +35,14 @@ def pictures_among(what: str, arrays: Mapping[str, Any]) -> list[str]:
         return names
     advice = [f". For pictures, {to_uint8(array.dtype)}" for array in other.values()][:1]
     raise DamagedRecordingError(
-        f"{what} holds no pictures, uint8 (N, H, W, C); it has {listed(arrays)}{''.join(advice)}"
+        f"{what} holds no pictures, uint8 (N, H, W, C); it has {arrays_listed(arrays)}{''.join(advice)}"
     )
 
 
-def listed(arrays: Mapping[str, Any]) -> str:
+def arrays_listed(arrays: Mapping[str, Any]) -> str:
     """Names, dtypes and shapes of the first stored arrays, for a message."""
-    named = [f"{name} {array.dtype} {tuple(array.shape)}" for name, array in [*arrays.items()][:_MOST_NAMED]]
-    more = [f"and {len(arrays) - _MOST_NAMED} more"] if len(arrays) > _MOST_NAMED else []
-    return ", ".join(named + more) or "nothing"
+    named = [f"{name} {array.dtype} {tuple(array.shape)}" for name, array in arrays.items()]
+    return listed(named, _MOST_NAMED) or "nothing"
 
 
 def read_frames(array: Any, what: str, first: int = 0, end: int | None = None) -> Generator[Frames]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latent_obs.util.errors import InputError
-from latent_obs.util.words import counted
+from latent_obs.util.words import counted, listed
 from vae_training.extraction.readers import minestudio
 from vae_training.extraction.readers.arrays import array_recordings
 from vae_training.extraction.readers.base import (
@@ -40,7 +40,6 @@ _KNOWN = (
 )
 
 _MOST_THUMBNAILS = 2  # for each recording beside them
-_MOST_NAMED = 5
 
 _Found = Recording | Damaged
 
@@ -111,9 +110,9 @@ def find_recordings(
         found += [(each, base) for each in inside]
     if not found:
         where = ", ".join(map(str, paths)) or "no path at all"
-        raise InputError(f"no recordings in {where}; there is {_listed(search.others) or 'nothing'}. {_KNOWN}")
+        raise InputError(f"no recordings in {where}; there is {listed(search.others) or 'nothing'}. {_KNOWN}")
     if search.others:
-        say(f"not used, as they are no recordings: {counted(len(search.others), 'file')}, {_listed(search.others)}")
+        say(f"not used, as they are no recordings: {counted(len(search.others), 'file')}, {listed(search.others)}")
     named = [replace(each, name=name) for (each, _), name in zip(found, _unique_names(found), strict=True)]
     recordings = [each for each in named if isinstance(each, Recording)]
     return recordings, [each for each in named if isinstance(each, Damaged)]
@@ -157,7 +156,7 @@ class _Search:
         if thumbnails:
             self.say(
                 f"{root}: not used, as thumbnails of what is beside them: {counted(len(pictures), 'picture')}, "
-                f"{_listed([path.name for path in pictures])}. In a folder of their own they are a recording"
+                f"{listed([path.name for path in pictures])}. In a folder of their own they are a recording"
             )
         of_vpt = {each.files[1] for inner in files.values() for each in inner if isinstance(each, VptRecording)}
         for path in paths:
@@ -204,11 +203,6 @@ class _Search:
         real, known = os.path.realpath(path), len(self.seen)  # Path.resolve raises where links go in a circle
         self.seen.add(real)
         return len(self.seen) > known
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _container(path: Path) -> Container | None:

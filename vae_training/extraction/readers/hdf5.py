@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from latent_obs.util.errors import require
 from vae_training.data.frames import Frames
 from vae_training.extraction.readers.base import DamagedRecordingError, Recording, choose_camera, natural_key, reading
-from vae_training.extraction.readers.episodes import episode_rows, is_row, listed, pictures_among, read_frames
+from vae_training.extraction.readers.episodes import arrays_listed, episode_rows, is_row, pictures_among, read_frames
 
 _ROWS = {
     "actions": "action",
@@ -70,12 +70,12 @@ class Hdf5Demonstration(Recording):
             yield own(_base(file), self.part)
 
     def _pictures(self, demo: Any) -> Any:
-        arrays = _observations(demo)
-        if self.camera not in arrays:
+        if (place := f"obs/{self.camera}") not in demo:
+            found = arrays_listed(_observations(demo))
             raise DamagedRecordingError(
-                f"{self.source}, {self.part}, has no obs/{self.camera}, as the first one has; it has {listed(arrays)}"
+                f"{self.source}, {self.part}, has no {place}, as the first one has; it has {found}"
             )
-        return arrays[self.camera]
+        return own(demo, place)
 
 
 def hdf5_recordings(file: Path, camera: str | None) -> list[Hdf5Demonstration]:
@@ -89,7 +89,7 @@ def hdf5_recordings(file: Path, camera: str | None) -> list[Hdf5Demonstration]:
         demos = sorted((name for name in _base(handle) if _NAME.fullmatch(name)), key=natural_key)
         observations = _observations(own(_base(handle), demos[0])) if demos else {}
         if not observations:
-            raise DamagedRecordingError(f"{file} has {listed(datasets(handle))}; {_EXPECTED}")
+            raise DamagedRecordingError(f"{file} has {arrays_listed(datasets(handle))}; {_EXPECTED}")
         cameras = pictures_among(f"{file}, {demos[0]}/obs,", observations)
     chosen = choose_camera(file, cameras, camera)
     return [Hdf5Demonstration("", file, part=demo, camera=chosen) for demo in demos]

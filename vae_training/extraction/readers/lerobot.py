@@ -10,6 +10,7 @@ Row i belongs to the picture that the video shows at its timestamp, as in LeRobo
 `_query_videos`).
 """
 
+import functools
 import io
 import json
 import re
@@ -198,6 +199,7 @@ def _file(root: Path, template: str, episode: Mapping[str, Any], prefix: str, **
     return file
 
 
+@functools.lru_cache(maxsize=1)  # for the next episode
 def _tasks(root: Path) -> dict[int, str]:
     """Texts of the tasks by number."""
     if (file := root / "meta" / "tasks.jsonl").is_file():

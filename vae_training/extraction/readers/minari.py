@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from latent_obs.util.errors import parse_json, require
 from vae_training.data.frames import Frames
@@ -28,16 +27,17 @@ from vae_training.extraction.readers.base import (
     DamagedRecordingError,
     Recording,
     choose_camera,
-    in_chunks,
     reading,
 )
 from vae_training.extraction.readers.episodes import episode_rows, read_frames
 from vae_training.extraction.readers.hdf5 import opened, own
+from vae_training.extraction.readers.images import decode_pictures
 
 _METADATA, _HDF5 = "metadata.json", "main_data.hdf5"
 _STEPS = {"rewards": "reward", "terminations": "terminated", "truncations": "truncated"}
 _SUFFIXES = (".arrow", ".parquet")
 _NUMBERS = ("Box", "Discrete", "MultiBinary", "MultiDiscrete")
+_JPEGS_AT_ONCE = 64
 _SMALLEST = 32  # side of what Minari takes for a picture; smaller ones are maps of grid worlds
 
 
@@ -64,7 +64,11 @@ class MinariEpisode(Recording):
             if len(pictures.shape) > 2:
                 yield from read_frames(pictures, what)
             else:
-                yield from in_chunks(_decoded(pictures, self.shape, what))
+                yield from decode_pictures(
+                    (f"{what} picture {number}", io.BytesIO(bytes(data)))
+                    for start in range(0, pictures.shape[0], _JPEGS_AT_ONCE)
+                    for number, data in enumerate(pictures[start : start + _JPEGS_AT_ONCE], start)
+                )
 
     def rows(self) -> Mapping[str, NDArray[Any]]:
         """`action`, `reward`, `terminated`, `truncated`, `acted`, `first`, and numbers beside the picture."""
@@ -172,17 +176,6 @@ def is_minari(path: Path) -> bool:
     return (path / _METADATA).is_file() and (
         (path / _HDF5).is_file() or any(each.suffix in _SUFFIXES for each in path.glob("[0-9]*/*"))
     )
-
-
-def _decoded(pictures: Any, shape: tuple[int, ...], what: str) -> Generator[Frames]:
-    """Pictures (H, W, 3) of an array of JPEG files."""
-    for start in range(0, pictures.shape[0], 64):
-        for number, data in enumerate(pictures[start : start + 64], start):
-            with reading(f"{what} picture {number}"), Image.open(io.BytesIO(bytes(data)), formats=["JPEG"]) as image:
-                if image.size != (shape[1], shape[0]):
-                    raise ValueError(f"it is {image.size[0]}x{image.size[1]}, expected {shape[1]}x{shape[0]}")
-                pixels = np.asarray(image.convert("RGB"))
-            yield pixels
 
 
 def _leaves(space: dict[str, Any], place: str, index: str) -> Iterator[tuple[str, dict[str, Any]]]:

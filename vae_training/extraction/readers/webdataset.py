@@ -15,6 +15,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, ClassVar
 
@@ -47,7 +48,7 @@ class ShardRecording(Recording):
     def chunks(self) -> Generator[Frames]:
         """As of a recording: a frame for each picture, or those of the video."""
         with reading(self.source), tarfile.open(self.source) as archive:
-            files = (file for file, _ in self._samples(archive))
+            files = (file for key, ending, file in _files(archive) if self._has(key, ending))
             if self.pictures is None:
                 yield from decode(self.source, self.threads, content=_content(archive, next(files)))
             else:
@@ -58,12 +59,12 @@ class ShardRecording(Recording):
 
         Names of nested objects are joined by $. What is not there for each frame is left out, and listed in `notes`.
         """
-        return {name: column for name, column in self._columns().items() if column is not None}
+        return {name: column for name, column in self._columns.items() if column is not None}
 
     @property
     def notes(self) -> list[str]:
         """Names what is left out of the rows, and counts the files of the shard that are not read."""
-        left_out = [name for name, column in self._columns().items() if column is None]
+        left_out = [name for name, column in self._columns.items() if column is None]
         what = f"{self.source}: without what its .json does not have as numbers for each frame"
         return [
             *([f"{what}: {', '.join(left_out)}"] if left_out else []),
@@ -73,26 +74,30 @@ class ShardRecording(Recording):
     def _stated_frames(self) -> int | None:
         return self.pictures
 
-    def _samples(self, archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, dict[str, tarfile.TarInfo]]]:
-        """The pictures with their samples, or the video with its own."""
-        for key, sample in _samples(archive):
-            if self.pictures is not None or key == self.part:
-                yield from ((sample[ending], sample) for ending in self.endings if ending in sample)
+    def _has(self, key: str, ending: str) -> bool:
+        """Whether a file of the shard is a picture of this recording, or its video."""
+        return ending in self.endings and (self.pictures is not None or key == self.part)
 
+    @cached_property
     def _columns(self) -> dict[str, NDArray[Any] | None]:
         """What the `.json` holds, by name; None where it cannot be rows."""
-        known: list[dict[str, Any]] = []
+        known: dict[str, dict[str, Any]] = {}
+        keys: list[str] = []
+        frames = None
         with reading(self.source), tarfile.open(self.source) as archive:
-            for content, sample in self._samples(archive):
-                known.append({})
-                if file := sample.get("json"):
+            for key, ending, file in _files(archive):
+                if self._has(key, ending):
+                    keys.append(key)
+                    if self.pictures is None:
+                        frames = count_frames(self.source, _content(archive, file))
+                elif ending == "json" and self.part in ("", key):
                     with reading(f"{self.source}, {file.name}"):
-                        known[-1].update(_flat(json.load(_content(archive, file))))
-                if self.pictures is None:
-                    frames = count_frames(self.source, _content(archive, content))
-                    return {name: _as_row(values, frames) for name, values in known[0].items()}
-        names = dict.fromkeys(name for each in known for name in each)
-        return {name: _as_row([each.get(name) for each in known], len(known)) for name in names}
+                        known[key] = dict(_flat(json.load(_content(archive, file))))
+        if frames is not None:
+            return {name: _as_row(values, frames) for name, values in known.get(self.part, {}).items()}
+        rows = [known.get(key, {}) for key in keys]
+        names = dict.fromkeys(name for each in rows for name in each)
+        return {name: _as_row([each.get(name) for each in rows], len(rows)) for name in names}
 
 
 def is_shard(path: Path) -> bool:
@@ -108,7 +113,13 @@ def shard_recordings(file: Path, camera: str | None) -> Iterator[Recording]:
         DamagedRecordingError: It cannot be read, or its samples are not in one piece.
     """
     with reading(file), tarfile.open(file) as archive:
-        samples = [(key, list(sample)) for key, sample in _samples(archive)]
+        samples: list[tuple[str, list[str]]] = []
+        for key, group in itertools.groupby(_files(archive), lambda file: file[0]):
+            samples.append((key, []))
+            for _, ending, member in group:
+                if ending in samples[-1][1]:
+                    raise ValueError(f"{member.name} is in it twice")
+                samples[-1][1].append(ending)
         for suffixes in (VIDEO_SUFFIXES, PICTURE_SUFFIXES):
             found = [(key, ending) for key, endings in samples for ending in endings if _suffix(ending) in suffixes]
             if found:
@@ -152,20 +163,16 @@ def _suffix(ending: str) -> str:
     return f".{ending.rpartition('.')[2]}" if ending else "without suffix"
 
 
-def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """The name of each sample, and its files by what follows the first dot in their names."""
+def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """The name of the sample of each file, what follows the first dot in its own name, and the file.
 
-    def key(file: tarfile.TarInfo) -> str:
+    A file is to be read before the next is asked for: going back in a compressed archive begins it again.
+    """
+    for file in archive:
         path = PurePosixPath(file.name)
-        return path.with_name(path.name.partition(".")[0]).as_posix()
-
-    files = (each for each in archive if each.isfile() and not any(map(is_passed_over, PurePosixPath(each.name).parts)))
-    for name, group in itertools.groupby(files, key):
-        sample: dict[str, tarfile.TarInfo] = {}
-        for file in group:
-            if sample.setdefault(PurePosixPath(file.name).name.partition(".")[2].lower(), file) is not file:
-                raise ValueError(f"{file.name} is in it twice")
-        yield name, sample
+        if file.isfile() and not any(map(is_passed_over, path.parts)):
+            name, _, ending = path.name.partition(".")
+            yield path.with_name(name).as_posix(), ending.lower(), file
 
 
 def _content(archive: tarfile.TarFile, file: tarfile.TarInfo) -> IO[bytes]:

@@ -8,7 +8,7 @@ meta/episode_ends    where each episode ends
 import hashlib
 import os
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from latent_obs.util.errors import one_line, require
 from vae_training.data.frames import Frames
 from vae_training.extraction.readers.base import Recording, choose_camera, reading
-from vae_training.extraction.readers.episodes import episode_rows, is_row, listed, pictures_among, read_frames
+from vae_training.extraction.readers.episodes import arrays_listed, episode_rows, is_row, pictures_among, read_frames
 
 
 @dataclass(frozen=True)
@@ -27,35 +27,26 @@ class ZarrEpisode(Recording):
     camera: str = ""
     first: int = 0
     end: int = 0
+    state: str = field(kw_only=True)
+    """Changes with the store."""
     kind: ClassVar[str] = "zarr"
 
     def chunks(self) -> Generator[Frames]:
         """As of a recording."""
         with reading(self.source):
-            yield from read_frames(_arrays(self.source)[self.camera], str(self.source), self.first, self.end)
+            yield from read_frames(_group(self.source)[f"data/{self.camera}"], str(self.source), self.first, self.end)
 
     def rows(self) -> Mapping[str, NDArray[Any]]:
         """`action`, `reward`, and the other numbers as `observation$...`."""
         with reading(self.source):
-            arrays = {name: array for name, array in _arrays(self.source).items() if is_row(array)}
+            arrays = {name: array for name, array in _arrays(_group(self.source)).items() if is_row(array)}
             names = {name: name if name in ("action", "reward") else f"observation${name}" for name in arrays}
             columns = {names[name]: array[self.first : self.end] for name, array in arrays.items()}
             return episode_rows(f"{self.source}, {self.part},", self.end - self.first, columns)
 
     def fingerprint(self) -> str:
-        """As of a recording; for a folder, a digest of all files with data or episodes' ends."""
-        if self.source.is_file():
-            return super().fingerprint()
-        digest = hashlib.sha256(self.part.encode())
-        with reading(self.source):
-            for top in ("data", "meta/episode_ends"):
-                for folder, folders, names in os.walk(self.source / top):
-                    folders.sort()
-                    digest.update(str(Path(folder).relative_to(self.source)).encode())
-                    for name in sorted(names):
-                        stat = Path(folder, name).stat()
-                        digest.update(f";{name}:{stat.st_size}:{stat.st_mtime_ns}".encode())
-        return f"{self.part}:{digest.hexdigest()}"
+        """The episode, and the state of the store when it was found."""
+        return f"{self.part}:{self.state}"
 
     def _stated_frames(self) -> int | None:
         return self.end - self.first
@@ -69,20 +60,21 @@ def zarr_recordings(source: Path, camera: str | None) -> list[ZarrEpisode]:
         InputError: `camera` does not name one of several.
     """
     with reading(source):
-        if missing := [name for name in ("data", "meta/episode_ends") if name not in _group(source)]:
+        group, state = _group(source), _state(source)
+        if missing := [name for name in ("data", "meta/episode_ends") if name not in group]:
             raise ValueError(
                 f"it has no {missing[0]}; expected data/img and meta/episode_ends, as diffusion-policy has"
             )
-        arrays, ends = _arrays(source), _group(source)["meta/episode_ends"][:].tolist()
+        arrays, ends = _arrays(group), group["meta/episode_ends"][:].tolist()
         if sorted({0, *ends}) != [0, *ends] or {array.shape[0] for array in arrays.values()} != set(ends[-1:]):
             raise ValueError(
                 f"meta/episode_ends must rise from above 0 to the number of rows in data, and is {one_line(ends, 60)}; "
-                f"data has {listed(arrays)}"
+                f"data has {arrays_listed(arrays)}"
             )
         cameras = pictures_among(f"{source}/data", arrays)
     chosen = choose_camera(source, cameras, camera)
     return [
-        ZarrEpisode("", source, part=f"episode_{i:06d}", camera=chosen, first=first, end=end)
+        ZarrEpisode("", source, part=f"episode_{i:06d}", camera=chosen, first=first, end=end, state=state)
         for i, (first, end) in enumerate(zip([0, *ends], ends, strict=False))
     ]
 
@@ -97,7 +89,23 @@ def _group(source: Path) -> Any:
     return zarr.open_group(zarr.storage.ZipStore(source) if source.is_file() else source, mode="r")
 
 
-def _arrays(source: Path) -> dict[str, Any]:
+def _arrays(group: Any) -> dict[str, Any]:
     """The stored arrays of a replay buffer by name; numbers only, as others may need pickle."""
-    arrays = dict(_group(source)["data"].arrays())  # in the order of the file system
+    arrays = dict(group["data"].arrays())  # in the order of the file system
     return {name: array for name, array in sorted(arrays.items()) if array.dtype.kind in "biuf"}
+
+
+def _state(source: Path) -> str:
+    """A text that changes with a store: of a folder, a digest of all files with data or episodes' ends."""
+    if source.is_file():
+        stat = source.stat()
+        return f"{source.name}:{stat.st_size}:{stat.st_mtime_ns}"
+    digest = hashlib.sha256()
+    for top in ("data", "meta/episode_ends"):
+        for folder, folders, names in os.walk(source / top):
+            folders.sort()
+            digest.update(str(Path(folder).relative_to(source)).encode())
+            for name in sorted(names):
+                stat = Path(folder, name).stat()
+                digest.update(f";{name}:{stat.st_size}:{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
