@@ -18,7 +18,7 @@ _TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 #: What of a run folder is pushed, besides the agent and its encoder.
 _FILES = {"pca.safetensors": "pca.safetensors", "evaluations.jsonl": "evaluations.jsonl"}
 _FILES |= {"agent.mp4": "replay.mp4"}  # the name that the hub shows as a video
-_PATTERNS = ["config.json", "encoder/*", "best.zip", "last.zip", "pca.safetensors", "evaluations.jsonl"]
+_PATTERNS = ["config.json", "encoder/*", "best.zip", "last.zip", "pca.safetensors"]
 _PATH = re.compile(r'"(?:/|~|file:)')  # in JSON
 PICKLES = (
     "holds pickled settings of Stable-Baselines3, which can run any code when they are loaded: load it only if you "

@@ -215,9 +215,10 @@ def _prepared(
         work = partial(make_components, components, motion)
         stage(components.stem, f"fits principal components to {frames}", work)
         task = _with_own(task, arm, "pca", components) if motion else dataclasses.replace(task, pca=components)
+    values = read_encoder_folder(trained).latent_dim if networks and trained is not None else None
     for arm, config in networks.items():
-        if trained is not None and "pca" not in study.timm.get(arm, {}):
-            config = dataclasses.replace(config, pca=read_encoder_folder(trained).latent_dim)
+        if values is not None and "pca" not in study.timm.get(arm, {}):
+            config = dataclasses.replace(config, pca=values)
         if not config.folder.exists():
             stage(config.out.name, f"makes an encoder of {config.name} and {frames}", partial(make_encoder, config))
         task = _with_own(task, arm, "encoder", config.folder)

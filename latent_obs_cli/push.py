@@ -33,7 +33,7 @@ def push(
 
     if not run.is_dir():
         raise InputError(f"run: there is no folder {run}; name the folder of an encoder or of an agent")
-    address = push_target(repository, run, license)
+    address = push_target(repository, license)
     assert license is not None
     if (run / "best.zip").exists() or (run / "last.zip").exists():
         from agents.hub import agent_push

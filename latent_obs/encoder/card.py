@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from latent_obs.encoder.folder import locate, read_files
-from latent_obs.pixels import PixelContract
+from torch import Tensor
+
+from latent_obs.encoder.folder import EncoderFolder, locate, parse, read_files
 from latent_obs.util.errors import InputError, check_type, one_line, parse_json, require
 from latent_obs.util.hub import Push, card_of, table
 from latent_obs.util.words import counted
@@ -59,14 +60,14 @@ def encoder_push(source: Path, repo_id: str, license: str) -> Push:
     if others := [name for name in own if not name.endswith((".json", ".safetensors", "SHA256SUMS"))]:
         raise InputError(f"{folder} lists {', '.join(others)}: only JSON and safetensors are pushed. Export it anew")
     files: dict[str, Path | bytes] = dict(own)
-    config: dict[str, Any] = {"provenance": {}, **json.loads(own["config.json"])}
+    read = parse(folder, own)
     run = folder.parent if folder.name == "encoder" else folder
-    report, why_none = _report(folder.parent / "report", config, own)
+    report, why_none = _report(folder.parent / "report", read)
     if report is not None:
         found = {f"report/{name}": folder.parent / "report" / name for name in _REPORT}
         files |= {name: file for name, file in found.items() if file.exists()}
-    frames = _frames(config["provenance"])
-    compared = list(_comparisons(run, own))
+    frames = _frames(read.provenance)
+    compared = list(_comparisons(run, read))
     agents = list(_agents(run, own))
     envs = [*frames["envs"], *(task["env"] for _, task in compared), *(agent.env for agent in agents)]
     data = hub.ModelCardData(
@@ -82,15 +83,16 @@ def encoder_push(source: Path, repo_id: str, license: str) -> Push:
         "name": repo_id.split("/")[1],
         "repo_id": repo_id,
         "license": license,
-        "config": config,
-        "needs_code": "module" in config and "timm" not in config["module"],  # a network of timm is made again
-        "contract": PixelContract.from_json(config["pixels"]),
-        "latent_dim": _shapes(own["selfcheck.safetensors"])["latents"][-1],
-        "components": (config.get("architecture") or {}).get("components", 0),
+        "module": read.module,
+        "needs_code": read.module is not None and "timm" not in read.module,  # a network of timm is made again
+        "packages": read.provenance.get("packages"),
+        "contract": read.contract,
+        "latent_dim": read.latent_dim,
+        "components": 0 if read.layers is None else read.layers.components,
         "weights": {
-            name: (sum(map(math.prod, _shapes(data).values())), len(data))
-            for name, data in own.items()
-            if name in ("encoder.safetensors", "decoder.safetensors")
+            f"{name}.safetensors": (sum(map(Tensor.numel, weights.values())), len(own[f"{name}.safetensors"]))
+            for name, weights in (("decoder", read.decoder_weights), ("encoder", read.encoder))
+            if weights is not None
         },
         "frames": frames,
         "report": report,
@@ -155,22 +157,23 @@ def _frames(provenance: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _report(folder: Path, config: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[dict[str, Any] | None, str]:
+def _report(folder: Path, read: EncoderFolder) -> tuple[dict[str, Any] | None, str]:
     """The numbers of a report on this very encoder, or None and why there are none."""
     file = folder / "report.json"
     if not file.exists():
         return None, f"there is no {file}"
-    report, provenance = _json(file), config["provenance"]
+    report, provenance = _json(file), read.provenance
     for name, kind in (("encoder", dict[str, Any]), ("headline", str), ("frames", dict[str, Any])):
         check_type(f"{file}: {name}", report.get(name), kind)
     about = report["encoder"]
     seconds = (about.get("training_seconds") or 0.0, provenance.get("training_seconds") or 0.0)
     same = about.get("step") == provenance.get("step") and math.isclose(*seconds, rel_tol=1e-4)
-    one, other = (values.get("architecture") or {} for values in (about, config))
-    same = same and all(one.get(name) == other.get(name) for name in ("img_shape", "latent_dim"))
-    same = same and about.get("module") == config.get("module")
+    layers = {} if read.layers is None else read.layers.to_json()
+    one = about.get("architecture") or {}
+    same = same and all(one.get(name) == layers.get(name) for name in ("img_shape", "latent_dim"))
+    same = same and about.get("module") == read.module
     if "sha256" in about:  # not in older reports
-        same = _is_of(about["sha256"], files)
+        same = about["sha256"] == read.checksums["encoder.safetensors"]
     if not same:
         return None, f"{file} is of another encoder"
     return report, ""
@@ -216,7 +219,7 @@ def _probe_table(report: Mapping[str, Any]) -> str | None:
     return table(heads, rows) + (f"\n\nThe report has {left} more." if left > 0 else "")
 
 
-def _comparisons(run: Path, files: Mapping[str, bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _comparisons(run: Path, read: EncoderFolder) -> Iterator[tuple[str, dict[str, Any]]]:
     """Tasks of comparisons in which agents were trained on this encoder, with those arms that it concerns."""
     for folder in _near(run):
         if not (file := folder / "compare.json").exists():
@@ -224,17 +227,13 @@ def _comparisons(run: Path, files: Mapping[str, bytes]) -> Iterator[tuple[str, d
         try:
             for name, task in _json(file)["summary"]["tasks"].items():
                 latent = {arm: a for arm, a in task["arms"].items() if a["observation"] == "latent"}
-                own = [arm for arm, a in latent.items() if _is_of(a.get("settings", {}).get("encoder"), files)]
+                weights = read.checksums["encoder.safetensors"]
+                own = [arm for arm, a in latent.items() if a.get("settings", {}).get("encoder") == weights]
                 arms = {arm: a for arm, a in task["arms"].items() if arm in own or a["observation"] != "latent"}
                 if own:
                     yield name, {**task, "arms": arms}
         except (InputError, KeyError, TypeError, AttributeError):  # of another program
             continue
-
-
-def _is_of(sha256: object, files: Mapping[str, bytes]) -> bool:
-    """Whether a checksum is that of the encoder's weights."""
-    return f"{sha256}  encoder.safetensors" in files["SHA256SUMS"].decode().splitlines()
 
 
 def _near(run: Path) -> list[Path]:
@@ -354,9 +353,3 @@ def mean_reward(agent: Returns, hub: Any) -> Any:
         metric_name="mean return",
         metric_value=in_words(agent),
     )
-
-
-def _shapes(data: bytes) -> dict[str, list[int]]:
-    """The shapes of the tensors in a safetensors file, from its header."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}

@@ -172,7 +172,7 @@ def read_encoder_folder(path: str | os.PathLike[str], revision: str | None = Non
         EncoderFolderError: There is no such folder, a file is missing, damaged, or from a newer format.
     """
     folder = locate(path, revision)
-    return _parse(folder, read_files(folder))
+    return parse(folder, read_files(folder))
 
 
 def copy_encoder_folder(source: str | os.PathLike[str], target: Path) -> None:
@@ -252,7 +252,8 @@ def _check_format(folder: Path, data: bytes) -> None:
         )
 
 
-def _parse(folder: Path, files: Mapping[str, bytes]) -> EncoderFolder:
+def parse(folder: Path, files: Mapping[str, bytes]) -> EncoderFolder:
+    """An encoder folder from its files, as `read_files` gives them; an `EncoderFolderError` if they do not fit."""
     tensors = {name: _load(folder / name, data) for name, data in files.items() if name.endswith(".safetensors")}
     selfcheck, layers, module = tensors["selfcheck.safetensors"], None, None
     try:

@@ -384,9 +384,9 @@ class FrozenEncoder:
                 "encoder of train-vae begins with the same components, and can be pushed"
             )
         how: dict[str, Any] = {"private": private, "commit_message": commit_message}
+        address = with_revision(push_target(repo_id, license), revision)
         with tempfile.TemporaryDirectory() as temporary:
             folder = self.path or self.save(Path(temporary) / "encoder")
-            address = with_revision(push_target(repo_id, folder, license), revision)
             what = encoder_push(folder, address.repo_id, license)
             return push(what, revision=address.revision, **how).url
 

@@ -8,6 +8,7 @@ one: they show small things that move, and a history of latents then shows how t
 
 import hashlib
 import json
+import math
 import os
 import warnings
 import zipfile
@@ -33,15 +34,15 @@ from latent_obs.util.npy import map_npy
 
 FORMAT = {"format": "latent-obs-pca", "format_version": "1"}
 #: Most frames that are fitted on, evenly spread over all that are given.
-MOST_FRAMES = 10_000
-MOST_VALUES = 2**28  # of the sample, 1 GiB in float32: fewer frames if they are large
+_MOST_FRAMES = 10_000
+_MOST_VALUES = 2**28  # of the sample, 1 GiB in float32: fewer frames if they are large
 _ARRAYS = ("centre", "components", "spread", "explained")
 _STATISTICS = "statistics/"  # what the names of their tensors begin with
 
 
-def most_frames(contract: PixelContract) -> int:
-    """How many frames are fitted on at most: `MOST_FRAMES`, fewer of large ones."""
-    return min(MOST_FRAMES, max(1, MOST_VALUES // int(np.prod(contract.shape))))
+def most_frames(values: int) -> int:
+    """How many frames of so many values are fitted on at most: 10,000, fewer of large ones."""
+    return min(_MOST_FRAMES, max(1, _MOST_VALUES // values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,7 @@ class PCA:
     ) -> "PCA":
         """Find the largest principal components of frames, and of the differences between neighboring ones.
 
-        At most `MOST_FRAMES` of them are read, evenly spread over all, so that memory maps of any size will do.
+        At most 10,000 of them are read, evenly spread over all, so that memory maps of any size will do.
         Directions in which they vary by less than one step of one pixel are left out; if fewer than `latent_dim`
         remain, it warns.
 
@@ -107,7 +108,7 @@ class PCA:
         of_folder = isinstance(frames, str | os.PathLike)
         parts, contract, provenance = arrays_of(frames, contract)
         total = sum(map(len, parts))
-        count = min(total, most_frames(contract))
+        count = min(total, most_frames(math.prod(contract.shape)))
         numbers = evenly_spread(parts, count)
         chosen = [part[rows] for part, rows in zip(parts, numbers, strict=True)]
         sample = np.concatenate(chosen).reshape(count, -1).astype(np.float32)

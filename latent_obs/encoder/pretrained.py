@@ -14,11 +14,11 @@ from torch import nn
 
 from latent_obs.encoder.components import principal_components
 from latent_obs.encoder.frozen import FrozenEncoder
-from latent_obs.encoder.pca import MOST_FRAMES, MOST_VALUES, arrays_of, evenly_spread
+from latent_obs.encoder.pca import arrays_of, evenly_spread, most_frames
 from latent_obs.encoder.statistics import LatentStatistics
 from latent_obs.encoder.timm_module import BATCH, PREFIX, GridFeatures, TimmLayer, make_network
 from latent_obs.pixels import Frames
-from latent_obs.util.errors import InputError, check_count
+from latent_obs.util.errors import InputError, check_count, require
 from latent_obs.util.progress import ProgressBar
 
 
@@ -59,7 +59,8 @@ def timm_encoder(
             f"frames must have 3 channels, red, green and blue, as {name} takes them; got {contract.shape}"
         )
     network = make_network(name, weights, pretrained=True)
-    stated, tag = _data_config(network), network.pretrained_cfg["tag"]
+    stated = require("timm.data", extra="timm", purpose="").resolve_model_data_config(network)
+    tag = network.pretrained_cfg["tag"]
     name = f"{PREFIX}{network.pretrained_cfg['architecture']}{f'.{tag}' if tag else ''}"  # the default tag may change
     described: TimmLayer = {
         "layer": layer,
@@ -71,7 +72,7 @@ def timm_encoder(
     module = GridFeatures(network, described)
     features = FrozenEncoder.from_module(module, contract, **how)
     total, size = sum(map(len, parts)), features.latent_dim
-    count = min(total, MOST_FRAMES, max(1, MOST_VALUES // size))
+    count = min(total, most_frames(size))
     if pca > (most := min(size, count - 1)):
         raise InputError(
             f"pca must be at most {most}, got {pca}: layer {layer} of {name} has {size:,} values, averaged over "
@@ -104,10 +105,3 @@ def timm_encoder(
     encoder.provenance.update(provenance, frames=total, sampled=count, explained_variance=explained)
     encoder._statistics = LatentStatistics.from_latents(latents)
     return encoder
-
-
-def _data_config(network: Any) -> dict[str, Any]:
-    """The pictures that a network was trained on: "input_size", "interpolation", "mean" and "std"."""
-    from timm.data.config import resolve_model_data_config  # pyright: ignore[reportMissingImports]
-
-    return resolve_model_data_config(network)

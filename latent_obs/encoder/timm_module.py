@@ -73,8 +73,7 @@ def network_name(name: str) -> str:
 def make_network(name: str, weights: str | os.PathLike[str] | None = None, *, pretrained: bool = False) -> Any:
     """A network of timm, with the weights of a file, with timm's if `pretrained`, or else with random ones."""
     own = network_name(name)
-    import timm  # pyright: ignore[reportMissingImports]
-
+    timm = require("timm", extra="timm", purpose=f"make the network {name}")
     if weights is not None and not Path(weights).is_file():
         raise InputError(f"weights: there is no file {weights}")
     file = "" if weights is None else os.fspath(weights)

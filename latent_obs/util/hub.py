@@ -21,7 +21,7 @@ _NAME = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@([^/]+))?")
 #: What a push writes besides the card. Files of an earlier push that the next one lacks are removed.
 _PUSHED = re.compile(
     r"(?:encoder/)?(?:config\.json|SHA256SUMS|(?:encoder|decoder|selfcheck|statistics|pca)\.safetensors)"
-    r"|(?:best|last)\.zip|evaluations?\.jsonl?|replay\.mp4|report/.+"
+    r"|(?:best|last)\.zip|evaluations\.jsonl|replay\.mp4|report/(?:report\.html|pictures/reconstructions\.png)"
 )
 
 
@@ -47,7 +47,7 @@ def hub_address(text: str) -> HubAddress | None:
     if address := _ADDRESS.fullmatch(text):
         name, at, branch, inner = address.groups()
         return HubAddress(name, at or branch, inner or "")
-    if (name := _NAME.fullmatch(text)) and not Path(text).exists() and not Path(text).parent.exists():
+    if (name := _NAME.fullmatch(text)) and not Path(text).parent.exists():
         return HubAddress(*name.groups())
     return None
 
@@ -116,9 +116,13 @@ def push(what: Push, *, private: bool, revision: str | None = None, commit_messa
     Raises:
         InputError: The hub cannot be reached or rejects it, or the repository is there with another visibility.
     """
-    what.card(revision or "main")  # before a repository is made: a card that cannot be made ends it here
     hub = require("huggingface_hub", extra="hub", purpose="push to Hugging Face")
     api, address, commit = hub.HfApi(), HubAddress(what.repo_id, revision), None
+
+    def card(commit: str) -> Any:
+        return hub.CommitOperationAdd("README.md", str(what.card(commit)).encode())
+
+    first = card(revision or "main")  # before a repository is made: a card that cannot be made ends it here
     try:
         api.create_repo(what.repo_id, private=private, exist_ok=True)
         if bool(api.model_info(what.repo_id).private) != private:
@@ -133,13 +137,9 @@ def push(what: Push, *, private: bool, revision: str | None = None, commit_messa
         stale = [name for name in there if _PUSHED.fullmatch(name) and name not in what.files]
         changes: list[Any] = [hub.CommitOperationDelete(name) for name in stale]
         changes += [hub.CommitOperationAdd(name, file) for name, file in what.files.items()]
-
-        def card(commit: str) -> Any:
-            return hub.CommitOperationAdd("README.md", str(what.card(commit)).encode())
-
         options: dict[str, Any] = {"revision": revision, "commit_message": commit_message}
         # With a card, which the client validates before it uploads anything.
-        commit = api.create_commit(what.repo_id, [*changes, card(revision or "main")], **options)
+        commit = api.create_commit(what.repo_id, [*changes, first], **options)
         last = api.create_commit(what.repo_id, [card(commit.oid)], **options, parent_commit=commit.oid)
     except InputError:
         raise
@@ -151,7 +151,7 @@ def push(what: Push, *, private: bool, revision: str | None = None, commit_messa
     return Pushed(last.commit_url, commit.oid)
 
 
-def push_target(repo_id: str, folder: Path, license: str | None) -> HubAddress:
+def push_target(repo_id: str, license: str | None) -> HubAddress:
     """The repository to push to, checked with the license before any work.
 
     Raises:
@@ -161,7 +161,7 @@ def push_target(repo_id: str, folder: Path, license: str | None) -> HubAddress:
     if address is None and Path(repo_id).exists():
         raise InputError(
             f"repository: {repo_id!r} is a file or folder here; what is pushed comes first, then the repository, as in "
-            f"latent-obs push {folder} user/name. If the repository has this name, write hf://{repo_id}"
+            f"latent-obs push RUN user/name. If the repository has this name, write hf://{repo_id}"
         )
     if address is None and (name := _NAME.fullmatch(repo_id)):  # beside a folder of the user's name
         address = HubAddress(*name.groups())

@@ -137,7 +137,8 @@ def report(config: ReportConfig, *, pca: Path | None = None, say: Callable[[str]
         found = f"{len(frames)}{', all equal' if len(frames) >= FEWEST else ''}"
         raise InputError(f"held-out frames: got {found}, a report needs {FEWEST} or more that differ; record more")
     # Also if quick: a PCA of few frames would flatter the encoder.
-    training = read(recordings.training, spread(sum(map(len, recordings.training)), most_frames(contract)), contract)
+    most = most_frames(math.prod(contract.shape))
+    training = read(recordings.training, spread(sum(map(len, recordings.training)), most), contract)
     known = load_known(recordings, config.targets) if config.probes else None
     work = _Work(config, model, recordings, index, frames, training, say)
     say(f"{len(frames):,} of the {total:,} frames of {counted(len(held_out), 'held-out recording')}. {recordings.how}")

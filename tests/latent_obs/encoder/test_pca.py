@@ -87,12 +87,12 @@ def test_many_arrays_are_one_with_the_same_components_and_frames_are_spread_even
     parts = PCA.fit([frames[:100], frames[100:100], frames[100:450], frames[450:]], 3)
     np.testing.assert_array_equal(whole.components, parts.components)
     assert parts.provenance == {"frames": 600, "sampled": 600}
-    monkeypatch.setattr(module, "MOST_FRAMES", 7)
+    monkeypatch.setattr(module, "_MOST_FRAMES", 7)
     few = PCA.fit([frames[:100], frames[100:]], 3)
     assert few.provenance == {"frames": 600, "sampled": 7}
     alone = PCA.fit(frames[[0, 85, 171, 257, 342, 428, 514]], 3)
     np.testing.assert_array_equal(few.components, alone.components)
-    monkeypatch.setattr(module, "MOST_VALUES", 5 * 180)
+    monkeypatch.setattr(module, "_MOST_VALUES", 5 * 180)
     assert PCA.fit(frames, 3).provenance["sampled"] == 5
 
 
