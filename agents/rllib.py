@@ -14,7 +14,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -37,6 +36,7 @@ from latent_obs.util.errors import InputError, LatentObsError, one_line, require
 from latent_obs.wrappers.vector import VectorLatentObservation
 
 _REPORT_S = 30.0  # between lines while no runner samples
+_ENV = "latent-obs-run"
 _MODULE, _CONNECTORS = "default_policy", "env_to_module_connector"  # RLlib's names
 #: How RLlib's parameters are called, and what the same ones are called in Stable-Baselines3.
 _NAMES = {
@@ -111,6 +111,7 @@ def learn_with_rllib(config: AgentConfig, model: PPO, run: Any, say: Callable[[s
 def _algorithm(config: AgentConfig, model: PPO, errors: "_Errors") -> Iterator[Any]:
     """RLlib's PPO with the settings of Stable-Baselines3's, its runners started."""
     ppo = require("ray.rllib.algorithms.ppo", extra="ray", purpose="train with RLlib")
+    require("ray.tune.registry", extra="ray", purpose="train with RLlib").register_env(_ENV, runner_env)
     settings = _settings(config, model, ppo.PPOConfig())
     try:
         algorithm = settings.build_algo()
@@ -147,7 +148,7 @@ def _settings(config: AgentConfig, model: PPO, settings: Any) -> Any:
     gpus = rllib.ray.cluster_resources().get("GPU", 0) if config.device.partition(":")[0] in ("auto", "cuda") else 0
     return (
         settings.environment(
-            runner_env,
+            _ENV,
             env_config={"run": str(config.out.absolute())},
             normalize_actions=False,
             clip_actions=True,
@@ -297,13 +298,15 @@ class _Errors(logging.Handler):
     @contextlib.contextmanager
     def kept(cls) -> "Iterator[_Errors]":
         """Keep errors inside the block, in which Ray's own lines are not shown."""
-        logger, errors = logging.getLogger("ray"), cls()
-        before, logger.handlers = logger.handlers, [errors]
-        propagate, logger.propagate = logger.propagate, False
+        errors, loggers = cls(), [logging.getLogger(name) for name in ("ray", "ray.rllib")]
+        before = [(logger.handlers, logger.propagate) for logger in loggers]
+        for logger in loggers:
+            logger.handlers, logger.propagate = [errors], False
         try:
             yield errors
         finally:
-            logger.handlers, logger.propagate = before, propagate
+            for logger, (logger.handlers, logger.propagate) in zip(loggers, before, strict=True):
+                pass
 
 
 @contextlib.contextmanager
