@@ -278,7 +278,7 @@ class _NormalizeRewards(rllib.ConnectorV2):
         self.returns = after
         ours.ret_rms.update(np.array(returns))
         for episode in episodes:
-            episode.set_rewards(new_data=ours.normalize_reward(np.asarray(episode.get_rewards())))
+            episode.rewards.data = ours.normalize_reward(np.asarray(episode.rewards.data))  # it can be read-only
         return batch
 
 
@@ -305,16 +305,5 @@ class _Errors(logging.Handler):
         try:
             yield errors
         finally:
-            for logger, (logger.handlers, logger.propagate) in zip(loggers, before, strict=True):
-                pass
-
-
-@contextlib.contextmanager
-def cluster(address: str | None) -> Iterator[None]:
-    rllib.ray.init(
-        address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-    )
-    try:
-        yield
-    finally:
-        rllib.ray.shutdown()
+            for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+                logger.handlers, logger.propagate = handlers, propagate

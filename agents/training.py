@@ -39,6 +39,7 @@ from latent_obs.util.atomic import GracefulStop, atomic_write, folder_lock, is_u
 from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.errors import InputError
 from latent_obs.util.progress import ProgressBar, print_now
+from latent_obs.util.ray import connect
 from latent_obs.util.tracking import Tracker
 from latent_obs.wrappers.drift import DriftMonitor
 
@@ -131,10 +132,10 @@ def train_agent(
                 say(f"Nothing to do: after {done.steps:,} steps, the agent in {config.out} {why}")
                 return done
         on_cluster = config.engine == "rllib"
+        if not on_cluster and (config.runners, config.address) != (1, None):
+            raise InputError("runners and address are settings of engine rllib; give it as well, or leave them out")
         if on_cluster:
-            from agents.rllib import cluster
-
-            stack.enter_context(cluster(config.address))
+            stack.enter_context(connect(config.address, rllib=True))
         monitor = None
         if not on_cluster and config.observation == "latent" and encoder is not None and encoder.statistics is not None:
             monitor = DriftMonitor(encoder, say=say)

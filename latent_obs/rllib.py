@@ -73,7 +73,7 @@ def load_on_this_node(encoder: str, device: str) -> FrozenEncoder:
 
 def runner_device() -> str:
     """Where this process encodes: "auto" if Ray has given it a GPU (`num_gpus_per_env_runner`), else "cpu"."""
-    return "auto" if ray.get_gpu_ids() else "cpu"
+    return "auto" if ray.is_initialized() and ray.get_gpu_ids() else "cpu"
 
 
 class SeedsApart(VectorWrapper):
