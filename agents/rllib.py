@@ -66,24 +66,25 @@ def check_spaces(config: AgentConfig, venv: VecEnv) -> None:
         )
 
 
-def learn_with_rllib(config: AgentConfig, model: PPO, run: Any, say: Callable[[str], object]) -> None:
+def learn_with_rllib(config: AgentConfig, model: PPO, run: Any, seed: int, say: Callable[[str], object]) -> None:
     """Train a model up to `config.steps`, in place of its method `learn`.
 
     Args:
         config: The settings, as they are saved in the run folder.
         model: The agent to continue with. Of its environment only the running statistics are used.
         run: The callback that evaluates, saves, and decides when to stop.
+        seed: For the environments and for sampling actions.
         say: Where messages go.
 
     Raises:
         InputError: The runners cannot make their environments; the message names a machine and the reason.
     """
     normalize: Any = model.get_vec_normalize_env()
-    with _Errors.kept() as errors, _algorithm(config, model, errors) as algorithm:
+    with _Errors.kept() as errors, _algorithm(config, model, seed, errors) as algorithm:
         learner = algorithm.learner_group.foreach_learner(lambda learner: learner).result_or_errors[0].get()
         _copy(model.policy, learner, from_learner=False)
         if normalize.norm_reward:
-            learner._learner_connector.prepend(_NormalizeRewards(normalize))
+            learner._learner_connector.prepend(NormalizeRewards(normalize))
         algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=algorithm.learner_group)
         healthy, reported, going = config.runners, 0.0, True
         while going and model.num_timesteps < config.steps:
@@ -108,11 +109,11 @@ def learn_with_rllib(config: AgentConfig, model: PPO, run: Any, say: Callable[[s
 
 
 @contextlib.contextmanager
-def _algorithm(config: AgentConfig, model: PPO, errors: "_Errors") -> Iterator[Any]:
+def _algorithm(config: AgentConfig, model: PPO, seed: int, errors: "_Errors") -> Iterator[Any]:
     """RLlib's PPO with the settings of Stable-Baselines3's, its runners started."""
     ppo = require("ray.rllib.algorithms.ppo", extra="ray", purpose="train with RLlib")
     require("ray.tune.registry", extra="ray", purpose="train with RLlib").register_env(_ENV, runner_env)
-    settings = _settings(config, model, ppo.PPOConfig())
+    settings = ppo_settings(config, model, ppo.PPOConfig()).debugging(seed=seed)
     try:
         algorithm = settings.build_algo()
     except Exception as error:
@@ -126,10 +127,8 @@ def _algorithm(config: AgentConfig, model: PPO, errors: "_Errors") -> Iterator[A
         shutil.rmtree(algorithm.logdir, ignore_errors=True)  # an empty folder in ~/ray_results
 
 
-def _settings(config: AgentConfig, model: PPO, settings: Any) -> Any:
-    """The settings of Stable-Baselines3's PPO as those of RLlib's."""
-    from agents.training import part_seed
-
+def ppo_settings(config: AgentConfig, model: PPO, settings: Any) -> Any:
+    """Set those of Stable-Baselines3's PPO in a `PPOConfig` of RLlib."""
     normalize: Any = model.get_vec_normalize_env()
     values, samples = config.hyperparameters, config.hyperparameters["n_steps"] * config.envs
     module: dict[str, Any] = {"fcnet_hiddens": list(values["net_arch"]), "fcnet_activation": "tanh"}
@@ -179,7 +178,6 @@ def _settings(config: AgentConfig, model: PPO, settings: Any) -> Any:
         .rl_module(model_config=module)
         .learners(num_learners=0)  # in this process: the network is small
         .fault_tolerance(restart_failed_env_runners=True)
-        .debugging(seed=part_seed(config.seed, model.num_timesteps))
     )
 
 
@@ -254,7 +252,7 @@ def _log(model: PPO, result: dict[str, Any], steps_per_second: float) -> None:
     model.logger.dump(model.num_timesteps)
 
 
-class _NormalizeRewards(rllib.ConnectorV2):
+class NormalizeRewards(rllib.ConnectorV2):
     """Divide the rewards of an update by the running deviation of the return, as `VecNormalize` does at each step.
 
     In the learner, so that there is one deviation for all runners, and the returns that RLlib reports are the game's.
@@ -288,6 +286,7 @@ class _Errors(logging.Handler):
     last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Show nothing."""
         if record.levelno >= logging.ERROR:
             lines = [
                 line.strip() for line in record.getMessage().splitlines() if "latent_obs" in line or "Error" in line

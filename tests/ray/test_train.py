@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.config import AgentConfig
 from agents.envs import load_encoder, make_vec_env, with_normalization
-from agents.rllib import _NormalizeRewards, _settings, check_spaces, parameter_pairs
+from agents.rllib import NormalizeRewards, check_spaces, parameter_pairs, ppo_settings
 from agents.store import agent_state, load_agent
 from agents.training import new_model, read_evaluations
 from latent_obs.util.errors import InputError
@@ -74,7 +74,7 @@ def test_both_networks_give_the_same_actions_and_values(actions: str, encoder_fo
     venv = with_normalization(config, make_vec_env(config, load_encoder(config), envs=1), training=True)
     model: Any = new_model(config, venv, "cpu")
     own: Any = {"default_policy": (venv.observation_space, venv.action_space)}
-    module = _settings(config.settled(), model, PPOConfig()).get_rl_module_spec(spaces=own).build()
+    module = ppo_settings(config.settled(), model, PPOConfig()).get_rl_module_spec(spaces=own).build()
     with torch.no_grad():
         for parameter, ours in parameter_pairs(module, model.policy):
             parameter.copy_(ours.normal_())
@@ -101,16 +101,16 @@ def test_rewards_are_divided_by_the_deviation_of_all_returns(rng: np.random.Gene
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     normalize = VecNormalize(DummyVecEnv([SideEnv]), norm_obs=False, gamma=0.5)
-    connector = _NormalizeRewards(normalize)
+    connector = NormalizeRewards(normalize)
     rewards, expected = rng.normal(3, 2, 40), []
     total = 0.0
     for reward in rewards:
         total = 0.5 * total + reward
         expected.append(total)
     for part, ends in ((rewards[:15], False), (rewards[15:], True)):
-        episode = SingleAgentEpisode(
-            id_="a", observations=[0] * (len(part) + 1), actions=[0] * len(part), rewards=list(part), terminated=ends
-        )
+        steps: dict[str, Any] = {"observations": [0] * (len(part) + 1), "actions": [0] * len(part)}
+        steps |= {"rewards": list(part), "terminated": ends, "len_lookback_buffer": 0}
+        episode = SingleAgentEpisode(id_="a", **steps)
         connector(batch={}, episodes=[episode.to_numpy()], rl_module=None)
     assert normalize.ret_rms.var == pytest.approx(np.var(expected), rel=1e-2)
     assert episode.get_rewards() == pytest.approx(rewards[15:] / np.sqrt(normalize.ret_rms.var), rel=1e-5)
