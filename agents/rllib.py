@@ -13,7 +13,6 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from itertools import accumulate
 from typing import Any
 
 import gymnasium as gym
@@ -80,6 +79,8 @@ def learn_with_rllib(config: AgentConfig, model: PPO, run: Any, seed: int, say: 
         InputError: The runners cannot make their environments; the message names a machine and the reason.
     """
     normalize: Any = model.get_vec_normalize_env()
+    if (cpus := rllib.ray.cluster_resources().get("CPU", 0)) < config.runners:
+        say(f"The cluster has {cpus:g} CPUs for {config.runners} runners, so training waits until it has more.")
     with _Errors.kept() as errors, _algorithm(config, model, seed, errors) as algorithm:
         learner = algorithm.learner_group.foreach_learner(lambda learner: learner).result_or_errors[0].get()
         _copy(model.policy, learner, from_learner=False)
@@ -138,7 +139,7 @@ def ppo_settings(config: AgentConfig, model: PPO, settings: Any) -> Any:
         config.steps - model.num_timesteps,
         Schedule(values["learning_rate"], config.learning_rate_schedule),
     )
-    points = [[int(left * i / 100), schedule((left - left * i / 100) / config.steps)] for i in range(101)]
+    points = {int(left * i / 100): schedule((left - int(left * i / 100)) / config.steps) for i in range(101)}
     connectors = []
     if normalize.norm_obs:
         latents = normalize.latents[None] if isinstance(normalize, LatentNormalize) else 0
@@ -162,7 +163,7 @@ def ppo_settings(config: AgentConfig, model: PPO, settings: Any) -> Any:
             env_to_module_connector=lambda env, spaces, device: connectors,
         )
         .training(
-            lr=points if config.learning_rate_schedule != "constant" else values["learning_rate"],
+            lr=[[step, value] for step, value in points.items()],
             gamma=values["gamma"],
             lambda_=model.gae_lambda,
             train_batch_size_per_learner=samples,
@@ -264,15 +265,15 @@ class NormalizeRewards(rllib.ConnectorV2):
         self.returns: dict[str, float] = {}  # of the episodes that go on in the next update, discounted
 
     def __call__(self, *, batch: Any, episodes: Any, **_: Any) -> Any:
+        """Add the returns of an update to the statistics, then divide its rewards."""
         ours, returns, after = self.normalize, [], {}
         for episode in episodes:
-            start = after.pop(episode.id_, self.returns.get(episode.id_, 0.0))
-            sums = list(
-                accumulate(episode.get_rewards(), lambda total, reward: total * ours.gamma + reward, initial=start)
-            )
-            returns += sums[1:]
+            total = after.pop(episode.id_, self.returns.get(episode.id_, 0.0))
+            for reward in episode.get_rewards():
+                total = total * ours.gamma + reward
+                returns.append(total)
             if not episode.is_done:
-                after[episode.id_] = sums[-1]
+                after[episode.id_] = total
         self.returns = after
         ours.ret_rms.update(np.array(returns))
         for episode in episodes:

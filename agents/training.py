@@ -81,8 +81,8 @@ def train_agent(
     **Resuming.** The state of an environment cannot be saved, so every run resets its environments at each checkpoint,
     with seeds that follow from the settings and the step. A run that was stopped (Ctrl-C, SIGTERM) or killed therefore
     continues from its last checkpoint and gives the same agent, to the bit on a CPU, as one that was not. MineRL's
-    environments, and those of a run without checkpoints, are not reset; such a run saves its present agent when it is
-    stopped.
+    environments, and those of a run without checkpoints or with RLlib, are not reset; such a run saves its present
+    agent when it is stopped.
 
     Args:
         config: All settings.
