@@ -19,7 +19,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents.config import AgentConfig
@@ -65,12 +64,12 @@ def check_spaces(config: AgentConfig, venv: VecEnv) -> None:
         )
 
 
-def learn_with_rllib(config: AgentConfig, model: PPO, run: Any, seed: int, say: Callable[[str], object]) -> None:
+def learn_with_rllib(config: AgentConfig, model: Any, run: Any, seed: int, say: Callable[[str], object]) -> None:
     """Train a model up to `config.steps`, in place of its method `learn`.
 
     Args:
         config: The settings, as they are saved in the run folder.
-        model: The agent to continue with. Of its environment only the running statistics are used.
+        model: The PPO of Stable-Baselines3 to continue with. Of its environment only the running statistics are used.
         run: The callback that evaluates, saves, and decides when to stop.
         seed: For the environments and for sampling actions.
         say: Where messages go.
@@ -110,7 +109,7 @@ def learn_with_rllib(config: AgentConfig, model: PPO, run: Any, seed: int, say: 
 
 
 @contextlib.contextmanager
-def _algorithm(config: AgentConfig, model: PPO, seed: int, errors: "_Errors") -> Iterator[Any]:
+def _algorithm(config: AgentConfig, model: Any, seed: int, errors: "_Errors") -> Iterator[Any]:
     """RLlib's PPO with the settings of Stable-Baselines3's, its runners started."""
     ppo = require("ray.rllib.algorithms.ppo", extra="ray", purpose="train with RLlib")
     require("ray.tune.registry", extra="ray", purpose="train with RLlib").register_env(_ENV, runner_env)
@@ -128,7 +127,7 @@ def _algorithm(config: AgentConfig, model: PPO, seed: int, errors: "_Errors") ->
         shutil.rmtree(algorithm.logdir, ignore_errors=True)  # an empty folder in ~/ray_results
 
 
-def ppo_settings(config: AgentConfig, model: PPO, settings: Any) -> Any:
+def ppo_settings(config: AgentConfig, model: Any, settings: Any) -> Any:
     """Set those of Stable-Baselines3's PPO in a `PPOConfig` of RLlib."""
     normalize: Any = model.get_vec_normalize_env()
     values, samples = config.hyperparameters, config.hyperparameters["n_steps"] * config.envs
@@ -143,7 +142,7 @@ def ppo_settings(config: AgentConfig, model: PPO, settings: Any) -> Any:
     connectors = []
     if normalize.norm_obs:
         latents = normalize.latents[None] if isinstance(normalize, LatentNormalize) else 0
-        rms = normalize.obs_rms
+        rms: Any = normalize.obs_rms
         connectors = [rllib.LatentNormalize(latents, values["latent_deviation"], (rms.mean, rms.var, rms.count))]
     gpus = rllib.ray.cluster_resources().get("GPU", 0) if config.device.partition(":")[0] in ("auto", "cuda") else 0
     return (
@@ -242,7 +241,7 @@ def _set_statistics(rms: Any, state: dict[str, Any]) -> None:
     rms.mean, rms.var, rms.count = own["statistics"]
 
 
-def _log(model: PPO, result: dict[str, Any], steps_per_second: float) -> None:
+def _log(model: Any, result: dict[str, Any], steps_per_second: float) -> None:
     sampled, learned = result["env_runners"], result["learners"][_MODULE]
     if "episode_return_mean" in sampled:
         model.logger.record("rollout/ep_rew_mean", float(sampled["episode_return_mean"]))
