@@ -191,7 +191,7 @@ def test_a_study_gives_the_numbers_of_one_machine_also_if_a_node_is_lost(cluster
 
 def test_a_dead_address(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("latent_obs.util.ray._ANSWER_SECONDS", 1.0)
-    with pytest.raises(InputError, match="127.0.0.1:9"), connect("127.0.0.1:9"):
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9"), connect("127.0.0.1:9"):
         pass
     for address in ("nonsense", "ray://127.0.0.1:9"):
         with pytest.raises(InputError, match=address), connect(address):
