@@ -63,8 +63,8 @@ def cluster() -> Iterator[Any]:
             yield made
         finally:
             made.shutdown()
-            wait_until(lambda: not with_words(folder))
-            shutil.rmtree(folder)
+    wait_until(lambda: not with_words(folder))
+    shutil.rmtree(folder)
 
 
 def with_words(text: str) -> list[psutil.Process]:
