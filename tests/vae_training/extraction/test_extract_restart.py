@@ -30,7 +30,8 @@ e = importlib.import_module("vae_training.extraction.extractor")
 from tests.support.fake_recordings import fakes
 source, out, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 e.find_recordings = lambda paths, **_: (fakes(source, 4, waits=True), [])
-print(e.extract(e.ExtractConfig((source,), out, size=16, workers=workers, frames_per_file=30)))
+config = e.ExtractConfig((source,), out, size=16, workers=workers, frames_per_file=30)
+print(e.extract(config, progress_bar=False))
 """
 
 
