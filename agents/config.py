@@ -141,8 +141,9 @@ class AgentConfig(RunConfig):
     engine: Literal["sb3", "rllib"] = "sb3"
     """What trains: sb3 (Stable-Baselines3, on this machine), or rllib (PPO of RLlib, whose runners hold the
     environments, on any number of machines; an extra: ray). Both leave the same run folder."""
-    runners: int = 1
-    """For rllib: processes, anywhere in the cluster, that share the environments evenly and encode their frames."""
+    runners: int | None = None
+    """For rllib: processes, anywhere in the cluster, that share the environments evenly and encode their frames; one by
+    default."""
     address: str | None = None
     """For rllib: "host:port" of the head node of a Ray cluster, auto for the cluster of this machine, local to start
     one. None is auto where there is such a cluster, and else local."""
@@ -255,7 +256,7 @@ class AgentConfig(RunConfig):
             )
         if not values["net_arch"]:
             raise InputError("net_arch must have a layer at least with engine rllib, got none")
-        if self.envs % self.runners:
+        if self.envs % (self.runners or 1):
             raise InputError(f"runners: {self.envs} envs cannot be shared evenly by {self.runners} runners; change one")
 
     @property

@@ -78,15 +78,16 @@ def learn_with_rllib(config: AgentConfig, model: Any, run: Any, seed: int, say: 
         InputError: The runners cannot make their environments; the message names a machine and the reason.
     """
     normalize: Any = model.get_vec_normalize_env()
-    if (cpus := rllib.ray.cluster_resources().get("CPU", 0)) < config.runners:
-        say(f"The cluster has {cpus:g} CPUs for {config.runners} runners, so training waits until it has more.")
+    runners = config.runners or 1
+    if (cpus := rllib.ray.cluster_resources().get("CPU", 0)) < runners:
+        say(f"The cluster has {cpus:g} CPUs for {runners} runners, so training waits until it has more.")
     with _Errors.kept() as errors, _algorithm(config, model, seed, errors) as algorithm:
         learner = algorithm.learner_group.foreach_learner(lambda learner: learner).result_or_errors[0].get()
         _copy(model.policy, learner, from_learner=False)
         if normalize.norm_reward:
             learner._learner_connector.prepend(NormalizeRewards(normalize))
         algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=algorithm.learner_group)
-        healthy, reported, going = config.runners, 0.0, True
+        healthy, reported, going = runners, 0.0, True
         while going and model.num_timesteps < config.steps:
             run.on_rollout_start()
             if run.is_good:
@@ -97,8 +98,8 @@ def learn_with_rllib(config: AgentConfig, model: Any, run: Any, seed: int, say: 
             is_silent = math.isnan(steps)  # all runners are lost
             if healthy != before or (is_silent and time.monotonic() > reported + _REPORT_S):
                 reported = time.monotonic()
-                why = f"; the last error: {errors.last}" if healthy < config.runners and errors.last else ""
-                say(f"  {healthy} of {config.runners} runners work{', waiting for Ray' * is_silent}{why}")
+                why = f"; the last error: {errors.last}" if healthy < runners and errors.last else ""
+                say(f"  {healthy} of {runners} runners work{', waiting for Ray' * is_silent}{why}")
             if not is_silent:
                 model.num_timesteps += int(steps)
                 _copy(model.policy, learner, from_learner=True)
@@ -139,7 +140,7 @@ def ppo_settings(config: AgentConfig, model: Any, settings: Any) -> Any:
         Schedule(values["learning_rate"], config.learning_rate_schedule),
     )
     points = {int(left * i / 100): schedule((left - int(left * i / 100)) / config.steps) for i in range(101)}
-    connectors = []
+    connectors, runners = [], config.runners or 1
     if normalize.norm_obs:
         latents = normalize.latents[None] if isinstance(normalize, LatentNormalize) else 0
         rms: Any = normalize.obs_rms
@@ -153,9 +154,9 @@ def ppo_settings(config: AgentConfig, model: Any, settings: Any) -> Any:
             clip_actions=True,
         )
         .env_runners(
-            num_env_runners=config.runners,
-            num_envs_per_env_runner=config.envs // config.runners,
-            num_gpus_per_env_runner=1 / math.ceil(config.runners / gpus) if gpus else 0,
+            num_env_runners=runners,
+            num_envs_per_env_runner=config.envs // runners,
+            num_gpus_per_env_runner=1 / math.ceil(runners / gpus) if gpus else 0,
             gym_env_vectorize_mode=gym.VectorizeMode.VECTOR_ENTRY_POINT,
             rollout_fragment_length=values["n_steps"],
             sample_timeout_s=None,  # games can be slow; Ray reports a machine that is lost

@@ -132,7 +132,7 @@ def train_agent(
                 say(f"Nothing to do: after {done.steps:,} steps, the agent in {config.out} {why}")
                 return done
         on_cluster = config.engine == "rllib"
-        if not on_cluster and (config.runners, config.address) != (1, None):
+        if not on_cluster and (config.runners, config.address) != (None, None):
             raise InputError("runners and address are settings of engine rllib; give it as well, or leave them out")
         if on_cluster:
             stack.enter_context(connect(config.address, rllib=True))
