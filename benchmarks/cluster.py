@@ -42,8 +42,8 @@ from benchmarks.common import QUICKSTART, interleaved, machine_line, markdown_ta
 from latent_obs import FrozenEncoder
 from latent_obs.util.device import torch_threads
 
-SMALL, LARGE = 64, 512  # minibatches: Stable-Baselines3's, and one that lets a learner keep up with more runners
-EPOCHS = 10
+SMALL, LARGE = 64, 2048  # minibatches: Stable-Baselines3's, and one with which a learner keeps up with more runners
+EPOCHS = 10  # Stable-Baselines3's
 FRAME_BYTES = 64 * 64 * 3
 
 
@@ -63,7 +63,7 @@ class Options:
     """Speed of the network, in Gbit/s: assumed, not measured."""
     rounds: int = 5
     """Interleaved repeats."""
-    iterations: int = 4
+    iterations: int = 3
     """Measured iterations of PPO with one runner, and with two."""
 
 
@@ -90,7 +90,7 @@ class Constants:
     small: float
     """A gradient step on 64 steps."""
     large: float
-    """A gradient step on 512 steps."""
+    """A gradient step on 2,048 steps."""
     load: float
     """To write the weights, and to load them in a runner."""
     step_bytes: float
@@ -251,8 +251,8 @@ def measure(options: Options, env_config: dict[str, Any]) -> Constants:
     def act() -> list[Any]:
         return runner.sample(num_timesteps=steps)
 
-    for _ in range(3):  # beyond the first episodes, and warm
-        episodes = act()
+    many = runner.sample(num_timesteps=LARGE)
+    episodes = act()
     metrics = runner.get_metrics()
     weights = learner.get_state(components="rl_module", inference_only=True)
     written = ray.put(episodes)
@@ -265,9 +265,6 @@ def measure(options: Options, env_config: dict[str, Any]) -> Constants:
     idle = Idle.remote()
     ray.get(idle.call.remote())
 
-    def update(epochs: int, minibatch: int) -> Callable[[], object]:
-        return lambda: learner.update(episodes=episodes, num_epochs=epochs, minibatch_size=minibatch)
-
     arms = {
         "game": timed(lambda: [games.step(action) for action in actions], steps),
         "encode": timed(lambda: [encoder(frames) for _ in range(options.fragment)], steps),
@@ -277,9 +274,9 @@ def measure(options: Options, env_config: dict[str, Any]) -> Constants:
         "call": timed(lambda: ray.get([idle.call.remote() for _ in range(32)]), 32),
         "metrics": timed(lambda: MetricsLogger(root=True).aggregate([metrics] * 32, key="runners"), 32),
         "load": timed(lambda: [runner.set_state(ray.get(ray.put(weights))) for _ in range(5)], 5),
-        "one large": timed(update(1, LARGE), 1),
-        "all large": timed(update(EPOCHS, LARGE), 1),
-        "all small": timed(update(EPOCHS, SMALL), 1),
+        "one large": timed(lambda: learner.update(episodes=many, num_epochs=1, minibatch_size=LARGE), 1),
+        "three large": timed(lambda: learner.update(episodes=many, num_epochs=3, minibatch_size=LARGE), 1),
+        "small": timed(lambda: learner.update(episodes=episodes, num_epochs=3, minibatch_size=SMALL), 1),
     }
     for arm in arms.values():
         arm()
@@ -288,15 +285,14 @@ def measure(options: Options, env_config: dict[str, Any]) -> Constants:
     print(f"Constants: medians of {options.rounds} rounds, load {began:.1f} to {os.getloadavg()[0]:.1f}\n", flush=True)
     runner.stop()
     venv.close()
-    large_steps, small_steps = max(1, steps // LARGE), steps // SMALL
-    one, every, small = (found.pop(name) for name in ("one large", "all large", "all small"))
-    large = (every - one) / ((EPOCHS - 1) * large_steps)
-    prepare = one - large_steps * large
+    one, three, small = (found.pop(name) for name in ("one large", "three large", "small"))
+    large = (three - one) / 2
+    prepare = (one - large) / LARGE
     return Constants(
         **found,
-        prepare=prepare / steps,
+        prepare=prepare,
         large=large,
-        small=(small - prepare) / (EPOCHS * small_steps),
+        small=(small - prepare * steps) / (3 * steps / SMALL),
         step_bytes=len(cloudpickle.dumps(episodes)) / steps,
         weight_bytes=len(cloudpickle.dumps(weights)),
     )
@@ -353,7 +349,7 @@ def constants_table(constants: Constants) -> str:
         ["driver: the metrics of a runner", f"{constants.metrics * 1e6:,.0f} µs"],
         ["learner: preparing a step", f"{constants.prepare * 1e6:,.0f} µs"],
         [f"learner: gradient steps on {SMALL}, per second", f"{1 / constants.small:,.0f}"],
-        [f"learner: gradient steps on {LARGE}, per second", f"{1 / constants.large:,.0f}"],
+        [f"learner: gradient steps on {LARGE:,}, per second", f"{1 / constants.large:,.0f}"],
         ["writing the weights and loading them", f"{constants.load * 1e3:.1f} ms"],
         ["bytes of a step (256 latents: 1,024)", f"{constants.step_bytes:,.0f}"],
         ["bytes of the weights", f"{constants.weight_bytes:,.0f}"],
