@@ -1,4 +1,4 @@
-"""How many environment steps a second agents train on, with 1 to 512 runners of RLlib: a model, and two nodes beside it.
+"""How many environment steps a second 1 to 512 runners of RLlib train on: a model, and two nodes beside it.
 
 One iteration of synchronous PPO has four parts, one after the other:
 
@@ -18,16 +18,19 @@ other parts. An asynchronous algorithm (APPO, IMPALA) does all parts at the same
 All constants are measured here but the network's speed, which is assumed. They are CPU seconds, with the games' own
 processes, because these depend little on what else the machine does; on idle cores wall time is the same, as each part
 computes on one thread without waiting. Then PPO runs on two nodes with a core each (`ray.cluster_utils.Cluster`), with
-one and with two runners, beside what the model predicts. Less than six minutes. Needs the extras ray and vizdoom.
+one and with two runners, beside what the model predicts: CPU seconds of a runner, and of the driver with its learner.
+Wall time agrees on idle cores only. Three minutes, and eight on a machine with ten other processes. Needs the extras
+ray and vizdoom.
 """
 
+import logging
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +244,7 @@ def measure(options: Options, env_config: dict[str, Any]) -> Constants:
     venv = env_creator({**env_config, "num_envs": options.envs})
     games, encoder = venv.env.env, venv.env.observation_encoder
     frames = games.reset(seed=0)[0]
-    actions = [venv.action_space.sample() for _ in range(options.fragment)]
+    actions = [venv.action_space.sample() for _ in range(32)]
     spaces = {"space": venv.single_observation_space, "action_space": venv.single_action_space}
     config = ppo(options, "free", spaces, runners=0)
     runner = SingleAgentEnvRunner(config=config, worker_index=0)
@@ -266,7 +269,7 @@ def measure(options: Options, env_config: dict[str, Any]) -> Constants:
     ray.get(idle.call.remote())
 
     arms = {
-        "game": timed(lambda: [games.step(action) for action in actions], steps),
+        "game": timed(lambda: [games.step(action) for action in actions], len(actions) * options.envs),
         "encode": timed(lambda: [encoder(frames) for _ in range(options.fragment)], steps),
         "act": timed(act, steps),
         "pack": timed(lambda: [ray.put(episodes) for _ in range(10)], 10 * steps),
@@ -325,9 +328,9 @@ def two_nodes() -> Iterator[None]:
     from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
     # Ray's workers have niceness 15 by default: on a machine with other work they would wait for minutes.
-    os.environ["RAY_worker_niceness"] = "0"
+    head: dict[str, Any] = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 200_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={**node, **head})
     try:
         cluster.add_node(**node)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
@@ -361,11 +364,10 @@ def model_table(constants: Constants, options: Options) -> str:
     """Predictions for 1 to 512 runners."""
     rows = []
     for runners, learners in ((1, 1), (8, 1), (64, 1), (512, 1), (512, 8)):
-        shared = dict(runners=runners, learners=learners, envs=options.envs, fragment=options.fragment)
-        shared["bytes_per_second"] = options.gbit * 1e9 / 8
-        small, small_binds = synchronous(constants, Plan(**shared))
-        large, large_binds = synchronous(constants, Plan(**shared, minibatch=LARGE))
-        most, most_binds = asynchronous(constants, Plan(**shared, minibatch=LARGE, epochs=1))
+        plan = Plan(runners, options.envs, options.fragment, learners=learners, bytes_per_second=options.gbit / 8 * 1e9)
+        small, small_binds = synchronous(constants, plan)
+        large, large_binds = synchronous(constants, replace(plan, minibatch=LARGE))
+        most, most_binds = asynchronous(constants, replace(plan, minibatch=LARGE, epochs=1))
         rows.append(
             [
                 f"{runners}, {learners}",
@@ -385,6 +387,7 @@ def main(options: Options) -> None:
     from ray.tune.registry import register_env  # pyright: ignore[reportMissingImports]
 
     print(machine_line(), flush=True)
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # notes for those who come from its older interfaces
     with tempfile.TemporaryDirectory() as folder, torch_threads(1), two_nodes():
         from latent_obs.rllib import env_creator
 
@@ -392,7 +395,12 @@ def main(options: Options) -> None:
         register_env("free", lambda config: FreeVectorEnv(**config))
         encoder = Path(folder) / "encoder"
         FrozenEncoder.random(QUICKSTART, device="cpu").save(encoder)
-        env_config = {"env": options.env, "encoder": str(encoder), "latent_only": True, "frame_skip": options.frame_skip}
+        env_config = {
+            "env": options.env,
+            "encoder": str(encoder),
+            "latent_only": True,
+            "frame_skip": options.frame_skip,
+        }
         constants = measure(options, env_config)
         print(constants_table(constants), flush=True)
         print(f"\nPredicted steps/s, and what takes most time:\n\n{model_table(constants, options)}\n", flush=True)

@@ -1,4 +1,4 @@
-"""The example files in docs/clusters and the commands of docs/machines.md, checked as far as they can be without a cluster."""
+"""The files in docs/clusters and the commands of docs/machines.md, checked as far as they can be without a cluster."""
 
 import re
 import shlex
