@@ -19,13 +19,14 @@ from agents.config import Observation
 from latent_obs.util.atomic import own_folder, write_json
 from latent_obs.util.errors import InputError, require
 from latent_obs.util.progress import print_now
+from latent_obs.util.ray import Engine, joined
 from latent_obs.util.words import counted, wrapped
 from vae_training.recording.config import RecordConfig
 from vae_training.training.config import TrainConfig
 
 #: Settings of a run that decide what its frames look like.
 _OF_FRAMES = ("frame_skip", "env_kwargs", "render", "pixel_key")
-_ALSO_WITH_STUDY = ("study", "out", "jobs", "threads")
+_ALSO_WITH_STUDY = ("study", "out", "jobs", "threads", "engine", "address")
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,14 @@ class CompareConfig:
     out: Path = Path("runs/compare")
     """Folder of all results. The same command with the same folder goes on."""
     jobs: int | None = None
-    """Runs at once; half the cores by default."""
+    """Runs at once; half the cores by default. With --engine ray, as many as the cluster has CPUs for."""
     threads: int | None = None
-    """Threads that torch computes with in each run; cores / jobs by default."""
+    """Threads that torch computes with in each run; cores / jobs by default, and 2 with --engine ray."""
+    engine: Engine = "local"
+    """Make the runs on this machine, or, with ray, on the nodes of a Ray cluster, which share a file system."""
+    address: str | None = None
+    """With --engine ray: "host:port" of its head node, auto for the cluster of this machine, local to start one. None
+    is auto where there is one, and else local."""
     page_only: bool = False
     """Train nothing: write the page of the runs in --out that are finished, also while others are under way."""
 
@@ -78,12 +84,15 @@ def run_compare(config: OmitArgPrefixes[CompareConfig]) -> None:
         return
     for module in ("psutil", "scipy", "matplotlib"):  # before hours of training
         require(module, extra="compare", purpose="compare agents")
-    study = prepare(study_of(config), config.out)
-    try:
-        agents.compare.compare(study, config.out, jobs=config.jobs, threads=config.threads)
-    except KeyboardInterrupt:
-        print(f"Stopped. The same command goes on; for a page: latent-obs compare --page-only --out {config.out}")
-        raise
+    study = study_of(config)
+    how: dict[str, Any] = {name: getattr(config, name) for name in ("jobs", "threads", "engine", "address")}
+    with joined(config.engine, config.address):  # before hours of training, too
+        study = prepare(study, config.out)
+        try:
+            agents.compare.compare(study, config.out, **how)
+        except KeyboardInterrupt:
+            print(f"Stopped. The same command goes on; for a page: latent-obs compare --page-only --out {config.out}")
+            raise
     if _write_page(study, config.out)["missing"]:
         raise SystemExit(1)
 

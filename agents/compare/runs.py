@@ -15,13 +15,16 @@ A study can be interrupted at any moment; the same call goes on. Its folder:
 import contextlib
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +35,7 @@ from latent_obs.util.atomic import GracefulStop, own_folder, write_json
 from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError, check_count
 from latent_obs.util.progress import print_now
+from latent_obs.util.ray import Engine, RayExecutor, joined
 
 RANDOM_POLICY = "random policy"
 #: Exit statuses of a run's process.
@@ -39,6 +43,7 @@ FINISHED, CRASHED, MISTAKE, STOPPED = 0, 1, 2, 3
 #: How a run's process is started. With -P a folder `agents` in the working directory does not hide this package.
 WORKER = ("-P", "-m", "agents.compare.worker")
 _PAUSE_S = 0.2
+_THREADS_ON_A_CLUSTER = 2  # the default, as on one machine with an even number of cores
 _GRACE_S = 15.0  # after SIGTERM, to finish a step and to save
 _LAST_LINES = 3  # of its log, shown where a process died without a reason
 _FIRST_REPORT_S, _LONGEST_REPORT_S = 15.0, 240.0  # between lines about the runs that are under way
@@ -147,9 +152,10 @@ def run_all(
     *,
     jobs: int | None = None,
     threads: int | None = None,
+    cluster: Executor | None = None,
     say: Callable[[str], object] = print_now,
 ) -> dict[str, str]:
-    """Make every run that is not finished; arguments and errors as for `compare`.
+    """Make every run that is not finished, on the nodes of a cluster if one is given; arguments as for `compare`.
 
     Returns:
         Name and reason of each run that failed.
@@ -162,7 +168,11 @@ def run_all(
     finished = len(runs) - len(waiting)
     say(f"{len(runs)} runs, {finished} of them finished before; {jobs} at once, {threads} threads each.")
     places = {run.name: f"[{i}/{len(runs)}]" for i, run in enumerate(runs, 1)}
-    under_way: dict[str, tuple[Planned, subprocess.Popen[bytes]]] = {}
+    paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)  # to find the user's own environments
+    ending = _Ending()
+    pool = cluster or ThreadPoolExecutor(jobs)
+    make = make_run if cluster else partial(make_run, ending=ending)
+    under_way: dict[Future[str | None], Planned] = {}
     failures: dict[str, str] = {}
     pause = _FIRST_REPORT_S
     report_at = time.monotonic() + pause
@@ -172,29 +182,75 @@ def run_all(
                 while waiting and len(under_way) < jobs:
                     run = waiting.pop(0)
                     say(f"{places[run.name]} begins: {run.name}")
-                    under_way[run.name] = run, _start(run, jobs, threads)
-                time.sleep(_PAUSE_S)
-                for name in [name for name, (_, process) in under_way.items() if process.poll() is not None]:
-                    run, process = under_way.pop(name)
-                    if (reason := _failure(run, process)) is not None:
+                    under_way[pool.submit(make, run, jobs, threads, paths)] = run
+                for future in wait(under_way, _PAUSE_S, FIRST_COMPLETED).done:
+                    run = under_way.pop(future)
+                    name = run.name
+                    if (reason := _failure(run, future)) is not None:
                         failures[name] = reason
                         say(f"{places[name]} FAILED: {name}: {reason} (its messages: {run.file('.log')})")
                         continue
                     mean = json.loads(run.file(".json").read_text())["final"]["mean"]
-                    remaining = _remaining(runs, [*waiting, *(run for run, _ in under_way.values())], jobs)
+                    remaining = _remaining(runs, [*waiting, *under_way.values()], jobs)
                     say(f"{places[name]} ended:  {name}: mean return {mean:.1f}. {remaining}")
                 if time.monotonic() >= report_at:
                     pause = min(2 * pause, _LONGEST_REPORT_S)
                     report_at = time.monotonic() + pause
-                    for name, (run, _) in under_way.items():
-                        say(f"{places[name]} {name}: {_last_lines(run, 1) or 'starting'}")
+                    for run in under_way.values():
+                        say(f"{places[run.name]} {run.name}: {_last_lines(run, 1) or 'starting'}")
         finally:
             if under_way:
                 say("Stopping; runs that have begun save first …")
-                _stop([process for _, process in under_way.values()])
+            try:
+                ending.kill_at = time.monotonic() + _GRACE_S
+                pool.shutdown(cancel_futures=True)
+            except KeyboardInterrupt:
+                ending.kill_at = 0.0
+                pool.shutdown()
+                raise
         if stop.requested:
             raise KeyboardInterrupt
     return failures
+
+
+@dataclass
+class _Ending:
+    """When runs are to be killed; they are asked to stop as soon as there is such a time."""
+
+    kill_at: float = math.inf
+
+
+def make_run(run: Planned, jobs: int, threads: int, paths: str, ending: _Ending | None = None) -> str | None:
+    """Make a run in a process of its own, in a thread or in a task on a node of a cluster.
+
+    Args:
+        run: The run; one that is finished is not made again, as where a node was lost just after that.
+        jobs: How many are made at once, for its numbers.
+        threads: Its threads.
+        paths: Where it finds modules, as in PYTHONPATH.
+        ending: Says when to end it. A task is ended by a `KeyboardInterrupt`, which is how Ray cancels it.
+
+    Returns:
+        Why it failed; None if it finished or was ended.
+    """
+    if run.is_finished:
+        return None
+    ending = ending or _Ending()
+    process, asked = _start(run, jobs, threads, paths), False
+    try:
+        while process.poll() is None and time.monotonic() < ending.kill_at:
+            try:
+                time.sleep(_PAUSE_S)
+            except KeyboardInterrupt:
+                ending.kill_at = time.monotonic() + _GRACE_S
+            if ending.kill_at < math.inf and not asked:
+                process.terminate()
+                asked = True
+        return None if asked else _reason(run, process)
+    finally:
+        if process.poll() != FINISHED:  # its environments may be left, also if it crashed
+            end_session(process.pid)
+            process.wait()
 
 
 def end_session(leader: int) -> None:
@@ -232,7 +288,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6_000 else f"{seconds / 3600:.1f} h"
 
 
-def _start(run: Planned, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
+def _start(run: Planned, jobs: int, threads: int, paths: str) -> "subprocess.Popen[bytes]":
     """Start a run's process in a session of its own, so that Ctrl-C in a terminal reaches this process only."""
     run.file(".failed.json").unlink(missing_ok=True)
     job: dict[str, Any] = {name: getattr(run, name) for name in ("kind", "task", "arm", "seed", "episodes")}
@@ -240,7 +296,6 @@ def _start(run: Planned, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
     job |= {"threads": threads, "jobs": jobs, "parent": os.getpid(), "result": str(run.file(".json"))}
     job |= {name: str(run.file(f".{name}.json")) for name in ("usage", "failed")}
     write_json(run.file(".job.json"), job)
-    paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)  # to find the user's own environments
     with run.file(".log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, *WORKER, str(run.file(".job.json"))],
@@ -252,31 +307,27 @@ def _start(run: Planned, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
         )
 
 
-def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Ask processes to stop, wait a while, then kill what is left of their sessions."""
-    try:
-        for process in processes:
-            process.terminate()
-        deadline = time.monotonic() + _GRACE_S
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-    finally:  # also after another Ctrl-C
-        for process in processes:
-            end_session(process.pid)
-            process.wait()
-
-
-def _failure(run: Planned, process: "subprocess.Popen[bytes]") -> str | None:
+def _reason(run: Planned, process: "subprocess.Popen[bytes]") -> str | None:
     """Why a process that ended has failed; None if it has not."""
     status = process.returncode
     if status == FINISHED and run.is_finished:
         return None
-    end_session(process.pid)  # a process that crashed may have left its environments behind
     if noted := read_json(run.file(".failed.json")):
         return str(noted["reason"])
     how = "stopped from outside" if status == STOPPED else f"exit status {status}"
-    reason = f"{how}; last lines: {_last_lines(run, _LAST_LINES) or 'none'}"
+    return _failed(run, f"{how}; last lines: {_last_lines(run, _LAST_LINES) or 'none'}")
+
+
+def _failure(run: Planned, future: "Future[str | None]") -> str | None:
+    """Why a run has failed; None if it has not."""
+    try:
+        return future.result()
+    except BrokenExecutor as error:
+        return _failed(run, f"each node that tried it died, or the process there: {error}")
+
+
+def _failed(run: Planned, reason: str) -> str:
+    """Note why a run has failed."""
     write_json(run.file(".failed.json"), {"reason": reason})
     return reason
 
@@ -343,6 +394,8 @@ def compare(
     *,
     jobs: int | None = None,
     threads: int | None = None,
+    engine: Engine = "local",
+    address: str | None = None,
     say: Callable[[str], object] = print_now,
 ) -> Results:
     """Train and evaluate every arm of every task with every seed.
@@ -352,21 +405,32 @@ def compare(
     Args:
         study: What to compare.
         out: The folder of all results.
-        jobs: Runs at once; half the cores by default, at least 1.
-        threads: Threads that torch computes with in each; cores / jobs by default.
+        jobs: Runs at once; half the cores by default, at least 1. On a cluster as many as it has CPUs for.
+        threads: Threads that torch computes with in each; cores / jobs by default, and 2 on a cluster.
+        engine: "local", or "ray" for the nodes of a Ray cluster, which share a file system.
+        address: The cluster, see `latent_obs.util.ray.connect`.
         say: Receives the messages: a line when a run begins, and one when it ends.
 
     Raises:
-        InputError: A setting is not allowed, or runs in the folder have other settings; before training starts.
+        InputError: A setting is not allowed, or runs in the folder have other settings; before training starts. The
+            cluster cannot be joined, or a node of it cannot be used.
+        MissingExtraError: Ray is not installed.
         KeyboardInterrupt: It was interrupted. No process is left, and the same call goes on.
     """
     out = Path(out)
     runs = plan_runs(study, out)
     for run in runs:
         check_same(run)  # before anything is written
-    with own_folder(out):
+    with joined(engine, address) as ray, own_folder(out):
+        cluster = None
+        if ray:
+            threads = _THREADS_ON_A_CLUSTER if threads is None else check_count("threads", threads)
+            at_once = jobs if jobs is None else check_count("jobs", jobs)
+            inputs = {file for run in runs for file in (run.config.encoder, run.config.pca) if file is not None}
+            cluster = RayExecutor(ray, out, inputs, cpus=threads, at_once=at_once)
+            jobs = cluster.at_once
         write_json(out / "study.json", study.to_json())
-        run_all(runs, jobs=jobs, threads=threads, say=say)
+        run_all(runs, jobs=jobs, threads=threads, cluster=cluster, say=say)
     return collect(study, out)
 
 

@@ -30,7 +30,7 @@ class DeviceError(LatentObsError, RuntimeError):
 
 
 class MissingExtraError(LatentObsError, ImportError):
-    """An optional package is not installed."""
+    """An optional package is not installed, or not in the version that is needed."""
 
 
 class GameFaultError(LatentObsError, RuntimeError):

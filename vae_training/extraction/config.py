@@ -9,11 +9,12 @@ from tyro.conf import Positional
 
 from latent_obs.encoder import Crop
 from latent_obs.util.errors import InputError, check_count, check_types
+from latent_obs.util.ray import Engine
 
 #: What becomes of frames with an open menu.
 Gui = Literal["keep", "drop"]
 #: Fields that do not decide what a frame file holds.
-_NOT_SETTINGS = ("recordings", "out", "workers", "shard")
+_NOT_SETTINGS = ("recordings", "out", "workers", "shard", "engine", "address")
 _LARGEST_SIZE = 8192
 
 
@@ -47,7 +48,7 @@ class ExtractConfig:
     """Most frames to keep of each recording."""
     workers: int | None = None
     """Processes, each with one recording at a time; None is one per core. 1 does all in this process, with threads that
-    resize."""
+    resize. With --engine ray it is the most tasks at once; None is one per CPU of the cluster."""
     frames_per_file: int = 50_000
     """Longest file; a longer recording is cut into name_000.npy, name_001.npy, ..."""
     drop_null_actions: bool = False
@@ -59,6 +60,11 @@ class ExtractConfig:
     shard: str | None = None
     """"2/5" extracts the second of five parts of the recordings, for array jobs: start the same command with 1/5 to
     5/5, with the same --out, all at once or one after the other. The files are those of one run without shards."""
+    engine: Engine = "local"
+    """Processes of this machine, or ray: tasks on the nodes of a Ray cluster, which share a file system."""
+    address: str | None = None
+    """With --engine ray: "host:port" of its head node, auto for the cluster of this machine, local to start one. None
+    is auto where there is one, and else local."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recordings", tuple(Path(path) for path in self.recordings))

@@ -17,6 +17,7 @@ from latent_obs.util.atomic import GracefulStop
 from latent_obs.util.device import cores
 from latent_obs.util.errors import InputError
 from latent_obs.util.progress import ProgressBar, print_now
+from latent_obs.util.ray import RayExecutor, joined
 from latent_obs.util.words import counted
 from vae_training.data.frames import explain_disk_full, not_finished
 from vae_training.extraction.config import ExtractConfig
@@ -65,9 +66,9 @@ def extract(
 
     Raises:
         InputError: There are no recordings; the folder was begun with other settings, holds other frames or is in use;
-            a source has changed since.
+            a source has changed since; the cluster cannot be joined, or a node of it cannot be used.
         DiskFullError: The disk is full; finished recordings are kept.
-        MissingExtraError: A package that reads such recordings is not installed.
+        MissingExtraError: A package that reads such recordings, or Ray, is not installed.
     """
     options = VptOptions(config.drop_null_actions, config.gui)
     recordings, damaged = find_recordings(config.recordings, vpt=options, camera=config.camera, say=say)
@@ -83,7 +84,11 @@ def extract(
         damaged = [bad for bad in damaged if _is_of(bad.name, *shard)]
         say(f"shard {config.shard}: {len(recordings):,} of {counted(len(names), 'recording')}")
     kept = "All finished recordings are kept; free some space, and give the same command again"
-    with explain_disk_full(config.out, kept), FrameFolder.open(config.out, config.settings(), say, shard) as folder:
+    with (
+        joined(config.engine, config.address) as ray,
+        explain_disk_full(config.out, kept),
+        FrameFolder.open(config.out, config.settings(), say, shard) as folder,
+    ):
         pending, skipped, frames_before, ended = list[Recording](), 0, folder.frames, 0
         for recording in recordings:
             try:
@@ -98,11 +103,16 @@ def extract(
         workers = max(1, min(config.workers or cores(), len(pending)))
         if pending:
             _settle_shape(config, folder, all_recordings)
-        tasks = _tasks(config, folder, pending, folder.stems(names), max(1, cores() // workers))
+        threads, cluster = max(1, cores() // workers), None
+        if ray and pending:
+            sources = [path for path in config.recordings if not url_of(path)]
+            cluster, threads = RayExecutor(ray, folder.staging, sources, at_once=config.workers), 1
+            say(f"{counted(len(pending), 'recording')} on the cluster, at most {cluster.at_once} at once")
+        tasks = _tasks(config, folder, pending, folder.stems(names), threads)
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.suppress(KeyboardInterrupt))  # a second Ctrl-C
             stop, bar = stack.enter_context(GracefulStop()), stack.enter_context(_bar(pending, progress_bar))
-            outcomes = run_tasks(tasks, workers, bar.update, lambda: stop.requested)
+            outcomes = run_tasks(tasks, workers, bar.update, lambda: stop.requested, cluster)
             for task, outcome in stack.enter_context(contextlib.closing(outcomes)):
                 ended += 1
                 if isinstance(outcome, Damaged):

@@ -4,17 +4,16 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
-import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from vae_training.extraction.readers.base import Damaged, DamagedRecordingError,
 _FILTERS = ("stride", "drop_black", "drop_duplicates", "limit")
 _SOURCE_FRAME = "source_frame"
 _POLL_SECONDS = 0.1
+_Outcome = TypeVar("_Outcome")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,11 @@ def contract_for(frame_shape: tuple[int, ...], size: int | None, crop: Crop) -> 
 
 
 def run_tasks(
-    tasks: Sequence[Task], workers: int, count: Callable[[int], object], stopped: Callable[[], bool]
+    tasks: Sequence[Task],
+    workers: int,
+    count: Callable[[int], object],
+    stopped: Callable[[], bool],
+    cluster: Executor | None = None,
 ) -> Generator[tuple[Task, Entry | Damaged]]:
     """Extract recordings and yield the outcome of each as it finishes.
 
@@ -66,19 +70,49 @@ def run_tasks(
         workers: Number of processes; 1 is this one.
         count: Called with numbers of frames read, for a progress bar.
         stopped: Whether to stop; unfinished recordings are then not yielded.
+        cluster: Runs the tasks, in place of processes here; it is shut down in the end.
     """
-    if workers > 1:
+    if cluster is not None:
+        for task, finished in _outcomes(cluster, _extract_and_count, tasks, lambda: None, stopped):
+            frames_read, outcome = finished or (0, None)
+            count(frames_read)
+            yield task, outcome or _died(task, "each node that tried it died, or the process there; is memory short?")
+    elif workers > 1:
         yield from _in_a_pool(tasks, workers, count, stopped)
-        return
+    else:
 
-    def goes_on(frames_read: int) -> bool:
-        count(frames_read)
-        return not stopped()
+        def goes_on(frames_read: int) -> bool:
+            count(frames_read)
+            return not stopped()
 
-    for task in tasks:
-        if (outcome := _extract(task, goes_on)) is None:
-            return
-        yield task, outcome
+        for task in tasks:
+            if (outcome := _extract(task, goes_on)) is None:
+                return
+            yield task, outcome
+
+
+def _outcomes(
+    pool: Executor,
+    work: Callable[[Task], _Outcome],
+    tasks: Sequence[Task],
+    poll: Callable[[], object],
+    stopped: Callable[[], bool],
+) -> Generator[tuple[Task, _Outcome | None]]:
+    """Each task with the outcome of `work` as it finishes, None if its process died; then the pool is shut down."""
+    try:
+        pending = {pool.submit(work, task): task for task in tasks}
+        while pending and not stopped():
+            finished, _ = concurrent.futures.wait(pending, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED)
+            poll()
+            for future in finished:
+                task, died = pending.pop(future), isinstance(future.exception(), BrokenExecutor)
+                yield task, None if died else future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _died(task: Task, reason: str) -> Damaged:
+    return Damaged(task.recording.name, task.recording.source, reason)
 
 
 def _in_a_pool(
@@ -89,46 +123,55 @@ def _in_a_pool(
     One that dies takes the whole pool with it; the recordings that were not finished then are tried once more, each
     alone, so that one failure costs one recording.
     """
-    from latent_obs.envs.workers import main_script_hidden  # here, as workers import this module
+    pool, counted = _Pool(workers), 0
 
-    context: Any = multiprocessing.get_context("forkserver")
-    frames_read, stop, counted = context.Value("q", 0), context.Event(), 0
-    pool = ProcessPoolExecutor(workers, context, _begin_worker, (frames_read, stop))
-    pending: dict[Future[Entry | Damaged | None], Task] = {}
-    broken: list[Task] = []
-    try:
+    def poll() -> None:
+        nonlocal counted
+        read = pool.frames_read.value
+        count(read - counted)
+        counted = read
+
+    died: list[Task] = []
+    for task, outcome in _outcomes(pool, _work, tasks, poll, stopped):
+        if outcome is None:
+            died.append(task)
+        else:
+            yield task, outcome
+    for task in died:
+        if len(tasks) > 1:
+            yield from _in_a_pool([task], 1, count, stopped)
+        else:
+            yield (
+                task,
+                _died(task, "its worker process died twice, often because memory is short: fewer --workers need less"),
+            )
+
+
+class _Pool(ProcessPoolExecutor):
+    """Worker processes, which count the frames that they read and end early at `shutdown`."""
+
+    def __init__(self, workers: int) -> None:
+        context: Any = multiprocessing.get_context("forkserver")
+        self.frames_read, self._stop = context.Value("q", 0), context.Event()
+        super().__init__(workers, context, _begin_worker, (self.frames_read, self._stop))
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        """Submit a call, and start a process for it if there are too few."""
+        from latent_obs.envs.workers import main_script_hidden  # here, as workers import this module
+
         # No Ctrl-C reaches the processes, from their very first moment: a blocked signal is inherited.
         resource_tracker.ensure_running()  # would unblock it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             with main_script_hidden():  # a script without a main guard would extract in each of them
-                pending = {pool.submit(_work, task): task for task in tasks}
+                return super().submit(fn, *args, **kwargs)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        while pending and not stopped():
-            finished, _ = concurrent.futures.wait(pending, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED)
-            read = frames_read.value
-            count(read - counted)
-            counted = read
-            for future in finished:
-                task = pending.pop(future)
-                try:
-                    outcome = future.result()
-                except BrokenProcessPool:
-                    broken.append(task)
-                else:
-                    assert outcome is not None, "nothing asked the workers to stop"
-                    yield task, outcome
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-    for task in broken:
-        if len(tasks) > 1:
-            shutil.rmtree(task.folder, ignore_errors=True)  # what the dead worker left
-            yield from _in_a_pool([task], 1, count, stopped)
-        else:
-            reason = "its worker process died twice, often because memory is short: fewer --workers need less"
-            yield task, Damaged(task.recording.name, task.recording.source, reason)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the processes."""
+        self._stop.set()
+        super().shutdown(wait, cancel_futures=cancel_futures)
 
 
 _frames_read: Any
@@ -159,11 +202,33 @@ def _work(task: Task) -> Entry | Damaged | None:
     return _extract(task, goes_on)
 
 
+def _extract_and_count(task: Task) -> tuple[int, Entry | Damaged | None]:
+    frames_read = 0
+
+    def goes_on(more: int) -> bool:
+        nonlocal frames_read
+        frames_read += more
+        return True
+
+    outcome = _extract(task, goes_on)
+    return frames_read, outcome
+
+
 def _extract(task: Task, goes_on: Callable[[int], bool]) -> Entry | Damaged | None:
-    """Extract one recording; None if `goes_on`, called with the number of frames of each chunk, returns false."""
+    """Extract one recording; None if `goes_on`, called with the number of frames of each chunk, returns false.
+
+    Its files are written in a folder of this attempt and moved together: a worker that was given up may still write.
+    """
     try:
-        with task.recording.opened(task.folder.parent) as recording:
-            return _write_files(task, recording, goes_on)
+        with (
+            tempfile.TemporaryDirectory(dir=task.folder.parent, ignore_cleanup_errors=True) as attempt,
+            task.recording.opened(task.folder.parent) as recording,
+        ):
+            written = Path(attempt) / task.folder.name
+            outcome = _write_files(replace(task, folder=written), recording, goes_on)
+            if outcome is not None and not (task.folder / ENTRY).exists():  # else an earlier attempt got so far
+                written.rename(task.folder)
+            return outcome
     except DamagedRecordingError as error:
         return Damaged(task.recording.name, task.recording.source, str(error))
 
