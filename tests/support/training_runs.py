@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +108,17 @@ def start(config: TrainConfig, rows: int) -> subprocess.Popen[str]:
     return process
 
 
-def torchrun(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a script by two processes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launch, "--standalone", str(script), *arguments],
-        capture_output=True,
+def torchrun(
+    script: Path, *arguments: str, processes: int = 2, options: Sequence[str] = ("--standalone",), before: str = ""
+) -> subprocess.Popen[str]:
+    """Start a script in several processes, by a command that begins with the words of `before`."""
+    launch = [*before.split(), sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    return subprocess.Popen(
+        [*launch, "--master-port", "0", *options, str(script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=900,
-        check=False,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
