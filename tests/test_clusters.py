@@ -68,7 +68,7 @@ def test_commands_have_settings_that_are_accepted(words: list[str], monkeypatch:
     for name in ("extract", "record", "train", "frame_stats"):
         monkeypatch.setattr(f"vae_training.{name}", accept)
     monkeypatch.setattr("agents.train_agent", accept)
-    monkeypatch.setattr("latent_obs_cli.compare.prepare", accept)
+    monkeypatch.setattr("latent_obs_cli.compare.joined", accept)
     with pytest.raises(Accepted):
         main(words)
 
