@@ -260,12 +260,11 @@ def measure(options: Options, env_config: dict[str, Any]) -> Constants:
     weights = learner.get_state(components="rl_module", inference_only=True)
     written = ray.put(episodes)
 
-    @ray.remote(num_cpus=0)
     class Idle:
         def call(self) -> None:
             """Return at once."""
 
-    idle = Idle.remote()
+    idle = ray.remote(num_cpus=0)(Idle).remote()
     ray.get(idle.call.remote())
 
     arms = {
@@ -372,7 +371,7 @@ def model_table(constants: Constants, options: Options) -> str:
             [
                 f"{runners}, {learners}",
                 f"{small:,.0f} ({small_binds})",
-                f"{large:,.0f} ({large_binds})",
+                f"{large:,.0f} ({large_binds})" if plan.steps >= LARGE else "fewer steps",
                 f"{most:,.0f} ({most_binds})",
                 f"{most * constants.step_bytes / 1e6:,.1f}",
                 f"{most * (constants.step_bytes + FRAME_BYTES - 4 * 256) / 1e6:,.1f}",
