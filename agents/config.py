@@ -144,7 +144,8 @@ class AgentConfig(RunConfig):
     runners: int = 1
     """For rllib: processes, anywhere in the cluster, that share the environments evenly and encode their frames."""
     address: str | None = None
-    """For rllib: the cluster of Ray, auto for the one that this machine belongs to. By default Ray is started here."""
+    """For rllib: "host:port" of the head node of a Ray cluster, auto for the cluster of this machine, local to start
+    one. None is auto where there is such a cluster, and else local."""
     frame_skip: int | None = None
     """Passed to the environment as frame_skip when given: game frames per agent step. 4 is usual for ViZDoom."""
     env_kwargs: dict[str, EnvArgument] = field(default_factory=dict, metadata={"type": dict[str, Any]})
@@ -238,8 +239,6 @@ class AgentConfig(RunConfig):
         values = self.hyperparameters
         if self.engine == "rllib":
             self._check_rllib(values)
-        elif (self.runners, self.address) != (1, None):
-            raise InputError("runners and address are settings of engine rllib; give it as well, or leave them out")
         if "n_steps" in values:
             batch, samples = values["batch_size"], values["n_steps"] * self.envs
             if batch < 2 or samples < 2 or samples % batch == 1:

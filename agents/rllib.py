@@ -13,8 +13,6 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -37,6 +35,7 @@ from latent_obs.util.errors import InputError, LatentObsError, one_line, require
 from latent_obs.wrappers.vector import VectorLatentObservation
 
 _REPORT_S = 30.0  # between lines while no runner samples
+_ENV = "latent-obs-run"
 _MODULE, _CONNECTORS = "default_policy", "env_to_module_connector"  # RLlib's names
 #: How RLlib's parameters are called, and what the same ones are called in Stable-Baselines3.
 _NAMES = {
@@ -66,24 +65,27 @@ def check_spaces(config: AgentConfig, venv: VecEnv) -> None:
         )
 
 
-def learn_with_rllib(config: AgentConfig, model: PPO, run: Any, say: Callable[[str], object]) -> None:
+def learn_with_rllib(config: AgentConfig, model: PPO, run: Any, seed: int, say: Callable[[str], object]) -> None:
     """Train a model up to `config.steps`, in place of its method `learn`.
 
     Args:
         config: The settings, as they are saved in the run folder.
         model: The agent to continue with. Of its environment only the running statistics are used.
         run: The callback that evaluates, saves, and decides when to stop.
+        seed: For the environments and for sampling actions.
         say: Where messages go.
 
     Raises:
         InputError: The runners cannot make their environments; the message names a machine and the reason.
     """
     normalize: Any = model.get_vec_normalize_env()
-    with _Errors.kept() as errors, _algorithm(config, model, errors) as algorithm:
+    if (cpus := rllib.ray.cluster_resources().get("CPU", 0)) < config.runners:
+        say(f"The cluster has {cpus:g} CPUs for {config.runners} runners, so training waits until it has more.")
+    with _Errors.kept() as errors, _algorithm(config, model, seed, errors) as algorithm:
         learner = algorithm.learner_group.foreach_learner(lambda learner: learner).result_or_errors[0].get()
         _copy(model.policy, learner, from_learner=False)
         if normalize.norm_reward:
-            learner._learner_connector.prepend(_NormalizeRewards(normalize))
+            learner._learner_connector.prepend(NormalizeRewards(normalize))
         algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=algorithm.learner_group)
         healthy, reported, going = config.runners, 0.0, True
         while going and model.num_timesteps < config.steps:
@@ -108,10 +110,11 @@ def learn_with_rllib(config: AgentConfig, model: PPO, run: Any, say: Callable[[s
 
 
 @contextlib.contextmanager
-def _algorithm(config: AgentConfig, model: PPO, errors: "_Errors") -> Iterator[Any]:
+def _algorithm(config: AgentConfig, model: PPO, seed: int, errors: "_Errors") -> Iterator[Any]:
     """RLlib's PPO with the settings of Stable-Baselines3's, its runners started."""
     ppo = require("ray.rllib.algorithms.ppo", extra="ray", purpose="train with RLlib")
-    settings = _settings(config, model, ppo.PPOConfig())
+    require("ray.tune.registry", extra="ray", purpose="train with RLlib").register_env(_ENV, runner_env)
+    settings = ppo_settings(config, model, ppo.PPOConfig()).debugging(seed=seed)
     try:
         algorithm = settings.build_algo()
     except Exception as error:
@@ -125,10 +128,8 @@ def _algorithm(config: AgentConfig, model: PPO, errors: "_Errors") -> Iterator[A
         shutil.rmtree(algorithm.logdir, ignore_errors=True)  # an empty folder in ~/ray_results
 
 
-def _settings(config: AgentConfig, model: PPO, settings: Any) -> Any:
-    """The settings of Stable-Baselines3's PPO as those of RLlib's."""
-    from agents.training import part_seed
-
+def ppo_settings(config: AgentConfig, model: PPO, settings: Any) -> Any:
+    """Set those of Stable-Baselines3's PPO in a `PPOConfig` of RLlib."""
     normalize: Any = model.get_vec_normalize_env()
     values, samples = config.hyperparameters, config.hyperparameters["n_steps"] * config.envs
     module: dict[str, Any] = {"fcnet_hiddens": list(values["net_arch"]), "fcnet_activation": "tanh"}
@@ -138,7 +139,7 @@ def _settings(config: AgentConfig, model: PPO, settings: Any) -> Any:
         config.steps - model.num_timesteps,
         Schedule(values["learning_rate"], config.learning_rate_schedule),
     )
-    points = [[int(left * i / 100), schedule((left - left * i / 100) / config.steps)] for i in range(101)]
+    points = {int(left * i / 100): schedule((left - int(left * i / 100)) / config.steps) for i in range(101)}
     connectors = []
     if normalize.norm_obs:
         latents = normalize.latents[None] if isinstance(normalize, LatentNormalize) else 0
@@ -147,7 +148,7 @@ def _settings(config: AgentConfig, model: PPO, settings: Any) -> Any:
     gpus = rllib.ray.cluster_resources().get("GPU", 0) if config.device.partition(":")[0] in ("auto", "cuda") else 0
     return (
         settings.environment(
-            runner_env,
+            _ENV,
             env_config={"run": str(config.out.absolute())},
             normalize_actions=False,
             clip_actions=True,
@@ -162,7 +163,7 @@ def _settings(config: AgentConfig, model: PPO, settings: Any) -> Any:
             env_to_module_connector=lambda env, spaces, device: connectors,
         )
         .training(
-            lr=points if config.learning_rate_schedule != "constant" else values["learning_rate"],
+            lr=[[step, value] for step, value in points.items()],
             gamma=values["gamma"],
             lambda_=model.gae_lambda,
             train_batch_size_per_learner=samples,
@@ -178,7 +179,6 @@ def _settings(config: AgentConfig, model: PPO, settings: Any) -> Any:
         .rl_module(model_config=module)
         .learners(num_learners=0)  # in this process: the network is small
         .fault_tolerance(restart_failed_env_runners=True)
-        .debugging(seed=part_seed(config.seed, model.num_timesteps))
     )
 
 
@@ -253,7 +253,7 @@ def _log(model: PPO, result: dict[str, Any], steps_per_second: float) -> None:
     model.logger.dump(model.num_timesteps)
 
 
-class _NormalizeRewards(rllib.ConnectorV2):
+class NormalizeRewards(rllib.ConnectorV2):
     """Divide the rewards of an update by the running deviation of the return, as `VecNormalize` does at each step.
 
     In the learner, so that there is one deviation for all runners, and the returns that RLlib reports are the game's.
@@ -265,19 +265,19 @@ class _NormalizeRewards(rllib.ConnectorV2):
         self.returns: dict[str, float] = {}  # of the episodes that go on in the next update, discounted
 
     def __call__(self, *, batch: Any, episodes: Any, **_: Any) -> Any:
+        """Add the returns of an update to the statistics, then divide its rewards."""
         ours, returns, after = self.normalize, [], {}
         for episode in episodes:
-            start = after.pop(episode.id_, self.returns.get(episode.id_, 0.0))
-            sums = list(
-                accumulate(episode.get_rewards(), lambda total, reward: total * ours.gamma + reward, initial=start)
-            )
-            returns += sums[1:]
+            total = after.pop(episode.id_, self.returns.get(episode.id_, 0.0))
+            for reward in episode.get_rewards():
+                total = total * ours.gamma + reward
+                returns.append(total)
             if not episode.is_done:
-                after[episode.id_] = sums[-1]
+                after[episode.id_] = total
         self.returns = after
         ours.ret_rms.update(np.array(returns))
         for episode in episodes:
-            episode.set_rewards(new_data=ours.normalize_reward(np.asarray(episode.get_rewards())))
+            episode.rewards.data = ours.normalize_reward(np.asarray(episode.rewards.data))  # it can be read-only
         return batch
 
 
@@ -287,6 +287,7 @@ class _Errors(logging.Handler):
     last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Show nothing."""
         if record.levelno >= logging.ERROR:
             lines = [
                 line.strip() for line in record.getMessage().splitlines() if "latent_obs" in line or "Error" in line
@@ -297,21 +298,12 @@ class _Errors(logging.Handler):
     @contextlib.contextmanager
     def kept(cls) -> "Iterator[_Errors]":
         """Keep errors inside the block, in which Ray's own lines are not shown."""
-        logger, errors = logging.getLogger("ray"), cls()
-        before, logger.handlers = logger.handlers, [errors]
-        propagate, logger.propagate = logger.propagate, False
+        errors, loggers = cls(), [logging.getLogger(name) for name in ("ray", "ray.rllib")]
+        before = [(logger.handlers, logger.propagate) for logger in loggers]
+        for logger in loggers:
+            logger.handlers, logger.propagate = [errors], False
         try:
             yield errors
         finally:
-            logger.handlers, logger.propagate = before, propagate
-
-
-@contextlib.contextmanager
-def cluster(address: str | None) -> Iterator[None]:
-    rllib.ray.init(
-        address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-    )
-    try:
-        yield
-    finally:
-        rllib.ray.shutdown()
+            for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+                logger.handlers, logger.propagate = handlers, propagate

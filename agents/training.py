@@ -39,6 +39,7 @@ from latent_obs.util.atomic import GracefulStop, atomic_write, folder_lock, is_u
 from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.errors import InputError
 from latent_obs.util.progress import ProgressBar, print_now
+from latent_obs.util.ray import connect
 from latent_obs.util.tracking import Tracker
 from latent_obs.wrappers.drift import DriftMonitor
 
@@ -80,8 +81,8 @@ def train_agent(
     **Resuming.** The state of an environment cannot be saved, so every run resets its environments at each checkpoint,
     with seeds that follow from the settings and the step. A run that was stopped (Ctrl-C, SIGTERM) or killed therefore
     continues from its last checkpoint and gives the same agent, to the bit on a CPU, as one that was not. MineRL's
-    environments, and those of a run without checkpoints, are not reset; such a run saves its present agent when it is
-    stopped.
+    environments, and those of a run without checkpoints or with RLlib, are not reset; such a run saves its present
+    agent when it is stopped.
 
     Args:
         config: All settings.
@@ -131,10 +132,10 @@ def train_agent(
                 say(f"Nothing to do: after {done.steps:,} steps, the agent in {config.out} {why}")
                 return done
         on_cluster = config.engine == "rllib"
+        if not on_cluster and (config.runners, config.address) != (1, None):
+            raise InputError("runners and address are settings of engine rllib; give it as well, or leave them out")
         if on_cluster:
-            from agents.rllib import cluster
-
-            stack.enter_context(cluster(config.address))
+            stack.enter_context(connect(config.address, rllib=True))
         monitor = None
         if not on_cluster and config.observation == "latent" and encoder is not None and encoder.statistics is not None:
             monitor = DriftMonitor(encoder, say=say)
@@ -195,7 +196,7 @@ def train_agent(
         if config.steps > before and on_cluster:
             from agents.rllib import learn_with_rllib
 
-            learn_with_rllib(config, model, run, say)
+            learn_with_rllib(config, model, run, part_seed(config.seed, before), say)
         elif config.steps > before:
             begin_part(model, part_seed(config.seed, before))
             model.learn(config.steps - before, callbacks, reset_num_timesteps=False)

@@ -12,7 +12,7 @@ config.env_runners(
 import platform
 import warnings
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from gymnasium.wrappers.utils import update_mean_var_count_from_moments as merge
 from latent_obs.encoder.frozen import FrozenEncoder
 from latent_obs.envs.factory import make
 from latent_obs.pixels import brief
-from latent_obs.util.errors import EncoderFolderError, InputError, check_choice, require
+from latent_obs.util.errors import EncoderFolderError, InputError, require
 from latent_obs.wrappers.observation import PixelReader
 
 ray = require("ray", extra="ray", purpose="use RLlib")
@@ -41,22 +41,22 @@ def env_creator(env_config: Mapping[str, Any]) -> Any:
         InputError: The autoreset mode is not NEXT_STEP: RLlib would mix up episodes. Or as in `latent_obs.make`.
         EncoderFolderError: This machine cannot load the encoder.
     """
-    arguments = {"vectorization": "sync", **env_config}
+    arguments = dict(env_config)
     mode = arguments.pop("autoreset_mode", AutoresetMode.NEXT_STEP)
     if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.NEXT_STEP.value):
         raise InputError(f"autoreset_mode must be NEXT_STEP, got {mode}: RLlib's runners assume it; leave it out")
-    check_choice("vectorization", arguments["vectorization"], ("sync", "async"))
     if missing := [name for name in ("env", "encoder") if name not in arguments]:
         raise InputError(f"env_config needs {missing}, and has {sorted(env_config)}")
     encoder = load_on_this_node(str(arguments.pop("encoder")), arguments.pop("device", runner_device()))
+    env_id = arguments.pop("env")
     if "num_envs" in arguments:
-        return SeedsApart(make(arguments.pop("env"), encoder, autoreset_mode=AutoresetMode.NEXT_STEP, **arguments))
+        return SeedsApart(make(env_id, encoder, autoreset_mode=AutoresetMode.NEXT_STEP, **arguments))
     warnings.warn(
         "RLlib makes every environment by itself, and encodes one frame at a time, which is slow. For one batch: "
         "config.env_runners(gym_env_vectorize_mode=gymnasium.VectorizeMode.VECTOR_ENTRY_POINT)",
         stacklevel=2,
     )
-    return make(arguments.pop("env"), encoder, **arguments)
+    return make(env_id, encoder, **arguments)
 
 
 @cache
@@ -73,7 +73,7 @@ def load_on_this_node(encoder: str, device: str) -> FrozenEncoder:
 
 def runner_device() -> str:
     """Where this process encodes: "auto" if Ray has given it a GPU (`num_gpus_per_env_runner`), else "cpu"."""
-    return "auto" if ray.get_gpu_ids() else "cpu"
+    return "auto" if ray.is_initialized() and ray.get_gpu_ids() else "cpu"
 
 
 class SeedsApart(VectorWrapper):
@@ -157,7 +157,5 @@ class LatentNormalize(_OnLast):
         self.statistics, self.new = state["statistics"], (0 * state["new"][0], 0 * state["new"][1], 0.0)
 
     def merge_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:  # noqa: D102
-        total = self.statistics
-        for state in states:
-            total = merged(*total, *state["new"])
+        total = reduce(lambda total, state: merged(*total, *state["new"]), states, self.statistics)
         return {"statistics": total, "new": self.new}
