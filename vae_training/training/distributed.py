@@ -104,7 +104,7 @@ def restarts_processes() -> bool:
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[Ranks]:
-    """Join the other processes that torchrun started, if it did; each takes the GPU of its local rank.
+    """Join the other processes that torchrun or Ray Train started, if any; each takes the GPU of its local rank.
 
     Args:
         device: As for `resolve_device`; with several processes, without a number.
@@ -123,7 +123,9 @@ def process_group(device: str) -> Iterator[Ranks]:
     resolved = resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device)
     if resolved.type == "cuda":
         torch.cuda.set_device(resolved)
-    dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo")
+    is_mine = not dist.is_initialized()  # Ray Train makes one before, and destroys it
+    if is_mine:
+        dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo")
     rank = int(os.environ["RANK"])
     try:
         yield Ranks(rank, world_size, resolved)
@@ -135,4 +137,5 @@ def process_group(device: str) -> Iterator[Ranks]:
             f"process {rank} of {world_size} stops, because another process of this run has ended (see its message). "
             "The last checkpoint is kept; go on with --resume, with as many processes as you have"
         ) from error
-    dist.destroy_process_group()  # only after a good end: it would wait for a process that has ended
+    if is_mine:
+        dist.destroy_process_group()  # only after a good end: it would wait for a process that has ended
