@@ -327,9 +327,9 @@ def two_nodes() -> Iterator[None]:
     from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
     # Ray's workers have niceness 15 by default: on a machine with other work they would wait for minutes.
-    head: dict[str, Any] = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own spelling
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 200_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, **head})
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
         cluster.add_node(**node)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
