@@ -2,16 +2,12 @@
 
 register_env("latent-obs", env_creator)
 config = PPOConfig().environment("latent-obs", env_config={"env": "VizdoomBasic-v1", "encoder": "/shared/encoder"})
-config.env_runners(
-    num_envs_per_env_runner=8,
-    gym_env_vectorize_mode=gymnasium.VectorizeMode.VECTOR_ENTRY_POINT,
-    env_to_module_connector=lambda env, spaces, device: LatentNormalize(),
-)
+config.env_runners(num_envs_per_env_runner=8, gym_env_vectorize_mode=gymnasium.VectorizeMode.VECTOR_ENTRY_POINT)
+config.env_runners(env_to_module_connector=lambda env, spaces, device: LatentNormalize())
 """
 
 import platform
 import warnings
-from collections.abc import Mapping
 from functools import cache, reduce
 from typing import Any
 
@@ -30,7 +26,7 @@ ray = require("ray", extra="ray", purpose="use RLlib")
 ConnectorV2: Any = require("ray.rllib.connectors.connector_v2", extra="ray", purpose="use RLlib").ConnectorV2
 
 
-def env_creator(env_config: Mapping[str, Any]) -> Any:
+def env_creator(env_config: dict[str, Any]) -> Any:
     """Make the environments of a runner; without `num_envs`, which RLlib adds, only one, with a warning.
 
     Args:

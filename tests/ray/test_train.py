@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -24,7 +24,7 @@ from agents.config import AgentConfig
 from agents.envs import load_encoder, make_vec_env, with_normalization
 from agents.rllib import NormalizeRewards, check_spaces, parameter_pairs, ppo_settings
 from agents.store import agent_state, load_agent
-from agents.training import new_model, read_evaluations
+from agents.training import new_model, read_evaluations, train_agent
 from latent_obs.util.errors import InputError
 from tests.support.agent_runs import train
 from tests.support.side_env import SIDE, SideEnv, tiny
@@ -54,12 +54,8 @@ def trained(cluster: str, encoder_folder: Path, tmp_path_factory: pytest.TempPat
     def say(line: str) -> None:
         said.append(line)
         if len(said) == 2:
-            from ray.util.state import list_actors
-
-            runners = [actor.pid for actor in list_actors() if actor.state == "ALIVE"]
-            os.kill(min(runners), signal.SIGKILL)
-
-    from agents.training import train_agent
+            processes = psutil.Process().children(recursive=True)
+            next(one for one in processes if one.cmdline()[0].startswith("ray::SingleAgentEnvRunner")).kill()
 
     # Those with which Stable-Baselines3 learns in as many steps, in tests/agents/test_training.py.
     learning: dict[str, Any] = {"n_steps": 64, "batch_size": 64, "n_epochs": 8, "learning_rate": 5e-3, "gamma": 0.3}
