@@ -334,7 +334,8 @@ def _failed(run: Planned, reason: str) -> str:
 
 def _last_lines(run: Planned, count: int) -> str:
     """The end of what a run's process has printed, as one line."""
-    lines = run.file(".log").read_text(errors="replace").strip().splitlines()
+    log = run.file(".log")
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []  # none before it has started
     return " / ".join(line.strip() for line in lines[-count:])
 
 

@@ -147,7 +147,8 @@ class RayExecutor(ThreadPoolExecutor):
         fitting = sum(node // cpus for node in nodes)
         if not fitting and at_once is None:  # with it, nodes may be started on demand
             raise InputError(
-                f"no node of the cluster has the {cpus} CPUs that a task needs; the largest has {max(nodes, default=0)}"
+                f"no node of the cluster has {cpus} CPUs, which a task needs: the largest has {max(nodes, default=0)}. "
+                "Fewer --threads need less"
             )
         super().__init__(at_once or fitting)
         self.at_once = at_once or fitting
@@ -155,10 +156,7 @@ class RayExecutor(ThreadPoolExecutor):
         self._token = folder / f".shared-{uuid.uuid4().hex}"
         self._token.touch()
         run_on_node = _for_nodes(str(Path.cwd()), {self._token: folder, **{path: path for path in also}}, _version())
-        # Ray hides the GPUs of a node from tasks that ask for none, unless this is 0.
-        variables = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-        options = {"num_cpus": cpus, "max_retries": RETRIES, "runtime_env": {"env_vars": variables}}
-        self._task = ray.remote(**options)(run_on_node)
+        self._task = ray.remote(num_cpus=cpus, max_retries=RETRIES)(run_on_node)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """Run a function that is found by its name on each node; arguments and outcome are pickled."""
@@ -215,6 +213,8 @@ def _for_nodes(cwd: str, needed: Mapping[Path, Path], version: str | None) -> Ca
         for path, name in needed.items():
             if not path.exists():
                 return f"node {node} does not see {name}; all nodes need the same shared file system", None
+        if not os.environ.get("CUDA_VISIBLE_DEVICES", "all"):
+            del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray hides GPUs from tasks that reserve none; here tasks share them
         function, args, kwargs = pickle.loads(call)
         return "", function(*args, **kwargs)
 
