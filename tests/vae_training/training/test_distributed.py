@@ -47,6 +47,8 @@ from latent_obs.util.errors import LatentObsError
 settings, resume, die_at, with_agent = json.loads(sys.argv[1])
 t._SAVE_EVERY_SECONDS = 0.0
 step, env = t.Trainer.step, os.environ
+while env["WORLD_SIZE"] == "1" and env["TORCHELASTIC_RESTART_COUNT"] == "0":
+    time.sleep(0.1)  # until the other machine joins
 is_last_here = int(env["LOCAL_RANK"]) == int(env["LOCAL_WORLD_SIZE"]) - 1
 def watched(self, batch):
     global loss
@@ -167,74 +169,64 @@ def test_torchrun_restarts_the_run(many_frames: Path, pair: tuple[Path, str], tm
     assert_the_same(config.out, pair[0])
 
 
-def rendezvous(host: str = "127.0.0.1") -> list[list[str]]:
-    """Options of torchrun on two machines, the first of which has this address.
+@pytest.fixture
+def machines() -> Iterator[list[tuple[str, str]]]:
+    """Of two machines, the words that start a command on each, and its address.
 
-    A lost machine is given up after 2 s, and a missing one is waited for no longer than 3 s.
+    They are network namespaces with a cable between them or, if the system allows none, this machine twice.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        common = ["--rdzv-backend=c10d", f"--rdzv-endpoint={host}:{free.getsockname()[1]}", "--rdzv-id=tests"]
-    patience = "keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=3"
-    return [[*common, f"--rdzv-conf=is_host={is_first},{patience}"] for is_first in (True, False)]
+    with contextlib.ExitStack() as held:
+        try:
+            made = two_networks(held)
+        except (OSError, subprocess.CalledProcessError):
+            made = [("", "127.0.0.1")] * 2
+        yield made
+
+
+def two_networks(held: contextlib.ExitStack) -> list[tuple[str, str]]:
+    inside: list[str] = []
+    for unshare in ("unshare --user --map-root-user --net", "unshare --net"):
+        command = [*" ".join([*inside, unshare]).split(), "sleep", "900"]
+        process = held.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        held.callback(process.kill)
+        while Path(f"/proc/{process.pid}/comm").read_text() != "sleep\n":  # OSError if it has ended
+            process.poll()
+            time.sleep(0.05)
+        inside.append(f"nsenter --user --net --preserve-credentials --target {process.pid}")
+    addresses = "10.0.0.1", "10.0.0.2"
+    ip = [f"{inside[0]} ip link add cable type veth peer name cable netns {process.pid}"]
+    for command, address in zip(inside, addresses, strict=True):
+        ip += [f"{command} ip {what}" for what in ("link set lo up", f"address add {address}/24 dev cable")]
+        ip += [f"{command} ip link set cable up"]
+    for command in ip:
+        subprocess.run(command.split(), check=True, capture_output=True)
+    return [
+        (f"{command} env GLOO_SOCKET_IFNAME=cable", address) for command, address in zip(inside, addresses, strict=True)
+    ]
 
 
 @pytest.mark.integration
-def test_a_machine_is_lost_and_the_others_go_on(many_frames: Path, pair: tuple[Path, str], tmp_path: Path):
+def test_a_machine_is_lost_and_the_other_goes_on(
+    many_frames: Path, pair: tuple[Path, str], machines: list[tuple[str, str]], tmp_path: Path
+):
     config = config_for(many_frames, tmp_path / "run", **PAIR)
-    first, other = ([*options, "--nnodes=1:2", "--max-restarts=3"] for options in rendezvous())
-    stays = begin(config, processes=1, options=first)
-    lost = ended(begin(config, processes=1, options=other, die_at=7, with_agent=True))
-    done = ended(stays)
-    assert lost.code == -signal.SIGKILL
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"{machines[0][1]}:{free.getsockname()[1]}"
+    agents: list[subprocess.Popen[str]] = []
+    for number, (before, address) in enumerate(machines):
+        # A lost machine is given up after 2 s, and a missing one is waited for no longer than 3 s.
+        rendezvous = f"is_host={number == 0},keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=3"
+        options = ["--nnodes=1:2", "--max-restarts=3", "--rdzv-id=tests", "--rdzv-backend=c10d"]
+        options += [f"--rdzv-endpoint={endpoint}", f"--rdzv-conf={rendezvous}", f"--local-addr={address}"]
+        die_at = 7 if number else -1
+        agents += [begin(config, processes=1, options=options, before=before, die_at=die_at, with_agent=True)]
+    done, lost = map(ended, agents)
+    assert lost.code == -signal.SIGKILL, lost.errors
     assert done.code == 0, done.errors
     assert "by 2 processes" in done.output
     assert re.search("by 1 process;.* from step 7 on", done.output)
     same_up_to_rounding(config.out, pair[0])
-
-
-@pytest.fixture
-def networks() -> Iterator[list[str]]:
-    """Two networks with a cable between them: for each, the words that put a command into it."""
-    there, sleep = "unshare --user --map-root-user --net", "sleep 900"
-    with contextlib.ExitStack() as held:
-        commands: list[str] = []
-        for _ in range(2):
-            process = held.enter_context(subprocess.Popen([*there.split(), *sleep.split()]))
-            held.callback(process.kill)
-            until = time.monotonic() + 60
-            while Path(f"/proc/{process.pid}/comm").read_text().strip() != "sleep":
-                if process.poll() is not None:
-                    pytest.skip("this system gives no network namespace")
-                assert time.monotonic() < until
-                time.sleep(0.05)
-            commands.append(f"nsenter --user --net --preserve-credentials --target {process.pid}")
-            there = f"{commands[0]} unshare --net"
-        cable = f"ip link add cable type veth peer name cable netns {process.pid}"
-        for command in (
-            f"{commands[0]} {cable}",
-            *(
-                f"{command} ip {what}"
-                for number, command in enumerate(commands, 1)
-                for what in ("link set lo up", f"address add 10.0.0.{number}/24 dev cable", "link set cable up")
-            ),
-        ):
-            subprocess.run(command.split(), check=True)
-        yield [f"{command} env GLOO_SOCKET_IFNAME=cable" for command in commands]
-
-
-@pytest.mark.integration
-@pytest.mark.skipif(not all(map(shutil.which, ("unshare", "nsenter", "ip"))), reason="needs unshare, nsenter and ip")
-def test_two_machines_are_one(many_frames: Path, pair: tuple[Path, str], networks: list[str], tmp_path: Path):
-    config = config_for(many_frames, tmp_path / "run", **PAIR)
-    first, other = ([*options, "--nnodes=2"] for options in rendezvous("10.0.0.1"))
-    machines = [
-        begin(config, processes=1, before=networks[0], options=[*first, "--local-addr=10.0.0.1"]),
-        begin(config, processes=1, before=networks[1], options=[*other, "--local-addr=10.0.0.2"]),
-    ]
-    for done in [ended(machine) for machine in machines]:
-        assert done.code == 0, done.errors
-    assert_the_same(config.out, pair[0])
 
 
 @pytest.mark.integration
