@@ -82,7 +82,7 @@ HYPERPARAMETERS = tuple(sorted({name for algorithm in ALGORITHMS.values() for na
 #: In `config.json` of a run: the folder of the module that "module:Env-v0" names. It is no setting.
 ENV_FOLDER = "env_folder"
 _MOST = 10**12  # of anything that is counted: more is a slip, and more than memory or torch can take
-_COUNTS = ("steps", "envs", "history", "eval_episodes", "frame_skip", "n_steps", "n_epochs", "batch_size")
+_COUNTS = ("steps", "envs", "runners", "history", "eval_episodes", "frame_skip", "n_steps", "n_epochs", "batch_size")
 _COUNTS += ("buffer_size", "train_freq", "target_update_interval")
 #: What values of a setting are valid: in words, as a function, and the settings.
 _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -107,7 +107,7 @@ class AgentConfig(RunConfig):
     """
 
     CHANGEABLE_ON_RESUME: ClassVar = (
-        *("out", "steps", "device", "eval_every", "eval_episodes", "workers", "backend", "log"),
+        *("out", "steps", "device", "eval_every", "eval_episodes", "workers", "runners", "address", "backend", "log"),
     )
     REMOVED: ClassVar[dict[str, tuple[Any, str]]] = {
         **dict.fromkeys(("standardise", "standardize"), (False, "train a new agent with normalize_observation 'each'")),
@@ -138,6 +138,14 @@ class AgentConfig(RunConfig):
     """Environments in parallel."""
     workers: Literal["processes", "serial"] = "processes"
     """processes: each environment in its own process. serial: all in this process, one after the other."""
+    engine: Literal["sb3", "rllib"] = "sb3"
+    """What trains: sb3 (Stable-Baselines3, on this machine), or rllib (PPO of RLlib, whose runners hold the
+    environments, on any number of machines; an extra: ray). Both leave the same run folder."""
+    runners: int = 1
+    """For rllib: processes, anywhere in the cluster, that share the environments evenly and encode their frames."""
+    address: str | None = None
+    """For rllib: "host:port" of the head node of a Ray cluster, auto for the cluster of this machine, local to start
+    one. None is auto where there is such a cluster, and else local."""
     frame_skip: int | None = None
     """Passed to the environment as frame_skip when given: game frames per agent step. 4 is usual for ViZDoom."""
     env_kwargs: dict[str, EnvArgument] = field(default_factory=dict, metadata={"type": dict[str, Any]})
@@ -229,6 +237,8 @@ class AgentConfig(RunConfig):
         if self.ent_coef == "auto" and self.algorithm != "sac":
             raise InputError(f"ent_coef must be a number for {self.trainer.title}, got 'auto'")
         values = self.hyperparameters
+        if self.engine == "rllib":
+            self._check_rllib(values)
         if "n_steps" in values:
             batch, samples = values["batch_size"], values["n_steps"] * self.envs
             if batch < 2 or samples < 2 or samples % batch == 1:
@@ -236,6 +246,17 @@ class AgentConfig(RunConfig):
                     f"batch_size is {batch}, and n_steps x envs = {samples} samples: a batch of one sample has no "
                     "standard deviation to normalize advantages by; change one of them"
                 )
+
+    def _check_rllib(self, values: Mapping[str, Any]) -> None:
+        if self.algorithm != "ppo" or self.observation == "pixels":
+            raise InputError(
+                f"engine rllib trains PPO on latents, not {self.trainer.title} on {self.observation}; leave it out, "
+                "which trains with Stable-Baselines3"
+            )
+        if not values["net_arch"]:
+            raise InputError("net_arch must have a layer at least with engine rllib, got none")
+        if self.envs % self.runners:
+            raise InputError(f"runners: {self.envs} envs cannot be shared evenly by {self.runners} runners; change one")
 
     @property
     def _given(self) -> dict[str, Any]:
@@ -260,9 +281,9 @@ class AgentConfig(RunConfig):
     def exact(self) -> bool:
         """Whether environments are reset at checkpoints, so that a resumed run equals one that was never stopped.
 
-        Not for MineRL, whose resets are slow and whose episodes are long.
+        Not for MineRL, whose resets are slow and whose episodes are long, and not with RLlib.
         """
-        return self.checkpoint_every > 0 and not self._is_minerl
+        return self.checkpoint_every > 0 and self.engine == "sb3" and not self._is_minerl
 
     @property
     def flattened(self) -> bool:

@@ -39,6 +39,7 @@ from latent_obs.util.atomic import GracefulStop, atomic_write, folder_lock, is_u
 from latent_obs.util.device import resolve_device, torch_threads
 from latent_obs.util.errors import InputError
 from latent_obs.util.progress import ProgressBar, print_now
+from latent_obs.util.ray import connect
 from latent_obs.util.tracking import Tracker
 from latent_obs.wrappers.drift import DriftMonitor
 
@@ -80,8 +81,8 @@ def train_agent(
     **Resuming.** The state of an environment cannot be saved, so every run resets its environments at each checkpoint,
     with seeds that follow from the settings and the step. A run that was stopped (Ctrl-C, SIGTERM) or killed therefore
     continues from its last checkpoint and gives the same agent, to the bit on a CPU, as one that was not. MineRL's
-    environments, and those of a run without checkpoints, are not reset; such a run saves its present agent when it is
-    stopped.
+    environments, and those of a run without checkpoints or with RLlib, are not reset; such a run saves its present
+    agent when it is stopped.
 
     Args:
         config: All settings.
@@ -130,11 +131,21 @@ def train_agent(
                 why = "plays well enough" if done.steps < config.steps else "has had its steps; give more with --steps"
                 say(f"Nothing to do: after {done.steps:,} steps, the agent in {config.out} {why}")
                 return done
+        on_cluster = config.engine == "rllib"
+        if not on_cluster and (config.runners, config.address) != (1, None):
+            raise InputError("runners and address are settings of engine rllib; give it as well, or leave them out")
+        if on_cluster:
+            stack.enter_context(connect(config.address, rllib=True))
         monitor = None
-        if config.observation == "latent" and encoder is not None and encoder.statistics is not None:
+        if not on_cluster and config.observation == "latent" and encoder is not None and encoder.statistics is not None:
             monitor = DriftMonitor(encoder, say=say)
-        venv = make_vec_env(config, encoder, monitor=monitor)
+        # RLlib's runners have the environments: here is one, which only shows what they are like.
+        venv = make_vec_env(config, encoder, monitor=monitor, envs=1 if on_cluster else None)
         stack.callback(venv.close)
+        if on_cluster:
+            from agents.rllib import check_spaces
+
+            check_spaces(config, venv)
         venv = with_normalization(config, venv, training=True)
         evaluations = None
         if config.eval_every:
@@ -182,7 +193,11 @@ def train_agent(
         earlier = run.seconds
         callbacks = [run, *([] if monitor is None else [DriftCallback(monitor)])]
         run.init_callback(model)  # learn() does so too, but there may be nothing left to learn
-        if config.steps > before:
+        if config.steps > before and on_cluster:
+            from agents.rllib import learn_with_rllib
+
+            learn_with_rllib(config, model, run, part_seed(config.seed, before), say)
+        elif config.steps > before:
             begin_part(model, part_seed(config.seed, before))
             model.learn(config.steps - before, callbacks, reset_num_timesteps=False)
         seconds, stopped = run.seconds - earlier, stop.requested
@@ -240,6 +255,8 @@ def new_model(config: AgentConfig, venv: VecEnv, device: str) -> BaseAlgorithm:
     """
     values = config.hyperparameters
     settings = {name: value for name, value in values.items() if name not in NOT_ITS_OWN}
+    if config.engine == "rllib":
+        settings["n_steps"] = values["batch_size"]  # its own buffer stays empty
     settings["learning_rate"] = Schedule(values["learning_rate"], config.learning_rate_schedule)
     kind = "Cnn" if config.observation == "pixels" else "Mlp"
     if isinstance(venv.observation_space, spaces.Dict):
@@ -338,7 +355,7 @@ class _RunCallback(BaseCallback):
                 begin_part(self.model, part_seed(self.config.seed, step))
 
     def _on_step(self) -> bool:
-        for i, info in enumerate(self.locals["infos"]):
+        for i, info in enumerate(self.locals.get("infos", ())):  # RLlib gives none
             if "fault" in info:
                 self._faults[i] = info["faults"]
                 self.model.logger.record("env/faults", sum(self._faults.values()))

@@ -25,6 +25,7 @@ html_copy_source = False
 html_static_path = html_css_files = ["site.css"]
 myst_heading_anchors = 3  # links to headings work here as on GitHub
 autodoc_default_options = {"members": True}
+autodoc_mock_imports = ["ray"]  # it has an environment of its own
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True  # as in the source
 autodoc_typehints = "description"  # below the signature, which stays short

@@ -275,7 +275,8 @@ def _judged(name: str, fits: bool, found: str, otherwise: Status, next_step: str
 def _sync(extra: str = "") -> str:
     """How to install the core or an extra: from a clone by uv, or by pip."""
     if extra == "ray":
-        return "It admits one version of Gymnasium, so it needs an environment of its own. In a clone:\n$ ./uvw --ray run latent-obs doctor"
+        why = "It admits one version of Gymnasium, so it needs an environment of its own. In a clone:"
+        return f"{why}\n$ ./uvw --ray run latent-obs doctor"
     uv = "./uvw" if shutil.which("uv") is None and Path("uvw").is_file() else "uv"
     option, target = (f" --extra {extra}", f"'.[{extra}]'") if extra else ("", ".")
     return f"$ {uv} sync{option}\n$ {_pip('install')} -c constraints.txt {target}    # instead, without uv sync"

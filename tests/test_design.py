@@ -101,7 +101,7 @@ def test_nothing_unpickles(package: str):
 
 @pytest.mark.parametrize(
     ("module", "about_it"),
-    [("stable_baselines3", {"sb3.py", "sb3_bridge.py"}), ("sb3_contrib", set()), ("ray", set())],
+    [("stable_baselines3", {"sb3.py", "sb3_bridge.py"}), ("sb3_contrib", set()), ("ray", {"rllib.py"})],
 )
 def test_optional_packages_stay_in_the_files_that_are_about_them(module: str, about_it: set[str]):
     # Elsewhere within functions only, for those who have asked for it.
@@ -129,7 +129,8 @@ def test_optional_packages_are_imported_late(package: str):
         "sklearn",
     }
     for file in files_of(package):
-        assert not top(imports_of(file, at_import_only=True)) & optional, file
+        own = {"ray"} if file.name == "rllib.py" else set()  # classes that inherit from RLlib's
+        assert not top(imports_of(file, at_import_only=True)) & (optional - own), file
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

@@ -48,7 +48,7 @@ _GRACE_S = 15.0  # after SIGTERM, to finish a step and to save
 _LAST_LINES = 3  # of its log, shown where a process died without a reason
 _FIRST_REPORT_S, _LONGEST_REPORT_S = 15.0, 240.0  # between lines about the runs that are under way
 #: Not what numbers depend on; backends differ by rounding.
-_NOT_COMPARED = ("out", "device", "encoder", "pca", "seed", "backend", "log")
+_NOT_COMPARED = ("out", "device", "encoder", "pca", "seed", "backend", "log", "runners", "address")
 _PRECISION = {"auto": "float32"}
 _OF_RANDOM_POLICY = ("env", "episodes", "frame_skip", "env_kwargs")
 

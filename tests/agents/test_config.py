@@ -24,10 +24,12 @@ OTHERS |= {"flatten": True, "history": 4, "precision": "bfloat16", "backend": "o
 OTHERS |= {"learning_rate": 1e-2, "learning_rate_schedule": "linear", "n_steps": 16, "batch_size": 24, "n_epochs": 2}
 OTHERS |= {"gamma": 0.9, "ent_coef": 0.0, "net_arch": (5,), "normalize_reward": False, "normalize_observation": "off"}
 OTHERS |= {"latent_deviation": 0.7, "eval_every": 9, "eval_episodes": 3, "deterministic": False, "checkpoint_every": 5}
+#: With this engine, the rest of `OTHERS` would not be valid.
+CLUSTER: dict[str, Any] = {"engine": "rllib", "runners": 4, "address": "auto"}
 OFF_POLICY: dict[str, Any] = {"algorithm": "qr-dqn", "buffer_size": 300, "learning_starts": 5, "train_freq": 3}
 OFF_POLICY |= {"gradient_steps": -1, "target_update_interval": 7}
 OFF_POLICY |= {"exploration_fraction": 0.3, "exploration_final_eps": 0.2}
-EVERY = {**OFF_POLICY, **OTHERS}
+EVERY = {**OFF_POLICY, **CLUSTER, **OTHERS}
 Parse = Callable[[str], AgentConfig]
 
 
@@ -70,6 +72,15 @@ def test_a_batch_of_one_sample_and_a_setting_of_another_algorithm_are_rejected()
     AgentConfig(gamma=1.0, envs=1, n_steps=16, batch_size=8, net_arch=())  # at the edge
 
 
+def test_what_rllib_does_not_train_is_rejected():
+    wrong: dict[str, dict[str, Any]] = {"engine": {"algorithm": "dqn"}, "net_arch": {"net_arch": ()}}
+    wrong |= {"pixels": {"observation": "pixels"}, "runners": {"envs": 8, "runners": 3}}
+    for name, settings in wrong.items():
+        with pytest.raises(InputError, match=name):
+            AgentConfig(engine="rllib", **settings)
+    AgentConfig(engine="rllib", envs=9, runners=3)
+
+
 @pytest.mark.parametrize("algorithm", get_args(AlgorithmName))
 @pytest.mark.parametrize("observation", ["latent", "pixels"])
 def test_settled_settings_are_those_of_the_algorithm(algorithm: AlgorithmName, observation: Any):
@@ -85,7 +96,9 @@ def test_settled_settings_are_those_of_the_algorithm(algorithm: AlgorithmName, o
     assert all(constructor[name].default == value for name, value in removed.items() if name in constructor)
 
 
-@pytest.mark.parametrize("config", [AgentConfig(), AgentConfig(**OTHERS), AgentConfig(**OFF_POLICY).settled()])
+@pytest.mark.parametrize(
+    "config", [AgentConfig(), AgentConfig(**OTHERS), AgentConfig(**CLUSTER), AgentConfig(**OFF_POLICY).settled()]
+)
 def test_settings_survive_json(config: AgentConfig):
     assert AgentConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
@@ -114,8 +127,10 @@ def test_a_run_is_read_from_where_it_is_now(tmp_path: Path):
 
 @pytest.mark.parametrize("name", list(EVERY))
 def test_a_resumed_run_changes_only_what_may_change(name: str):
-    given = AgentConfig(**{"algorithm": "qr-dqn" if name in OFF_POLICY else "ppo", name: EVERY[name]})
-    saved = AgentConfig(algorithm=given.algorithm if name != "algorithm" else "ppo").settled()
+    algorithm: Any = "qr-dqn" if name in OFF_POLICY else "ppo"
+    engine: Any = {"engine": "rllib"} if name in ("runners", "address") else {}
+    given = AgentConfig(**{"algorithm": algorithm, **engine, name: EVERY[name]})
+    saved = AgentConfig(algorithm=given.algorithm if name != "algorithm" else "ppo", **engine).settled()
     if name in AgentConfig.CHANGEABLE_ON_RESUME:
         assert given.resumed_from(saved) == dataclasses.replace(saved, **{name: EVERY[name]})
     else:

@@ -41,7 +41,7 @@ class Progress:
     best_step: int = -1  # that of the lowest loss; -1 before the first comparable moment
     seconds: float = 0.0  # spent training, over all resumes
     super_batch: int = 0  # frames of an epoch
-    ranks: int = 1  # processes, whose number decides what a step is
+    ranks: int = 1  # in runs of earlier versions the processes, each with a batch of batch_size; otherwise 1
     since_best: int = 0  # comparable moments since the best one
 
     def __post_init__(self) -> None:

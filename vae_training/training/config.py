@@ -91,7 +91,7 @@ class TrainConfig(RunConfig):
     super_batch: int | None = None
     """Frames drawn at random for an epoch. By default 10,000, or all if there are fewer."""
     batch_size: int = 64
-    """Frames per gradient step, of each process if there are several (torchrun)."""
+    """Frames per gradient step; several processes (torchrun) divide them among themselves."""
     learning_rate: float = 2e-3
     """Step size of Adam."""
     learning_rate_schedule: LearningRateKind = "cosine"

@@ -2,8 +2,9 @@
 
 torchrun --nproc-per-node 2 -m latent_obs_cli.main train-vae --frames frames --out runs/vae
 
-`batch_size` is that of one process, so the whole batch has `batch_size` times the number of processes. Process 0 alone
-writes and prints. Frames and run folder must have the same path for all: on several machines, on a shared file system.
+Batches, schedules and random numbers do not depend on the number of processes. A run of N processes is that of one,
+up to rounding, and a run that has lost a process can be resumed by any number of them. Process 0 alone writes
+and prints. Frames and run folder must have the same path for all: on several machines, on a shared file system.
 """
 
 import contextlib
@@ -95,9 +96,15 @@ def raised_once(error: type[Exception] = LatentObsError) -> Iterator[None]:
         raise
 
 
+def restarts_processes() -> bool:
+    """Whether torchrun starts all processes again, with the same command, when one is lost or a machine joins."""
+    # TORCHELASTIC_RESTART_COUNT is no sign of it: it remains 0 when a machine joins, and is 0 on that machine.
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[Ranks]:
-    """Join the other processes that torchrun started, if it did; each takes the GPU of its local rank.
+    """Join the other processes that torchrun or Ray Train started, if any; each takes the GPU of its local rank.
 
     Args:
         device: As for `resolve_device`; with several processes, without a number.
@@ -116,7 +123,9 @@ def process_group(device: str) -> Iterator[Ranks]:
     resolved = resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device)
     if resolved.type == "cuda":
         torch.cuda.set_device(resolved)
-    dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo")
+    is_mine = not dist.is_initialized()  # Ray Train makes one before, and destroys it
+    if is_mine:
+        dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo")
     rank = int(os.environ["RANK"])
     try:
         yield Ranks(rank, world_size, resolved)
@@ -126,6 +135,7 @@ def process_group(device: str) -> Iterator[Ranks]:
             raise
         raise RankLostError(
             f"process {rank} of {world_size} stops, because another process of this run has ended (see its message). "
-            "The last checkpoint is kept; start all again with --resume"
+            "The last checkpoint is kept; go on with --resume, with as many processes as you have"
         ) from error
-    dist.destroy_process_group()  # only after a good end: it would wait for a process that has ended
+    if is_mine:
+        dist.destroy_process_group()  # only after a good end: it would wait for a process that has ended

@@ -2,8 +2,10 @@
 
 import contextlib
 import itertools
+import json
 import math
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
@@ -38,7 +40,7 @@ from vae_training.model.cvae import CVAE, Losses, gaussian_kl_nats
 from vae_training.model.losses import VAELoss, apply_gradients
 from vae_training.training.checkpoint import Progress, load_checkpoint, read_about, save_checkpoint
 from vae_training.training.config import LAYERS, TrainConfig
-from vae_training.training.distributed import Ranks, process_group, raised_once
+from vae_training.training.distributed import Ranks, process_group, raised_once, restarts_processes
 from vae_training.training.export import evenly_spread, export_encoder, measure_latents
 from vae_training.training.initialization import put_weights, start_from_data, with_layers_of
 from vae_training.training.logs import RunLog, reconstruction_sheet, save_picture, to_images
@@ -117,11 +119,12 @@ def train(
 
     Ctrl-C (or SIGTERM) finishes the current step, and leaves a checkpoint and an encoder. A run that was killed at any
     moment and resumed ends, on a CPU, with the weights of a run never killed, bit by bit. Several processes started by
-    torchrun train one model; see `vae_training.training.distributed`.
+    torchrun train one model, and any other number can resume it; see `vae_training.training.distributed`.
 
     Args:
         config: All settings.
-        resume: Continue the run in `config.out`; see `TrainConfig.resumed_from`.
+        resume: Continue the run in `config.out`; see `TrainConfig.resumed_from`. Under `torchrun --max-restarts` a run
+            that is there is continued in any case.
         progress_bar: Show it; None shows it in a terminal, and elsewhere a line now and then.
         say: Called with each message.
 
@@ -133,6 +136,7 @@ def train(
         RankLostError: Another process of this run has ended.
     """
     with raised_once():
+        resume = resume or (restarts_processes() and (config.out / "config.json").exists())
         if resume:
             config = config.resumed_from(TrainConfig.load(config.out))
         elif config.start_from is not None:
@@ -152,6 +156,7 @@ def train(
             return trainer
 
         trainer = ranks.agree(start)
+        ranks.agree(trainer.join)
         kept = "The last good checkpoint is kept; free some space, and go on with --resume"
         memory = keep_freed_memory() if ranks.device.type == "cpu" else contextlib.nullcontext()
         with raised_once(TrainingDivergedError), explain_disk_full(config.out, kept), memory:
@@ -255,7 +260,7 @@ class Trainer:
         self.optimizer = make_adam(self.loss.parameters(), config.learning_rate, self.device)
         available = sum(len(dataset) for dataset in self.training)
         size = config.super_batch or min(_DEFAULT_SUPER_BATCH, available)
-        self.progress = Progress(super_batch=size, ranks=ranks.world_size)
+        self.progress = Progress(super_batch=size)
         if resume_from is not None:
             self.progress = load_checkpoint(resume_from, self.model, self.optimizer)
         size = self.progress.super_batch
@@ -264,12 +269,8 @@ class Trainer:
                 f"super_batch {size:,} is more than the {available:,} frames to train on in {config.frames}. "
                 f"Use --super-batch {available} or less, or record more frames"
             )
-        if self.progress.ranks != ranks.world_size:
-            raise InputError(
-                f"the run to resume was trained by {counted(self.progress.ranks, 'process', 'processes')}, not by "
-                f"{ranks.world_size}. Start as many (torchrun --nproc-per-node), or another run"
-            )
-        self.shards = BatchParts(size, config.batch_size * ranks.world_size, ranks.rank, ranks.world_size)
+        self.batch_size = config.batch_size * self.progress.ranks
+        self.shards = BatchParts(size, self.batch_size, ranks.rank, ranks.world_size)
         self.steps_per_epoch = len(self.shards)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.beta = schedule_of(config, self.steps_per_epoch)
@@ -277,10 +278,21 @@ class Trainer:
             self.optimizer, config.learning_rate_schedule, total_steps=self.total_steps, step=self.progress.step
         )
         self.forward: Callable[..., Losses] = self.loss
-        if ranks.world_size > 1:
-            self.forward = DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
-            self.forward.broadcast_buffers = False  # they are those of process 0 now, and never change
         self.super_batches().close()  # raises if they cannot be drawn, before anything is written
+
+    def join(self) -> None:
+        """Connect to the other processes, whose settings, frames and checkpoint must be the same; a barrier."""
+        if self.ranks.world_size == 1:
+            return
+        seen = json.dumps([self.config.to_json(), self.about, self.progress.step])
+        number = [float(zlib.crc32(seen.encode()))]
+        if self.ranks.any(self.ranks.broadcast(number) != number):
+            raise InputError(
+                f"the processes of this run have different settings, frames or checkpoints. Start all of them with the "
+                f"same command, and let all see the same files in {self.config.frames} and {self.config.out}"
+            )
+        self.forward = DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
+        self.forward.broadcast_buffers = False  # they are those of process 0 now, and never change
 
     def super_batches(self) -> SuperBatches:
         """The super-batches of the remaining epochs; of each, the rows of this process."""
@@ -419,10 +431,10 @@ class Trainer:
             self.say(self.split_note)
         if unfinished := not_finished(config.frames):
             self.say(f"Warning: {config.frames} is not complete: {unfinished}.")
-        if size < config.batch_size * count:
+        if size < self.batch_size:
             self.say(
-                f"An epoch has {size:,} frames, fewer than a batch of {config.batch_size * count:,}, so it is a single "
-                f"step. Use more frames, or a smaller --batch-size (such as {max(1, size // count // 8)})."
+                f"An epoch has {size:,} frames, fewer than a batch of {self.batch_size:,}, so it is a single step. "
+                f"Use more frames, or a smaller --batch-size (such as {max(1, size // 8)})."
             )
 
     def _log_step(self, log: RunLog, bar: ProgressBar, losses: Losses, wait_seconds: float) -> None:
