@@ -1,9 +1,9 @@
 """A cluster of Ray: joining one, and running tasks on its nodes. Ray is imported here only when it is used."""
 
 import contextlib
+import importlib
 import importlib.metadata
 import os
-import pickle
 import socket
 import time
 import uuid
@@ -160,11 +160,11 @@ class RayExecutor(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """Run a function that is found by its name on each node; arguments and outcome are pickled."""
-        return super().submit(self._run, self._ray.cloudpickle.dumps((fn, args, kwargs)))
+        return super().submit(self._run, (fn, args, kwargs))
 
-    def _run(self, call: bytes) -> Any:
+    def _run(self, call: tuple[Any, ...]) -> Any:
         errors = self._ray.exceptions
-        ref = self._task.remote(call)
+        ref = self._task.remote([self._ray.put(call)])  # in a list it is only read when the node was checked
         self._refs.add(ref)
         if self._cancelled:
             self._ray.cancel(ref)
@@ -198,11 +198,11 @@ def _version() -> str | None:
     return next((found.version for found in importlib.metadata.distributions(name="latent-obs")), None)
 
 
-def _for_nodes(cwd: str, needed: Mapping[Path, Path], version: str | None) -> Callable[[bytes], tuple[str, Any]]:
-    """A function that checks its node and runs a pickled call; returns what the node lacks, or "", and the outcome."""
+def _for_nodes(cwd: str, needed: Mapping[Path, Path], version: str | None) -> Callable[[list[Any]], tuple[str, Any]]:
+    """A function that checks its node and runs a call; returns what the node lacks, or "", and the outcome."""
 
     # A function in a function is sent whole: it also runs, and reports, where latent-obs is not installed.
-    def run_on_node(call: bytes) -> tuple[str, Any]:
+    def run_on_node(call: list[Any]) -> tuple[str, Any]:
         node = socket.gethostname()
         found = next((found.version for found in importlib.metadata.distributions(name="latent-obs")), None)
         if found != version:
@@ -215,7 +215,8 @@ def _for_nodes(cwd: str, needed: Mapping[Path, Path], version: str | None) -> Ca
                 return f"node {node} does not see {name}; all nodes need the same shared file system", None
         if not os.environ.get("CUDA_VISIBLE_DEVICES", "all"):
             del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray hides GPUs from tasks that reserve none; here tasks share them
-        function, args, kwargs = pickle.loads(call)
+        ray: Any = importlib.import_module("ray")
+        function, args, kwargs = ray.get(call[0])
         return "", function(*args, **kwargs)
 
     return run_on_node

@@ -1,15 +1,15 @@
 """What is checked before a cluster is used, and on each node of it. Tests that need Ray are in tests/ray."""
 
-import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from latent_obs.util.errors import InputError, MissingExtraError
 from latent_obs.util.ray import _for_nodes, _version, joined  # pyright: ignore[reportPrivateUsage]
 
-CALL = pickle.dumps((pow, (2, 5), {}))
+CALL = [(pow, (2, 5), {})]
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -29,6 +29,7 @@ def test_an_address_needs_the_engine_that_has_one():
 
 def test_a_node_that_lacks_something_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("socket.gethostname", lambda: "node-7")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda reference: reference))
     cwd = str(Path.cwd())
     assert _for_nodes(cwd, {tmp_path: tmp_path}, _version())(CALL) == ("", 32)
     problem, _ = _for_nodes(cwd, {tmp_path / ".token": tmp_path}, _version())(CALL)
