@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from filelock import FileLock
 from sybil import Document, Example, Region, Sybil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch; as in tests/conftest.py
+
+#: Modules whose examples cannot be collected without Ray, which has an environment of its own.
+collect_ignore = [] if find_spec("ray") else ["latent_obs/rllib.py", "agents/rllib.py"]
 
 BLOCK = re.compile(r"^(?:<!-- ([a-z ]+): (.+) -->\n+)?```(\S*).*\n((?:.*\n)*?)```$", re.MULTILINE)
 NOT_RUN = {"", "text", "toml", "{toctree}", "{eval-rst}"}

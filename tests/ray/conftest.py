@@ -2,4 +2,4 @@
 
 import os
 
-os.environ.setdefault("RAY_worker_niceness", "0")  # noqa: SIM112
+os.environ.setdefault("RAY_worker_niceness", "0")

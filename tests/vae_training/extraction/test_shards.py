@@ -60,7 +60,7 @@ def test_three_processes_one_killed_give_the_files_of_one_run(place: Place, tmp_
     try:
         # Each waits in the middle of its first recording but for clip 0, which the third has finished.
         for i, (clip, process) in enumerate(zip((3, 8, 1), processes.values(), strict=True), 1):
-            pattern = f".extracting.shard-{i}-of-3-*/clip-{clip}/*.part"
+            pattern = f".extracting.shard-{i}-of-3-*/tmp*/clip-{clip}/*.part"
             wait_until(lambda pattern=pattern: list(place.out.glob(pattern)), process)
         assert sorted(file.name for file in place.out.glob("*.npy")) == ["clip-0_000.npy", "clip-0_001.npy"]
         processes["3/3"].send_signal(signal.SIGKILL)
