@@ -169,7 +169,9 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         package = module.split(".")[0]
         if error.name is None or error.name.split(".")[0] != package:
             raise
+        # Ray admits one version of Gymnasium only, so it is not installed beside what a clone has.
+        how = "in a clone, give the command as ./uvw --ray run …" if extra == "ray" else f"uv sync --extra {extra}"
         raise MissingExtraError(
             f"{package!r} is needed to {purpose}, and is not installed. "
-            f"Install it with: uv sync --extra {extra}    (or: pip install 'latent-obs[{extra}]')"
+            f"Install it with: {how}    (or: pip install 'latent-obs[{extra}]')"
         ) from None
