@@ -14,7 +14,7 @@ CALL = [(pow, (2, 5), {})]
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"--extra ray"), joined("ray", None):
+    with pytest.raises(MissingExtraError, match=r"latent-obs\[ray\]"), joined("ray", None):
         pass
 
 
