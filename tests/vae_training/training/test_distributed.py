@@ -49,6 +49,8 @@ t._SAVE_EVERY_SECONDS = 0.0
 step, env = t.Trainer.step, os.environ
 while env["WORLD_SIZE"] == "1" and env["TORCHELASTIC_RESTART_COUNT"] == "0":
     time.sleep(0.1)  # until the other machine joins
+if env["TORCHELASTIC_RESTART_COUNT"] == "1" and env["RANK"] == "1":
+    time.sleep(2)  # the other process must not find the address that this one had before
 is_last_here = int(env["LOCAL_RANK"]) == int(env["LOCAL_WORLD_SIZE"]) - 1
 def watched(self, batch):
     global loss
@@ -163,9 +165,7 @@ def test_a_killed_process_ends_the_run_which_any_number_resumes(
 @pytest.mark.integration
 def test_torchrun_restarts_the_run(many_frames: Path, pair: tuple[Path, str], tmp_path: Path):
     config = config_for(many_frames, tmp_path / "run", **PAIR)
-    done = train_together(config, die_at=7, options=["--standalone", "--max-restarts", "3"])
-    if done.code and "Gloo connectFullMesh failed" in done.errors:  # seen twice in five runs, on a busy machine
-        pytest.skip("Gloo could not connect the restarted processes, before any of our code")
+    done = train_together(config, die_at=7, options=["--standalone", "--max-restarts", "1"])
     assert done.code == 0, done.errors
     assert "from step 7 on" in done.output
     assert_the_same(config.out, pair[0])
