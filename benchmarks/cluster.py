@@ -166,10 +166,8 @@ def asynchronous(constants: Constants, plan: Plan) -> tuple[float, str]:
 class FreeVectorEnv(VectorEnv[Any, Any, Any]):
     """Latents drawn beforehand and episodes of 50 steps: a runner's time in it is RLlib's own."""
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
-
     def __init__(self, num_envs: int, space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
-        self.num_envs = num_envs
+        self.num_envs, self.metadata = num_envs, {"autoreset_mode": AutoresetMode.NEXT_STEP}
         self.single_observation_space, self.observation_space = space, batch_space(space, num_envs)
         self.single_action_space, self.action_space = action_space, batch_space(action_space, num_envs)
         self.drawn = np.random.default_rng(0).standard_normal((num_envs, *(space.shape or ())), np.float32)
@@ -327,7 +325,7 @@ def two_nodes() -> Iterator[None]:
     from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
     # Ray's workers have niceness 15 by default: on a machine with other work they would wait for minutes.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own spelling
+    os.environ.setdefault("RAY_worker_niceness", "0")
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 200_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:

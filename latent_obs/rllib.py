@@ -104,13 +104,13 @@ class EncodePixels(_OnLast):
         self.encoder, self.device, self.pixel_key = str(encoder), str(device), pixel_key
         super().__init__()
 
-    def recompute_output_observation_space(self, space: Any, _: Any) -> Any:  # noqa: D102
+    def recompute_output_observation_space(self, space: Any, _: Any) -> Any:
         encoder = load_on_this_node(self.encoder, self.device)
         self.reader = PixelReader(space, encoder.contract, self.pixel_key)
         latent, key = spaces.Box(-np.inf, np.inf, (encoder.latent_dim,), np.float32), self.reader.key
         return latent if key is None else spaces.Dict({**space.spaces, key: latent})
 
-    def replaced(self, last: list[Any], explore: bool) -> Any:  # noqa: D102
+    def replaced(self, last: list[Any], explore: bool) -> Any:
         key, contract = self.reader.key, self.reader.contract
         frames = np.stack([one if key is None else one[key] for one in last])
         latents = load_on_this_node(self.encoder, self.device).encode(contract.convert(frames, self.reader.layout))
@@ -128,7 +128,7 @@ class LatentNormalize(_OnLast):
         self.latents, self.deviation, self.statistics = latents, deviation, statistics
         super().__init__()
 
-    def recompute_output_observation_space(self, space: Any, _: Any) -> Any:  # noqa: D102
+    def recompute_output_observation_space(self, space: Any, _: Any) -> Any:
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
             raise InputError(f"LatentNormalize needs observations that are vectors, got {brief(space)}")
         shape = space.shape
@@ -136,7 +136,7 @@ class LatentNormalize(_OnLast):
         self.new = np.zeros(shape), np.zeros(shape), 0.0  # what this runner has seen since the last merge
         return spaces.Box(-10, 10, shape, np.float32)
 
-    def replaced(self, last: list[Any], explore: bool) -> Any:  # noqa: D102
+    def replaced(self, last: list[Any], explore: bool) -> Any:
         batch = np.asarray(last, np.float64)
         if explore:
             seen = batch.mean(0), batch.var(0), len(batch)
@@ -146,12 +146,12 @@ class LatentNormalize(_OnLast):
             variance[: self.latents] = variance[: self.latents].mean() / self.deviation**2
         return np.clip((batch - mean) / np.sqrt(variance + 1e-8), -10, 10).astype(np.float32)
 
-    def get_state(self, *_: Any, **__: Any) -> dict[str, Any]:  # noqa: D102
+    def get_state(self, *_: Any, **__: Any) -> dict[str, Any]:
         return {"statistics": self.statistics, "new": self.new}
 
-    def set_state(self, state: dict[str, Any]) -> None:  # noqa: D102
+    def set_state(self, state: dict[str, Any]) -> None:
         self.statistics, self.new = state["statistics"], (0 * state["new"][0], 0 * state["new"][1], 0.0)
 
-    def merge_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:  # noqa: D102
+    def merge_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
         total = reduce(lambda total, state: merged(*total, *state["new"]), states, self.statistics)
         return {"statistics": total, "new": self.new}

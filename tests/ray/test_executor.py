@@ -21,7 +21,7 @@ from latent_obs.util.ray import RayExecutor, connect
 from tests.support import ROOT
 from tests.support.fake_recordings import fakes
 from tests.support.side_env import SIDE
-from tests.vae_training.extraction.conftest import Place, place  # noqa: F401
+from tests.vae_training.extraction.conftest import Place, place
 from tests.vae_training.extraction.test_extract_restart import is_writing, wait_until
 
 pytestmark = pytest.mark.ray
@@ -54,7 +54,6 @@ def cluster() -> Iterator[Any]:
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short, as the names of sockets in it are limited
     made = cluster_utils.Cluster()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_worker_niceness", "0")  # by default tasks wait for everything else on a busy machine
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         try:
             made.add_node(**{**NODE, "num_cpus": 0, "temp_dir": folder})
@@ -120,7 +119,7 @@ def test_calls_run_on_the_nodes_and_raise_what_they_would_here(
             RayExecutor(ray, tmp_path, cpus=3)
 
 
-def test_extraction_gives_the_bytes_of_one_machine_also_if_a_node_is_lost(place: Place, tmp_path: Path, cluster: Any):  # noqa: F811
+def test_extraction_gives_the_bytes_of_one_machine_also_if_a_node_is_lost(place: Place, tmp_path: Path, cluster: Any):
     place.recordings = fakes(place.source, 6)
     place.extract(out=tmp_path / "here", frames_per_file=30)
     here = {file.name: file.read_bytes() for file in (tmp_path / "here").iterdir()}
@@ -140,7 +139,7 @@ def test_extraction_gives_the_bytes_of_one_machine_also_if_a_node_is_lost(place:
     assert place.contents() == here
 
 
-def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing(place: Place, tmp_path: Path, cluster: Any):  # noqa: F811
+def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing(place: Place, tmp_path: Path, cluster: Any):
     place.recordings = fakes(place.source, 4)
     place.extract(out=tmp_path / "here", frames_per_file=30)
     pipe = subprocess.PIPE

@@ -11,8 +11,8 @@ import pytest
 
 from tests.support.training_runs import (
     config_for,
-    log_every_step,  # noqa: F401
-    module_frames,  # noqa: F401
+    log_every_step,
+    module_frames,
     run,
     same_up_to_rounding,
 )
@@ -48,7 +48,7 @@ TorchTrainer(
 
 
 @pytest.mark.usefixtures("log_every_step")
-def test_workers_of_ray_are_one_process(module_frames: Path, tmp_path: Path):  # noqa: F811
+def test_workers_of_ray_are_one_process(module_frames: Path, tmp_path: Path):
     out = tmp_path / "ray"
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:  # a short name
         words = [sys.executable, "-c", SCRIPT, json.dumps(config_for(module_frames, out).to_json()), folder]

@@ -10,10 +10,10 @@ from gymnasium import VectorizeMode, spaces
 from gymnasium.vector import AutoresetMode
 
 pytest.importorskip("ray.rllib")
-from ray.rllib.algorithms.ppo import PPOConfig
-from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
-from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from ray.tune.registry import register_env
+from ray.rllib.algorithms.ppo import PPOConfig  # pyright: ignore[reportMissingImports]
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner  # pyright: ignore[reportMissingImports]
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode  # pyright: ignore[reportMissingImports]
+from ray.tune.registry import register_env  # pyright: ignore[reportMissingImports]
 
 import latent_obs
 from agents.normalization import LatentNormalize as LatentVecNormalize
@@ -42,7 +42,7 @@ def test_a_runner_samples_what_plain_environments_show(encoder_folder: Path):
         plain = latent_obs.make(SIDE, encoder_folder, kind="dict", latent_only=True, device="cpu")
         for episode, has_ended in zip(episodes[number::3], (True, True, False), strict=True):
             shown = [plain.reset(seed=seed)[0]]
-            rewards = []
+            rewards, terminated = [], False
             for action in episode.get_actions():
                 observation, reward, terminated, _, _ = plain.step(action)
                 shown.append(observation)
@@ -148,7 +148,8 @@ def test_it_normalizes_as_with_stable_baselines3_and_evaluations_add_nothing(rng
     normalize = LatentVecNormalize(DummyVecEnv([Vectors]), {None: 4}, 0.7)
     normalize.obs_rms = RunningMeanStd(shape=(6,))
     normalize.obs_rms.mean, normalize.obs_rms.var = mean, variance
-    np.testing.assert_allclose(shown_by(connector, batch, explore=False), normalize.normalize_obs(batch), rtol=1e-5)
+    expected: Any = normalize.normalize_obs(batch)
+    np.testing.assert_allclose(shown_by(connector, batch, explore=False), expected, rtol=1e-5)
     assert connector.statistics[2] == 100.0
     with pytest.raises(InputError, match="vectors"):
         LatentNormalize().input_observation_space = spaces.Box(0, 1, (3, 3))

@@ -1,7 +1,6 @@
 """`train_agent` with RLlib: the same network and run folder as with Stable-Baselines3, and runners that are lost."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +15,7 @@ import torch
 
 pytest.importorskip("ray.rllib")
 
-import ray
-from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.ppo import PPOConfig  # pyright: ignore[reportMissingImports]
 from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.config import AgentConfig
@@ -31,6 +29,7 @@ from tests.support.side_env import SIDE, SideEnv, tiny
 from tests.support.tiny import LATENT_DIM
 
 pytestmark = pytest.mark.ray
+ray: Any = sys.modules["ray"]
 
 
 def rllib_config(**settings: Any) -> AgentConfig:
@@ -40,7 +39,6 @@ def rllib_config(**settings: Any) -> AgentConfig:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """Ray on this machine, with two CPUs; its address."""
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (by default its processes wait for all others)
     ray.init("local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
@@ -93,7 +91,7 @@ def test_both_networks_give_the_same_actions_and_values(actions: str, encoder_fo
 
 
 def test_rewards_are_divided_by_the_deviation_of_all_returns(rng: np.random.Generator):
-    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+    from ray.rllib.env.single_agent_episode import SingleAgentEpisode  # pyright: ignore[reportMissingImports]
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     normalize = VecNormalize(DummyVecEnv([SideEnv]), norm_obs=False, gamma=0.5)
@@ -179,7 +177,7 @@ def test_a_run_is_resumed_by_another_process(trained: tuple[Path, list[str]], cl
 
 
 def test_an_environment_that_runners_do_not_know(cluster: str, encoder_folder: Path, tmp_path: Path):
-    gym.register("OnlyHere-v0", entry_point=SideEnv, disable_env_checker=True)
+    gym.register("OnlyHere-v0", entry_point=lambda **_: SideEnv(), disable_env_checker=True)
     config = rllib_config(env="OnlyHere-v0", encoder=encoder_folder, out=tmp_path / "run")
     with pytest.raises(InputError, match="OnlyHere-v0") as caught:
         train(config)
