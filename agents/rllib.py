@@ -9,16 +9,18 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents.config import AgentConfig
@@ -30,10 +32,14 @@ from latent_obs import rllib
 from latent_obs.envs.factory import env_maker, is_minerl_id
 from latent_obs.envs.workers import ProcessVectorEnv
 from latent_obs.pixels import brief
+from latent_obs.util.atomic import GracefulStop
 from latent_obs.util.errors import InputError, LatentObsError, one_line, require
 from latent_obs.wrappers.vector import VectorLatentObservation
 
 _REPORT_S = 30.0  # between lines while no runner samples
+_RESTART_S = 1.0  # until a runner whose environment raised an error starts again
+_MOST_FAILURES = 3  # with no good iteration between them: then it is no accident
+_RAISED = "runners.log"  # in the run folder: a line for each error that an environment raised
 _ENV = "latent-obs-run"
 _MODULE, _CONNECTORS = "default_policy", "env_to_module_connector"  # RLlib's names
 #: How RLlib's parameters are called, and what the same ones are called in Stable-Baselines3.
@@ -79,21 +85,29 @@ def learn_with_rllib(config: AgentConfig, model: Any, run: Any, seed: int, say: 
     """
     normalize: Any = model.get_vec_normalize_env()
     runners = config.runners or 1
-    if (cpus := rllib.ray.cluster_resources().get("CPU", 0)) < runners:
-        say(f"The cluster has {cpus:g} CPUs for {runners} runners, so training waits until it has more.")
-    with _Errors.kept() as errors, _algorithm(config, model, seed, errors) as algorithm:
+    if (cpus := rllib.ray.available_resources().get("CPU", 0)) < runners:
+        say(f"The cluster has {cpus:g} free CPUs for {runners} runners, so training waits until it has more.")
+    with _Errors.kept() as errors, _algorithm(config, model, seed, errors, run.stop) as algorithm:
         learner = algorithm.learner_group.foreach_learner(lambda learner: learner).result_or_errors[0].get()
         _copy(model.policy, learner, from_learner=False)
         if normalize.norm_reward:
             learner._learner_connector.prepend(NormalizeRewards(normalize))
         algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=algorithm.learner_group)
-        healthy, reported, going = runners, 0.0, True
+        healthy, reported, failures, going = runners, 0.0, 0, True
         while going and model.num_timesteps < config.steps:
             run.on_rollout_start()
             if run.is_good:
                 return
-            began, result = time.perf_counter(), algorithm.train()
-            steps = result["env_runners"].get("num_env_steps_sampled", math.nan)
+            began, noted = time.perf_counter(), _last_line(config.out / _RAISED)
+            with run.stop.at_once():  # of an iteration that is stopped nothing is kept
+                result = algorithm.train()
+            steps = result.get("env_runners", {}).get("num_env_steps_sampled", math.nan)
+            if (raised := _last_line(config.out / _RAISED)) != noted:
+                errors.last, failures = raised, failures + 1
+                if failures == _MOST_FAILURES:
+                    raise InputError(f"engine rllib: environments raised errors {failures} times, and last {raised}")
+            elif not math.isnan(steps):
+                failures = 0
             before, healthy = healthy, algorithm.env_runner_group.num_healthy_remote_workers()
             is_silent = math.isnan(steps)  # all runners are lost
             if healthy != before or (is_silent and time.monotonic() > reported + _REPORT_S):
@@ -110,13 +124,14 @@ def learn_with_rllib(config: AgentConfig, model: Any, run: Any, seed: int, say: 
 
 
 @contextlib.contextmanager
-def _algorithm(config: AgentConfig, model: Any, seed: int, errors: "_Errors") -> Iterator[Any]:
+def _algorithm(config: AgentConfig, model: Any, seed: int, errors: "_Errors", stop: GracefulStop) -> Iterator[Any]:
     """RLlib's PPO with the settings of Stable-Baselines3's, its runners started."""
     ppo = require("ray.rllib.algorithms.ppo", extra="ray", purpose="train with RLlib")
     require("ray.tune.registry", extra="ray", purpose="train with RLlib").register_env(_ENV, runner_env)
     settings = ppo_settings(config, model, ppo.PPOConfig()).debugging(seed=seed)
     try:
-        algorithm = settings.build_algo()
+        with stop.at_once():
+            algorithm = settings.build_algo()
     except Exception as error:
         if not errors.last:
             raise
@@ -178,7 +193,7 @@ def ppo_settings(config: AgentConfig, model: Any, settings: Any) -> Any:
         )
         .rl_module(model_config=module)
         .learners(num_learners=0)  # in this process: the network is small
-        .fault_tolerance(restart_failed_env_runners=True)
+        .fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=_RESTART_S)
     )
 
 
@@ -211,7 +226,40 @@ def runner_env(context: Any) -> Any:
     venv = (ProcessVectorEnv if in_processes else SyncVectorEnv)(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
     key = config.pixel_key if isinstance(venv.single_observation_space, spaces.Dict) else None
     how: dict[str, Any] = {"latent_only": config.latent_only, "flatten": config.flattened, "history": config.history}
-    return rllib.SeedsApart(VectorLatentObservation(venv, encoder, pixel_key=key, **how))
+    seen_by_agent = VectorLatentObservation(venv, encoder, pixel_key=key, **how)
+    return _ErrorsNoted(rllib.SeedsApart(seen_by_agent), Path(context["run"]) / _RAISED)
+
+
+class _ErrorsNoted(VectorWrapper):
+    """Notes what environments raise in a file of the run: RLlib says only that a runner has ended."""
+
+    def __init__(self, env: Any, file: Path) -> None:
+        super().__init__(env)
+        self.file = file
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
+        """Reset all."""
+        with self._noted():
+            return self.env.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> Any:
+        """Step all."""
+        with self._noted():
+            return self.env.step(actions)
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            when, what = time.strftime("%Y-%m-%d %H:%M:%S"), f"{type(error).__name__}: {one_line(error)}"
+            with self.file.open("a") as file:
+                file.write(f"{when}, node {platform.node()}, process {os.getpid()}: {what}\n")
+            raise
+
+
+def _last_line(file: Path) -> str:
+    return file.read_text().splitlines()[-1] if file.exists() else ""
 
 
 def _copy(policy: Any, learner: Any, *, from_learner: bool) -> None:

@@ -196,7 +196,8 @@ def train_agent(
         if config.steps > before and on_cluster:
             from agents.rllib import learn_with_rllib
 
-            learn_with_rllib(config, model, run, part_seed(config.seed, before), say)
+            with contextlib.suppress(KeyboardInterrupt):
+                learn_with_rllib(config, model, run, part_seed(config.seed, before), say)
         elif config.steps > before:
             begin_part(model, part_seed(config.seed, before))
             model.learn(config.steps - before, callbacks, reset_num_timesteps=False)

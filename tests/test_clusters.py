@@ -25,6 +25,8 @@ VARIABLES = {  # what Slurm sets, and the scripts themselves
     "SLURM_JOB_NODELIST": "node[1-2]",
     "SLURM_NNODES": "2",
     "first": "node1",
+    "out": "/shared/runs/agent",
+    "resume": "--resume",
 }
 DIRECTIVES = re.compile(
     r"--(job-name=[\w-]+|array=\d+-\d+|nodes=\d+|ntasks-per-node=\d+|gpus-per-node=\d+|cpus-per-task=\d+|mem=\d+G"

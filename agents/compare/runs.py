@@ -422,13 +422,18 @@ def compare(
     runs = plan_runs(study, out)
     for run in runs:
         check_same(run)  # before anything is written
-    with joined(engine, address) as ray, own_folder(out):
+    if engine == "ray" and any(run.config.engine == "rllib" for run in runs):
+        raise InputError(
+            "engine: runs that train with RLlib would wait for CPUs that --engine ray holds for them; leave it out"
+        )
+    with joined(engine, address) as ray, own_folder(out), contextlib.ExitStack() as stack:
         cluster = None
         if ray:
             threads = _THREADS_ON_A_CLUSTER if threads is None else check_count("threads", threads)
             at_once = jobs if jobs is None else check_count("jobs", jobs)
             inputs = {file for run in runs for file in (run.config.encoder, run.config.pca) if file is not None}
             cluster = RayExecutor(ray, out, inputs, cpus=threads, at_once=at_once)
+            stack.callback(cluster.shutdown)
             jobs = cluster.at_once
         write_json(out / "study.json", study.to_json())
         run_all(runs, jobs=jobs, threads=threads, cluster=cluster, say=say)

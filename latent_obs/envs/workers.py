@@ -210,6 +210,7 @@ class _Pipe:
         try:
             self.pipe.send(message)
         except OSError:
+            self.recv()  # raises why the worker ended, if it has sent that
             raise self.workers.died(self.index) from None
 
     def recv(self) -> tuple[Any, bool]:

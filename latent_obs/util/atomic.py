@@ -172,6 +172,7 @@ class GracefulStop:
 
     def __init__(self) -> None:
         self.requested = False
+        self._at_once = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -180,9 +181,21 @@ class GracefulStop:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        if self._at_once or (self.requested and number == signal.SIGINT):
+            self.requested = True
             raise KeyboardInterrupt
         self.requested = True
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let the first signal raise `KeyboardInterrupt` inside the block, where a step can take very long."""
+        if self.requested:
+            raise KeyboardInterrupt
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():

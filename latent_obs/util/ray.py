@@ -53,6 +53,7 @@ def connect(address: str | None = None, *, rllib: bool = False) -> Iterator[Any]
     # With `uv run`, Ray would send the working directory, with all runs in it, to each node.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its libraries' own lines
     ray: Any = require("ray", extra="ray", purpose="work on several machines")
     if rllib:
         _check_gymnasium()
@@ -61,11 +62,16 @@ def connect(address: str | None = None, *, rllib: bool = False) -> Iterator[Any]
         return
     try:
         _wait_for_answer(address)
+        if address not in (None, "auto", "local"):  # for these Ray does so
+            _use_token()
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="warning")
     except (ConnectionError, RuntimeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"address {address or '(this machine)'}: {one_line(error)}") from None
+        raise InputError(
+            f"address {address or '(this machine)'}: {one_line(error)}. If the cluster asks for a token, copy "
+            "~/.ray/auth_token from its head node, and set RAY_AUTH_MODE=token"
+        ) from None
     try:
         yield ray
     finally:
@@ -97,6 +103,13 @@ def _wait_for_answer(address: str | None) -> None:
                     "`ray stop` removes that of a cluster that is no more"
                 ) from None
         time.sleep(1.0)
+
+
+def _use_token() -> None:
+    """Let Ray send the token of this user, if there is one."""
+    name = "ray._private.authentication.authentication_token_setup"
+    setup: Any = require(name, extra="ray", purpose="work on several machines")
+    setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _check_gymnasium() -> None:
@@ -148,7 +161,7 @@ class RayExecutor(ThreadPoolExecutor):
         if not fitting and at_once is None:  # with it, nodes may be started on demand
             raise InputError(
                 f"no node of the cluster has {cpus} CPUs, which a task needs: the largest has {max(nodes, default=0)}. "
-                "Fewer --threads need less"
+                + ("Fewer --threads need less" if cpus > 1 else "Start a node, or say how many by --workers or --jobs")
             )
         super().__init__(at_once or fitting)
         self.at_once = at_once or fitting
@@ -171,6 +184,8 @@ class RayExecutor(ThreadPoolExecutor):
         try:
             problem, outcome = self._ray.get(ref)
         except errors.RayTaskError as error:
+            if isinstance(error.cause, errors.RayError):  # it could not be pickled
+                raise RuntimeError(one_line(error.cause)) from None
             raise error.cause from None
         except errors.TaskCancelledError:
             raise CancelledError from None

@@ -1,8 +1,11 @@
 """`train_agent` with RLlib: the same network and run folder as with Stable-Baselines3, and runners that are lost."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -182,3 +185,22 @@ def test_an_environment_that_runners_do_not_know(cluster: str, encoder_folder: P
     with pytest.raises(InputError, match="OnlyHere-v0") as caught:
         train(config)
     assert "\n" not in str(caught.value)
+
+
+def test_an_environment_that_fails_ends_training(
+    cluster: str, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("agents.rllib._MOST_FAILURES", 1)  # Ray needs a minute for each
+    config = rllib_config(env_kwargs={"reward": "much"}, encoder=encoder_folder, out=tmp_path / "run")
+    with pytest.raises(InputError, match="TypeError"):
+        train(config)
+
+
+def test_ctrl_c_ends_waiting_for_cpus(cluster: str, encoder_folder: Path, tmp_path: Path):
+    def say(line: str) -> None:
+        if "2 free CPUs for 4 runners" in line:
+            threading.Timer(5.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    config = rllib_config(runners=4, encoder=encoder_folder, out=tmp_path / "run")
+    result = train_agent(config, progress_bar=False, say=say)
+    assert (result.interrupted, result.steps) == (True, 0)

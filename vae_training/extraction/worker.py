@@ -226,8 +226,12 @@ def _extract(task: Task, goes_on: Callable[[int], bool]) -> Entry | Damaged | No
         ):
             written = Path(attempt) / task.folder.name
             outcome = _write_files(replace(task, folder=written), recording, goes_on)
-            if outcome is not None and not (task.folder / ENTRY).exists():  # else an earlier attempt got so far
-                written.rename(task.folder)
+            if outcome is not None:
+                try:
+                    written.rename(task.folder)
+                except OSError:
+                    if not (task.folder / ENTRY).exists():  # then another attempt got so far
+                        raise
             return outcome
     except DamagedRecordingError as error:
         return Damaged(task.recording.name, task.recording.source, str(error))
