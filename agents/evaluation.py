@@ -276,8 +276,8 @@ def evaluate_random(
     progress_bar: bool = False,
 ) -> Evaluation:
     """Play uniformly random actions in an agent's environment: the baseline of every agent."""
-    # A random policy needs no latents; the encoder only decides the size of a frame.
-    blind = dataclasses.replace(config, observation="pixels", device="cpu")
+    # A random policy needs no latents, nor what trained the agent; the encoder only decides the size of a frame.
+    blind = dataclasses.replace(config, observation="pixels", device="cpu", engine="sb3", runners=None, address=None)
     with contextlib.closing(evaluation_env(blind, episodes, seed, success_return=success_return)) as venv:
         venv.action_space.seed(seed)
 

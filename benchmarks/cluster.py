@@ -19,8 +19,8 @@ All constants are measured here but the network's speed, which is assumed. They 
 processes, because these depend little on what else the machine does; on idle cores wall time is the same, as each part
 computes on one thread without waiting. Then PPO runs on two nodes with a core each (`ray.cluster_utils.Cluster`), with
 one and with two runners, beside what the model predicts: CPU seconds of a runner, and of the driver with its learner.
-Wall time agrees on idle cores only. Three minutes, and eight on a machine with ten other processes. Needs the extras
-ray and vizdoom.
+Wall time can be compared on idle cores only. Four minutes, and three times as long on a machine with ten other
+processes. Needs the extras ray and vizdoom.
 """
 
 import logging

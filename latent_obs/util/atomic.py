@@ -199,7 +199,8 @@ class GracefulStop:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._handle:  # not if it was replaced inside the block
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

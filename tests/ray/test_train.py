@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,15 +155,20 @@ def test_a_run_goes_on_without_a_killed_runner(trained: tuple[Path, list[str]]):
 _WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None
-from agents import evaluate_agent, load_policy
-assert evaluate_agent(sys.argv[1], episodes=20, device="cpu").mean > 6, "chance gets 4 of 8"
-load_policy(sys.argv[1], "last", device="cpu")
+from agents import load_policy
+from latent_obs_cli.main import main
+run, out = sys.argv[1:]
+assert main(["evaluate", "--run", run, "--episodes", "20", "--device", "cpu"]) == 0
+assert main(["frames", "record", "--agent", run, "--frames", "64", "--out", out, "--size", "None"]) == 0
+load_policy(run, "last", device="cpu")
 """
 
 
-def test_a_run_folder_needs_no_ray(trained: tuple[Path, list[str]]):
-    run, _ = trained
-    subprocess.run([sys.executable, "-c", _WITHOUT_RAY, str(run)], check=True, timeout=900)
+def test_a_run_folder_needs_no_ray(trained: tuple[Path, list[str]], tmp_path: Path):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    subprocess.run([sys.executable, "-c", _WITHOUT_RAY, str(run), str(tmp_path / "frames")], check=True, timeout=900)
+    scores = json.loads((run / "evaluation.json").read_text())["agent"]
+    assert scores["mean_return"] > 6, "chance gets 4 of 8"
 
 
 def test_a_run_is_resumed_by_another_process(trained: tuple[Path, list[str]], cluster: str):

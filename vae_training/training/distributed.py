@@ -9,6 +9,7 @@ and prints. Frames and run folder must have the same path for all: on several ma
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -39,6 +40,27 @@ class Ranks:
     def is_main(self) -> bool:
         """Whether this is process 0, which writes and prints."""
         return self.rank == 0
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Raise `RankLostError` for the errors that torch raises when another process has ended."""
+        try:
+            yield
+        except RuntimeError as error:
+            signs = ("connection", "peer", "socket", "gloo", "nccl", "timed out", "timeout")
+            if (
+                self.world_size == 1
+                or isinstance(error, LatentObsError)
+                or not any(sign in str(error).lower() for sign in signs)
+            ):
+                raise
+            with contextlib.suppress(ValueError):  # not the main thread
+                # torchrun terminates the remaining processes within 0.1 s, and this one has something to say first.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise RankLostError(
+                f"process {self.rank} of {self.world_size} stops, because another process of this run has ended (see "
+                "its message). The last checkpoint is kept; go on with --resume, with as many processes as you have"
+            ) from error
 
     def mean_losses(self, losses: Losses, weight: float) -> Losses:
         """Losses over the whole batch, detached; the weights of all shards add up to `world_size`."""
@@ -126,16 +148,8 @@ def process_group(device: str) -> Iterator[Ranks]:
     is_mine = not dist.is_initialized()  # Ray Train makes one before, and destroys it
     if is_mine:
         dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo")
-    rank = int(os.environ["RANK"])
-    try:
-        yield Ranks(rank, world_size, resolved)
-    except RuntimeError as error:
-        signs = ("connection", "peer", "socket", "gloo", "nccl", "timed out", "timeout")
-        if isinstance(error, LatentObsError) or not any(sign in str(error).lower() for sign in signs):
-            raise
-        raise RankLostError(
-            f"process {rank} of {world_size} stops, because another process of this run has ended (see its message). "
-            "The last checkpoint is kept; go on with --resume, with as many processes as you have"
-        ) from error
+    ranks = Ranks(int(os.environ["RANK"]), world_size, resolved)
+    with ranks.watch():
+        yield ranks
     if is_mine:
         dist.destroy_process_group()  # only after a good end: it would wait for a process that has ended

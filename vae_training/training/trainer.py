@@ -331,6 +331,7 @@ class Trainer:
             ProgressBar(
                 total=self.total_steps, initial=progress.step, unit="step", desc="train-vae", shown=progress_bar
             ) as bar,
+            self.ranks.watch(),
         ):
             if log is not None and log.note:
                 self.say(log.note)

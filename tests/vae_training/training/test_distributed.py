@@ -64,6 +64,7 @@ t.Trainer.step = watched
 try:
     t.train(TrainConfig.from_json(settings), resume=resume, progress_bar=False)
 except LatentObsError as error:
+    time.sleep(1)  # torchrun terminates the others 0.1 s after it has seen one end
     print(type(error).__name__, error, flush=True)
     os._exit(2)
 state = torch.cat([v.detach().double().flatten() for v in loss.state_dict().values()])
