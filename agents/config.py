@@ -256,6 +256,15 @@ class AgentConfig(RunConfig):
             )
         if not values["net_arch"]:
             raise InputError("net_arch must have a layer at least with engine rllib, got none")
+
+    def check_runners(self) -> None:
+        """Check runners and address, which can be given without engine and envs to resume a run that has these.
+
+        Raises:
+            InputError: They are given for another engine, or the runners cannot share the environments.
+        """
+        if self.engine != "rllib" and (self.runners, self.address) != (None, None):
+            raise InputError("runners and address are settings of engine rllib; give it as well, or leave them out")
         if self.envs % (self.runners or 1):
             raise InputError(f"runners: {self.envs} envs cannot be shared evenly by {self.runners} runners; change one")
 

@@ -68,12 +68,12 @@ def agent_push(run: Path, repo_id: str, license: str) -> Push:
     if which is None:
         raise InputError(f"run: {run} has no best.zip and no last.zip; name a run folder of latent-obs train-agent")
     config = AgentConfig.load(run)
-    # Without paths of this machine: loading finds the run's own copies. Arguments of the environment that name a path
-    # are left out. The others are shown before the push, because an API key looks like any other text.
+    # Without paths and addresses of this place: loading finds the run's own copies. Arguments of the environment that
+    # name a path are left out. The others are shown before the push, because an API key looks like any other text.
     kept = {name: value for name, value in config.env_kwargs.items() if not _PATH.search(json.dumps(value))}
     own = {"encoder": "encoder", "pca": "pca.safetensors"}
     settings = {**config.to_json(), **{name: file if (run / file).exists() else None for name, file in own.items()}}
-    settings |= {"out": repo_id.split("/")[1], "env_kwargs": kept}
+    settings |= {"out": repo_id.split("/")[1], "env_kwargs": kept, "address": None}
     files: dict[str, Path | bytes] = {"config.json": json.dumps(settings, indent=2).encode() + b"\n"}
     files[f"{which}.zip"] = _without_replay(run / f"{which}.zip")
     files |= {there: run / here for here, there in _FILES.items() if (run / here).exists()}

@@ -160,7 +160,7 @@ def ppo_settings(config: AgentConfig, model: Any, settings: Any) -> Any:
         latents = normalize.latents[None] if isinstance(normalize, LatentNormalize) else 0
         rms: Any = normalize.obs_rms
         connectors = [rllib.LatentNormalize(latents, values["latent_deviation"], (rms.mean, rms.var, rms.count))]
-    gpus = rllib.ray.cluster_resources().get("GPU", 0) if config.device.partition(":")[0] in ("auto", "cuda") else 0
+    gpus = _gpus_for(runners) if config.device.partition(":")[0] in ("auto", "cuda") else 0
     return (
         settings.environment(
             _ENV,
@@ -195,6 +195,12 @@ def ppo_settings(config: AgentConfig, model: Any, settings: Any) -> Any:
         .learners(num_learners=0)  # in this process: the network is small
         .fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=_RESTART_S)
     )
+
+
+def _gpus_for(runners: int) -> float:
+    """The GPUs of the cluster, or 0 if the nodes that have them do not have a CPU for each runner."""
+    nodes = [node["Resources"] for node in rllib.ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    return sum(node["GPU"] for node in nodes) if sum(node.get("CPU", 0) for node in nodes) >= runners else 0
 
 
 def runner_env(context: Any) -> Any:
@@ -296,6 +302,7 @@ def _log(model: Any, result: dict[str, Any], steps_per_second: float) -> None:
         model.logger.record("rollout/ep_rew_mean", float(sampled["episode_return_mean"]))
         model.logger.record("rollout/ep_len_mean", float(sampled["episode_len_mean"]))
     model.logger.record("time/fps", int(steps_per_second))
+    model.logger.record("time/total_timesteps", model.num_timesteps, exclude="tensorboard")
     for name, ours in _LOGGED.items():
         model.logger.record(f"train/{ours}", float(learned[name]))
     model.logger.dump(model.num_timesteps)

@@ -108,6 +108,7 @@ def train_agent(
         else:
             _check_new(config.out)
         config = config.settled()
+        config.check_runners()
         device, on_pixels = resolve_device(config.device), config.observation == "pixels"
         if config.backend == "openvino" and resume and device.type != "cpu":
             config = dataclasses.replace(config, backend="auto")  # another device computes other bits anyway
@@ -132,8 +133,6 @@ def train_agent(
                 say(f"Nothing to do: after {done.steps:,} steps, the agent in {config.out} {why}")
                 return done
         on_cluster = config.engine == "rllib"
-        if not on_cluster and (config.runners, config.address) != (None, None):
-            raise InputError("runners and address are settings of engine rllib; give it as well, or leave them out")
         if on_cluster:
             stack.enter_context(connect(config.address, rllib=True))
         monitor = None

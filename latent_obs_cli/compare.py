@@ -82,14 +82,17 @@ def run_compare(config: OmitArgPrefixes[CompareConfig]) -> None:
             raise InputError(f"--page-only reads the study that is saved in {config.out}: leave out --study")
         _write_page(agents.compare.saved_study(config.out), config.out)
         return
-    for module in ("psutil", "scipy", "matplotlib"):  # before hours of training
+    for module in ("psutil", "scipy", "matplotlib"):  # before hours of training, as all that is checked here
         require(module, extra="compare", purpose="compare agents")
+    from agents.compare.runs import check_how
+
     study = study_of(config)
-    how: dict[str, Any] = {name: getattr(config, name) for name in ("jobs", "threads", "engine", "address")}
-    with joined(config.engine, config.address):  # before hours of training, too
+    how: dict[str, Any] = {name: getattr(config, name) for name in ("jobs", "threads", "engine")}
+    check_how(study, **how)
+    with joined(config.engine, config.address):
         study = prepare(study, config.out)
         try:
-            agents.compare.compare(study, config.out, **how)
+            agents.compare.compare(study, config.out, **how, address=config.address)
         except KeyboardInterrupt:
             print(f"Stopped. The same command goes on; for a page: latent-obs compare --page-only --out {config.out}")
             raise

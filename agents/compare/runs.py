@@ -147,6 +147,22 @@ def check_same(run: Planned) -> None:
         )
 
 
+def check_how(study: Study, *, jobs: int | None = None, threads: int | None = None, engine: str = "local") -> None:
+    """Check how runs are to be made; arguments as for `compare`.
+
+    Raises:
+        InputError: A number is not allowed, or the engine does not suit the study.
+    """
+    for name, value in (("jobs", jobs), ("threads", threads)):
+        if value is not None:
+            check_count(name, value)
+    trainers = {study.own_settings(task, arm).get("engine") for task in study.tasks for arm in study.arms}
+    if engine == "ray" and "rllib" in trainers:
+        raise InputError(
+            "engine: runs that train with RLlib would wait for CPUs that --engine ray holds for them; leave it out"
+        )
+
+
 def run_all(
     runs: Sequence[Planned],
     *,
@@ -419,20 +435,16 @@ def compare(
         KeyboardInterrupt: It was interrupted. No process is left, and the same call goes on.
     """
     out = Path(out)
+    check_how(study, jobs=jobs, threads=threads, engine=engine)
     runs = plan_runs(study, out)
     for run in runs:
         check_same(run)  # before anything is written
-    if engine == "ray" and any(run.config.engine == "rllib" for run in runs):
-        raise InputError(
-            "engine: runs that train with RLlib would wait for CPUs that --engine ray holds for them; leave it out"
-        )
     with joined(engine, address) as ray, own_folder(out), contextlib.ExitStack() as stack:
         cluster = None
         if ray:
-            threads = _THREADS_ON_A_CLUSTER if threads is None else check_count("threads", threads)
-            at_once = jobs if jobs is None else check_count("jobs", jobs)
+            threads = _THREADS_ON_A_CLUSTER if threads is None else threads
             inputs = {file for run in runs for file in (run.config.encoder, run.config.pca) if file is not None}
-            cluster = RayExecutor(ray, out, inputs, cpus=threads, at_once=at_once)
+            cluster = RayExecutor(ray, out, inputs, cpus=threads, at_once=jobs)
             stack.callback(cluster.shutdown)
             jobs = cluster.at_once
         write_json(out / "study.json", study.to_json())

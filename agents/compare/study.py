@@ -230,9 +230,12 @@ class Study:
         }
         if observation == "pca-latent":
             own["encoder"] = None  # the PCA file holds the preprocessing of its frames
+        if self.settings.get("engine") == "rllib" and own.get("engine") != "rllib":
+            own |= {"runners": None, "address": None}  # TOML cannot say so
         try:
             config = AgentConfig.from_json({**own, "env": of_task.env, "out": out, "seed": seed, "steps": steps})
             check_count("eval_every", config.eval_every)  # 0 would leave no learning curve
+            config.check_runners()
         except InputError as error:
             where = f"task {task!r}, arm {arm!r}"
             raise InputError(f"{where}: {error}; the study sets {self.own_settings(task, arm)}") from None

@@ -54,6 +54,7 @@ def connect(address: str | None = None, *, rllib: bool = False) -> Iterator[Any]
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its libraries' own lines
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # without end by default
     ray: Any = require("ray", extra="ray", purpose="work on several machines")
     if rllib:
         _check_gymnasium()
@@ -62,10 +63,15 @@ def connect(address: str | None = None, *, rllib: bool = False) -> Iterator[Any]
         return
     try:
         _wait_for_answer(address)
-        if address not in (None, "auto", "local"):  # for these Ray does so
-            _use_token()
-        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="warning")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        settings: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "warning"}
+        try:
+            ray.init(address, **settings)
+        except ConnectionError:
+            # With an address Ray sends no token by itself. Not at once: without token, a cluster would lose its tasks.
+            if address in (None, "auto", "local") or not _use_token():
+                raise
+            ray.init(address, **settings)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
@@ -105,11 +111,11 @@ def _wait_for_answer(address: str | None) -> None:
         time.sleep(1.0)
 
 
-def _use_token() -> None:
-    """Let Ray send the token of this user, if there is one."""
+def _use_token() -> bool:
+    """Let Ray send the token of this user, if there is one; whether there is."""
     name = "ray._private.authentication.authentication_token_setup"
     setup: Any = require(name, extra="ray", purpose="work on several machines")
-    setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    return setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _check_gymnasium() -> None:

@@ -74,11 +74,22 @@ def test_a_batch_of_one_sample_and_a_setting_of_another_algorithm_are_rejected()
 
 def test_what_rllib_does_not_train_is_rejected():
     wrong: dict[str, dict[str, Any]] = {"engine": {"algorithm": "dqn"}, "net_arch": {"net_arch": ()}}
-    wrong |= {"pixels": {"observation": "pixels"}, "runners": {"envs": 8, "runners": 3}}
+    wrong |= {"pixels": {"observation": "pixels"}}
     for name, settings in wrong.items():
         with pytest.raises(InputError, match=name):
             AgentConfig(engine="rllib", **settings)
-    AgentConfig(engine="rllib", envs=9, runners=3)
+    AgentConfig(engine="rllib", envs=9, runners=3).check_runners()
+    for settings in ({"engine": "rllib", "envs": 8, "runners": 3}, {"runners": 2}, {"address": "auto"}):
+        with pytest.raises(InputError, match="runners"):
+            AgentConfig(**settings).check_runners()
+
+
+def test_runners_of_a_resumed_run_share_its_environments():
+    saved = AgentConfig(engine="rllib", envs=12, runners=4)
+    for given in (AgentConfig(engine="rllib", runners=6), AgentConfig(runners=6)):
+        resumed = given.resumed_from(saved)
+        assert (resumed.envs, resumed.runners) == (12, 6)
+        resumed.check_runners()
 
 
 @pytest.mark.parametrize("algorithm", get_args(AlgorithmName))

@@ -69,6 +69,17 @@ def test_a_pushed_agent_plays_as_here_if_it_is_trusted(
     FrozenEncoder.load(REPO, device="cpu")  # of safetensors, so without trust
 
 
+def test_an_agent_that_rllib_trained_needs_no_cluster(hub: Hub, copied: Path, monkeypatch: pytest.MonkeyPatch):
+    config = json.loads((copied / "config.json").read_text()) | {"engine": "rllib", "address": "10.0.0.5:6379"}
+    (copied / "config.json").write_text(json.dumps(config))
+    assert push(copied) == 0
+    assert "10.0.0.5" not in hub.files(REPO)["config.json"].decode()
+    assert "RLlib" in card(hub)[1]
+    monkeypatch.chdir(copied.parent)
+    assert main(f"evaluate --run {REPO} --trust --episodes 2 --no-video --device cpu".split()) == 0
+    assert "random_policy" in json.loads(Path("evaluation.json").read_text())
+
+
 def test_what_is_pushed_of_settings_and_checkpoints(
     hub: Hub, encoder_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):

@@ -34,7 +34,8 @@ from tests.support.fake_recordings import fakes
 from vae_training.extraction import extractor
 source, out, address = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 extractor.find_recordings = lambda paths, **_: (fakes(source, 4, waits=True), [])
-config = extractor.ExtractConfig((source,), out, size=16, frames_per_file=30, engine="ray", address=address)
+# By default there would be a third task as long as a lost node counts, and Ray could run the two that wait first.
+config = extractor.ExtractConfig((source,), out, size=16, frames_per_file=30, engine="ray", address=address, workers=2)
 print(extractor.extract(config))
 """
 
@@ -49,12 +50,18 @@ def fails(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head node that runs no tasks, and two nodes with a CPU each. Nothing of it is left afterwards."""
+    """A head node that runs no tasks, and two nodes with a CPU each. Nothing of it is left afterwards.
+
+    It asks for no token, and the user has one, which Ray would send if it were asked to, and the tasks would be lost.
+    """
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short, as the names of sockets in it are limited
     made = cluster_utils.Cluster()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("HOME", folder)
+        (Path(folder) / ".ray").mkdir()
+        (Path(folder) / ".ray" / "auth_token").write_text("0123456789" * 4)
         try:
             made.add_node(**{**NODE, "num_cpus": 0, "temp_dir": folder})
             for _ in range(2):

@@ -142,6 +142,7 @@ def test_a_run_goes_on_without_a_killed_runner(trained: tuple[Path, list[str]]):
     log = next((run / "logs").rglob("progress.csv")).read_text()
     assert "rollout/ep_rew_mean" in log
     assert "train/value_loss" in log
+    assert str(rows[-1]["step"]) in log
     assert {path.name for path in run.iterdir()} == {
         "config.json",
         "encoder",

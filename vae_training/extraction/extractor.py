@@ -105,7 +105,7 @@ def extract(
             _settle_shape(config, folder, all_recordings)
         threads, cluster = max(1, cores() // workers), None
         if ray and pending:
-            sources = [path for path in config.recordings if not url_of(path)]
+            sources = {path if path.is_dir() else path.parent for path in config.recordings if not url_of(path)}
             cluster, threads = RayExecutor(ray, folder.staging, sources, at_once=config.workers), 1
             say(f"{counted(len(pending), 'recording')} on the cluster, at most {cluster.at_once} at once")
         tasks = _tasks(config, folder, pending, folder.stems(names), threads)

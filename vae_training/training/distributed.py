@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from latent_obs.util.device import resolve_device
-from latent_obs.util.errors import InputError, LatentObsError
+from latent_obs.util.errors import InputError, LatentObsError, one_line
 from vae_training.model.losses import Losses
 
 T = TypeVar("T")
@@ -59,7 +59,8 @@ class Ranks:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise RankLostError(
                 f"process {self.rank} of {self.world_size} stops, because another process of this run has ended (see "
-                "its message). The last checkpoint is kept; go on with --resume, with as many processes as you have"
+                f"its message) or cannot be reached: {one_line(error)}. The last checkpoint is kept; go on with "
+                "--resume, with as many processes as you have"
             ) from error
 
     def mean_losses(self, losses: Losses, weight: float) -> Losses:
@@ -147,7 +148,15 @@ def process_group(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(resolved)
     is_mine = not dist.is_initialized()  # Ray Train makes one before, and destroys it
     if is_mine:
-        dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo")
+        try:
+            dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo")
+        except RuntimeError as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise InputError(
+                f"the processes do not find each other at {where}: {one_line(error)}. Give torchrun another "
+                "--master-port (or --rdzv-endpoint); if a machine has several networks, name one in GLOO_SOCKET_IFNAME "
+                "(with GPUs NCCL_SOCKET_IFNAME)"
+            ) from error
     ranks = Ranks(int(os.environ["RANK"]), world_size, resolved)
     with ranks.watch():
         yield ranks

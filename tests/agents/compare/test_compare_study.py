@@ -10,7 +10,7 @@ pytest.importorskip("stable_baselines3")
 
 from agents import AgentConfig
 from agents.compare import Study, Task, load_study
-from agents.compare.runs import check_same, plan_runs
+from agents.compare.runs import check_how, check_same, plan_runs
 from agents.compare.study import study_from
 from latent_obs.util.atomic import write_json
 from latent_obs.util.errors import InputError
@@ -88,6 +88,22 @@ def test_the_more_specific_setting_counts(whole: Study, tmp_path: Path):
     assert (latent.steps, config_of(whole, "other", "latent").steps) == (2_000, 500)
     assert (latent.eval_every, config_of(whole, "other", "latent").eval_every) == (200, 50)
     assert whole.tasks["side"].reference == 8.0
+
+
+def test_arms_on_pixels_beside_those_of_rllib(encoder_folder: Path):
+    settings: dict[str, Any] = {"engine": "rllib", "runners": 2, "address": "auto"}
+    task = Task("Side-v0", encoder=encoder_folder)
+    study = Study(
+        {"t": task}, ("pixels", "latent"), (0,), settings=settings, arm_settings={"pixels": {"engine": "sb3"}}
+    )
+    latent, pixels = config_of(study, "t", "latent"), config_of(study, "t", "pixels")
+    assert (latent.engine, latent.runners, latent.address) == ("rllib", 2, "auto")
+    assert (pixels.engine, pixels.runners, pixels.address) == ("sb3", None, None)
+    with pytest.raises(InputError, match="RLlib"):
+        check_how(study, engine="ray")
+    check_how(study)
+    with pytest.raises(InputError, match="runners"):
+        config_of(Study({"t": task}, ("latent",), (0,), settings={"runners": 2}), "t", "latent")
 
 
 def test_arms_get_the_files_that_they_need(tmp_path: Path, encoder_folder: Path):

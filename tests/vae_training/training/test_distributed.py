@@ -39,7 +39,7 @@ from tests.support.training_runs import (
 from vae_training.data.loader import BatchParts
 from vae_training.training.checkpoint import Progress
 from vae_training.training.config import TrainConfig
-from vae_training.training.distributed import Ranks
+from vae_training.training.distributed import Ranks, process_group
 from vae_training.training.trainer import Trainer
 
 SCRIPT = f"""{PREAMBLE}
@@ -238,6 +238,16 @@ def test_a_mistake_is_reported_once(many_frames: Path, tmp_path: Path):
     assert done.code != 0
     assert done.output.count("InputError super_batch") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_address_that_is_in_use(monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        started = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in started.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=port), process_group("cpu"):
+            pass
 
 
 @pytest.mark.integration
