@@ -79,9 +79,10 @@ def test_what_rllib_does_not_train_is_rejected():
         with pytest.raises(InputError, match=name):
             AgentConfig(engine="rllib", **settings)
     AgentConfig(engine="rllib", envs=9, runners=3).check_runners()
-    for settings in ({"engine": "rllib", "envs": 8, "runners": 3}, {"runners": 2}, {"address": "auto"}):
+    uneven = AgentConfig(engine="rllib", envs=8, runners=3)
+    for config in (uneven, AgentConfig(runners=2), AgentConfig(address="auto")):
         with pytest.raises(InputError, match="runners"):
-            AgentConfig(**settings).check_runners()
+            config.check_runners()
 
 
 def test_runners_of_a_resumed_run_share_its_environments():
