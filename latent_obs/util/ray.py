@@ -56,6 +56,9 @@ def connect(address: str | None = None, *, rllib: bool = False) -> Iterator[Any]
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its libraries' own lines
     os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # without end by default
     ray: Any = require("ray", extra="ray", purpose="work on several machines")
+    if os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0":  # read when Ray is imported, which was perhaps before
+        constants: Any = require("ray._private.ray_constants", extra="ray", purpose="work on several machines")
+        constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     if rllib:
         _check_gymnasium()
     if ray.is_initialized():
