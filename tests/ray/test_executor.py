@@ -167,7 +167,8 @@ def test_a_study_gives_the_numbers_of_one_machine_also_if_a_node_is_lost(cluster
 
     sizes = {"envs": 2, "n_steps": 32, "batch_size": 64, "n_epochs": 1, "eval_episodes": 2, "checkpoint_every": 256}
     settings = {"workers": "serial", "device": "cpu", **sizes}
-    study = Study({"side": Task(SIDE)}, ("random-latent",), (0,), 4096, 4, evaluations=2, settings=settings)
+    # Long enough that an interrupt after its first evaluation finds it at work.
+    study = Study({"side": Task(SIDE)}, ("random-latent",), (0,), 16384, 4, evaluations=8, settings=settings)
 
     def made(out: Path, **where: Any) -> Results:
         return compare(study, out, jobs=1, threads=1, say=lambda text: None, **where)

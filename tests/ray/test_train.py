@@ -159,7 +159,7 @@ sys.modules["ray"] = None
 from agents import load_policy
 from latent_obs_cli.main import main
 run, out = sys.argv[1:]
-assert main(["evaluate", "--run", run, "--episodes", "20", "--device", "cpu"]) == 0
+assert main(["evaluate", "--run", run, "--episodes", "20", "--device", "cpu", "--no-video"]) == 0
 assert main(["frames", "record", "--agent", run, "--frames", "64", "--out", out, "--size", "None"]) == 0
 load_policy(run, "last", device="cpu")
 """
