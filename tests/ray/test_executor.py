@@ -94,9 +94,16 @@ def when(ready: Callable[[], object], act: Callable[[], object]) -> Iterator[Non
         thread.join()
 
 
-def lose_a_node(cluster: Any) -> None:
-    """Kill a node; the caller adds another one afterwards, which only the main thread can."""
-    cluster.remove_node(sorted(cluster.worker_nodes, key=lambda node: node.node_id)[0], allow_graceful=False)
+def lose_a_node(cluster: Any, words: str = "") -> None:
+    """Kill a node, that of a process with such words if they are given.
+
+    The caller adds another one afterwards, which only the main thread can.
+    """
+    above = (
+        [word for one in with_words(words) for parent in one.parents() for word in parent.cmdline()] if words else []
+    )
+    nodes = sorted(cluster.worker_nodes, key=lambda node: any(node.node_id in word for word in above))
+    cluster.remove_node(nodes[-1], allow_graceful=False)
 
 
 def test_calls_run_on_the_nodes_and_raise_what_they_would_here(
@@ -191,7 +198,7 @@ def test_a_study_gives_the_numbers_of_one_machine_also_if_a_node_is_lost(cluster
     assert not folder.with_name("seed_0.json").exists()
     usage = folder.with_name("seed_0.usage.json")
     before = usage.read_text()
-    with when(lambda: usage.read_text() != before, lambda: lose_a_node(cluster)):
+    with when(lambda: usage.read_text() != before, lambda: lose_a_node(cluster, str(folder))):
         results = made(tmp_path / "there", **there)
     cluster.add_node(**NODE)
     assert results.runs["side"]["random-latent"][0]["attempts"] == 3
