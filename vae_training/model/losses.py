@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
+from latent_obs.util.errors import InputError
 from latent_obs.util.progress import print_now
 from vae_training.model.augmentation import CHANGES, augment
 
@@ -57,6 +58,9 @@ class VAELoss(nn.Module):
         dtype: float32 or bfloat16.
         compile: Compile the loss, all but the random changes, for the batch size of the first call.
         say: Called with the reason when the loss cannot be compiled; it then runs uncompiled.
+
+    Raises:
+        InputError: There is salience, and the model measures nothing of its frames.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class VAELoss(nn.Module):
         say: Callable[[str], object] = print_now,
     ) -> None:
         super().__init__()
+        if salience and model.encoder.standard is None:
+            raise InputError("salience needs a model with components, or standardize=True, and this one has neither")
         self.model, self.augment, self.salience, self.dtype = model, augment, salience, dtype
         self._terms: Callable[..., Any] = _Compiled(self._compute_terms, say) if compile else self._compute_terms
 
@@ -93,7 +99,8 @@ class VAELoss(nn.Module):
             mean, logvar = mean.float(), logvar.float()
             decoded = model.decoder(mean + torch.exp(0.5 * logvar) * noise)
         squared = (decoded.float() - images).square()
-        if self.salience and model.encoder.standard is not None:
+        if self.salience:
+            assert model.encoder.standard is not None
             squared = squared * salient(model.encoder.standard(images)[1], self.salience)
         learned = slice(model.architecture.components, None)
         values, dimensions = (images[0].numel(), model.architecture.learned) if model.scale_losses else (1, 1)

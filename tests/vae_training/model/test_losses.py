@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latent_obs.util.errors import InputError
 from tests.support.tiny import LATENT_DIM, tiny_cvae
 from vae_training.data.loader import Batch, Share
 from vae_training.model.augmentation import CHANGES, augment, images_to_tensor
@@ -70,6 +71,8 @@ def test_salience_weighs_pixels_by_what_components_leave_of_them():
     torch.testing.assert_close(losses[1].reconstruction, error, rtol=1e-4, atol=1e-6)
     assert losses[0].reconstruction != losses[1].reconstruction
     assert losses[0].kl == losses[1].kl
+    with pytest.raises(InputError, match="salience"):
+        loss_of(salience=1.0)
 
 
 def test_a_shard_of_a_batch_has_the_noise_of_its_rows():
