@@ -173,9 +173,9 @@ def test_a_study_gives_the_numbers_of_one_machine_also_if_a_node_is_lost(cluster
     from agents.compare import Results, Study, Task, compare
 
     sizes = {"envs": 2, "n_steps": 32, "batch_size": 64, "n_epochs": 1, "eval_episodes": 2, "checkpoint_every": 256}
-    settings = {"workers": "serial", "device": "cpu", **sizes}
-    # Long enough that an interrupt after its first evaluation finds it at work.
-    study = Study({"side": Task(SIDE)}, ("random-latent",), (0,), 16384, 4, evaluations=8, settings=settings)
+    slow = tmp_path / "slow"  # so that an interrupt, and a lost node, find the run at work
+    settings = {"workers": "serial", "device": "cpu", "env_kwargs": {"slow": str(slow)}, **sizes}
+    study = Study({"side": Task(SIDE)}, ("random-latent",), (0,), 4096, 4, evaluations=2, settings=settings)
 
     def made(out: Path, **where: Any) -> Results:
         return compare(study, out, jobs=1, threads=1, say=lambda text: None, **where)
@@ -191,14 +191,22 @@ def test_a_study_gives_the_numbers_of_one_machine_also_if_a_node_is_lost(cluster
     def saved() -> object:
         return (folder / "evaluations.jsonl").exists()
 
+    def interrupt() -> None:
+        slow.touch()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def lose() -> None:
+        lose_a_node(cluster, str(folder))
+        slow.unlink()
+
     there = {"engine": "ray", "address": cluster.address}
-    with when(saved, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+    with when(saved, interrupt), pytest.raises(KeyboardInterrupt):
         made(tmp_path / "there", **there)
     assert not with_words(str(tmp_path))
     assert not folder.with_name("seed_0.json").exists()
     usage = folder.with_name("seed_0.usage.json")
     before = usage.read_text()
-    with when(lambda: usage.read_text() != before, lambda: lose_a_node(cluster, str(folder))):
+    with when(lambda: usage.read_text() != before, lose):
         results = made(tmp_path / "there", **there)
     cluster.add_node(**NODE)
     assert results.runs["side"]["random-latent"][0]["attempts"] == 3

@@ -6,6 +6,8 @@ Worker processes import this module by the name in `SIDE` to find the environmen
 from __future__ import annotations
 
 import signal
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -27,14 +29,22 @@ class SideEnv(gym.Env[Any, Any]):
         actions: "two"; "box", whose sign names the half; "multi", where the first of two does; and others, most of
             which no agent can take.
         render_mode: "rgb_array" draws the picture larger.
+        slow: While there is a file of that name, a step takes a tenth of a second.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(
-        self, kind: str = "box", length: int = 8, actions: str = "two", reward: float = 1.0, render_mode: Any = None
+        self,
+        kind: str = "box",
+        length: int = 8,
+        actions: str = "two",
+        reward: float = 1.0,
+        render_mode: Any = None,
+        slow: str = "",
     ) -> None:
         self.kind, self.length, self.reward, self.render_mode = kind, length, reward, render_mode
+        self.slow = slow
         image = spaces.Box(0, 255, (16, 16, 1 if kind == "grey" else 3), np.uint8)
         clock = spaces.Box(0, 1e6, (1,), np.float32)
         self.observation_space = spaces.Dict(pov=image, clock=clock) if kind == "dict" else image
@@ -67,6 +77,8 @@ class SideEnv(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action), action
+        if self.slow and Path(self.slow).exists():
+            time.sleep(0.1)
         named = action - getattr(self.action_space, "start", 0) if np.ndim(action) == 0 else action[0] > 0
         reward = self.reward * float(named == self.side)
         self.steps += 1

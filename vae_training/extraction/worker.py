@@ -98,7 +98,11 @@ def _outcomes(
     poll: Callable[[], object],
     stopped: Callable[[], bool],
 ) -> Generator[tuple[Task, _Outcome | None]]:
-    """Each task with the outcome of `work` as it finishes, None if its process died; then the pool is shut down."""
+    """Each task with the outcome of `work` as it finishes, None if its process died; then the pool is shut down.
+
+    After a stop, also those that finish before they can be stopped.
+    """
+    pending: dict[Future[_Outcome], Task] = {}
     try:
         pending = {pool.submit(work, task): task for task in tasks}
         while pending and not stopped():
@@ -109,6 +113,9 @@ def _outcomes(
                 yield task, None if died else future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    for future, task in pending.items():
+        if not future.cancelled() and future.exception() is None and future.result() is not None:
+            yield task, future.result()
 
 
 def _died(task: Task, reason: str) -> Damaged:
