@@ -60,17 +60,18 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("HOME", folder)
+        patch.setenv("RAY_TMPDIR", folder)  # not `temp_dir`: the head writes its address into the default folder
         (Path(folder) / ".ray").mkdir()
         (Path(folder) / ".ray" / "auth_token").write_text("0123456789" * 4)
         try:
-            made.add_node(**{**NODE, "num_cpus": 0, "temp_dir": folder})
+            made.add_node(**{**NODE, "num_cpus": 0})
             for _ in range(2):
                 made.add_node(**NODE)
             yield made
         finally:
             made.shutdown()
-    wait_until(lambda: not with_words(folder))
-    shutil.rmtree(folder)
+            wait_until(lambda: not with_words(folder))
+            shutil.rmtree(folder)
 
 
 def with_words(text: str) -> list[psutil.Process]:
