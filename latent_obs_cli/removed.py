@@ -36,7 +36,9 @@ REMOVED_OPTIONS: dict[str, dict[str, str]] = {
         ("frames", "vae-epochs", "steps"), "it is chosen for the machine and the time that you give with --minutes"
     ),
     "train-vae": {
-        **dict.fromkeys(("motion", "hard-pixels", "edges", "scales"), "all pixels count the same; leave it out"),
+        **dict.fromkeys(
+            ("salience", "motion", "hard-pixels", "edges", "scales"), "all pixels count the same; leave it out"
+        ),
         "ramp": "beta rises linearly; leave it out",
         "block-frames": "frames are drawn one by one; leave it out",
         **dict.fromkeys(("checkpoint-steps", "checkpoint-minutes"), "one is written every five minutes; leave it out"),

@@ -43,7 +43,7 @@ TINY: dict[str, Any] = {
     "device": "cpu",
 }
 #: Everything that a loss can have.
-EVERYTHING: dict[str, Any] = {"augment": 0.5, "components": 2, "salience": 1.0}
+EVERYTHING: dict[str, Any] = {"augment": 0.5, "components": 2}
 
 
 def config_for(frames: Path, out: Path, **kwargs: Any) -> TrainConfig:

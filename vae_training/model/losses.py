@@ -9,11 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latent_obs.encoder.architecture import Architecture, Decoder, Encoder
-from latent_obs.util.errors import InputError
 from latent_obs.util.progress import print_now
 from vae_training.model.augmentation import CHANGES, augment
-
-_MOST_MARKED = 50.0
 
 
 @dataclass(frozen=True)
@@ -54,13 +51,9 @@ class VAELoss(nn.Module):
     Args:
         model: The CVAE, whose `beta` is the one in force.
         augment: Strength of random changes, 0 to 1; the changed image is the target.
-        salience: How much more the squared error counts where principal components leave much; see `salient`.
         dtype: float32 or bfloat16.
         compile: Compile the loss, all but the random changes, for the batch size of the first call.
         say: Called with the reason when the loss cannot be compiled; it then runs uncompiled.
-
-    Raises:
-        InputError: There is salience, and the model measures nothing of its frames.
     """
 
     def __init__(
@@ -68,15 +61,12 @@ class VAELoss(nn.Module):
         model: VAE,
         *,
         augment: float = 0.0,
-        salience: float = 0.0,
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
         say: Callable[[str], object] = print_now,
     ) -> None:
         super().__init__()
-        if salience and model.encoder.standard is None:
-            raise InputError("salience needs a model with components, or standardize=True, and this one has neither")
-        self.model, self.augment, self.salience, self.dtype = model, augment, salience, dtype
+        self.model, self.augment, self.dtype = model, augment, dtype
         self._terms: Callable[..., Any] = _Compiled(self._compute_terms, say) if compile else self._compute_terms
 
     def forward(self, images: Tensor, normal: Callable[..., Tensor]) -> Losses:
@@ -99,37 +89,11 @@ class VAELoss(nn.Module):
             mean, logvar = mean.float(), logvar.float()
             decoded = model.decoder(mean + torch.exp(0.5 * logvar) * noise)
         squared = (decoded.float() - images).square()
-        if self.salience:
-            assert model.encoder.standard is not None
-            squared = squared * salient(model.encoder.standard(images)[1], self.salience)
         learned = slice(model.architecture.components, None)
         values, dimensions = (images[0].numel(), model.architecture.learned) if model.scale_losses else (1, 1)
         reconstruction = squared.sum() / len(images) / values
         kl = gaussian_kl_nats(mean[:, learned], logvar[:, learned]).sum(1).mean() / dimensions
         return reconstruction, kl
-
-
-def salient(rest: Tensor, salience: float) -> Tensor:
-    """Weights of pixels by what principal components leave of them, float32 (N, 1, H, W).
-
-    Frames of one place are nearly a low-rank matrix, and what is small, rare or moves in front is sparse: background
-    subtraction by principal components (Oliver et al. 2000, "A Bayesian Computer Vision System for Modeling Human
-    Interactions"; Candès et al. 2011, "Robust Principal Component Analysis?", section 4). A weight is
-    ``(1 + salience * marked) / (1 + salience)``, where ``marked`` is the squared rest of a pixel, cut at 50: about 1 on
-    average over the training frames, so that beta means the same at any salience.
-
-    Args:
-        rest: What components leave of images, (N, C, H, W), with variance 1 over the training frames.
-        salience: 0 or more.
-
-    Example:
-        >>> rest = torch.zeros(1, 3, 1, 2)
-        >>> rest[..., 0] = 3.0
-        >>> salient(rest, salience=1.0)
-        tensor([[[[5.0000, 0.5000]]]])
-    """
-    marked = rest.square().mean(1, keepdim=True).clamp(max=_MOST_MARKED)
-    return (1 + salience * marked) / (1 + salience)
 
 
 class _Compiled:

@@ -37,7 +37,7 @@ class TrainConfig(RunConfig):
     KIND: ClassVar[str] = "training run"
     WHERE_FROM: ClassVar[str] = "latent-obs train-vae"
     REMOVED: ClassVar[dict[str, tuple[Any, str]]] = {
-        **dict.fromkeys(("motion", "hard_pixels", "edges", "scales", *_HEADS), (0.0, _ANOTHER_LOSS)),
+        **dict.fromkeys(("salience", "motion", "hard_pixels", "edges", "scales", *_HEADS), (0.0, _ANOTHER_LOSS)),
         "ramp": ("linear", "train another run, in which beta rises linearly"),
         "block_frames": (1, "train another run, which draws frames one by one"),
         "preset": (None, "train another run, with --widths and --strides instead"),
@@ -80,9 +80,6 @@ class TrainConfig(RunConfig):
     augment: float = 0.3
     """How much frames are shifted, scaled, mirrored and recolored for training, 0 to 1. Lowers the error on recordings
     that are unlike those of the training, and raises it on those that are like them."""
-    salience: float = 0.0
-    """How much more the error counts where the components leave much of the frame: what is small, rare or moves. 0: all
-    pixels alike. 1 helped agents on ViZDoom's DefendCenter together with augment 0, and not on TakeCover."""
     epochs: int = 18
     """Epochs to train, each a random sample of super_batch frames. The defaults end on the third cycle's plateau."""
     schedule: ScheduleKind = "cyclical"
@@ -126,8 +123,6 @@ class TrainConfig(RunConfig):
             raise InputError(f"beta must be a finite number, 0 or more, got {self.beta}")
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be a positive number, got {self.learning_rate}")
-        if not 0 <= self.salience < math.inf:
-            raise InputError(f"salience must be a finite number, 0 or more, got {self.salience}")
         if not 0 <= self.augment <= 1:
             raise InputError(f"augment must be from 0 (off) to 1, got {self.augment}")
         if self.patience is not None and self.schedule == "cyclical" and self.half_beta_cycle == 0:
@@ -137,22 +132,12 @@ class TrainConfig(RunConfig):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """As `RunConfig.from_json`; earlier versions had no components, and `objective: classic` no salience.
-
-        Raises:
-            InputError: Besides, of the salience of these versions, which was another one.
-        """
+        """As `RunConfig.from_json`; earlier versions had no components, and `objective: classic` no salience."""
         values = dict(values)
-        is_old = bool(values.keys() & {"standardize", "standardise"})
+        if values.keys() & {"standardize", "standardise"}:
+            values.setdefault("components", 0)
         if values.pop("objective", "acting") == "classic":
             values |= dict.fromkeys(("salience", *_HEADS), 0.0)
-        if is_old:
-            values.setdefault("components", 0)
-            if values.get("salience", 0.0) != 0.0:
-                raise InputError(
-                    f"salience is {values['salience']}, by which that version weighed pixels in another way; start "
-                    "another run from its weights (--start-from)"
-                )
         return super().from_json(values)
 
     def resumed_from(self, saved: Self) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -249,7 +249,6 @@ class Trainer:
         self.loss = VAELoss(
             self.model,
             augment=config.augment,
-            salience=config.salience,
             dtype=resolve_precision(config.precision, self.device),
             compile=compiles_on(self.device),
             say=self.say,

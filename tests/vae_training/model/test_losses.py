@@ -8,11 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_obs.util.errors import InputError
 from tests.support.tiny import LATENT_DIM, tiny_cvae
 from vae_training.data.loader import Batch, Share
 from vae_training.model.augmentation import CHANGES, augment, images_to_tensor
-from vae_training.model.cvae import CVAE
 from vae_training.model.losses import VAELoss, gaussian_kl_nats
 
 QUICK = settings(max_examples=40, deadline=None)
@@ -47,37 +45,9 @@ def test_the_loss_is_what_its_definition_says(seed: int, scaled: bool):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
-def with_components(loss: VAELoss) -> VAELoss:
-    assert isinstance(loss.model, CVAE)
-    loss.model.measure(batch_of(40, seed=9).images)
-    return loss
-
-
-def test_salience_weighs_pixels_by_what_components_leave_of_them():
-    batch, losses = batch_of(), []
-    for salience in (0.0, 2.0):
-        loss = with_components(loss_of(0, {"components": 4}, salience=salience))
-        losses.append(losses_of(loss, batch))
-    with torch.no_grad():
-        torch.manual_seed(4)
-        mean, logvar = loss.model.encoder(batch.images)
-        decoded = loss.model.decoder(mean + torch.exp(0.5 * logvar) * torch.randn(7, LATENT_DIM))
-        standard = loss.model.encoder.standard
-        assert standard is not None
-        flat = (batch.images - standard.mean).flatten(1)
-        rest = (flat - (flat @ standard.basis.T) @ standard.basis) / standard.spread
-        marked = rest.view_as(batch.images).square().mean(1, keepdim=True).clamp(max=50)
-        error = ((decoded - batch.images).square() * (1 + 2 * marked) / 3).sum() / 7
-    torch.testing.assert_close(losses[1].reconstruction, error, rtol=1e-4, atol=1e-6)
-    assert losses[0].reconstruction != losses[1].reconstruction
-    assert losses[0].kl == losses[1].kl
-    with pytest.raises(InputError, match="salience"):
-        loss_of(salience=1.0)
-
-
 def test_a_shard_of_a_batch_has_the_noise_of_its_rows():
     """As under torchrun: the losses of both shards are those of their rows, whatever process they are in."""
-    loss, batch = with_components(loss_of(0, {"components": 4}, augment=0.5, salience=1.0)), batch_of(6)
+    loss, batch = loss_of(augment=0.5), batch_of(6)
     whole = losses_of(loss, batch).reconstruction
     shards = []
     for start, count in ((0, 4), (4, 2)):

@@ -83,6 +83,7 @@ REMOVED: dict[str, tuple[Any, Any]] = {
     "inverse_dynamics": (0.0, 1.0),
     "next_latent": (0.0, 1.0),
     "reward": (0.0, 0.5),
+    "salience": (0.0, 1.0),
     "linear_path": (False, True),
     "standardize": (True, False),
     "standardise": (True, False),
@@ -121,12 +122,6 @@ def test_settings_of_earlier_versions_load_at_their_defaults(tmp_path: Path):
 def test_settings_of_earlier_versions_are_refused_by_name_at_other_values(tmp_path: Path, name: str, value: Any):
     with pytest.raises(InputError, match=name):
         load(tmp_path, **{name: value})
-
-
-def test_the_salience_of_earlier_versions_was_another_one(tmp_path: Path):
-    with pytest.raises(InputError, match="salience"):
-        load(tmp_path, salience=1.0, standardise=True)
-    assert load(tmp_path, salience=1.0).salience == 1.0
 
 
 def test_the_classic_objective_of_earlier_versions_is_the_loss_of_today(tmp_path: Path):
