@@ -89,7 +89,8 @@ class QuickstartConfig:
 
     def vae(self, sizes: Sizes) -> TrainConfig:
         """Settings of stage 2."""
-        return vae_settings(self.out / "frames", self.out / "vae", sizes.epochs, self.seed, self.device)
+        settings = vae_settings(self.out / "frames", self.out / "vae", sizes.epochs, self.seed, self.device)
+        return replace(settings, augment=0.0)  # its pictures show the small monster then, and its agents are as good
 
     def agent(self, walk: Walk) -> AgentConfig:
         """Settings of stage 3."""

@@ -24,6 +24,8 @@ Datasets = Sequence[Frames]
 DISK_FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 #: What was extracted to a folder: the index of a run, and that of shard i of n of an array job.
 INDEX, SHARD_INDEX = "frames.json", "frames.shard-{}-of-{}.json"
+#: What `latent-obs frames record` recorded to a folder.
+RECORDED = "recording.json"
 _INDEX_NAME = re.compile(r"frames(?:\.shard-[0-9]+-of-([0-9]+))?\.json")
 _MB = 1 << 20
 _HELD_OUT_SHARE = 0.1
@@ -96,6 +98,15 @@ def frame_files(folder: Path) -> list[Path]:
             "some with: latent-obs frames record --out FOLDER; convert videos with: latent-obs frames extract"
         )
     return files
+
+
+def are_recorded(folder: Path) -> bool:
+    """Whether `latent-obs frames record` recorded all files of a folder, by what its `recording.json` says."""
+    try:
+        files = parse_json((folder / RECORDED).read_bytes(), dict[str, Any], folder / RECORDED).get("files")
+    except (OSError, LatentObsError):
+        return False
+    return isinstance(files, dict) and {file.name for file in frame_files(folder)} <= files.keys()
 
 
 def open_frames(file: Path) -> np.memmap:

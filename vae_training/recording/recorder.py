@@ -32,14 +32,13 @@ from latent_obs.util.atomic import GracefulStop, own_folder, write_json
 from latent_obs.util.device import torch_threads
 from latent_obs.util.errors import InputError, LatentObsError, parse_json
 from latent_obs.util.progress import ProgressBar, print_now
-from vae_training.data.frames import Frames, explain_disk_full, get_datasets
+from vae_training.data.frames import RECORDED, Frames, explain_disk_full, get_datasets
 from vae_training.data.npy_writer import NpyWriter, recover_parts
 from vae_training.data.rows import load_rows, rows_file_of
 from vae_training.recording.config import RecordConfig
 from vae_training.recording.policy import Policy, RandomPolicy
 from vae_training.recording.state import RowsTable, StateReader
 
-_MANIFEST = "recording.json"
 _FORMAT_VERSION = 1
 
 
@@ -339,7 +338,7 @@ def _write_manifest(folder: Path, begun: dict[str, dict[str, Any]] | None = None
 
     It is written only where its files are not as they were, and made only for files that are begun.
     """
-    path, begun = folder / _MANIFEST, begun or {}
+    path, begun = folder / RECORDED, begun or {}
     try:
         found = parse_json(path.read_bytes(), dict[str, Any], path.name)["files"]
         known = {name: dict(entry) for name, entry in found.items()}

@@ -77,9 +77,10 @@ class TrainConfig(RunConfig):
     """Values of the latent, the first ones, that are principal components of the frames. The convolutions learn what
     these leave. By default half of a dense latent, and one value for each cell of a spatial map, if more are left. 0: a
     plain VAE."""
-    augment: float = 0.3
+    augment: float | None = None
     """How much frames are shifted, scaled, mirrored and recolored for training, 0 to 1. Lowers the error on recordings
-    that are unlike those of the training, and raises it on those that are like them."""
+    that are unlike those of the training, and raises it on those that are like them. By default 0.3 for what frames
+    record wrote, else 0.5."""
     epochs: int = 18
     """Epochs to train, each a random sample of super_batch frames. The defaults end on the third cycle's plateau."""
     schedule: ScheduleKind = "cyclical"
@@ -123,7 +124,7 @@ class TrainConfig(RunConfig):
             raise InputError(f"beta must be a finite number, 0 or more, got {self.beta}")
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be a positive number, got {self.learning_rate}")
-        if not 0 <= self.augment <= 1:
+        if self.augment is not None and not 0 <= self.augment <= 1:
             raise InputError(f"augment must be from 0 (off) to 1, got {self.augment}")
         if self.patience is not None and self.schedule == "cyclical" and self.half_beta_cycle == 0:
             raise InputError("patience counts ends of cycles, and half_beta_cycle 0 has none; use --schedule constant")

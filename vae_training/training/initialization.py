@@ -27,6 +27,7 @@ def start_from_data(config: TrainConfig, model: CVAE, training: Sequence[NDArray
 
     A function of the frames and the seed alone, so that all processes of a run begin with the same weights.
     """
+    assert config.augment is not None  # the trainer has chosen it
     if model.encoder.standard is not None:
         values = int(np.prod(model.architecture.img_shape))
         frames = get_random_samples(

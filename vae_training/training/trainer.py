@@ -24,6 +24,7 @@ from latent_obs.util.tracking import Tracker
 from latent_obs.util.words import counted
 from vae_training.data.frames import (
     Split,
+    are_recorded,
     check_worth_learning,
     describe_datasets,
     explain_disk_full,
@@ -47,6 +48,7 @@ from vae_training.training.logs import RunLog, reconstruction_sheet, save_pictur
 from vae_training.training.optim import compiles_on, keep_freed_memory, make_adam, make_scheduler, resolve_precision
 
 _DEFAULT_SUPER_BATCH = 10_000
+_AUGMENT_RECORDED, _AUGMENT_OTHERS = 0.3, 0.5  # demonstrations show more unlike places than an environment's own frames
 _HELD_OUT_FRAMES = 1_024  # evaluated after each epoch: enough for a steady mean, a second on a CPU
 _LOG_EVERY_STEPS = 20
 _LOOK_EVERY_STEPS = 20  # at the losses on a GPU, which would wait for each look
@@ -218,7 +220,7 @@ class Trainer:
         self._build_model()
         if not begun:
             if config.start_from is None:
-                start_from_data(config, self.model, self.training)
+                start_from_data(self.config, self.model, self.training)
             else:
                 put_weights(config.start_from, self.model)
         self._prepare_steps(latest if begun else None)
@@ -243,12 +245,15 @@ class Trainer:
         given: dict[str, Any] = {name: getattr(self.config, name) for name in LAYERS}
         height, width, channels = self.training[0].shape[1:]
         architecture = Architecture.for_frames((height, width, channels), **given, standardize=True)
-        config = self.config = replace(self.config, **{name: getattr(architecture, name) for name in LAYERS})
+        chosen: dict[str, Any] = {name: getattr(architecture, name) for name in LAYERS}
+        if self.config.augment is None:
+            chosen["augment"] = _AUGMENT_RECORDED if are_recorded(self.config.frames) else _AUGMENT_OTHERS
+        config = self.config = replace(self.config, **chosen)
         torch.manual_seed(config.seed)
         self.model = CVAE.from_architecture(architecture, config.beta, config.scale_losses).to(self.device)
         self.loss = VAELoss(
             self.model,
-            augment=config.augment,
+            augment=config.augment or 0.0,
             dtype=resolve_precision(config.precision, self.device),
             compile=compiles_on(self.device),
             say=self.say,
@@ -426,7 +431,7 @@ class Trainer:
             f"{'' if self.is_new else f', from step {self.progress.step:,} on'}.\n"
             f"Layers: widths {list(architecture.widths)} and strides {list(architecture.strides)} lead to a map of "
             f"{rows}x{columns}; {architecture.latent_dim} latents ({architecture.bottleneck}), "
-            f"{architecture.components} of them principal components."
+            f"{architecture.components} of them principal components. Frames are augmented by {config.augment:g}."
         )
         if self.split_note:
             self.say(self.split_note)

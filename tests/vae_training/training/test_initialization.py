@@ -1,6 +1,8 @@
 """Weights begin as what is measured on the frames, or as those of an encoder; and which encoders are refused."""
 
+import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,3 +116,26 @@ def test_encoders_that_cannot_be_started_from_are_refused(trained: Path, tmp_pat
     )
     with pytest.raises(InputError, match="pixel contract"):
         with_layers_of(TrainConfig(), cropped)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "expected"),
+    [
+        (lambda names: {"files": dict.fromkeys(names)}, {}, 0.3),
+        (lambda names: {"files": dict.fromkeys(names[1:])}, {}, 0.5),  # a demonstration was put beside them
+        (lambda names: {"files": None}, {}, 0.5),
+        (lambda _: None, {}, 0.5),
+        (lambda names: {"files": dict.fromkeys(names)}, {"augment": 0.7}, 0.7),
+    ],
+)
+def test_demonstrations_are_augmented_more_than_frames_that_were_recorded_in_the_environment(
+    module_frames: Path, tmp_path: Path, recorded: Callable[[list[str]], Any], given: dict[str, Any], expected: float
+):
+    frames = Path(shutil.copytree(module_frames, tmp_path / "frames"))
+    (frames / "recording.json").write_text(json.dumps(recorded(sorted(file.name for file in frames.glob("*.npy")))))
+    constant = {"learning_rate_schedule": "constant", "augment": None}
+    run(config_for(frames, tmp_path / "out", **{**constant, **given}))
+    assert TrainConfig.load(tmp_path / "out").augment == expected
+    (frames / "recording.json").unlink()  # it is chosen once
+    run(config_for(frames, tmp_path / "out", **constant, epochs=3), resume=True)
+    assert TrainConfig.load(tmp_path / "out").augment == expected
